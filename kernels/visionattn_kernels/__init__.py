@@ -1,0 +1,1 @@
+"""Attention operators over 2-D windows; needs torch alone."""

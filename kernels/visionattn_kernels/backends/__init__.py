@@ -1,0 +1,1 @@
+"""Implementations of the window operators; none imports another."""

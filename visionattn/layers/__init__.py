@@ -1,0 +1,1 @@
+"""nn.Modules that more than one model uses."""

@@ -1,0 +1,1 @@
+"""Models, one family per file; importing this package registers them with timm."""
