@@ -1,0 +1,163 @@
+"""How a command fails: one line on stderr that names the thing and the remedy, and an exit status."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
+DEBUG_HINT = "run again with --debug for the traceback"
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; ends with status 2."""
+
+
+class ConciseParser(argparse.ArgumentParser):
+    """Mixin for jsonargparse parsers that raises :class:`UsageError` instead of printing the usage and leaving.
+
+    Put it before the parser class: ``class Parser(ConciseParser, jsonargparse.ArgumentParser)``. Subcommand parsers are
+    made of the same class, so that they behave alike.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Called by argparse and jsonargparse for every parsing error."""
+        raise UsageError(one_line(_explain(self, message))) from ex
+
+
+def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command and turns whatever happens into an exit status.
+
+    Args:
+        main: the command; takes the arguments, without ``--debug`` and with option names spelt with underscores.
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        0 on success; 1 after an error, 2 after a usage error, 130 after Ctrl-C and 143 after Lightning has wound a run
+        up upon SIGTERM, each with one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        main(normalize(arguments))
+        # What is still in the buffer may meet a closed pipe, too; here that can be handled.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except SystemExit as error:
+        return _leave(error)
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does. The interpreter would complain once more at its end.
+        if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(describe(error), 2 if isinstance(error, UsageError) else 1)
+    return 0
+
+
+def normalize(argv: Iterable[str]) -> list[str]:
+    """Drops ``--debug`` and lets ``--per-class`` stand for ``--per_class``."""
+    arguments = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and len(name) > 2:
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        if argument != "--debug":
+            arguments.append(argument)
+    return arguments
+
+
+def describe(error: BaseException) -> str:
+    """One line for ``error``: its message where that was written for users, otherwise its type too and a hint."""
+    message = one_line(str(error))
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if message and _written_for_users(error):
+        return message
+    return ": ".join(filter(None, [type(error).__name__, message])) + f" ({DEBUG_HINT})"
+
+
+def one_line(message: str) -> str:
+    """Condenses a message of several lines; of a traceback that it quotes, what stands after the last frame is kept.
+
+    Data-loader workers quote the traceback of what happened in them.
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    if _TRACEBACK in message:
+        last_frame = max(number for number, line in enumerate(lines) if line.startswith(" ") or _TRACEBACK in line)
+        lines = lines[last_frame + 1 :] or lines
+        lines[0] = re.sub(r"^[\w.]+: ", "", lines[0])
+    return " ".join(line.strip() for line in lines)
+
+
+def near_matches(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean a, b?"``, or nothing where nothing is close."""
+    near = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+_TRACEBACK = "Traceback (most recent call last)"
+
+
+def _written_for_users(error: BaseException) -> bool:
+    """Whether the message names the thing and the remedy, as those raised in this project on purpose do.
+
+    Torch's own RuntimeErrors leave no frame behind, so that they seem to come from the line of ours that called it;
+    for other types than these, being raised here says nothing.
+    """
+    if isinstance(error, UsageError) or type(error).__module__.partition(".")[0] in OWN_PACKAGES:
+        return True
+    if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        return False
+    if _TRACEBACK in str(error):
+        files = re.findall(r'File "([^"]+)"', str(error))
+        return bool(files) and not OWN_PACKAGES.isdisjoint(Path(files[-1]).parts)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in OWN_PACKAGES
+
+
+def _explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """Adds near matches to what argparse and jsonargparse say of unknown options, keys and subcommands."""
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        option = match[1].partition("=")[0]
+        if not option.startswith("-"):
+            return f"unexpected argument {option!r}"
+        return f"unknown option {option}{near_matches(option, parser._option_string_actions)}"
+    if match := re.match(r"(Subcommand|Group) '(\S+)' does not accept option '(\S+)'", message):
+        kind, owner, key = match.groups()
+        subcommands = getattr(parser, "_subcommands_action", None)
+        subparser = subcommands.choices[owner] if kind == "Subcommand" and subcommands else parser
+        name = key if kind == "Subcommand" else f"{owner}.{key}"
+        return f"unknown key {name}{near_matches(name, (action.dest for action in subparser._actions))}"
+    if match := re.match(r"argument \S+: invalid choice: '(\S+)' \(choose from (.+)\)", message):
+        word, choices = match[1], re.findall(r"[\w-]+", match[2])
+        return f"unknown command {word!r}{near_matches(word, choices) or f'; choose from {match[2]}'}"
+    if match := re.match(r"expected \"\S+\" to be one of \{(.+)\}, but it was not provided", message):
+        return f"a command is wanted: {match[1].replace(',', ', ')}"
+    if match := re.match(r'(?:Parser key|Key) "(\S+)":\s+(.*)', message, flags=re.DOTALL):
+        return f"{match[1]}: {match[2]}"
+    return message
+
+
+def _leave(error: SystemExit) -> int:
+    # Lightning turns Ctrl-C into sys.exit(1) once it has saved what there is to save.
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    if type(error).__name__ == "SIGTERMException":  # Lightning's, which carries no status
+        return _fail("terminated by SIGTERM", 143)
+    if isinstance(error.code, str):
+        return _fail(one_line(error.code), 1)
+    return error.code or 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

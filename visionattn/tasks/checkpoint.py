@@ -1,0 +1,256 @@
+"""Checkpoints of classifiers: what one says about itself, and how to build the model that it holds."""
+
+import argparse
+import difflib
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import visionattn.models  # noqa: F401  registers this project's models with timm
+
+METADATA_KEY = "visionattn"
+"""Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
+
+MODEL_PREFIX = "model."
+"""The classifier's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
+
+Weights = Literal["average", "raw"]
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """All that is needed, beside the weights, to build a trained classifier and to feed it pictures.
+
+    Attributes:
+        model: name of the architecture in timm's registry.
+        model_kwargs: further arguments of ``timm.create_model``, plain values.
+        num_classes: width of the head.
+        class_names: one name per output of the head, in its order; empty where they are not known.
+        preprocessing: ``input_size`` (channels, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``
+            and ``crop_mode``, as timm's data configuration has them.
+        dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
+    """
+
+    model: str
+    model_kwargs: dict[str, Any]
+    num_classes: int
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    dataset: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values (str, int, float, bool, None, list, dict), which ``weights_only=True`` loads.
+
+        Raises:
+            TypeError: a value in it is not plain; the message names the field.
+        """
+        values = asdict(self)
+        return {name: _plain(value, name) for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ClassifierSpec":
+        """Inverse of :meth:`to_dict`; keys that a later version may have added are ignored.
+
+        Raises:
+            ValueError: a key is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
+        return cls(**{name: values[name] for name in names})
+
+
+def create_classifier(name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` with errors for users.
+
+    Args:
+        name: a registered model, with or without a pretrained tag, or ``hf-hub:…`` or ``local-dir:…``.
+        **kwargs: arguments of ``timm.create_model`` and of the model.
+
+    Raises:
+        ValueError: an unknown name (the message lists near matches), an argument that the model does not take, or
+            pretrained weights that do not exist.
+    """
+    if ":" not in name and not timm.is_model(name):
+        architecture = name.partition(".")[0]
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise ValueError(f"model {name!r} takes no argument {match[1]!r}") from error
+        raise
+    except RuntimeError as error:
+        # timm's own words for a missing or unknown pretrained tag; anything else is not known to be the user's.
+        if "retrained" in str(error):
+            raise ValueError(f"model {name!r}: {error}") from error
+        raise
+
+
+def load_classifier(path: str | Path, weights: Weights = "average") -> tuple[nn.Module, ClassifierSpec]:
+    """Builds the classifier that a training checkpoint holds, in evaluation mode on the CPU.
+
+    Args:
+        path: a checkpoint that ``train.py`` wrote.
+        weights: where the run kept an exponential moving average, whether to take that or the weights as trained;
+            without one the two are the same.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, not one of ours, or weights that do not fit the architecture it names.
+    """
+    checkpoint = _read(Path(path))
+    if METADATA_KEY not in checkpoint:
+        raise ValueError(
+            f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
+            "--model NAME --checkpoint FILE together"
+        )
+    try:
+        spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    # Every weight comes from the file, so nothing is to be fetched.
+    model = create_classifier(spec.model, **{**spec.model_kwargs, "pretrained": False, "num_classes": spec.num_classes})
+    _load(model, _select_weights(checkpoint, weights), source=str(path), model_name=spec.model)
+    return model.eval(), spec
+
+
+def load_plain(
+    path: str | Path, model_name: str, weights: Weights = "average", model_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Builds a named model and fills it from a bare state dict, in evaluation mode on the CPU.
+
+    The number of classes is the one that the file's head has, unless ``model_kwargs`` names it.
+
+    Args:
+        path: a ``.safetensors`` file, a ``torch.save``d state dict, or a training checkpoint of timm or of ours.
+        model_name: the architecture, as :func:`create_classifier` takes it.
+        weights: as in :func:`load_classifier`; timm's own checkpoints keep their average too.
+        model_kwargs: further arguments of the model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, an unknown model, or weights that do not fit it.
+    """
+    checkpoint = _read(Path(path))
+    state_dict = _select_weights(checkpoint, weights)
+    kwargs = dict(model_kwargs or {})
+    model = create_classifier(model_name, **kwargs)
+    held = _head_width(model, state_dict)
+    if "num_classes" not in kwargs and held is not None and held != getattr(model, "num_classes", held):
+        model = create_classifier(model_name, **kwargs, num_classes=held)
+    metadata = checkpoint.get(METADATA_KEY)
+    trained_as = str(metadata.get("model", "")) if isinstance(metadata, Mapping) else ""
+    _load(model, state_dict, source=str(path), model_name=model_name, trained_as=trained_as)
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a file of weights without running any code that it may hold."""
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the checkpoint file in it")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
+    try:
+        # timm's training checkpoints hold their options as an argparse.Namespace. Mapping the file leaves the
+        # optimizer's state, twice the size of the weights, on disk; only the zip format can be mapped.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError:
+        raise
+    except Exception as error:
+        # A file of any other kind fails in whatever way its bytes happen to lead to: KeyError, EOFError, …
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds pickled code ({match[1]}), which is never run: save the state dict alone, "
+                "torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint, or only part of one") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(  # noqa: TRY004  it is the file that is wrong, not an argument's type
+            f"{path} is not a checkpoint: it holds a {type(content).__name__} where a dict is expected"
+        )
+    return dict(content)
+
+
+def _select_weights(checkpoint: Mapping[str, Any], weights: Weights) -> dict[str, Tensor]:
+    """The classifier's state dict from a training checkpoint of Lightning or timm, or from a bare state dict."""
+    averaged, raw = ("state_dict_ema", "model_ema"), ("current_model_state",)
+    preferred = averaged if weights == "average" else raw
+    key = next((key for key in (*preferred, "state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
+    held = {
+        name: value for name, value in (checkpoint[key] if key else checkpoint).items() if isinstance(value, Tensor)
+    }
+    if key in ("state_dict", "current_model_state") and any(name.startswith(MODEL_PREFIX) for name in held):
+        # The rest is the LightningModule's own: losses, metrics.
+        held = {name.removeprefix(MODEL_PREFIX): value for name, value in held.items() if name.startswith(MODEL_PREFIX)}
+    # torch.compile and DistributedDataParallel wrap the model and prefix every name.
+    return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in held.items()}
+
+
+def _head_width(model: nn.Module, state_dict: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the head in ``state_dict``, where the model says which key that is."""
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
+    name = classifier if isinstance(classifier, str) else next(iter(classifier or ()), None)
+    weight = state_dict.get(f"{name}.weight")
+    return None if weight is None else weight.shape[0]
+
+
+def _load(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, model_name: str, trained_as: str = ""
+) -> None:
+    """Strict ``load_state_dict`` whose error names the first key of each kind that does not fit."""
+    own = model.state_dict()
+    reshaped = [
+        f"{name} ({_shape(value)} in the file, {_shape(own[name])} in the model)"
+        for name, value in state_dict.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    findings = [
+        _first("missing in the file", [name for name in own if name not in state_dict]),
+        _first("unknown to the model", [name for name in state_dict if name not in own]),
+        _first("of another shape", reshaped),
+    ]
+    if any(findings):
+        origin = f", trained as {trained_as}," if trained_as and trained_as != model_name else ""
+        raise ValueError(
+            f"{source}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
+            "Name the architecture and the arguments that it was trained with"
+        )
+    model.load_state_dict(state_dict)
+
+
+def _first(kind: str, keys: Sequence[str]) -> str:
+    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}, first {keys[0]}" if keys else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise TypeError(f"{where} must be a plain value to go into a checkpoint, got {type(value).__name__}: {value!r}")
