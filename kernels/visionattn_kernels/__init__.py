@@ -1,1 +1,21 @@
-"""Attention operators over 2-D windows; needs torch alone."""
+"""Attention operators over windows of 2-D maps and sequences; needs torch alone."""
+
+from visionattn_kernels.attention import (
+    explain,
+    halo_attention_2d,
+    neighborhood_attention_1d,
+    neighborhood_attention_2d,
+    window_attention_2d,
+    windowed_attention,
+)
+from visionattn_kernels.window import Window
+
+__all__ = [
+    "Window",
+    "explain",
+    "halo_attention_2d",
+    "neighborhood_attention_1d",
+    "neighborhood_attention_2d",
+    "window_attention_2d",
+    "windowed_attention",
+]

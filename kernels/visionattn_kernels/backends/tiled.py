@@ -1,0 +1,368 @@
+"""Tiles of queries against their joint key window, as batched matrix products: the CPU default; runs anywhere.
+
+Neighbouring queries see almost the same keys. A rectangle of them is gathered beside the union of their windows, and
+one product gives all its scores, of which a mask keeps the ones inside each window. Tiles are taken a few megabytes of
+scores at a time, so memory beyond inputs and outputs is bounded; backward recomputes the scores. Gradients of keys are
+summed by looking up, for every key, the tile slots that hold it, so the result does not depend on the order of threads.
+
+Shape letters: T tiles of a map, u tiles of a chunk, q queries of a tile, k keys of a tile, M extra keys, c channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from visionattn_kernels.problem import Problem
+from visionattn_kernels.window import AxisWindow, TilePlan, Window, plan_tiles
+
+SCORES_PER_CHUNK = 1 << 20  # 4 MB of fp32 scores: they stay in cache between the two products
+KEY_VALUES_PER_GROUP = 1 << 23  # 32 MB of key gradients before they are summed
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def can_run(problem: Problem) -> str | None:
+    """The reason why this backend cannot run the problem, or None."""
+    if problem.q.dtype not in DTYPES:
+        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    return None
+
+
+def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    p = problem
+    out, lse = tiled_attention(
+        p.q, p.k, p.v, p.rpb, p.rel_h, p.rel_w, p.extra_k, p.extra_v, p.window.to_ints(), p.scale, need_lse
+    )
+    return out, lse if need_lse else None
+
+
+@torch.library.custom_op("visionattn::tiled_attention", mutates_args=())
+def tiled_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Optional[Tensor],  # noqa: UP045 (operator schemas are read from these annotations)
+    rel_h: Optional[Tensor],  # noqa: UP045
+    rel_w: Optional[Tensor],  # noqa: UP045
+    extra_k: Optional[Tensor],  # noqa: UP045
+    extra_v: Optional[Tensor],  # noqa: UP045
+    window: Sequence[int],
+    scale: float,
+    need_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Forward; the log-sum-exp has no elements unless `need_lse`."""
+    problem = Problem(q, k, v, Window.from_ints(window), scale, rpb, rel_h, rel_w, extra_k, extra_v)
+    with torch.autocast(q.device.type, enabled=False):
+        return _forward(_Tiles(problem), need_lse)
+
+
+@tiled_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    lse = q.new_empty(q.shape[:-1] if args[-1] else (0,), dtype=_compute_dtype(q.dtype))
+    return out, lse
+
+
+@torch.library.custom_op("visionattn::tiled_attention_backward", mutates_args=())
+def tiled_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Optional[Tensor],  # noqa: UP045
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Optional[Tensor],  # noqa: UP045
+    rel_h: Optional[Tensor],  # noqa: UP045
+    rel_w: Optional[Tensor],  # noqa: UP045
+    extra_k: Optional[Tensor],  # noqa: UP045
+    extra_v: Optional[Tensor],  # noqa: UP045
+    window: Sequence[int],
+    scale: float,
+) -> list[Tensor]:
+    """Gradients of the eight tensors, in their order; no elements for one that is absent."""
+    problem = Problem(q, k, v, Window.from_ints(window), scale, rpb, rel_h, rel_w, extra_k, extra_v)
+    with torch.autocast(q.device.type, enabled=False):
+        grads = _backward(_Tiles(problem), grad_out, grad_lse)
+    inputs = (q, k, v, rpb, rel_h, rel_w, extra_k, extra_v)
+    return [
+        q.new_empty(0) if x is None or g is None else g.reshape(x.shape).to(x.dtype)
+        for x, g in zip(inputs, grads, strict=True)
+    ]
+
+
+@tiled_attention_backward.register_fake
+def _(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> list[Tensor]:
+    q = args[0]
+    return [
+        q.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:8]
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.window, ctx.scale, ctx.need_lse = inputs[8:]
+
+
+def _autograd_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grads = tiled_attention_backward(grad_out, grad_lse if ctx.need_lse else None, *tensors, ctx.window, ctx.scale)
+    return *(None if x is None else g for x, g in zip(tensors, grads, strict=True)), None, None, None
+
+
+tiled_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.visionattn.tiled_attention)
+def _flops(q: Any, k: Any, v: Any, rpb: Any, rel_h: Any, rel_w: Any, extra_k: Any, *args: Any, **kwargs: Any) -> int:
+    window = Window.from_ints(args[1])
+    pairs = window.count_pairs((k[1], k[2])) + q[1] * q[2] * (extra_k[1] if extra_k else 0)
+    return int(2 * q[0] * q[3] * pairs * (q[4] + v[4]))
+
+
+@register_flop_formula(torch.ops.visionattn.tiled_attention_backward)
+def _backward_flops(grad_out: Any, grad_lse: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+    # Scores, their gradient, and the gradients of q, k and v: 3 products over head_dim, 2 over v's.
+    forward = _flops(q, k, v, *args)
+    return forward * (3 * int(q[4]) + 2 * int(v[4])) // (int(q[4]) + int(v[4]))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is computed in float32: its scores would lose what the inputs still hold."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@lru_cache(maxsize=1024)
+def choose_tile(window: Window, size: tuple[int, int]) -> tuple[int, int]:
+    """The tile of queries with the least estimated work: products over its keys, and the cost of fetching them."""
+
+    def candidates(axis: AxisWindow, length: int) -> list[tuple[int, int, int]]:
+        queries = -(-axis.num_queries(length) // axis.dilation)
+        group = -(-length // axis.dilation)
+        block = max(1, axis.stride // axis.query_stride)
+        sizes = {min(x, queries) for x in (*range(1, 17), block, 2 * block)}
+        return [(x, -(-queries // x) * axis.dilation, _count_keys(axis, x, group)) for x in sizes]
+
+    # A key slot costs as much to fetch and to feed to a product of few rows as about 16 queries to multiply with.
+    return min(
+        (tiles_h * tiles_w * keys_h * keys_w * (rows * columns + 16), (rows, columns))
+        for rows, tiles_h, keys_h in candidates(window.axes[0], size[0])
+        for columns, tiles_w, keys_w in candidates(window.axes[1], size[1])
+    )[1]
+
+
+def _count_keys(axis: AxisWindow, tile: int, group_length: int) -> int:
+    """Keys that a tile of queries sees together, at most."""
+    span = (tile - 1) * axis.query_stride // axis.dilation
+    blocks = span // axis.stride + (span % axis.stride > 0) if (span + 1) % axis.stride else span // axis.stride
+    keys = axis.kernel_size + blocks * axis.stride
+    return keys if axis.margin(group_length) else min(keys, group_length)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A run of tiles, flat over (batch * heads, T), with what they hold."""
+
+    tiles: slice
+    head: Tensor  # [u] batch * heads + head
+    bias: Tensor  # [u] row of the bias table
+    query: Tensor  # [u, q] rows of the flattened query tensors
+    q: Tensor  # [u, q, c]
+    k: Tensor  # [u, k + M, c]
+    v: Tensor  # [u, k + M, c]
+    padding: Tensor | None  # [u, q] queries that repeat another one
+    offset_h: Tensor | None  # [u, q, k_h] entries of rel_h
+    offset_w: Tensor | None  # [u, q, k_w] entries of rel_w
+
+
+class _Tiles:
+    """A problem beside its plan: gathers chunks of tiles from heads-last tensors and puts results back."""
+
+    def __init__(self, problem: Problem) -> None:
+        p = problem
+        size = (p.k.shape[1], p.k.shape[2])
+        self.problem = problem
+        self.plan: TilePlan = plan_tiles(p.window, size, choose_tile(p.window, size), p.k.device)
+        self.batch, self.heads = p.k.shape[0], p.k.shape[3]
+        self.num_heads = self.batch * self.heads
+        self.num_tiles, self.num_queries = self.plan.query.shape
+        self.num_keys = self.plan.key.shape[1]
+        self.num_extra = 0 if p.extra_k is None else p.extra_k.shape[1]
+        self.dtype = _compute_dtype(p.q.dtype)
+        self.q, self.k, self.v = self.rows(p.q), self.rows(p.k), self.rows(p.v)
+        self.rel_h = None if p.rel_h is None else self.rows(p.rel_h)
+        self.rel_w = None if p.rel_w is None else self.rows(p.rel_w)
+        self.extra_k = None if p.extra_k is None else p.extra_k.transpose(1, 2).flatten(0, 1).to(self.dtype)
+        self.extra_v = None if p.extra_v is None else p.extra_v.transpose(1, 2).flatten(0, 1).to(self.dtype)
+        self.bias = self._bias_table()
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A heads-last tensor as a matrix `[B * positions * heads, c]`, in the dtype of the computation."""
+        return x.reshape(-1, x.shape[-1]).to(self.dtype)
+
+    def chunks(self, first_head: int, last_head: int) -> Iterator[_Chunk]:
+        """The tiles of a range of heads, a bounded number of scores at a time."""
+        plan, last = self.plan, last_head * self.num_tiles
+        step = max(1, SCORES_PER_CHUNK // (self.num_queries * (self.num_keys + self.num_extra)))
+        for lo in range(first_head * self.num_tiles, last, step):
+            unit = torch.arange(lo, min(lo + step, last), device=self.k.device)
+            head, tile = unit // self.num_tiles, unit % self.num_tiles
+            pattern = plan.pattern[tile]
+            query = self._row_index(head, plan.query[tile], plan.slot.numel())
+            key = self._row_index(head, plan.key[tile], self.problem.k.shape[1] * self.problem.k.shape[2])
+            outside = None if plan.outside is None else plan.outside[tile]
+            yield _Chunk(
+                tiles=slice(lo, lo + len(unit)),
+                head=head,
+                bias=pattern if self.problem.rpb is None else head % self.heads * len(plan.visible) + pattern,
+                query=query,
+                q=F.embedding(query, self.q),
+                k=self._gather_keys(self.k, key, outside, self.extra_k, head),
+                v=self._gather_keys(self.v, key, outside, self.extra_v, head),
+                padding=None if plan.padding is None else plan.padding[tile],
+                offset_h=None if self.rel_h is None else plan.offset_h[pattern],
+                offset_w=None if self.rel_w is None else plan.offset_w[pattern],
+            )
+
+    def _row_index(self, head: Tensor, position: Tensor, num_positions: int) -> Tensor:
+        first = head // self.heads * (num_positions * self.heads) + head % self.heads
+        return first[:, None] + position * self.heads
+
+    def _gather_keys(
+        self, rows: Tensor, key: Tensor, outside: Tensor | None, extra: Tensor | None, head: Tensor
+    ) -> Tensor:
+        keys = F.embedding(key, rows)
+        if outside is not None:
+            keys.masked_fill_(outside[..., None], 0)
+        return keys if extra is None else torch.cat([keys, extra[head]], 1)
+
+    def scores(self, chunk: _Chunk) -> Tensor:
+        """Scaled products, mask and biases of a chunk, `[u, q, k + M]`."""
+        scores = self.bias[chunk.bias].baddbmm_(chunk.q, chunk.k.mT, alpha=self.problem.scale)
+        if chunk.offset_h is not None and self.rel_h is not None:
+            self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_h).gather(-1, chunk.offset_h)[..., :, None])
+        if chunk.offset_w is not None and self.rel_w is not None:
+            self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_w).gather(-1, chunk.offset_w)[..., None, :])
+        return scores
+
+    def by_axis(self, scores: Tensor) -> Tensor:
+        """The window's part of `[u, q, k + M]` scores as a view `[u, q, k_h, k_w]`."""
+        return scores[..., : self.num_keys].unflatten(-1, self.plan.size[1])
+
+    def untile(self, tiles: Tensor) -> Tensor:
+        """Query tiles `[B * heads * T, q, c]` to heads-last `[B * Q * heads, c]`."""
+        head = torch.arange(self.num_heads, device=tiles.device).view(self.batch, 1, self.heads)
+        return F.embedding(head * self.plan.query.numel() + self.plan.slot[:, None], tiles.flatten(0, 1))
+
+    def sum_keys(self, tiles: Tensor) -> Tensor:
+        """Key tiles of some heads, `[heads * T, k + M, c]`, summed over the slots of each key: `[heads, H * W, c]`."""
+        head = torch.arange(len(tiles) // self.num_tiles, device=tiles.device)[:, None]
+        bag = (head * self.plan.key.numel() + self.plan.bag).flatten()
+        start = (head * self.plan.bag.numel() + self.plan.bag_start).flatten()
+        slots = tiles[:, : self.num_keys].flatten(0, 1)
+        return F.embedding_bag(bag, slots, start, mode="sum").view(len(head), -1, tiles.shape[-1])
+
+    def _bias_table(self) -> Tensor:
+        """Mask and relative bias of each tile pattern: `[C, q, k + M]`, or `[heads * C, q, k + M]` with a bias."""
+        visible = F.pad(self.plan.visible, (0, self.num_extra), value=True)
+        bias = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+        if self.problem.rpb is None:
+            return bias
+        rpb = self.problem.rpb.to(self.dtype).flatten(1)[:, self._rpb_index()]
+        return (F.pad(rpb, (0, self.num_extra)) + bias).flatten(0, 1)
+
+    def sum_bias(self, table: Tensor) -> Tensor:
+        """Gradient of the bias table to that of rpb: `[heads, (2 k_h - 1) * (2 k_w - 1)]`."""
+        rpb, table = self.problem.rpb, table[..., : self.num_keys]
+        assert rpb is not None
+        index = self._rpb_index().flatten()
+        return table.new_zeros(rpb.flatten(1).shape).index_add_(1, index, table.reshape(len(rpb), -1))
+
+    def _rpb_index(self) -> Tensor:
+        """Entry of the flattened rpb table for each pattern, query and key: `[C, q, k]`."""
+        row = self.plan.offset_h * (2 * self.problem.window.kernel_size[1] - 1)
+        return (row[..., :, None] + self.plan.offset_w[..., None, :]).flatten(-2)
+
+
+def _forward(tiles: _Tiles, need_lse: bool) -> tuple[Tensor, Tensor]:
+    problem, num_tiles = tiles.problem, tiles.num_heads * tiles.num_tiles
+    out = tiles.v.new_empty(num_tiles, tiles.num_queries, tiles.v.shape[-1])
+    lse = out.new_empty(num_tiles if need_lse else 0, tiles.num_queries, 1)
+    for chunk in tiles.chunks(0, tiles.num_heads):
+        scores = tiles.scores(chunk)
+        probs = scores.softmax(-1)
+        torch.bmm(probs, chunk.v, out=out[chunk.tiles])
+        if need_lse:  # the largest probability is exp(largest score - lse)
+            lse[chunk.tiles] = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+    shape = problem.q.shape[:-1]
+    return (
+        tiles.untile(out).view(*shape, -1).to(problem.q.dtype),
+        tiles.untile(lse).view(shape) if need_lse else lse.flatten(),
+    )
+
+
+def _backward(tiles: _Tiles, grad_out: Tensor, grad_lse: Tensor | None) -> list[Tensor | None]:
+    """Gradients in the order q, k, v, rpb, rel_h, rel_w, extra_k, extra_v, up to a reshape; None for an absent one."""
+    scale, num_keys = tiles.problem.scale, tiles.num_keys
+    out_rows = tiles.rows(grad_out)
+    lse_rows = None if grad_lse is None else tiles.rows(grad_lse[..., None])
+
+    def query_tiles(x: Tensor | None) -> Tensor | None:
+        num_tiles = tiles.num_heads * tiles.num_tiles
+        return None if x is None else x.new_zeros(num_tiles, tiles.num_queries, x.shape[-1])
+
+    grad_q, grad_rel_h, grad_rel_w = query_tiles(tiles.q), query_tiles(tiles.rel_h), query_tiles(tiles.rel_w)
+    grad_bias = None if tiles.problem.rpb is None else torch.zeros_like(tiles.bias)
+    grad_extra_k, grad_extra_v = (None if x is None else torch.zeros_like(x) for x in (tiles.extra_k, tiles.extra_v))
+    grad_k, grad_v = [], []
+    assert grad_q is not None
+
+    channels = tiles.k.shape[-1] + tiles.v.shape[-1]
+    group = max(1, KEY_VALUES_PER_GROUP // (tiles.plan.key.numel() * channels))
+    for first in range(0, tiles.num_heads, group):
+        last = min(first + group, tiles.num_heads)
+        shape = ((last - first) * tiles.num_tiles, num_keys + tiles.num_extra)
+        tile_k, tile_v = (x.new_empty(*shape, x.shape[-1]) for x in (tiles.k, tiles.v))
+        for chunk in tiles.chunks(first, last):
+            here = slice(chunk.tiles.start - first * tiles.num_tiles, chunk.tiles.stop - first * tiles.num_tiles)
+            grad = F.embedding(chunk.query, out_rows)
+            probs = tiles.scores(chunk).softmax(-1)
+            grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(grad, chunk.v.mT), probs, -1, probs.dtype)
+            if lse_rows is not None:
+                grad_scores.addcmul_(probs, F.embedding(chunk.query, lse_rows))
+            if chunk.padding is not None:
+                grad.masked_fill_(chunk.padding[..., None], 0)
+                grad_scores.masked_fill_(chunk.padding[..., None], 0)
+
+            torch.bmm(probs.mT, grad, out=tile_v[here])
+            torch.bmm(grad_scores.mT, chunk.q, out=tile_k[here])
+            torch.bmm(grad_scores, chunk.k, out=grad_q[chunk.tiles])
+            if grad_bias is not None:
+                grad_bias.index_add_(0, chunk.bias, grad_scores)
+            if grad_rel_h is not None:
+                grad_rel_h[chunk.tiles].scatter_add_(-1, chunk.offset_h, tiles.by_axis(grad_scores).sum(-1))
+            if grad_rel_w is not None:
+                grad_rel_w[chunk.tiles].scatter_add_(-1, chunk.offset_w, tiles.by_axis(grad_scores).sum(-2))
+            if grad_extra_k is not None and grad_extra_v is not None:
+                grad_extra_k.index_add_(0, chunk.head, tile_k[here, num_keys:])
+                grad_extra_v.index_add_(0, chunk.head, tile_v[here, num_keys:])
+        grad_k.append(tiles.sum_keys(tile_k))
+        grad_v.append(tiles.sum_keys(tile_v))
+
+    def heads_last(x: Tensor) -> Tensor:
+        return x.unflatten(0, (tiles.batch, tiles.heads)).transpose(1, 2)
+
+    return [
+        tiles.untile(grad_q) * scale,
+        heads_last(torch.cat(grad_k)) * scale,
+        heads_last(torch.cat(grad_v)),
+        None if grad_bias is None else tiles.sum_bias(grad_bias),
+        None if grad_rel_h is None else tiles.untile(grad_rel_h),
+        None if grad_rel_w is None else tiles.untile(grad_rel_w),
+        None if grad_extra_k is None else heads_last(grad_extra_k) * scale,
+        None if grad_extra_v is None else heads_last(grad_extra_v),
+    ]
