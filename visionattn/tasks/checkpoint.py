@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
@@ -77,19 +79,18 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
 
     Raises:
         ValueError: an unknown name (the message lists near matches), an argument that the model does not take, or
-            pretrained weights that do not exist.
+            pretrained weights that do not exist or cannot be fetched.
     """
-    if ":" not in name and not timm.is_model(name):
-        architecture = name.partition(".")[0]
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+    check_model_name(name)
     try:
         return timm.create_model(name, **kwargs)
     except TypeError as error:
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise ValueError(f"model {name!r} takes no argument {match[1]!r}") from error
         raise
+    except (ValueError, OSError) as error:
+        # A size that the model cannot have, a folder that is not there, weights that cannot be fetched.
+        raise ValueError(f"model {name!r}: {error}") from error
     except RuntimeError as error:
         # timm's own words for a missing or unknown pretrained tag; anything else is not known to be the user's.
         if "retrained" in str(error):
@@ -97,62 +98,98 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
         raise
 
 
-def load_classifier(path: str | Path, weights: Weights = "average") -> tuple[nn.Module, ClassifierSpec]:
-    """Builds the classifier that a training checkpoint holds, in evaluation mode on the CPU.
+def check_model_name(name: str) -> None:
+    """Checks that timm knows the architecture ``name``; ``hf-hub:…`` and ``local-dir:…`` are left to timm.
+
+    Raises:
+        ValueError: an unknown name; the message lists near matches.
+    """
+    if not {":", "/"} & set(name) and not timm.is_model(name):
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+
+
+def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> ClassifierSpec:
+    """The spec of a model that was not trained here: timm's preprocessing for it, and no class names.
 
     Args:
-        path: a checkpoint that ``train.py`` wrote.
+        model: what ``create_classifier(name, **kwargs)`` built.
+        name: its name.
+        **kwargs: the arguments that it was built with.
+    """
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    channels, height, width = config["input_size"]
+    size = kwargs.get("img_size") or (height, width)
+    config["input_size"] = (kwargs.get("in_chans", channels), *((size, size) if isinstance(size, int) else size))
+    if config["input_size"][0] != channels:
+        for key in ("mean", "std"):
+            config[key] = (sum(config[key]) / channels,) * config["input_size"][0]
+    num_classes = int(getattr(model, "num_classes", 0))
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "num_classes")}
+    return ClassifierSpec(name, kwargs, num_classes, class_names=[], preprocessing=config, dataset="")
+
+
+def load_classifier(
+    path: str | Path,
+    weights: Weights = "average",
+    model_name: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, ClassifierSpec]:
+    """Builds the classifier that a file holds, in evaluation mode on the CPU.
+
+    Args:
+        path: a checkpoint that ``train.py`` wrote; together with ``model_name`` also a ``.safetensors`` file, a
+            ``torch.save``d state dict or a checkpoint of timm's training script.
         weights: where the run kept an exponential moving average, whether to take that or the weights as trained;
             without one the two are the same.
+        model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has.
+        model_kwargs: further arguments of that architecture.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, not one of ours, or weights that do not fit the architecture it names.
+        ValueError: not a checkpoint, one that does not say its architecture where ``model_name`` does not either, or
+            weights that do not fit the architecture.
     """
     checkpoint = _read(Path(path))
-    if METADATA_KEY not in checkpoint:
+    state_dict = _select_weights(checkpoint, weights)
+    stored = _stored_spec(checkpoint, path)
+    if stored is not None and model_name in (None, stored.model) and not model_kwargs:
+        spec = stored
+        # Every weight comes from the file, so nothing is to be fetched.
+        kwargs = {**spec.model_kwargs, "pretrained": False, "num_classes": spec.num_classes}
+        model = create_classifier(spec.model, **kwargs)
+    elif model_name is not None:
+        kwargs = dict(model_kwargs or {})
+        model = create_classifier(model_name, **kwargs)
+        num_classes = _head_width(model, state_dict)
+        if "num_classes" not in kwargs and num_classes not in (None, getattr(model, "num_classes", None)):
+            model = create_classifier(model_name, **kwargs, num_classes=num_classes)
+        spec = describe_classifier(model, model_name, **kwargs)
+    elif stored is None:
         raise ValueError(
             f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
             "--model NAME --checkpoint FILE together"
         )
-    try:
-        spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    # Every weight comes from the file, so nothing is to be fetched.
-    model = create_classifier(spec.model, **{**spec.model_kwargs, "pretrained": False, "num_classes": spec.num_classes})
-    _load(model, _select_weights(checkpoint, weights), source=str(path), model_name=spec.model)
+    else:
+        raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model need --model NAME, too")
+    _check_fit(model, state_dict, path, spec.model, stored.model if stored else "")
+    model.load_state_dict(state_dict)
     return model.eval(), spec
 
 
-def load_plain(
-    path: str | Path, model_name: str, weights: Weights = "average", model_kwargs: Mapping[str, Any] | None = None
-) -> nn.Module:
-    """Builds a named model and fills it from a bare state dict, in evaluation mode on the CPU.
+def load_plain(path: str | Path, model_name: str, model_kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+    """:func:`load_classifier` for those who know the architecture and want nothing but the model."""
+    return load_classifier(path, model_name=model_name, model_kwargs=model_kwargs)[0]
 
-    The number of classes is the one that the file's head has, unless ``model_kwargs`` names it.
 
-    Args:
-        path: a ``.safetensors`` file, a ``torch.save``d state dict, or a training checkpoint of timm or of ours.
-        model_name: the architecture, as :func:`create_classifier` takes it.
-        weights: as in :func:`load_classifier`; timm's own checkpoints keep their average too.
-        model_kwargs: further arguments of the model.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, an unknown model, or weights that do not fit it.
-    """
-    checkpoint = _read(Path(path))
-    state_dict = _select_weights(checkpoint, weights)
-    kwargs = dict(model_kwargs or {})
-    model = create_classifier(model_name, **kwargs)
-    held = _head_width(model, state_dict)
-    if "num_classes" not in kwargs and held is not None and held != getattr(model, "num_classes", held):
-        model = create_classifier(model_name, **kwargs, num_classes=held)
-    metadata = checkpoint.get(METADATA_KEY)
-    trained_as = str(metadata.get("model", "")) if isinstance(metadata, Mapping) else ""
-    _load(model, state_dict, source=str(path), model_name=model_name, trained_as=trained_as)
-    return model.eval()
+def _stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ClassifierSpec | None:
+    if METADATA_KEY not in checkpoint:
+        return None
+    try:
+        return ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -172,7 +209,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # timm's training checkpoints hold their options as an argparse.Namespace. Mapping the file leaves the
         # optimizer's state, twice the size of the weights, on disk; only the zip format can be mapped.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError:
         raise
@@ -214,10 +251,10 @@ def _head_width(model: nn.Module, state_dict: Mapping[str, Tensor]) -> int | Non
     return None if weight is None else weight.shape[0]
 
 
-def _load(
-    model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, model_name: str, trained_as: str = ""
+def _check_fit(
+    model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path, model_name: str, trained_as: str
 ) -> None:
-    """Strict ``load_state_dict`` whose error names the first key of each kind that does not fit."""
+    """What a strict ``load_state_dict`` checks, in one line that names the first key of each kind that does not fit."""
     own = model.state_dict()
     reshaped = [
         f"{name} ({_shape(value)} in the file, {_shape(own[name])} in the model)"
@@ -230,12 +267,11 @@ def _load(
         _first("of another shape", reshaped),
     ]
     if any(findings):
-        origin = f", trained as {trained_as}," if trained_as and trained_as != model_name else ""
+        origin = f", trained as {trained_as}," if trained_as != model_name and trained_as else ""
         raise ValueError(
-            f"{source}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
+            f"{path}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
             "Name the architecture and the arguments that it was trained with"
         )
-    model.load_state_dict(state_dict)
 
 
 def _first(kind: str, keys: Sequence[str]) -> str:

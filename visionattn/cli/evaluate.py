@@ -1,0 +1,21 @@
+"""The commands of eval.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser, auto_cli
+
+from visionattn.cli.classify import classify
+from visionattn.cli.errors import ConciseParser
+from visionattn.cli.throughput import throughput
+
+COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify, "throughput": throughput}
+
+
+class EvaluationParser(ConciseParser, ArgumentParser):
+    """Options from the commands' signatures and docstrings."""
+
+
+def main(argv: list[str]) -> None:
+    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog="eval.py")

@@ -1,0 +1,123 @@
+"""What every evaluation writes beside its numbers, and how it writes them."""
+
+import csv
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware, command and git revision: what it takes to tell where a number came from."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")},
+        "hardware": hardware(device),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device's name; for a CPU also how many threads torch uses."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {"device": str(device), "name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+    return {"device": str(device), "name": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def write_json(values: Mapping[str, Any], path: str | Path) -> None:
+    """Writes ``values`` whole or not at all; folders that are missing are made."""
+    _write_atomically(path, lambda file: file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Writes ``rows``, whose keys are the columns, whole or not at all; folders that are missing are made."""
+
+    def write(file: Any) -> None:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+    _write_atomically(path, write)
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Fails before the work instead of after it.
+
+    Raises:
+        ValueError: one of the paths is a folder, or lies where no file can be made.
+    """
+    for path in [Path(path).expanduser() for path in paths if path is not None]:
+        folder = path.absolute().parent
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name a file in it")
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ValueError(f"cannot write {path}: {existing} is not a folder in which files can be made")
+
+
+def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
+    """Prints ``rows``, whose keys are the columns; the first column is aligned to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            write(file)
+        # mkstemp makes files that nobody else may read.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_revision() -> str | None:
+    """The commit that this code stands at, with ``-dirty`` where files differ from it; None for an installed wheel."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,124 @@
+"""Speed, size and memory of a list of models."""
+
+import fnmatch
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+
+from visionattn.cli.device import Precision, resolve_device
+from visionattn.cli.errors import describe
+from visionattn.cli.measure import Conditions, measure
+from visionattn.cli.report import check_writable, print_table, provenance, write_csv, write_json
+from visionattn.tasks.checkpoint import check_model_name
+
+
+def throughput(
+    models: str,
+    img_size: int | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    precision: Precision = "32-true",
+    train: bool = False,
+    channels_last: bool = False,
+    seconds: float = 5.0,
+    model_kwargs: dict[str, Any] | None = None,
+    output: Path | None = None,
+    csv: Path | None = None,
+) -> None:
+    """Measure images/s, parameters, GMACs and peak memory of models.
+
+    Each model has a process of its own, so that no model inherits another's memory, and so that one that fails or is
+    killed does not lose the others. Inputs are random. Multiply-accumulates are those of matrix products, convolutions
+    and attention, for one image. Peak memory is what the allocator handed out at most on a GPU; on a CPU, how far
+    the process's resident set rose at most above where it stood before the model was made, which includes what torch
+    loads and keeps for itself on first use.
+
+    Args:
+        models: names or patterns, separated by commas: nat_tiny,resnet50,dinat_*.
+        img_size: height and width of the input, by default each model's own.
+        batch_size: images per step.
+        device: auto, cpu, cuda, cuda:1, …
+        precision: as --trainer.precision.
+        train: time forward, backward and an AdamW step instead of the forward pass alone.
+        channels_last: lay tensors out in channels-last memory format.
+        seconds: time to spend on the timed runs of each model, of which there are at least five.
+        model_kwargs: further arguments for each model, such as {"num_classes": 10}.
+        output: JSON file for the results.
+        csv: CSV file for the table.
+
+    Raises:
+        ValueError: an unknown model or device, or, once all else is written, a model that failed.
+    """
+    names = _expand(models)
+    check_writable(output, csv)
+    resolved = resolve_device(device)
+    conditions = Conditions(
+        img_size, batch_size, str(resolved), precision, train, channels_last, torch.get_num_threads(), seconds,
+        model_kwargs or {},
+    )  # fmt: skip
+    rows = []
+    console = Console(stderr=True)
+    for number, name in enumerate(names, 1):
+        with console.status(f"{name} ({number} of {len(names)})"):
+            rows.append(_measure_apart(name, conditions))
+        # The file is whole after every model: an interrupted run keeps what it has.
+        if output:
+            settings = {key: value for key, value in asdict(conditions).items() if key != "threads"}
+            write_json({"results": rows, **settings, **provenance(resolved)}, output)
+        if csv:
+            write_csv(rows, csv)
+    mode = "training" if train else "inference"
+    print_table([_displayed(row) for row in rows], title=f"{mode}, {resolved}, {precision}, batch {batch_size}")
+    failed = [f"{row['model']} ({row['error']})" for row in rows if row["error"]]
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(rows)} models could not be measured: {'; '.join(failed)}")
+
+
+def _expand(models: str) -> list[str]:
+    """The names behind ``a,b,nat_*``, each once, checked before anything is measured."""
+    names: list[str] = []
+    for word in filter(None, (word.strip() for word in models.split(","))):
+        if set(word) & set("*?["):
+            found = fnmatch.filter(timm.list_models(), word)
+            if not found:
+                raise ValueError(f"no model matches {word!r}")
+            names += found
+        else:
+            check_model_name(word)
+            names.append(word)
+    if not names:
+        raise ValueError(f"--models {models!r} names no model")
+    return list(dict.fromkeys(names))
+
+
+def _measure_apart(name: str, conditions: Conditions) -> dict[str, Any]:
+    """:func:`measure` in a process of its own; a failure is a row, too."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        try:
+            return process.submit(measure, name, conditions).result()
+        except BrokenProcessPool:
+            error = "its process was killed, most likely for want of memory: lower --batch_size"
+        except Exception as caught:
+            error = describe(caught)
+    return {"model": name, "error": error}
+
+
+def _displayed(row: dict[str, Any]) -> dict[str, str]:
+    if row["error"]:
+        return {"model": row["model"], "img/s": "failed"}
+    return {
+        "model": row["model"],
+        "img/s": f"{row['images_per_second']:,.1f}",
+        "ms/step": f"{row['median_ms']:,.1f}",
+        "params M": f"{row['params_m']:.2f}",
+        "GMACs": "–" if row["gmacs"] is None else f"{row['gmacs']:.3f}",
+        "peak MiB": f"{row['peak_memory_mib']:,.0f}",
+        "input": f"{row['img_size']}²",
+    }

@@ -1,0 +1,107 @@
+"""Confusion matrices, from 2 classes to 1000."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from visionattn.viz.figure import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Matrix = np.ndarray[Any, Any]
+
+NUMBERED = 20  # up to here each cell bears its count
+NAMED = 60  # up to here each class bears its name
+LONGEST_NAME = 24
+LISTED = 25  # mistakes
+CELLS = 250  # drawn at most on each axis: more would be finer than pixels
+
+
+def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str | Path) -> Path:
+    """Draws which classes are taken for which; colours are shares of each true class.
+
+    With many classes the diagonal hides all else, so the mistakes that happen most are listed beside the matrix.
+
+    Args:
+        matrix: counts, tensor or array ``[classes, classes]``; rows are the true classes, columns the predicted ones.
+        class_names: a name for each class; where it is empty, classes are numbered.
+        png_path: where the figure goes.
+
+    Raises:
+        ValueError: a matrix that is not square, or has another size than ``class_names``.
+    """
+    from matplotlib.colors import PowerNorm
+
+    counts = np.asarray(matrix).astype(np.int64)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"a confusion matrix is square, got shape {counts.shape}")
+    size = len(counts)
+    names = [_shorten(name) for name in class_names] or [str(index) for index in range(size)]
+    if len(names) != size:
+        raise ValueError(f"{len(names)} class names for a confusion matrix of {size} classes")
+    # A class without pictures has a row of zeros.
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    side = min(3.0 + 0.3 * size, 8.0)
+    listed = size > NUMBERED
+    figure = new_figure(side + (5.0 if listed else 1.2), side)
+    panels = figure.subplots(1, 2 if listed else 1, squeeze=False, width_ratios=[side + 1.2, 3.8] if listed else None)[
+        0
+    ]
+    axes = panels[0]
+    pooled, pool = _pool(shares)
+    # The square root lets rare mistakes be seen beside a diagonal near 1.
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    extent = (-0.5, len(pooled) * pool - 0.5, len(pooled) * pool - 0.5, -0.5)
+    image = axes.imshow(pooled, cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
+    label = "share of the true class" + (f", largest of {pool}×{pool} classes" if pool > 1 else "")
+    figure.colorbar(image, ax=axes, label=label, fraction=0.046, pad=0.02, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    accuracy = counts.trace() / max(counts.sum(), 1)
+    axes.set(xlabel="predicted", ylabel="true", xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+    axes.set_title(f"{accuracy:.2%} of {counts.sum():,} images are right", fontsize="medium")
+    _label_classes(axes, names)
+    if listed:
+        _list_mistakes(panels[1], counts, names)
+    else:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.35 else "black"
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
+    return save_figure(figure, png_path)
+
+
+def _pool(shares: Matrix) -> tuple[Matrix, int]:
+    """The largest share of each square of classes, and the side of the squares, so that no cell gets lost."""
+    pool = -(-len(shares) // CELLS)
+    padding = -len(shares) % pool
+    padded = np.pad(shares, (0, padding))
+    cells = len(padded) // pool
+    return padded.reshape(cells, pool, cells, pool).max(axis=(1, 3)), pool
+
+
+def _label_classes(axes: "Axes", names: Sequence[str]) -> None:
+    if len(names) > NAMED:
+        return
+    fontsize = 8 if len(names) <= NUMBERED else 6
+    upright = max(map(len, names)) * len(names) > 40
+    axes.set_xticks(range(len(names)), names, fontsize=fontsize, rotation=90 if upright else 0)
+    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
+
+
+def _list_mistakes(axes: "Axes", counts: Matrix, names: Sequence[str]) -> None:
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    most = np.argsort(mistakes, axis=None, kind="stable")[::-1][:LISTED]
+    axes.set_axis_off()
+    axes.text(0, 1, "Most frequent mistakes: true → predicted", va="top", fontsize=9, transform=axes.transAxes)
+    for line, (row, column) in enumerate(zip(*np.unravel_index(most, mistakes.shape), strict=True)):
+        if mistakes[row, column]:
+            height = 0.93 - 0.035 * line
+            axes.text(0.08, height, f"{mistakes[row, column]:,}", ha="right", fontsize=8, transform=axes.transAxes)
+            axes.text(0.12, height, f"{names[row]} → {names[column]}", fontsize=8, transform=axes.transAxes)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

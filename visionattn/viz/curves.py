@@ -1,0 +1,115 @@
+"""Learning curves of a training run."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = tuple[list[float], list[float]]
+
+DENSE = 100  # more points than these are a band: they are smoothed, and have no markers
+
+
+def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
+    """Draws loss, validation accuracy and learning rate over the epochs of a run.
+
+    Args:
+        csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it. The columns that are used are ``step``, ``epoch``,
+            ``train_loss``, ``val_loss``, ``val_top1``, ``val_top5`` (fractions) and the first one called ``lr-…``;
+            panels whose columns are absent are left out.
+        png_path: where the figure goes.
+
+    Raises:
+        FileNotFoundError: no such CSV file.
+        ValueError: it holds nothing that could be drawn.
+    """
+    csv_path = Path(csv_path)
+    if not csv_path.exists():
+        raise FileNotFoundError(f"no metrics at {csv_path}")
+    with csv_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0]) if rows else []
+    rate_column = next((name for name in columns if name.startswith("lr-")), "")
+    curves = {name: _points(rows, name) for name in ("train_loss", "val_loss", "val_top1", "val_top5", rate_column)}
+    panels = [
+        names
+        for names in (("train_loss", "val_loss"), ("val_top1", "val_top5"), (rate_column,))
+        if any(curves[name][0] for name in names)
+    ]
+    if not panels:
+        raise ValueError(f"{csv_path} has no losses, accuracies or learning rates to draw")
+
+    figure = new_figure(4.6 * len(panels), 3.6)
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if names[0] == "train_loss":
+            _draw_losses(axes, curves["train_loss"], curves["val_loss"])
+        elif names[0] == "val_top1":
+            _draw_accuracies(axes, curves["val_top1"], curves["val_top5"])
+        else:
+            axes.plot(*curves[rate_column], color=GREY)
+            style_axes(axes, title="Learning rate", xlabel="epoch")
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        _finish_epoch_axis(axes)
+    return save_figure(figure, png_path)
+
+
+def _points(rows: Sequence[dict[str, str]], column: str) -> Points:
+    """Epochs completed (fractional, from the step) and values of one column, where it has one.
+
+    A row that was logged at the end of an epoch, as validation's are, stands at a whole number.
+    """
+    steps = [(int(row["step"]), int(row["epoch"])) for row in rows if row.get("step") and row.get("epoch")]
+    # Steps are counted from 0, over all epochs.
+    last_step = {epoch: step for step, epoch in sorted(steps)}
+    per_epoch = max((step + 1) / (epoch + 1) for epoch, step in last_step.items()) if last_step else math.nan
+    positions, values = [], []
+    for row in rows:
+        if not row.get(column) or not row.get("step"):
+            continue
+        value = float(row[column])
+        if math.isfinite(value):
+            positions.append((int(row["step"]) + 1) / per_epoch)
+            values.append(value)
+    return positions, values
+
+
+def _draw_losses(axes: "Axes", train: Points, validation: Points) -> None:
+    epochs, losses = train
+    if len(losses) > DENSE:
+        axes.plot(epochs, losses, color=BLUE, alpha=0.25, linewidth=0.8)
+        window = len(losses) // (DENSE // 4)
+        smooth = [sum(losses[i - window : i]) / window for i in range(window, len(losses) + 1)]
+        axes.plot(epochs[window - 1 :], smooth, color=BLUE, label=f"training, mean of {window}")
+    elif losses:
+        axes.plot(epochs, losses, color=BLUE, label="training", marker="." if len(losses) == 1 else "")
+    if validation[0]:
+        axes.plot(*validation, color=ORANGE, label="validation", marker="." if len(validation[0]) < DENSE else "")
+    style_axes(axes, title="Loss", xlabel="epoch")
+    axes.legend(frameon=False)
+
+
+def _draw_accuracies(axes: "Axes", top1: Points, top5: Points) -> None:
+    for (epochs, rates), name, color in ((top1, "top-1", ORANGE), (top5, "top-5", GREEN)):
+        if rates:
+            percentages = [100 * rate for rate in rates]
+            axes.plot(epochs, percentages, color=color, label=name, marker="." if len(rates) < DENSE else "")
+    title = "Validation accuracy"
+    if top1[0]:
+        epoch, best = max(zip(*top1, strict=True), key=lambda point: point[1])
+        title += f": top-1 {100 * best:.2f}% at epoch {epoch:g}"
+    style_axes(axes, title=title, xlabel="epoch", ylabel="%")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _finish_epoch_axis(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.title.set_fontsize("medium")
+    if axes.get_xlim()[1] > 2:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
