@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visionattn_kernels import dispatch
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.window import Boundary, Window
+from visionattn_kernels.window import Window
 
 IntOrPair = int | tuple[int, int]
 BoolOrPair = bool | tuple[bool, bool]
@@ -45,7 +45,7 @@ def windowed_attention(
         rel_h: Logits of each query by row offset, `[B, Q_h, Q_w, heads, 2 k_h - 1]`, read likewise and added (the
             decomposed relative position of HaloNet, BoTNet and MViT).
         rel_w: Logits of each query by column offset, `[B, Q_h, Q_w, heads, 2 k_w - 1]`.
-        extra_k: Keys `[B, M, heads, head_dim]` that every query sees too, in the same softmax (class tokens, registers).
+        extra_k: Keys `[B, M, heads, head_dim]` that every query sees too, in the same softmax (class tokens).
         extra_v: Values `[B, M, heads, v_dim]` of `extra_k`.
         scale: Factor of `q.k`; `head_dim ** -0.5` by default.
         return_lse: Also returns the log-sum-exp of each query's scores, `[B, Q_h, Q_w, heads]`, in float32 or wider.

@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
-from typing import cast
 
 from torch import Tensor
 
+from visionattn_kernels.backends import reference, tiled
 from visionattn_kernels.problem import Problem
-
-BACKENDS: dict[str, str] = {
-    "tiled": "tiles of queries against their joint key window, as batched matrix products",
-    "reference": "explicit mask and plain softmax over all keys; memory grows with the square of the map",
-}
-"""Name to what it is, in order of preference."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: the reason why it cannot run a problem (or None), and the attention itself."""
+    """One implementation.
 
-    name: str
+    Attributes:
+        summary: What it is.
+        can_run: The reason why it cannot run a problem, or None.
+        attention: Output of a problem, and its log-sum-exp where that is asked for.
+    """
+
+    summary: str
     can_run: Callable[[Problem], str | None]
     attention: Callable[[Problem, bool], tuple[Tensor, Tensor | None]]
+
+
+BACKENDS = {
+    "tiled": Backend(
+        "tiles of queries against their joint key window, as batched matrix products", tiled.can_run, tiled.attention
+    ),
+    "reference": Backend(
+        "explicit mask and plain softmax over all keys; memory grows with the square of the map",
+        reference.can_run,
+        reference.attention,
+    ),
+}
+"""By name, in order of preference."""
 
 
 def get_backend(name: str) -> Backend:
@@ -34,12 +46,7 @@ def get_backend(name: str) -> Backend:
         near = get_close_matches(name, BACKENDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}{hint}")
-    module = import_module(f"visionattn_kernels.backends.{name}")
-    return Backend(
-        name,
-        cast(Callable[[Problem], "str | None"], module.can_run),
-        cast(Callable[[Problem, bool], "tuple[Tensor, Tensor | None]"], module.attention),
-    )
+    return BACKENDS[name]
 
 
 def choose(problem: Problem, backend: str | None = None) -> Backend:
@@ -65,15 +72,15 @@ def choose(problem: Problem, backend: str | None = None) -> Backend:
 def explain(problem: Problem, backend: str | None = None) -> str:
     """One line per backend: which one would run the problem, and why each other one would not."""
     lines, chosen = [], None
-    for name, summary in BACKENDS.items():
-        reason = get_backend(name).can_run(problem)
+    for name, candidate in BACKENDS.items():
+        reason = candidate.can_run(problem)
         if reason is not None:
             lines.append(f"{name}: cannot run: {reason}")
         elif backend is not None and backend != name:
             lines.append(f"{name}: not asked for ({backend!r} is)")
         elif chosen is None:
             chosen = name
-            lines.append(f"{name}: runs ({summary})")
+            lines.append(f"{name}: runs ({candidate.summary})")
         else:
-            lines.append(f"{name}: not chosen: {chosen} comes first ({summary})")
+            lines.append(f"{name}: not chosen: {chosen} comes first ({candidate.summary})")
     return "\n".join(lines)

@@ -1,1 +1,5 @@
 """Models, one family per file; importing this package registers them with timm."""
+
+from visionattn.models.nat import NeighborhoodAttentionTransformer
+
+__all__ = ["NeighborhoodAttentionTransformer"]
