@@ -1,0 +1,319 @@
+"""Image classification: one DataModule for every data set that timm can read, and for the embedded digits."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.dataset import IterableImageDataset
+from timm.data.transforms_factory import create_transform
+from torch.utils.data import Dataset
+
+from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
+from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.sources import REMOTE, DataError, Source, open_place, open_source, some
+
+MAX_WORKERS = 8
+
+
+class ImageClassificationData(LightningDataModule):
+    """Pictures with class labels: loaders for training, validation, testing and prediction.
+
+    Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
+    where there is nothing else, ``test``; each a folder (or a ``.tar``) of class folders. For ``predict`` the root is
+    any folder of pictures.
+
+    Args:
+        name: ``digits`` (embedded; the default where there is no root), ``folder`` (the default with a root), or a data
+            set of timm's: ``torch/cifar10``, ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+        root: folder of pictures or ``.tar`` file; for the others the place of their downloads.
+        train_split: name of the training split, where it is not found by itself.
+        val_split: the same for validation.
+        test_split: the same for testing, which falls back to the validation split.
+        num_classes: where the data set does not say how many classes it has (webdataset).
+        download: let torchvision or timm fetch a data set that is not there.
+        img_size: height and width in pixels, by default 32 for digits and 224 otherwise.
+        in_chans: 3 for colour, 1 for grey.
+        batch_size: pictures per step and per device.
+        eval_batch_size: the same for validation, by default the same number.
+        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
+        mean: of each channel, by default ImageNet's.
+        std: of each channel, by default ImageNet's.
+        interpolation: for validation: ``bicubic``, ``bilinear``, ``nearest``, ….
+        crop_pct: part of the resized picture's edge that validation keeps.
+        crop_mode: ``center``, ``squash`` or ``border``, as in timm.
+        no_aug: train on plainly resized pictures.
+        train_interpolation: as ``interpolation``, or ``random``.
+        scale: bounds of the random crop's share of the area.
+        ratio: bounds of its width over height.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` switches it off.
+        auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
+        re_prob: probability of random erasing.
+        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        re_count: largest number of erased rectangles.
+        aug_repeats: draw each picture so often per epoch, in an epoch of the same length; 0 or 1 for once.
+        on_error: a picture that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
+            another picture in its place in training and without it in validation.
+        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+
+    Raises:
+        DataError: upon ``setup``, where data are missing or not as expected.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        root: str | None = None,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        num_classes: int | None = None,
+        download: bool = False,
+        img_size: int | None = None,
+        in_chans: int = 3,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.875,
+        crop_mode: str = "center",
+        no_aug: bool = False,
+        train_interpolation: str = "random",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (0.75, 1.3333),
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = None,
+        re_prob: float = 0.0,
+        re_mode: str = "pixel",
+        re_count: int = 1,
+        aug_repeats: int = 0,
+        on_error: OnError = "raise",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name: str = name or ("folder" if root else "digits")
+        if self.name == "digits" and root:
+            raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise DataError(f"--data.batch_size must be at least 1, got {min(batch_size, eval_batch_size or 1)}")
+        self.root, self.download, self.on_error = root, download, on_error
+        self.splits = {"train": train_split, "validation": val_split, "test": test_split}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        automatic = 0 if self.name == "digits" else min(MAX_WORKERS, cores)
+        self.num_workers = automatic if num_workers is None else num_workers
+        self.aug_repeats = aug_repeats
+        self._seed = seed
+        self._given_num_classes = num_classes
+        self._expected: list[str] | None = None  # a checkpoint's classes
+        self._sources: dict[str, Source | IterableImageDataset] = {}
+        self._loaders: dict[str, ImageLoader] = {}
+        self._start = (0, 0)  # (epoch, batches done in it)
+
+        size = img_size or (32 if self.name == "digits" else 224)
+        self.preprocessing: dict[str, Any] = {
+            "input_size": (in_chans, size, size),
+            "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans, "mean"),
+            "std": _per_channel(std, IMAGENET_DEFAULT_STD, in_chans, "std"),
+            "interpolation": interpolation,
+            "crop_pct": crop_pct,
+            "crop_mode": crop_mode,
+        }
+        self.augmentation: dict[str, Any] = {
+            "scale": scale,
+            "ratio": ratio,
+            "hflip": hflip,
+            "vflip": vflip,
+            "color_jitter": color_jitter,
+            "auto_augment": auto_augment,
+            "interpolation": train_interpolation,
+            "re_prob": re_prob,
+            "re_mode": re_mode,
+            "re_count": re_count,
+            "no_aug": no_aug,
+        }
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in the order of the class indices; known after ``setup``. Pictures to predict have none."""
+        if self._expected is not None:
+            return self._expected
+        for split, source in self._sources.items():
+            numbering = None if split == "predict" else _class_to_idx(source)
+            if numbering:
+                return sorted(map(str, numbering), key=lambda name: numbering[name])
+        if "predict" in self._sources:
+            return []
+        if self._given_num_classes is None:
+            raise DataError(f"data set {self.name!r} does not say its classes: pass --data.num_classes N")
+        return [str(index) for index in range(self._given_num_classes)]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after ``setup``."""
+        return len(self.class_names)
+
+    @property
+    def seed(self) -> int:
+        """Of shuffling and augmentation."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    def expect_classes(self, names: list[str]) -> None:
+        """Numbers the classes as a checkpoint does; to be called before ``setup``."""
+        self._expected = list(names) or None
+
+    def setup(self, stage: str) -> None:
+        """Opens the splits that ``stage`` (fit, validate, test, predict) needs."""
+        if stage == "predict":
+            self._sources = {"predict": self._open_for_prediction()}
+            return
+        wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
+        numbering = None if self._expected is None else {name: index for index, name in enumerate(self._expected)}
+        for split in wanted:
+            if split in self._sources:
+                continue
+            source = open_source(
+                self.name,
+                self.root,
+                split,
+                wanted=self.splits[split],
+                class_to_idx=numbering,
+                mode=self._mode,
+                download=self.download,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+            self._sources[split] = source
+            if numbering is None and split == "train" and self.name in ("folder", "tar"):
+                numbering = dict(_class_to_idx(source) or {})
+            self._compare_classes(split, source)
+
+    def _compare_classes(self, split: str, source: Source | IterableImageDataset) -> None:
+        """Remote data sets and digits bring their own numbering, which must be the training split's."""
+        found = _class_to_idx(source)
+        if not found:
+            return
+        if sorted(map(str, found), key=lambda name: found[name]) != self.class_names:
+            raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
+
+    def _open_for_prediction(self) -> Source:
+        if self.name in REMOTE or not self.root:
+            raise DataError("predict needs --data.root FOLDER, any folder of pictures")
+        return open_place(Path(self.root), self._mode)
+
+    def train_dataloader(self) -> ImageLoader:
+        """Shuffled and augmented; starts where a resumed run left off."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> ImageLoader:
+        """Every picture of the validation split once, in order."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> ImageLoader:
+        """The test split, or the validation split where there is none."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ImageLoader:
+        """Every picture under ``root``, whatever the folder it is in."""
+        return self._loader("predict")
+
+    def broken(self, split: str) -> list[str]:
+        """One line for each unreadable picture that this process met in ``split`` so far."""
+        return list(self._loaders[split].broken) if split in self._loaders else []
+
+    def set_epoch(self, epoch: int) -> None:
+        """Data sets that are read in order shuffle by the epoch; the others' samplers are told by Lightning."""
+        source = self._sources.get("train")
+        if isinstance(source, IterableImageDataset):
+            source.set_epoch(epoch)  # type: ignore[no-untyped-call]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in its epoch the training is, for checkpoints."""
+        if self.trainer is None:
+            return {}
+        loop: Any = self.trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        within = epochs.processed < epochs.ready
+        return {
+            "epoch": epochs.processed,
+            "batches": loop.epoch_loop.batch_progress.current.processed if within else 0,
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the training loader start there."""
+        # With another batch size the count of batches that Lightning goes by means another place in the epoch.
+        self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)
+
+    def _transform(self, training: bool) -> Transform:
+        size, mean, std = (self.preprocessing[key] for key in ("input_size", "mean", "std"))
+        options = (
+            self.augmentation
+            if training
+            else {key: self.preprocessing[key] for key in ("interpolation", "crop_pct", "crop_mode")}
+        )
+        try:
+            transform: Transform = create_transform(
+                size, is_training=training, mean=mean, std=std, use_prefetcher=False, **options
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise DataError(f"augmentation options {options}: {type(error).__name__} {error}") from error
+        return transform
+
+    def _loader(self, split: str) -> ImageLoader:
+        training = split == "train"
+        source = self._sources[split]
+        transform = self._transform(training)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batch_size = self.batch_size if training else self.eval_batch_size
+        dataset: Dataset[Item]
+        sampler: TrainSampler | EvalSampler | None = None
+        if isinstance(source, IterableImageDataset):
+            source.set_loader_cfg(num_workers=self.num_workers)
+            dataset = StreamDataset(source, transform)
+        else:
+            dataset = PictureDataset(source, transform, replace_broken=training and self.on_error == "skip")
+            sampler = (
+                TrainSampler(
+                    len(source), self.seed, rank, world, self.aug_repeats, (self._start[0], self._start[1] * batch_size)
+                )
+                if training
+                else EvalSampler(len(source), rank, world)
+            )
+        self._loaders[split] = ImageLoader(
+            dataset,
+            self.on_error,
+            batch_size=batch_size,
+            sampler=sampler,
+            # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
+            drop_last=training and sampler is not None and len(sampler) >= batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=Collate(self.preprocessing["input_size"]),
+        )
+        return self._loaders[split]
+
+
+def _class_to_idx(source: Any) -> Any:
+    return getattr(source, "class_to_idx", None) or getattr(getattr(source, "reader", None), "class_to_idx", None)
+
+
+def _per_channel(given: list[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
+    if given is None:
+        return default if channels == len(default) else (sum(default) / len(default),) * channels
+    if len(given) != channels:
+        raise DataError(f"--data.{what} must have {channels} values (--data.in_chans), got {list(given)}")
+    return tuple(given)

@@ -1,0 +1,48 @@
+"""The embedded data set: scikit-learn's handwritten digits, which need no download."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+EDGE = 32  # pixels; the scans are 8×8
+
+
+class Digits:
+    """1,797 scans of handwritten digits, enlarged from 8×8 to 32×32.
+
+    Every fifth picture of each digit, in the order of the file, belongs to the validation split: 355 of them, and 1,442
+    for training.
+
+    Args:
+        split: which of the two.
+        mode: Pillow's mode of the pictures, ``"RGB"`` or ``"L"``.
+    """
+
+    def __init__(self, split: Literal["train", "validation"], mode: str = "RGB") -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        rank = np.empty(len(digits.target), dtype=int)  # of each picture among those of its digit
+        for digit in range(10):
+            members = np.flatnonzero(digits.target == digit)
+            rank[members] = np.arange(len(members))
+        held_out = rank % 5 == 4
+        self.numbers = np.flatnonzero(held_out if split == "validation" else ~held_out)
+        self.scans = (digits.images[self.numbers] * (255 / 16)).round().astype(np.uint8)
+        self.targets = digits.target[self.numbers].tolist()
+        self.mode = mode
+        self.class_to_idx: Mapping[str, int] | None = {str(digit): digit for digit in range(10)}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The picture and its digit."""
+        picture = Image.fromarray(self.scans[index]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+        return picture.convert(self.mode), self.targets[index]
+
+    def name_of(self, index: int) -> str:
+        """Its place in scikit-learn's file."""
+        return f"digits/{self.numbers[index]:04d}"

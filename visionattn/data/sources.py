@@ -1,0 +1,207 @@
+"""Finds a split of a data set and opens it with timm's readers, with errors that say what is missing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from PIL import Image
+from timm.data.dataset import IterableImageDataset
+from timm.data.dataset_factory import create_dataset
+
+from visionattn.data.digits import Digits
+
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "test"),
+    "test": ("test", "testing", "validation", "val", "valid"),
+}
+"""Where each split is looked for, the first that exists."""
+
+ITERABLE = ("wds", "tfds", "hfids")
+REMOTE = ("torch", "hfds", *ITERABLE)
+
+
+class DataError(ValueError):
+    """The data set is not there or not as expected; the message names it and what to do."""
+
+
+class Source(Protocol):
+    """Pictures with random access."""
+
+    class_to_idx: Mapping[str, int] | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Decodes one picture; whatever goes wrong is the caller's business."""
+
+    def name_of(self, index: int) -> str:
+        """File name or the like."""
+
+
+class ReaderSource:
+    """timm's readers (folder, tar, Hugging Face) without the retries of its ImageDataset, which hide broken files."""
+
+    def __init__(self, reader: Any, mode: str) -> None:
+        self.reader = reader
+        self.mode = mode
+        self.class_to_idx: Mapping[str, int] | None = getattr(
+            reader, "class_to_idx", getattr(reader, "class_name_to_idx", None)
+        )
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The picture in the wanted mode, and its class index."""
+        file, target, *_ = self.reader[index]
+        with file, Image.open(file) as picture:
+            return picture.convert(self.mode), -1 if target is None else int(target)
+
+    def name_of(self, index: int) -> str:
+        """Path of the file; inside a tar, its path there."""
+        return str(self.reader.filename(index, absolute=True))
+
+
+class TorchvisionSource:
+    """One of torchvision's data sets, as timm names them (``torch/cifar10``)."""
+
+    def __init__(self, dataset: Any, mode: str) -> None:
+        self.dataset, self.mode = dataset, mode
+        names: Sequence[str] | None = getattr(dataset, "classes", None)
+        self.class_to_idx: Mapping[str, int] | None = (
+            {str(name): index for index, name in enumerate(names)} if names else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The picture in the wanted mode, and its class index."""
+        picture, target = self.dataset[index]
+        return picture.convert(self.mode), int(target)
+
+    def name_of(self, index: int) -> str:
+        """Its number in the data set."""
+        return f"{type(self.dataset).__name__.lower()}/{index}"
+
+
+def open_source(
+    name: str,
+    root: str | None,
+    split: str,
+    *,
+    wanted: str | None = None,
+    class_to_idx: Mapping[str, int] | None = None,
+    mode: str = "RGB",
+    download: bool = False,
+    **options: Any,
+) -> Source | IterableImageDataset:
+    """Opens one split.
+
+    Args:
+        name: ``"digits"``, ``""`` or ``"folder"`` or ``"tar"`` for pictures under ``root``, otherwise a data set of
+            timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``, ``tfds/…``).
+        root: folder or ``.tar`` file; where the others keep their downloads.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        wanted: the user's own name for the split, which must then exist.
+        class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
+        mode: Pillow's mode of the pictures.
+        download: let torchvision or timm fetch what is missing.
+        **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
+
+    Raises:
+        DataError: see the message.
+    """
+    prefix = name.partition("/")[0].lower()
+    if name == "digits":
+        return Digits("train" if (wanted or split) in SPLITS["train"] else "validation", mode)
+    if name in ("", "folder", "tar"):
+        if root is None:
+            raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
+        place = find_split(Path(root), split, wanted)
+        return open_place(place, mode, class_to_idx)
+    if prefix not in REMOTE:
+        raise DataError(
+            f"unknown data set {name!r}: digits, folder, or one of {', '.join(p + '/NAME' for p in REMOTE)}"
+        )
+    try:
+        dataset = create_dataset(
+            name,
+            root=root,
+            split=wanted or split,
+            is_training=split == "train",
+            download=download,
+            input_img_mode=mode,
+            **(options if prefix in ITERABLE else {}),
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, ImportError) as error:
+        raise DataError(f"data set {name!r}, split {wanted or split!r}: {error}") from error
+    if isinstance(dataset, IterableImageDataset):
+        return dataset
+    return TorchvisionSource(dataset, mode) if prefix == "torch" else ReaderSource(dataset.reader, mode)
+
+
+def open_place(place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None) -> ReaderSource:
+    """Opens a folder of class folders, or a tar of them.
+
+    Raises:
+        DataError: no pictures in it, or classes that ``class_to_idx`` does not know.
+    """
+    if not place.exists():
+        raise DataError(f"no such data folder: {place} (expected {LAYOUT.format(root=place)})")
+    try:
+        # Without the given numbers first: timm would leave out pictures of unknown classes without a word.
+        reader = create_dataset("", root=str(place), search_split=False).reader
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        if "Found 0 images" in str(error) or isinstance(error, ValueError | AssertionError):
+            raise DataError(f"no pictures under {place} (expected {LAYOUT.format(root=place.parent)})") from error
+        raise DataError(f"cannot read {place}: {error}") from error
+    source = ReaderSource(reader, mode)
+    if class_to_idx is None or source.class_to_idx == class_to_idx:
+        return source
+    unknown = sorted(set(source.class_to_idx or ()) - set(class_to_idx))
+    if unknown:
+        raise DataError(
+            f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
+            f"({', '.join(list(class_to_idx)[:3])}, …) do not include: all splits need the same class folders"
+        )
+    missing = sorted(set(class_to_idx) - set(source.class_to_idx or ()))
+    rank_zero_warn(f"{place} has no pictures of {some(missing)}")
+    return ReaderSource(
+        create_dataset("", root=str(place), search_split=False, class_map=dict(class_to_idx)).reader, mode
+    )
+
+
+LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"
+
+
+def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
+    """The folder or ``.tar`` file that holds ``split`` under ``root``.
+
+    Raises:
+        DataError: ``root`` or the split is not there.
+    """
+    if not root.exists():
+        raise DataError(f"no such data folder: {root} (--data.root; expected {LAYOUT.format(root=root)})")
+    if root.is_file():
+        return root
+    names = (wanted,) if wanted else SPLITS[split]
+    for candidate in (root / name for name in names):
+        for place in (candidate, candidate.with_name(candidate.name + ".tar")):
+            if place.exists():
+                return place
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+    if not found:
+        raise DataError(f"no pictures under {root} (expected {LAYOUT.format(root=root)})")
+    option = {"train": "train_split", "validation": "val_split", "test": "test_split"}[split]
+    raise DataError(
+        f"no {split} split under {root}: looked for {', '.join(names)}; found {', '.join(found[:6])}"
+        f"{', …' if len(found) > 6 else ''}. Expected {LAYOUT.format(root=root)}, or name it with --data.{option}"
+    )
+
+
+def some(names: Sequence[str]) -> str:
+    """``class a`` or ``classes a, b, c, …``."""
+    return f"class{'es' if len(names) > 1 else ''} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"

@@ -1,0 +1,111 @@
+"""Optimizer and learning-rate schedule, both from timm's factories."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from torch import nn
+
+Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
+
+MAX_SHARE = 0.25
+"""Warm-up and cool-down each take at most this share of a run, so that a shortened run still has its schedule."""
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    layer_decay: float | None,
+    options: Mapping[str, Any],
+) -> torch.optim.Optimizer:
+    """An optimizer of timm over the trainable parameters; biases, norms and ``no_weight_decay()`` are not decayed.
+
+    Args:
+        model: gives ``group_matcher`` and ``no_weight_decay``, which the parameter groups follow.
+        name: one of ``timm.optim.list_optimizers()``.
+        lr: peak learning rate.
+        weight_decay: of the weights that are decayed.
+        momentum: where the optimizer has one.
+        layer_decay: factor between the learning rates of one layer and the one before it.
+        options: further arguments of the optimizer.
+
+    Raises:
+        ValueError: an unknown optimizer or option.
+    """
+    known = [str(known) for known in list_optimizers()]
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"unknown optimizer {name!r} (--model.opt){'; did you mean ' + ', '.join(near) if near else ''}"
+        )
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt=name,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            layer_decay=layer_decay,
+            **options,
+        )
+    except TypeError as error:
+        raise ValueError(f"optimizer {name!r}, --model.opt_kwargs {dict(options)}: {error}") from error
+    return optimizer
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer,
+    name: Schedule,
+    total_updates: int,
+    updates_per_epoch: int,
+    warmup_epochs: float,
+    warmup_lr: float,
+    cooldown_epochs: float,
+    min_lr: float,
+    on_updates: bool,
+    options: Mapping[str, Any],
+) -> Scheduler:
+    """A schedule of timm, laid out over the run: warm-up included, the cool-down at ``min_lr`` at its end.
+
+    Args:
+        optimizer: whose groups are scheduled, each scaled by its ``lr_scale``.
+        name: shape of the schedule.
+        total_updates: optimizer steps of the whole run.
+        updates_per_epoch: optimizer steps of an epoch.
+        warmup_epochs: length of the linear warm-up, at most a quarter of the run.
+        warmup_lr: where the warm-up starts.
+        cooldown_epochs: length of the cool-down, at most a quarter of the run.
+        min_lr: where the schedule ends.
+        on_updates: a new rate after each optimizer step instead of each epoch.
+        options: further arguments of ``timm.scheduler.create_scheduler_v2``.
+
+    Raises:
+        ValueError: an option that does not fit.
+    """
+    epochs = total_updates / updates_per_epoch
+    warmup, cooldown = (min(length, MAX_SHARE * epochs) for length in (warmup_epochs, cooldown_epochs))
+    if not on_updates:
+        epochs, warmup, cooldown = max(1, round(epochs)), int(warmup), int(cooldown)
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=name,
+            num_epochs=epochs - cooldown,  # type: ignore[arg-type]  # a fraction is welcome where updates are counted
+            warmup_epochs=warmup,  # type: ignore[arg-type]
+            warmup_lr=warmup_lr,
+            min_lr=min_lr,
+            step_on_epochs=not on_updates,
+            updates_per_epoch=updates_per_epoch,
+            **options,
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"schedule {name!r}, --model.sched_kwargs {dict(options)}: {error}") from error
+    assert isinstance(scheduler, Scheduler)
+    return scheduler
