@@ -233,11 +233,17 @@ class ImageClassificationData(LightningDataModule):
         """One line for each unreadable picture that this process met in ``split`` so far."""
         return list(self._loaders[split].broken) if split in self._loaders else []
 
+    def describe(self) -> str:
+        """The data set and the sizes of its splits, in words."""
+        sizes = ", ".join(f"{len(source):,} {split}" for split, source in self._sources.items())
+        where = self.root if self.name == "folder" else self.name
+        return f"{where}: {sizes} pictures of {self.num_classes} classes"
+
     def set_epoch(self, epoch: int) -> None:
         """Data sets that are read in order shuffle by the epoch; the others' samplers are told by Lightning."""
         source = self._sources.get("train")
         if isinstance(source, IterableImageDataset):
-            source.set_epoch(epoch)  # type: ignore[no-untyped-call]
+            source.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where in its epoch the training is, for checkpoints."""

@@ -49,7 +49,7 @@ class TrainSampler(Sampler[Draw]):
     ) -> None:
         pictures = range(size)
         self.order: RepeatAugSampler | DistributedSampler[int] = (
-            RepeatAugSampler(pictures, world_size, rank, num_repeats=repeats)  # type: ignore[no-untyped-call]
+            RepeatAugSampler(pictures, world_size, rank, num_repeats=repeats)
             if repeats > 1
             else DistributedSampler(pictures, world_size, rank)  # type: ignore[arg-type]  # it only asks for the length
         )
@@ -77,7 +77,7 @@ class EvalSampler(Sampler[Draw]):
     """Every picture exactly once across the ranks, in order, with fillers at the end of the shorter ones."""
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.order = OrderedDistributedSampler(range(size), world_size, rank)  # type: ignore[no-untyped-call]
+        self.order = OrderedDistributedSampler(range(size), world_size, rank)
 
     def __len__(self) -> int:
         return len(self.order)

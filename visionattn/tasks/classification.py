@@ -127,7 +127,7 @@ class ClassificationTask(LightningModule):
     @property
     def data(self) -> ImageClassificationData:
         """The DataModule of the run."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule
         assert isinstance(data, ImageClassificationData)
         return data
 
@@ -153,7 +153,7 @@ class ClassificationTask(LightningModule):
         if hparams.compile:
             self.model.compile()
         self.mixup = (
-            Mixup(  # type: ignore[no-untyped-call]
+            Mixup(
                 hparams.mixup,
                 hparams.cutmix,
                 prob=hparams.mix_prob,
@@ -168,9 +168,9 @@ class ClassificationTask(LightningModule):
         if hparams.loss == "bce":
             self.criterion: nn.Module = BinaryCrossEntropy(hparams.smoothing)
         elif self.mixup is not None:
-            self.criterion = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+            self.criterion = SoftTargetCrossEntropy()
         else:
-            self.criterion = LabelSmoothingCrossEntropy(hparams.smoothing)  # type: ignore[no-untyped-call]
+            self.criterion = LabelSmoothingCrossEntropy(hparams.smoothing)
         for split in ("val", "test"):
             setattr(self, f"{split}_loss", MeanMetric())
             for k in (1, 5):
@@ -211,7 +211,7 @@ class ClassificationTask(LightningModule):
     @property
     def _head(self) -> nn.Module:
         assert self.model is not None
-        return self.model.get_classifier()  # type: ignore[operator, no-any-return]
+        return self.model.get_classifier()  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> "ClassificationTask":
         """As usual, but a probed backbone stays in evaluation mode, for its norm statistics are frozen too."""
@@ -273,7 +273,7 @@ class ClassificationTask(LightningModule):
         if self.options.agc and self.model is not None:
             head = set(self._head.parameters())
             parameters = [parameter for parameter in self.model.parameters() if parameter not in head]
-            adaptive_clip_grad(parameters, self.options.agc)  # type: ignore[no-untyped-call]
+            adaptive_clip_grad(parameters, self.options.agc)
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Steps

@@ -1,0 +1,9 @@
+"""Trains, validates, tests and applies classifiers; python train.py --help lists the commands."""
+
+import sys
+
+from visionattn.cli.errors import run
+from visionattn.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,319 @@
+"""The commands of train.py: LightningCLI with run folders, resuming, and errors of one line."""
+
+import logging
+import shlex
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import visionattn  # noqa: F401  registers the models
+from visionattn.cli.errors import ConciseParser, UsageError
+from visionattn.cli.runs import LoggerName, RunFolder, create_loggers, is_rank_zero, new_run, newest_run, run_of
+from visionattn.data import ImageClassificationData
+from visionattn.tasks.callbacks import EpochReport, LearningCurve, PredictionWriter
+from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec
+from visionattn.tasks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from visionattn.tasks.classification import ClassificationTask
+
+NOISE = (
+    # Lightning's hints, each of which is dealt with here or is the user's choice.
+    r".*does not have many workers.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*WeightAveraging callback.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*is smaller than the logging interval.*",
+    r".*your dataloader is not resumable.*",
+    r".*Precision .* is not supported by the model summary.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*GPU available but not used.*",
+    r".*set_parsing_settings.*",
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Files of a training run.
+
+    Args:
+        runs: folder of all runs; each gets runs/NAME/NUMBER.
+        run_name: NAME, by default that of the config file, or of the model.
+        logger: where metrics go beside metrics.csv.
+        ema: keep an exponential moving average of the weights with this decay, e.g. 0.9999; it is what is validated
+            and saved as the best.
+        save_every_n_steps: save last.ckpt in the middle of epochs, too; 0 for not.
+    """
+
+    runs: Path = Path("runs")
+    run_name: str | None = None
+    logger: LoggerName = "csv"
+    ema: float | None = None
+    save_every_n_steps: int = 1000
+
+
+class TrainingParser(ConciseParser, LightningArgumentParser):
+    """Errors of one line."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI over the classification task and data.
+
+    Args:
+        argv: the command line.
+    """
+
+    def __init__(self, argv: list[str]) -> None:
+        self.argv = argv
+        self.resume: Path | None = None
+        self.run: RunFolder | None = None
+        self.began = time.monotonic()
+        super().__init__(
+            ClassificationTask,
+            ImageClassificationData,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "train.py", "description": "Trains and applies image classifiers."},
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"max_epochs": 30, "use_distributed_sampler": False, "enable_model_summary": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=argv,
+        )
+
+    # Parsing
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without options that make no sense from a shell."""
+        skipped = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
+            "validate": skipped | {"dataloaders"},
+            "test": skipped | {"dataloaders"},
+            "predict": skipped | {"dataloaders", "return_predictions"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the run."""
+        parser.add_class_arguments(RunOptions)
+        parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="File for predict's result.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses without Lightning's warning about arguments that do not come from sys.argv."""
+        self.config = parser.parse_args(args)
+
+    @property
+    def options(self) -> Any:
+        """Options of the chosen command."""
+        return self.config[self.config.subcommand]
+
+    @property
+    def run_name(self) -> str:
+        """What the folder of the runs is called."""
+        if self.options.run_name:
+            return str(self.options.run_name)
+        configs = [Path(str(config)) for config in self.options.get("config") or []]
+        if not configs:
+            return str(self.options.model.name).replace("/", "-").replace(":", "-")
+        parts = configs[-1].with_suffix("").parts
+        return "-".join(parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:])
+
+    def _parse_ckpt_path(self) -> None:
+        """Finds the checkpoint that is asked for. Lightning would let its options override the command line's."""
+        wanted, command = self.options.ckpt_path, self.config.subcommand
+        if wanted is None:
+            return
+        if wanted in ("last", "best"):
+            self.run = newest_run(self.options.runs, self.run_name)
+            newest = self.run.newest_checkpoint() if self.run and wanted == "last" else None
+            found = newest or (self.run.checkpoints / f"{wanted}.ckpt" if self.run else None)
+            place = self.options.runs / self.run_name
+            if found is not None and found.is_file():
+                self.resume = found
+            elif command == "fit" and wanted == "last":
+                say(f"no checkpoint under {place} to go on from: training starts anew")
+            else:
+                raise UsageError(f"no {wanted} checkpoint under {place}: pass --ckpt_path FILE or --run_name NAME")
+        elif Path(wanted).is_file():
+            self.resume = Path(wanted)
+        else:
+            raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
+        self.options.ckpt_path = None if self.resume is None else str(self.resume)
+        if self.resume is None:
+            return
+        checkpoint = AtomicCheckpointIO().load_checkpoint(self.resume)
+        self.resume_step = int(checkpoint["global_step"])
+        if METADATA_KEY not in checkpoint:
+            raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
+        self.spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+        if command != "fit":
+            self._adopt(self.spec)
+
+    def _adopt(self, spec: ClassifierSpec) -> None:
+        """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
+        defaults = self._parser(self.config.subcommand).get_defaults()
+        channels, height, _ = spec.preprocessing["input_size"]
+        data = {"img_size": height, "in_chans": channels} | {
+            key: value for key, value in spec.preprocessing.items() if key != "input_size"
+        }
+        if not self.options.data.root:
+            data["name"] = spec.dataset
+        for key, value in data.items():
+            if self.options.data.get(key) == defaults.data.get(key):
+                self.options.data[key] = value
+        model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
+        for key, value in model.items():
+            self.options.model[key] = value
+        self.options.model.pretrained = False
+
+    # Building
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer."""
+        super().instantiate_classes()
+        if self.resume is not None:
+            self.datamodule.expect_classes(self.spec.class_names)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what every run has: progress, checkpoints that are whole, loggers, averaging."""
+        given = self.options.trainer
+        interactive = given.enable_progress_bar is not False and sys.stdout.isatty()
+        callbacks: list[Callback] = [*(self._get(self.config_init, "trainer").callbacks or [])]
+        callbacks += [RichProgressBar(leave=True)] if interactive else []
+        plugins = self._get(self.config_init, "trainer").plugins or []
+        settings: dict[str, Any] = {
+            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
+            "enable_progress_bar": interactive,
+            "logger": False,
+            "enable_checkpointing": False,
+            "precision": given.precision or default_precision(given.accelerator),
+        }
+        if self.subcommand == "fit" and not given.fast_dev_run:
+            callbacks += self._prepare_run(settings)
+        elif self.subcommand == "predict":
+            self.predictions = PredictionWriter(self.options.output)
+            callbacks.append(self.predictions)
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        if self.subcommand == "fit":
+            callbacks.append(EpochReport(per_epoch=not interactive))
+        return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
+
+    def _prepare_run(self, settings: dict[str, Any]) -> list[Callback]:
+        resumed = None if self.resume is None else run_of(self.resume)
+        self.run = resumed or new_run(self.options.runs, self.run_name)
+        self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
+        step = self.resume_step if resumed else None
+        settings |= {
+            "logger": create_loggers(self.run, self.options.logger, step),
+            "enable_checkpointing": True,
+            "default_root_dir": str(self.run.path),
+        }
+        self.best = BestCheckpoint(self.run.checkpoints)
+        self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
+        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
+        return [*averaging, LearningCurve(self.run.path), self.best, self.last]
+
+    # Running
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; however it ends, what is broken in the data is told."""
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+        except (SystemExit, KeyboardInterrupt):
+            self._tell_how_to_resume()
+            raise
+        finally:
+            self._tell_broken()
+            if self.run is not None and self.subcommand == "fit" and is_rank_zero():
+                self.run.discard_if_empty()
+
+    def _tell_how_to_resume(self) -> None:
+        if self.run is None or self.subcommand != "fit":
+            return
+        if (checkpoint := self.run.newest_checkpoint()) is None:
+            say("stopped before the first checkpoint")
+            return
+        where = f"epoch {self.trainer.current_epoch + 1}, step {self.trainer.global_step}"
+        command = shlex.join(["python", "train.py", *without_option(self.argv, "--ckpt_path")])
+        say(f"stopped in {where}; to go on:\n  {command} --ckpt_path {shlex.quote(str(checkpoint))}")
+
+    def _tell_broken(self) -> None:
+        for split in ("train", "validation", "test", "predict"):
+            if broken := self.datamodule.broken(split):
+                instead = "replaced" if split == "train" else "left out"
+                say(f"{len(broken)} unreadable {split} picture(s) {instead}; first {broken[0]}")
+
+    def after_fit(self) -> None:
+        """One short summary."""
+        if self.run is None:
+            return
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        done = f"{self.trainer.current_epoch} epochs, {self.trainer.global_step} steps in {minutes} min {seconds} s"
+        score = self.best.best_model_score
+        kept = self.best.best_model_path or self.last.last_model_path or (self.resume and str(self.resume))
+        if not kept:
+            say(done)
+            return
+        checkpoint = relative(Path(kept))
+        best = "no validation" if score is None else f"best val top-1 {100 * float(score):.2f}%"
+        data = self.datamodule
+        options = {"name": data.name, "root": data.root, "split": data.splits["validation"]}
+        given = [word for key, value in options.items() if value for word in (f"--data.{key}", str(value))]
+        command = shlex.join(["python", "eval.py", "classify", "--checkpoint", str(checkpoint), *given])
+        say(f"{best}, {done}\ncheckpoint: {checkpoint}\nevaluate:   {command}")
+
+    def after_predict(self) -> None:
+        """Where the predictions are."""
+        say(f"{self.predictions.count} predictions in {self.predictions.path}")
+
+
+def default_precision(accelerator: Any) -> str:
+    """bf16 where a GPU computes in it, otherwise fp32."""
+    gpu = accelerator not in ("cpu",) and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def without_option(argv: list[str], option: str) -> list[str]:
+    """The command line without ``option VALUE`` and ``option=VALUE``."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(option + "="):
+            kept.append(word)
+    return kept
+
+
+def relative(path: Path) -> Path:
+    """``path`` as it is seen from here, where it is below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line, once for all ranks."""
+    print(line, flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    TrainingCLI(argv)

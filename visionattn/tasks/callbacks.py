@@ -1,0 +1,129 @@
+"""What a run tells: a line per epoch, learning curves, predictions."""
+
+import csv
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import print as rich_print
+
+CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
+
+
+class EpochReport(Callback):
+    """One line at the start of the training and, where no progress bar shows it, one per epoch.
+
+    Args:
+        per_epoch: whether there is no progress bar.
+    """
+
+    def __init__(self, per_epoch: bool) -> None:
+        self.per_epoch = per_epoch
+        self.began = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is trained on what."""
+        model: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        parameters = list(model.model.parameters())
+        total, trained = (
+            sum(parameter.numel() for parameter in parameters if parameter.requires_grad or everything)
+            for everything in (True, False)
+        )
+        share = "" if total == trained else f" ({trained / 1e6:.2f} M trained)"
+        self._say(
+            trainer,
+            f"{model.spec.model}, {total / 1e6:.2f} M parameters{share}, on {data.describe()}; "
+            f"{trainer.precision} on {trainer.world_size} × {trainer.strategy.root_device.type}; "
+            f"files in {trainer.default_root_dir}",
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self.began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The figures of the epoch."""
+        if self.per_epoch:
+            keys = ("train_loss", "val_loss", "val_top1")
+            figures = [f"{key} {trainer.callback_metrics[key]:.4f}" for key in keys if key in trainer.callback_metrics]
+            seconds = time.monotonic() - self.began
+            number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._say(trainer, ", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
+
+    @staticmethod
+    def _say(trainer: Trainer, line: str) -> None:
+        if trainer.is_global_zero:
+            print(line, flush=True)
+
+
+class LearningCurve(Callback):
+    """Draws ``curve.png`` beside ``metrics.csv``; a failure to do so is told and goes no further.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.drawn = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws now and then."""
+        if time.monotonic() - self.drawn > CURVE_EVERY:
+            self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the whole run."""
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draws what there is."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        try:
+            from visionattn.viz.curves import save_learning_curve
+
+            for logger in trainer.loggers:
+                logger.save()
+            if (self.folder / "metrics.csv").exists():
+                save_learning_curve(self.folder / "metrics.csv", self.folder / "curve.png")
+        except Exception as error:
+            rich_print(f"[yellow]no learning curve: {error}[/yellow]")
+        self.drawn = time.monotonic()
+
+
+class PredictionWriter(Callback):
+    """Writes predictions as a CSV file: ``file,class,probability``.
+
+    Args:
+        path: of the file; each further process writes one of its own, with its rank in the name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.file: IO[str] | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the file."""
+        if trainer.global_rank:
+            self.path = self.path.with_stem(f"{self.path.stem}.rank{trainer.global_rank}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("w", newline="")
+        csv.writer(self.file).writerow(["file", "class", "probability"])
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Adds a batch."""
+        assert self.file is not None
+        csv.writer(self.file).writerows((name, label, f"{share:.6f}") for name, label, share in outputs)
+        self.count += len(outputs)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Closes the file."""
+        if self.file is not None:
+            self.file.close()

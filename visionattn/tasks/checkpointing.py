@@ -1,0 +1,124 @@
+"""When checkpoints are written, and how: a file with a checkpoint's name is always a whole one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file and renames; reads without running code from the file.
+
+    Lightning's own writes to the system's temporary folder first, from where, on another disk, the file is copied and
+    may be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replaces ``path`` in one step, once all is on the disk."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"cannot write checkpoint {path}: {error}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Reads a checkpoint onto the CPU.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a checkpoint.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # A file of any other kind fails in whatever way its bytes happen to lead to.
+            raise ValueError(f"{path} is not a checkpoint, or only part of one") from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise ValueError(f"{path} is not a checkpoint of train.py: start from it with --model.checkpoint_path")
+        return checkpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the weights with the best ``val_top1`` so far.
+
+    Args:
+        dirpath: folder of checkpoints.
+    """
+
+    def __init__(self, dirpath: Path) -> None:
+        super().__init__(
+            dirpath,
+            Path(BEST).stem,
+            monitor="val_top1",
+            mode="max",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What is best is what this folder has: it may have been moved, or the run go on in a new one."""
+        path = os.path.join(str(self.dirpath), BEST)  # noqa: PTH118  Lightning compares strings
+        score = state_dict["best_model_score"]
+        if score is None or not Path(path).is_file():
+            return
+        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": {path: score}})
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, from which a run goes on: after each validation, each epoch, every N steps and upon SIGTERM.
+
+    Args:
+        dirpath: folder of checkpoints.
+        every_n_steps: save in the middle of epochs, too; 0 for not.
+
+    Attributes:
+        last_model_path: the file, once there is one.
+    """
+
+    def __init__(self, dirpath: Path, every_n_steps: int = 0) -> None:
+        self.path, self.every_n_steps = Path(dirpath) / LAST, every_n_steps
+        self.last_model_path = ""
+        self.saved_step = -1
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.sanity_checking or trainer.global_step in (0, self.saved_step):
+            return
+        trainer.save_checkpoint(self.path)
+        self.last_model_path, self.saved_step = str(self.path), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Saves every N updates. The end of an epoch is left to the hooks below, which see it complete."""
+        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what was just validated."""
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves epochs without validation."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """SIGTERM reaches us between two batches, where all is consistent; nothing else does."""
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
