@@ -24,6 +24,8 @@ from visionattn.tasks.checkpoint import (
     describe_classifier,
     load_classifier,
 )
+from visionattn.viz.confusion import save_confusion_matrix
+from visionattn.viz.figure import check_suffix
 
 NAMED_UNREADABLE = 20
 
@@ -99,11 +101,13 @@ def classify(
         ValueError: a model, checkpoint or data set that is not there or does not fit the others.
     """
     check_writable(output, per_class, confusion_matrix)
+    if confusion_matrix:
+        check_suffix(confusion_matrix)
     resolved = resolve_device(device)
     classifier, spec = _build(checkpoint, model, pretrained, model_kwargs or {}, weights)
     module = _open(data, spec)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    classifier = classifier.to(resolved).to(memory_format=layout)  # type: ignore[call-overload]
+    classifier = classifier.to(resolved).to(memory_format=layout)
     metrics = _metrics(spec.num_classes, with_matrix=confusion_matrix is not None).to(resolved)
 
     start = time.perf_counter()
@@ -138,8 +142,6 @@ def classify(
     if per_class:
         write_csv(_class_rows(counts["per_class"], names), per_class)
     if confusion_matrix:
-        from visionattn.viz.confusion import save_confusion_matrix
-
         save_confusion_matrix(counts["matrix"].cpu(), names, confusion_matrix)
     _print(result)
 
@@ -153,9 +155,9 @@ def _build(
         return load_classifier(checkpoint, weights, model, model_kwargs)
     if model is None:
         raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
+    classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
         print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
-    classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     return classifier.eval(), describe_classifier(classifier, model, **model_kwargs)
 
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -19,11 +19,18 @@ class UsageError(Exception):
 
 
 class ConciseParser(argparse.ArgumentParser):
-    """Mixin for jsonargparse parsers that raises :class:`UsageError` instead of printing the usage and leaving.
+    """Mixin for jsonargparse parsers whose errors are a :class:`UsageError` of one line, not the usage and an exit.
 
     Put it before the parser class: ``class Parser(ConciseParser, jsonargparse.ArgumentParser)``. Subcommand parsers are
     made of the same class, so that they behave alike.
     """
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``."""
+        for action in self._actions:
+            if getattr(action, "_typehint", None) in (bool, bool | None) and action.nargs is None:
+                action.nargs, action.const = "?", True
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Called by argparse and jsonargparse for every parsing error."""
@@ -142,8 +149,14 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         return f"unknown command {word!r}{near_matches(word, choices) or f'; choose from {match[2]}'}"
     if match := re.match(r"expected \"\S+\" to be one of \{(.+)\}, but it was not provided", message):
         return f"a command is wanted: {match[1].replace(',', ', ')}"
-    if match := re.match(r'(?:Parser key|Key) "(\S+)":\s+(.*)', message, flags=re.DOTALL):
-        return f"{match[1]}: {match[2]}"
+    if match := re.match(r"the following arguments are required: (.+)", message):
+        # A subcommand's options are reported as `command.option`.
+        commands = "|".join(getattr(getattr(parser, "_subcommands_action", None), "choices", None) or ["$"])
+        names = [re.sub(rf"^({commands})\.", "", name) for name in match[1].split(", ")]
+        return f"missing: {', '.join(f'--{name}' for name in names)}"
+    if match := re.match(r'Parser key "(\S+)":\s+(.*)', message, flags=re.DOTALL):
+        expected = re.sub(r"^Expected an? (?:<class '(\w+)'>|typing\.)?", r"expected \1", match[2])
+        return f"--{match[1]}: {expected[0].lower()}{expected[1:]}"
     return message
 
 

@@ -1,6 +1,5 @@
 """The commands of eval.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
@@ -9,7 +8,7 @@ from visionattn.cli.classify import classify
 from visionattn.cli.errors import ConciseParser
 from visionattn.cli.throughput import throughput
 
-COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify, "throughput": throughput}
+COMMANDS: dict[str, Any] = {"classify": classify, "throughput": throughput}
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):

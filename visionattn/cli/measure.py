@@ -82,7 +82,7 @@ def _prepare(name: str, conditions: Conditions) -> tuple[nn.Module, Tensor]:
     device = torch.device(conditions.device)
     layout = torch.channels_last if conditions.channels_last else torch.contiguous_format
     images = torch.randn(conditions.batch_size, *input_size, device=device).contiguous(memory_format=layout)
-    return model.to(device).to(memory_format=layout), images  # type: ignore[call-overload]
+    return model.to(device).to(memory_format=layout), images
 
 
 def _inference_step(model: nn.Module, images: Tensor, conditions: Conditions) -> Callable[[], None]:

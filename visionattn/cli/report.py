@@ -54,18 +54,20 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def check_writable(*paths: str | Path | None) -> None:
-    """Fails before the work instead of after it.
+    """Makes the folders of files that are to be written, so that what is wrong with them shows before the work.
 
     Raises:
         ValueError: one of the paths is a folder, or lies where no file can be made.
     """
     for path in [Path(path).expanduser() for path in paths if path is not None]:
-        folder = path.absolute().parent
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file in it")
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ValueError(f"cannot write {path}: {existing} is not a folder in which files can be made")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}; name a file elsewhere") from error
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from visionattn.cli.device import Precision, resolve_device
-from visionattn.cli.errors import describe
+from visionattn.cli.errors import one_line
 from visionattn.cli.measure import Conditions, measure
 from visionattn.cli.report import check_writable, print_table, provenance, write_csv, write_json
 from visionattn.tasks.checkpoint import check_model_name
@@ -56,6 +56,9 @@ def throughput(
     Raises:
         ValueError: an unknown model or device, or, once all else is written, a model that failed.
     """
+    for option, value in {"batch_size": batch_size, "img_size": img_size}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} must be at least 1, got {value}")
     names = _expand(models)
     check_writable(output, csv)
     resolved = resolve_device(device)
@@ -106,7 +109,7 @@ def _measure_apart(name: str, conditions: Conditions) -> dict[str, Any]:
         except BrokenProcessPool:
             error = "its process was killed, most likely for want of memory: lower --batch_size"
         except Exception as caught:
-            error = describe(caught)
+            error = f"{type(caught).__name__}: {one_line(str(caught))}"
     return {"model": name, "error": error}
 
 

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SUFFIXES = (".png", ".pdf", ".svg")
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7A7A7A"
 
@@ -26,6 +28,16 @@ def style_axes(axes: "Axes", **labels: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def check_suffix(path: str | Path) -> None:
+    """Checks that a figure can be written to ``path``.
+
+    Raises:
+        ValueError: its suffix says otherwise.
+    """
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"cannot write a figure to {path}: its suffix must be one of {', '.join(SUFFIXES)}")
+
+
 def save_figure(figure: "Figure", path: str | Path) -> Path:
     """Writes ``figure`` as the suffix of ``path`` says, whole or not at all; makes folders that are missing.
 
@@ -33,10 +45,8 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
         ValueError: a suffix that no figure can be written as.
     """
     path = Path(path).expanduser()
+    check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kinds = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in kinds:
-        raise ValueError(f"cannot write a figure to {path}: its suffix must be .png, .pdf or .svg")
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         figure.savefig(temporary)
