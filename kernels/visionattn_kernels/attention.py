@@ -318,9 +318,10 @@ def _check(
         tokens = extra_k.shape[1] if extra_k.dim() > 1 else 0
         _check_shape("extra_k", extra_k, (batch, tokens, heads, head_dim), "k")
         _check_shape("extra_v", extra_v, (batch, tokens, heads, v.shape[-1]), "v and extra_k")
-    for name, x in (("rpb", rpb), ("rel_h", rel_h), ("rel_w", rel_w), ("extra_k", extra_k), ("extra_v", extra_v)):
-        if x is not None and x.device != q.device:
-            raise ValueError(f"{name} must be on q's device, {q.device}; got {x.device}")
+    optional = {"rpb": rpb, "rel_h": rel_h, "rel_w": rel_w, "extra_k": extra_k, "extra_v": extra_v}
+    for name, tensor in optional.items():
+        if tensor is not None and tensor.device != q.device:
+            raise ValueError(f"{name} must be on q's device, {q.device}; got {tensor.device}")
     return Problem(
         q, k, v, window, head_dim**-0.5 if scale is None else float(scale), rpb, rel_h, rel_w, extra_k, extra_v
     )

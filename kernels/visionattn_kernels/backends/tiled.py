@@ -242,7 +242,7 @@ class _Tiles:
 
     def scores(self, chunk: _Chunk) -> Tensor:
         """Scaled products, mask and biases of a chunk, `[u, q, k + M]`."""
-        scores = self.bias[chunk.bias].baddbmm_(chunk.q, chunk.k.mT, alpha=self.problem.scale)
+        scores = self.bias.index_select(0, chunk.bias).baddbmm_(chunk.q, chunk.k.mT, alpha=self.problem.scale)
         if chunk.offset_h is not None and self.rel_h is not None:
             self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_h).gather(-1, chunk.offset_h)[..., :, None])
         if chunk.offset_w is not None and self.rel_w is not None:
@@ -300,7 +300,7 @@ def _forward(tiles: _Tiles, need_lse: bool) -> tuple[Tensor, Tensor]:
             lse[chunk.tiles] = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
     shape = problem.q.shape[:-1]
     return (
-        tiles.untile(out).view(*shape, -1).to(problem.q.dtype),
+        tiles.untile(out).view(*shape, out.shape[-1]).to(problem.q.dtype),
         tiles.untile(lse).view(shape) if need_lse else lse.flatten(),
     )
 
@@ -318,7 +318,8 @@ def _backward(tiles: _Tiles, grad_out: Tensor, grad_lse: Tensor | None) -> list[
     grad_q, grad_rel_h, grad_rel_w = query_tiles(tiles.q), query_tiles(tiles.rel_h), query_tiles(tiles.rel_w)
     grad_bias = None if tiles.problem.rpb is None else torch.zeros_like(tiles.bias)
     grad_extra_k, grad_extra_v = (None if x is None else torch.zeros_like(x) for x in (tiles.extra_k, tiles.extra_v))
-    grad_k, grad_v = [], []
+    num_positions = tiles.problem.k.shape[1] * tiles.problem.k.shape[2]
+    grad_k, grad_v = (x.new_empty(tiles.num_heads, num_positions, x.shape[-1]) for x in (tiles.k, tiles.v))
     assert grad_q is not None
 
     channels = tiles.k.shape[-1] + tiles.v.shape[-1]
@@ -343,23 +344,22 @@ def _backward(tiles: _Tiles, grad_out: Tensor, grad_lse: Tensor | None) -> list[
             torch.bmm(grad_scores, chunk.k, out=grad_q[chunk.tiles])
             if grad_bias is not None:
                 grad_bias.index_add_(0, chunk.bias, grad_scores)
-            if grad_rel_h is not None:
+            if grad_rel_h is not None and chunk.offset_h is not None:
                 grad_rel_h[chunk.tiles].scatter_add_(-1, chunk.offset_h, tiles.by_axis(grad_scores).sum(-1))
-            if grad_rel_w is not None:
+            if grad_rel_w is not None and chunk.offset_w is not None:
                 grad_rel_w[chunk.tiles].scatter_add_(-1, chunk.offset_w, tiles.by_axis(grad_scores).sum(-2))
             if grad_extra_k is not None and grad_extra_v is not None:
                 grad_extra_k.index_add_(0, chunk.head, tile_k[here, num_keys:])
                 grad_extra_v.index_add_(0, chunk.head, tile_v[here, num_keys:])
-        grad_k.append(tiles.sum_keys(tile_k))
-        grad_v.append(tiles.sum_keys(tile_v))
+        grad_k[first:last], grad_v[first:last] = tiles.sum_keys(tile_k), tiles.sum_keys(tile_v)
 
     def heads_last(x: Tensor) -> Tensor:
         return x.unflatten(0, (tiles.batch, tiles.heads)).transpose(1, 2)
 
     return [
         tiles.untile(grad_q) * scale,
-        heads_last(torch.cat(grad_k)) * scale,
-        heads_last(torch.cat(grad_v)),
+        heads_last(grad_k) * scale,
+        heads_last(grad_v),
         None if grad_bias is None else tiles.sum_bias(grad_bias),
         None if grad_rel_h is None else tiles.untile(grad_rel_h),
         None if grad_rel_w is None else tiles.untile(grad_rel_w),

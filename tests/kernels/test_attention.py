@@ -1,0 +1,318 @@
+"""The operators: every backend against the oracle in float64, and the oracle against plain formulas."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import visionattn_kernels as vk
+from visionattn_kernels import Window, windowed_attention
+from visionattn_kernels.backends import tiled
+from visionattn_kernels.dispatch import BACKENDS
+from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
+
+FAST = [name for name in BACKENDS if name != "reference"]
+
+# id: window, map, and what else the inputs hold
+CASES: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
+    "H9xW7-k3-d8": (Window.create(3), (9, 7), {}),
+    "H9xW7-k4-rpb": (Window.create(4), (9, 7), {"rpb": True}),
+    "H13xW11-k7-d24-rpb-extra3": (Window.create(7), (13, 11), {"head_dim": 24, "rpb": True, "num_extra": 3}),
+    "H13xW11-k5x3-dil2x3-rpb-rel": (Window.create((5, 3), dilation=(2, 3)), (13, 11), {"rpb": True, "rel": True}),
+    "H14xW14-k7-dil2-v16": (Window.create(7, dilation=2), (14, 14), {"v_dim": 16, "rpb": True}),
+    "H9xW9-k3-dil9": (Window.create(3, dilation=9), (9, 9), {"rpb": True}),
+    "H12xW10-k6x5-s6x2": (Window.create((6, 5), (6, 2)), (12, 10), {"rpb": True}),
+    "H12xW10-k5-s5-causal01": (Window.create(5, 5, is_causal=(False, True)), (12, 10), {"rel": True}),
+    "H8xW9-k4-dil2-causal11": (Window.create(4, dilation=2, is_causal=True), (8, 9), {"rpb": True, "num_extra": 1}),
+    "H4xW5-k7-larger": (Window.create(7), (4, 5), {"rpb": True, "rel": True}),
+    "H1xW17-k5": (Window.create((1, 5)), (1, 17), {"rpb": True}),
+    "H17xW1-k5x1-dil3": (Window.create((5, 1), dilation=(3, 1)), (17, 1), {"rpb": True}),
+    "H1xW1-k7": (Window.create(7), (1, 1), {"rpb": True, "rel": True}),
+    "B1-H33xW6-k9-d128": (Window.create(9), (33, 6), {"batch": 1, "heads": 1, "head_dim": 128}),
+    "B1-H40xW40-k7-d48": (Window.create(7), (40, 40), {"batch": 1, "heads": 3, "head_dim": 48, "rpb": True}),
+    "mask-H16xW16-b8h3": (Window.create(14, 8, boundary="mask"), (16, 16), {"rel": True, "head_dim": 16}),
+    "mask-H19xW12-b10h3": (Window.create(16, 10, boundary="mask"), (19, 12), {"rel": True}),
+    "mask-H9xW11-k5-dil2-rpb": (Window.create(5, dilation=2, boundary="mask"), (9, 11), {"rpb": True, "num_extra": 2}),
+    "mask-H3xW5-k16-s10": (Window.create(16, 10, boundary="mask"), (3, 5), {"rel": True}),
+    "zero-H16xW16-b8h3": (Window.create(14, 8, boundary="zero"), (16, 16), {"rel": True, "num_extra": 1}),
+    "zero-H7xW10-k4-dil2": (Window.create(4, dilation=2, boundary="zero"), (7, 10), {"rpb": True}),
+    "mask-H16xW12-b8h3-r2": (Window.create(14, 8, boundary="mask", query_stride=2), (16, 12), {"rel": True}),
+    "zero-H11xW9-b4h1-r2x3": (Window.create(6, 4, boundary="zero", query_stride=(2, 3)), (11, 9), {"rpb": True}),
+    "shift-H11xW9-k5-dil2-r2": (Window.create(5, dilation=2, query_stride=2), (11, 9), {"rpb": True}),
+    "B0-H6xW6-k3": (Window.create(3), (6, 6), {"batch": 0, "rpb": True, "rel": True}),
+}
+all_cases = pytest.mark.parametrize(("window", "size", "options"), CASES.values(), ids=CASES.keys())
+each_backend = pytest.mark.parametrize("backend", FAST)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@all_cases
+def test_matches_reference(
+    window: Window, size: tuple[int, int], options: dict[str, object], dtype: torch.dtype, backend: str
+) -> None:
+    inputs = make_inputs(window, size, **{"v_dim": 5, **options})  # type: ignore[arg-type]
+    assert_matches_reference(window, inputs, backend, dtype)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fills what torch leaves uninitialised with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@each_backend
+@all_cases
+@pytest.mark.usefixtures("poisoned_memory")
+def test_no_uninitialised_memory_and_bitwise_repeatable(
+    window: Window, size: tuple[int, int], options: dict[str, object], backend: str
+) -> None:
+    inputs = make_inputs(window, size, dtype=torch.float32, **options)  # type: ignore[arg-type]
+    first, second = (run_with_gradients(window, inputs, backend) for _ in range(2))
+    for name, x in first.items():
+        assert x.isfinite().all(), name
+        assert torch.equal(x, second[name]), name
+
+
+def test_many_small_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = Window.create(5, dilation=2)
+    inputs = make_inputs(window, (13, 11), batch=3, rpb=True, rel=True, num_extra=2)
+    monkeypatch.setattr(tiled, "SCORES_PER_CHUNK", 1)
+    monkeypatch.setattr(tiled, "KEY_VALUES_PER_GROUP", 1)
+    assert_matches_reference(window, inputs, "tiled")
+
+
+def test_reference_is_the_formula() -> None:
+    """One query at a time: softmax(scale q.k + rpb) v over the keys of its neighborhood (arXiv 2204.07143, eq. 2-3)."""
+    size, kernel, scale = (6, 5), 3, 0.3
+    x = make_inputs(Window.create(kernel), size, batch=1, heads=1, rpb=True)
+    out, lse = vk.neighborhood_attention_2d(
+        x["q"], x["k"], x["v"], kernel, rpb=x["rpb"], scale=scale, return_lse=True, backend="reference"
+    )
+    for i in range(size[0]):
+        for j in range(size[1]):
+            top, left = min(max(i - 1, 0), size[0] - kernel), min(max(j - 1, 0), size[1] - kernel)
+            keys = [(a, b) for a in range(top, top + kernel) for b in range(left, left + kernel)]
+            logits = torch.stack(
+                [
+                    scale * x["q"][0, i, j, 0] @ x["k"][0, a, b, 0]
+                    + x["rpb"][0, a - i + kernel - 1, b - j + kernel - 1]
+                    for a, b in keys
+                ]
+            )
+            expected = sum(p * x["v"][0, a, b, 0] for p, (a, b) in zip(logits.softmax(0), keys, strict=True))
+            torch.testing.assert_close(out[0, i, j, 0], expected)
+            torch.testing.assert_close(lse[0, i, j, 0], logits.logsumexp(0))
+
+
+def halo_by_unfolding(q: Tensor, k: Tensor, v: Tensor, block: int, halo: int, masked: bool) -> Tensor:
+    """HaloNet's own way: pad the map to whole blocks, cut overlapping windows with unfold, attend block by block."""
+    _, height, width, heads, dim = k.shape
+    pad_h, pad_w = -height % block, -width % block
+
+    def windows(x: Tensor) -> Tensor:
+        x = F.pad(x.flatten(3).permute(0, 3, 1, 2), (halo, halo + pad_w, halo, halo + pad_h))
+        return F.unfold(x, block + 2 * halo, stride=block).unflatten(1, (heads, -1, (block + 2 * halo) ** 2))
+
+    def blocks(x: Tensor) -> Tensor:
+        x = F.pad(x.flatten(3).permute(0, 3, 1, 2), (0, pad_w, 0, pad_h))
+        return F.unfold(x, block, stride=block).unflatten(1, (heads, -1, block**2))
+
+    scores = torch.einsum("bncqt,bnckt->bntqk", blocks(q) * dim**-0.5, windows(k))
+    if masked:
+        inside = windows(torch.ones_like(k))[:, :, 0].mT[:, :, :, None] > 0
+        scores = scores.masked_fill(~inside, -torch.inf)
+    out = torch.einsum("bntqk,bnckt->bncqt", scores.softmax(-1), windows(v)).flatten(1, 3)
+    out = F.fold(out, (height + pad_h, width + pad_w), block, stride=block)[..., :height, :width]
+    return out.permute(0, 2, 3, 1).unflatten(-1, (heads, -1))
+
+
+@pytest.mark.parametrize("boundary", ["mask", "zero"])
+@pytest.mark.parametrize("size", [(16, 16), (19, 12), (5, 3)], ids=str)
+def test_halo_attention_is_that_of_a_padded_map(size: tuple[int, int], boundary: str) -> None:
+    block, halo = 8, 3
+    x = make_inputs(Window.create(block), size)
+    ours = vk.halo_attention_2d(x["q"], x["k"], x["v"], block, halo, boundary=boundary)  # type: ignore[arg-type]
+    expected = halo_by_unfolding(x["q"], x["k"], x["v"], block, halo, boundary == "mask")
+    torch.testing.assert_close(ours, expected)
+
+
+@each_backend
+def test_window_of_the_whole_map_is_full_attention(backend: str) -> None:
+    x = make_inputs(Window.create(9), (9, 9), dtype=torch.float32)
+    q, k, v = (x[name].flatten(1, 2).transpose(1, 2) for name in "qkv")
+    full = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(1, (9, 9))
+    torch.testing.assert_close(vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 9, backend=backend), full)
+
+
+def test_stride_of_the_kernel_is_window_attention() -> None:
+    x = make_inputs(Window.create(4), (8, 12))
+    ours = vk.window_attention_2d(x["q"], x["k"], x["v"], 4)
+    torch.testing.assert_close(ours, vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 4, stride=4))
+    corner = F.scaled_dot_product_attention(
+        *(x[name][:, :4, 4:8].flatten(1, 2).transpose(1, 2) for name in "qkv")
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours[:, :4, 4:8].flatten(1, 2), corner)  # type: ignore[index]
+
+
+def test_one_dimension_is_a_map_of_one_row() -> None:
+    x = make_inputs(Window.create((1, 5), dilation=(1, 2)), (1, 17), rpb=True, rel=True, num_extra=2)
+    one = vk.neighborhood_attention_1d(
+        *(x[name][:, 0] for name in "qkv"),
+        5,
+        dilation=2,
+        rpb=x["rpb"][:, 0],
+        rel=x["rel_w"][:, 0],
+        extra_k=x["extra_k"],
+        extra_v=x["extra_v"],
+        return_lse=True,
+    )
+    x.pop("rel_h")
+    two = windowed_attention(**x, window=Window.create((1, 5), dilation=(1, 2)), return_lse=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(one, (two[0][:, 0], two[1][:, 0]))
+
+
+@each_backend
+def test_views_of_packed_projections(backend: str) -> None:
+    qkv = torch.randn(2, 9, 8, 3 * 2 * 8, dtype=torch.float64).unflatten(-1, (3, 2, 8))
+    q, k, v = qkv.unbind(3)
+    assert not q.is_contiguous()
+    window = Window.create(5)
+    ours = windowed_attention(q, k, v, window, backend=backend)
+    torch.testing.assert_close(
+        ours, windowed_attention(*(x.contiguous() for x in (q, k, v)), window, backend="reference")
+    )
+
+
+@each_backend
+def test_scale_of_zero_is_a_mean(backend: str) -> None:
+    x = make_inputs(Window.create(3), (3, 3))
+    out = vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, scale=0, backend=backend)
+    torch.testing.assert_close(out, x["v"].mean((1, 2), keepdim=True).expand_as(x["v"]))
+
+
+def test_what_lies_behind_a_mask_does_not_leak() -> None:
+    """Keys that no query of a tile sees may hold anything finite."""
+    x = {name: t.detach() for name, t in make_inputs(Window.create(3), (12, 12)).items()}
+    far = {name: t.clone() for name, t in x.items()}
+    far["k"][:, 6:] = 1e30
+    far["v"][:, 6:] = -1e30
+    near, changed = (vk.neighborhood_attention_2d(y["q"], y["k"], y["v"], 3) for y in (x, far))
+    assert torch.equal(near[:, :4], changed[:, :4])  # type: ignore[index]
+
+
+def test_gradients_of_the_reference_to_second_order() -> None:
+    window = Window.create(3, dilation=(1, 2), boundary="mask")
+    x = make_inputs(window, (3, 4), batch=1, heads=1, head_dim=2, rpb=True, rel=True, num_extra=1)
+    names = list(x)
+
+    def attend(*tensors: Tensor) -> object:
+        arguments = dict(zip(names, tensors, strict=True))
+        return windowed_attention(window=window, backend="reference", return_lse=True, **arguments)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(attend, tuple(x.values()), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(attend, tuple(x.values()))
+
+
+def operator_arguments(window: Window, size: tuple[int, int], **options: object) -> tuple[object, ...]:
+    x = make_inputs(window, size, dtype=torch.float32, **options)  # type: ignore[arg-type]
+    tensors = [x.get(name) for name in ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")]
+    return (*tensors, window.to_ints(), 0.3)
+
+
+@pytest.mark.parametrize("need_lse", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_registration_of_the_tiled_operator(full: bool, need_lse: bool) -> None:
+    arguments = operator_arguments(Window.create(3), (5, 6), rpb=full, rel=full, num_extra=2 * full)
+    torch.library.opcheck(tiled.tiled_attention, (*arguments, need_lse))
+
+
+def test_compiles_without_graph_breaks() -> None:
+    x = make_inputs(Window.create(3), (6, 6), dtype=torch.float32, rpb=True)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor) -> Tensor:
+        out = vk.neighborhood_attention_2d(q, k, v, 3, rpb=rpb)
+        assert isinstance(out, Tensor)
+        return out
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*x.values()), attend(*x.values()))
+
+
+def test_autocast_keeps_float32_bias_beside_bfloat16_maps() -> None:
+    x = make_inputs(Window.create(3), (6, 6), dtype=torch.bfloat16)
+    rpb = torch.randn(2, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, rpb=rpb)
+    assert isinstance(out, Tensor)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert rpb.grad is not None
+    assert rpb.grad.dtype == torch.float32
+
+
+def test_flops_are_those_of_the_window() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q = torch.empty(2, 56, 56, 2, 32, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        out = vk.neighborhood_attention_2d(q, q, q, 7)
+        forward = counter.get_total_flops()
+        out.sum().backward()  # type: ignore[union-attr]
+    assert forward == 2 * 2 * (2 * 2 * 56 * 56 * 49 * 32)  # two products of 2 FLOPs, over batch, heads, pairs, channels
+    assert counter.get_total_flops() == forward * 7 // 2  # backward: the scores again, and four more products
+
+
+def test_explain_says_which_backend_and_why() -> None:
+    x = make_inputs(Window.create(3), (5, 5))
+    lines = vk.explain(x["q"], x["k"], x["v"], Window.create(3)).splitlines()
+    assert lines[0].startswith("tiled: runs")
+    assert lines[1].startswith("reference: not chosen: tiled comes first")
+    lines = vk.explain(x["q"], x["k"], x["v"], Window.create(3), backend="reference").splitlines()
+    assert lines[0].startswith("tiled: not asked for")
+    assert lines[1].startswith("reference: runs")
+
+
+def bad(**changes: object) -> dict[str, object]:
+    x: dict[str, object] = {**make_inputs(Window.create(3), (5, 5)), "kernel_size": 3}
+    return {**x, **changes}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (bad(q=torch.randn(5, 5, 2, 8)), r"q must be \[B, H, W, heads, head_dim\]; got shape \(5, 5, 2, 8\)"),
+        (
+            bad(k=torch.randn(2, 5, 5, 2, 8)),
+            "k must have q's dtype and device, torch.float64 on cpu; got torch.float32",
+        ),
+        (
+            bad(v=torch.randn(2, 5, 4, 2, 8).double()),
+            r"v must have shape \[2, 5, 5, 2, 8\] to fit k; got \[2, 5, 4, 2, 8\]",
+        ),
+        (bad(q=torch.randn(2, 5, 5, 3, 8).double()), r"q must have shape \[2, 5, 5, 2, 8\]"),
+        (
+            bad(kernel_size=3, rpb=torch.randn(2, 7, 7)),
+            r"rpb must have shape \[2, 5, 5\] to fit heads and 2 \* kernel_size",
+        ),
+        (bad(rel_h=torch.randn(2, 5, 5, 2, 3)), "rel_h must have shape"),
+        (bad(extra_k=torch.randn(2, 1, 2, 8)), "extra_k and extra_v must be given together"),
+        (bad(stride=5), "stride must be <= kernel_size"),
+        (bad(backend="tilde"), "backend must be one of tiled, reference; got 'tilde'; did you mean 'tiled'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vk.neighborhood_attention_2d(**arguments)  # type: ignore[arg-type]
+
+
+def test_integers_and_half_maps_are_refused() -> None:
+    q = torch.ones(1, 3, 3, 1, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="floating"):
+        vk.neighborhood_attention_2d(q, q, q, 3)
+    with pytest.raises(ValueError, match="at least one row"):
+        vk.neighborhood_attention_2d(*[torch.ones(1, 0, 3, 1, 4)] * 3, 3)  # type: ignore[misc]

@@ -1,0 +1,129 @@
+"""The geometry, against the rule written as plain loops."""
+
+import pytest
+import torch
+
+from visionattn_kernels import Window
+from visionattn_kernels.window import AxisWindow, plan_tiles, tile_axis
+
+
+def keys_by_rule(axis: AxisWindow, length: int, query: int) -> set[int]:
+    """Key positions of one query on one axis; positions outside the map stand for zero vectors."""
+    position = query * axis.query_stride
+    g, j = position % axis.dilation, position // axis.dilation
+    group_length = len(range(g, length, axis.dilation))
+    k, s = axis.kernel_size, axis.stride
+    if axis.is_causal:
+        lead = min(j // s * s + s - 1, group_length - 1)
+        members = range(max(lead - k + 1, 0), j + 1)
+    else:
+        start = j // s * s + s // 2 - k // 2
+        if axis.boundary == "shift":
+            k = min(k, group_length)
+            start = min(max(start, 0), group_length - k)
+        members = range(start, start + k)
+        if axis.boundary == "mask":
+            members = [m for m in members if 0 <= m < group_length]
+    return {g + axis.dilation * m for m in members}
+
+
+AXES = [
+    AxisWindow(k, s, d, c, boundary, r)
+    for boundary in ("shift", "mask", "zero")
+    for k, s, d, c, r in [
+        (1, 1, 1, False, 1),
+        (3, 1, 1, False, 1),
+        (4, 1, 2, False, 1),
+        (5, 2, 1, False, 1),
+        (6, 6, 1, False, 2),
+        (7, 4, 3, False, 1),
+        (7, 1, 1, True, 1),
+        (8, 3, 2, True, 1),
+        (14, 8, 1, False, 2),
+        (5, 5, 2, False, 3),
+    ]
+]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 12, 19])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_visible_keys_follow_the_rule(axis: AxisWindow, length: int) -> None:
+    visible, offset = axis.visible(length)
+    margin = axis.margin(length)
+    for query in range(axis.num_queries(length)):
+        positions = (visible[query].nonzero().flatten() - margin).tolist()
+        assert set(positions) == keys_by_rule(axis, length, query)
+        for position in positions:
+            distance = (position - query * axis.query_stride) // axis.dilation
+            assert offset[query, position + margin] == distance + axis.kernel_size - 1
+
+
+@pytest.mark.parametrize("tile", [1, 3, 4, 16])
+@pytest.mark.parametrize("length", [1, 5, 12, 19])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_tiles_show_each_query_exactly_its_keys(axis: AxisWindow, length: int, tile: int) -> None:
+    tiles = tile_axis(axis, length, tile)
+    for query, slot in enumerate(tiles.slot.tolist()):
+        t, place = divmod(slot, tiles.query.shape[1])
+        assert tiles.query[t, place] == query
+        seen = tiles.visible[tiles.pattern[t], place]
+        inside = (seen & tiles.inside[t]).nonzero().flatten()
+        keys = tiles.key[t, inside].tolist()
+        assert len(set(keys)) == len(keys)
+        expected = keys_by_rule(axis, length, query)
+        assert set(keys) == {x for x in expected if 0 <= x < length}
+        assert int(seen.sum()) == len(expected)  # those outside the map are zero vectors
+
+
+def test_halo_blocks_are_those_of_a_padded_map() -> None:
+    """HaloNet pads the map to whole blocks, then cuts windows of block + 2 halo (arXiv 2103.12731, section 3)."""
+    block, halo, length = 10, 3, 19  # the last map of H7 at 600 pixels: blocks of 10 and 9
+    visible, _ = AxisWindow(block + 2 * halo, block, boundary="mask").visible(length)
+    for query in range(length):
+        first = query // block * block - halo
+        window = range(max(first, 0), min(first + block + 2 * halo, length))
+        assert visible[query].nonzero().flatten().tolist() == list(window)
+
+
+def test_windows_of_one_stride_do_not_overlap() -> None:
+    visible, _ = AxisWindow(4, 4, boundary="mask").visible(10)
+    assert visible.int().tolist() == [[int(q // 4 == k // 4) for k in range(10)] for q in range(10)]
+
+
+def test_count_of_pairs() -> None:
+    assert Window.create(7).count_pairs((56, 56)) == 56 * 56 * 49
+    assert Window.create(7).count_pairs((4, 9)) == 4 * 9 * 4 * 7
+    assert Window.create(3, is_causal=True).count_pairs((1, 4)) == 1 + 2 + 3 + 3
+
+
+def test_plans_are_cached_up_to_a_bound() -> None:
+    window, device = Window.create(3), torch.device("cpu")
+    assert plan_tiles(window, (5, 6), (2, 2), device) is plan_tiles(Window.create(3), (5, 6), (2, 2), device)
+    bound = plan_tiles.cache_info().maxsize
+    assert bound is not None
+    for width in range(1, bound + 10):
+        plan_tiles(window, (1, width), (1, 1), device)
+    assert plan_tiles.cache_info().currsize == bound
+
+
+def test_ints_carry_the_whole_window() -> None:
+    window = Window.create((5, 7), (2, 3), (1, 2), (False, True), "zero", (2, 1))
+    assert Window.from_ints(window.to_ints()) == window
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": 0}, r"kernel_size must be an int >= 1.*\(0, 0\)"),
+        ({"kernel_size": 7.0}, "kernel_size"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size"),
+        ({"kernel_size": 3, "stride": 4}, "stride must be <= kernel_size"),
+        ({"kernel_size": 3, "dilation": 0}, "dilation"),
+        ({"kernel_size": 3, "is_causal": 1}, "is_causal"),
+        ({"kernel_size": 3, "boundary": "wrap"}, "boundary must be one of shift, mask, zero; got 'wrap'"),
+        ({"kernel_size": 3, "query_stride": -1}, "query_stride"),
+    ],
+)
+def test_bad_windows_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Window.create(**arguments)  # type: ignore[arg-type]
