@@ -118,7 +118,7 @@ def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> Classifie
         name: its name.
         **kwargs: the arguments that it was built with.
     """
-    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    config = resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     size = kwargs.get("img_size") or (height, width)
     config["input_size"] = (kwargs.get("in_chans", channels), *((size, size) if isinstance(size, int) else size))

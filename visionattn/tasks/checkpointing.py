@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -96,6 +96,15 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_n_steps = Path(dirpath) / LAST, every_n_steps
         self.last_model_path = ""
         self.saved_step = -1
+        self.validation_due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the epoch's validation was interrupted."""
+        return {"validation_due": self.validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up."""
+        self.validation_due = state_dict["validation_due"]
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.sanity_checking or trainer.global_step in (0, self.saved_step):
@@ -120,5 +129,40 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """SIGTERM reaches us between two batches, where all is consistent; nothing else does."""
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer)
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
+            return
+        if trainer.validating:
+            # The averaged weights stand where the trained ones belong, and Lightning would count the validation as done.
+            for callback in trainer.callbacks:
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)
+            self.validation_due = True
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if not progress.is_last_batch:
+            # Gradients that wait for their update are not saved: the batches that they come from are done again.
+            pending = progress.current.processed % trainer.accumulate_grad_batches
+            for counts in (progress.current, progress.total):
+                for name in ("ready", "started", "processed", "completed"):
+                    setattr(counts, name, getattr(counts, name) - pending)
+        self._save(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes up for a validation that was interrupted, before the next epoch begins."""
+        self.saved_step = trainer.global_step
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress
+        if trainer.max_steps != -1 and 0 < epochs.current.ready == epochs.current.processed:
+            # Where a run is as long as so many steps, Lightning takes a complete epoch for one to be taken up again.
+            epochs.current.completed, epochs.total.completed = epochs.current.processed, epochs.total.processed
+            loop.reset_restart_stage()
+            loop.epoch_loop.restarting = False
+        if self.validation_due:
+            self.saved_step = -1
+            self.validation_due = False
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False
+            trainer.validating = True
+            validation.run()
+            # The epoch's own loop is yet to find out that it is complete, and leaves its restart mode on the way.
+            validation._has_run = False
+            trainer.training = True
