@@ -103,7 +103,7 @@ def _training_step(model: nn.Module, images: Tensor, conditions: Conditions) -> 
     def step() -> None:
         with autocast(images.device, conditions.precision):
             loss = F.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

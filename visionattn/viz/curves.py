@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 Points = tuple[list[float], list[float]]
 
-DENSE = 100  # more points than these are a band: they are smoothed, and have no markers
+# So many points of a curve are a band, which is smoothed; and so few are marked.
+DENSE, SPARSE = 100, 20
 
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -52,7 +53,8 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
         elif names[0] == "val_top1":
             _draw_accuracies(axes, curves["val_top1"], curves["val_top5"])
         else:
-            axes.plot(*curves[rate_column], color=GREY)
+            rates = curves[rate_column]
+            axes.plot(*rates, color=GREY, marker="." if len(rates[0]) < SPARSE else "")
             style_axes(axes, title="Learning rate", xlabel="epoch")
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         _finish_epoch_axis(axes)
@@ -85,11 +87,13 @@ def _draw_losses(axes: "Axes", train: Points, validation: Points) -> None:
         axes.plot(epochs, losses, color=BLUE, alpha=0.25, linewidth=0.8)
         window = len(losses) // (DENSE // 4)
         smooth = [sum(losses[i - window : i]) / window for i in range(window, len(losses) + 1)]
-        axes.plot(epochs[window - 1 :], smooth, color=BLUE, label=f"training, mean of {window}")
+        axes.plot(
+            epochs[window // 2 : window // 2 + len(smooth)], smooth, color=BLUE, label=f"training, mean of {window}"
+        )
     elif losses:
-        axes.plot(epochs, losses, color=BLUE, label="training", marker="." if len(losses) == 1 else "")
+        axes.plot(epochs, losses, color=BLUE, label="training", marker="." if len(losses) < SPARSE else "")
     if validation[0]:
-        axes.plot(*validation, color=ORANGE, label="validation", marker="." if len(validation[0]) < DENSE else "")
+        axes.plot(*validation, color=ORANGE, label="validation", marker="." if len(validation[0]) < SPARSE else "")
     style_axes(axes, title="Loss", xlabel="epoch")
     axes.legend(frameon=False)
 
@@ -98,7 +102,7 @@ def _draw_accuracies(axes: "Axes", top1: Points, top5: Points) -> None:
     for (epochs, rates), name, color in ((top1, "top-1", ORANGE), (top5, "top-5", GREEN)):
         if rates:
             percentages = [100 * rate for rate in rates]
-            axes.plot(epochs, percentages, color=color, label=name, marker="." if len(rates) < DENSE else "")
+            axes.plot(epochs, percentages, color=color, label=name, marker="." if len(rates) < SPARSE else "")
     title = "Validation accuracy"
     if top1[0]:
         epoch, best = max(zip(*top1, strict=True), key=lambda point: point[1])
