@@ -1,0 +1,86 @@
+"""What several tests share: one thread, no network, and a small classifier with its checkpoint."""
+
+import os
+
+# Before anything imports huggingface_hub: a test that would fetch something fails at once instead.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier
+
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 50)}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def colour_folder(tmp_path: Path) -> Path:
+    """Pictures of one colour each: ``train`` and ``val`` with three classes, 4 and 3 pictures per class."""
+    root = tmp_path / "colours"
+    for split, count in (("train", 4), ("val", 3)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                shade = tuple(min(255, channel + 5 * index) for channel in colour)
+                Image.new("RGB", (40, 32), shade).save(folder / f"{index}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def classifier() -> nn.Module:
+    """timm's smallest ResNet with three classes."""
+    torch.manual_seed(0)
+    return create_classifier("test_resnet", num_classes=3).eval()
+
+
+@pytest.fixture
+def spec() -> ClassifierSpec:
+    """What ``classifier`` is, as trained on pictures of three colours."""
+    preprocessing = {
+        "input_size": (3, 32, 32),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    return ClassifierSpec("test_resnet", {}, 3, sorted(COLOURS), preprocessing, "folder")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> Path:
+    """A checkpoint as training writes it with a moving average: the average is ``classifier``, the raw weights are 0."""
+    average = {f"model.{name}": value for name, value in classifier.state_dict().items()}
+    path = tmp_path / "best.ckpt"
+    torch.save(
+        {
+            "state_dict": {**average, "criterion.weight": torch.ones(3)},
+            "current_model_state": {name: torch.zeros_like(value) for name, value in average.items()},
+            "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}}],
+            "visionattn": spec.to_dict(),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def digits_checkpoint(tmp_path: Path, spec: ClassifierSpec) -> Path:
+    """A checkpoint of an untrained classifier of the embedded digits."""
+    model = create_classifier("test_resnet", num_classes=10)
+    described = replace(spec, num_classes=10, class_names=[str(digit) for digit in range(10)], dataset="digits")
+    path = tmp_path / "digits.ckpt"
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "visionattn": described.to_dict()}, path)
+    return path
