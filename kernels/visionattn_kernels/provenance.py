@@ -1,0 +1,58 @@
+"""What stands beside every measured number: versions, hardware, command, revision."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware, command and git revision: what it takes to tell where a number came from."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")},
+        "hardware": hardware(device),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device's name; for a CPU also how many threads torch uses."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {"device": str(device), "name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+    return {"device": str(device), "name": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_revision() -> str | None:
+    """The commit that this code stands at, with ``-dirty`` where files differ from it; None for an installed wheel."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
