@@ -3,6 +3,7 @@
 import torch
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
+
 from visionattn_kernels import neighborhood_attention_2d
 
 

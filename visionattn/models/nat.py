@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm, LayerScale, Mlp, get_device_dtype, trunc_normal_
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -160,7 +160,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
             ValueError: depths, num_heads and dilations do not name the same number of levels.
         """
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         levels = len(depths)
         if len(num_heads) != levels:
             raise ValueError(f"num_heads must have one entry per level, {levels}; got {len(num_heads)}")
@@ -168,7 +168,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
         self.in_chans = in_chans
         self.patch_embed = PatchEmbed(in_chans, embed_dim, stem_strides, **dd)
         level_dilations = _level_dilations(dilations, levels)
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.feature_info: list[dict[str, Any]] = []
         self.levels = nn.Sequential()
         for i, depth in enumerate(depths):
@@ -183,7 +183,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
                     qkv_bias,
                     layer_scale,
                     proj_drop_rate,
-                    drop_path[i][j],
+                    next(drop_path),
                     **dd,
                 )
                 for j in range(depth)
@@ -192,7 +192,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
             reduction = stem_strides[0] * stem_strides[1] * 2**i
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"levels.{i}"})
         self.num_features = dim
-        self.norm = LayerNorm(dim, **dd)
+        self.norm: nn.Module = LayerNorm(dim, **dd)
         self.head = ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
         self.apply(_init_weights)
@@ -220,6 +220,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes blocks in backward instead of keeping what they computed."""
         for level in self.levels:
+            assert isinstance(level, Level)
             level.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -230,7 +231,7 @@ class NeighborhoodAttentionTransformer(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new classifier in place of the old one; pooling stays unless one is given."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+        self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
     def forward_intermediates(
