@@ -22,7 +22,7 @@ from visionattn.cli.runs import LoggerName, RunFolder, create_loggers, is_rank_z
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.callbacks import EpochReport, LearningCurve, PredictionWriter
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 
 NOISE = (
@@ -36,7 +36,7 @@ NOISE = (
     r".*Precision .* is not supported by the model summary.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*GPU available but not used.*",
-    r".*set_parsing_settings.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
 )
 
 
@@ -61,7 +61,10 @@ class RunOptions:
 
 
 class TrainingParser(ConciseParser, LightningArgumentParser):
-    """Errors of one line."""
+    """Errors of one line, and no guessing at abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
 
 class TrainingCLI(LightningCLI):
@@ -74,7 +77,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
         self.resume: Path | None = None
-        self.run: RunFolder | None = None
+        self.run: RunFolder | None = None  # that the training goes on in, or once it begins, the new one
         self.began = time.monotonic()
         super().__init__(
             ClassificationTask,
@@ -132,18 +135,16 @@ class TrainingCLI(LightningCLI):
         if wanted is None:
             return
         if wanted in ("last", "best"):
-            self.run = newest_run(self.options.runs, self.run_name)
-            newest = self.run.newest_checkpoint() if self.run and wanted == "last" else None
-            found = newest or (self.run.checkpoints / f"{wanted}.ckpt" if self.run else None)
-            place = self.options.runs / self.run_name
+            run, place = newest_run(self.options.runs, self.run_name), self.options.runs / self.run_name
+            found = None if run is None else run.newest_checkpoint() if wanted == "last" else run.checkpoints / BEST
             if found is not None and found.is_file():
-                self.resume = found
+                self.resume, self.run = found, run if wanted == "last" else None
             elif command == "fit" and wanted == "last":
                 say(f"no checkpoint under {place} to go on from: training starts anew")
             else:
                 raise UsageError(f"no {wanted} checkpoint under {place}: pass --ckpt_path FILE or --run_name NAME")
         elif Path(wanted).is_file():
-            self.resume = Path(wanted)
+            self.resume, self.run = Path(wanted), run_of(Path(wanted))
         else:
             raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
         self.options.ckpt_path = None if self.resume is None else str(self.resume)
@@ -208,10 +209,9 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
 
     def _prepare_run(self, settings: dict[str, Any]) -> list[Callback]:
-        resumed = None if self.resume is None else run_of(self.resume)
-        self.run = resumed or new_run(self.options.runs, self.run_name)
+        step = None if self.run is None else self.resume_step
+        self.run = self.run or new_run(self.options.runs, self.run_name)
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
-        step = self.resume_step if resumed else None
         settings |= {
             "logger": create_loggers(self.run, self.options.logger, step),
             "enable_checkpointing": True,

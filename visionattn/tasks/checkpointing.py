@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -132,12 +132,14 @@ class LastCheckpoint(Checkpoint):
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
             return
         if trainer.validating:
-            # The averaged weights stand where the trained ones belong, and Lightning would count the validation as done.
-            for callback in trainer.callbacks:
+            # The averaged weights stand where the trained ones belong; and on resuming, Lightning would take the
+            # validation for done.
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks:
                 if isinstance(callback, WeightAveraging):
                     callback.on_validation_epoch_end(trainer, pl_module)
             self.validation_due = True
-        progress = trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         if not progress.is_last_batch:
             # Gradients that wait for their update are not saved: the batches that they come from are done again.
             pending = progress.current.processed % trainer.accumulate_grad_batches

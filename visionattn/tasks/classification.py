@@ -127,8 +127,8 @@ class ClassificationTask(LightningModule):
     @property
     def data(self) -> ImageClassificationData:
         """The DataModule of the run."""
-        data = self.trainer.datamodule
-        assert isinstance(data, ImageClassificationData)
+        trainer: Any = self.trainer  # its attribute is not declared
+        data: ImageClassificationData = trainer.datamodule
         return data
 
     def configure_model(self) -> None:
@@ -148,6 +148,7 @@ class ClassificationTask(LightningModule):
         if hparams.linear_probe:
             self.model.requires_grad_(False)
             self._head.requires_grad_(True)
+            self.train(self.training)
         if hparams.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if hparams.compile:

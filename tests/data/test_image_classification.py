@@ -1,0 +1,211 @@
+"""The DataModule: splits, classes, broken pictures, exactness across ranks."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
+from visionattn.data.sampling import EvalSampler, TrainSampler
+
+Write = Callable[..., Path]
+
+
+def write_pictures(root: Path, counts: dict[str, int]) -> Path:
+    """``counts`` maps ``split/class`` to a number of pictures, each of another colour."""
+    rng = random.Random(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            colour = tuple(rng.randrange(256) for _ in range(3))
+            Image.new("RGB", (20, 16), colour).save(root / folder / f"{number:02d}.jpg")
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "set", {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:150])
+
+
+def module(root: Path | None = None, **options: object) -> ImageClassificationData:
+    defaults: dict[str, object] = {"batch_size": 2, "img_size": 16, "num_workers": 0, "seed": 0}
+    return ImageClassificationData(root=None if root is None else str(root), **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def fitted(root: Path | None = None, **options: object) -> ImageClassificationData:
+    data = module(root, **options)
+    data.setup("fit")
+    return data
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    data = fitted(img_size=None, batch_size=64)
+    train, val = (
+        [name for batch in loader for name in batch.name] for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    assert data.num_classes == 10
+    assert data.preprocessing["input_size"] == (3, 32, 32)
+    assert len(val) == 355
+    assert not set(train) & set(val)
+    counts = torch.bincount(torch.cat([batch.target for batch in data.val_dataloader()]))
+    assert counts.min() >= 34  # a fifth of each digit
+
+
+@pytest.mark.parametrize("val", ["validation", "val", "test"])
+def test_splits_are_found(tmp_path: Path, val: str) -> None:
+    root = write_pictures(tmp_path / "set", {"train/a": 3, "train/b": 3, f"{val}/a": 1, f"{val}/b": 2})
+    data = fitted(root)
+    assert data.class_names == ["a", "b"]
+    batches = list(data.val_dataloader())
+    assert torch.cat([batch.target for batch in batches]).tolist() == [0, 1, 1]
+    assert batches[0].image.shape == (2, 3, 16, 16)
+    assert batches[0].name[0] == str(root / val / "a" / "00.jpg")
+
+
+def test_grey_pictures(pictures: Path) -> None:
+    data = fitted(pictures, in_chans=1, auto_augment="rand-m9-mstd0.5-inc1")
+    assert next(iter(data.train_dataloader())).image.shape == (2, 1, 16, 16)
+    assert next(iter(data.val_dataloader())).image.shape == (2, 1, 16, 16)
+
+
+def test_a_class_without_validation_pictures_keeps_the_numbers(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
+    with pytest.warns(UserWarning, match="no pictures of class b"):
+        data = fitted(root)
+    assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "no such data folder: .*set"),
+        ({"train/a": 0, "val/a": 0}, "no pictures under .*train"),
+        ({"train/a": 2, "train/b": 2}, "no validation split under .*; found train"),
+        ({"a": 2, "b": 2}, "no train split under .*; found a, b.*train/CLASS"),
+        ({"train/a": 2, "val/z": 2}, "class z, which the 1 classes"),
+    ],
+    ids=["no folder", "no pictures", "no validation", "no splits", "other classes"],
+)
+def test_what_is_missing_is_named(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    root = write_pictures(tmp_path / "set", counts)
+    with pytest.raises(DataError, match=message):
+        fitted(root)
+
+
+def test_named_split_must_exist(pictures: Path) -> None:
+    with pytest.raises(DataError, match="looked for dev; found train, val"):
+        fitted(pictures, val_split="dev")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("broken", ["train/cat/02.jpg", "val/dog/01.jpg"])
+def test_broken_picture_is_named(pictures: Path, broken: str, workers: int) -> None:
+    truncate(pictures / broken)
+    data = fitted(pictures, num_workers=workers)
+    loader = data.train_dataloader() if broken.startswith("train") else data.val_dataloader()
+    with pytest.raises(UnreadableImageError, match=f"cannot read .*{broken}: .*--data.on_error skip"):
+        list(loader)
+
+
+def test_broken_pictures_are_replaced_in_training_and_left_out_of_validation(pictures: Path) -> None:
+    for name in ("train/cat/02.jpg", "val/cat/01.jpg"):
+        truncate(pictures / name)
+    data = fitted(pictures, on_error="skip", batch_size=1)
+    names = [name for batch in data.train_dataloader() for name in batch.name]
+    assert len(names) == 11
+    assert sum(name.endswith("cat/03.jpg") for name in names) == 2  # itself, and for 02
+    validated = list(data.val_dataloader())
+    assert [len(batch.image) for batch in validated] == [1, 0, 1, 1, 1]
+    assert len(data.broken("train")) == len(data.broken("validation")) == 1
+    assert "val/cat/01.jpg" in data.broken("validation")[0]
+
+
+def test_nothing_but_broken_pictures_ends(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "set", {"train/a": 2, "val/a": 1})
+    for path in (root / "train" / "a").iterdir():
+        truncate(path)
+    with pytest.raises(UnreadableImageError, match="in a row"):
+        list(fitted(root, on_error="skip").train_dataloader())
+
+
+def test_prediction_needs_no_classes(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 16)).save(tmp_path / "one.png")
+    data = module(tmp_path)
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch.name == [str(tmp_path / "one.png")]
+
+
+def test_expected_classes_number_the_pictures(pictures: Path) -> None:
+    data = module(pictures)
+    data.expect_classes(["bird", "cat", "dog"])
+    with pytest.warns(UserWarning, match="no pictures of class bird"):
+        data.setup("validate")
+    assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [1, 1, 1, 2, 2]
+
+
+def test_the_same_pictures_whatever_the_workers(pictures: Path) -> None:
+    seen = []
+    for workers in (0, 2):
+        batches = list(fitted(pictures, num_workers=workers, auto_augment="rand-m9-mstd0.5-inc1").train_dataloader())
+        seen.append([(batch.name, batch.image) for batch in batches])
+    for (names, images), (other_names, other_images) in zip(*seen, strict=True):
+        assert names == other_names
+        assert torch.equal(images, other_images)
+
+
+def test_reading_leaves_the_random_state_alone(pictures: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    dataset = fitted(pictures).train_dataloader().dataset
+    for draw in TrainSampler(4):
+        dataset[draw]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("repeats", [0, 3])
+def test_ranks_share_an_epoch_and_epochs_differ(repeats: int) -> None:
+    def draw(epoch: int, rank: int) -> list[int]:
+        sampler = TrainSampler(512, seed=1, rank=rank, world_size=2, repeats=repeats)
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler) == 256
+        return [picture for picture, _ in sampler]
+
+    if repeats:
+        assert len({*draw(0, 0), *draw(0, 1)}) < 512 / 2  # a third of them, three times each
+    else:
+        assert sorted(draw(0, 0) + draw(0, 1)) == list(range(512))
+    assert draw(0, 0) != draw(1, 0)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+    whole, resumed = TrainSampler(100, seed=5), TrainSampler(100, seed=5, start=(2, 30))
+    whole.set_epoch(2)
+    assert list(resumed) == list(whole)[30:]
+    assert len(resumed) == 100
+    for sampler in (whole, resumed):
+        sampler.set_epoch(3)
+    assert list(resumed) == list(whole)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 4])
+def test_validation_is_exact_on_any_number_of_ranks(world_size: int) -> None:
+    ranks = [[picture for picture, _ in EvalSampler(10, rank, world_size)] for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1  # or the ranks would wait for each other
+    assert sorted(picture for rank in ranks for picture in rank if picture >= 0) == list(range(10))
+
+
+def test_contradictions_are_told() -> None:
+    with pytest.raises(DataError, match=r"takes no --data.root"):
+        module(Path("x"), name="digits")
+    with pytest.raises(DataError, match="must have 3 values"):
+        module(mean=[0.5])
+    with pytest.raises(DataError, match="unknown data set 'cifar'"):
+        fitted(name="cifar")

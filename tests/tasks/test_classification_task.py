@@ -1,0 +1,215 @@
+"""The task: heads, freezing, parameter groups, schedules, divergence, what a checkpoint holds."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Trainer
+
+from visionattn.data import ImageClassificationData
+from visionattn.tasks.checkpoint import load_classifier
+from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
+from visionattn.tasks.classification import ClassificationTask, DivergenceError
+
+MODEL = "test_resnet"
+
+
+def fit(task: ClassificationTask, folder: Path | None = None, **options: Any) -> Trainer:
+    callbacks = [] if folder is None else [LastCheckpoint(folder, every_n_steps=1)]
+    defaults = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **{**defaults, **options},
+    )
+    data = ImageClassificationData(batch_size=4, img_size=32, num_workers=0, seed=0)
+    trainer.fit(task, datamodule=data)
+    return trainer
+
+
+def rates(task: ClassificationTask, **options: Any) -> list[float]:
+    """Learning rate of each update."""
+    seen: list[float] = []
+    task.on_train_batch_end = lambda *args: None  # type: ignore[method-assign]
+    original = task.training_step
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        seen.append(task.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(batch, batch_idx)
+
+    task.training_step = step  # type: ignore[method-assign]
+    fit(task, limit_val_batches=0, **options)
+    return seen
+
+
+def test_unknown_model_has_near_matches() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'resnet5'.*resnet50"):
+        ClassificationTask("resnet5")
+
+
+def test_more_classes_in_the_data_than_in_the_head() -> None:
+    with pytest.raises(ValueError, match="the data have 10 classes, the head only 4"):
+        fit(ClassificationTask(MODEL, num_classes=4))
+
+
+def test_wider_heads_are_welcome() -> None:
+    task = ClassificationTask(MODEL, num_classes=12)
+    fit(task)
+    assert task.spec.num_classes == 12
+
+
+def test_fine_tuning_takes_all_but_the_head(tmp_path: Path) -> None:
+    source = timm.create_model(MODEL, num_classes=7)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    task = ClassificationTask(MODEL, checkpoint_path=str(tmp_path / "weights.pt"), lr=1e-12, weight_decay=0)
+    fit(task, limit_train_batches=1, limit_val_batches=0)
+    assert task.model is not None
+    own, theirs = dict(task.model.named_parameters()), dict(source.named_parameters())
+    different = {name for name in own if own[name].shape != theirs[name].shape}
+    assert different == {"fc.weight", "fc.bias"}
+    for name in set(own) - different:
+        torch.testing.assert_close(own[name], theirs[name])
+
+
+def test_linear_probe_leaves_weights_and_statistics_alone() -> None:
+    torch.manual_seed(0)
+    task = ClassificationTask(MODEL, linear_probe=True, lr=0.1)
+    task.on_train_start = lambda: before.update(  # type: ignore[method-assign]
+        {name: value.clone() for name, value in task.state_dict().items()}
+    )
+    before: dict[str, torch.Tensor] = {}
+    fit(task)
+    changed = {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"model.fc.weight", "model.fc.bias"}
+
+
+def test_layer_decay_and_weight_decay_groups() -> None:
+    task = ClassificationTask(MODEL, layer_decay=0.5, weight_decay=0.1, lr=1e-3)
+    groups = fit(task, limit_train_batches=1).optimizers[0].param_groups
+    scales = {group["lr_scale"] for group in groups}
+    assert max(scales) == 1
+    assert len(scales) > 2
+    for group in groups:
+        assert group["lr"] == pytest.approx(group["lr_scale"] * max(other["lr"] for other in groups))
+        assert group["weight_decay"] == (0.1 if group["params"][0].ndim > 1 else 0)
+
+
+def test_learning_rate_follows_the_pictures_per_update() -> None:
+    task = ClassificationTask(MODEL, lr_base=0.256, sched="constant")
+    assert rates(task, accumulate_grad_batches=2) == pytest.approx([0.256 * 4 * 2 / 256] * 4)
+    with pytest.raises(ValueError, match="exclude each other"):
+        ClassificationTask(MODEL, lr=0.1, lr_base=0.1)
+
+
+def test_warm_up_cosine_and_cool_down() -> None:
+    task = ClassificationTask(MODEL, lr=1.0, warmup_epochs=1, warmup_lr=0.2, cooldown_epochs=1, min_lr=0.1)
+    seen = rates(task, max_epochs=4)
+    expected = [0.2, 0.4, 0.6, 0.8] + [0.1 + 0.45 * (1 + math.cos(math.pi * t / 12)) for t in range(4, 12)] + [0.1] * 4
+    assert seen == pytest.approx(expected)
+
+
+def test_schedule_per_epoch() -> None:
+    task = ClassificationTask(MODEL, lr=1.0, sched_on_updates=False)
+    assert rates(task, max_epochs=2) == pytest.approx([1.0] * 4 + [0.5] * 4)
+
+
+def test_a_shortened_run_still_warms_up_and_comes_down() -> None:
+    task = ClassificationTask(MODEL, lr=1.0, warmup_epochs=20, warmup_lr=0.0, cooldown_epochs=10)
+    seen = rates(task, max_epochs=1, limit_train_batches=8)
+    assert seen[:2] == pytest.approx([0.0, 0.5])
+    assert max(seen) > 0.5
+    assert seen[-2:] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_mixing_softens_targets_and_keeps_odd_batches() -> None:
+    task = ClassificationTask(MODEL, mixup=0.8, cutmix=1.0, smoothing=0.1)
+    data_targets: list[torch.Tensor] = []
+    fit(task, limit_train_batches=1)
+    task.log = lambda *args, **options: None  # type: ignore[assignment, method-assign]
+    task.criterion.register_forward_pre_hook(lambda _, inputs: data_targets.append(inputs[1]))
+    batch = next(iter(task.data.train_dataloader()))
+    odd = batch._replace(image=batch.image[:3], target=batch.target[:3])
+    for given in (batch, odd):
+        task.training_step(given, 0)
+    assert [target.shape for target in data_targets] == [(4, 10), (2, 10)]
+    torch.testing.assert_close(data_targets[0].sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.8])
+def test_binary_cross_entropy(mix: float) -> None:
+    assert fit(ClassificationTask(MODEL, loss="bce", mixup=mix)).global_step == 4
+
+
+def test_adaptive_gradient_clipping_spares_the_head() -> None:
+    task = ClassificationTask(MODEL, agc=1e-6, opt="sgd", lr=1.0, weight_decay=0)
+    before: dict[str, torch.Tensor] = {}
+    task.on_train_start = lambda: before.update(  # type: ignore[method-assign]
+        {name: value.detach().clone() for name, value in task.named_parameters()}
+    )
+    fit(task, limit_train_batches=1, gradient_clip_val=None)
+    moved = {name: (value - before[name]).norm().item() for name, value in task.named_parameters()}
+    assert moved["model.fc.weight"] > 1e-3
+    assert all(distance < 1e-3 for name, distance in moved.items() if ".fc." not in name)
+
+
+def test_divergence_stops_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    task = ClassificationTask(MODEL, lr=1e-3)
+    original = task.training_step
+
+    def poisoned(batch: Any, batch_idx: int) -> Any:
+        return original(batch._replace(image=batch.image * (math.nan if batch_idx == 2 else 1)), batch_idx)
+
+    task.training_step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError, match=r"the loss became nan at step 2 \(epoch 0\).*last.ckpt"):
+        fit(task, tmp_path)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 2
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    task = ClassificationTask(MODEL, opt="sgd", lr=1e38, weight_decay=0)
+    with pytest.raises(DivergenceError):
+        fit(task, tmp_path)
+
+
+def test_a_checkpoint_says_how_to_build_its_model(tmp_path: Path) -> None:
+    task = ClassificationTask(MODEL)
+    fit(task, tmp_path)
+    model, spec = load_classifier(tmp_path / "last.ckpt")
+    assert (spec.model, spec.num_classes, spec.dataset) == (MODEL, 10, "digits")
+    assert spec.class_names == [str(digit) for digit in range(10)]
+    batch = next(iter(task.data.val_dataloader()))
+    task.eval()
+    torch.testing.assert_close(model(batch.image), task(batch.image))
+
+
+@pytest.mark.parametrize("kind", ["not one", "cut short", "no checkpoint of ours"])
+def test_bad_checkpoints_are_told(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+    if kind == "not one":
+        path.write_text("hello")
+    elif kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"x\.ckpt is not a checkpoint"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"pickle|local"):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": lambda: None}, path)
+    assert path.read_bytes() == before

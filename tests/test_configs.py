@@ -1,0 +1,60 @@
+"""Every shipped config is parsed, and makes one step of training on pictures made here."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from visionattn.cli.errors import run
+from visionattn.cli.train import main
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+# The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
+NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    for split in ("train", "val"):
+        for label in range(2):
+            (root / split / f"class{label}").mkdir(parents=True)
+            for number in range(2):
+                picture = Image.effect_noise((40, 36), 60).convert("RGB")
+                picture.save(root / split / f"class{label}" / f"{number}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
+def test_one_step(
+    config: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = config.stem == "quickstart"
+    options = [] if digits else [f"--data.root={pictures}", "--data.img_size=32", "--data.num_workers=0"]
+    if config.parent.name == "imagenet":
+        options.append(f"--model.model_kwargs={NARROW}")
+    options += ["--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=1"]
+    options += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
+    assert run(main, ["fit", f"--config={config}", *options]) == 0, capsys.readouterr().err
+    (folder,) = (tmp_path / "runs").iterdir()
+    checkpoint = torch.load(folder / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_the_header_says_what_to_expect(config: Path) -> None:
+    header = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
+    assert "https://arxiv.org/abs/" in header
+    assert "Expected:" in header
+    assert "Measured:" in header
+    command = re.search(r"python train\.py fit --config (\S+)", header)
+    assert command is not None
+    assert REPOSITORY / command[1] == config
