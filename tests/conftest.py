@@ -39,7 +39,7 @@ def colour_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier() -> nn.Module:
-    """timm's smallest ResNet with three classes."""
+    """A very small ResNet with three classes."""
     torch.manual_seed(0)
     return create_classifier("test_resnet", num_classes=3).eval()
 
@@ -60,7 +60,7 @@ def spec() -> ClassifierSpec:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> Path:
-    """A checkpoint as training writes it with a moving average: the average is ``classifier``, the raw weights are 0."""
+    """A checkpoint as training writes it with a moving average: its average is ``classifier``, raw weights are 0."""
     average = {f"model.{name}": value for name, value in classifier.state_dict().items()}
     path = tmp_path / "best.ckpt"
     torch.save(

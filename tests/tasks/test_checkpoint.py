@@ -148,7 +148,7 @@ def test_arguments_that_a_model_does_not_take_are_named():
 
 
 def test_models_without_published_weights_say_so():
-    with pytest.raises(ValueError, match="model 'resnet18.nonsense': .*tag"):
+    with pytest.raises(ValueError, match=r"model 'resnet18\.nonsense': .*tag"):
         create_classifier("resnet18.nonsense", pretrained=True)
 
 

@@ -1,0 +1,38 @@
+"""What importing the packages costs: no more than timm brings, and what is heavy only where it is used."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"wandb", "cv2", "triton", "natten", "matplotlib", "sklearn", "lightning", "pytorch_lightning", "torchmetrics"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after ``statement``."""
+    program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    return {name.partition(".")[0] for name in json.loads(output.splitlines()[-1])}
+
+
+@pytest.fixture(scope="module")
+def with_timm() -> set[str]:
+    return modules_after("import timm")
+
+
+def test_importing_visionattn_brings_nothing_heavy(with_timm):
+    brought = modules_after("import visionattn") - with_timm
+    assert brought & HEAVY == set()
+    assert "visionattn_kernels" in brought
+
+
+def test_the_kernels_need_torch_alone():
+    brought = modules_after("import visionattn_kernels")
+    # Torch's FLOP counter, with which they register, imports triton where it is installed.
+    assert brought & ((HEAVY - {"triton"}) | {"timm", "torchvision", "visionattn", "jsonargparse", "rich"}) == set()
+
+
+def test_figures_bring_matplotlib_only_when_they_are_drawn():
+    brought = modules_after("import visionattn.viz.curves, visionattn.viz.confusion")
+    assert brought & {"matplotlib", "lightning", "cv2"} == set()
