@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
-from visionattn.cli.report import check_writable, print_table, provenance, write_csv, write_json
+from visionattn.cli.report import check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
@@ -26,6 +26,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
+from visionattn_kernels.provenance import provenance
 
 NAMED_UNREADABLE = 20
 

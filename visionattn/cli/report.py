@@ -1,40 +1,15 @@
-"""What every evaluation writes beside its numbers, and how it writes them."""
+"""How evaluations write their numbers."""
 
 import csv
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware, command and git revision: what it takes to tell where a number came from."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")},
-        "hardware": hardware(device),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_revision": _git_revision(),
-    }
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The device's name; for a CPU also how many threads torch uses."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return {"device": str(device), "name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-    return {"device": str(device), "name": _cpu_name(), "threads": torch.get_num_threads()}
 
 
 def write_json(values: Mapping[str, Any], path: str | Path) -> None:
@@ -95,31 +70,3 @@ def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _git_revision() -> str | None:
-    """The commit that this code stands at, with ``-dirty`` where files differ from it; None for an installed wheel."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

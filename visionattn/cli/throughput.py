@@ -15,8 +15,9 @@ from rich.console import Console
 from visionattn.cli.device import Precision, resolve_device
 from visionattn.cli.errors import one_line
 from visionattn.cli.measure import Conditions, measure
-from visionattn.cli.report import check_writable, print_table, provenance, write_csv, write_json
+from visionattn.cli.report import check_writable, print_table, write_csv, write_json
 from visionattn.tasks.checkpoint import check_model_name
+from visionattn_kernels.provenance import provenance
 
 
 def throughput(
