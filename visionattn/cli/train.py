@@ -212,8 +212,10 @@ class TrainingCLI(LightningCLI):
         step = None if self.run is None else self.resume_step
         self.run = self.run or new_run(self.options.runs, self.run_name)
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
+        theirs = self._get(self.config_init, "trainer").logger
+        more = [] if theirs in (None, True) else theirs if isinstance(theirs, list) else [theirs]
         settings |= {
-            "logger": create_loggers(self.run, self.options.logger, step),
+            "logger": False if theirs is False else [*create_loggers(self.run, self.options.logger, step), *more],
             "enable_checkpointing": True,
             "default_root_dir": str(self.run.path),
         }

@@ -24,6 +24,7 @@ class EpochReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is trained on what."""
+        self.began = time.monotonic()  # an epoch that is resumed in its middle does not start
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         parameters = list(model.model.parameters())
