@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 from jsonargparse import ArgumentParser, auto_cli
@@ -91,6 +92,17 @@ def test_an_error_in_a_loader_worker_is_told_without_its_traceback():
         list(DataLoader(Broken(), num_workers=1))
     assert "Traceback" in str(error.value)
     assert describe(error.value) == "no checkpoint at gone.ckpt"
+
+
+def test_a_warning_is_one_line_without_its_place(capsys):
+    def main(argv):
+        # Pytest keeps warnings to itself: what matters is how they would be written.
+        sys.stderr.write(warnings.formatwarning(UserWarning("two\nlines"), UserWarning, __file__, 3))
+
+    assert run(main, []) == 0
+    assert capsys.readouterr().err == "warning: two lines\n"
+    assert run(main, ["--debug"]) == 0
+    assert __file__ in capsys.readouterr().err
 
 
 def test_one_line_drops_blank_lines_and_indentation():

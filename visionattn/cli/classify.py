@@ -280,4 +280,4 @@ def _print(result: dict[str, Any]) -> None:
     }
     print_table([row])
     if result["num_unreadable"]:
-        print(f"left out {result['num_unreadable']} unreadable pictures, the first: {result['unreadable'][0]}")
+        print(f"unreadable pictures left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")

@@ -1,12 +1,14 @@
 """How a command fails: one line on stderr that names the thing and the remedy, and an exit status."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +53,8 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        main(normalize(arguments))
+        with contextlib.nullcontext() if debug else _warnings_of_one_line():
+            main(normalize(arguments))
         # What is still in the buffer may meet a closed pipe, too; here that can be handled.
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -158,6 +161,17 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         expected = re.sub(r"^Expected an? (?:<class '(\w+)'>|typing\.)?", r"expected \1", match[2])
         return f"--{match[1]}: {expected[0].lower()}{expected[1:]}"
     return message
+
+
+@contextlib.contextmanager
+def _warnings_of_one_line() -> Iterator[None]:
+    """Shows what a warning says; where in the code it was raised is for --debug."""
+    original = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {one_line(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 def _leave(error: SystemExit) -> int:

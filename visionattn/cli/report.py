@@ -52,7 +52,9 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    console = Console()
+    # A file or pipe has no width; rich would take 80 columns and break words.
+    console.print(table, width=None if console.is_terminal else 160, soft_wrap=not console.is_terminal)
 
 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
