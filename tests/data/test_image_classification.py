@@ -1,12 +1,16 @@
 """The DataModule: splits, classes, broken pictures, exactness across ranks."""
 
 import random
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from timm.data import dataset_factory
+from torchvision.datasets import FakeData
 
 from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
 from visionattn.data.sampling import EvalSampler, TrainSampler
@@ -67,6 +71,36 @@ def test_splits_are_found(tmp_path: Path, val: str) -> None:
     assert torch.cat([batch.target for batch in batches]).tolist() == [0, 1, 1]
     assert batches[0].image.shape == (2, 3, 16, 16)
     assert batches[0].name[0] == str(root / val / "a" / "00.jpg")
+
+
+def test_splits_in_tars(pictures: Path) -> None:
+    for split in ("train", "val"):
+        with tarfile.open(pictures / f"{split}.tar", "w") as tar:
+            tar.add(pictures / split, arcname=".")
+        shutil.rmtree(pictures / split)
+    data = fitted(pictures, num_workers=1)
+    assert data.class_names == ["cat", "dog"]
+    assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0, 0, 0, 1, 1]
+    assert sum(len(batch.image) for batch in data.train_dataloader()) == 10
+
+
+def test_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake(FakeData):
+        classes = ("a", "b")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            super().__init__(6 if train else 4, (3, 20, 20), num_classes=2)
+
+    monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", Fake)
+    data = fitted(tmp_path, name="torch/cifar10")
+    assert data.class_names == ["a", "b"]
+    assert [len(batch.image) for batch in data.val_dataloader()] == [2, 2]
+    assert sum(len(batch.image) for batch in data.train_dataloader()) == 6
+
+
+def test_absent_torchvision_set_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data set 'torch/cifar10', split 'train'"):
+        fitted(tmp_path, name="torch/cifar10")
 
 
 def test_grey_pictures(pictures: Path) -> None:

@@ -5,6 +5,8 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -312,10 +314,22 @@ def say(line: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    TrainingCLI(argv)
+    with warnings.catch_warnings(), one_line_warnings():
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+        TrainingCLI(argv)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Warnings without the source line that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual

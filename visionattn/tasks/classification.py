@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.mixup import Mixup
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -197,6 +198,8 @@ class ClassificationTask(LightningModule):
         # Weights that a checkpoint will overwrite are not worth fetching.
         fresh = self.trainer.ckpt_path is None
         model = create_classifier(hparams.name, pretrained=hparams.pretrained and fresh, **options)
+        if hparams.pretrained:
+            self._compare_preprocessing(model)
         if hparams.checkpoint_path and fresh:
             initial = load_plain(hparams.checkpoint_path, hparams.name, model_kwargs=self._model_kwargs).state_dict()
             classifier = model.get_classifier()  # type: ignore[operator]
@@ -208,6 +211,16 @@ class ClassificationTask(LightningModule):
             }
             model.load_state_dict(kept, strict=False)
         return model
+
+    def _compare_preprocessing(self, model: nn.Module) -> None:
+        config: Any = model.pretrained_cfg
+        for key in ("mean", "std"):
+            ours, theirs = list(self.data.preprocessing[key]), list(config.get(key) or ())
+            if theirs and ours != theirs:
+                rank_zero_warn(
+                    f"{self.options.name} was pretrained with {key} {theirs}, the data have {ours}: "
+                    f"--data.{key} '{theirs}' makes them agree"
+                )
 
     @property
     def _head(self) -> nn.Module:
