@@ -131,7 +131,7 @@ def main(argv):
     [
         (["train", "--rot", "a"], "unknown option --rot; did you mean --root?"),
         (["train", "--root", "a", "stray"], "unexpected argument 'stray'"),
-        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["trainx"], "unknown command 'trainx'; did you mean train?"),
         (["zzz"], "unknown command 'zzz'; choose from 'train', 'evaluate'"),
         ([], "a command is wanted: train, evaluate"),
         (["train"], "missing: --root"),
