@@ -48,11 +48,14 @@ def _cpu_name() -> str:
 
 def _git_revision() -> str | None:
     """The commit that this code stands at, with ``-dirty`` where files differ from it; None for an installed wheel."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        git("ls-files", "--error-unmatch", here.name)  # a wheel may lie inside another project's repository
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
