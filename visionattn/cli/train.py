@@ -109,7 +109,9 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
-        parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="File for predict's result.")
+        parser.add_argument(
+            "--output", type=Path | None, default=None, help="CSV file for predict; by default a new predictions.csv."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses without Lightning's warning about arguments that do not come from sys.argv."""
@@ -202,7 +204,9 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not given.fast_dev_run:
             callbacks += self._prepare_run(settings)
         elif self.subcommand == "predict":
-            self.predictions = PredictionWriter(self.options.output)
+            self.predictions = PredictionWriter(
+                self.options.output or Path(RunFolder(Path()).unused("predictions.csv"))
+            )
             callbacks.append(self.predictions)
         if self.subcommand != "fit":
             self.save_config_callback = None
