@@ -21,8 +21,8 @@ from torch.utils.flop_counter import register_flop_formula
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.window import AxisWindow, TilePlan, Window, plan_tiles
 
-SCORES_PER_CHUNK = 1 << 20  # 4 MB of fp32 scores: they stay in cache between the two products
-KEY_VALUES_PER_GROUP = 1 << 23  # 32 MB of key gradients before they are summed
+SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between the two products
+KEY_VALUES_PER_GROUP = 1 << 21  # 8 MB of key gradients before they are summed
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -147,9 +147,9 @@ def choose_tile(window: Window, size: tuple[int, int]) -> tuple[int, int]:
         sizes = {min(x, queries) for x in (*range(1, 17), block, 2 * block)}
         return [(x, -(-queries // x) * axis.dilation, _count_keys(axis, x, group)) for x in sizes]
 
-    # A key slot costs as much to fetch and to feed to a product of few rows as about 16 queries to multiply with.
+    # A key slot costs as much to fetch and to feed to a product of few rows as about 24 queries to multiply with.
     return min(
-        (tiles_h * tiles_w * keys_h * keys_w * (rows * columns + 16), (rows, columns))
+        (tiles_h * tiles_w * keys_h * keys_w * (rows * columns + 24), (rows, columns))
         for rows, tiles_h, keys_h in candidates(window.axes[0], size[0])
         for columns, tiles_w, keys_w in candidates(window.axes[1], size[1])
     )[1]
