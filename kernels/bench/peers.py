@@ -89,7 +89,8 @@ def flex(window: Window, size: tuple[int, int], device: torch.device) -> Attenti
 
     length = height * width
     block_mask = create_block_mask(mask, None, None, length, length, device=device.type)
-    compiled = torch.compile(flex_attention)
+    torch.compiler.reset()  # a second map size would be compiled with dynamic shapes, which is slower
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
         q, k, v = (x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v))
