@@ -1,6 +1,6 @@
 """Makes the Markdown table of kernels/README.md from the rows of a benchmark.
 
-    python kernels/bench/table.py kernels/bench/results/attention-cpu.json
+python kernels/bench/table.py kernels/bench/results/attention-cpu.json
 """
 
 import json

@@ -6,7 +6,7 @@ argument is an int, or one value per axis. Every argument error is a ValueError 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -17,6 +17,15 @@ from visionattn_kernels.window import Window
 IntOrPair = int | tuple[int, int]
 BoolOrPair = bool | tuple[bool, bool]
 Result = Tensor | tuple[Tensor, Tensor]
+
+
+class MoreTensors(TypedDict, total=False):
+    """Optional tensors that every 2-D operator takes by name, as `windowed_attention` describes them."""
+
+    rel_h: Tensor | None
+    rel_w: Tensor | None
+    extra_k: Tensor | None
+    extra_v: Tensor | None
 
 
 def windowed_attention(
@@ -57,7 +66,7 @@ def windowed_attention(
     Raises:
         ValueError: A tensor does not fit the others or the window, or the backend cannot run the problem.
     """
-    problem = _check(q, k, v, window, rpb, rel_h, rel_w, extra_k, extra_v, scale)
+    problem = _check(q, k, v, window, rpb, scale, rel_h, rel_w, extra_k, extra_v)
     out, lse = dispatch.choose(problem, backend).attention(problem, return_lse)
     if not return_lse:
         return out
@@ -77,11 +86,7 @@ def neighborhood_attention_2d(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
+    **tensors: Unpack[MoreTensors],
 ) -> Result:
     """(Dilated, strided, causal) neighborhood attention (NAT arXiv 2204.07143, DiNAT 2209.15001, GNA 2504.16922).
 
@@ -94,13 +99,10 @@ def neighborhood_attention_2d(
         v,
         Window.create(kernel_size, stride, dilation, is_causal),
         rpb=rpb,
-        rel_h=rel_h,
-        rel_w=rel_w,
-        extra_k=extra_k,
-        extra_v=extra_v,
         scale=scale,
         return_lse=return_lse,
         backend=backend,
+        **tensors,
     )
 
 
@@ -173,11 +175,7 @@ def halo_attention_2d(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
+    **tensors: Unpack[MoreTensors],
 ) -> Result:
     """Blocked local attention with a halo (HaloNet, arXiv 2103.12731): a block of queries sees the block and its halo.
 
@@ -196,10 +194,7 @@ def halo_attention_2d(
         scale: Factor of `q.k`.
         return_lse: Also returns the log-sum-exp.
         backend: Name of the backend.
-        rel_h: Logits by row offset.
-        rel_w: Logits by column offset.
-        extra_k: Keys that every query sees too.
-        extra_v: Their values.
+        **tensors: Those of `MoreTensors`.
     """
     block, halo = _pair("block_size", block_size, 1), _pair("halo_size", halo_size, 0)
     if boundary not in ("mask", "zero"):
@@ -211,13 +206,10 @@ def halo_attention_2d(
         v,
         Window.create(kernel, block, boundary=boundary, query_stride=query_stride),
         rpb=rpb,
-        rel_h=rel_h,
-        rel_w=rel_w,
-        extra_k=extra_k,
-        extra_v=extra_v,
         scale=scale,
         return_lse=return_lse,
         backend=backend,
+        **tensors,
     )
 
 
@@ -230,11 +222,7 @@ def window_attention_2d(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
+    **tensors: Unpack[MoreTensors],
 ) -> Result:
     """Attention inside windows that do not overlap (Swin's, arXiv 2103.14030, unshifted); the last may be ragged.
 
@@ -247,17 +235,22 @@ def window_attention_2d(
         _pair("window_size", window_size, 1),
         0,
         rpb=rpb,
-        rel_h=rel_h,
-        rel_w=rel_w,
-        extra_k=extra_k,
-        extra_v=extra_v,
         scale=scale,
         return_lse=return_lse,
         backend=backend,
+        **tensors,
     )
 
 
-def explain(q: Tensor, k: Tensor, v: Tensor, window: Window, backend: str | None = None, **tensors: Any) -> str:
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: Window,
+    rpb: Tensor | None = None,
+    backend: str | None = None,
+    **tensors: Unpack[MoreTensors],
+) -> str:
     """One line per backend: which one `windowed_attention` would run with these arguments, and why not the others.
 
     Args:
@@ -265,13 +258,11 @@ def explain(q: Tensor, k: Tensor, v: Tensor, window: Window, backend: str | None
         k: Keys.
         v: Values.
         window: Which keys a query sees.
+        rpb: Relative positional bias.
         backend: Name of the backend, if one is asked for.
-        **tensors: Further arguments of `windowed_attention`: rpb, rel_h, rel_w, extra_k, extra_v, scale.
+        **tensors: Those of `MoreTensors`.
     """
-    names = ("rpb", "rel_h", "rel_w", "extra_k", "extra_v", "scale")
-    if unknown := set(tensors) - set(names):
-        raise ValueError(f"explain has no argument {sorted(unknown)[0]!r}; it takes {', '.join(names)}")
-    return dispatch.explain(_check(q, k, v, window, *(tensors.get(name) for name in names)), backend)
+    return dispatch.explain(_check(q, k, v, window, rpb=rpb, scale=None, **tensors), backend)
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
@@ -287,11 +278,11 @@ def _check(
     v: Tensor,
     window: Window,
     rpb: Tensor | None,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
     scale: float | None,
+    rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
 ) -> Problem:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 5:
