@@ -176,3 +176,12 @@ def test_a_reader_that_leaves_ends_the_command_quietly():
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize("hint", [float | int | None, int | float | None])
+def test_a_whole_number_is_an_int_where_both_kinds_are_welcome(hint):
+    """Lightning takes 1 for one batch and 1.0 for all of them."""
+    parser = Parser(prog="p")
+    parser.add_argument("--batches", type=hint)
+    values = [parser.parse_args([f"--batches={text}"]).batches for text in ("1", "1.0", "0.5", "null")]
+    assert [(value, type(value)) for value in values] == [(1, int), (1.0, float), (0.5, float), (None, type(None))]

@@ -9,8 +9,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -28,10 +30,16 @@ class ConciseParser(argparse.ArgumentParser):
     """
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``."""
+        """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
         for action in self._actions:
-            if getattr(action, "_typehint", None) in (bool, bool | None) and action.nargs is None:
+            hint = getattr(action, "_typehint", None)
+            if hint in (bool, bool | None) and action.nargs is None:
                 action.nargs, action.const = "?", True
+            if {int, float} <= set(get_args(hint)):
+                # Types are tried in their order, and typing's cache of equal unions may hand out the other one:
+                # --trainer.limit_train_batches 1 would be the whole of an epoch, 1.0.
+                ordered = reduce(or_, sorted(get_args(hint), key=lambda x: x is float))
+                action._typehint = ordered  # type: ignore[attr-defined]
         return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
