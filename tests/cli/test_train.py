@@ -121,6 +121,13 @@ def test_tensorboard_by_one_option() -> None:
     assert steps("runs/test_resnet/0")
 
 
+def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("visionattn.cli.runs.find_spec", lambda name: None)
+    assert fit("--logger=tensorboard") == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not Path("runs/test_resnet").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from visionattn.cli.errors import UsageError
 from visionattn.tasks.checkpointing import BEST, LAST
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "wandb-offline"]
@@ -142,6 +144,12 @@ class _AppendingWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's deletes what it finds."""
+
+
+def check_logger(name: LoggerName) -> None:
+    """Raises UsageError where a logger's package is missing, before a run folder is made for it."""
+    if name == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise UsageError("--logger tensorboard needs a package that is not installed: pip install tensorboard")
 
 
 def create_loggers(run: RunFolder, name: LoggerName, resume_step: int | None) -> list[Logger]:

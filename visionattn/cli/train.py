@@ -20,7 +20,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import ConciseParser, UsageError
-from visionattn.cli.runs import LoggerName, RunFolder, create_loggers, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.runs import (
+    LoggerName,
+    RunFolder,
+    check_logger,
+    create_loggers,
+    is_rank_zero,
+    new_run,
+    newest_run,
+    run_of,
+)
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.callbacks import EpochReport, LearningCurve, PredictionWriter
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec
@@ -215,6 +224,7 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
 
     def _prepare_run(self, settings: dict[str, Any]) -> list[Callback]:
+        check_logger(self.options.logger)
         step = None if self.run is None else self.resume_step
         self.run = self.run or new_run(self.options.runs, self.run_name)
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
