@@ -17,6 +17,7 @@ TABLE = {
     "nat_base": (89.77, 13.7),
     "dinat_mini": (19.98, 2.7),
     "dinat_tiny": (27.90, 4.3),
+    "dinat_small": (50.72, 7.8),  # no LayerScale
     "dinat_base": (89.77, 13.7),
     "dinat_large": (200.94, 30.6),
 }
@@ -29,6 +30,14 @@ def test_parameters_and_flops_of_the_table(name: str, params: float, gflops: flo
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 224, 224, device="meta"))
     assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, abs=0.15)
+
+
+def test_parameters_and_flops_of_nat_pico_at_32() -> None:
+    model = timm.create_model("nat_pico", device=torch.device("meta"))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(1.08, abs=0.01)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 32, 32, device="meta"))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(0.05, abs=0.005)
 
 
 def dilations(name: str, **options: object) -> list[list[int | None]]:

@@ -5,8 +5,6 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -332,18 +330,7 @@ def main(argv: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    with warnings.catch_warnings(), one_line_warnings():
+    with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
         TrainingCLI(argv)
-
-
-@contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Warnings without the source line that they come from."""
-    usual = warnings.formatwarning
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {' '.join(str(message).split())}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
