@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 
 from visionattn_kernels import dispatch
@@ -61,11 +62,15 @@ def windowed_attention(
         backend: Name of the backend; by default the first that can run. A named one is never replaced by another.
 
     Returns:
-        `[B, Q_h, Q_w, heads, v_dim]` in q's dtype, and the log-sum-exp if asked for.
+        `[B, Q_h, Q_w, heads, v_dim]` in q's dtype, and the log-sum-exp if asked for. Under autocast, float32 maps are
+        cast as those of a matrix product are.
 
     Raises:
         ValueError: A tensor does not fit the others or the window, or the backend cannot run the problem.
     """
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+        q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        extra_k, extra_v = (None if x is None else _autocast(x) for x in (extra_k, extra_v))
     problem = _check(q, k, v, window, rpb, scale, rel_h, rel_w, extra_k, extra_v)
     out, lse = dispatch.choose(problem, backend).attention(problem, return_lse)
     if not return_lse:
@@ -270,6 +275,11 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     if len(pair) != 2 or not all(type(x) is int and x >= least for x in pair):
         raise ValueError(f"{name} must be an int >= {least}, or one per axis; got {value!r}")
     return pair
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """What autocast does to the arguments of a matrix product; biases keep their precision."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype == torch.float32 else x
 
 
 def _check(

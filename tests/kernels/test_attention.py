@@ -11,9 +11,11 @@ import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import tiled
 from visionattn_kernels.dispatch import BACKENDS
+from visionattn_kernels.registration import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 FAST = [name for name in BACKENDS if name != "reference"]
+FUSED = ["tiled"]
 
 # id: window, map, and what else the inputs hold
 CASES: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
@@ -45,6 +47,7 @@ CASES: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
 }
 all_cases = pytest.mark.parametrize(("window", "size", "options"), CASES.values(), ids=CASES.keys())
 each_backend = pytest.mark.parametrize("backend", FAST)
+each_fused_backend = pytest.mark.parametrize("backend", FUSED)
 
 
 @each_backend
@@ -218,17 +221,43 @@ def test_gradients_of_the_reference_to_second_order() -> None:
     assert torch.autograd.gradgradcheck(attend, tuple(x.values()))
 
 
-def operator_arguments(window: Window, size: tuple[int, int], **options: object) -> tuple[object, ...]:
-    x = make_inputs(window, size, dtype=torch.float32, **options)  # type: ignore[arg-type]
-    tensors = [x.get(name) for name in ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")]
-    return (*tensors, window.to_ints(), 0.3)
-
-
-@pytest.mark.parametrize("need_lse", [False, True])
+@each_fused_backend
 @pytest.mark.parametrize("full", [False, True])
-def test_registration_of_the_tiled_operator(full: bool, need_lse: bool) -> None:
-    arguments = operator_arguments(Window.create(3), (5, 6), rpb=full, rel=full, num_extra=2 * full)
-    torch.library.opcheck(tiled.tiled_attention, (*arguments, need_lse))
+def test_registration(full: bool, backend: str) -> None:
+    window = Window.create(3)
+    x = make_inputs(window, (5, 6), dtype=torch.float32, rpb=full, rel=full, num_extra=2 * full)
+    operator = getattr(torch.ops.visionattn, f"{backend}_attention").default
+    torch.library.opcheck(operator, (*(x.get(name) for name in TENSORS), window.to_ints(), 0.3))
+
+
+@each_fused_backend
+def test_second_order_gradients_are_refused(backend: str) -> None:
+    x = make_inputs(Window.create(3), (5, 6), dtype=torch.float32)
+    out = windowed_attention(**x, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
+    (grad,) = torch.autograd.grad(out.square().sum(), x["q"], create_graph=True)  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="first-order gradients alone; .* ask for backend='gemm'"):
+        grad.sum().backward()
+
+
+@each_fused_backend
+def test_vmap_over_maps_and_gradients(backend: str) -> None:
+    """Per-sample gradients, as torch.func users take them, and an ensemble of biases."""
+    window = Window.create(3)
+    x = make_inputs(window, (5, 6), dtype=torch.float32, batch=3, rpb=True)
+    q, k, v, rpb = x.values()
+
+    def loss(rpb: Tensor, q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+        return windowed_attention(q[None], k[None], v[None], window, rpb=rpb, backend=backend).square().sum()  # type: ignore[union-attr]
+
+    found, expected = (
+        torch.func.vmap(torch.func.grad(loss, (0, 1)), (None, 0, 0, 0, None))(rpb, q, k, v, name)
+        for name in (backend, "reference")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    ensemble = torch.func.vmap(loss, (0, None, None, None, None))(
+        torch.stack([rpb, 2 * rpb]), q[0], k[0], v[0], backend
+    )
+    torch.testing.assert_close(ensemble[1], loss(2 * rpb, q[0], k[0], v[0], "reference"))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -253,6 +282,13 @@ def test_autocast_keeps_float32_bias_beside_bfloat16_maps() -> None:
     assert out.dtype == torch.bfloat16
     assert rpb.grad is not None
     assert rpb.grad.dtype == torch.float32
+
+
+def test_autocast_casts_float32_maps() -> None:
+    x = make_inputs(Window.create(3), (6, 6), dtype=torch.float32, num_extra=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, lse = windowed_attention(**x, window=Window.create(3), return_lse=True)  # type: ignore[arg-type]
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_flops_are_those_of_the_window() -> None:

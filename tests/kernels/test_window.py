@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visionattn_kernels import Window
-from visionattn_kernels.window import AxisWindow, plan_tiles, tile_axis
+from visionattn_kernels.window import AxisWindow, plan_tiles, tabulate_axis, tile_axis
 
 
 def keys_by_rule(axis: AxisWindow, length: int, query: int) -> set[int]:
@@ -56,6 +56,29 @@ def test_visible_keys_follow_the_rule(axis: AxisWindow, length: int) -> None:
         for position in positions:
             distance = (position - query * axis.query_stride) // axis.dilation
             assert offset[query, position + margin] == distance + axis.kernel_size - 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 12, 19])
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_tables_hold_the_rule_and_its_inverse(axis: AxisWindow, length: int) -> None:
+    tables = tabulate_axis(axis, length, torch.device("cpu"))
+    d = axis.dilation
+    seen_by: dict[int, set[int]] = {key: set() for key in range(length)}
+    queries = []
+    for g in range(d):
+        assert tables.keys[g] == len(range(g, length, d))
+        for n in range(int(tables.queries[g])):
+            query = int(tables.first_query[g]) + tables.query_step * n
+            assert query * axis.query_stride == g + d * tables.index[query]
+            members = range(int(tables.start[query]), int(tables.stop[query]))
+            assert {g + d * m for m in members} == keys_by_rule(axis, length, query)
+            queries.append(query)
+            for m in members:
+                if 0 <= m < tables.keys[g]:
+                    seen_by[g + d * m].add(n)
+    assert sorted(queries) == list(range(axis.num_queries(length)))
+    for key, found in seen_by.items():
+        assert set(range(int(tables.query_start[key]), int(tables.query_stop[key]))) == found
 
 
 @pytest.mark.parametrize("tile", [1, 3, 4, 16])

@@ -8,17 +8,16 @@ summed by looking up, for every key, the tile slots that hold it, so the result 
 Shape letters: T tiles of a map, u tiles of a chunk, q queries of a tile, k keys of a tile, M extra keys, c channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from visionattn_kernels.problem import Problem
+from visionattn_kernels.registration import accumulation_dtype, register
 from visionattn_kernels.window import AxisWindow, TilePlan, Window, plan_tiles
 
 SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between the two products
@@ -31,109 +30,6 @@ def can_run(problem: Problem) -> str | None:
     if problem.q.dtype not in DTYPES:
         return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
     return None
-
-
-def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
-    p = problem
-    out, lse = tiled_attention(
-        p.q, p.k, p.v, p.rpb, p.rel_h, p.rel_w, p.extra_k, p.extra_v, p.window.to_ints(), p.scale, need_lse
-    )
-    return out, lse if need_lse else None
-
-
-@torch.library.custom_op("visionattn::tiled_attention", mutates_args=())
-def tiled_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Optional[Tensor],  # noqa: UP045 (operator schemas are read from these annotations)
-    rel_h: Optional[Tensor],  # noqa: UP045
-    rel_w: Optional[Tensor],  # noqa: UP045
-    extra_k: Optional[Tensor],  # noqa: UP045
-    extra_v: Optional[Tensor],  # noqa: UP045
-    window: Sequence[int],
-    scale: float,
-    need_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Forward; the log-sum-exp has no elements unless `need_lse`."""
-    problem = Problem(q, k, v, Window.from_ints(window), scale, rpb, rel_h, rel_w, extra_k, extra_v)
-    with torch.autocast(q.device.type, enabled=False):
-        return _forward(_Tiles(problem), need_lse)
-
-
-@tiled_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = q.new_empty(q.shape[:-1] if args[-1] else (0,), dtype=_compute_dtype(q.dtype))
-    return out, lse
-
-
-@torch.library.custom_op("visionattn::tiled_attention_backward", mutates_args=())
-def tiled_attention_backward(
-    grad_out: Tensor,
-    grad_lse: Optional[Tensor],  # noqa: UP045
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Optional[Tensor],  # noqa: UP045
-    rel_h: Optional[Tensor],  # noqa: UP045
-    rel_w: Optional[Tensor],  # noqa: UP045
-    extra_k: Optional[Tensor],  # noqa: UP045
-    extra_v: Optional[Tensor],  # noqa: UP045
-    window: Sequence[int],
-    scale: float,
-) -> list[Tensor]:
-    """Gradients of the eight tensors, in their order; no elements for one that is absent."""
-    problem = Problem(q, k, v, Window.from_ints(window), scale, rpb, rel_h, rel_w, extra_k, extra_v)
-    with torch.autocast(q.device.type, enabled=False):
-        grads = _backward(_Tiles(problem), grad_out, grad_lse)
-    inputs = (q, k, v, rpb, rel_h, rel_w, extra_k, extra_v)
-    return [
-        q.new_empty(0) if x is None or g is None else g.reshape(x.shape).to(x.dtype)
-        for x, g in zip(inputs, grads, strict=True)
-    ]
-
-
-@tiled_attention_backward.register_fake
-def _(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> list[Tensor]:
-    q = args[0]
-    return [
-        q.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in args[:8]
-    ]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.window, ctx.scale, ctx.need_lse = inputs[8:]
-
-
-def _autograd_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = tiled_attention_backward(grad_out, grad_lse if ctx.need_lse else None, *tensors, ctx.window, ctx.scale)
-    return *(None if x is None else g for x, g in zip(tensors, grads, strict=True)), None, None, None
-
-
-tiled_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.visionattn.tiled_attention)
-def _flops(q: Any, k: Any, v: Any, rpb: Any, rel_h: Any, rel_w: Any, extra_k: Any, *args: Any, **kwargs: Any) -> int:
-    window = Window.from_ints(args[1])
-    pairs = window.count_pairs((k[1], k[2])) + q[1] * q[2] * (extra_k[1] if extra_k else 0)
-    return int(2 * q[0] * q[3] * pairs * (q[4] + v[4]))
-
-
-@register_flop_formula(torch.ops.visionattn.tiled_attention_backward)
-def _backward_flops(grad_out: Any, grad_lse: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
-    # Scores, their gradient, and the gradients of q, k and v: 3 products over head_dim, 2 over v's.
-    forward = _flops(q, k, v, *args)
-    return forward * (3 * int(q[4]) + 2 * int(v[4])) // (int(q[4]) + int(v[4]))
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half precision is computed in float32: its scores would lose what the inputs still hold."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 @lru_cache(maxsize=1024)
@@ -192,7 +88,7 @@ class _Tiles:
         self.num_tiles, self.num_queries = self.plan.query.shape
         self.num_keys = self.plan.key.shape[1]
         self.num_extra = 0 if p.extra_k is None else p.extra_k.shape[1]
-        self.dtype = _compute_dtype(p.q.dtype)
+        self.dtype = accumulation_dtype(p.q.dtype)
         self.q, self.k, self.v = self.rows(p.q), self.rows(p.k), self.rows(p.v)
         self.rel_h = None if p.rel_h is None else self.rows(p.rel_h)
         self.rel_w = None if p.rel_w is None else self.rows(p.rel_w)
@@ -288,25 +184,26 @@ class _Tiles:
         return (row[..., :, None] + self.plan.offset_w[..., None, :]).flatten(-2)
 
 
-def _forward(tiles: _Tiles, need_lse: bool) -> tuple[Tensor, Tensor]:
-    problem, num_tiles = tiles.problem, tiles.num_heads * tiles.num_tiles
-    out = tiles.v.new_empty(num_tiles, tiles.num_queries, tiles.v.shape[-1])
-    lse = out.new_empty(num_tiles if need_lse else 0, tiles.num_queries, 1)
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp; see `registration.Forward`."""
+    tiles = _Tiles(problem)
+    out = tiles.v.new_empty(tiles.num_heads * tiles.num_tiles, tiles.num_queries, tiles.v.shape[-1])
+    lse = out.new_empty(*out.shape[:2], 1)
     for chunk in tiles.chunks(0, tiles.num_heads):
         scores = tiles.scores(chunk)
         probs = scores.softmax(-1)
         torch.bmm(probs, chunk.v, out=out[chunk.tiles])
-        if need_lse:  # the largest probability is exp(largest score - lse)
-            lse[chunk.tiles] = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+        # The largest probability is exp(largest score - lse).
+        lse[chunk.tiles] = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
     shape = problem.q.shape[:-1]
-    return (
-        tiles.untile(out).view(*shape, out.shape[-1]).to(problem.q.dtype),
-        tiles.untile(lse).view(shape) if need_lse else lse.flatten(),
-    )
+    return tiles.untile(out).view(*shape, out.shape[-1]).to(problem.v.dtype), tiles.untile(lse).view(shape)
 
 
-def _backward(tiles: _Tiles, grad_out: Tensor, grad_lse: Tensor | None) -> list[Tensor | None]:
-    """Gradients in the order q, k, v, rpb, rel_h, rel_w, extra_k, extra_v, up to a reshape; None for an absent one."""
+def backward(
+    problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of all tensors; see `registration.Backward`."""
+    tiles = _Tiles(problem)
     scale, num_keys = tiles.problem.scale, tiles.num_keys
     out_rows = tiles.rows(grad_out)
     lse_rows = None if grad_lse is None else tiles.rows(grad_lse[..., None])
@@ -366,3 +263,6 @@ def _backward(tiles: _Tiles, grad_out: Tensor, grad_lse: Tensor | None) -> list[
         None if grad_extra_k is None else heads_last(grad_extra_k) * scale,
         None if grad_extra_v is None else heads_last(grad_extra_v),
     ]
+
+
+attention = register("tiled", forward, backward)

@@ -1,0 +1,176 @@
+"""How a fused backend becomes a pair of torch operators: schema, shapes, autograd, vmap and FLOP counts, once for all.
+
+A backend gives two plain functions of a `Problem`; `register` makes `visionattn::NAME_attention` and
+`visionattn::NAME_attention_backward` of them and returns what the dispatch table wants. The operators are opaque to
+`torch.compile`, `torch.export` and FX; they have a first-order gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from visionattn_kernels.problem import Problem
+from visionattn_kernels.window import Window
+
+TENSORS = tuple(f.name for f in fields(Problem) if f.name not in ("window", "scale"))
+"""The tensors of a problem in the order of the operators' arguments."""
+
+_PROBLEM = ", ".join(
+    [*(f"Tensor{'?' * (i > 2)} {name}" for i, name in enumerate(TENSORS)), "int[] window, float scale"]
+)
+FORWARD_SCHEMA = f"({_PROBLEM}) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = f"(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_PROBLEM}) -> Tensor[]"
+
+Forward = Callable[[Problem], tuple[Tensor, Tensor]]
+"""Output `[B, Q_h, Q_w, heads, v_dim]` in v's dtype and log-sum-exp `[B, Q_h, Q_w, heads]` in float32 or wider."""
+
+
+Backward = Callable[[Problem, Tensor, Tensor, Tensor, Tensor | None], Sequence[Tensor | None]]
+"""From problem, out, lse, grad_out and grad_lse to the gradients of `TENSORS`, in that order, each of as many elements
+as its tensor and in any shape and dtype; None for an absent one."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What scores and sums are computed in: float32 for half precision, which would lose what inputs still hold."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def register(
+    name: str, forward: Forward, backward: Backward
+) -> Callable[[Problem, bool], tuple[Tensor, Tensor | None]]:
+    """Registers the two operators of a fused backend.
+
+    Args:
+        name: Of the backend.
+        forward: Computes output and log-sum-exp.
+        backward: Computes the gradients of all tensors.
+
+    Returns:
+        The backend's `attention` for the dispatch table.
+    """
+    library = torch.library
+
+    def run_forward(*args: Any) -> tuple[Tensor, Tensor]:
+        problem = _problem(args)
+        with torch.autocast(problem.q.device.type, enabled=False):
+            return forward(problem)
+
+    def run_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
+        problem = _problem(args)
+        with torch.autocast(problem.q.device.type, enabled=False):
+            grads = backward(problem, out, lse, grad_out, grad_lse)
+        return [
+            problem.q.new_empty(0) if x is None or g is None else g.reshape(x.shape).to(x.dtype)
+            for x, g in zip(args, grads, strict=False)
+        ]
+
+    attend = library.custom_op(f"visionattn::{name}_attention", run_forward, mutates_args=(), schema=FORWARD_SCHEMA)
+    attend_backward = library.custom_op(
+        f"visionattn::{name}_attention_backward", run_backward, mutates_args=(), schema=BACKWARD_SCHEMA
+    )
+    attend.register_fake(_fake_forward)
+    attend_backward.register_fake(_fake_backward)
+
+    class Attend(torch.autograd.Function):
+        """The gradient of the operator; stands in for it under `torch.func`, to which custom operators are opaque."""
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return attend(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            ctx.save_for_backward(*output, *inputs[: len(TENSORS)])
+            ctx.settings = inputs[len(TENSORS) :]
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+            grad_out, grad_lse = grad_outputs
+            out, lse, *tensors = ctx.saved_tensors
+            grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+            run = AttendBackward.apply if torch._C._are_functorch_transforms_active() else attend_backward
+            grads = run(grad_out, grad_lse, out, lse, *tensors, *ctx.settings)
+            return *(None if x is None else g for x, g in zip(tensors, grads, strict=True)), None, None
+
+    class AttendBackward(torch.autograd.Function):
+        """The backward operator under `torch.func`; it has no gradient of its own."""
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return tuple(attend_backward(*args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise RuntimeError(
+                f"backend {name!r} has first-order gradients alone; to differentiate a gradient, ask for backend='gemm'"
+            )
+
+    attend.register_autograd(Attend.backward, setup_context=Attend.setup_context)
+    attend_backward.register_autograd(AttendBackward.backward)
+    attend.register_vmap(_vmap(attend))
+    attend_backward.register_vmap(_vmap(attend_backward))
+    register_flop_formula(getattr(torch.ops.visionattn, f"{name}_attention"))(_flops)
+    register_flop_formula(getattr(torch.ops.visionattn, f"{name}_attention_backward"))(_backward_flops)
+
+    def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+        run = Attend.apply if torch._C._are_functorch_transforms_active() else attend
+        out, lse = run(*(getattr(problem, x) for x in TENSORS), problem.window.to_ints(), problem.scale)
+        return out, lse if need_lse else None
+
+    return attention
+
+
+def _problem(args: Sequence[Any]) -> Problem:
+    *tensors, window, scale = args
+    return Problem(**dict(zip(TENSORS, tensors, strict=True)), window=Window.from_ints(window), scale=scale)
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
+
+
+def _fake_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
+    return [args[0].new_empty(0 if x is None else x.shape) for x in args[: len(TENSORS)]]
+
+
+def _vmap(operator: Any) -> Callable[..., Any]:
+    """Runs an operator once per element of the mapped dimension: a bias may differ from one to the next."""
+
+    def run(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def element(i: int) -> list[Any]:
+            return [x.select(d, i) if isinstance(d, int) else x for x, d in zip(args, in_dims, strict=True)]
+
+        results = [operator(*element(i)) for i in range(info.batch_size)]
+        outs = [torch.stack(same) for same in zip(*results, strict=True)]
+        return (outs, [0] * len(outs)) if isinstance(results[0], list) else (tuple(outs), (0,) * len(outs))
+
+    return run
+
+
+def _flops(q: Any, k: Any, v: Any, rpb: Any, rel_h: Any, rel_w: Any, extra_k: Any, *args: Any, **kwargs: Any) -> int:
+    window = Window.from_ints(args[1])
+    pairs = window.count_pairs((k[1], k[2])) + q[1] * q[2] * (extra_k[1] if extra_k else 0)
+    return int(2 * q[0] * q[3] * pairs * (q[4] + v[4]))
+
+
+def _backward_flops(
+    grad_out: Any, grad_lse: Any, out: Any, lse: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any
+) -> int:
+    # Scores, their gradient, and the gradients of q, k and v: 3 products over head_dim, 2 over v's.
+    forward = _flops(q, k, v, *args)
+    return forward * (3 * int(q[4]) + 2 * int(v[4])) // (int(q[4]) + int(v[4]))
