@@ -235,7 +235,7 @@ def test_second_order_gradients_are_refused(backend: str) -> None:
     x = make_inputs(Window.create(3), (5, 6), dtype=torch.float32)
     out = windowed_attention(**x, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(out.square().sum(), x["q"], create_graph=True)  # type: ignore[union-attr]
-    with pytest.raises(RuntimeError, match="first-order gradients alone; .* ask for backend='gemm'"):
+    with pytest.raises(RuntimeError, match=r"first-order gradients alone; .* ask for backend='gemm'"):
         grad.sum().backward()
 
 
