@@ -1,0 +1,811 @@
+// Fused windowed attention on CPUs, forward and backward, for every window and bias of the package.
+//
+// A task is one head of one picture and a tile of queries: some neighbouring columns ("strip") by some rows. The keys
+// and values that any query of the tile sees are packed once as panels of slots, row by row. A query row sees whole rows
+// of slots, hence one contiguous run of them: its scores are one small matrix product, its columns are cut by a table
+// that also holds the relative bias, and its softmax is plain, with no running rescaling. Backward recomputes the
+// probabilities from the log-sum-exp; each task sums key gradients in its own panel and adds them to the map in a fixed
+// order, so results do not depend on the scheduling of threads.
+//
+// All integer tables come from window.py. Compiled on first use, with no header beyond the standard library's; vectors
+// are GCC's and clang's generic ones, as wide as the machine's.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+template <class R>
+struct VectorOf {
+  typedef R type __attribute__((vector_size(kVectorBytes), aligned(alignof(R)), may_alias));
+  typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Int;
+  typedef Int ints __attribute__((vector_size(kVectorBytes)));
+};
+template <class R>
+using Vec = typename VectorOf<R>::type;
+template <class R>
+constexpr int kLanes = kVectorBytes / sizeof(R);
+
+template <class R>
+INLINE Vec<R> load(const R* p) {
+  return *reinterpret_cast<const Vec<R>*>(p);
+}
+template <class R>
+INLINE void store(R* p, Vec<R> x) {
+  *reinterpret_cast<Vec<R>*>(p) = x;
+}
+template <class R>
+INLINE Vec<R> fill(R x) {
+  return x - Vec<R>{};
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// ---- the arguments, mirrored by ctypes structures in native.py ----
+
+enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+struct Axis {
+  int64_t num_groups, query_step, tile;
+  const int32_t *keys, *queries, *first_query, *index, *start, *stop;
+};
+
+// A heads-last map; strides in elements, the last dimension contiguous.
+struct Map {
+  void* data;
+  int64_t batch, row, column, head;
+};
+
+// Plain tensors below are contiguous and of the accumulation type; absent ones are null.
+struct Arguments {
+  int64_t dtype, batch, heads, head_dim, v_dim, num_extra, num_parts, num_threads;
+  int64_t queries_h, queries_w, keys_h, keys_w, kernel_h, kernel_w;
+  double scale;
+  Axis rows, columns;
+  Map q, k, v, extra_k, extra_v, out, grad_out;
+  const void *rpb, *rel_h, *rel_w;
+  void* lse;
+  const void* grad_lse;
+  void *grad_q, *grad_k, *grad_v, *grad_rpb, *grad_rel_h, *grad_rel_w, *grad_extra_k, *grad_extra_v;
+};
+
+// ---- storage types ----
+
+INLINE float widen_bfloat16(uint16_t x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+INLINE uint16_t narrow_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return x == x ? uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : uint16_t(0x7fc0);
+}
+
+// `n` values at element `offset` of a tensor of type `dtype`, times `factor`; zeros up to `padded`.
+template <class R>
+void read(const void* data, int64_t dtype, int64_t offset, int64_t n, int64_t padded, R* to, R factor = 1) {
+  if (dtype == kBFloat16) {
+    auto* from = static_cast<const uint16_t*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = R(widen_bfloat16(from[i])) * factor;
+#ifdef __FLT16_MAX__
+  } else if (dtype == kFloat16) {
+    auto* from = static_cast<const _Float16*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = R(from[i]) * factor;
+#endif
+  } else {
+    auto* from = static_cast<const R*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] * factor;
+  }
+  for (int64_t i = n; i < padded; ++i) to[i] = 0;
+}
+
+// Asks for what `read` will want; a wrong address does no harm. Rows of a head lie too far apart for the hardware to guess.
+template <int kForWriting = 0>
+INLINE void prefetch(const void* data, int64_t dtype, int64_t offset, int64_t n) {
+  int64_t size = dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
+  auto* from = static_cast<const char*>(data) + offset * size;
+  for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(from + i, kForWriting);
+}
+
+template <class R>
+void write(void* data, int64_t dtype, int64_t offset, int64_t n, const R* from, R factor) {
+  if (dtype == kBFloat16) {
+    auto* to = static_cast<uint16_t*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = narrow_bfloat16(float(from[i] * factor));
+#ifdef __FLT16_MAX__
+  } else if (dtype == kFloat16) {
+    auto* to = static_cast<_Float16*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = _Float16(from[i] * factor);
+#endif
+  } else {
+    auto* to = static_cast<R*>(data) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] * factor;
+  }
+}
+
+// ---- vector arithmetic ----
+
+// exp(x) to within 2 ulp for x <= 0; 0 where it would be denormal. NaN stays NaN.
+INLINE Vec<float> exponential(Vec<float> x) {
+  using Ints = VectorOf<float>::ints;
+  const Vec<float> zero = {};
+  auto vanishes = x < -87.0f;
+  x = vanishes ? zero : x;
+  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer, which the low bits then hold.
+  Vec<float> shifted = x * 1.44269504f + 12582912.0f;
+  Vec<float> n = shifted - 12582912.0f;
+  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> y = r * (1.0f / 5040) + 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  Ints exponent = ((Ints)shifted - 0x4b400000 + 127) << 23;
+  return vanishes ? zero : y * (Vec<float>)exponent;
+}
+INLINE Vec<double> exponential(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// Folds the lanes of a vector with `f`, halves upon halves.
+template <class R, class F>
+INLINE R fold(Vec<R> x, F f) {
+  constexpr int L = kLanes<R>;
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 4
+  for (int s = L / 2; s; s /= 2) {
+    typename VectorOf<R>::ints other;
+    for (int lane = 0; lane < L; ++lane) other[lane] = lane ^ s;
+    x = f(x, __builtin_shuffle(x, other));
+  }
+  return x[0];
+#else
+  for (int s = L / 2; s; s /= 2) {
+    Vec<R> y = x;
+    for (int lane = 0; lane < s; ++lane) y[lane] = x[lane + s];
+    x = f(x, y);
+  }
+  return x[0];
+#endif
+}
+template <class R>
+INLINE Vec<R> larger(Vec<R> x, Vec<R> y) {
+  return x > y ? x : y;
+}
+template <class R>
+INLINE R sum_lanes(Vec<R> x) {
+  return fold<R>(x, [](Vec<R> a, Vec<R> b) { return a + b; });
+}
+
+// One square block of lanes: to[j][i] = from[i][j].
+template <class R>
+INLINE void transpose_block(const R* from, int64_t from_pitch, R* to, int64_t to_pitch) {
+  constexpr int L = kLanes<R>;
+#if defined(__GNUC__) && !defined(__clang__)
+  using Ints = typename VectorOf<R>::ints;
+  Vec<R> x[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) x[i] = load(from + i * from_pitch);
+#pragma GCC unroll 4
+  for (int s = 1; s < L; s *= 2) {
+    Ints low, high;
+    for (int lane = 0; lane < L; ++lane) {
+      low[lane] = lane & s ? L + lane - s : lane;
+      high[lane] = lane & s ? L + lane : lane + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & s) continue;
+      Vec<R> a = x[i], b = x[i + s];
+      x[i] = __builtin_shuffle(a, b, low);
+      x[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) store(to + i * to_pitch, x[i]);
+#else
+  for (int j = 0; j < L; ++j)
+    for (int i = 0; i < L; ++i) to[j * to_pitch + i] = from[i * from_pitch + j];
+#endif
+}
+
+// ---- small matrix products ----
+
+// Calls `f` with a compile-time integer in [1, Most] equal to `n`.
+template <int Most, class F>
+INLINE void with_constant(int64_t n, F f) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_constant<Most - 1>(n, f);
+  }
+  f(std::integral_constant<int, Most>{});
+}
+
+// c[M, N] = a[M, K] b[K, N]; N in whole vectors; a and c row by row with pitches.
+template <class R, int M, int N>
+INLINE void product_block(const R* a, int64_t a_pitch, const R* b, int64_t b_pitch, int64_t K, R* c, int64_t c_pitch) {
+  constexpr int L = kLanes<R>;
+  Vec<R> sum[M][N] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<R> row[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) row[j] = load(b + k * b_pitch + j * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      R x = a[i * a_pitch + k];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) sum[i][j] += x * row[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) store(c + i * c_pitch + j * L, sum[i][j]);
+}
+
+template <class R>
+void product(
+    int64_t M, int64_t N, int64_t K, const R* a, int64_t a_pitch, const R* b, int64_t b_pitch, R* c, int64_t c_pitch) {
+  constexpr int L = kLanes<R>;
+  int64_t vectors = (N + L - 1) / L;
+  // Blocks of nearly equal size, at most `tallest` by `widest` vectors.
+  auto in_blocks = [&](auto tallest, auto widest) {
+    auto even = [](int64_t n, int64_t most) { return (n + (n + most - 1) / most - 1) / ((n + most - 1) / most); };
+    int64_t width = even(vectors, widest.value), height = even(M, tallest.value);
+    for (int64_t j = 0; j < vectors; j += width)
+      with_constant<widest.value>(std::min(width, vectors - j), [&](auto n) {
+        for (int64_t i = 0; i < M; i += height)
+          with_constant<tallest.value>(std::min(height, M - i), [&](auto m) {
+            product_block<R, m.value, n.value>(
+                a + i * a_pitch, a_pitch, b + j * L, b_pitch, K, c + i * c_pitch + j * L, c_pitch);
+          });
+      });
+  };
+  // 32 (16) vector registers hold 24 (12) sums beside the operands.
+  constexpr bool many = kVectorBytes == 64;
+  if (vectors <= 3 && M > 4)
+    in_blocks(std::integral_constant<int, many ? 8 : 4>{}, std::integral_constant<int, 3>{});
+  else
+    in_blocks(std::integral_constant<int, many ? 4 : 2>{}, std::integral_constant<int, 6>{});
+}
+
+// c[N, C] += a[M, N]^T b[M, C]; C in whole vectors.
+template <class R>
+void add_outer(
+    int64_t M, int64_t N, int64_t C, const R* a, int64_t a_pitch, const R* b, int64_t b_pitch, R* c, int64_t c_pitch) {
+  constexpr int L = kLanes<R>, kRows = 4;
+  int64_t vectors = C / L;
+  for (int64_t j = 0; j < vectors; j += 4)
+    with_constant<4>(std::min<int64_t>(4, vectors - j), [&](auto width) {
+      constexpr int W = width.value;
+      auto block = [&](int64_t n, auto rows) {
+        constexpr int Rows = rows.value;
+        R* to = c + n * c_pitch + j * L;
+        Vec<R> sum[Rows][W];
+#pragma GCC unroll 4
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+          for (int w = 0; w < W; ++w) sum[i][w] = load(to + i * c_pitch + w * L);
+        for (int64_t m = 0; m < M; ++m) {
+          Vec<R> row[W];
+#pragma GCC unroll 4
+          for (int w = 0; w < W; ++w) row[w] = load(b + m * b_pitch + (j + w) * L);
+#pragma GCC unroll 4
+          for (int i = 0; i < Rows; ++i) {
+            R x = a[m * a_pitch + n + i];
+#pragma GCC unroll 4
+            for (int w = 0; w < W; ++w) sum[i][w] += x * row[w];
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+          for (int w = 0; w < W; ++w) store(to + i * c_pitch + w * L, sum[i][w]);
+      };
+      int64_t n = 0;
+      for (; n + kRows <= N; n += kRows) block(n, std::integral_constant<int, kRows>{});
+      for (; n < N; ++n) block(n, std::integral_constant<int, 1>{});
+    });
+}
+
+// ---- tiles ----
+
+// Neighbouring queries of one dilation group on one axis, and the keys that any of them sees.
+struct Tile {
+  int64_t group, first, count, key, num_keys;
+};
+
+struct Cut {
+  const Axis& axis;
+  std::vector<Tile> tiles;
+
+  explicit Cut(const Axis& axis) : axis(axis) {
+    for (int64_t g = 0; g < axis.num_groups; ++g)
+      for (int64_t n = 0; n < axis.queries[g]; n += axis.tile) {
+        int64_t count = std::min<int64_t>(axis.tile, axis.queries[g] - n);
+        int64_t first = axis.first_query[g] + n * axis.query_step, last = first + (count - 1) * axis.query_step;
+        tiles.push_back({g, first, count, axis.start[first], axis.stop[last] - axis.start[first]});
+      }
+  }
+};
+
+constexpr int64_t kBlock = 8;  // queries that share one pass over their keys
+
+template <class R>
+struct Buffer {
+  std::vector<R> values;
+  R* reserve(int64_t n) {
+    if (int64_t(values.size()) < n) values.resize(n);
+    return values.data();
+  }
+};
+
+// Everything that one thread holds while it works on one tile.
+template <class R>
+class Worker {
+ public:
+  static constexpr int L = kLanes<R>;
+
+  // `shared` arguments outlive the worker; `backward` decides which panels are packed.
+  void begin(const Arguments& arguments, const Cut& row_cut, const Cut& column_cut, bool backward) {
+    a = &arguments, rows = &row_cut.axis, columns = &column_cut.axis, is_backward = backward;
+    k_dim = round_up(a->head_dim, L), v_dim = round_up(a->v_dim, L);
+    extra_pitch = round_up(a->num_extra, L);
+    most_slots = 0;
+    int64_t most_h = 0, most_w = 0;
+    for (auto& t : row_cut.tiles) most_h = std::max(most_h, t.num_keys);
+    for (auto& t : column_cut.tiles) most_w = std::max(most_w, t.num_keys);
+    most_slots = most_h * most_w;
+    // An odd number of vectors, lest the lines of a panel fall on the same cache sets.
+    pitch = (round_up(most_slots, L) / L | 1) * L + L;
+    score_pitch = round_up(most_slots, L) + extra_pitch + L;
+    int64_t rounded = round_up(most_slots, L);
+    keys = keys_buffer.reserve(rounded * k_dim), values = values_buffer.reserve(rounded * v_dim);
+    keys_t = keys_t_buffer.reserve(k_dim * pitch), values_t = values_t_buffer.reserve(backward ? v_dim * pitch : 0);
+    extra_keys = extra_keys_buffer.reserve(extra_pitch * k_dim);
+    extra_values = extra_values_buffer.reserve(extra_pitch * v_dim);
+    extra_keys_t = extra_keys_t_buffer.reserve(k_dim * extra_pitch);
+    extra_values_t = extra_values_t_buffer.reserve(backward ? v_dim * extra_pitch : 0);
+    q = q_buffer.reserve(kBlock * k_dim), out = out_buffer.reserve(kBlock * std::max(k_dim, v_dim));
+    scores = scores_buffer.reserve(kBlock * score_pitch), bias_row = bias_row_buffer.reserve(score_pitch + 2 * L);
+    table_rows = a->rpb ? 2 * a->kernel_h - 1 : most_h;
+    table_size = table_rows * most_w + L;
+    table = table_buffer.reserve(columns->tile * table_size);
+    if (backward) {
+      grads = grads_buffer.reserve(kBlock * score_pitch), grad_out = grad_out_buffer.reserve(kBlock * v_dim);
+      grad_keys = grad_keys_buffer.reserve(rounded * k_dim), grad_values = grad_values_buffer.reserve(rounded * v_dim);
+      grad_extra_keys = grad_extra_keys_buffer.reserve(extra_pitch * k_dim);
+      grad_extra_values = grad_extra_values_buffer.reserve(extra_pitch * v_dim);
+      grad_table = grad_table_buffer.reserve(a->rpb ? columns->tile * table_size : 0);
+    }
+  }
+
+  void begin_head(int64_t b, int64_t h) {
+    batch = b, head = h;
+    if (!a->num_extra) return;
+    for (int64_t m = 0; m < extra_pitch; ++m) {
+      bool real = m < a->num_extra;
+      read(a->extra_k.data, a->dtype, b * a->extra_k.batch + m * a->extra_k.column + h * a->extra_k.head,
+           real ? a->head_dim : 0, k_dim, extra_keys + m * k_dim);
+      read(a->extra_v.data, a->dtype, b * a->extra_v.batch + m * a->extra_v.column + h * a->extra_v.head,
+           real ? a->v_dim : 0, v_dim, extra_values + m * v_dim);
+    }
+    transpose(extra_keys, extra_pitch, k_dim, extra_keys_t, extra_pitch);
+    if (is_backward) {
+      transpose(extra_values, extra_pitch, v_dim, extra_values_t, extra_pitch);
+      std::fill_n(grad_extra_keys, extra_pitch * k_dim, R(0));
+      std::fill_n(grad_extra_values, extra_pitch * v_dim, R(0));
+    }
+  }
+
+  void begin_strip(const Tile& tile) {
+    strip = tile;
+    build_table();
+    if (is_backward && a->rpb) std::fill_n(grad_table, columns->tile * table_size, R(0));
+  }
+
+  void forward(const Tile& segment) {
+    pack(segment);
+    for_each_block([&](int64_t M, const Run& run) {
+      load_queries(M);
+      for (int64_t m = 0; m < M; ++m) prefetch<1>(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim);
+      score(M, run);
+      for (int64_t m = 0; m < M; ++m) {
+        R* s = scores + m * score_pitch;
+        Vec<R> most = load(s);
+        for (int64_t i = L; i < width; i += L)
+          most = larger<R>(most, load(s + i));
+        R top = fold<R>(most, larger<R>);
+        Vec<R> sum = {};
+        for (int64_t i = 0; i < width; i += L) {
+          Vec<R> p = exponential(load(s + i) - top);
+          sum += p;
+          store(s + i, p);
+        }
+        total[m] = sum_lanes<R>(sum);
+        static_cast<R*>(a->lse)[query[m]] = top + std::log(total[m]);
+      }
+      product(M, v_dim, run.count, scores, score_pitch, values + run.first * v_dim, v_dim, out, v_dim);
+      if (a->num_extra) {
+        R* more = extra_out.reserve(kBlock * v_dim);
+        product(M, v_dim, a->num_extra, scores + run.padded, score_pitch, extra_values, v_dim, more, v_dim);
+        for (int64_t i = 0; i < M * v_dim; ++i) out[i] += more[i];
+      }
+      for (int64_t m = 0; m < M; ++m) write(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim, out + m * v_dim, 1 / total[m]);
+    });
+  }
+
+  void backward(const Tile& segment, R* to_keys, R* to_values) {
+    pack(segment);
+    std::fill_n(grad_keys, num_slots * k_dim, R(0));
+    std::fill_n(grad_values, num_slots * v_dim, R(0));
+    for_each_block([&](int64_t M, const Run& run) {
+      load_queries(M);
+      R delta[kBlock];
+      for (int64_t m = 0; m < M; ++m) {
+        R* g = grad_out + m * v_dim;
+        read(a->grad_out.data, a->dtype, map_offset(a->grad_out, m), a->v_dim, v_dim, g);
+        read(a->out.data, a->dtype, map_offset(a->out, m), a->v_dim, v_dim, out);
+        Vec<R> sum = {};
+        for (int64_t i = 0; i < v_dim; i += L) sum += load(g + i) * load(out + i);
+        delta[m] = sum_lanes<R>(sum) - (a->grad_lse ? static_cast<const R*>(a->grad_lse)[query[m]] : 0);
+      }
+      score(M, run);
+      product(M, run.count, a->v_dim, grad_out, v_dim, values_t + run.first, pitch, grads, score_pitch);
+      if (a->num_extra)
+        product(M, a->num_extra, a->v_dim, grad_out, v_dim, extra_values_t, extra_pitch, grads + run.padded, score_pitch);
+      for (int64_t m = 0; m < M; ++m) {
+        R *s = scores + m * score_pitch, *g = grads + m * score_pitch;
+        R lse = static_cast<const R*>(a->lse)[query[m]];
+        for (int64_t i = 0; i < width; i += L) {
+          Vec<R> p = exponential(load(s + i) - lse);
+          store(s + i, p);
+          store(g + i, p * (load(g + i) - delta[m]));
+        }
+        add_bias_gradients(m, run, g);
+      }
+      product(M, k_dim, run.count, grads, score_pitch, keys + run.first * k_dim, k_dim, out, k_dim);
+      if (a->num_extra) {
+        R* more = extra_out.reserve(kBlock * k_dim);
+        product(M, k_dim, a->num_extra, grads + run.padded, score_pitch, extra_keys, k_dim, more, k_dim);
+        for (int64_t i = 0; i < M * k_dim; ++i) out[i] += more[i];
+        add_outer(M, a->num_extra, k_dim, grads + run.padded, score_pitch, q, k_dim, grad_extra_keys, k_dim);
+        add_outer(M, a->num_extra, v_dim, scores + run.padded, score_pitch, grad_out, v_dim, grad_extra_values, v_dim);
+      }
+      for (int64_t m = 0; m < M; ++m) {
+        R* to = static_cast<R*>(a->grad_q) + query[m] * a->head_dim;
+        for (int64_t i = 0; i < a->head_dim; ++i) to[i] = out[m * k_dim + i] * R(a->scale);
+      }
+      add_outer(M, run.count, k_dim, grads, score_pitch, q, k_dim, grad_keys + run.first * k_dim, k_dim);
+      add_outer(M, run.count, v_dim, scores, score_pitch, grad_out, v_dim, grad_values + run.first * v_dim, v_dim);
+    });
+    for_each_key([&](int64_t slot, int64_t y, int64_t x) {
+      int64_t key = ((batch * a->keys_h + y) * a->keys_w + x) * a->heads + head;
+      for (int64_t i = 0; i < a->head_dim; ++i) to_keys[key * a->head_dim + i] += grad_keys[slot * k_dim + i];
+      for (int64_t i = 0; i < a->v_dim; ++i) to_values[key * a->v_dim + i] += grad_values[slot * v_dim + i];
+    });
+  }
+
+  // Adds what the strip found to the gradient of the relative table.
+  void end_strip(R* to_rpb) {
+    if (!a->rpb) return;
+    int64_t kernel_w = 2 * a->kernel_w - 1;
+    for (int64_t x = 0; x < strip.count; ++x) {
+      int64_t i = strip.first + x * columns->query_step;
+      for (int64_t r = 0; r < table_rows; ++r)
+        for (int64_t c = columns->start[i]; c < columns->stop[i]; ++c)
+          to_rpb[r * kernel_w + c - columns->index[i] + a->kernel_w - 1] +=
+              grad_table[x * table_size + r * strip.num_keys + c - strip.key];
+    }
+  }
+
+  void end_head(R* to_keys, R* to_values) {
+    for (int64_t m = 0; m < a->num_extra; ++m) {
+      for (int64_t i = 0; i < a->head_dim; ++i) to_keys[m * a->head_dim + i] += grad_extra_keys[m * k_dim + i];
+      for (int64_t i = 0; i < a->v_dim; ++i) to_values[m * a->v_dim + i] += grad_extra_values[m * v_dim + i];
+    }
+  }
+
+ private:
+  // The slots that the queries of one block see: whole rows of them.
+  struct Run {
+    int64_t first, count, padded, row, num_rows;
+  };
+
+  const Arguments* a;
+  const Axis *rows, *columns;
+  bool is_backward;
+  int64_t k_dim, v_dim, extra_pitch, most_slots, pitch, score_pitch, table_rows, table_size;
+  int64_t batch, head;
+  Tile strip, segment;
+  int64_t num_slots, width;
+  bool cuts_columns;
+  int64_t query[kBlock], place_y[kBlock], place_x[kBlock];
+  R total[kBlock];
+  R *keys, *values, *keys_t, *values_t, *extra_keys, *extra_values, *extra_keys_t, *extra_values_t;
+  R *q, *out, *scores, *bias_row, *table;
+  R *grads, *grad_out, *grad_keys, *grad_values, *grad_extra_keys, *grad_extra_values, *grad_table;
+  Buffer<R> keys_buffer, values_buffer, keys_t_buffer, values_t_buffer, extra_keys_buffer, extra_values_buffer,
+      extra_keys_t_buffer, extra_values_t_buffer, q_buffer, out_buffer, scores_buffer, bias_row_buffer, table_buffer,
+      grads_buffer, grad_out_buffer, grad_keys_buffer, grad_values_buffer, grad_extra_keys_buffer,
+      grad_extra_values_buffer, grad_table_buffer, extra_out;
+
+  template <class F>
+  void for_each_key(F f) {
+    for (int64_t i = 0; i < segment.num_keys; ++i) {
+      int64_t m = segment.key + i;
+      if (m < 0 || m >= rows->keys[segment.group]) continue;
+      for (int64_t j = 0; j < strip.num_keys; ++j) {
+        int64_t n = strip.key + j;
+        if (n < 0 || n >= columns->keys[strip.group]) continue;
+        f(i * strip.num_keys + j, segment.group + m * rows->num_groups, strip.group + n * columns->num_groups);
+      }
+    }
+  }
+
+  void pack(const Tile& tile) {
+    segment = tile;
+    num_slots = segment.num_keys * strip.num_keys;
+    int64_t rounded = round_up(num_slots, L);
+    auto copy = [&](int64_t slot, int64_t y, int64_t x) {
+      int64_t k = batch * a->k.batch + y * a->k.row + x * a->k.column + head * a->k.head;
+      int64_t v = batch * a->v.batch + y * a->v.row + x * a->v.column + head * a->v.head;
+      prefetch(a->k.data, a->dtype, k + rows->num_groups * a->k.row, a->head_dim);
+      prefetch(a->v.data, a->dtype, v + rows->num_groups * a->v.row, a->v_dim);
+      read(a->k.data, a->dtype, k, a->head_dim, k_dim, keys + slot * k_dim);
+      read(a->v.data, a->dtype, v, a->v_dim, v_dim, values + slot * v_dim);
+    };
+    if (segment.key < 0 || strip.key < 0 || segment.key + segment.num_keys > rows->keys[segment.group] ||
+        strip.key + strip.num_keys > columns->keys[strip.group]) {
+      std::fill_n(keys, num_slots * k_dim, R(0));
+      std::fill_n(values, num_slots * v_dim, R(0));
+    }
+    for_each_key(copy);
+    std::fill_n(keys + num_slots * k_dim, (rounded - num_slots) * k_dim, R(0));
+    std::fill_n(values + num_slots * v_dim, (rounded - num_slots) * v_dim, R(0));
+    transpose(keys, rounded, k_dim, keys_t, pitch);
+    if (is_backward) transpose(values, rounded, v_dim, values_t, pitch);
+    // A run may read one vector past the last slot.
+    for (int64_t c = 0; c < k_dim; ++c) store(keys_t + c * pitch + rounded, Vec<R>{});
+    if (is_backward)
+      for (int64_t c = 0; c < v_dim; ++c) store(values_t + c * pitch + rounded, Vec<R>{});
+  }
+
+  static void transpose(const R* from, int64_t num_rows, int64_t num_columns, R* to, int64_t to_pitch) {
+    for (int64_t i = 0; i < num_rows; i += L)
+      for (int64_t j = 0; j < num_columns; j += L)
+        transpose_block(from + i * num_columns + j, num_columns, to + j * to_pitch + i, to_pitch);
+  }
+
+  // For each query column of the strip, what is added to its scores, by table row and column slot: -inf where it does
+  // not see the slot, else the relative bias. Rows are those of the relative table; without one they are all alike.
+  void build_table() {
+    const R* rpb = static_cast<const R*>(a->rpb);
+    int64_t kernel_w = 2 * a->kernel_w - 1;
+    cuts_columns = false;
+    for (int64_t x = 0; x < strip.count; ++x) {
+      int64_t i = strip.first + x * columns->query_step;
+      int64_t from = columns->start[i] - strip.key, to = columns->stop[i] - strip.key;
+      int64_t shift = strip.key - columns->index[i] + a->kernel_w - 1;
+      cuts_columns |= from > 0 || to < strip.num_keys;
+      for (int64_t r = 0; r < table_rows; ++r) {
+        R* row = table + x * table_size + r * strip.num_keys;
+        std::fill_n(row, strip.num_keys, -std::numeric_limits<R>::infinity());
+        if (rpb) {
+          const R* bias = rpb + (head * table_rows + r) * kernel_w + shift;
+          for (int64_t c = from; c < to; ++c) row[c] = bias[c];
+        } else {
+          std::fill(row + from, row + to, R(0));
+        }
+      }
+    }
+  }
+
+  // Calls `f` for the queries of the tile, in blocks of those whose rows see the same keys.
+  template <class F>
+  void for_each_block(F f) {
+    int64_t y = 0;
+    while (y < segment.count) {
+      int64_t i = segment.first + y * rows->query_step, end = y + 1;
+      auto same = [&](int64_t j) { return rows->start[j] == rows->start[i] && rows->stop[j] == rows->stop[i]; };
+      while (end < segment.count && same(segment.first + end * rows->query_step)) ++end;
+      Run run;
+      run.row = rows->start[i], run.num_rows = rows->stop[i] - rows->start[i];
+      run.first = (run.row - segment.key) * strip.num_keys, run.count = run.num_rows * strip.num_keys;
+      run.padded = round_up(run.count, L);
+      width = run.padded + extra_pitch;
+      int64_t number = (end - y) * strip.count, blocks = (number + kBlock - 1) / kBlock;
+      // Blocks of nearly equal size, each at most kBlock.
+      for (int64_t block = 0, n = 0; block < blocks; ++block) {
+        int64_t M = 0;
+        for (int64_t last = std::min(number, round_up(number * (block + 1) / blocks, blocks > 1 ? 4 : 1)); n < last; ++n, ++M) {
+          place_y[M] = segment.first + (y + n / strip.count) * rows->query_step, place_x[M] = n % strip.count;
+          int64_t x = strip.first + place_x[M] * columns->query_step;
+          query[M] = ((batch * a->queries_h + place_y[M]) * a->queries_w + x) * a->heads + head;
+        }
+        if (M) f(M, run);
+      }
+      y = end;
+    }
+  }
+
+  int64_t map_offset(const Map& map, int64_t m) const {
+    int64_t x = strip.first + place_x[m] * columns->query_step;
+    return batch * map.batch + place_y[m] * map.row + x * map.column + head * map.head;
+  }
+
+  void load_queries(int64_t M) {
+    for (int64_t m = 0; m < M; ++m) {
+      int64_t offset = map_offset(a->q, m);
+      prefetch(a->q.data, a->dtype, offset + rows->query_step * a->q.row, a->head_dim);
+      read(a->q.data, a->dtype, offset, a->head_dim, k_dim, q + m * k_dim, R(a->scale));
+    }
+  }
+
+  // Scores of a block with every bias: [M, padded slots, padded extra keys]; -inf where a query sees no key.
+  void score(int64_t M, const Run& run) {
+    product(M, run.count, a->head_dim, q, k_dim, keys_t + run.first, pitch, scores, score_pitch);
+    if (a->num_extra)
+      product(M, a->num_extra, a->head_dim, q, k_dim, extra_keys_t, extra_pitch, scores + run.padded, score_pitch);
+    for (int64_t m = 0; m < M; ++m) {
+      R* s = scores + m * score_pitch;
+      if (a->rpb || cuts_columns) {
+        const R* bias = table + place_x[m] * table_size + table_row(m, run) * strip.num_keys;
+        for (int64_t i = 0; i < run.count; i += L) store(s + i, load(s + i) + load(bias + i));
+      }
+      if (a->rel_h || a->rel_w) add_relative(m, run, s);
+      for (int64_t i = run.count; i < run.padded; ++i) s[i] = -std::numeric_limits<R>::infinity();
+      for (int64_t i = a->num_extra; i < extra_pitch; ++i) s[run.padded + i] = -std::numeric_limits<R>::infinity();
+    }
+  }
+
+  int64_t table_row(int64_t m, const Run& run) const {
+    return a->rpb ? run.row - rows->index[place_y[m]] + a->kernel_h - 1 : 0;
+  }
+  // First entries of a query's relative logits, or of their gradients.
+  int64_t rel_h_offset(int64_t m, const Run& run) const {
+    return query[m] * (2 * a->kernel_h - 1) + run.row - rows->index[place_y[m]] + a->kernel_h - 1;
+  }
+  int64_t rel_w_offset(int64_t m) const {
+    int64_t x = strip.first + place_x[m] * columns->query_step;
+    return query[m] * (2 * a->kernel_w - 1) + strip.key - columns->index[x] + a->kernel_w - 1;
+  }
+  // The columns of the strip that a query sees: entries of its logits outside them do not exist.
+  int64_t first_column(int64_t m) const {
+    return columns->start[strip.first + place_x[m] * columns->query_step] - strip.key;
+  }
+  int64_t last_column(int64_t m) const {
+    return columns->stop[strip.first + place_x[m] * columns->query_step] - strip.key;
+  }
+
+  void add_relative(int64_t m, const Run& run, R* s) {
+    const R* by_row = a->rel_h ? static_cast<const R*>(a->rel_h) + rel_h_offset(m, run) : nullptr;
+    R* by_column = relative_buffer.reserve(round_up(strip.num_keys, L));
+    std::fill_n(by_column, round_up(strip.num_keys, L), R(0));
+    if (a->rel_w) {
+      const R* from = static_cast<const R*>(a->rel_w) + rel_w_offset(m);
+      for (int64_t c = first_column(m); c < last_column(m); ++c) by_column[c] = from[c];
+    }
+    // Rows are written in order: what a vector writes past its row, the next row overwrites.
+    for (int64_t r = 0; r < run.num_rows; ++r)
+      for (int64_t c = 0; c < strip.num_keys; c += L)
+        store(bias_row + r * strip.num_keys + c, load(by_column + c) + (by_row ? by_row[r] : R(0)));
+    for (int64_t i = 0; i < run.count; i += L) store(s + i, load(s + i) + load(bias_row + i));
+  }
+
+  void add_bias_gradients(int64_t m, const Run& run, const R* g) {
+    if (a->rpb) {
+      R* to = grad_table + place_x[m] * table_size + table_row(m, run) * strip.num_keys;
+      int64_t i = 0;
+      for (; i + L <= run.count; i += L) store(to + i, load(to + i) + load(g + i));
+      for (; i < run.count; ++i) to[i] += g[i];
+    }
+    if (a->rel_h) {
+      R* to = static_cast<R*>(a->grad_rel_h) + rel_h_offset(m, run);
+      for (int64_t r = 0; r < run.num_rows; ++r) {
+        R sum = 0;
+        for (int64_t c = 0; c < strip.num_keys; ++c) sum += g[r * strip.num_keys + c];
+        to[r] = sum;
+      }
+    }
+    if (a->rel_w) {
+      R* sums = relative_buffer.reserve(round_up(strip.num_keys, L));
+      std::fill_n(sums, strip.num_keys, R(0));
+      for (int64_t r = 0; r < run.num_rows; ++r)
+        for (int64_t c = 0; c < strip.num_keys; ++c) sums[c] += g[r * strip.num_keys + c];
+      R* to = static_cast<R*>(a->grad_rel_w) + rel_w_offset(m);
+      for (int64_t c = first_column(m); c < last_column(m); ++c) to[c] = sums[c];
+    }
+  }
+
+  Buffer<R> relative_buffer;
+};
+
+template <class R>
+Worker<R>& this_thread() {
+  static thread_local std::unique_ptr<Worker<R>> worker = std::make_unique<Worker<R>>();
+  return *worker;
+}
+
+template <class R>
+void forward(const Arguments& a) {
+  Cut rows(a.rows), columns(a.columns);
+  int64_t strips = columns.tiles.size(), segments = rows.tiles.size();
+#pragma omp parallel num_threads(a.num_threads)
+  {
+    Worker<R>& worker = this_thread<R>();
+    worker.begin(a, rows, columns, false);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < a.batch * a.heads * strips * segments; ++task) {
+      int64_t item = task / (strips * segments);
+      worker.begin_head(item / a.heads, item % a.heads);
+      worker.begin_strip(columns.tiles[task / segments % strips]);
+      worker.forward(rows.tiles[task % segments]);
+    }
+  }
+}
+
+template <class R>
+void backward(const Arguments& a) {
+  Cut rows(a.rows), columns(a.columns);
+  int64_t strips = columns.tiles.size();
+  int64_t keys = a.batch * a.keys_h * a.keys_w * a.heads, table = (2 * a.kernel_h - 1) * (2 * a.kernel_w - 1);
+  // A part is a run of strips of one head; it adds to key gradients of its own.
+#pragma omp parallel num_threads(a.num_threads)
+  {
+    Worker<R>& worker = this_thread<R>();
+    worker.begin(a, rows, columns, true);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < a.batch * a.heads * a.num_parts; ++task) {
+      int64_t item = task / a.num_parts, part = task % a.num_parts;
+      worker.begin_head(item / a.heads, item % a.heads);
+      R* grad_keys = static_cast<R*>(a.grad_k) + part * keys * a.head_dim;
+      R* grad_values = static_cast<R*>(a.grad_v) + part * keys * a.v_dim;
+      for (int64_t s = strips * part / a.num_parts; s < strips * (part + 1) / a.num_parts; ++s) {
+        worker.begin_strip(columns.tiles[s]);
+        for (auto& segment : rows.tiles) worker.backward(segment, grad_keys, grad_values);
+        worker.end_strip(static_cast<R*>(a.grad_rpb) + task * table);
+      }
+      worker.end_head(static_cast<R*>(a.grad_extra_k) + task * a.num_extra * a.head_dim,
+                      static_cast<R*>(a.grad_extra_v) + task * a.num_extra * a.v_dim);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int visionattn_has_float16() {
+#ifdef __FLT16_MAX__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+void visionattn_forward(const Arguments* a) { a->dtype == kFloat64 ? forward<double>(*a) : forward<float>(*a); }
+
+void visionattn_backward(const Arguments* a) { a->dtype == kFloat64 ? backward<double>(*a) : backward<float>(*a); }
+
+}  // extern "C"
