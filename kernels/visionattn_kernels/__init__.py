@@ -8,6 +8,14 @@ from visionattn_kernels.attention import (
     window_attention_2d,
     windowed_attention,
 )
+from visionattn_kernels.unfused import (
+    neighborhood_av_1d,
+    neighborhood_av_2d,
+    neighborhood_qk_1d,
+    neighborhood_qk_2d,
+    windowed_av,
+    windowed_qk,
+)
 from visionattn_kernels.window import Window
 
 __all__ = [
@@ -16,6 +24,12 @@ __all__ = [
     "halo_attention_2d",
     "neighborhood_attention_1d",
     "neighborhood_attention_2d",
+    "neighborhood_av_1d",
+    "neighborhood_av_2d",
+    "neighborhood_qk_1d",
+    "neighborhood_qk_2d",
     "window_attention_2d",
     "windowed_attention",
+    "windowed_av",
+    "windowed_qk",
 ]

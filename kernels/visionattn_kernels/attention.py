@@ -68,10 +68,10 @@ def windowed_attention(
     Raises:
         ValueError: A tensor does not fit the others or the window, or the backend cannot run the problem.
     """
-    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
-        q, k, v = _autocast(q), _autocast(k), _autocast(v)
-        extra_k, extra_v = (None if x is None else _autocast(x) for x in (extra_k, extra_v))
-    problem = _check(q, k, v, window, rpb, scale, rel_h, rel_w, extra_k, extra_v)
+    q, k, v = autocast_inputs(q, k, v)
+    if extra_k is not None and extra_v is not None:
+        extra_k, extra_v = autocast_inputs(extra_k, extra_v)
+    problem = check_problem(q, k, v, window, rpb, scale, rel_h, rel_w, extra_k, extra_v, return_lse)
     out, lse = dispatch.choose(problem, backend).attention(problem, return_lse)
     if not return_lse:
         return out
@@ -149,9 +149,7 @@ def neighborhood_attention_1d(
     Returns:
         `[B, L, heads, v_dim]`, and the log-sum-exp if asked for.
     """
-    for name, x, dims in (("q", q, 4), ("k", k, 4), ("v", v, 4), ("rpb", rpb, 2), ("rel", rel, 4)):
-        if x is not None and x.dim() != dims:
-            raise ValueError(f"{name} must have {dims} dimensions in 1-D attention; got shape {tuple(x.shape)}")
+    check_dims_1d(q=(q, 4), k=(k, 4), v=(v, 4), rpb=(rpb, 2), rel=(rel, 4))
     result = windowed_attention(
         q[:, None],
         k[:, None],
@@ -253,6 +251,7 @@ def explain(
     v: Tensor,
     window: Window,
     rpb: Tensor | None = None,
+    return_lse: bool = False,
     backend: str | None = None,
     **tensors: Unpack[MoreTensors],
 ) -> str:
@@ -264,10 +263,11 @@ def explain(
         v: Values.
         window: Which keys a query sees.
         rpb: Relative positional bias.
+        return_lse: Whether the log-sum-exp is asked for.
         backend: Name of the backend, if one is asked for.
         **tensors: Those of `MoreTensors`.
     """
-    return dispatch.explain(_check(q, k, v, window, rpb=rpb, scale=None, **tensors), backend)
+    return dispatch.explain(check_problem(q, k, v, window, rpb, None, need_lse=return_lse, **tensors), backend)
 
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
@@ -277,12 +277,22 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return pair
 
 
-def _autocast(x: Tensor) -> Tensor:
+def autocast_inputs(*maps: Tensor) -> tuple[Tensor, ...]:
     """What autocast does to the arguments of a matrix product; biases keep their precision."""
-    return x.to(torch.get_autocast_dtype(x.device.type)) if x.dtype == torch.float32 else x
+    device = maps[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return maps
+    return tuple(x.to(torch.get_autocast_dtype(device)) if x.dtype == torch.float32 else x for x in maps)
 
 
-def _check(
+def check_dims_1d(**tensors: tuple[Tensor | None, int]) -> None:
+    """Holds tensors of a 1-D operator to their numbers of dimensions. Raises ValueError with the name of one."""
+    for name, (x, dims) in tensors.items():
+        if x is not None and x.dim() != dims:
+            raise ValueError(f"{name} must have {dims} dimensions in 1-D attention; got shape {tuple(x.shape)}")
+
+
+def check_problem(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -293,7 +303,9 @@ def _check(
     rel_w: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    need_lse: bool = False,
 ) -> Problem:
+    """Arguments of `windowed_attention` as a `Problem`. Raises ValueError where they do not fit each other."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 5:
             raise ValueError(f"{name} must be [B, H, W, heads, head_dim]; got shape {tuple(x.shape)}")
@@ -324,7 +336,17 @@ def _check(
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"{name} must be on q's device, {q.device}; got {tensor.device}")
     return Problem(
-        q, k, v, window, head_dim**-0.5 if scale is None else float(scale), rpb, rel_h, rel_w, extra_k, extra_v
+        q,
+        k,
+        v,
+        window,
+        head_dim**-0.5 if scale is None else float(scale),
+        rpb,
+        rel_h,
+        rel_w,
+        extra_k,
+        extra_v,
+        need_lse,
     )
 
 

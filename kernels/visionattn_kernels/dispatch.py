@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Protocol
 
 from torch import Tensor
 
-from visionattn_kernels.backends import reference, tiled
+from visionattn_kernels import choices
+from visionattn_kernels.backends import gemm, native, reference, tiled
 from visionattn_kernels.problem import Problem
+
+
+class Implementation(Protocol):
+    """What the module of a backend holds."""
+
+    def can_run(self, problem: Problem) -> str | None:
+        """The reason why it cannot run a problem, or None."""
+
+    def attention(self, problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+        """Output of a problem, and its log-sum-exp where that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -18,38 +30,49 @@ class Backend:
 
     Attributes:
         summary: What it is.
-        can_run: The reason why it cannot run a problem, or None.
-        attention: Output of a problem, and its log-sum-exp where that is asked for.
+        load: Its module; imports it where that is costly.
     """
 
     summary: str
-    can_run: Callable[[Problem], str | None]
-    attention: Callable[[Problem, bool], tuple[Tensor, Tensor | None]]
+    load: Callable[[], Implementation]
+
+
+# The compiler traces import statements in functions, but no other way to import.
+def _load_natten() -> Implementation:
+    from visionattn_kernels.backends import natten
+
+    return natten
+
+
+def _load_flex() -> Implementation:
+    from visionattn_kernels.backends import flex
+
+    return flex
 
 
 BACKENDS = {
-    "tiled": Backend(
-        "tiles of queries against their joint key window, as batched matrix products", tiled.can_run, tiled.attention
-    ),
+    "native": Backend("fused kernels for CPUs, compiled on first use", lambda: native),
+    "natten": Backend("NATTEN's fused kernels, without bias", _load_natten),
+    "flex": Backend("torch's compiled flex attention with a block mask of the window", _load_flex),
+    "tiled": Backend("tiles of queries against their joint key window, as batched matrix products", lambda: tiled),
+    "gemm": Backend("scores and sums by batched matrix products; gradients of any order", lambda: gemm),
     "reference": Backend(
-        "explicit mask and plain softmax over all keys; memory grows with the square of the map",
-        reference.can_run,
-        reference.attention,
+        "explicit mask and plain softmax over all keys; memory grows with the square of the map", lambda: reference
     ),
 }
-"""By name, in order of preference."""
+"""By name; `choices.json` holds the orders of preference."""
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str) -> Implementation:
     """Loads a backend by name. Raises ValueError for an unknown one."""
     if name not in BACKENDS:
         near = get_close_matches(name, BACKENDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}{hint}")
-    return BACKENDS[name]
+    return BACKENDS[name].load()
 
 
-def choose(problem: Problem, backend: str | None = None) -> Backend:
+def choose(problem: Problem, backend: str | None = None) -> Implementation:
     """The backend to run a problem with.
 
     Args:
@@ -60,7 +83,7 @@ def choose(problem: Problem, backend: str | None = None) -> Backend:
         ValueError: The named backend is unknown or cannot run the problem, or none can.
     """
     reasons = []
-    for name in BACKENDS if backend is None else (backend,):
+    for name in _order(problem) if backend is None else (backend,):
         candidate = get_backend(name)
         reason = candidate.can_run(problem)
         if reason is None:
@@ -69,18 +92,27 @@ def choose(problem: Problem, backend: str | None = None) -> Backend:
     raise ValueError(f"no backend can run this problem ({'; '.join(reasons)})")
 
 
+def _order(problem: Problem) -> list[str]:
+    return [name for name in choices.find(problem).order if name in BACKENDS]
+
+
 def explain(problem: Problem, backend: str | None = None) -> str:
-    """One line per backend: which one would run the problem, and why each other one would not."""
-    lines, chosen = [], None
-    for name, candidate in BACKENDS.items():
-        reason = candidate.can_run(problem)
+    """One line per backend, in order of preference: which one would run, and why each other one would not."""
+    rule, lines, chosen = choices.find(problem), [], None
+    order = _order(problem)
+    for name in [*order, *(name for name in BACKENDS if name not in order)]:
+        summary = BACKENDS[name].summary
+        reason = get_backend(name).can_run(problem)
         if reason is not None:
-            lines.append(f"{name}: cannot run: {reason}")
-        elif backend is not None and backend != name:
-            lines.append(f"{name}: not asked for ({backend!r} is)")
+            verdict = f"cannot run: {reason}"
+        elif backend is not None:
+            verdict = f"runs ({summary}): it is asked for" if name == backend else f"not asked for ({backend!r} is)"
+        elif name not in order:
+            verdict = f"not chosen: it runs on request ({summary})"
         elif chosen is None:
             chosen = name
-            lines.append(f"{name}: runs ({candidate.summary})")
+            verdict = f"runs ({summary}): first that can in {rule}"
         else:
-            lines.append(f"{name}: not chosen: {chosen} comes first ({candidate.summary})")
+            verdict = f"not chosen: {chosen} comes first ({summary})"
+        lines.append(f"{name}: {verdict}")
     return "\n".join(lines)

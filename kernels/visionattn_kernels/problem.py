@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from visionattn_kernels.window import Window
@@ -24,6 +25,7 @@ class Problem:
         rel_w: `[B, Q_h, Q_w, heads, 2 k_w - 1]` logits of each query by column offset.
         extra_k: `[B, M, heads, head_dim]` keys that every query sees as well, in the same softmax, without bias.
         extra_v: `[B, M, heads, v_dim]` their values.
+        need_lse: Whether the log-sum-exp of each query's scores is asked for.
     """
 
     q: Tensor
@@ -36,3 +38,19 @@ class Problem:
     rel_w: Tensor | None = None
     extra_k: Tensor | None = None
     extra_v: Tensor | None = None
+    need_lse: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the key map."""
+        return self.k.shape[1], self.k.shape[2]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are given, by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether autograd records what is computed."""
+        return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors.values())

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.window import Window
 
-TENSORS = tuple(f.name for f in fields(Problem) if f.name not in ("window", "scale"))
+TENSORS = tuple(f.name for f in fields(Problem) if f.name not in ("window", "scale", "need_lse"))
 """The tensors of a problem in the order of the operators' arguments."""
 
 _PROBLEM = ", ".join(

@@ -1,11 +1,16 @@
-"""Window semantics equal those of NATTEN on random problems."""
+"""Window semantics equal those of NATTEN on random problems; the backend of its kernels refuses all others."""
 
 import random
+import re
 
 import pytest
 import torch
 
 import visionattn_kernels as vk
+from visionattn_kernels import Window, windowed_attention
+from visionattn_kernels.attention import check_problem
+from visionattn_kernels.backends import natten as backend
+from visionattn_kernels.testing import make_inputs
 
 natten = pytest.importorskip("natten", reason="natten is not installed here")
 CASES_PER_TEST = 150
@@ -42,3 +47,71 @@ def test_maps() -> None:
         ours = vk.neighborhood_attention_2d(q, k, v, kernel, stride, dilation, causal)
         case = f"{height}x{width} k {kernel} s {stride} d {dilation} causal {causal}"
         torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4, msg=lambda text, case=case: f"{case}: {text}")
+
+
+SEQUENCE = Window.create((1, 3))
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "options", "reason"),
+    [
+        (Window.create(3), (8, 8), {"rpb": True}, "it does not take rpb"),
+        (Window.create(3), (8, 8), {"num_extra": 1}, "it does not take extra_k"),
+        (Window.create(6, 4, boundary="mask"), (8, 8), {}, "boundary is 'mask'"),
+        (Window.create(3, query_stride=2), (8, 8), {}, r"query_stride is \(2, 2\)"),
+        (Window.create(5, dilation=2), (12, 9), {}, r"kernel_size \* dilation <= 9; got 5 and 2"),
+        (Window.create((3, 1)), (8, 8), {}, "kernel_size must be >= 2"),
+        (SEQUENCE, (2, 8), {}, "kernel_size must be >= 2"),
+        (Window.create(3), (8, 8), {"scale": 0.0}, "takes a scale of 0 for none"),
+        (Window.create(3), (8, 8), {"need_lse": True}, "drops the gradient of the log-sum-exp"),
+        (Window.create(3), (8, 8), {}, "the maps are on cpu"),
+        (SEQUENCE, (1, 8), {}, "the maps are on cpu"),
+    ],
+)
+def test_what_the_backend_refuses(
+    window: Window, size: tuple[int, int], options: dict[str, object], reason: str
+) -> None:
+    settings = {name: options[name] for name in ("scale", "need_lse") if name in options}
+    x: dict[str, object] = {
+        "rpb": None,
+        **make_inputs(window, size, **{k: v for k, v in options.items() if k not in settings}),
+    }  # type: ignore[arg-type]
+    found = backend.can_run(check_problem(**x, window=window, **{"scale": None, **settings}))  # type: ignore[arg-type]
+    assert found is not None
+    assert re.search(reason, found)
+
+
+def test_its_log_sum_exp_is_taken_where_no_gradient_is_asked_for() -> None:
+    x = make_inputs(Window.create(3), (8, 8))
+    with torch.no_grad():
+        found = backend.can_run(check_problem(**x, window=Window.create(3), rpb=None, scale=None, need_lse=True))  # type: ignore[arg-type]
+    assert found is not None
+    assert "the maps are on cpu" in found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not natten.HAS_LIBNATTEN, reason="natten has no libnatten here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("window", "size"),
+    [
+        (Window.create(7), (14, 20)),
+        (Window.create((5, 3), dilation=(2, 3)), (13, 11)),
+        (Window.create(6, (6, 2)), (12, 10)),
+        (Window.create(5, 5, is_causal=(False, True)), (12, 10)),
+        (Window.create((1, 5), dilation=(1, 2)), (1, 17)),
+        (Window.create(8), (8, 8)),
+    ],
+    ids=str,
+)
+def test_its_kernels_match_the_reference(window: Window, size: tuple[int, int], dtype: torch.dtype) -> None:
+    inputs = make_inputs(window, size, head_dim=32, device="cuda")
+    rounded = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
+    results = {}
+    for name in ("natten", "reference"):
+        out = windowed_attention(**rounded, window=window, backend=name)  # type: ignore[arg-type]
+        grad = torch.ones_like(out).cumsum(1)  # type: ignore[arg-type]
+        results[name] = [out, *torch.autograd.grad(out, list(rounded.values()), grad)]  # type: ignore[arg-type]
+    scale = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+    for ours, expected in zip(results["natten"], results["reference"], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=scale, atol=scale * expected.abs().max().item())  # type: ignore[union-attr]

@@ -1,0 +1,41 @@
+"""Unfused attention: scores by batched matrix products, a softmax, and the weighted sums by products again.
+
+All scores are held in memory, `k_h * k_w` per query. In exchange every gradient can be differentiated again, and each
+step is open: see `neighborhood_qk_2d` and `neighborhood_av_2d`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels import products
+from visionattn_kernels.problem import Problem
+from visionattn_kernels.registration import accumulation_dtype
+from visionattn_kernels.slots import finish_scores
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def can_run(problem: Problem) -> str | None:
+    """The reason why this backend cannot run the problem, or None."""
+    if problem.q.dtype not in DTYPES:
+        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    return None
+
+
+def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    p, size = problem, problem.size
+    with torch.autocast(p.q.device.type, enabled=False):
+        q = p.q * p.scale
+        scores = products.qk(q, p.k, p.window, size).to(accumulation_dtype(q.dtype))
+        scores = finish_scores(scores, p.window, size, p.rpb, p.rel_h, p.rel_w)
+        slots = scores.shape[-1]
+        if p.extra_k is not None:
+            scores = torch.cat([scores, torch.einsum("byxnc,bmnc->byxnm", q, p.extra_k.to(q.dtype))], -1)
+        probs = scores.softmax(-1).to(p.v.dtype)
+        out = products.av(probs[..., :slots], p.v, p.window, size)
+        if p.extra_v is not None:
+            out = out + torch.einsum("byxnm,bmnc->byxnc", probs[..., slots:], p.extra_v.to(p.v.dtype))
+        return out, scores.logsumexp(-1) if need_lse else None

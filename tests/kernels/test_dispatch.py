@@ -1,0 +1,114 @@
+"""The automatic choice: it follows the measured tables, says so, and never replaces a backend named explicitly."""
+
+import json
+
+import pytest
+import torch
+
+import visionattn_kernels as vk
+from visionattn_kernels import Window, choices, dispatch
+from visionattn_kernels.attention import check_problem
+from visionattn_kernels.problem import Problem
+from visionattn_kernels.testing import make_inputs
+
+WINDOW = Window.create(3)
+
+
+def make_problem(size: tuple[int, int] = (5, 5), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Problem:
+    x = make_inputs(WINDOW, size, dtype=dtype, device=device)
+    return check_problem(x["q"], x["k"], x["v"], WINDOW, rpb=None, scale=None)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table with one rule per condition."""
+    rules = [
+        {"order": ["reference", "tiled"], "because": "it is small", "max_keys": 16},
+        {"order": ["gemm", "tiled"], "because": "it is half", "dtypes": ["bfloat16", "float16"]},
+        {"order": ["flex", "tiled"], "because": "it is for inference", "needs_grad": False},
+        {"order": ["natten", "tiled", "gemm"], "because": "it is all the same"},
+    ]
+    monkeypatch.setattr(
+        choices, "RULES", choices.read({name: {"measured": True, "rules": rules} for name in ("cpu", "other")})
+    )
+
+
+def chosen(problem: Problem) -> str:
+    lines = [line for line in dispatch.explain(problem).splitlines() if ": runs (" in line]
+    assert len(lines) == 1
+    name = lines[0].partition(":")[0]
+    assert dispatch.choose(problem) is dispatch.get_backend(name)
+    return name
+
+
+@pytest.mark.usefixtures("table")
+def test_the_first_rule_that_fits_decides() -> None:
+    assert chosen(make_problem((4, 4), torch.bfloat16)) == "reference"
+    assert chosen(make_problem((4, 5), torch.bfloat16)) == "gemm"
+    assert chosen(make_problem((4, 5))) == "tiled"  # natten comes first there, and has no kernel
+    with torch.no_grad():
+        assert chosen(make_problem((4, 5))) == "flex"
+
+
+@pytest.mark.usefixtures("table")
+def test_explain_names_the_rule_and_why_the_others_do_not_run() -> None:
+    x = make_inputs(WINDOW, (5, 5), dtype=torch.float32)
+    lines = vk.explain(x["q"], x["k"], x["v"], WINDOW).splitlines()
+    assert len(lines) == len(dispatch.BACKENDS)
+    assert lines[0] == "natten: cannot run: its kernels run on CUDA devices, and the maps are on cpu"
+    assert lines[1].startswith("tiled: runs (tiles of queries")
+    assert lines[1].endswith("first that can in the measured order for cpu: it is all the same")
+    assert lines[2].startswith("gemm: not chosen: tiled comes first")
+    assert "flex: cannot run: it has no gradient on CPUs" in lines
+    assert any(line.startswith("reference: not chosen: it runs on request") for line in lines)
+
+    small = {name: t.detach()[:, :4, :4] for name, t in x.items()}
+    first = vk.explain(small["q"], small["k"], small["v"], WINDOW).splitlines()[0]
+    assert first.endswith("first that can in the measured order for cpu, up to 16 keys: it is small")
+
+
+def test_explain_of_a_named_backend() -> None:
+    x = make_inputs(WINDOW, (5, 5), dtype=torch.float32)
+    lines = vk.explain(x["q"], x["k"], x["v"], WINDOW, backend="reference").splitlines()
+    assert "tiled: not asked for ('reference' is)" in lines
+    (runs,) = (line for line in lines if ": runs (" in line)
+    assert runs.startswith("reference: ")
+    assert runs.endswith("it is asked for")
+
+
+def test_a_named_backend_is_never_replaced() -> None:
+    x = make_inputs(WINDOW, (5, 5), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"no backend can run this problem \(flex: it has no gradient on CPUs\)$"):
+        vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, backend="flex")
+    with torch.no_grad(), pytest.raises(ValueError, match="flex: it gives no log-sum-exp on CPUs"):
+        vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, backend="flex", return_lse=True)
+
+
+def test_the_choice_hears_of_the_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [{"order": ["flex", "tiled"], "because": "flex cannot return it on CPUs"}]
+    monkeypatch.setattr(
+        choices, "RULES", choices.read({name: {"measured": False, "rules": rules} for name in ("cpu", "other")})
+    )
+    x = {name: t.detach() for name, t in make_inputs(WINDOW, (5, 5), dtype=torch.float32).items()}
+    assert vk.explain(x["q"], x["k"], x["v"], WINDOW).startswith("flex: runs")
+    assert vk.explain(x["q"], x["k"], x["v"], WINDOW, return_lse=True).startswith("flex: cannot run")
+
+
+def test_the_tables_hold_known_backends_and_end_with_a_rule_for_everything() -> None:
+    assert {"cpu", "cuda", choices.OTHER} <= set(choices.RULES)
+    for rules in choices.RULES.values():
+        assert {name for rule in rules for name in rule.order} <= {"triton", *dispatch.BACKENDS}
+        last = rules[-1]
+        assert (last.max_keys, last.dtypes, last.needs_grad) == (None, None, None)
+        assert last.order[-1] == "reference"
+
+
+def test_measured_tables_say_where_they_come_from() -> None:
+    tables = json.loads(choices.FILE.read_text())
+    for table in tables.values():
+        if table["measured"]:
+            assert all(table["source"][name] for name in ("commands", "hardware", "versions"))
+
+
+def test_devices_without_a_table_have_the_order_of_others() -> None:
+    assert choices.find(make_problem(device="meta")) in choices.RULES[choices.OTHER]
