@@ -1,6 +1,11 @@
 """The automatic choice: it follows the measured tables, says so, and never replaces a backend named explicitly."""
 
+import csv
 import json
+import math
+import re
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,11 +108,37 @@ def test_the_tables_hold_known_backends_and_end_with_a_rule_for_everything() -> 
         assert last.order[-1] == "reference"
 
 
-def test_measured_tables_say_where_they_come_from() -> None:
-    tables = json.loads(choices.FILE.read_text())
-    for table in tables.values():
-        if table["measured"]:
-            assert all(table["source"][name] for name in ("commands", "hardware", "versions"))
+TABLES = json.loads(choices.FILE.read_text())
+MEASURED = [device for device, table in TABLES.items() if table["measured"]]
+
+
+@pytest.mark.parametrize("device", MEASURED)
+def test_measured_tables_say_where_they_come_from(device: str) -> None:
+    source = TABLES[device]["source"]
+    assert all(source[name] for name in ("commands", "hardware", "versions"))
+
+
+@pytest.mark.parametrize("device", MEASURED)
+def test_measured_orders_are_those_of_their_rows(device: str) -> None:
+    """Backends stand by the geometric mean of their times, over the rows that fall under the rule."""
+    path = Path(__file__).parents[2] / TABLES[device]["source"]["rows"]
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    for rule in choices.RULES[device]:
+        logs: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in rule.order}
+        for row in rows:
+            height, width = re.search(r" (\d+)x(\d+) ", row["problem"]).groups()  # type: ignore[union-attr]
+            fits = (
+                (rule.max_keys is None or int(height) * int(width) <= rule.max_keys)
+                and (rule.dtypes is None or row["dtype"] in rule.dtypes)
+                and (rule.needs_grad is None or ("backward" in row["direction"]) == rule.needs_grad)
+            )
+            if fits and row["contender"] in logs:
+                where = (row["problem"], row["direction"], row["dtype"])
+                logs[row["contender"]][where] = math.log(float(row["median_ms"]))
+        everywhere = set.intersection(*(set(found) for found in logs.values()))
+        assert everywhere
+        means = {name: statistics.mean(found[where] for where in everywhere) for name, found in logs.items()}
+        assert list(rule.order) == sorted(means, key=means.__getitem__), rule
 
 
 def test_devices_without_a_table_have_the_order_of_others() -> None:
