@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: its kernels then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from PIL import Image
 from torch import nn
 

@@ -38,6 +38,12 @@ class Backend:
 
 
 # The compiler traces import statements in functions, but no other way to import.
+def _load_triton() -> Implementation:
+    from visionattn_kernels.backends import triton
+
+    return triton
+
+
 def _load_natten() -> Implementation:
     from visionattn_kernels.backends import natten
 
@@ -51,6 +57,7 @@ def _load_flex() -> Implementation:
 
 
 BACKENDS = {
+    "triton": Backend("fused kernels with every bias", _load_triton),
     "native": Backend("fused kernels for CPUs, compiled on first use", lambda: native),
     "natten": Backend("NATTEN's fused kernels, without bias", _load_natten),
     "flex": Backend("torch's compiled flex attention with a block mask of the window", _load_flex),

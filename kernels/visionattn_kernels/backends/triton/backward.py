@@ -1,0 +1,237 @@
+"""Gradients: probabilities again from the log-sum-exp, and every sum in a fixed order, without atomics.
+
+`by_query` has a tile of queries and walks over their keys, as forward does: gradients of queries and of relative
+logits. `by_key` has a tile of keys and walks over the queries that see it. What sums over whole pictures is in `sums`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionattn_kernels.backends.triton import tuning
+from visionattn_kernels.backends.triton.blocks import (
+    Map,
+    Sizes,
+    add_biases,
+    as_map,
+    describe_queries,
+    dot,
+    load_gradients,
+    load_span,
+    load_vectors,
+    locate,
+    operands,
+    partly,
+    place_keys,
+    rel_entries,
+    store_vectors,
+    tile_queries,
+)
+from visionattn_kernels.backends.triton.plan import Axis, Tile, place_axes
+from visionattn_kernels.backends.triton.sums import sum_by_offset, sum_by_token
+from visionattn_kernels.problem import Problem
+
+
+@triton.jit(do_not_specialize=["sizes"])
+def by_query(
+    q: Map,
+    k: Map,
+    v: Map,
+    rpb: tl.tensor,
+    rel_h: tl.tensor,
+    rel_w: tl.tensor,
+    extra_k: Map,
+    extra_v: Map,
+    out: Map,
+    grad_out: Map,
+    grad_lse: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    grad_q: Map,
+    grad_rel_h: tl.tensor,
+    grad_rel_w: tl.tensor,
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    scale: tl.tensor,
+    PRECISION: tl.constexpr,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+) -> None:
+    """Writes grad_q, the entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for the other kernels.
+
+    delta `[B, Q_h, Q_w, heads]` is sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
+    """
+    M: tl.constexpr = QUERY_H * QUERY_W
+    N: tl.constexpr = KEY_H * KEY_W
+    REL: tl.constexpr = (rel_h is not None) or (rel_w is not None)
+    batch, head, tile_h, tile_w = locate(rows, columns, sizes.heads)
+    queries = tile_queries(rows, columns, sizes, batch, head, tile_h, tile_w, QUERY_H, QUERY_W)
+    valid = queries.valid
+    query = load_vectors(q, batch, head, queries.row, queries.column, valid)
+    grad = load_vectors(grad_out, batch, head, queries.row, queries.column, valid)
+    span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
+    n = tl.arange(0, N)
+
+    result = load_vectors(out, batch, head, queries.row, queries.column, valid)
+    slope = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1)
+    if grad_lse is not None:
+        slope -= tl.load(grad_lse + queries.number, mask=valid, other=0.0)
+    tl.store(delta + queries.number, slope, mask=valid)
+    log_sum = tl.load(lse + queries.number, mask=valid, other=float("inf"))
+
+    total = tl.zeros((M, q.block), tl.float32)
+    high, wide = tl.cdiv(span_h.hi - span_h.lo, KEY_H), tl.cdiv(span_w.hi - span_w.lo, KEY_W)
+    # Gradients of relative logits are written one column of rectangles after another; else one walk takes all.
+    if REL:
+        strips, steps = wide, high
+    else:
+        strips, steps = 1, high * wide
+    for strip in range(strips):
+        by_column = tl.zeros((M, KEY_W), tl.float32)
+        for step in range(strip * steps, (strip + 1) * steps):
+            first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
+            row, inside_h = place_keys(rows, tile_h, first_h + n // KEY_W, span_h)
+            column, inside_w = place_keys(columns, tile_w, first_w + n % KEY_W, span_w)
+            key = load_vectors(k, batch, head, row, column, inside_h & inside_w)
+            masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
+            scores = dot(query, tl.trans(key), PRECISION) * scale
+            scores = add_biases(
+                scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns, KEY_H, KEY_W, False
+            )
+            value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
+            grad_weights = dot(grad, tl.trans(value), PRECISION)
+            grad_scores = tl.exp(scores - log_sum[:, None]) * (grad_weights - slope[:, None])
+            total += dot(grad_scores.to(key.dtype), key, PRECISION)
+            if REL:
+                rectangles = tl.reshape(grad_scores, (M, KEY_H, KEY_W))
+                by_column += tl.sum(rectangles, 1)
+                if rel_h is not None:
+                    entry, exists = rel_entries(rows, queries.number, queries.index_h, first_h, KEY_H)
+                    exists = exists & valid[:, None]
+                    earlier = tl.load(grad_rel_h + entry, mask=exists & (strip > 0), other=0.0)
+                    tl.store(grad_rel_h + entry, earlier + tl.sum(rectangles, 2), mask=exists)
+        if rel_w is not None:
+            entry, exists = rel_entries(columns, queries.number, queries.index_w, span_w.lo + strip * KEY_W, KEY_W)
+            tl.store(grad_rel_w + entry, by_column, mask=exists & valid[:, None])
+        if rel_h is not None:
+            tl.debug_barrier()  # the next strip reads what other threads have written
+
+    if extra_k is not None:
+        for first in range(0, sizes.num_extra, N):
+            token = first + n
+            inside = token < sizes.num_extra  # those beyond are zeros, and add nothing
+            key = load_vectors(extra_k, batch, head, token, token, inside)
+            value = load_vectors(extra_v, batch, head, token, token, inside)
+            weights = tl.exp(dot(query, tl.trans(key), PRECISION) * scale - log_sum[:, None])
+            grad_scores = weights * (dot(grad, tl.trans(value), PRECISION) - slope[:, None])
+            total += dot(grad_scores.to(key.dtype), key, PRECISION)
+
+    store_vectors(grad_q, batch, head, queries.row, queries.column, valid, total * scale)
+
+
+@triton.jit(do_not_specialize=["sizes"])
+def by_key(
+    q: Map,
+    k: Map,
+    v: Map,
+    rpb: tl.tensor,
+    rel_h: tl.tensor,
+    rel_w: tl.tensor,
+    grad_out: Map,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    grad_k: Map,
+    grad_v: Map,
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    scale: tl.tensor,
+    PRECISION: tl.constexpr,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+) -> None:
+    """Writes grad_k and grad_v; the axes hold tiles of keys, and scores have keys first."""
+    batch, head, tile_h, tile_w = locate(rows, columns, sizes.heads)
+    m, n = tl.arange(0, QUERY_H * QUERY_W), tl.arange(0, KEY_H * KEY_W)
+    table_h, table_w = rows.tiles + tile_h * 8, columns.tiles + tile_w * 8
+    inside = (n // KEY_W < tl.load(table_h + 1)) & (n % KEY_W < tl.load(table_w + 1))
+    row = tl.load(table_h) + rows.dilation * (n // KEY_W)
+    column = tl.load(table_w) + columns.dilation * (n % KEY_W)
+    key, value = load_vectors(k, batch, head, row, column, inside), load_vectors(v, batch, head, row, column, inside)
+    query_h, query_w = tl.load(table_h + 2), tl.load(table_w + 2)
+    first_h, first_w = tl.load(table_h + 3), tl.load(table_w + 3)
+    span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
+
+    total_k = tl.zeros((KEY_H * KEY_W, k.block), tl.float32)
+    total_v = tl.zeros((KEY_H * KEY_W, v.block), tl.float32)
+    high, wide = tl.cdiv(span_h.hi - span_h.lo, QUERY_H), tl.cdiv(span_w.hi - span_w.lo, QUERY_W)
+    for step in range(high * wide):
+        from_h, from_w = span_h.lo + step // wide * QUERY_H, span_w.lo + step % wide * QUERY_W
+        number_h, number_w = from_h + m // QUERY_W, from_w + m % QUERY_W
+        query_row = query_h + rows.query_step * tl.minimum(number_h, span_h.hi - 1)
+        query_column = query_w + columns.query_step * tl.minimum(number_w, span_w.hi - 1)
+        valid = (number_h < span_h.hi) & (number_w < span_w.hi)
+        queries = describe_queries(rows, columns, sizes, batch, head, query_row, query_column, valid)
+        query = load_vectors(q, batch, head, query_row, query_column, valid)
+        grad, log_sum, slope = load_gradients(
+            grad_out, lse, delta, batch, head, queries.number, query_row, query_column, valid
+        )
+        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
+        scores = dot(key, tl.trans(query), PRECISION) * scale
+        scores = add_biases(
+            scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns, KEY_H, KEY_W, True
+        )
+        weights = tl.exp(scores - log_sum[None, :])
+        total_v += dot(weights.to(grad.dtype), grad, PRECISION)
+        grad_scores = weights * (dot(value, tl.trans(grad), PRECISION) - slope[None, :])
+        total_k += dot(grad_scores.to(query.dtype), query, PRECISION)
+
+    store_vectors(grad_k, batch, head, row, column, inside, total_k * scale)
+    store_vectors(grad_v, batch, head, row, column, inside, total_v)
+
+
+def backward(
+    problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients of all tensors; see `registration.Backward`."""
+    p = problem
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (p.q, p.k, p.v))
+    grad_rpb, grad_extra_k, grad_extra_v = (
+        None if x is None else torch.zeros_like(x) for x in (p.rpb, p.extra_k, p.extra_v)
+    )
+    grad_rel_h, grad_rel_w = (
+        None if x is None else x.new_zeros(x.shape, dtype=torch.float32) for x in (p.rel_h, p.rel_w)
+    )
+    if lse.numel():
+        lse = lse.contiguous()
+        arguments = operands(p) | {"grad_out": as_map(grad_out), "lse": lse, "delta": torch.empty_like(lse)}
+        of_query = {"out": as_map(out), "grad_lse": None if grad_lse is None else grad_lse.contiguous()}
+        of_query |= {"grad_q": as_map(grad_q), "grad_rel_h": grad_rel_h, "grad_rel_w": grad_rel_w}
+        of_key = {name: x for name, x in arguments.items() if name not in ("extra_k", "extra_v")}
+        of_key |= {"grad_k": as_map(grad_k), "grad_v": as_map(grad_v)}
+
+        def launch_by_query(tile: Tile) -> None:
+            rows, columns = place_axes(p, tile.query, by_key=False)
+            grid = (p.q.shape[0] * rows.num_tiles * columns.num_tiles * p.q.shape[3],)
+            by_query[grid](**arguments, **of_query, rows=rows, columns=columns, **tuning.constants(tile))
+
+        def launch_by_key(tile: Tile) -> None:
+            rows, columns = place_axes(p, tile.key, by_key=True)
+            grid = (p.q.shape[0] * rows.num_tiles * columns.num_tiles * p.q.shape[3],)
+            by_key[grid](**of_key, rows=rows, columns=columns, **tuning.constants(tile))
+
+        tuning.run("query", p, launch_by_query)
+        tuning.run("key", p, launch_by_key)
+        if p.rpb is not None:
+            grad_rpb = sum_by_offset(p, arguments)
+        if arguments["extra_k"] is not None:
+            grad_extra_k, grad_extra_v = sum_by_token(p, arguments)
+    return [grad_q, grad_k, grad_v, grad_rpb, grad_rel_h, grad_rel_w, grad_extra_k, grad_extra_v]

@@ -1,0 +1,328 @@
+"""What the kernels share: arguments, addresses, the window rule and the biases, for one tile of a map.
+
+Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table. Positions are
+turned into 64-bit offsets before they meet a stride: a map may hold more than 2^31 numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionattn_kernels.backends.triton.plan import Axis
+from visionattn_kernels.problem import Problem
+
+
+class Map(NamedTuple):
+    """A heads-last tensor for a kernel: strides, and channels, which are neighbours in memory and padded to a block."""
+
+    data: Any
+    batch: int
+    row: int
+    column: int
+    head: int
+    dim: tl.constexpr
+    block: tl.constexpr
+
+
+class Sizes(NamedTuple):
+    """What no axis says: pictures, heads, height and width of the query map, and tokens that every query sees."""
+
+    batch: int
+    heads: int
+    height: int
+    width: int
+    num_extra: int
+
+
+class Queries(NamedTuple):
+    """Some queries `[M]`: where they are, and the window rule of each.
+
+    Attributes:
+        number: In contiguous `[B, Q_h, Q_w, heads]`.
+        row, column: In the query map.
+        valid: Whether there is one; if not, the others hold those of a neighbour.
+        index_h, index_w: Own position in the dilation group of each axis, in keys.
+        start_h, stop_h, start_w, stop_w: The interval of keys that it sees.
+    """
+
+    number: Any
+    row: Any
+    column: Any
+    valid: Any
+    index_h: Any
+    start_h: Any
+    stop_h: Any
+    index_w: Any
+    start_w: Any
+    stop_w: Any
+
+
+class Span(NamedTuple):
+    """What a tile meets on one axis, counted in its dilation group: in part from lo to hi, wholly inside `every`."""
+
+    lo: Any
+    hi: Any
+    every_lo: Any
+    every_hi: Any
+
+
+def as_map(x: Tensor) -> Map:
+    """`[B, H, W, heads, c]` for a kernel; copied only where channels are not neighbours."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, row, column, head, _ = x.stride()
+    dim = x.shape[-1]
+    return Map(x, batch, row, column, head, tl.constexpr(dim), tl.constexpr(max(16, triton.next_power_of_2(dim))))
+
+
+def as_tokens(x: Tensor) -> Map:
+    """`[B, tokens, heads, c]` likewise: a map of one column, whatever number that is given."""
+    return as_map(x[:, :, None])._replace(column=0)
+
+
+def operands(problem: Problem) -> dict[str, Any]:
+    """The arguments that kernels share; tensors that are absent or empty are None."""
+    p = problem
+    extra_k, extra_v = (None if x is None or not x.shape[1] else as_tokens(x.to(p.q)) for x in (p.extra_k, p.extra_v))
+    rpb, rel_h, rel_w = (None if x is None else x.contiguous() for x in (p.rpb, p.rel_h, p.rel_w))
+    batch, height, width, heads, _ = p.q.shape
+    return {
+        "q": as_map(p.q),
+        "k": as_map(p.k),
+        "v": as_map(p.v),
+        "rpb": rpb,
+        "rel_h": rel_h,
+        "rel_w": rel_w,
+        "extra_k": extra_k,
+        "extra_v": extra_v,
+        "sizes": Sizes(batch, heads, height, width, 0 if p.extra_k is None else p.extra_k.shape[1]),
+        "scale": p.scale,
+        "PRECISION": _precision(p.q),
+    }
+
+
+def _precision(q: Tensor) -> str:
+    """How products of float32 are rounded: as torch's own switch says."""
+    if q.device.type == "cpu":
+        return "interpreted"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@triton.jit
+def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
+    """Matrix product, summed in float32."""
+    if PRECISION == "interpreted":  # the interpreter would multiply the bits of bfloat16 as integers
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32))
+    else:
+        product = tl.dot(a, b, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def locate(rows: Axis, columns: Axis, heads: tl.tensor) -> tl.tuple:
+    """Batch, head and tile of this program; the heads of a tile, beside each other in memory, run together."""
+    program = tl.program_id(0)
+    tile = program // heads
+    batch = tile // (columns.num_tiles * rows.num_tiles)
+    return batch, program % heads, tile // columns.num_tiles % rows.num_tiles, tile % columns.num_tiles
+
+
+@triton.jit
+def load_span(axis: Axis, tile: tl.tensor) -> Span:
+    """The last columns of a tile's table."""
+    table = axis.tiles + tile * 8
+    return Span(tl.load(table + 4), tl.load(table + 5), tl.load(table + 6), tl.load(table + 7))
+
+
+@triton.jit
+def partly(span: Span, first: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    """Whether some pair is masked between a tile and `SIZE` keys or queries from `first`."""
+    return (first < span.every_lo) | (first + SIZE > span.every_hi)
+
+
+@triton.jit
+def number_queries(sizes: Sizes, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor) -> tl.tensor:
+    """Numbers of queries in contiguous `[B, Q_h, Q_w, heads]`."""
+    return ((tl.cast(batch, tl.int64) * sizes.height + row) * sizes.width + column) * sizes.heads + head
+
+
+@triton.jit
+def describe_queries(
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    batch: tl.tensor,
+    head: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    valid: tl.tensor,
+) -> Queries:
+    """Looks up the rule of queries at these positions."""
+    return Queries(
+        number_queries(sizes, batch, head, row, column),
+        row,
+        column,
+        valid,
+        tl.load(rows.key_index + row),
+        tl.load(rows.start + row),
+        tl.load(rows.stop + row),
+        tl.load(columns.key_index + column),
+        tl.load(columns.start + column),
+        tl.load(columns.stop + column),
+    )
+
+
+@triton.jit
+def tile_queries(
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    batch: tl.tensor,
+    head: tl.tensor,
+    tile_h: tl.tensor,
+    tile_w: tl.tensor,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+) -> Queries:
+    """The queries of a tile; past its end stands its last one again, so that each row of scores is finite somewhere."""
+    m = tl.arange(0, QUERY_H * QUERY_W)
+    table_h, table_w = rows.tiles + tile_h * 8, columns.tiles + tile_w * 8
+    count_h, count_w = tl.load(table_h + 1), tl.load(table_w + 1)
+    row = tl.load(table_h) + rows.query_step * tl.minimum(m // QUERY_W, count_h - 1)
+    column = tl.load(table_w) + columns.query_step * tl.minimum(m % QUERY_W, count_w - 1)
+    valid = (m // QUERY_W < count_h) & (m % QUERY_W < count_w)
+    return describe_queries(rows, columns, sizes, batch, head, row, column, valid)
+
+
+@triton.jit
+def place_keys(axis: Axis, tile: tl.tensor, key: tl.tensor, span: Span) -> tl.tuple:
+    """Positions of keys, counted in the dilation group of a tile of queries, and whether they are in map and span.
+
+    What is not, is loaded as zeros; the rule says whether it takes part.
+    """
+    table = axis.tiles + tile * 8
+    inside = (key >= 0) & (key < tl.minimum(tl.load(table + 3), span.hi))
+    return tl.load(table + 2) + axis.dilation * key, inside
+
+
+@triton.jit
+def _address(
+    x: Map, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor, inside: tl.tensor
+) -> tl.tuple:
+    channel = tl.arange(0, x.block)
+    mask = inside[:, None]
+    if x.dim != x.block:
+        mask = mask & (channel < x.dim)[None, :]
+    start = x.data + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head
+    offset = tl.cast(row, tl.int64) * x.row + tl.cast(column, tl.int64) * x.column
+    return start + offset[:, None] + channel[None, :], mask
+
+
+@triton.jit
+def load_vectors(
+    x: Map, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor, inside: tl.tensor
+) -> tl.tensor:
+    """Vectors at positions of a map, `[positions, block]`; zeros beyond their channels and where not inside."""
+    address, mask = _address(x, batch, head, row, column, inside)
+    return tl.load(address, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_vectors(
+    x: Map,
+    batch: tl.tensor,
+    head: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    inside: tl.tensor,
+    value: tl.tensor,
+) -> None:
+    """The reverse of `load_vectors`."""
+    address, mask = _address(x, batch, head, row, column, inside)
+    tl.store(address, value.to(x.data.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_gradients(
+    grad_out: Map,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    batch: tl.tensor,
+    head: tl.tensor,
+    number: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    valid: tl.tensor,
+) -> tl.tuple:
+    """Output gradients of queries, their log-sum-exp and delta, such that one that is not valid has no weight."""
+    grad = load_vectors(grad_out, batch, head, row, column, valid)
+    log_sum = tl.load(lse + number, mask=valid, other=float("inf"))
+    return grad, log_sum, tl.load(delta + number, mask=valid, other=0.0)
+
+
+@triton.jit
+def add_biases(
+    scores: tl.tensor,
+    queries: Queries,
+    first_h: tl.tensor,
+    first_w: tl.tensor,
+    masked: tl.tensor,
+    rpb: tl.tensor,
+    rel_h: tl.tensor,
+    rel_w: tl.tensor,
+    head: tl.tensor,
+    rows: Axis,
+    columns: Axis,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+    BY_KEY: tl.constexpr,
+) -> tl.tensor:
+    """Adds every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
+
+    The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups. Of the biases,
+    contiguous rpb `[heads, R_h, R_w]`, rel_h `[queries, R_h]` and rel_w `[queries, R_w]`, each may be None.
+    Where `masked` is false, every query sees all the keys.
+    """
+    if (rel_h is not None) or (rel_w is not None):
+        M: tl.constexpr = queries.row.shape[0]
+        bias = tl.zeros((M, KEY_H, KEY_W), tl.float32)
+        if rel_h is not None:
+            entry, exists = rel_entries(rows, queries.number, queries.index_h, first_h, KEY_H)
+            bias += tl.load(rel_h + entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
+        if rel_w is not None:
+            entry, exists = rel_entries(columns, queries.number, queries.index_w, first_w, KEY_W)
+            bias += tl.load(rel_w + entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
+        by_query = tl.reshape(bias, (M, KEY_H * KEY_W))
+        scores += tl.trans(by_query) if BY_KEY else by_query
+
+    if (rpb is not None) or masked:
+        Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
+        n = tl.arange(0, KEY_H * KEY_W)
+        key_h, key_w = tl.expand_dims(first_h + n // KEY_W, 1 - Q), tl.expand_dims(first_w + n % KEY_W, 1 - Q)
+        visible = (key_h >= tl.expand_dims(queries.start_h, Q)) & (key_h < tl.expand_dims(queries.stop_h, Q))
+        visible &= (key_w >= tl.expand_dims(queries.start_w, Q)) & (key_w < tl.expand_dims(queries.stop_w, Q))
+        if rpb is not None:
+            width = 2 * columns.kernel_size - 1
+            table = rpb + head * (2 * rows.kernel_size - 1) * width
+            origin = (queries.index_h - rows.kernel_size + 1) * width + queries.index_w - columns.kernel_size + 1
+            entry = key_h * width + key_w - tl.expand_dims(origin, Q)
+            scores += tl.load(table + entry, mask=visible, other=float("-inf")).to(tl.float32)
+        else:
+            scores = tl.where(visible, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def rel_entries(axis: Axis, number: tl.tensor, index: tl.tensor, first: tl.tensor, SIZE: tl.constexpr) -> tl.tuple:
+    """Where logits by offset stand in contiguous `[queries, R]`, for `SIZE` keys of one axis from `first`.
+
+    Returns:
+        The entries `[M, SIZE]`, and whether there is one.
+    """
+    width = 2 * axis.kernel_size - 1
+    entry = first + tl.arange(0, SIZE)[None, :] - index[:, None] + axis.kernel_size - 1
+    return number[:, None] * width + entry, (entry >= 0) & (entry < width)
