@@ -17,6 +17,7 @@
 #include <limits>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -168,26 +169,38 @@ INLINE Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
-// Folds the lanes of a vector with `f`, halves upon halves.
-template <class R, class F>
-INLINE R fold(Vec<R> x, F f) {
-  constexpr int L = kLanes<R>;
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 4
-  for (int s = L / 2; s; s /= 2) {
-    typename VectorOf<R>::ints other;
-    for (int lane = 0; lane < L; ++lane) other[lane] = lane ^ s;
-    x = f(x, __builtin_shuffle(x, other));
-  }
-  return x[0];
+// The lanes I... of a and b side by side.
+template <class R, int... I>
+INLINE Vec<R> pick(Vec<R> a, Vec<R> b, std::integer_sequence<int, I...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
 #else
-  for (int s = L / 2; s; s /= 2) {
-    Vec<R> y = x;
-    for (int lane = 0; lane < s; ++lane) y[lane] = x[lane + s];
-    x = f(x, y);
-  }
-  return x[0];
+  return __builtin_shuffle(a, b, typename VectorOf<R>::ints{I...});
 #endif
+}
+template <int S, int L, int... I>
+constexpr auto exchanged(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I ^ S)...>{};
+}
+template <int S, int L, int... I>
+constexpr auto low_half(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I & S ? L + I - S : I)...>{};
+}
+template <int S, int L, int... I>
+constexpr auto high_half(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I & S ? L + I : I + S)...>{};
+}
+template <class R>
+using Lanes = std::make_integer_sequence<int, kLanes<R>>;
+
+// Folds the lanes of a vector with `f`, halves upon halves.
+template <class R, int S = kLanes<R> / 2, class F>
+INLINE R fold(Vec<R> x, F f) {
+  x = f(x, pick<R>(x, x, exchanged<S, kLanes<R>>(Lanes<R>{})));
+  if constexpr (S > 1)
+    return fold<R, S / 2>(x, f);
+  else
+    return x[0];
 }
 template <class R>
 INLINE Vec<R> larger(Vec<R> x, Vec<R> y) {
@@ -198,36 +211,30 @@ INLINE R sum_lanes(Vec<R> x) {
   return fold<R>(x, [](Vec<R> a, Vec<R> b) { return a + b; });
 }
 
-// One square block of lanes: to[j][i] = from[i][j].
+// Exchanges the off-diagonal squares of size S in a square block of lanes, then those of the larger sizes.
+template <class R, int S = 1>
+INLINE void transpose_lanes(Vec<R>* x) {
+  constexpr int L = kLanes<R>;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (i & S) continue;
+    Vec<R> a = x[i], b = x[i + S];
+    x[i] = pick<R>(a, b, low_half<S, L>(Lanes<R>{}));
+    x[i + S] = pick<R>(a, b, high_half<S, L>(Lanes<R>{}));
+  }
+  if constexpr (2 * S < L) transpose_lanes<R, 2 * S>(x);
+}
+
+// to[j][i] = from[i][j] for one square block of lanes.
 template <class R>
 INLINE void transpose_block(const R* from, int64_t from_pitch, R* to, int64_t to_pitch) {
   constexpr int L = kLanes<R>;
-#if defined(__GNUC__) && !defined(__clang__)
-  using Ints = typename VectorOf<R>::ints;
   Vec<R> x[L];
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) x[i] = load(from + i * from_pitch);
-#pragma GCC unroll 4
-  for (int s = 1; s < L; s *= 2) {
-    Ints low, high;
-    for (int lane = 0; lane < L; ++lane) {
-      low[lane] = lane & s ? L + lane - s : lane;
-      high[lane] = lane & s ? L + lane : lane + s;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      if (i & s) continue;
-      Vec<R> a = x[i], b = x[i + s];
-      x[i] = __builtin_shuffle(a, b, low);
-      x[i + s] = __builtin_shuffle(a, b, high);
-    }
-  }
+  transpose_lanes<R>(x);
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) store(to + i * to_pitch, x[i]);
-#else
-  for (int j = 0; j < L; ++j)
-    for (int i = 0; i < L; ++i) to[j * to_pitch + i] = from[i * from_pitch + j];
-#endif
 }
 
 // ---- small matrix products ----
@@ -387,7 +394,9 @@ class Worker {
     extra_keys_t = extra_keys_t_buffer.reserve(k_dim * extra_pitch);
     extra_values_t = extra_values_t_buffer.reserve(backward ? v_dim * extra_pitch : 0);
     q = q_buffer.reserve(kBlock * k_dim), out = out_buffer.reserve(kBlock * std::max(k_dim, v_dim));
-    scores = scores_buffer.reserve(kBlock * score_pitch), bias_row = bias_row_buffer.reserve(score_pitch + 2 * L);
+    scores = scores_buffer.reserve(kBlock * score_pitch);
+    relative_pitch = round_up(std::max(most_h, most_w), L);
+    slot_row = slot_row_buffer.reserve(score_pitch), slot_column = slot_column_buffer.reserve(score_pitch);
     table_rows = a->rpb ? 2 * a->kernel_h - 1 : most_h;
     table_size = table_rows * most_w + L;
     table = table_buffer.reserve(columns->tile * table_size);
@@ -421,6 +430,8 @@ class Worker {
   void begin_strip(const Tile& tile) {
     strip = tile;
     build_table();
+    for (int64_t i = 0; i < most_slots && (a->rel_h || a->rel_w); ++i)
+      slot_row[i] = i / strip.num_keys, slot_column[i] = i % strip.num_keys;
     if (is_backward && a->rpb) std::fill_n(grad_table, columns->tile * table_size, R(0));
   }
 
@@ -464,8 +475,11 @@ class Worker {
       R delta[kBlock];
       for (int64_t m = 0; m < M; ++m) {
         R* g = grad_out + m * v_dim;
-        read(a->grad_out.data, a->dtype, map_offset(a->grad_out, m), a->v_dim, v_dim, g);
-        read(a->out.data, a->dtype, map_offset(a->out, m), a->v_dim, v_dim, out);
+        int64_t from_grad = map_offset(a->grad_out, m), from_out = map_offset(a->out, m);
+        prefetch(a->grad_out.data, a->dtype, from_grad + rows->query_step * a->grad_out.row, a->v_dim);
+        prefetch(a->out.data, a->dtype, from_out + rows->query_step * a->out.row, a->v_dim);
+        read(a->grad_out.data, a->dtype, from_grad, a->v_dim, v_dim, g);
+        read(a->out.data, a->dtype, from_out, a->v_dim, v_dim, out);
         Vec<R> sum = {};
         for (int64_t i = 0; i < v_dim; i += L) sum += load(g + i) * load(out + i);
         delta[m] = sum_lanes<R>(sum) - (a->grad_lse ? static_cast<const R*>(a->grad_lse)[query[m]] : 0);
@@ -532,10 +546,13 @@ class Worker {
     int64_t first, count, padded, row, num_rows;
   };
 
+  using Int = typename VectorOf<R>::Int;
+  using Ints = typename VectorOf<R>::ints;
+
   const Arguments* a;
   const Axis *rows, *columns;
   bool is_backward;
-  int64_t k_dim, v_dim, extra_pitch, most_slots, pitch, score_pitch, table_rows, table_size;
+  int64_t k_dim, v_dim, extra_pitch, most_slots, pitch, score_pitch, table_rows, table_size, relative_pitch;
   int64_t batch, head;
   Tile strip, segment;
   int64_t num_slots, width;
@@ -543,12 +560,14 @@ class Worker {
   int64_t query[kBlock], place_y[kBlock], place_x[kBlock];
   R total[kBlock];
   R *keys, *values, *keys_t, *values_t, *extra_keys, *extra_values, *extra_keys_t, *extra_values_t;
-  R *q, *out, *scores, *bias_row, *table;
+  R *q, *out, *scores, *table;
   R *grads, *grad_out, *grad_keys, *grad_values, *grad_extra_keys, *grad_extra_values, *grad_table;
   Buffer<R> keys_buffer, values_buffer, keys_t_buffer, values_t_buffer, extra_keys_buffer, extra_values_buffer,
-      extra_keys_t_buffer, extra_values_t_buffer, q_buffer, out_buffer, scores_buffer, bias_row_buffer, table_buffer,
+      extra_keys_t_buffer, extra_values_t_buffer, q_buffer, out_buffer, scores_buffer, table_buffer,
       grads_buffer, grad_out_buffer, grad_keys_buffer, grad_values_buffer, grad_extra_keys_buffer,
-      grad_extra_values_buffer, grad_table_buffer, extra_out;
+      grad_extra_values_buffer, grad_table_buffer, relative_buffer, extra_out;
+  Buffer<Int> slot_row_buffer, slot_column_buffer;
+  Int *slot_row, *slot_column;  // of each slot, counted from the first of a run
 
   template <class F>
   void for_each_key(F f) {
@@ -698,19 +717,32 @@ class Worker {
     return columns->stop[strip.first + place_x[m] * columns->query_step] - strip.key;
   }
 
+  // Adds by_row[row of the slot] + by_column[column of the slot].
   void add_relative(int64_t m, const Run& run, R* s) {
-    const R* by_row = a->rel_h ? static_cast<const R*>(a->rel_h) + rel_h_offset(m, run) : nullptr;
-    R* by_column = relative_buffer.reserve(round_up(strip.num_keys, L));
+    R *by_row = relative_buffer.reserve(2 * relative_pitch), *by_column = by_row + relative_pitch;
+    std::fill_n(by_row, round_up(run.num_rows, L), R(0));
     std::fill_n(by_column, round_up(strip.num_keys, L), R(0));
+    if (a->rel_h) std::copy_n(static_cast<const R*>(a->rel_h) + rel_h_offset(m, run), run.num_rows, by_row);
     if (a->rel_w) {
       const R* from = static_cast<const R*>(a->rel_w) + rel_w_offset(m);
       for (int64_t c = first_column(m); c < last_column(m); ++c) by_column[c] = from[c];
     }
-    // Rows are written in order: what a vector writes past its row, the next row overwrites.
-    for (int64_t r = 0; r < run.num_rows; ++r)
-      for (int64_t c = 0; c < strip.num_keys; c += L)
-        store(bias_row + r * strip.num_keys + c, load(by_column + c) + (by_row ? by_row[r] : R(0)));
-    for (int64_t i = 0; i < run.count; i += L) store(s + i, load(s + i) + load(bias_row + i));
+#if defined(__GNUC__) && !defined(__clang__)
+    if (run.num_rows <= L && strip.num_keys <= L) {  // each fits in a vector: look up all lanes at once
+      Vec<R> rows_all = load(by_row), columns_all = load(by_column);
+      for (int64_t i = 0; i < run.count; i += L)
+        store(s + i, load(s + i) + __builtin_shuffle(rows_all, load_ints(slot_row + i)) +
+                         __builtin_shuffle(columns_all, load_ints(slot_column + i)));
+      return;
+    }
+#endif
+    for (int64_t i = 0; i < run.count; ++i) s[i] += by_row[slot_row[i]] + by_column[slot_column[i]];
+  }
+
+  static Ints load_ints(const Int* p) {
+    Ints x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
   }
 
   void add_bias_gradients(int64_t m, const Run& run, const R* g) {
@@ -720,25 +752,31 @@ class Worker {
       for (; i + L <= run.count; i += L) store(to + i, load(to + i) + load(g + i));
       for (; i < run.count; ++i) to[i] += g[i];
     }
-    if (a->rel_h) {
-      R* to = static_cast<R*>(a->grad_rel_h) + rel_h_offset(m, run);
+    if (!a->rel_h && !a->rel_w) return;
+    R *by_row = relative_buffer.reserve(2 * relative_pitch), *by_column = by_row + relative_pitch;
+    std::fill_n(by_row, run.num_rows, R(0));
+    for (int64_t c = 0; c < strip.num_keys; c += L) {
+      Vec<R> column = {};
+      const Ints inside = numbered(Lanes<R>{}) < Int(strip.num_keys - c);
       for (int64_t r = 0; r < run.num_rows; ++r) {
-        R sum = 0;
-        for (int64_t c = 0; c < strip.num_keys; ++c) sum += g[r * strip.num_keys + c];
-        to[r] = sum;
+        Vec<R> x = inside ? load(g + r * strip.num_keys + c) : Vec<R>{};
+        column += x;
+        by_row[r] += sum_lanes<R>(x);
       }
+      store(by_column + c, column);
     }
+    if (a->rel_h) std::copy_n(by_row, run.num_rows, static_cast<R*>(a->grad_rel_h) + rel_h_offset(m, run));
     if (a->rel_w) {
-      R* sums = relative_buffer.reserve(round_up(strip.num_keys, L));
-      std::fill_n(sums, strip.num_keys, R(0));
-      for (int64_t r = 0; r < run.num_rows; ++r)
-        for (int64_t c = 0; c < strip.num_keys; ++c) sums[c] += g[r * strip.num_keys + c];
       R* to = static_cast<R*>(a->grad_rel_w) + rel_w_offset(m);
-      for (int64_t c = first_column(m); c < last_column(m); ++c) to[c] = sums[c];
+      for (int64_t c = first_column(m); c < last_column(m); ++c) to[c] = by_column[c];
     }
   }
 
-  Buffer<R> relative_buffer;
+  template <int... I>
+  static constexpr Ints numbered(std::integer_sequence<int, I...>) {
+    return Ints{I...};
+  }
+
 };
 
 template <class R>

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -254,7 +255,7 @@ def _even_tile(axis: AxisWindow, length: int, most: int) -> int:
     if 1 < block <= most:
         return most // block * block
     whole = min(queries, block) if block > 1 else queries
-    return -(whole // -(-(whole // -most)))
+    return math.ceil(whole / math.ceil(whole / most))
 
 
 attention = register("native", forward, backward)
