@@ -1,187 +1,169 @@
 """Times windowed attention beside its peers, in one run, after checking that all compute the same.
 
-    python kernels/bench/attention.py --device cpu --output attention.json
+    python kernels/bench/attention.py --device cpu
+    python kernels/bench/attention.py --device cuda --dtype bfloat16,float16
+    python kernels/bench/attention.py --device cpu --backend tiled,reference
 
-A row gives the median time of one contender and how many times faster this library is. A contender whose output is
-not the reference's is not timed: the script says so and ends with status 1. Full attention computes another function of
-the same maps and is timed as the price of doing without windows.
+A row gives the median time of one contender and how many times longer it takes than this library. A contender whose
+output or gradients are not the reference's is not timed: the script says so and ends with status 1. Full attention
+computes another function of the same maps and is timed as the price of doing without windows. With --backend, this
+library's backends are timed beside its own choice, in place of the peers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import dataclasses
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peers import Contender, ours, peers
+from gate import Gate
+from measure import Rates, measure_rates, peak_bytes, time_in_turn
+from peers import OURS, PEERS, Contender, Run, ours, peers
+from problems import DIRECTIONS, Direction, Problem, attention_problems
+from results import Report, published
+from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor
 
-from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.provenance import provenance
+from visionattn_kernels.dispatch import BACKENDS
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-SLOW_MS = 400  # one run longer than this is repeated a few times only
+COLUMNS = (
+    *("dtype", "problem", "direction", "contender", "version", "median_ms", "ratio_to_ours"),
+    *("floor_ms", "fraction_of_floor", "peak_mb"),
+)
 
-
-@dataclass(frozen=True)
-class Problem:
-    """Shapes and window of one measurement."""
-
-    name: str
-    window: Window
-    size: tuple[int, int]
-    batch: int
-    heads: int
-    head_dim: int
-    rpb: bool = False
+Admitted = list[tuple[Contender, Run]]
 
 
-def problems(batch: int, quick: bool) -> list[Problem]:
-    """The stages of NAT-Tiny and DiNAT-Tiny at 224 pixels, with and without bias, and a HaloNet stage."""
-    found = []
-    for stage, (length, heads, dilation) in enumerate([(56, 2, 8), (28, 4, 4), (14, 8, 2), (7, 16, 1)], 1):
-        for d in sorted({1, dilation}):
-            for rpb in (False, True):
-                name = f"nat-tiny-{stage} B{batch} {length}x{length} h{heads} c32 k7 d{d}{' rpb' if rpb else ''}"
-                found.append(Problem(name, Window.create(7, dilation=d), (length, length), batch, heads, 32, rpb))
-    halo = Window.create(14, 8, boundary="mask")
-    found.append(Problem(f"halonet B{batch} 64x64 h4 c16 b8 h3", halo, (64, 64), batch, 4, 16))
-    return found[:2] if quick else found
-
-
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether all outputs were right."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--batch", type=int, help="pictures (4 on cpu, 128 on cuda)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on cpu")
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each contender")
-    parser.add_argument("--quick", action="store_true", help="NAT-Tiny's first stage alone")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the rows")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda asks for a CUDA device and torch sees none; use --device cpu", file=sys.stderr)
-        return 1
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    batch = args.batch or (4 if device.type == "cpu" else 128)
+    args = _parse(argv)
+    what = "attention" if args.backend is None else "backends"
+    device = prepare(args, what)
+    dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16,float16"), DTYPES)
+    backends = [] if args.backend is None else choose("--backend", args.backend, BACKENDS)
+    names = choose("--peers", args.peers, PEERS) if args.peers else [] if args.backend else list(PEERS)
+    problems = [p for p in attention_problems(device, args.batch, args.quick) if args.only in p.name]
+    if not problems:
+        raise ValueError(f"--only {args.only!r} is in no problem's name")
 
-    rows: list[dict[str, Any]] = []
+    rates = {name: measure_rates(device, DTYPES[name], args.quick) for name in dtypes}
+    report = Report(args.output, device, COLUMNS, rates={name: dataclasses.asdict(rates[name]) for name in rates})
+    print(", ".join(f"{name} {found}" for name, found in report.origin["versions"].items()))
     wrong = False
-    for problem in problems(batch, args.quick):
-        contenders = [ours(problem.window), *peers(problem.window, problem.size, device)]
-        contenders = [c for c in contenders if c.with_rpb or not problem.rpb]
-        tensors = make_tensors(problem, device, dtype)
-        verdicts = {c: is_right(c, problem, tensors) if c.same_function else True for c in contenders}
-        right = [c for c in contenders if verdicts[c]]
-        wrong |= False in verdicts.values()
-        for direction in ("forward", "forward+backward"):
-            able = [c for c in right if c.backward or direction == "forward"]
-            rows += compare(problem, direction, able, tensors, args.repeats)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"rows": rows, **provenance(device)}, indent=1))
-    print(f"wrote {args.output}")
+    for dtype in dtypes:
+        for problem in problems:
+            tensors = problem.make_tensors(device, DTYPES[dtype])
+            contenders = [ours(problem), *(ours(problem, name) for name in backends)]
+            contenders += [c for c in peers(problem, device) if c.name in names]
+            admitted, all_right = admit(contenders, problem, tensors)
+            wrong |= not all_right
+            for direction in DIRECTIONS:
+                able = [(c, f) for c, f in admitted if c.backward or direction == "forward"]
+                if able and able[0][0].name == OURS:
+                    rows = compare(problem, direction, able, tensors, rates[dtype], args.repeats)
+                    report.add({"dtype": dtype, **row} for row in rows)
+                    show(problem, direction, dtype, rows)
+    if args.output:
+        print(f"wrote {args.output}")
     return int(wrong)
 
 
-def make_tensors(problem: Problem, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """q, k, v and, where the problem has one, rpb."""
-    shape = (problem.batch, *problem.size, problem.heads, problem.head_dim)
-    tensors = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
-    if problem.rpb:
-        table = (problem.heads, *(2 * k - 1 for k in problem.window.kernel_size))
-        tensors.append(torch.randn(table, device=device, dtype=dtype).requires_grad_())
-    return tuple(tensors)
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = new_parser(__doc__, "float32 on cpu, bfloat16,float16 on cuda")
+    parser.add_argument("--batch", type=int, help="pictures of the networks' stages (4 on cpu, 128 on cuda)")
+    parser.add_argument(
+        "--backend", help="backends of this library, separated by commas, to time in place of the peers"
+    )
+    parser.add_argument("--peers", help=f"which of {', '.join(PEERS)}, separated by commas (default: all that can run)")
+    parser.add_argument("--only", default="", help="problems whose name contains this")
+    return parser.parse_args(argv)
 
 
-def call(contender: Contender, tensors: tuple[Tensor, ...]) -> Tensor:
-    """Output of a contender."""
-    q, k, v, *rpb = tensors
-    return contender.attend(q, k, v, rpb[0] if rpb else None)
+def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Admitted, bool]:
+    """Those who can run the problem and are right, and whether none was wrong.
 
-
-def is_right(contender: Contender, problem: Problem, tensors: tuple[Tensor, ...]) -> bool | None:
-    """Compares the output for the first picture with the reference in float64; None for a peer that cannot run."""
-    first = tuple(x[:1].detach() if x.dim() == 5 else x.detach() for x in tensors)
-    q, k, v, *rpb = (x.double() for x in first)
-    expected = windowed_attention(q, k, v, problem.window, rpb=rpb[0] if rpb else None, backend="reference")
-    assert isinstance(expected, Tensor)
-    try:
-        out = call(contender, tuple(x.detach() for x in tensors))[:1]
-    except Exception as failure:
-        if contender.name == "visionattn":
-            raise
-        reason = str(failure).strip().splitlines() or [type(failure).__name__]
-        print(f"{contender.name} cannot run {problem.name}: {reason[0]}", file=sys.stderr)
-        return None
-    error = (out.double() - expected).abs().max().item()
-    if not error <= TOLERANCE[tensors[0].dtype]:
-        print(f"error: {contender.name} is off by {error:.3g} on {problem.name}: not timed", file=sys.stderr)
-        return False
-    return True
+    Who cannot go backward, though meant to, is left with the forward pass.
+    """
+    gate = Gate.create(problem, tensors)
+    admitted, all_right = [], True
+    for contender in contenders:
+        for backward in (True, False) if contender.backward else (False,):
+            what = f"{contender.name} on {problem.name}, {DIRECTIONS[backward]}"
+            try:
+                function = contender.build()
+                errors = gate.errors(function, backward)
+            except Exception as failure:
+                if contender.name == OURS or (contender.ours and not isinstance(failure, ValueError)):
+                    raise
+                reason = str(failure).strip().splitlines() or [type(failure).__name__]
+                print(f"cannot run {what}: {reason[0]}", file=sys.stderr)
+                continue
+            bad = {name: error for name, error in errors.items() if not error <= gate.tolerance}
+            if contender.same_function and bad:
+                all_right = False
+                listed = ", ".join(f"{name} {error:.2g}" for name, error in bad.items())
+                print(f"error: {what} is wrong (bound {gate.tolerance}): {listed}; not timed", file=sys.stderr)
+            else:
+                admitted.append((dataclasses.replace(contender, backward=backward), function))
+            break
+    return admitted, all_right
 
 
 def compare(
-    problem: Problem, direction: str, contenders: list[Contender], tensors: tuple[Tensor, ...], repeats: int
+    problem: Problem,
+    direction: Direction,
+    contenders: Admitted,
+    tensors: tuple[Tensor, ...],
+    rates: Rates,
+    repeats: int,
 ) -> list[dict[str, Any]]:
-    """Times contenders in turn, so that what else the machine does falls on all of them."""
-    grad = torch.randn(*tensors[0].shape[:-1], tensors[2].shape[-1], device=tensors[0].device, dtype=tensors[0].dtype)
-
+    """Times contenders, this library first among them, and finds the peak memory of one more run of each."""
+    device, dtype = tensors[0].device, tensors[0].dtype
+    shape = (problem.batch, *problem.window.num_queries(problem.size), problem.heads, problem.head_dim)
+    grad = problem.to_output(torch.randn(shape, device=device, dtype=dtype))
     inputs = tuple(x.detach() for x in tensors)
 
-    def run(contender: Contender) -> None:
-        if direction == "forward":
-            call(contender, inputs)
-        else:
-            torch.autograd.grad(call(contender, tensors), tensors, grad)
+    def timed(function: Run) -> Any:
+        def forward() -> None:
+            function(*inputs)
 
-    times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for contender in contenders:
-        run(contender)
-    for repeat in range(repeats):
-        for contender in contenders:
-            slow = times[contender.name] and times[contender.name][0] > SLOW_MS
-            if repeat < 3 or not slow:
-                times[contender.name].append(measure(lambda c=contender: run(c), tensors[0].device))  # type: ignore[misc]
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    rows = []
-    print(f"{problem.name}, {direction}")
-    for contender in contenders:
-        median = medians[contender.name]
-        speedup = median / medians["visionattn"]
-        print(f"  {contender.name:12} {contender.version:14} {median:10.2f} ms   {speedup:8.2f}x")
-        rows.append(
-            {
-                "problem": problem.name,
-                "direction": direction,
-                "contender": contender.name,
-                "version": contender.version,
-                "median_ms": round(median, 4),
-                "speedup_of_ours": round(speedup, 3),
-            }
-        )
-    return rows
+        def forward_backward() -> None:
+            torch.autograd.grad(function(*tensors), tensors, grad)
+
+        return forward if direction == "forward" else forward_backward
+
+    runs = {c.name: timed(function) for c, function in contenders}
+    medians = time_in_turn(runs, device, repeats)
+    floor = rates.floor_ms(problem.flops(direction), problem.bytes_moved(tensors, direction))
+    return [
+        {
+            "problem": problem.name,
+            "direction": direction,
+            "contender": contender.name,
+            "version": contender.version,
+            "median_ms": medians[contender.name],
+            "ratio_to_ours": medians[contender.name] / medians[OURS],
+            "floor_ms": floor,
+            "fraction_of_floor": floor / medians[contender.name] if contender.ours else "",
+            "peak_mb": peak_bytes(runs[contender.name], device) / 2**20,
+        }
+        for contender, _ in contenders
+    ]
 
 
-def measure(run: Callable[[], None], device: torch.device) -> float:
-    """Milliseconds of one run."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
+def show(problem: Problem, direction: Direction, dtype: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints what was measured and, apart from it, what others have published."""
+    print(f"{problem.name}, {direction}, {dtype} (floor {rows[0]['floor_ms']:.3g} ms)")
+    for row in rows:
+        name = f"{row['contender']} {row['version']}"
+        numbers = f"{row['median_ms']:10.3f} ms {row['ratio_to_ours']:8.2f}x {row['peak_mb']:10.1f} MiB"
+        print(f"  {name:32} {numbers}", flush=True)
+    for row in published(problem.name, direction):
+        print(f"  published: {row['contender']} {row['value']} {row['unit']} on {row['hardware']} ({row['source']})")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,18 +1,26 @@
-"""Other implementations of the same problems, each behind one signature, each absent where it cannot run."""
+"""Those that stand beside each other on a problem: this library, and others' implementations of the same function."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from problems import HaloLayer, Problem
+from results import package_version
+from torch import Tensor, nn
 
 from visionattn_kernels import Window, windowed_attention
 
-Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+PEERS = ("gather", "flex", "sdpa-full", "sdpa-flash", "sdpa-cudnn", "natten", "timm")
+OURS = "visionattn"
+MAX_GATHERED_BYTES = 16 << 30
+
+Run = Callable[..., Tensor]
+"""From a problem's tensors to the output."""
 
 
 @dataclass(frozen=True)
@@ -22,43 +30,58 @@ class Contender:
     Attributes:
         name: What it is called in the tables.
         version: Of the package that it comes from.
-        attend: q, k, v and rpb to the output, all heads-last maps.
+        build: Makes what is timed; plans, masks and compilation happen here or in the first run.
         same_function: Whether its output must equal the window's (full attention computes another function).
         backward: Whether it has one on this device.
-        with_rpb: Whether it takes a relative bias.
+        ours: Whether it is this library.
     """
 
     name: str
     version: str
-    attend: Attention
+    build: Callable[[], Run]
     same_function: bool = True
     backward: bool = True
-    with_rpb: bool = True
+    ours: bool = False
 
 
-def ours(window: Window) -> Contender:
-    """This library, backend chosen by itself."""
+def ours(problem: Problem, backend: str | None = None) -> Contender:
+    """This library, with the backend that it chooses or a named one."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
-        out = windowed_attention(q, k, v, window, rpb=rpb)
+    def run(*tensors: Tensor) -> Tensor:
+        out = windowed_attention(
+            **problem.arguments(*tensors),  # type: ignore[arg-type]
+            window=problem.window,
+            backend=backend,
+        )
         assert isinstance(out, Tensor)
-        return out
+        return problem.to_output(out)
 
-    return Contender("visionattn", version("visionattn"), attend)
-
-
-def peers(window: Window, size: tuple[int, int], device: torch.device) -> Iterator[Contender]:
-    """Everything that can stand beside `ours` for this window, map and device."""
-    torch_version = torch.__version__
-    if window.boundary == "shift":
-        yield Contender("gather", torch_version, gather(window, size, device))
-    yield Contender("flex", torch_version, flex(window, size, device), backward=device.type == "cuda", with_rpb=False)
-    yield Contender("sdpa-full", torch_version, full_attention, same_function=False, with_rpb=False)
-    if window.boundary == "shift" and (attend := natten(window)) is not None:
-        yield Contender("natten", version("natten"), attend, backward=device.type == "cuda", with_rpb=False)
+    return Contender(backend or OURS, package_version(OURS), lambda: run, ours=True)
 
 
-def gather(window: Window, size: tuple[int, int], device: torch.device) -> Attention:
+def peers(problem: Problem, device: torch.device) -> Iterator[Contender]:
+    """Everyone else who computes this problem on this device, and full attention, which computes more."""
+    window, size, cuda = problem.window, problem.size, device.type == "cuda"
+    torch_version, natten_version = torch.__version__, package_version("natten")
+    if isinstance(problem, HaloLayer):
+        layer = problem
+        yield Contender("timm", package_version("timm"), lambda: timm_layer(layer, device))
+        return
+    keys = window.kernel_size[0] * window.kernel_size[1]
+    gathered = problem.batch * size[0] * size[1] * problem.heads * problem.head_dim * keys * (2 if cuda else 4)
+    if window.boundary == "shift" and gathered <= MAX_GATHERED_BYTES:
+        yield Contender("gather", torch_version, lambda: gather(window, size, device))
+    yield Contender("flex", torch_version, lambda: flex(window, size, device, problem.rpb), backward=cuda)
+    if problem.rpb:
+        return
+    for name in ("sdpa-flash", "sdpa-cudnn") if cuda else ("sdpa-full",):
+        yield Contender(name, torch_version, lambda name=name: full_attention(name), same_function=False)  # type: ignore[misc]
+    if window.boundary == "shift" and natten_version != "absent":
+        yield Contender("natten", natten_version + natten_kind(), lambda: natten(window), backward=cuda)
+
+
+@lru_cache(maxsize=64)
+def gather(window: Window, size: tuple[int, int], device: torch.device) -> Run:
     """Neighborhood attention in plain torch: one gathered copy of the keys per query, no tiles."""
     (see_h, offset_h), (see_w, offset_w) = (a.visible(n) for a, n in zip(window.axes, size, strict=True))
     rows, columns = (see.nonzero()[:, 1].view(len(see), -1) for see in (see_h, see_w))  # [H, k_h], [W, k_w]
@@ -67,7 +90,7 @@ def gather(window: Window, size: tuple[int, int], device: torch.device) -> Atten
     bias_row = row_offset[:, None, :, None].to(device)
     bias_column = column_offset[None, :, None, :].to(device)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None = None) -> Tensor:
         near_k, near_v = k.flatten(1, 2)[:, index], v.flatten(1, 2)[:, index]  # [B, L, keys, heads, dim]
         scores = torch.einsum("blhc,blkhc->blhk", q.flatten(1, 2) * q.shape[-1] ** -0.5, near_k)
         if rpb is not None:
@@ -77,11 +100,13 @@ def gather(window: Window, size: tuple[int, int], device: torch.device) -> Atten
     return attend
 
 
-def flex(window: Window, size: tuple[int, int], device: torch.device) -> Attention:
-    """Compiled `flex_attention` with a block mask of the window, built outside the measurement."""
+def flex(window: Window, size: tuple[int, int], device: torch.device, rpb: bool) -> Run:
+    """Compiled `flex_attention` on row-major tokens: the window as a block mask, the bias as a score modification."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    see_h, see_w = (axis.visible(n)[0].to(device) for axis, n in zip(window.axes, size, strict=True))
+    (see_h, offset_h), (see_w, offset_w) = (
+        tuple(x.to(device) for x in axis.visible(n)) for axis, n in zip(window.axes, size, strict=True)
+    )
     height, width = size
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -89,32 +114,91 @@ def flex(window: Window, size: tuple[int, int], device: torch.device) -> Attenti
 
     length = height * width
     block_mask = create_block_mask(mask, None, None, length, length, device=device.type)
-    torch.compiler.reset()  # a second map size would be compiled with dynamic shapes, which is slower
-    compiled = torch.compile(flex_attention, dynamic=False)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
-        q, k, v = (x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v))
-        out = compiled(q, k, v, block_mask=block_mask)
+    def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> Tensor:
+        def add_bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            assert table is not None
+            row, column = offset_h[query // width, key // width], offset_w[query % width, key % width]
+            return score + table[head, row, column]
+
+        out = flex_attention(q, k, v, score_mod=add_bias if rpb else None, block_mask=block_mask)
         assert isinstance(out, Tensor)
-        return out.transpose(1, 2).unflatten(1, size)
+        return out
 
-    return attend
+    torch.compiler.reset()  # a second map size would be compiled with dynamic shapes, which is slower
+    compiled = torch.compile(attend, dynamic=False)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None = None) -> Tensor:
+        q, k, v = (x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v))
+        return compiled(q, k, v, table).transpose(1, 2).unflatten(1, size)
+
+    return run
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
-    """Attention over the whole map: more work, by the best kernel that torch has."""
-    out = F.scaled_dot_product_attention(*(x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v)))
-    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
+def full_attention(name: str) -> Run:
+    """Attention over the whole map: more work, by torch's kernel of this name or, for "sdpa-full", its own choice."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {"sdpa-flash": [SDPBackend.FLASH_ATTENTION], "sdpa-cudnn": [SDPBackend.CUDNN_ATTENTION]}.get(name)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.flatten(1, 2).transpose(1, 2).contiguous() for x in (q, k, v))
+        if backends is None:
+            return F.scaled_dot_product_attention(q, k, v)
+        with sdpa_kernel(backends):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v).transpose(1, 2).unflatten(1, q.shape[1:3])
+
+    return run
 
 
-def natten(window: Window) -> Attention | None:
-    """NATTEN, or None where it is not installed."""
-    try:
-        from natten.functional import na2d
-    except ImportError:
-        return None
+def natten_kind() -> str:
+    """What to know of an installed NATTEN beside its version: whether its compiled kernels are there."""
+    found = getattr(importlib.import_module("natten"), "HAS_LIBNATTEN", False)
+    return "" if found else " (no libnatten)"
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None) -> Tensor:
+
+def natten(window: Window) -> Run:
+    """NATTEN, with the backend that it chooses."""
+    from natten.functional import na1d, na2d
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[1] == 1:
+            (_, kernel), (_, stride), (_, dilation) = window.kernel_size, window.stride, window.dilation
+            return na1d(q[:, 0], k[:, 0], v[:, 0], kernel, stride=stride, dilation=dilation)[:, None]
         return na2d(q, k, v, window.kernel_size, stride=window.stride, dilation=window.dilation)
 
     return attend
+
+
+def timm_layer(problem: HaloLayer, device: torch.device) -> Run:
+    """The layer `HaloAttn` of timm; the problem's parameters take the place of its own, without a copy."""
+    from timm.layers.halo_attn import HaloAttn
+
+    layer = HaloAttn(
+        problem.heads * problem.head_dim,
+        num_heads=problem.heads,
+        dim_head=problem.head_dim,
+        block_size=problem.block_size,
+        halo_size=problem.halo_size,
+        device=device,
+    )
+    places: list[tuple[nn.Module, str]] = [
+        (layer.q, "weight"),
+        (layer.kv, "weight"),
+        (layer.pos_embed, "height_rel"),
+        (layer.pos_embed, "width_rel"),
+    ]
+    for module, name in places:
+        delattr(module, name)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        for (module, name), parameter in zip(places, parameters, strict=True):
+            setattr(module, name, parameter)
+        out = layer(x)
+        assert isinstance(out, Tensor)
+        return out
+
+    return run

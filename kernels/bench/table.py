@@ -1,28 +1,203 @@
-"""Makes the Markdown table of kernels/README.md from the rows of a benchmark.
+"""Writes the tables of kernels/README.md from the CSV files of kernels/bench/results.
 
-python kernels/bench/table.py kernels/bench/results/attention-cpu.json
+    python kernels/bench/table.py            # rewrites what stands between the markers
+    python kernels/bench/table.py --check    # fails if that would change anything
+
+The table of results/NAME.csv stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 
-import json
+from __future__ import annotations
+
+import argparse
+import re
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-PEERS = ("gather", "flex", "sdpa-full", "natten")
+from peers import OURS, PEERS
+from problems import DIRECTIONS
+from results import fit_exponent, geometric_mean, published, read_origin, read_rows
+from script import RESULTS, run
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+STAGE = re.compile(r"nat-tiny-(\d) .* d(\d+)( rpb)?$")
+
+Rows = Sequence[dict[str, str]]
 
 
-def main(path: str) -> None:
-    """Prints one line per problem and direction: our median, and how many times longer each peer takes."""
-    rows = json.loads(Path(path).read_text())["rows"]
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+def main(argv: list[str] | None = None) -> int:
+    """Updates or checks the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the tables are out of date")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    old = args.readme.read_text(encoding="utf-8")
+    new = update(old, args.results)
+    if args.check and new != old:
+        raise ValueError(f"the tables of {args.readme.name} are out of date; run python kernels/bench/table.py")
+    if new != old:
+        args.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+def update(text: str, results: Path) -> str:
+    """The text with every table made anew.
+
+    Raises:
+        ValueError: A table has no result file.
+    """
+    missing = [match[2] for match in BLOCK.finditer(text) if not (results / f"{match[2]}.csv").exists()]
+    if missing:
+        raise ValueError(
+            f"no result file in {results} for the table {', '.join(missing)}; make it, or drop the markers"
+        )
+    return BLOCK.sub(lambda match: f"{match[1]}{render(results / f'{match[2]}.csv')}\n{match[3]}", text)
+
+
+def render(path: Path) -> str:
+    """The tables of one result file, in Markdown, under a line that says where they come from."""
+    tables: dict[str, Callable[[Rows], str]] = {
+        "attention": attention_tables,
+        "backends": backends_table,
+        "memory": memory_table,
+        "models": models_table,
+    }
+    kind = path.stem.partition("-")[0]
+    if kind not in tables:
+        raise ValueError(f"{path.name} must begin with {', '.join(tables)} and a dash")
+    rows = read_rows(path)
+    parts = [caption(path)]
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        parts += [f"{dtype}:", tables[kind]([row for row in rows if row["dtype"] == dtype])]
+    return "\n\n".join(parts)
+
+
+def caption(path: Path) -> str:
+    """Hardware, versions, command and revision of a result file."""
+    origin = read_origin(path)
+    hardware = origin["hardware"]
+    threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+    kept = "; freed memory kept" if origin.get("memory") == "kept" else ""
+    versions = ", ".join(f"{name} {found}" for name, found in origin["versions"].items())
+    revision = (origin["git_revision"] or "unknown").replace("-dirty", " with changes")
+    where = f"{hardware['name']}{threads}{kept}; {versions}."
+    return f"{where} `python kernels/bench/{origin['command']}`, revision {revision}."
+
+
+def attention_tables(rows: Rows) -> str:
+    """The means over stages, then a line per problem and direction: our time, and how many times longer peers take."""
+    peers = [name for name in PEERS if any(row["contender"] == name for row in rows)]
+    lines = []
+    for (problem, direction), cells in group(rows, "problem", "direction").items():
+        ours = cells[OURS]
+        ratios = [f"{float(cells[name]['ratio_to_ours']):.1f}×" if name in cells else "–" for name in peers]
+        floor = f"{100 * float(ours['fraction_of_floor']):.0f}%"
+        lines.append([problem, direction, number(ours["median_ms"]), floor, *ratios, number(ours["peak_mb"])])
+    full = markdown(["problem", "direction", "ours (ms)", "of the floor", *peers, "ours, peak MiB"], lines, text=2)
+    return "\n\n".join(x for x in (summary(rows, peers), full, others(rows)) if x)
+
+
+def summary(rows: Rows, peers: Sequence[str]) -> str:
+    """How many times longer peers take: geometric means over NAT-Tiny's stages 1-3."""
+    groups: dict[str, Callable[[int, int, bool], bool]] = {
+        "stage 1, d 1": lambda stage, d, rpb: stage == 1 and d == 1 and not rpb,
+        "stages 1–3, d 1": lambda stage, d, rpb: stage <= 3 and d == 1 and not rpb,
+        "stages 1–3, d 1, rpb": lambda stage, d, rpb: stage <= 3 and d == 1 and rpb,
+        "stages 1–3, largest d": lambda stage, d, rpb: stage <= 3 and d > 1 and not rpb,
+        "stages 1–3, largest d, rpb": lambda stage, d, rpb: stage <= 3 and d > 1 and rpb,
+    }
+    lines = []
+    for direction in DIRECTIONS:
+        for name, belongs in groups.items():
+            cells = []
+            for peer in peers:
+                ratios = [
+                    float(row["ratio_to_ours"])
+                    for row in rows
+                    if (row["contender"], row["direction"]) == (peer, direction)
+                    and (match := STAGE.match(row["problem"]))
+                    and belongs(int(match[1]), int(match[2]), bool(match[3]))
+                ]
+                cells.append(f"{geometric_mean(ratios):.1f}×" if ratios else "–")
+            if set(cells) != {"–"}:
+                lines.append([name, direction, *cells])
+    if not lines:
+        return ""
+    return markdown(["geometric mean, NAT-Tiny", "direction", *peers], lines, text=2)
+
+
+def others(rows: Rows) -> str:
+    """What others have published for these problems; it is compared with nothing here."""
+    lines = [
+        [problem, row["contender"], f"{row['value']} {row['unit']}", row["hardware"], row["source"]]
+        for problem, direction in group(rows, "problem", "direction")
+        for row in published(problem, direction)
+    ]
+    return markdown(["published by others", "what", "figure", "hardware", "source"], lines, text=5) if lines else ""
+
+
+def backends_table(rows: Rows) -> str:
+    """A line per problem and direction: the time of each backend, the least in bold, and of the automatic choice."""
+    names = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
+    lines = []
+    for (problem, direction), cells in group(rows, "problem", "direction").items():
+        times = {name: float(cells[name]["median_ms"]) for name in names if name in cells}
+        best = min(times.values(), default=0.0)
+        shown = {name: f"**{number(t)}**" if t == best else number(t) for name, t in times.items()}
+        automatic = number(cells[OURS]["median_ms"])
+        lines.append([problem, direction, *(shown.get(name, "–") for name in names), automatic])
+    return markdown(["problem (ms)", "direction", *names, "automatic"], lines, text=2)
+
+
+def memory_table(rows: Rows) -> str:
+    """A line per backend: the peak at each map, and how it grows."""
+    maps = list(dict.fromkeys(row["map"] for row in rows))
+    lines = []
+    for (name,), cells in group(rows, "contender", inner="map").items():
+        points = [(float(row["positions"]), float(row["peak_mb"])) for row in cells.values()]
+        exponent = f"{fit_exponent(*zip(*points, strict=True)):.2f}" if len(points) > 1 else "–"
+        lines.append([name, *(number(cells[size]["peak_mb"]) if size in cells else "–" for size in maps), exponent])
+    return markdown(["peak MiB", *maps, "exponent"], lines, text=1)
+
+
+def models_table(rows: Rows) -> str:
+    """A line per model and direction: images per second, and beside them what others have published."""
+    lines = []
+    for (model, batch, direction), cells in group(rows, "model", "batch", "direction").items():
+        found = cells.get("gather")
+        ratio = f"{float(found['ratio_to_ours']):.1f}×" if found else "–"
+        speeds = [number(cells[name]["images_per_second"]) if name in cells else "–" for name in (OURS, "gather")]
+        theirs = published(f"{model} B{batch}", direction)
+        cited = ", ".join(f"{row['contender']} {row['value']}" for row in theirs)
+        cited += f" ({theirs[0]['hardware']}, {theirs[0]['dtype']}; {theirs[0]['source']})" if theirs else "–"
+        peak = number(cells[OURS]["peak_mb"])
+        lines.append([f"{model} B{batch}", direction, *speeds, ratio, peak, cited])
+    header = ["model", "direction", "ours (img/s)", "gather (img/s)", "ours is faster", "ours, peak MiB", "published"]
+    return markdown(header, lines, text=2)
+
+
+def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
+    """Rows by the values of `keys`, then by that of `inner`."""
+    found: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
-        cell = f"{row['median_ms']:.1f}" if row["contender"] == "visionattn" else f"{row['speedup_of_ours']:.1f}×"
-        cells.setdefault((row["problem"], row["direction"]), {})[row["contender"]] = cell
-    print(f"| problem | direction | ours (ms) | {' | '.join(PEERS)} |")
-    print(f"|---|---|{'---:|' * (len(PEERS) + 1)}")
-    for (problem, direction), found in cells.items():
-        line = [problem, direction, found["visionattn"], *(found.get(peer, "–") for peer in PEERS)]
-        print(f"| {' | '.join(line)} |")
+        found.setdefault(tuple(row[key] for key in keys), {})[row[inner]] = row
+    return found
+
+
+def number(value: Any) -> str:
+    """Three digits, or all before the point."""
+    value = float(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], text: int) -> str:
+    """A table whose first `text` columns are text, the others numbers."""
+    rule = ["---"] * text + ["---:"] * (len(header) - text)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(run(main))

@@ -1,0 +1,116 @@
+"""Times, rates of the machine, and peak memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Run = Callable[[], object]
+
+SLOW_MS = 400
+"""A run longer than this is repeated three times only."""
+
+FLUSH_BYTES = 256 << 20
+"""Written before each timed run on a GPU: more than any L2 cache holds."""
+
+
+class Stopwatch:
+    """Milliseconds of single runs.
+
+    On a GPU the time is that between two events of the stream, with a cold L2 cache. The write that empties the cache
+    also lets the host run ahead, so that launches are hidden as they are in a network.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
+
+    def __call__(self, run: Run) -> float:
+        """Milliseconds of one run."""
+        if self.flush is None:
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) * 1e3
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        self.flush.zero_()
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end)
+
+
+def time_in_turn(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each run.
+
+    They are taken in turn, so that what else the machine does falls on all of them, each time in another order, so
+    that none always finds the cache as the same one left it.
+    """
+    stopwatch = Stopwatch(device)
+    for run in runs.values():
+        for _ in range(1 if device.type == "cpu" else 3):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        for name in random.Random(repeat).sample(list(runs), len(runs)):
+            if repeat < 3 or times[name][0] <= SLOW_MS:
+                times[name].append(stopwatch(runs[name]))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine reaches on a large matrix product and on a large copy (read plus written)."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+    def floor_ms(self, flops: float, bytes_moved: float) -> float:
+        """The least time for so much work: whichever of arithmetic and traffic takes longer."""
+        return 1e3 * max(flops / self.flops_per_second, bytes_moved / self.bytes_per_second)
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Rates:
+    """Best of many products and copies, each far larger than a cache unless `quick`."""
+    n, size = (256, 1 << 16) if quick else (2048, 1 << 26) if device.type == "cpu" else (8192, 1 << 28)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    source = torch.ones(size, device=device, dtype=torch.float32)
+    target = torch.empty_like(source)
+    stopwatch = Stopwatch(device)
+
+    def best(run: Run) -> float:
+        return min([stopwatch(run) for _ in range(3 if quick else 30)]) / 1e3
+
+    flops = 2 * n**3 / best(lambda: torch.mm(a, b))
+    return Rates(flops, 2 * source.nbytes / best(lambda: target.copy_(source)))
+
+
+def peak_bytes(run: Run, device: torch.device) -> int:
+    """Most bytes that torch's allocator handed out at once during a run, beyond what it had handed out before.
+
+    On a CPU this counts tensors, also those inside operators, and no other memory.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it reports every start and stop
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    changes = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=lambda x: x.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,93 @@
+"""Measures the peak memory of forward and backward against the number of positions, for every backend.
+
+    python kernels/bench/memory.py --device cpu
+
+One picture, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
+torch's allocator hands out beyond the inputs: the output, what is kept for backward, gradients and scratch. The
+exponent p of `memory ~ positions ** p` is 1 where memory is linear in the map, 2 where all scores are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from measure import peak_bytes
+from peers import Contender, gather, ours
+from problems import Problem
+from results import Report, fit_exponent
+from script import DTYPES, choose, new_parser, prepare, run
+
+from visionattn_kernels import Window
+from visionattn_kernels.dispatch import BACKENDS
+
+COLUMNS = ("dtype", "map", "positions", "contender", "version", "peak_mb")
+MAPS, QUICK_MAPS = (32, 64, 128, 256), (16, 32)
+HEADS, HEAD_DIM, KERNEL_SIZE = 2, 32, 7
+
+MAX_SCORES = {"cpu": 1 << 26, "cuda": 1 << 30}
+"""The reference, which keeps all scores several times over, stops at larger maps."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the measurement."""
+    parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
+    parser.add_argument("--backend", help="backends of this library, separated by commas (default: all)")
+    args = parser.parse_args(argv)
+    device = prepare(args, "memory")
+    dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
+    backends = choose("--backend", args.backend, BACKENDS) if args.backend else list(BACKENDS)
+    report = Report(args.output, device, COLUMNS)
+    for dtype in dtypes:
+        found: dict[str, dict[int, float]] = {}
+        for length in QUICK_MAPS if args.quick else MAPS:
+            for contender in contenders(length, backends, device):
+                peak = measure(contender, length, device, DTYPES[dtype])
+                if peak is None:
+                    continue
+                found.setdefault(contender.name, {})[length**2] = peak
+                row = {"map": f"{length}x{length}", "positions": length**2, "peak_mb": peak}
+                report.add([{"dtype": dtype, "contender": contender.name, "version": contender.version, **row}])
+        for name, peaks in found.items():
+            points = ", ".join(f"{n} positions {mb:.1f}" for n, mb in peaks.items())
+            exponent = f"exponent {fit_exponent(list(peaks), list(peaks.values())):.2f}" if len(peaks) > 1 else ""
+            print(f"{name:12} {dtype}: MiB at {points}; {exponent}")
+    if args.output:
+        print(f"wrote {args.output}")
+    return 0
+
+
+def make_problem(length: int) -> Problem:
+    """The problem on a map of length x length."""
+    return Problem(f"{length}x{length}", Window.create(KERNEL_SIZE), (length, length), 1, HEADS, HEAD_DIM)
+
+
+def contenders(length: int, backends: list[str], device: torch.device) -> Iterator[Contender]:
+    """The backends, but the reference on maps where it would not fit, and gathered keys in plain torch."""
+    problem = make_problem(length)
+    for name in backends:
+        if name != "reference" or HEADS * length**4 <= MAX_SCORES[device.type]:
+            yield ours(problem, name)
+    yield Contender("gather", torch.__version__, lambda: gather(problem.window, problem.size, device))
+
+
+def measure(contender: Contender, length: int, device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak MiB of forward and backward; None, with a message, for a backend that cannot run."""
+    tensors = make_problem(length).make_tensors(device, dtype)
+    grad = torch.randn_like(tensors[0])
+
+    def forward_backward() -> None:
+        torch.autograd.grad(contender.build()(*tensors), tensors, grad)
+
+    try:
+        forward_backward()  # plans and compiled kernels, which are made once, do not count
+        return peak_bytes(forward_backward, device) / 2**20
+    except Exception as failure:
+        reason = str(failure).strip().splitlines() or [type(failure).__name__]
+        print(f"{contender.name} cannot run {length}x{length}: {reason[0]}", file=sys.stderr)
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

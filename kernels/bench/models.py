@@ -1,0 +1,181 @@
+"""Measures images per second of NAT and DiNAT, in inference and in training, beside the same model on gathered keys.
+
+    python kernels/bench/models.py --device cuda --models nat_tiny,dinat_tiny --batch 128 --dtype bfloat16
+
+Both models have the same weights and must give the same logits in float32 before anything is timed. Inference runs in
+--dtype throughout; training (forward, backward, AdamW) keeps float32 weights under autocast, without loss scaling.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from measure import peak_bytes, time_in_turn
+from peers import OURS, gather
+from results import Report, package_version, published
+from script import DTYPES, choose, new_parser, prepare, run
+from torch import Tensor, nn
+
+import visionattn  # noqa: F401  (registers the models)
+from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d, largest_dilation
+from visionattn_kernels import Window
+
+COLUMNS = (
+    *("dtype", "compile", "channels_last", "model", "batch", "direction", "contender", "version"),
+    *("median_ms", "images_per_second", "ratio_to_ours", "peak_mb"),
+)
+MODELS = {"cpu": "nat_tiny,dinat_tiny", "cuda": "nat_mini,nat_tiny,nat_small,nat_base,dinat_tiny,dinat_base"}
+BATCH = {"cpu": 4, "cuda": 128}
+TOLERANCE = 1e-3
+
+
+class GatheredAttention2d(NeighborhoodAttention2d):
+    """The layer in plain torch, which gathers a copy of the keys for every query."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, H, W, dim]` to the same."""
+        size, kernel_size = (x.shape[1], x.shape[2]), self.kernel_size
+        dilation = self.dilation or (largest_dilation(size[0], kernel_size), largest_dilation(size[1], kernel_size))
+        attend = gather(Window.create(kernel_size, dilation=dilation), size, x.device)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        rpb = () if self.rpb is None else (self.rpb,)
+        return self.proj_drop(self.proj(attend(q, k, v, *rpb).flatten(-2)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; the exit status tells whether the logits of all models agreed."""
+    parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
+    parser.add_argument("--models", help="names, separated by commas (default: those with published figures)")
+    parser.add_argument("--batch", type=int, help="pictures per step (4 on cpu, 128 on cuda)")
+    parser.add_argument("--compile", action="store_true", help="both models by torch.compile")
+    parser.add_argument("--channels-last", action="store_true", help="pictures and weights in that memory format")
+    args = parser.parse_args(argv)
+    device = prepare(args, "models")
+    dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
+    names = args.models or ("nat_pico" if args.quick else MODELS[args.device])
+    models = choose("--models", names, timm.list_models(["nat_*", "dinat_*"]))
+    batch = args.batch or (2 if args.quick else BATCH[args.device])
+    report = Report(args.output, device, COLUMNS)
+    wrong = False
+    # All inference comes first: training leaves a heap in which later inference needs no fresh pages.
+    for direction, make_step in (("inference", inference_step), ("training", training_step)):
+        for name in models:
+            contenders, images = make_contenders(name, batch, device, args.channels_last)
+            error = disagreement(contenders, images)
+            if not error <= TOLERANCE:
+                print(f"error: logits of {name} differ by {error:.2g} (bound {TOLERANCE}): not timed", file=sys.stderr)
+                wrong = True
+                continue
+            for dtype in dtypes:
+                steps = {
+                    key: make_step(copy.deepcopy(model), images, DTYPES[dtype], args.compile)
+                    for key, model in contenders.items()
+                }
+                rows = compare(steps, batch, device, args.repeats)
+                settings = {"dtype": dtype, "compile": args.compile, "channels_last": args.channels_last}
+                report.add({**settings, "model": name, "batch": batch, "direction": direction, **row} for row in rows)
+                show(f"{name} B{batch}", direction, dtype, rows)
+    if args.output:
+        print(f"wrote {args.output}")
+    return int(wrong)
+
+
+def make_contenders(
+    name: str, batch: int, device: torch.device, channels_last: bool
+) -> tuple[dict[str, nn.Module], Tensor]:
+    """The model, its twin on gathered keys, and pictures."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    ours: nn.Module = timm.create_model(name).to(device).to(memory_format=layout)
+    gathered = copy.deepcopy(ours)
+    for module in gathered.modules():
+        if isinstance(module, NeighborhoodAttention2d):
+            module.__class__ = GatheredAttention2d
+    images = torch.randn(batch, *ours.default_cfg["input_size"], device=device)  # type: ignore[index]
+    return {OURS: ours, "gather": gathered}, images.contiguous(memory_format=layout)
+
+
+def disagreement(contenders: dict[str, nn.Module], images: Tensor) -> float:
+    """Largest difference of two pictures' logits in float32, relative to the largest logit."""
+    with torch.no_grad():
+        ours, gathered = (model.eval()(images[:2]) for model in contenders.values())
+    return float((ours - gathered).abs().max() / gathered.abs().max())
+
+
+def inference_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
+    """Logits, in `dtype` throughout."""
+    model = model.eval().to(dtype)
+    images = images.to(dtype)
+    if compiled:
+        model.compile()
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return step
+
+
+def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
+    """Forward, backward and an AdamW step with float32 weights, cast to `dtype` where autocast does."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    if compiled:
+        model.compile()
+
+    def step() -> None:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def compare(
+    steps: dict[str, Callable[[], None]], batch: int, device: torch.device, repeats: int
+) -> list[dict[str, Any]]:
+    """Times the steps in turn; a twin that does not fit in memory is left out."""
+    able = {}
+    for name, step in steps.items():
+        try:
+            step()
+            able[name] = step
+        except torch.OutOfMemoryError:
+            if name == OURS:
+                raise
+            print(f"{name} does not fit in memory; lower --batch", file=sys.stderr)
+    medians = time_in_turn(able, device, repeats)
+    return [
+        {
+            "contender": name,
+            "version": package_version("visionattn") if name == OURS else torch.__version__,
+            "median_ms": median,
+            "images_per_second": batch / median * 1e3,
+            "ratio_to_ours": median / medians[OURS],
+            "peak_mb": peak_bytes(able[name], device) / 2**20,
+        }
+        for name, median in medians.items()
+    ]
+
+
+def show(problem: str, direction: str, dtype: str, rows: list[dict[str, Any]]) -> None:
+    """Prints what was measured and, apart from it, what others have published."""
+    print(f"{problem}, {direction}, {dtype}")
+    for row in rows:
+        speed = f"{row['images_per_second']:10.1f} img/s {row['ratio_to_ours']:8.2f}x"
+        print(f"  {row['contender']:12} {row['version']:14} {speed} {row['peak_mb']:10.1f} MiB", flush=True)
+    for row in published(problem, direction):
+        where = f"{row['hardware']}, {row['dtype']}"
+        print(f"  published: {row['contender']} {row['value']} {row['unit']} on {where} ({row['source']})")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

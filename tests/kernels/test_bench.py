@@ -1,0 +1,352 @@
+"""The benchmark scripts: what they refuse to time, what they write, and the tables that they make of it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from visionattn_kernels import Window, windowed_attention
+from visionattn_kernels.testing import make_inputs
+
+BENCH = Path(__file__).parents[2] / "kernels" / "bench"
+MODULES = (
+    "script",
+    "problems",
+    "measure",
+    "results",
+    "gate",
+    "peers",
+    "attention",
+    "memory",
+    "models",
+    "table",
+    "plot",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules of kernels/bench, which are scripts that import each other by their bare names."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    for name in MODULES:
+        del sys.modules[name]
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def results(bench, tmp_path_factory):
+    """Result files of a quick run of every script."""
+    folder = tmp_path_factory.mktemp("results")
+    common = ["--quick", "--threads", "1", "--repeats", "1"]
+    attention, backends, memory, models = (
+        ["--output", str(folder / f"{x}-cpu.csv")] for x in ("attention", "backends", "memory", "models")
+    )
+    assert bench.attention.main([*common, *attention, "--peers", "gather,sdpa-full,timm"]) == 0
+    assert bench.attention.main([*common, *backends, "--backend", "tiled,reference", "--only", "k3 d4"]) == 0
+    assert bench.memory.main([*common, *memory, "--backend", "tiled,reference"]) == 0
+    assert bench.models.main([*common, *models]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "rpb", "rel"),
+    [
+        (Window.create(3, dilation=2), (7, 5), True, False),
+        (Window.create(6, 4, boundary="zero"), (8, 8), False, True),
+        (Window.create(6, 4, boundary="mask"), (7, 9), True, True),
+        (Window.create((1, 4)), (1, 11), False, False),
+    ],
+    ids=str,
+)
+def test_expected_rows_are_those_of_the_reference(bench, window, size, rpb, rel):
+    inputs = make_inputs(window, size, batch=1, rpb=rpb, rel=rel)
+    everywhere = windowed_attention(**inputs, window=window, backend="reference")
+    queries = torch.tensor([0, 3, size[0] * size[1] - 1])
+    rows = bench.gate.attend_rows(inputs, window, queries)
+    torch.testing.assert_close(rows, everywhere[0].flatten(0, 1)[queries])
+
+
+def test_compared_queries_include_the_corners_and_fit_the_bound(bench):
+    problem = bench.problems.Problem("", Window.create(3), (20, 30), 1, 2, 8)
+    queries = bench.gate.choose_queries(problem, max_scores=50 * 2 * 600)
+    assert len(queries.unique()) == len(queries) <= 50
+    assert {0, 29, 570, 599} <= set(queries.tolist())
+    assert bench.gate.choose_queries(problem, max_scores=2 * 600**2).tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("spoil", ["output", "gradient of tensor 1", "gradient of tensor 3", "nan"])
+def test_gate_names_what_is_wrong(bench, spoil):
+    problem = bench.problems.Problem("", Window.create(3), (6, 7), 2, 2, 8, rpb=True)
+    tensors = problem.make_tensors(CPU, torch.float32)
+    gate = bench.gate.Gate.create(problem, tensors)
+
+    def wrong(q, k, v, rpb):
+        if spoil == "gradient of tensor 1":
+            k = k.detach() + 0 * k
+        if spoil == "gradient of tensor 3":
+            rpb = rpb.detach() + 0 * rpb
+        out = windowed_attention(q, k, v, problem.window, rpb=rpb)
+        return out + {"output": 0.01, "nan": torch.nan}.get(spoil, 0)
+
+    found = gate.errors(wrong, backward=True)
+    bad = [name for name, error in found.items() if not error <= gate.tolerance]
+    assert bad == ["output" if spoil == "nan" else spoil]
+
+
+def test_wrong_contender_is_not_timed(bench, monkeypatch, capsys):
+    def peers(problem, device):
+        yield bench.peers.Contender(
+            "gather", "0", lambda: lambda *tensors: tensors[2] + 0 * sum(x.sum() for x in tensors)
+        )
+
+    monkeypatch.setattr(bench.attention, "peers", peers)
+    reports = []
+    monkeypatch.setattr(bench.attention.Report, "add", lambda self, rows: reports.extend(rows))
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--only", "k3 d1"]
+    assert bench.attention.main(arguments) == 1
+    assert {row["contender"] for row in reports} == {"visionattn"}
+    assert "gather on nat-tiny-1 B2 14x14 h2 c8 k3 d1, forward+backward is wrong" in capsys.readouterr().err
+
+
+def test_peer_without_backward_is_timed_forward(bench):
+    problem = bench.problems.Problem("", Window.create(3), (6, 7), 2, 2, 8)
+    attend = bench.peers.gather(problem.window, problem.size, CPU)
+
+    def forward_only(q, k, v):
+        if q.requires_grad:
+            raise RuntimeError("no backward")
+        return attend(q, k, v)
+
+    peer = bench.peers.Contender("peer", "0", lambda: forward_only)
+    admitted, all_right = bench.attention.admit([peer], problem, problem.make_tensors(CPU, torch.float32))
+    assert all_right
+    assert [contender.backward for contender, _ in admitted] == [False]
+
+
+def test_halo_layer_equals_timm(bench):
+    problem = bench.problems.HaloLayer("", Window.create(10, 4, boundary="zero"), (12, 8), 2, 3, 8)
+    tensors = problem.make_tensors(CPU, torch.float64)
+    runs = bench.peers.ours(problem).build(), bench.peers.timm_layer(problem, CPU)
+    ours, theirs = (run(*tensors) for run in runs)
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(ours)
+    for one, other in zip(*(torch.autograd.grad(out, tensors, grad) for out in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_counted_work_is_that_of_the_operators(bench, layer):
+    kind = bench.problems.HaloLayer if layer else bench.problems.Problem
+    problem = kind("", Window.create(6, 4, boundary="zero"), (12, 8), 2, 3, 8)
+    tensors = problem.make_tensors(torch.device("meta"), torch.float32)
+    with FlopCounterMode(display=False) as forward:
+        out = bench.peers.ours(problem, "tiled").build()(*tensors)
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(out.sum(), tensors)
+    # The layer computes all 11 relative logits of an axis, of which a query reads 6.
+    unread = 2 * 2 * 12 * 8 * 3 * 8 * (11 - 6) * 2 * layer
+    assert problem.flops("forward") == forward.get_total_flops() - unread
+    total = forward.get_total_flops() + backward.get_total_flops()
+    assert problem.flops("forward+backward") == total - 3 * unread
+
+
+def test_floor_is_the_larger_of_arithmetic_and_traffic(bench):
+    rates = bench.measure.Rates(flops_per_second=1e9, bytes_per_second=1e8)
+    assert rates.floor_ms(2e6, 1e5) == pytest.approx(2)
+    assert rates.floor_ms(2e6, 1e6) == pytest.approx(10)
+
+
+def test_bytes_of_each_pass(bench):
+    problem = bench.problems.Problem("", Window.create(3), (4, 4), 1, 1, 8)
+    tensors = problem.make_tensors(CPU, torch.float32)
+    one = 4 * 4 * 8 * 4
+    assert problem.bytes_moved(tensors, "forward") == 4 * one  # q, k, v, out
+    # And then: q, k, v, out and its gradient read, three gradients written.
+    assert problem.bytes_moved(tensors, "forward+backward") == 12 * one
+
+
+def test_attention_rows(bench, results):
+    rows = bench.results.read_rows(results / "attention-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.attention.COLUMNS]
+    found = {(row["problem"].split()[0], row["contender"], row["direction"]) for row in rows}
+    peers = {"nat-tiny-1": ("visionattn", "gather", "sdpa-full"), "halonet-layer": ("visionattn", "timm")}
+    directions = ("forward", "forward+backward")
+    assert found == {(p, c, d) for p, names in peers.items() for c in names for d in directions}
+    for row in rows:
+        ours = row["contender"] == "visionattn"
+        assert (row["ratio_to_ours"] == "1") == ours
+        assert bool(row["fraction_of_floor"]) == ours
+        assert float(row["median_ms"]) > 0
+        assert float(row["peak_mb"]) > 0
+
+
+def test_backends_are_timed_beside_the_automatic_choice(bench, results):
+    rows = bench.results.read_rows(results / "backends-cpu.csv")
+    assert {row["contender"] for row in rows} == {"visionattn", "tiled", "reference"}
+    assert all(row["fraction_of_floor"] for row in rows)
+
+
+@pytest.mark.parametrize("what", ["attention", "backends", "memory", "models"])
+def test_origin_stands_beside_the_rows(results, what):
+    origin = json.loads((results / f"{what}-cpu.json").read_text())
+    assert set(origin) >= {"versions", "hardware", "command", "git_revision"}
+    assert origin["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_absent_package_is_named_so(bench):
+    assert bench.results.package_version("no-such-package-anywhere") == "absent"
+
+
+def test_memory_of_tiled_grows_with_the_map_not_its_square(bench, results):
+    rows = bench.results.read_rows(results / "memory-cpu.csv")
+    peak = {(row["contender"], row["map"]): float(row["peak_mb"]) for row in rows}
+    small, large = bench.memory.QUICK_MAPS
+    growth = {name: peak[name, f"{large}x{large}"] / peak[name, f"{small}x{small}"] for name in ("tiled", "reference")}
+    assert large == 2 * small
+    assert 3 < growth["tiled"] < 6
+    assert growth["reference"] > 10
+
+
+def test_peak_counts_what_is_held_at_once(bench):
+    def one_after_the_other():
+        for _ in range(5):
+            torch.ones(1 << 18)
+
+    def together():
+        return [torch.ones(1 << 18) for _ in range(5)]
+
+    assert bench.measure.peak_bytes(one_after_the_other, CPU) == pytest.approx(1 << 20, rel=0.1)
+    assert bench.measure.peak_bytes(together, CPU) == pytest.approx(5 << 20, rel=0.1)
+
+
+def test_models_rows(bench, results):
+    rows = bench.results.read_rows(results / "models-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.models.COLUMNS]
+    found = [(row["model"], row["direction"], row["contender"]) for row in rows]
+    directions, contenders = ("inference", "training"), ("visionattn", "gather")
+    assert found == [("nat_pico", d, c) for d in directions for c in contenders]
+    for row in rows:
+        assert float(row["images_per_second"]) == pytest.approx(2e3 / float(row["median_ms"]), rel=1e-2)
+
+
+def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
+    monkeypatch.setattr(bench.models, "gather", lambda *args: lambda q, k, v, *rpb: v)
+    assert bench.models.main(["--quick", "--threads", "1", "--repeats", "1"]) == 1
+    assert "logits of nat_pico differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("attention", ["--dtype", "float31"], "--dtype takes any of float32, .*'float31'; did you mean 'float32'"),
+        ("attention", ["--backend", "tilde"], "--backend takes any of .*'tilde'; did you mean 'tiled'"),
+        ("attention", ["--peers", "naten"], "--peers takes any of .*; did you mean 'natten'"),
+        ("attention", ["--only", "nothing"], "--only 'nothing' is in no problem's name"),
+        ("attention", ["--repeats", "0"], "--repeats must be at least 1; got 0"),
+        ("memory", ["--output", "rows.json"], "--output must end with .csv; got rows.json"),
+        ("memory", ["--backend", ","], "--backend names nothing"),
+        ("models", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
+        ("models", ["--batch", "0"], "--batch must be at least 1; got 0"),
+        ("table", ["--results", "no/such/folder"], "no result file in no/such/folder for the table attention-cpu"),
+    ],
+)
+def test_bad_input_is_one_line(bench, capsys, script, arguments, message):
+    quick = [] if script == "table" else ["--quick"]
+    assert bench.script.run(getattr(bench, script).main, [*quick, *arguments]) == 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(capsys.readouterr().err.removesuffix("\n"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("script", ["attention", "memory", "models"])
+def test_missing_gpu_is_named(bench, capsys, script):
+    assert bench.script.run(getattr(bench, script).main, ["--device", "cuda"]) == 1
+    assert capsys.readouterr().err.startswith("error: --device cuda asks for a CUDA device and torch sees none")
+
+
+def test_tables_of_the_readme_are_up_to_date(bench):
+    assert bench.table.main(["--check"]) == 0
+
+
+def test_outdated_table_is_noticed_and_rewritten(bench, results, tmp_path):
+    readme = tmp_path / "README.md"
+    blocks = "\n".join(f"<!-- begin {path.stem} -->\n<!-- end {path.stem} -->" for path in results.glob("*.csv"))
+    readme.write_text(f"before\n{blocks}\nafter\n")
+    arguments = ["--readme", str(readme), "--results", str(results)]
+    with pytest.raises(ValueError, match=r"tables of README\.md are out of date"):
+        bench.table.main([*arguments, "--check"])
+    assert bench.table.main(arguments) == 0
+    assert bench.table.main([*arguments, "--check"]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| halonet-layer B2 16x16 h2 c8 b4 h1 | forward |" in text
+    assert "| nat_pico B2 | training |" in text
+
+
+def test_summary_is_the_geometric_mean_of_stages_1_to_3(bench):
+    def row(stage, ratio, rest="d1"):
+        problem = f"nat-tiny-{stage} B4 8x8 h2 c32 k7 {rest}"
+        return {"problem": problem, "direction": "forward", "contender": "flex", "ratio_to_ours": str(ratio)}
+
+    rows = [row(1, 2), row(2, 4), row(3, 27), row(4, 1000), row(1, 9, "d8"), row(1, 5, "d1 rpb")]
+    assert bench.table.summary(rows, ["flex"]).splitlines()[2:] == [
+        "| stage 1, d 1 | forward | 2.0× |",
+        "| stages 1–3, d 1 | forward | 6.0× |",
+        "| stages 1–3, d 1, rpb | forward | 5.0× |",
+        "| stages 1–3, largest d | forward | 9.0× |",
+    ]
+
+
+def test_published_figures_stand_beside_ours_and_enter_no_ratio(bench):
+    common = {"dtype": "bfloat16", "peak_mb": "1"}
+    model = {"model": "nat_tiny", "batch": "128", "direction": "inference", **common}
+    rows = [
+        {**model, "contender": "visionattn", "images_per_second": "600", "ratio_to_ours": "1"},
+        {**model, "contender": "gather", "images_per_second": "200", "ratio_to_ours": "3"},
+    ]
+    line = bench.table.models_table(rows).splitlines()[-1]
+    assert line.startswith("| nat_tiny B128 | inference | 600 | 200 | 3.0× | 1 |")
+    assert "naive kernel 2167, fused kernel 2772 (A100, float16; FNA, arXiv 2403.04690)" in line
+    attention = {"problem": "na2d B1 256x256 h24 c128 w80", "direction": "forward", **common}
+    ours = {"contender": "visionattn", "median_ms": "20", "fraction_of_floor": "0.5", "ratio_to_ours": "1"}
+    text = bench.table.attention_tables([{**attention, **ours}])
+    assert "| na2d B1 256x256 h24 c128 w80 | forward | 20 | 50% | 1 |" in text
+    assert "NATTEN hopper-fna | 16.2 ms | H100 |" in text
+
+
+def test_published_figures_belong_to_problems_that_are_measured(bench):
+    problems = bench.problems.attention_problems(torch.device("cuda"), None, False)
+    names = [problem.name for problem in problems]
+    assert len(set(names)) == len(names)
+    models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"].split(",")]
+    rows = bench.results.read_rows(bench.results.PUBLISHED)
+    assert {row["problem"] for row in rows} <= {*names, *models}
+    assert all(row["source"] and row["hardware"] for row in rows)
+
+
+def test_exponent_of_a_power_law(bench):
+    x = [1.0, 4.0, 9.0, 100.0]
+    assert bench.results.fit_exponent(x, [3 * value**1.5 for value in x]) == pytest.approx(1.5)
+
+
+def test_pictures_are_drawn(bench, results):
+    assert bench.plot.main(["--results", str(results)]) == 0
+    assert sorted(path.name for path in results.glob("*.png")) == ["attention-cpu.png", "memory-cpu.png"]
+
+
+@pytest.mark.slow
+def test_every_peer_that_is_installed_is_right(bench, tmp_path):
+    output = tmp_path / "attention-cpu.csv"
+    assert bench.attention.main(["--quick", "--repeats", "1", "--output", str(output)]) == 0
+    found = {row["contender"] for row in bench.results.read_rows(output)}
+    assert found >= {"visionattn", "gather", "flex", "sdpa-full", "timm"}
