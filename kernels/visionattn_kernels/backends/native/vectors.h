@@ -1,0 +1,140 @@
+// Vectors as wide as the machine's, in GCC's and clang's generic form, and arithmetic on them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+template <class R>
+struct VectorOf {
+  typedef R type __attribute__((vector_size(kVectorBytes), aligned(alignof(R)), may_alias));
+  typedef std::conditional_t<sizeof(R) == 4, int32_t, int64_t> Int;
+  typedef Int ints __attribute__((vector_size(kVectorBytes)));
+};
+template <class R>
+using Vec = typename VectorOf<R>::type;
+template <class R>
+constexpr int kLanes = kVectorBytes / sizeof(R);
+
+template <class R>
+INLINE Vec<R> load(const R* p) {
+  return *reinterpret_cast<const Vec<R>*>(p);
+}
+template <class R>
+INLINE void store(R* p, Vec<R> x) {
+  *reinterpret_cast<Vec<R>*>(p) = x;
+}
+template <class R>
+INLINE Vec<R> fill(R x) {
+  return x - Vec<R>{};
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// exp(x) to within 2 ulp for x <= 0; 0 where it would be denormal. NaN stays NaN.
+INLINE Vec<float> exponential(Vec<float> x) {
+  using Ints = VectorOf<float>::ints;
+  const Vec<float> zero = {};
+  auto vanishes = x < -87.0f;
+  x = vanishes ? zero : x;
+  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer, which the low bits then hold.
+  Vec<float> shifted = x * 1.44269504f + 12582912.0f;
+  Vec<float> n = shifted - 12582912.0f;
+  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> y = r * (1.0f / 5040) + 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  Ints exponent = ((Ints)shifted - 0x4b400000 + 127) << 23;
+  return vanishes ? zero : y * (Vec<float>)exponent;
+}
+INLINE Vec<double> exponential(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// The lanes I... of a and b side by side.
+template <class R, int... I>
+INLINE Vec<R> pick(Vec<R> a, Vec<R> b, std::integer_sequence<int, I...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, typename VectorOf<R>::ints{I...});
+#endif
+}
+template <int S, int L, int... I>
+constexpr auto exchanged(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I ^ S)...>{};
+}
+template <int S, int L, int... I>
+constexpr auto low_half(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I & S ? L + I - S : I)...>{};
+}
+template <int S, int L, int... I>
+constexpr auto high_half(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (I & S ? L + I : I + S)...>{};
+}
+template <class R>
+using Lanes = std::make_integer_sequence<int, kLanes<R>>;
+
+// Folds the lanes of a vector with `f`, halves upon halves.
+template <class R, int S = kLanes<R> / 2, class F>
+INLINE R fold(Vec<R> x, F f) {
+  x = f(x, pick<R>(x, x, exchanged<S, kLanes<R>>(Lanes<R>{})));
+  if constexpr (S > 1)
+    return fold<R, S / 2>(x, f);
+  else
+    return x[0];
+}
+template <class R>
+INLINE Vec<R> larger(Vec<R> x, Vec<R> y) {
+  return x > y ? x : y;
+}
+template <class R>
+INLINE R sum_lanes(Vec<R> x) {
+  return fold<R>(x, [](Vec<R> a, Vec<R> b) { return a + b; });
+}
+
+// Exchanges the off-diagonal squares of size S in a square block of lanes, then those of the larger sizes.
+template <class R, int S = 1>
+INLINE void transpose_lanes(Vec<R>* x) {
+  constexpr int L = kLanes<R>;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (i & S) continue;
+    Vec<R> a = x[i], b = x[i + S];
+    x[i] = pick<R>(a, b, low_half<S, L>(Lanes<R>{}));
+    x[i + S] = pick<R>(a, b, high_half<S, L>(Lanes<R>{}));
+  }
+  if constexpr (2 * S < L) transpose_lanes<R, 2 * S>(x);
+}
+
+// to[j][i] = from[i][j] for one square block of lanes.
+template <class R>
+INLINE void transpose_block(const R* from, int64_t from_pitch, R* to, int64_t to_pitch) {
+  constexpr int L = kLanes<R>;
+  Vec<R> x[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) x[i] = load(from + i * from_pitch);
+  transpose_lanes<R>(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) store(to + i * to_pitch, x[i]);
+}
+
+}  // namespace
