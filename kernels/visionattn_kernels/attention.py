@@ -19,6 +19,9 @@ IntOrPair = int | tuple[int, int]
 BoolOrPair = bool | tuple[bool, bool]
 Result = Tensor | tuple[Tensor, Tensor]
 
+# Asked here, for torch 2.11 does not trace the question.
+AUTOCAST_DEVICES = tuple(name for name in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(name))
+
 
 class MoreTensors(TypedDict, total=False):
     """Optional tensors that every 2-D operator takes by name, as `windowed_attention` describes them."""
@@ -280,7 +283,7 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
 def autocast_inputs(*maps: Tensor) -> tuple[Tensor, ...]:
     """What autocast does to the arguments of a matrix product; biases keep their precision."""
     device = maps[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return maps
     return tuple(x.to(torch.get_autocast_dtype(device)) if x.dtype == torch.float32 else x for x in maps)
 

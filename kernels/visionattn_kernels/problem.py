@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -48,9 +48,13 @@ class Problem:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are given, by name."""
-        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return {name: x for name in TENSORS if (x := getattr(self, name)) is not None}
 
     @property
     def needs_grad(self) -> bool:
         """Whether autograd records what is computed."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors.values())
+
+
+TENSORS = tuple(f.name for f in fields(Problem) if f.name not in ("window", "scale", "need_lse"))
+"""The names of a problem's tensors, which are also the first arguments of every fused operator."""

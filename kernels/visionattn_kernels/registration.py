@@ -8,18 +8,14 @@ A backend gives two plain functions of a `Problem`; `register` makes `visionattn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.problem import TENSORS, Problem
 from visionattn_kernels.window import Window
-
-TENSORS = tuple(f.name for f in fields(Problem) if f.name not in ("window", "scale", "need_lse"))
-"""The tensors of a problem in the order of the operators' arguments."""
 
 _PROBLEM = ", ".join(
     [*(f"Tensor{'?' * (i > 2)} {name}" for i, name in enumerate(TENSORS)), "int[] window, float scale"]

@@ -10,7 +10,7 @@ from torch import Tensor
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import tiled
-from visionattn_kernels.registration import TENSORS
+from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 FUSED = ["native", "tiled"]

@@ -143,3 +143,29 @@ def test_measured_orders_are_those_of_their_rows(device: str) -> None:
 
 def test_devices_without_a_table_have_the_order_of_others() -> None:
     assert choices.find(make_problem(device="meta")) in choices.RULES[choices.OTHER]
+
+
+def test_considering_backends_breaks_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CUDA device, where those that are imported when considered come first."""
+    rules = [{"order": ["natten", "flex", "tiled"], "because": "the first two cannot"}]
+    monkeypatch.setattr(
+        choices, "RULES", choices.read({name: {"measured": False, "rules": rules} for name in ("cpu", "other")})
+    )
+    x = make_inputs(WINDOW, (6, 5), dtype=torch.float32)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
+        return vk.neighborhood_attention_2d(q, k, v, 3, return_lse=True)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*x.values()), attend(*x.values()))
+
+
+def test_flex_is_refused_inside_a_graph_on_a_cpu() -> None:
+    x = {name: t.detach() for name, t in make_inputs(WINDOW, (6, 5), dtype=torch.float32).items()}
+
+    def describe(q: torch.Tensor) -> str | None:
+        return dispatch.get_backend("flex").can_run(check_problem(q, x["k"], x["v"], WINDOW, rpb=None, scale=None))
+
+    assert describe(x["q"]) is None
+    inside = torch.compile(describe, fullgraph=True, backend="eager")(x["q"])
+    assert inside == "it does not compile as a part of another graph on CPUs"

@@ -45,6 +45,8 @@ def can_run(problem: Problem) -> str | None:
     if device == "cpu":
         if p.needs_grad:
             return "it has no gradient on CPUs"
+        if torch.compiler.is_compiling():
+            return "it does not compile as a part of another graph on CPUs"
         return "it gives no log-sum-exp on CPUs" if p.need_lse else None
     if device != "cuda":
         return f"it runs on CPUs and CUDA devices, and the maps are on {p.q.device}"
