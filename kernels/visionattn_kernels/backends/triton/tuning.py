@@ -1,10 +1,10 @@
 """Which tiles the kernels run with: defaults by the work they leave, or measured ones that are kept on disk.
 
 By default nothing is measured, so that the first call costs no more than its compilation. With the environment
-variable `VISIONATTN_TUNE=1`, the first problem of a kind times the promising tiles, and the best is written to
-`triton_tiles.json` in `$VISIONATTN_CACHE`, or beside torch's hub folder (`~/.cache/torch/visionattn`); later processes
-with the variable set read it there. An entry holds for one GPU, Triton release, dtype, head size, window, set of biases
-and power-of-two range of map and batch.
+variable `VISIONATTN_TUNE=1`, the first problem of a kind compiles and times the default tiles and their variants, and
+the best is written to `triton_tiles.json` in the folder `$VISIONATTN_CACHE`, by default `visionattn` beside torch's hub
+(`~/.cache/torch/visionattn`); later processes with the variable set read it there. An entry holds for one GPU, Triton
+release, dtype, head size, window, set of biases and power-of-two range of map and batch.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _tuned(description: str, defaults: tuple[Tile, ...], launch: Launch) -> Tile
     variants = {
         tile._replace(num_warps=warps, num_stages=stages)
         for tile in defaults
-        for warps in {max(1, tile.num_warps // 2), tile.num_warps}
-        for stages in (1, 2, 3)
+        for warps in {max(1, tile.num_warps // 2), tile.num_warps, min(8, tile.num_warps * 2)}
+        for stages in {tile.num_stages, 2}
     }
     times = {tile: _measure(launch, tile) for tile in sorted(variants)}
     best = min(times, key=lambda tile: times[tile])
