@@ -1,5 +1,7 @@
 """The flex backend against the reference: what compiles on a CPU (forward alone), and what it refuses."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -26,6 +28,8 @@ SLOWLY_COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = 
 }
 ON_CUDA = {name: (w, s, {"head_dim": 32, **o, "v_dim": 16}) for name, (w, s, o) in (COMPILED | SLOWLY_COMPILED).items()}
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch finds no C++ compiler here")
+
 
 def check_forward(window: Window, size: tuple[int, int], options: dict[str, object], dtype: torch.dtype) -> None:
     inputs = {name: x.detach() for name, x in make_inputs(window, size, **options).items()}  # type: ignore[arg-type]
@@ -40,11 +44,13 @@ def check_forward(window: Window, size: tuple[int, int], options: dict[str, obje
     assert (ours - truth).abs().max().item() <= bound  # type: ignore[operator, union-attr]
 
 
+@needs_compiler
 @pytest.mark.parametrize(("window", "size", "options"), COMPILED.values(), ids=COMPILED.keys())
 def test_forward_on_a_cpu(window: Window, size: tuple[int, int], options: dict[str, object]) -> None:
     check_forward(window, size, options, torch.float32)
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("window", "size", "options"), SLOWLY_COMPILED.values(), ids=SLOWLY_COMPILED.keys())
@@ -54,6 +60,7 @@ def test_forward_of_more_problems_on_a_cpu(
     check_forward(window, size, options, dtype)
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_many_shapes_stay_compiled() -> None:
     """Torch runs a function uncompiled after 8 recompilations, with all scores of the map in memory."""
