@@ -1,4 +1,4 @@
-"""The Triton kernels: in the interpreter at small sizes, and on a GPU (`-m gpu`) at all."""
+"""The Triton kernels: at small sizes in the interpreter, and with `-m gpu` on a GPU in every dtype."""
 
 import json
 import os

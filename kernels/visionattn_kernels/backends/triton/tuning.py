@@ -130,9 +130,11 @@ def _tuned(description: str, defaults: tuple[Tile, ...], launch: Launch) -> Tile
     if known is not None:
         query, key, num_warps, num_stages = known
         return Tile(tuple(query), tuple(key), num_warps, num_stages)
+    first = defaults[0]
+    larger = [first._replace(key=(first.key[0] * high, first.key[1] * wide)) for high, wide in ((2, 1), (1, 2))]
     variants = {
         tile._replace(num_warps=warps, num_stages=stages)
-        for tile in defaults
+        for tile in (*defaults, *larger)
         for warps in {max(1, tile.num_warps // 2), tile.num_warps, min(8, tile.num_warps * 2)}
         for stages in {tile.num_stages, 2}
     }
