@@ -41,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(args.output, device, COLUMNS)
     for dtype in dtypes:
         found: dict[str, dict[int, float]] = {}
+        failed = set()
         for length in QUICK_MAPS if args.quick else MAPS:
-            for contender in contenders(length, backends, device):
+            for contender in contenders(length, [name for name in backends if name not in failed], device):
                 peak = measure(contender, length, device, DTYPES[dtype])
                 if peak is None:
+                    failed.add(contender.name)
                     continue
                 found.setdefault(contender.name, {})[length**2] = peak
                 row = {"map": f"{length}x{length}", "positions": length**2, "peak_mb": peak}

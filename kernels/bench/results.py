@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -48,7 +49,8 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         origin = provenance(device)
         origin["versions"] = {name: package_version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        self.origin = origin | {"memory": "kept" if keeps_memory() else "default"} | details
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+        self.origin = origin | {"memory": "kept" if keeps_memory() else "default", "load_at_start": load} | details
         hardware = origin["hardware"]
         self.common = {"device": device.type, "hardware": hardware["name"], "threads": hardware.get("threads", "")}
         self.columns = [*self.common, *columns]
