@@ -65,7 +65,8 @@ def peers(problem: Problem, device: torch.device) -> Iterator[Contender]:
     torch_version, natten_version = torch.__version__, package_version("natten")
     if isinstance(problem, HaloLayer):
         layer = problem
-        yield Contender("timm", package_version("timm"), lambda: timm_layer(layer, device))
+        if (timm_version := package_version("timm")) != "absent":
+            yield Contender("timm", timm_version, lambda: timm_layer(layer, device))
         return
     keys = window.kernel_size[0] * window.kernel_size[1]
     gathered = problem.batch * size[0] * size[1] * problem.heads * problem.head_dim * keys * (2 if cuda else 4)
