@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm, LayerScale, Mlp, get_device_dtype, trunc_normal_
+from timm.layers import DropPath, LayerNorm, LayerNorm2d, LayerScale, Mlp, trunc_normal_
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
 )
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
+from visionattn.models._backbone import Backbone
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -111,7 +111,7 @@ class Level(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class NeighborhoodAttentionTransformer(nn.Module):
+class NeighborhoodAttentionTransformer(Backbone):
     """NAT, and DiNAT where `dilations` are given; any input size from 32 pixels up works."""
 
     def __init__(
@@ -164,12 +164,10 @@ class NeighborhoodAttentionTransformer(nn.Module):
         levels = len(depths)
         if len(num_heads) != levels:
             raise ValueError(f"num_heads must have one entry per level, {levels}; got {len(num_heads)}")
-        self.num_classes = num_classes
-        self.in_chans = in_chans
         self.patch_embed = PatchEmbed(in_chans, embed_dim, stem_strides, **dd)
         level_dilations = _level_dilations(dilations, levels)
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        self.feature_info: list[dict[str, Any]] = []
+        feature_info: list[dict[str, Any]] = []
         self.levels = nn.Sequential()
         for i, depth in enumerate(depths):
             dim = embed_dim * 2**i
@@ -190,11 +188,9 @@ class NeighborhoodAttentionTransformer(nn.Module):
             ]
             self.levels.append(Level(Downsample(dim // 2, **dd) if i else nn.Identity(), blocks))
             reduction = stem_strides[0] * stem_strides[1] * 2**i
-            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"levels.{i}"})
-        self.num_features = dim
-        self.norm: nn.Module = LayerNorm(dim, **dd)
-        self.head = ClassifierHead(dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.head_hidden_size = self.head.num_features
+            feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"levels.{i}"})
+        self.norm: nn.Module = LayerNorm2d(dim, **dd)
+        self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(_init_weights)
 
     @torch.jit.ignore
@@ -202,108 +198,9 @@ class NeighborhoodAttentionTransformer(nn.Module):
         """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
         return {name for name, _ in self.named_parameters() if name.endswith("rpb")}
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer decay: stem, then levels (coarse) or blocks."""
-        if coarse:
-            return {"stem": r"^patch_embed", "blocks": [(r"^levels\.(\d+)", None), (r"^norm", (99999,))]}
-        return {
-            "stem": r"^patch_embed",
-            "blocks": [
-                (r"^levels\.(\d+)\.downsample", (0,)),
-                (r"^levels\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        }
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes blocks in backward instead of keeping what they computed."""
-        for level in self.levels:
-            assert isinstance(level, Level)
-            level.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The final linear layer."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in place of the old one; pooling stays unless one is given."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
-        self.head_hidden_size = self.head.num_features
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and those of the levels on the way.
-
-        Args:
-            x: Pictures `[B, in_chans, H, W]`.
-            indices: Levels to return: the last n for an int, all for None.
-            norm: Applies the final norm to the last level's.
-            stop_early: Computes no level beyond the last one asked for.
-            output_fmt: "NCHW", or "NHWC".
-            intermediates_only: Returns the list alone.
-
-        Returns:
-            The final features and the list of the levels' outputs.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.levels), indices)
-        x = self.patch_embed(x)
-        intermediates = []
-        index = 0
-        for index, level in enumerate(self.levels[: last + 1] if stop_early else self.levels):
-            x = level(x)
-            if index in take:
-                feature = self._normalize(x) if norm and index == len(self.levels) - 1 else x
-                intermediates.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
-        if intermediates_only:
-            return intermediates
-        return self._normalize(x) if index == len(self.levels) - 1 else x, intermediates
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drops what the levels at `indices` do not need; returns the indices as a list."""
-        take, last = feature_take_indices(len(self.levels), indices)
-        shorter = last < len(self.levels) - 1
-        self.levels = self.levels[: last + 1]
-        if prune_norm or shorter:
-            self.norm = nn.Identity()
-        if shorter:
-            self.num_features = self.feature_info[last]["num_chs"]
-            self.head.reset(0, pool_type="", in_features=self.num_features)
-            self.num_classes, self.head_hidden_size = 0, self.head.num_features
-        elif prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps pictures `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
-        x = self.patch_embed(x)
-        x = self.levels(x)
-        return self._normalize(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
-        return self.forward_head(self.forward_features(x))
+        return self.norm(self.levels(self.patch_embed(x)))
 
 
 def _level_dilations(dilations: Dilations, levels: int) -> list[int | None]:

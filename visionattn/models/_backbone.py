@@ -1,0 +1,151 @@
+"""What timm asks of a model that is a stem, a stack, a last layer and a classifier; every family builds on it."""
+
+from typing import Any, ClassVar
+
+import torch
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A stem, a stack of levels and a last layer, each from NCHW maps to NCHW maps, and a classifier.
+
+    A family gives the three their names of old, makes them in its constructor, and ends it with `finish`. Its
+    `forward_features` is the three in turn; modules of the stack obey a flag `grad_checkpointing`.
+    """
+
+    stem_name: ClassVar[str] = "patch_embed"
+    stack_name: ClassVar[str] = "levels"
+    last_name: ClassVar[str] = "norm"
+
+    def finish(
+        self,
+        feature_info: list[dict[str, Any]],
+        num_features: int,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        **dd: Any,
+    ) -> None:
+        """Makes the classifier and the attributes that timm reads.
+
+        Args:
+            feature_info: Per module of the stack its channels, reduction and name.
+            num_features: Channels of `forward_features`.
+            in_chans: Channels of a picture.
+            num_classes: Classes; 0 for no classifier.
+            global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
+            drop_rate: Dropout before the classifier.
+            **dd: Device and dtype of the classifier.
+        """
+        self.feature_info = feature_info
+        self.num_features = num_features
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.head = ClassifierHead(num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features
+        self.grad_checkpointing = False
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
+        stack, last = rf"^{self.stack_name}\.(\d+)", (rf"^{self.last_name}", (99999,))
+        if coarse:
+            return {"stem": rf"^{self.stem_name}", "blocks": [(stack, None), last]}
+        return {
+            "stem": rf"^{self.stem_name}",
+            "blocks": [(rf"{stack}\.downsample", (0,)), (rf"{stack}\.blocks\.(\d+)", None), (stack, None), last],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes blocks in backward instead of keeping what they computed."""
+        self.grad_checkpointing = enable
+        for module in getattr(self, self.stack_name):
+            module.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The final linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a new classifier in place of the old one; pooling stays unless one is given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features, and those of the modules of the stack on the way.
+
+        Args:
+            x: Pictures `[B, in_chans, H, W]`.
+            indices: Modules to return the outputs of: the last n for an int, all for None.
+            norm: Applies the last layer to the output of the last module.
+            stop_early: Computes nothing beyond the last one asked for.
+            output_fmt: "NCHW", or "NHWC".
+            intermediates_only: Returns the list alone.
+
+        Returns:
+            The final features and the list of outputs.
+
+        Raises:
+            ValueError: `output_fmt` is neither of the two.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
+        stack, last_layer = getattr(self, self.stack_name), getattr(self, self.last_name)
+        take, last = feature_take_indices(len(stack), indices)
+        x = getattr(self, self.stem_name)(x)
+        intermediates = []
+        for index, module in enumerate(stack[: last + 1] if stop_early else stack):
+            x = module(x)
+            if index in take:
+                feature = last_layer(x) if norm and index == len(stack) - 1 else x
+                intermediates.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
+        if intermediates_only:
+            return intermediates
+        complete = not stop_early or last == len(stack) - 1
+        return last_layer(x) if complete else x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops what the modules of the stack at `indices` do not need; returns the indices as a list."""
+        stack = getattr(self, self.stack_name)
+        take, last = feature_take_indices(len(stack), indices)
+        width: int = self.feature_info[last]["num_chs"]
+        shorter = last < len(stack) - 1
+        setattr(self, self.stack_name, stack[: last + 1])
+        if shorter or prune_norm:
+            setattr(self, self.last_name, nn.Identity())
+            shorter = shorter or width != self.num_features  # the classifier has no input of its width either way
+            self.num_features = width
+        if shorter:
+            self.head.reset(0, pool_type="", in_features=width)
+            self.num_classes, self.head_hidden_size = 0, self.head.num_features
+        elif prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps pictures `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps pictures `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
+        return self.forward_head(self.forward_features(x))
