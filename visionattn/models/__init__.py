@@ -1,5 +1,6 @@
 """Models, one family per file; importing this package registers them with timm."""
 
+from visionattn.models.halonet import HaloNet
 from visionattn.models.nat import NeighborhoodAttentionTransformer
 
-__all__ = ["NeighborhoodAttentionTransformer"]
+__all__ = ["HaloNet", "NeighborhoodAttentionTransformer"]
