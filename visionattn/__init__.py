@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from visionattn import models
+from visionattn.layers.accelerate import accelerate
 
-__all__ = ["__version__", "models"]
+__all__ = ["__version__", "accelerate", "models"]
 __version__ = version("visionattn")

@@ -1,5 +1,6 @@
 """timm's models on this library's operators."""
 
+import torch
 from timm.layers.halo_attn import HaloAttn
 from torch import nn
 
@@ -8,6 +9,8 @@ from visionattn.layers.halo_attention import HaloAttention2d
 
 def accelerate(model: nn.Module) -> nn.Module:
     """Replaces the attention layers of a timm model, in place, by this library's, which share their parameters.
+
+    The model's convolutions become channels-last, as the attention is, so that no map changes its format on the way.
 
     Known are timm's `HaloAttn` layers (`halonet26t`, `halonet50ts`, `sehalonet33ts`, `haloregnetz_b`,
     `eca_halonext26ts`, `halonet_h1`, ...). The state dict keeps its names, so that timm's checkpoints load before and
@@ -33,7 +36,7 @@ def accelerate(model: nn.Module) -> nn.Module:
         return from_timm(model)
     for name, layer in found:
         model.set_submodule(name, from_timm(layer))
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def from_timm(layer: HaloAttn) -> HaloAttention2d:

@@ -163,7 +163,7 @@ class HaloAttention2d(nn.Module):
         self.query_stride = 1 if pooled else int(stride)
         self.scale_rel_pos = scale_rel_pos
         self.timm_compat = timm_compat
-        self.q = nn.Conv2d(dim, num_heads * head_dim, 1, bias=qkv_bias, device=device, dtype=dtype)
+        self.q = nn.Conv2d(dim, num_heads * head_dim, 1, self.query_stride, bias=qkv_bias, device=device, dtype=dtype)
         self.kv = nn.Conv2d(dim, num_heads * head_dim + dim_out, 1, bias=qkv_bias, device=device, dtype=dtype)
         self.pos_embed: nn.Module = RelativeTables(2 * (block_size + 2 * halo_size) - 1, head_dim, device, dtype)
         self.pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if pooled else nn.Identity()
@@ -174,12 +174,12 @@ class HaloAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        x = x.permute(0, 2, 3, 1).contiguous()
-        seen = x if self.query_stride == 1 else x[:, :: self.query_stride, :: self.query_stride]
+        # In this format a convolution gives the heads-last maps of attention; on CPUs it is also twice as fast as a
+        # linear layer.
+        x_last = x.contiguous(memory_format=torch.channels_last)
         out = attend_halo(
-            F.linear(seen, self.q.weight.flatten(1), self.q.bias),
-            F.linear(x, self.kv.weight.flatten(1), self.kv.bias),
+            self.q(x_last).permute(0, 2, 3, 1),
+            self.kv(x_last).permute(0, 2, 3, 1),
             self.pos_embed.height_rel,
             self.pos_embed.width_rel,
             self.num_heads,
@@ -189,7 +189,7 @@ class HaloAttention2d(nn.Module):
             self.scale_rel_pos,
             self.timm_compat,
         ).permute(0, 3, 1, 2)
-        return self.pool(out if channels_last else out.contiguous())
+        return self.pool(out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous())
 
     def set_window(self, block_size: int, halo_size: int) -> None:
         """Changes the window; the relative tables are interpolated linearly, so that the farthest offset stays such."""

@@ -1,16 +1,19 @@
 """Neighborhood attention as a module."""
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
 from visionattn_kernels import neighborhood_attention_2d
 
+KernelSize = int | tuple[int, int]
+
 
 @register_notrace_function
 @torch.jit.ignore
 def attend_neighborhood(
-    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: int, dilation: int | None
+    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: int | tuple[int, int], dilation: int | None
 ) -> Tensor:
     """Neighborhood attention of packed queries, keys and values; opaque to FX and TorchScript, whose shapes it reads.
 
@@ -18,23 +21,50 @@ def attend_neighborhood(
         qkv: `[B, H, W, 3 * dim]`, rows ordered (3, head, head_dim).
         rpb: Relative bias `[num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1]`.
         num_heads: Attention heads.
-        kernel_size: Keys per query and axis.
+        kernel_size: Keys per query, per axis.
         dilation: Distance of neighbouring keys; None for the largest with which a window fits the map, per axis.
 
     Returns:
         `[B, H, W, dim]`.
     """
-    height, width = qkv.shape[1:3]
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
-    dilations = (largest_dilation(height, kernel_size), largest_dilation(width, kernel_size))
-    out = neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations if dilation is None else dilation, rpb=rpb)
+    dilations = _dilations(qkv, kernel_size, dilation)
+    out = neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, rpb=rpb)
     assert isinstance(out, Tensor)
     return out.flatten(-2)
+
+
+@register_notrace_function
+@torch.jit.ignore
+def pad_to_window(x: Tensor, kernel_size: int | tuple[int, int], dilation: int | None) -> Tensor:
+    """Appends zeros to a map `[B, H, W, C]` that is smaller than a window, kernel_size * dilation, until it fits."""
+    kernel, dilations = _pair(kernel_size), _dilations(x, kernel_size, dilation)
+    bottom, right = (max(0, k * d - n) for k, d, n in zip(kernel, dilations, x.shape[1:3], strict=True))
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
 def largest_dilation(length: int, kernel_size: int) -> int:
     """The largest dilation with which a window of `kernel_size` keys fits an axis of `length`; at least 1."""
     return max(1, length // kernel_size)
+
+
+def resize_rpb(rpb: Tensor, kernel_size: KernelSize) -> Tensor:
+    """Interpolates a table `[heads, 2k - 1, 2k - 1]` of relative biases bicubically to another kernel size."""
+    height, width = (2 * k - 1 for k in _pair(kernel_size))
+    if rpb.shape[1:] == (height, width):
+        return rpb
+    return F.interpolate(rpb[None].float(), (height, width), mode="bicubic")[0].to(rpb.dtype)
+
+
+def _dilations(x: Tensor, kernel_size: KernelSize, dilation: int | None) -> tuple[int, int]:
+    if dilation is not None:
+        return dilation, dilation
+    kernel = _pair(kernel_size)
+    return largest_dilation(x.shape[1], kernel[0]), largest_dilation(x.shape[2], kernel[1])
+
+
+def _pair(kernel_size: KernelSize) -> tuple[int, int]:
+    return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
 
 
 class NeighborhoodAttention2d(nn.Module):
@@ -47,10 +77,11 @@ class NeighborhoodAttention2d(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        kernel_size: int = 7,
+        kernel_size: KernelSize = 7,
         dilation: int | None = 1,
         qkv_bias: bool = True,
         rel_pos_bias: bool = True,
+        legacy_pad: bool = False,
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -60,10 +91,13 @@ class NeighborhoodAttention2d(nn.Module):
         Args:
             dim: Channels.
             num_heads: Attention heads; must divide `dim`.
-            kernel_size: Keys per query and axis.
+            kernel_size: Keys per query and axis, or one number per axis.
             dilation: Distance of neighbouring keys; None for the largest that fits the map at hand.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
             rel_pos_bias: Whether to learn a relative positional bias per head.
+            legacy_pad: What happens on a map that is smaller than kernel_size * dilation. False: a query sees the
+                whole of its dilation group. True: zeros are appended (bottom, right) until the window fits, and are
+                attended; published weights saw that on small maps.
             proj_drop: Dropout after the output projection.
             device: Where parameters are made.
             dtype: Their type.
@@ -77,17 +111,30 @@ class NeighborhoodAttention2d(nn.Module):
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.dilation = dilation
+        self.legacy_pad = legacy_pad
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        size = 2 * kernel_size - 1
+        height, width = (2 * k - 1 for k in _pair(kernel_size))
         self.rpb = (
-            nn.Parameter(torch.empty(num_heads, size, size, device=device, dtype=dtype)) if rel_pos_bias else None
+            nn.Parameter(torch.empty(num_heads, height, width, device=device, dtype=dtype)) if rel_pos_bias else None
         )
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         if self.rpb is not None:
             trunc_normal_(self.rpb, std=0.02)
 
+    @torch.jit.ignore
+    def set_kernel_size(self, kernel_size: int | tuple[int, int]) -> None:
+        """Changes the kernel size; the relative bias table is interpolated bicubically."""
+        self.kernel_size = kernel_size
+        if self.rpb is not None:
+            self.rpb = nn.Parameter(resize_rpb(self.rpb.detach(), kernel_size), self.rpb.requires_grad)
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, H, W, dim]` to the same."""
+        height, width = x.shape[1], x.shape[2]
+        if self.legacy_pad:
+            x = pad_to_window(x, self.kernel_size, self.dilation)
         x = attend_neighborhood(self.qkv(x), self.rpb, self.num_heads, self.kernel_size, self.dilation)
+        if self.legacy_pad:
+            x = x[:, :height, :width]
         return self.proj_drop(self.proj(x))
