@@ -80,6 +80,13 @@ def _tables_of_timm(table: Tensor, num_queries: int, block_size: int, halo_size:
     return F.pad(table, (0, 0, 0, halo_size + block_size))[entry]  # what is padded is never read
 
 
+@register_notrace_function
+@torch.jit.ignore
+def in_format_of(x: Tensor, out: Tensor) -> Tensor:
+    """`out`, which is channels-last, in the memory format of `x`."""
+    return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+
+
 class RelativeTables(nn.Module):
     """Embeddings of row and column offsets, shared by all heads, under timm's names."""
 
@@ -189,7 +196,7 @@ class HaloAttention2d(nn.Module):
             self.scale_rel_pos,
             self.timm_compat,
         ).permute(0, 3, 1, 2)
-        return self.pool(out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous())
+        return self.pool(in_format_of(x, out))
 
     def set_window(self, block_size: int, halo_size: int) -> None:
         """Changes the window; the relative tables are interpolated linearly, so that the farthest offset stays such."""
