@@ -64,6 +64,7 @@ def render(path: Path) -> str:
         "backends": backends_table,
         "memory": memory_table,
         "models": models_table,
+        "halonet": halonet_table,
     }
     kind = path.stem.partition("-")[0]
     if kind not in tables:
@@ -177,6 +178,16 @@ def models_table(rows: Rows) -> str:
         lines.append([f"{model} B{batch}", direction, *speeds, ratio, peak, cited])
     header = ["model", "direction", "ours (img/s)", "gather (img/s)", "ours is faster", "ours, peak MiB", "published"]
     return markdown(header, lines, text=2)
+
+
+def halonet_table(rows: Rows) -> str:
+    """A line per network, part and direction: our time, and how many times longer timm takes."""
+    lines = [
+        [f"{model} B{batch}", part, direction, number(cells[OURS]["median_ms"]), f"{ratio:.1f}×"]
+        for (model, batch, part, direction), cells in group(rows, "model", "batch", "part", "direction").items()
+        if (ratio := float(cells["timm"]["ratio_to_ours"]))
+    ]
+    return markdown(["network", "part", "direction", "ours (ms)", "timm"], lines, text=3)
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:

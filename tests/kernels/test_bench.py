@@ -24,6 +24,7 @@ MODULES = (
     "attention",
     "memory",
     "models",
+    "halonet",
     "table",
     "plot",
 )
@@ -47,13 +48,14 @@ def results(bench, tmp_path_factory):
     """Result files of a quick run of every script."""
     folder = tmp_path_factory.mktemp("results")
     common = ["--quick", "--threads", "1", "--repeats", "1"]
-    attention, backends, memory, models = (
-        ["--output", str(folder / f"{x}-cpu.csv")] for x in ("attention", "backends", "memory", "models")
+    attention, backends, memory, models, halonet = (
+        ["--output", str(folder / f"{x}-cpu.csv")] for x in ("attention", "backends", "memory", "models", "halonet")
     )
     assert bench.attention.main([*common, *attention, "--peers", "gather,sdpa-full,timm"]) == 0
     assert bench.attention.main([*common, *backends, "--backend", "tiled,reference", "--only", "k3 d4"]) == 0
     assert bench.memory.main([*common, *memory, "--backend", "tiled,reference"]) == 0
     assert bench.models.main([*common, *models]) == 0
+    assert bench.halonet.main([*common, *halonet]) == 0
     return folder
 
 
@@ -195,7 +197,7 @@ def test_backends_are_timed_beside_the_automatic_choice(bench, results):
     assert all(row["fraction_of_floor"] for row in rows)
 
 
-@pytest.mark.parametrize("what", ["attention", "backends", "memory", "models"])
+@pytest.mark.parametrize("what", ["attention", "backends", "memory", "models", "halonet"])
 def test_origin_stands_beside_the_rows(results, what):
     origin = json.loads((results / f"{what}-cpu.json").read_text())
     assert set(origin) >= {"versions", "hardware", "command", "git_revision"}
@@ -244,6 +246,32 @@ def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
     assert "logits of nat_pico differ" in capsys.readouterr().err
 
 
+def test_halonet_rows(bench, results):
+    rows = bench.results.read_rows(results / "halonet-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.halonet.COLUMNS]
+    parts = {(row["part"].partition(" ")[0], row["direction"]) for row in rows}
+    layers = {"stages.2.1.self_attn", "stages.3.0.self_attn", "stages.3.1.self_attn"}
+    directions = {"forward", "forward+backward"}
+    wholes = {("network", "inference"), ("network", "training")}
+    assert parts == {(layer, direction) for layer in layers for direction in directions} | wholes
+    assert {row["contender"] for row in rows} == {"timm", "visionattn"}
+
+
+def test_layers_that_disagree_are_not_timed(bench, monkeypatch, capsys):
+    def spoil(module):
+        for name, parameter in module.named_parameters():
+            if name.endswith("kv.weight"):
+                parameter.data *= 1.1
+        return module
+
+    monkeypatch.setattr(bench.halonet, "accelerate", spoil)
+    monkeypatch.setattr(bench.halonet, "measure", lambda *args: pytest.fail("it was timed"))
+    assert bench.halonet.main(["--quick", "--threads", "1", "--repeats", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "stages.2.1.self_attn 256x16x16 stride 1 of halonet26t differs" in err
+    assert "network of halonet26t differs" in err
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -255,6 +283,7 @@ def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
         ("memory", ["--output", "rows.json"], "--output must end with .csv; got rows.json"),
         ("memory", ["--backend", ","], "--backend names nothing"),
         ("models", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
+        ("halonet", ["--models", "halonet26"], "--models takes any of .*; did you mean 'halonet26t'"),
         ("models", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("table", ["--results", "no/such/folder"], "no result file in no/such/folder for the table attention-cpu"),
     ],
@@ -267,7 +296,7 @@ def test_bad_input_is_one_line(bench, capsys, script, arguments, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", ["attention", "memory", "models"])
+@pytest.mark.parametrize("script", ["attention", "memory", "models", "halonet"])
 def test_missing_gpu_is_named(bench, capsys, script):
     assert bench.script.run(getattr(bench, script).main, ["--device", "cuda"]) == 1
     assert capsys.readouterr().err.startswith("error: --device cuda asks for a CUDA device and torch sees none")
@@ -291,6 +320,7 @@ def test_outdated_table_is_noticed_and_rewritten(bench, results, tmp_path):
     assert text.endswith("\nafter\n")
     assert "| halonet-layer B2 16x16 h2 c8 b4 h1 | forward |" in text
     assert "| nat_pico B2 | training |" in text
+    assert "| halonet26t B2 | network | training |" in text
 
 
 def test_summary_is_the_geometric_mean_of_stages_1_to_3(bench):
