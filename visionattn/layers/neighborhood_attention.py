@@ -67,6 +67,12 @@ def _pair(kernel_size: KernelSize) -> tuple[int, int]:
     return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
 
 
+def _plain(kernel_size: KernelSize) -> KernelSize:
+    """An int where both axes agree; a tuple also where a configuration file had a list."""
+    height, width = _pair(kernel_size)
+    return height if height == width else (height, width)
+
+
 class NeighborhoodAttention2d(nn.Module):
     """Multi-head neighborhood attention with relative positional bias, `[B, H, W, dim]` to the same.
 
@@ -109,7 +115,7 @@ class NeighborhoodAttention2d(nn.Module):
         if dim % num_heads:
             raise ValueError(f"num_heads must divide dim; got dim {dim} and num_heads {num_heads}")
         self.num_heads = num_heads
-        self.kernel_size = kernel_size
+        self.kernel_size = _plain(kernel_size)
         self.dilation = dilation
         self.legacy_pad = legacy_pad
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
@@ -125,7 +131,7 @@ class NeighborhoodAttention2d(nn.Module):
     @torch.jit.ignore
     def set_kernel_size(self, kernel_size: int | tuple[int, int]) -> None:
         """Changes the kernel size; the relative bias table is interpolated bicubically."""
-        self.kernel_size = kernel_size
+        self.kernel_size = _plain(kernel_size)
         if self.rpb is not None:
             self.rpb = nn.Parameter(resize_rpb(self.rpb.detach(), kernel_size), self.rpb.requires_grad)
 

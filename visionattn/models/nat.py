@@ -1,10 +1,12 @@
-"""Neighborhood Attention Transformers: NAT and DiNAT.
+"""Neighborhood Attention Transformers: NAT, DiNAT and DiNAT_s.
 
 Papers: "Neighborhood Attention Transformer" (Hassani et al., arXiv 2204.07143) and "Dilated Neighborhood Attention
 Transformer" (Hassani and Shi, arXiv 2209.15001). A pyramid of four levels; each is a stack of pre-norm blocks of
-neighborhood attention with relative bias. DiNAT is NAT whose blocks alternate dilation 1 and a level's dilation.
+neighborhood attention with relative bias. DiNAT is NAT whose blocks alternate dilation 1 and a level's dilation;
+DiNAT_s is that in the frame of Swin: patches side by side, merged in 2x2 squares.
 
-Modules take and give NCHW maps; blocks run on NHWC, and the maps between them are views of that.
+Weights published in any layout load, see `_nat_checkpoints`. Their addresses are those of their authors' own code and
+were never followed here.
 """
 
 from collections.abc import Sequence
@@ -12,119 +14,47 @@ from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm, LayerNorm2d, LayerScale, Mlp, trunc_normal_
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
+from visionattn.layers.neighborhood_attention import KernelSize
 from visionattn.models._backbone import Backbone
+from visionattn.models._nat_blocks import (
+    Block,
+    ConvDownsample,
+    ConvEmbed,
+    Dilation,
+    LayerNorm2d,
+    Level,
+    PatchEmbed,
+    PatchMerging,
+    block_dilations,
+    init_weights,
+    relative_tables,
+)
+from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
-Dilations = Sequence[int] | Literal["largest"] | None
-
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches by two 3x3 convolutions with nothing between them, then a norm over channels."""
-
-    def __init__(self, in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.Conv2d(in_chans, dim // 2, 3, strides[0], 1, **dd), nn.Conv2d(dim // 2, dim, 3, strides[1], 1, **dd)
-        )
-        self.norm = LayerNorm(dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
-        x = self.proj(x).permute(0, 2, 3, 1)
-        return self.norm(x).permute(0, 3, 1, 2)
-
-
-class Downsample(nn.Module):
-    """Halves a map and doubles its width by a strided 3x3 convolution, then a norm over channels."""
-
-    def __init__(self, dim: int, **dd: Any) -> None:
-        super().__init__()
-        self.reduction = nn.Conv2d(dim, 2 * dim, 3, 2, 1, bias=False, **dd)
-        self.norm = LayerNorm(2 * dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
-        x = self.reduction(x).permute(0, 2, 3, 1)
-        return self.norm(x).permute(0, 3, 1, 2)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block of neighborhood attention and MLP on `[B, H, W, dim]`."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int,
-        dilation: int | None,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        layer_scale: float | None,
-        proj_drop: float,
-        drop_path: float,
-        **dd: Any,
-    ) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim, **dd)
-        self.attn = NeighborhoodAttention2d(
-            dim, num_heads, kernel_size, dilation, qkv_bias=qkv_bias, proj_drop=proj_drop, **dd
-        )
-        self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
-        self.norm2 = LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.ls2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, H, W, dim]` to the same."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-
-
-class Level(nn.Module):
-    """One level of the pyramid: a downsampling (but for the first) and a stack of blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to this level's width and size."""
-        x = self.downsample(x).permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
+Dilations = Sequence[Dilation] | Literal["largest"] | None
 
 
 class NeighborhoodAttentionTransformer(Backbone):
-    """NAT, and DiNAT where `dilations` are given; any input size from 32 pixels up works."""
+    """NAT, and DiNAT where `dilations` are given; any input size works."""
 
     def __init__(
         self,
         embed_dim: int = 64,
         depths: Sequence[int] = (3, 4, 6, 5),
         num_heads: Sequence[int] = (2, 4, 8, 16),
-        kernel_size: int = 7,
+        kernel_size: KernelSize = 7,
         dilations: Dilations = None,
         mlp_ratio: float = 3.0,
         qkv_bias: bool = True,
         layer_scale: float | None = None,
+        embed: Literal["conv", "patch"] = "conv",
         stem_strides: tuple[int, int] = (2, 2),
+        legacy_pad: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -140,13 +70,18 @@ class NeighborhoodAttentionTransformer(Backbone):
             embed_dim: Width of the first level; each level doubles it.
             depths: Blocks per level.
             num_heads: Attention heads per level.
-            kernel_size: Keys per query and axis.
-            dilations: One dilation per level for every second block of it (1, D, 1, D, ...); "largest" for the largest
-                with which a window fits the map at hand (that of the papers at every size); None for 1 throughout.
+            kernel_size: Keys per query and axis, or one number per axis.
+            dilations: Per level one dilation for every second block of it (1, D, 1, D, ...), or one per block;
+                "largest" for the largest with which a window fits the map at hand (that of the papers at every size);
+                None for 1 throughout.
             mlp_ratio: Hidden width of an MLP over its width.
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
-            stem_strides: Strides of the two convolutions of the stem.
+            embed: "conv" for overlapping convolutions at the stem and between levels; "patch" for patches side by side
+                and their merging, as in DiNAT_s.
+            stem_strides: Strides of the two convolutions of the stem; their product is the size of a patch.
+            legacy_pad: Attends to appended zeros on maps smaller than a window, as published weights did; otherwise a
+                query sees no more than its map has.
             in_chans: Channels of a picture.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -157,14 +92,23 @@ class NeighborhoodAttentionTransformer(Backbone):
             dtype: Their type.
 
         Raises:
-            ValueError: depths, num_heads and dilations do not name the same number of levels.
+            ValueError: depths, num_heads and dilations do not name the same number of levels, or another word than
+                those above.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         levels = len(depths)
         if len(num_heads) != levels:
             raise ValueError(f"num_heads must have one entry per level, {levels}; got {len(num_heads)}")
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, stem_strides, **dd)
+        if embed not in ("conv", "patch"):
+            raise ValueError(f'embed must be "conv" or "patch"; got {embed!r}')
+        patch_size = stem_strides[0] * stem_strides[1]
+        self.patch_embed: nn.Module = (
+            ConvEmbed(in_chans, embed_dim, stem_strides, **dd)
+            if embed == "conv"
+            else PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+        )
+        downsample = ConvDownsample if embed == "conv" else PatchMerging
         level_dilations = _level_dilations(dilations, levels)
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []
@@ -176,48 +120,42 @@ class NeighborhoodAttentionTransformer(Backbone):
                     dim,
                     num_heads[i],
                     kernel_size,
-                    1 if j % 2 == 0 else level_dilations[i],
+                    dilation,
                     mlp_ratio,
                     qkv_bias,
                     layer_scale,
                     proj_drop_rate,
                     next(drop_path),
+                    legacy_pad,
                     **dd,
                 )
-                for j in range(depth)
+                for dilation in block_dilations(level_dilations[i], depth)
             ]
-            self.levels.append(Level(Downsample(dim // 2, **dd) if i else nn.Identity(), blocks))
-            reduction = stem_strides[0] * stem_strides[1] * 2**i
-            feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"levels.{i}"})
+            self.levels.append(Level(downsample(dim // 2, **dd) if i else nn.Identity(), blocks))
+            feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"levels.{i}"})
         self.norm: nn.Module = LayerNorm2d(dim, **dd)
         self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith("rpb")}
+        return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps pictures `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
         return self.norm(self.levels(self.patch_embed(x)))
 
 
-def _level_dilations(dilations: Dilations, levels: int) -> list[int | None]:
-    if dilations is None:
-        return [1] * levels
-    if dilations == "largest":
-        return [None] * levels
+def _level_dilations(dilations: Dilations, levels: int) -> Sequence[Dilation]:
+    if dilations is None or dilations == "largest":
+        return [dilations or 1] * levels
     if isinstance(dilations, str) or len(dilations) != levels:
-        raise ValueError(f'dilations must be None, "largest" or one int per level, {levels}; got {dilations!r}')
-    return list(dilations)
+        raise ValueError(f'dilations must be None, "largest" or one entry per level, {levels}; got {dilations!r}')
+    return dilations
 
 
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+_SHI = "https://shi-labs.com/projects"
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -240,24 +178,50 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _dinat_cfg(**kwargs: Any) -> dict[str, Any]:
-    return _cfg(paper_ids="arXiv:2209.15001", paper_name="Dilated Neighborhood Attention Transformer", **kwargs)
+def _dinat_cfg(file: str, **kwargs: Any) -> dict[str, Any]:
+    return _cfg(
+        url=f"{_SHI}/dinat/checkpoints/{file}",
+        paper_ids="arXiv:2209.15001",
+        paper_name="Dilated Neighborhood Attention Transformer",
+        **kwargs,
+    )
 
+
+def _dinat_s_cfg(file: str, **kwargs: Any) -> dict[str, Any]:
+    # The addresses of their code; one version of their documents has _1k_ for _in1k_.
+    return _dinat_cfg(file, first_conv="patch_embed.proj", **kwargs)
+
+
+_AT_384: dict[str, Any] = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
+_IN22K: dict[str, Any] = {"num_classes": 21841}
 
 default_cfgs = generate_default_cfgs(
     {
         "nat_pico.untrained": _cfg(
             input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10, license="apache-2.0", origin_url=""
         ),
-        "nat_mini.untrained": _cfg(),
-        "nat_tiny.untrained": _cfg(),
-        "nat_small.untrained": _cfg(),
-        "nat_base.untrained": _cfg(),
-        "dinat_mini.untrained": _dinat_cfg(),
-        "dinat_tiny.untrained": _dinat_cfg(),
-        "dinat_small.untrained": _dinat_cfg(),
-        "dinat_base.untrained": _dinat_cfg(),
-        "dinat_large.untrained": _dinat_cfg(),
+        "nat_mini.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_mini.pth"),
+        "nat_tiny.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_tiny.pth"),
+        "nat_small.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_small.pth"),
+        "nat_base.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_base.pth"),
+        "dinat_mini.in1k": _dinat_cfg("imagenet1k/dinat_mini_in1k_224.pth"),
+        "dinat_tiny.in1k": _dinat_cfg("imagenet1k/dinat_tiny_in1k_224.pth"),
+        "dinat_small.in1k": _dinat_cfg("imagenet1k/dinat_small_in1k_224.pth"),
+        "dinat_base.in1k": _dinat_cfg("imagenet1k/dinat_base_in1k_224.pth"),
+        "dinat_large.in22k_ft_in1k": _dinat_cfg("imagenet1k/dinat_large_in22k_in1k_224.pth"),
+        "dinat_large.in22k": _dinat_cfg("imagenet22k/dinat_large_in22k_224.pth", **_IN22K),
+        "dinat_large_384.in22k_ft_in1k": _dinat_cfg("imagenet1k/dinat_large_in22k_in1k_384.pth", **_AT_384),
+        "dinat_large_384_k11.in22k_ft_in1k": _dinat_cfg("imagenet1k/dinat_large_in22k_in1k_384_11x11.pth", **_AT_384),
+        # dinat_large.in22k with tables interpolated by its authors: a start for fine-tuning.
+        "dinat_large_384_k11.in22k": _dinat_cfg(
+            "imagenet22k/dinat_large_in22k_224_11x11interp.pth", **_AT_384, **_IN22K
+        ),
+        "dinat_s_tiny.in1k": _dinat_s_cfg("imagenet1k/dinat_s_tiny_in1k_224.pth"),
+        "dinat_s_small.in1k": _dinat_s_cfg("imagenet1k/dinat_s_small_in1k_224.pth"),
+        "dinat_s_base.in1k": _dinat_s_cfg("imagenet1k/dinat_s_base_in1k_224.pth"),
+        "dinat_s_large.in22k_ft_in1k": _dinat_s_cfg("imagenet1k/dinat_s_large_in1k_224.pth"),
+        "dinat_s_large.in22k": _dinat_s_cfg("imagenet22k/dinat_s_large_in22k_224.pth", **_IN22K),
+        "dinat_s_large_384.in22k_ft_in1k": _dinat_s_cfg("imagenet1k/dinat_s_large_in1k_384.pth", **_AT_384),
     }
 )
 
@@ -269,6 +233,7 @@ def _create_nat(
         NeighborhoodAttentionTransformer,
         variant,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
         **{**arch, **kwargs},
     )
@@ -281,6 +246,13 @@ _SMALL = {"embed_dim": 96, "depths": (3, 4, 18, 5), "num_heads": (3, 6, 12, 24),
 _BASE = {"embed_dim": 128, "depths": (3, 4, 18, 5), "num_heads": (4, 8, 16, 32), "mlp_ratio": 2.0, "layer_scale": 1e-5}
 _LARGE = {"embed_dim": 192, "depths": (3, 4, 18, 5), "num_heads": (6, 12, 24, 48), "mlp_ratio": 2.0}
 _DILATED = {"dilations": (8, 4, 2, 1)}  # the largest that fit maps of 56, 28, 14 and 7
+_DILATED_384 = {"dilations": (13, 6, 3, 1)}  # of 96, 48, 24 and 12
+_S_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "mlp_ratio": 4.0, "embed": "patch"}
+_S_SMALL = {**_S_TINY, "depths": (2, 2, 18, 2)}
+_S_BASE = {**_S_SMALL, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
+# Their classification code says 4, 8, 16, 32 heads for the large one, as it once did by mistake for dinat_large. Their
+# detectors and segmenters start from the same weights with these, and the paper has 32 channels per head throughout.
+_S_LARGE = {**_S_SMALL, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
 _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2.0, "stem_strides": (2, 1)}
 
 
@@ -342,3 +314,45 @@ def dinat_base(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttention
 def dinat_large(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
     """DiNAT-Large."""
     return _create_nat("dinat_large", pretrained, {**_LARGE, **_DILATED}, **kwargs)
+
+
+@register_model
+def dinat_large_384(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Large with the dilations of 384 pixels."""
+    return _create_nat("dinat_large_384", pretrained, {**_LARGE, **_DILATED_384}, **kwargs)
+
+
+@register_model
+def dinat_large_384_k11(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT-Large with 11x11 windows, for 384 pixels."""
+    return _create_nat("dinat_large_384_k11", pretrained, {**_LARGE, **_DILATED, "kernel_size": 11}, **kwargs)
+
+
+@register_model
+def dinat_s_tiny(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Tiny."""
+    return _create_nat("dinat_s_tiny", pretrained, {**_S_TINY, **_DILATED}, **kwargs)
+
+
+@register_model
+def dinat_s_small(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Small."""
+    return _create_nat("dinat_s_small", pretrained, {**_S_SMALL, **_DILATED}, **kwargs)
+
+
+@register_model
+def dinat_s_base(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Base."""
+    return _create_nat("dinat_s_base", pretrained, {**_S_BASE, **_DILATED}, **kwargs)
+
+
+@register_model
+def dinat_s_large(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Large."""
+    return _create_nat("dinat_s_large", pretrained, {**_S_LARGE, **_DILATED}, **kwargs)
+
+
+@register_model
+def dinat_s_large_384(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT_s-Large with the dilations of 384 pixels."""
+    return _create_nat("dinat_s_large_384", pretrained, {**_S_LARGE, **_DILATED_384}, **kwargs)

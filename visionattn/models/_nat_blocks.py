@@ -1,0 +1,178 @@
+"""What the models of the NAT family are made of.
+
+Modules take and give NCHW maps; blocks run on NHWC, and the maps between them are views of that. Norms have the epsilon
+of torch, not that of timm: published weights were trained with it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm import layers
+from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function, trunc_normal_
+from timm.models import checkpoint_seq
+from torch import Tensor, nn
+
+from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
+
+LayerNorm = partial(layers.LayerNorm, eps=1e-5)
+LayerNorm2d = partial(layers.LayerNorm2d, eps=1e-5)
+
+Dilation = int | Sequence[int] | Literal["largest"]
+"""Of a stack of blocks: D for 1, D, 1, D, ...; one per block; or "largest", the largest that fits, for every second."""
+
+
+class ConvEmbed(nn.Module):
+    """Overlapping patches by two 3x3 convolutions with nothing between them, then a norm over channels."""
+
+    def __init__(self, in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, dim // 2, 3, strides[0], 1, **dd), nn.Conv2d(dim // 2, dim, 3, strides[1], 1, **dd)
+        )
+        self.norm = LayerNorm(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
+        x = self.proj(x).permute(0, 2, 3, 1)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Patches side by side, then a norm over channels; zeros fill the last row and column of patches."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, **dd: Any) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, **dd)
+        self.norm = LayerNorm(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, in_chans, H, W]` to `[B, dim, ceil(H / patch_size), ceil(W / patch_size)]`."""
+        x = self.proj(pad_to_multiple(x, self.patch_size)).permute(0, 2, 3, 1)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class ConvDownsample(nn.Module):
+    """Halves a map and doubles its width by a strided 3x3 convolution, then a norm over channels."""
+
+    def __init__(self, dim: int, **dd: Any) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(dim, 2 * dim, 3, 2, 1, bias=False, **dd)
+        self.norm = LayerNorm(2 * dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
+        x = self.reduction(x).permute(0, 2, 3, 1)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class PatchMerging(nn.Module):
+    """Halves a map and doubles its width as Swin does: a norm over each 2x2 square, then a linear layer."""
+
+    def __init__(self, dim: int, **dd: Any) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, **dd)
+        self.norm = LayerNorm(4 * dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
+        x = pad_to_multiple(x, 2).permute(0, 2, 3, 1)
+        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B, H/2, 2, W/2, 2, dim]
+        x = squares.permute(0, 1, 3, 4, 2, 5).flatten(3)  # published weights count down a column first
+        return self.reduction(self.norm(x)).permute(0, 3, 1, 2)
+
+
+@register_notrace_function
+@torch.jit.ignore
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Appends zeros to a map `[B, C, H, W]` until `multiple` divides height and width."""
+    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of neighborhood attention and MLP on `[B, H, W, dim]`."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: KernelSize,
+        dilation: int | None,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        layer_scale: float | None,
+        proj_drop: float,
+        drop_path: float,
+        legacy_pad: bool = False,
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, **dd)
+        self.attn = NeighborhoodAttention2d(
+            dim, num_heads, kernel_size, dilation, qkv_bias, legacy_pad=legacy_pad, proj_drop=proj_drop, **dd
+        )
+        self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
+        self.norm2 = LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.ls2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, H, W, dim]` to the same."""
+        return self.residual(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The two branches; under a name of its own, for subclasses in TorchScript have no `super().forward`."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class Level(nn.Module):
+    """One level of the pyramid: a downsampling (but for the first) and a stack of blocks."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, C, H, W]` to this level's width and size."""
+        x = self.downsample(x).permute(0, 2, 3, 1)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return x.permute(0, 3, 1, 2)
+
+
+def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
+    """The dilations of `depth` blocks; None stands for the largest that fits the map at hand.
+
+    Raises:
+        ValueError: another word than "largest", or as many dilations as there are no blocks.
+    """
+    if isinstance(dilation, int):
+        return [1 if i % 2 == 0 else dilation for i in range(depth)]
+    if dilation == "largest":
+        return [1 if i % 2 == 0 else None for i in range(depth)]
+    if isinstance(dilation, str) or len(dilation) != depth:
+        raise ValueError(f'a dilation must be an int, "largest" or one int per block, {depth}; got {dilation!r}')
+    return list(dilation)
+
+
+def relative_tables(model: nn.Module) -> set[str]:
+    """Names of the relative bias tables, which take no weight decay."""
+    return {name for name, _ in model.named_parameters() if name.endswith("rpb")}
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal for linear layers, as the papers have it."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
