@@ -2,5 +2,6 @@
 
 from visionattn.models.halonet import HaloNet
 from visionattn.models.nat import NeighborhoodAttentionTransformer
+from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
 
-__all__ = ["HaloNet", "NeighborhoodAttentionTransformer"]
+__all__ = ["HaloNet", "IsotropicNeighborhoodTransformer", "NeighborhoodAttentionTransformer"]

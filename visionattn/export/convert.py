@@ -1,0 +1,130 @@
+"""Converts a published NAT or DiNAT checkpoint into a safetensors file of this package's layout.
+
+python -m visionattn.export.convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import load_state_dict
+from torch import Tensor
+
+from visionattn.cli.errors import UsageError, near_matches, one_line, run
+from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
+from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
+
+FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for every mistake in the command line."""
+        raise UsageError(message)
+
+
+def main(argv: list[str]) -> None:
+    """The command; prints where every tensor of the file went."""
+    parser = _Parser(
+        prog="python -m visionattn.export.convert",
+        description="Convert a published NAT or DiNAT checkpoint to safetensors.",
+        epilog="The layouts of the authors' classifiers, of their detection and segmentation backbones and of Hugging "
+        "Face's classes are recognised. The result loads through timm.create_model(NAME, pretrained=True, "
+        "pretrained_cfg_overlay=dict(file=OUT)).",
+    )
+    parser.add_argument(
+        "source", metavar="IN", type=Path, help="a file of torch.save or safetensors; no code in it runs"
+    )
+    parser.add_argument("target", metavar="OUT", type=Path, help="the .safetensors file to write")
+    parser.add_argument(
+        "--arch", metavar="NAME", required=True, help="the architecture that IN is of, such as dinat_tiny"
+    )
+    args = parser.parse_args(argv)
+    for line in convert(args.source, args.target, args.arch):
+        print(line)
+
+
+def convert(source: Path, target: Path, arch: str) -> list[str]:
+    """Writes the weights of `source` to `target` as safetensors by the names of model `arch`.
+
+    The classifier has as many classes as that of the file; a file without one gives a file without one. Relative bias
+    tables of another kernel size than the architecture's are interpolated.
+
+    Returns:
+        A report: a line for every tensor, then a summary.
+
+    Raises:
+        FileNotFoundError: There is no `source`, or no folder for `target`.
+        ValueError: `source` is no checkpoint or does not fit `arch`, `arch` is not of the NAT family, or `target` does
+            not end in .safetensors. Nothing is written then.
+    """
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target} must end in .safetensors, which is how loaders tell the format")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
+    known = timm.list_models(arch.partition(".")[0])
+    if not known:
+        raise ValueError(f"unknown architecture {arch!r}{near_matches(arch, timm.list_models())}")
+    mapped = map_checkpoint(_read(source))
+    head = mapped.state_dict.get(CLASSIFIER[0])
+    num_classes = 0 if head is None else len(head)
+    model = timm.create_model(
+        arch, num_classes=num_classes, pretrained_cfg_overlay={"num_classes": num_classes}, device=torch.device("meta")
+    )
+    if not isinstance(model, FAMILIES):
+        raise ValueError(f"--arch {arch} is not of the NAT family, whose checkpoints this command knows")  # noqa: TRY004
+    try:
+        weights, resized = fit(mapped, model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    _write(weights, target, {"format": "pt", "architecture": arch, "num_classes": str(num_classes)})
+    return _report(mapped, weights, resized, target)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return load_state_dict(str(path))
+    except PermissionError:
+        raise
+    except Exception as error:
+        # A file of another kind fails in whatever way its bytes lead to; timm's own words tell of pickled code.
+        reason = f": {one_line(str(error))}" if isinstance(error, RuntimeError) and "weights_only" in str(error) else ""
+        raise ValueError(f"{path} is not a checkpoint, or only part of one{reason}") from error
+
+
+def _write(weights: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+    """Never leaves part of a file at `target`."""
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        # Tensors that share memory, the two scales of a block, would be refused.
+        save_file({name: value.clone().contiguous() for name, value in weights.items()}, partial, metadata)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], target: Path) -> list[str]:
+    lines = []
+    for name, sources in mapped.sources.items():
+        line = f"{' + '.join(sources)} -> {name} {list(weights[name].shape)}"
+        if name in resized:
+            line += f", interpolated from {list(mapped.state_dict[name].shape)}"
+        lines.append(line)
+    lines += [f"{name} -> dropped" for name in mapped.dropped]
+    parameters = sum(value.numel() for value in weights.values()) / 1e6
+    tables = f", {len(resized)} tables interpolated" if resized else ""
+    classifier = "" if CLASSIFIER[0] in weights else ", no classifier"
+    return [
+        *lines,
+        f"{target}: {len(weights)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,240 @@
+"""Isotropic models of the NAT family: NAT and DiNAT on one map from end to end, and a ViT with relative bias.
+
+They are those of "Dilated Neighborhood Attention Transformer" (Hassani and Shi, arXiv 2209.15001): patches of
+16 pixels, twelve blocks of one width. The ViT is the same model with a window as large as the map at 224 pixels, 14x14:
+windows move inward at the border, so every query sees every key. On smaller maps attention stays global; on larger
+ones it is a sliding window until `set_input_size` widens it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
+from visionattn.models._backbone import Backbone
+from visionattn.models._nat_blocks import (
+    Block,
+    LayerNorm2d,
+    PatchEmbed,
+    block_dilations,
+    init_weights,
+    relative_tables,
+)
+from visionattn.models._nat_checkpoints import checkpoint_filter_fn
+
+__all__ = ["IsotropicNeighborhoodTransformer"]
+
+
+class IsotropicBlock(Block):
+    """A block that stands in the stack itself, so that the model has one output per block."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]` to the same."""
+        x = x.permute(0, 2, 3, 1)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint(self.residual, x)
+        else:
+            x = self.residual(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class IsotropicNeighborhoodTransformer(Backbone):
+    """Patches, then blocks of neighborhood attention at one width and resolution; any input size works."""
+
+    stack_name: ClassVar[str] = "blocks"
+
+    def __init__(
+        self,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 12,
+        kernel_size: KernelSize | None = 7,
+        dilation: int | Sequence[int] | Literal["largest"] = 1,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        layer_scale: float | None = None,
+        patch_size: int = 16,
+        img_size: int | tuple[int, int] = 224,
+        legacy_pad: bool = False,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            embed_dim: Width.
+            depth: Blocks.
+            num_heads: Attention heads.
+            kernel_size: Keys per query and axis, or one number per axis; None for the whole map of `img_size`.
+            dilation: Of every second block, or one per block; "largest" for the largest that fits the map at hand.
+            mlp_ratio: Hidden width of an MLP over its width.
+            qkv_bias: Whether queries, keys and values have a bias.
+            layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
+            patch_size: Pixels of a patch per axis.
+            img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None.
+            legacy_pad: Attends to appended zeros on maps smaller than a window, as published weights did; otherwise a
+                query sees no more than its map has.
+            in_chans: Channels of a picture.
+            num_classes: Classes; 0 for no classifier.
+            global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
+            drop_rate: Dropout before the classifier.
+            proj_drop_rate: Dropout after attention projections and in MLPs.
+            drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+            device: Where parameters are made.
+            dtype: Their type.
+
+        Raises:
+            ValueError: `num_heads` does not divide `embed_dim`, or `dilation` does not have one entry per block.
+        """
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.patch_size = patch_size
+        self.is_global = kernel_size is None
+        if kernel_size is None:
+            kernel_size = self._map_size(img_size)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.Sequential(
+            *[
+                IsotropicBlock(
+                    embed_dim,
+                    num_heads,
+                    kernel_size,
+                    block_dilation,
+                    mlp_ratio,
+                    qkv_bias,
+                    layer_scale,
+                    proj_drop_rate,
+                    drop_path[i],
+                    legacy_pad,
+                    **dd,
+                )
+                for i, block_dilation in enumerate(block_dilations(dilation, depth))
+            ]
+        )
+        self.norm: nn.Module = LayerNorm2d(embed_dim, **dd)
+        feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
+        self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.apply(init_weights)
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Makes the attention of a ViT global up to another size, with interpolated tables; NAT stays as it is.
+
+        Args:
+            img_size: Height and width in pixels.
+        """
+        if self.is_global:
+            for module in self.modules():
+                if isinstance(module, NeighborhoodAttention2d):
+                    module.set_kernel_size(self._map_size(img_size))
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
+        return relative_tables(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps pictures `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
+        return self.norm(self.blocks(self.patch_embed(x)))
+
+    def _map_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+
+def _cfg(file: str) -> dict[str, Any]:
+    return {
+        "url": f"https://shi-labs.com/projects/dinat/checkpoints/isotropic/{file}",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (14, 14),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "license": "mit",
+        "paper_ids": "arXiv:2209.15001",
+        "paper_name": "Dilated Neighborhood Attention Transformer",
+        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "nat_isotropic_small.in1k": _cfg("nat_isotropic_small_in1k_224.pth"),
+        "nat_isotropic_base.in1k": _cfg("nat_isotropic_base_in1k_224.pth"),
+        "dinat_isotropic_small.in1k": _cfg("dinat_isotropic_small_in1k_224.pth"),
+        "dinat_isotropic_base.in1k": _cfg("dinat_isotropic_base_in1k_224.pth"),
+        "vitrpb_small.in1k": _cfg("vitrpb_small_in1k_224.pth"),
+        "vitrpb_base.in1k": _cfg("vitrpb_base_in1k_224.pth"),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    model: IsotropicNeighborhoodTransformer = build_model_with_cfg(
+        IsotropicNeighborhoodTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": 3, "flatten_sequential": True},
+        **{**arch, **kwargs},
+    )
+    return model
+
+
+_SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}
+_BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 24}
+
+
+@register_model
+def nat_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """NAT-iso-Small."""
+    return _create("nat_isotropic_small", pretrained, _SMALL, **kwargs)
+
+
+@register_model
+def nat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """NAT-iso-Base."""
+    return _create("nat_isotropic_base", pretrained, _BASE, **kwargs)
+
+
+@register_model
+def dinat_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """DiNAT-iso-Small."""
+    return _create("dinat_isotropic_small", pretrained, {**_SMALL, "dilation": 2}, **kwargs)
+
+
+@register_model
+def dinat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """DiNAT-iso-Base."""
+    return _create("dinat_isotropic_base", pretrained, {**_BASE, "dilation": 2}, **kwargs)
+
+
+@register_model
+def vitrpb_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """ViT-rpb-Small: attention to the whole map."""
+    return _create("vitrpb_small", pretrained, {**_SMALL, "kernel_size": None}, **kwargs)
+
+
+@register_model
+def vitrpb_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
+    """ViT-rpb-Base: attention to the whole map."""
+    return _create("vitrpb_base", pretrained, {**_BASE, "kernel_size": None}, **kwargs)
