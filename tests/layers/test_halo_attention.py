@@ -170,8 +170,10 @@ def test_changed_window_keeps_near_and_far() -> None:
     table = torch.linspace(-1, 1, 9)[:, None].expand(9, 2)
     torch.testing.assert_close(resize_table(table, 17)[:, 0], torch.linspace(-1, 1, 17))
     layer = HaloAttention2d(16, num_heads=2, block_size=4, halo_size=1)
+    layer.pos_embed.height_rel.requires_grad_(False)
     center = layer.pos_embed.width_rel.detach()[5].clone()
     layer.set_window(6, 3)
+    assert [p.requires_grad for p in layer.pos_embed.parameters()] == [False, True]
     assert layer.pos_embed.width_rel.shape == (23, 8)
     torch.testing.assert_close(layer.pos_embed.width_rel.detach()[11], center)
     x = torch.randn(1, 16, 7, 7)

@@ -198,6 +198,17 @@ def test_meta_device_and_dtype_reach_every_tensor(name: str) -> None:
     assert {(x.device.type, x.dtype) for x in tensors} == {("meta", torch.bfloat16)}
 
 
+@each_kind
+def test_what_is_frozen_stays_so(name: str) -> None:
+    model = create(name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.reset_classifier(3)
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((64, 96))
+    assert {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"head"}
+
+
 def test_hub_folder_round_trip(tmp_path: Path) -> None:
     from timm.models import save_for_hf
 

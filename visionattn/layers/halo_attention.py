@@ -203,8 +203,10 @@ class HaloAttention2d(nn.Module):
         length = 2 * (block_size + 2 * halo_size) - 1
         self.block_size, self.halo_size = block_size, halo_size
         for name in ("height_rel", "width_rel"):
-            table = resize_table(getattr(self.pos_embed, name).detach(), length)
-            setattr(self.pos_embed, name, nn.Parameter(table))
+            table = getattr(self.pos_embed, name)
+            if len(table) != length:
+                resized = nn.Parameter(resize_table(table.detach(), length), requires_grad=table.requires_grad)
+                setattr(self.pos_embed, name, resized)
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
