@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
@@ -48,6 +49,56 @@ def rates(task: ClassificationTask, **options: Any) -> list[float]:
     task.training_step = step  # type: ignore[method-assign]
     fit(task, limit_val_batches=0, **options)
     return seen
+
+
+def losses(trainer: Trainer) -> dict[str, float]:
+    metrics = trainer.callback_metrics
+    return {key.removeprefix("train_loss"): metrics[key].item() for key in metrics if key.startswith("train_loss")}
+
+
+@pytest.mark.usefixtures("slow_loss")
+def test_what_is_added_to_the_loss_is_logged_apart() -> None:
+    task = ClassificationTask(MODEL, l2_penalty=1e-3)
+    weights: dict[str, torch.Tensor] = {}
+    task.on_train_start = lambda: weights.update(  # type: ignore[method-assign]
+        {name: value.detach().clone() for name, value in task.model.named_parameters()}
+    )
+    found = losses(fit(task, limit_train_batches=1))
+    assert set(found) == {"", "_ce", "_slow", "_l2"}
+    assert found["_slow"] == pytest.approx(weights["fc.weight"].square().mean().item() / 10)
+    assert found["_l2"] == pytest.approx(1e-3 * sum(weight.norm().item() for weight in weights.values()))
+    assert found[""] == pytest.approx(found["_ce"] + found["_slow"] + found["_l2"])
+
+
+@pytest.mark.usefixtures("slow_loss")
+def test_what_is_added_to_the_loss_is_minimised() -> None:
+    task = ClassificationTask(MODEL, opt="momentum", lr=1.0, weight_decay=0, l2_penalty=0.5)
+    weights: dict[str, torch.Tensor] = {}
+
+    class Nothing(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return 0 * logits.sum()
+
+    def begin() -> None:
+        weights.update({name: value.detach().clone() for name, value in task.model.named_parameters()})
+        task.criterion = Nothing()
+
+    task.on_train_start = begin  # type: ignore[method-assign]
+    fit(task, limit_train_batches=1, limit_val_batches=0)
+    for name, before in weights.items():
+        gradient = 0.5 * before / before.norm().clamp(min=1e-12)
+        if name == "fc.weight":
+            gradient += before / 5 / before.numel()
+        torch.testing.assert_close(task.model.get_parameter(name), before - gradient, msg=name)
+
+
+def test_other_models_have_one_loss() -> None:
+    assert set(losses(fit(ClassificationTask(MODEL), limit_train_batches=1))) == {""}
+
+
+@pytest.mark.usefixtures("slow_loss")
+def test_a_probed_backbone_has_no_auxiliary_losses() -> None:
+    assert set(losses(fit(ClassificationTask(MODEL, linear_probe=True), limit_train_batches=1))) == {""}
 
 
 def test_unknown_model_has_near_matches() -> None:
@@ -107,6 +158,11 @@ def test_learning_rate_follows_the_pictures_per_update() -> None:
     assert rates(task, accumulate_grad_batches=2) == pytest.approx([0.256 * 4 * 2 / 256] * 4)
     with pytest.raises(ValueError, match="exclude each other"):
         ClassificationTask(MODEL, lr=0.1, lr_base=0.1)
+
+
+def test_a_penalty_is_not_negative() -> None:
+    with pytest.raises(ValueError, match=r"--model.l2_penalty must be at least 0, got -1"):
+        ClassificationTask(MODEL, l2_penalty=-1.0)
 
 
 def test_warm_up_cosine_and_cool_down() -> None:

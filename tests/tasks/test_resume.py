@@ -36,12 +36,20 @@ class Trace(Callback):
 
 
 def run(
-    folder: Path, trace: Trace, resume: Path | None = None, ema: bool = True, every: int = 0, **options: Any
+    folder: Path,
+    trace: Trace,
+    resume: Path | None = None,
+    ema: bool = True,
+    every: int = 0,
+    opt: str = "adamw",
+    l2_penalty: float = 0.0,
+    **options: Any,
 ) -> tuple[Trainer, ClassificationTask]:
     task = ClassificationTask(
         "test_resnet",
-        opt="adamw",
+        opt=opt,
         lr=1e-3,
+        l2_penalty=l2_penalty,
         warmup_epochs=0.5,
         smoothing=0.1,
         mixup=0.2,
@@ -107,6 +115,17 @@ def test_sigterm(tmp_path: Path, uninterrupted: Any, stop_after: int) -> None:
 def test_sigterm_elsewhere(tmp_path: Path, options: dict[str, Any]) -> None:
     trace, first, second = Trace(), Trace(BATCHES), Trace()
     whole = trace, *run(tmp_path / "whole", trace, **options)
+    with pytest.raises(SIGTERMException):
+        run(tmp_path, first, **options)
+    assert_same(whole, first, second, *run(tmp_path, second, tmp_path / "last.ckpt", **options), lost=0)
+
+
+@pytest.mark.usefixtures("slow_loss")
+def test_sigterm_with_kar3_and_auxiliary_losses(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"opt": "kar3", "l2_penalty": 1e-4, "accumulate_grad_batches": 2, "gradient_clip_val": 1}
+    trace, first, second = Trace(), Trace(BATCHES), Trace()
+    whole = trace, *run(tmp_path / "whole", trace, **options)
+    assert {"train_loss_ce", "train_loss_slow", "train_loss_l2"} <= set(whole[1].callback_metrics)
     with pytest.raises(SIGTERMException):
         run(tmp_path, first, **options)
     assert_same(whole, first, second, *run(tmp_path, second, tmp_path / "last.ckpt", **options), lost=0)

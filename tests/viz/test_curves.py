@@ -68,6 +68,16 @@ def test_columns_that_are_absent_leave_their_panel_out(tmp_path, drawn):
     assert [axes.get_title() for axes in drawn[0].axes] == ["Loss"]
 
 
+def test_parts_of_the_training_loss_have_a_panel(tmp_path, drawn):
+    rows = [
+        {"step": step, "epoch": 0, "train_loss": 2.5, "train_loss_ce": 2.0, "train_loss_slow": 0.5} for step in range(3)
+    ]
+    save_learning_curve(write_metrics(tmp_path, rows), tmp_path / "curve.png")
+    whole, parts = drawn[0].axes
+    assert list(whole.lines[0].get_ydata()) == [2.5] * 3
+    assert {line.get_label(): line.get_ydata()[0] for line in parts.lines} == {"ce": 2.0, "slow": 0.5}
+
+
 def test_long_runs_are_smoothed_and_nan_is_left_out(tmp_path, drawn):
     rows = [{"step": step, "epoch": step // 100, "train_loss": 5.0 - step / 200 + step % 2} for step in range(800)]
     rows[400]["train_loss"] = float("nan")

@@ -47,8 +47,10 @@ class EpochReport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The figures of the epoch."""
         if self.per_epoch:
-            keys = ("train_loss", "val_loss", "val_top1")
-            figures = [f"{key} {trainer.callback_metrics[key]:.4f}" for key in keys if key in trainer.callback_metrics]
+            metrics = trainer.callback_metrics
+            parts = sorted(key for key in metrics if key.startswith("train_loss_"))
+            keys = ("train_loss", *parts, "val_loss", "val_top1")
+            figures = [f"{key} {metrics[key]:.4f}" for key in keys if key in metrics]
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._say(trainer, ", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from visionattn.data import Batch, ImageClassificationData
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, check_model_name, create_classifier, load_plain
+from visionattn.tasks.objective import extra_losses
 from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule
 
 DEFAULT_LR = 1e-3
@@ -33,6 +34,9 @@ class DivergenceError(FloatingPointError):
 class ClassificationTask(LightningModule):
     """An image classifier from timm's registry, its loss, optimizer and schedule.
 
+    What a model's ``auxiliary_losses()`` gives, where it has such a method, is added to the loss; the parts are then
+    logged apart, as ``train_loss_ce`` and ``train_loss_NAME``.
+
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         pretrained: start from the weights that come with it; a head of another width is made anew.
@@ -46,12 +50,14 @@ class ClassificationTask(LightningModule):
         compile: run the model through ``torch.compile``.
         loss: ``ce`` (softmax cross-entropy) or ``bce`` (one sigmoid per class).
         smoothing: label smoothing.
+        l2_penalty: weight of the L2 norms, not squared, of the trained tensors, added to the loss and logged as
+            ``train_loss_l2``; 0 for none.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, one of them is drawn each time.
         mix_prob: probability that pictures are mixed at all.
         mix_switch_prob: probability of CutMix where both are on.
         mix_mode: mix the whole ``batch`` alike, or draw anew per ``pair`` or per ``elem``.
-        opt: optimizer, one of timm's.
+        opt: optimizer, one of timm's, or ``kar3``, Terminator's.
         lr: peak learning rate; 0.001 where neither this nor ``lr_base`` is given.
         lr_base: peak learning rate for a batch of 256, scaled to the pictures that one update sees (batch size times
             devices times accumulation).
@@ -87,6 +93,7 @@ class ClassificationTask(LightningModule):
         compile: bool = False,
         loss: Literal["ce", "bce"] = "ce",
         smoothing: float = 0.0,
+        l2_penalty: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
@@ -114,6 +121,8 @@ class ClassificationTask(LightningModule):
             raise ValueError(f"--model.lr {lr} and --model.lr_base {lr_base} exclude each other: pass one")
         if not 0 <= smoothing < 1:
             raise ValueError(f"--model.smoothing must lie in [0, 1), got {smoothing}")
+        if l2_penalty < 0:
+            raise ValueError(f"--model.l2_penalty must be at least 0, got {l2_penalty}")
         self.save_hyperparameters()
         self.model: nn.Module | None = None
         self._pending: tuple[Tensor, int, int] | None = None  # loss, step, epoch: not yet known to be finite
@@ -313,12 +322,17 @@ class ClassificationTask(LightningModule):
         torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mixes the pictures where wanted and gives the loss."""
+        """Mixes the pictures where wanted and gives the loss, with what the model and the weights add to it."""
         image, target = batch.image, batch.target
         if self.mixup is not None:
             even = len(image) - len(image) % 2 or len(image)
             image, target = self.mixup(image[:even], target[:even]) if even > 1 else (image, self._one_hot(target))
         loss: Tensor = self.criterion(self(image), target)
+        assert self.model is not None
+        if extra := extra_losses(self.model, self.options.l2_penalty):
+            for name, part in {self.options.loss: loss, **extra}.items():
+                self.log(f"train_loss_{name}", part.detach(), batch_size=len(image))
+            loss = sum(extra.values(), start=loss)
         self._pending = loss.detach(), self.global_step, self.current_epoch
         self.log("train_loss", loss, prog_bar=True, batch_size=len(image))
         self.log("lr-max", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))

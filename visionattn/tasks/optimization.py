@@ -10,6 +10,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
+import visionattn.tasks.kar3  # noqa: F401  makes kar3 one of timm's optimizers
+
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
 
 MAX_SHARE = 0.25
@@ -29,7 +31,7 @@ def create_optimizer(
 
     Args:
         model: gives ``group_matcher`` and ``no_weight_decay``, which the parameter groups follow.
-        name: one of ``timm.optim.list_optimizers()``.
+        name: one of ``timm.optim.list_optimizers()``, ``kar3`` among them.
         lr: peak learning rate.
         weight_decay: of the weights that are decayed.
         momentum: where the optimizer has one.

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,17 @@ Points = tuple[list[float], list[float]]
 # So many points of a curve are a band, which is smoothed; and so few are marked.
 DENSE, SPARSE = 100, 20
 
+PART = "train_loss_"
+"""What the columns of the parts of the training loss begin with."""
+
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     """Draws loss, validation accuracy and learning rate over the epochs of a run.
 
     Args:
         csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it. The columns that are used are ``step``, ``epoch``,
-            ``train_loss``, ``val_loss``, ``val_top1``, ``val_top5`` (fractions) and the first one called ``lr-…``;
-            panels whose columns are absent are left out.
+            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1``, ``val_top5`` (fractions) and the
+            first one called ``lr-…``; panels whose columns are absent are left out.
         png_path: where the figure goes.
 
     Raises:
@@ -37,12 +41,10 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
         rows = list(csv.DictReader(file))
     columns = list(rows[0]) if rows else []
     rate_column = next((name for name in columns if name.startswith("lr-")), "")
-    curves = {name: _points(rows, name) for name in ("train_loss", "val_loss", "val_top1", "val_top5", rate_column)}
-    panels = [
-        names
-        for names in (("train_loss", "val_loss"), ("val_top1", "val_top5"), (rate_column,))
-        if any(curves[name][0] for name in names)
-    ]
+    parts = tuple(name for name in columns if name.startswith(PART))
+    groups = (("train_loss", "val_loss"), parts, ("val_top1", "val_top5"), (rate_column,))
+    curves = {name: _points(rows, name) for names in groups for name in names}
+    panels = [names for names in groups if any(curves[name][0] for name in names)]
     if not panels:
         raise ValueError(f"{csv_path} has no losses, accuracies or learning rates to draw")
 
@@ -50,6 +52,8 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         if names[0] == "train_loss":
             _draw_losses(axes, curves["train_loss"], curves["val_loss"])
+        elif names == parts:
+            _draw_parts(axes, {name: curves[name] for name in parts})
         elif names[0] == "val_top1":
             _draw_accuracies(axes, curves["val_top1"], curves["val_top5"])
         else:
@@ -82,20 +86,33 @@ def _points(rows: Sequence[dict[str, str]], column: str) -> Points:
 
 
 def _draw_losses(axes: "Axes", train: Points, validation: Points) -> None:
-    epochs, losses = train
-    if len(losses) > DENSE:
-        axes.plot(epochs, losses, color=BLUE, alpha=0.25, linewidth=0.8)
-        window = len(losses) // (DENSE // 4)
-        smooth = [sum(losses[i - window : i]) / window for i in range(window, len(losses) + 1)]
-        axes.plot(
-            epochs[window // 2 : window // 2 + len(smooth)], smooth, color=BLUE, label=f"training, mean of {window}"
-        )
-    elif losses:
-        axes.plot(epochs, losses, color=BLUE, label="training", marker="." if len(losses) < SPARSE else "")
+    if train[0]:
+        _draw_training(axes, train, "training", BLUE)
     if validation[0]:
         axes.plot(*validation, color=ORANGE, label="validation", marker="." if len(validation[0]) < SPARSE else "")
     style_axes(axes, title="Loss", xlabel="epoch")
     axes.legend(frameon=False)
+
+
+def _draw_parts(axes: "Axes", parts: dict[str, Points]) -> None:
+    """On a logarithmic scale, for an auxiliary loss may be a small share of the whole."""
+    for (name, points), color in zip(parts.items(), cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
+        if points[0]:
+            _draw_training(axes, points, name.removeprefix(PART), color)
+    style_axes(axes, title="Parts of the training loss", xlabel="epoch", yscale="log")
+    axes.legend(frameon=False)
+
+
+def _draw_training(axes: "Axes", points: Points, label: str, color: str) -> None:
+    epochs, losses = points
+    if len(losses) <= DENSE:
+        axes.plot(epochs, losses, color=color, label=label, marker="." if len(losses) < SPARSE else "")
+        return
+    axes.plot(epochs, losses, color=color, alpha=0.25, linewidth=0.8)
+    window = len(losses) // (DENSE // 4)
+    smooth = [sum(losses[i - window : i]) / window for i in range(window, len(losses) + 1)]
+    middle = epochs[window // 2 : window // 2 + len(smooth)]
+    axes.plot(middle, smooth, color=color, label=f"{label}, mean of {window}")
 
 
 def _draw_accuracies(axes: "Axes", top1: Points, top5: Points) -> None:

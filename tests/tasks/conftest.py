@@ -1,0 +1,24 @@
+"""A model with an auxiliary loss."""
+
+import pytest
+from torch import Tensor, nn
+
+from visionattn.tasks.classification import ClassificationTask
+
+
+@pytest.fixture
+def slow_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the task's models have an auxiliary loss, a tenth of the mean square of the head's weights."""
+    original = ClassificationTask._create
+
+    def create(self: ClassificationTask, num_classes: int | None) -> nn.Module:
+        model = original(self, num_classes)
+
+        class Slow(type(model)):  # type: ignore[misc]
+            def auxiliary_losses(self) -> dict[str, Tensor]:
+                return {"slow": self.fc.weight.square().mean() / 10}
+
+        model.__class__ = Slow
+        return model
+
+    monkeypatch.setattr(ClassificationTask, "_create", create)
