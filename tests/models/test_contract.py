@@ -13,17 +13,20 @@ import visionattn  # registers the models
 
 MODELS = sorted(x for x in timm.list_models() if timm.models.model_entrypoint(x).__module__.startswith("visionattn."))
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches.
-NATS = ("nat_pico", "nat_mini", "nat_base", "dinat_mini")
+NATS = ("nat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
+ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small")
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
-KINDS = (*NATS, *HALOS)
+KINDS = (*NATS, *ISOTROPIC, *HALOS)
 NARROW: dict[str, Any] = {"embed_dim": 32, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8)}
+NARROW_ISOTROPIC: dict[str, Any] = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 each_model = pytest.mark.parametrize("name", MODELS)
 each_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def create(name: str, **options: Any) -> nn.Module:
     """The model with few narrow blocks, so that a test takes milliseconds; small ones as they are."""
-    model = timm.create_model(name, **({} if name.endswith("_pico") else NARROW), **options)
+    narrow = NARROW_ISOTROPIC if "isotropic" in name or "vitrpb" in name else NARROW
+    model = timm.create_model(name, **({} if name.endswith("_pico") else narrow), **options)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # a branch that starts at zero would hide what it computes
             nn.init.ones_(module.weight)
