@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers.pointwise import MapLinear
 from visionattn_kernels import neighborhood_attention_2d
 
 KernelSize = int | tuple[int, int]
@@ -118,12 +119,12 @@ class NeighborhoodAttention2d(nn.Module):
         self.kernel_size = _plain(kernel_size)
         self.dilation = dilation
         self.legacy_pad = legacy_pad
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         height, width = (2 * k - 1 for k in _pair(kernel_size))
         self.rpb = (
             nn.Parameter(torch.empty(num_heads, height, width, device=device, dtype=dtype)) if rel_pos_bias else None
         )
-        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         if self.rpb is not None:
             trunc_normal_(self.rpb, std=0.02)

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm import layers
-from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function, trunc_normal_
+from timm.layers import DropPath, LayerScale, register_notrace_function, trunc_normal_
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
+from visionattn.layers.pointwise import MapLinear, MapMlp
 
 LayerNorm = partial(layers.LayerNorm, eps=1e-5)
 LayerNorm2d = partial(layers.LayerNorm2d, eps=1e-5)
@@ -74,7 +75,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, **dd)
+        self.reduction = MapLinear(4 * dim, 2 * dim, bias=False, **dd)
         self.norm = LayerNorm(4 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class Block(nn.Module):
         )
         self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.norm2 = LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = MapMlp(dim, int(dim * mlp_ratio), proj_drop, **dd)
         self.ls2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
