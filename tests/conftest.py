@@ -1,5 +1,6 @@
-"""What several tests share: one thread, no network, and a small classifier with its checkpoint."""
+"""What several tests share: one thread, no network, a small classifier with its checkpoint, and a small MNIST."""
 
+import gzip
 import os
 
 # Before anything imports huggingface_hub: a test that would fetch something fails at once instead.
@@ -8,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,28 @@ def colour_folder(tmp_path: Path) -> Path:
                 shade = tuple(min(255, channel + 5 * index) for channel in colour)
                 Image.new("RGB", (40, 32), shade).save(folder / f"{index}.jpg")
     return root
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    """MNIST's four files, packed: 40 noisy bars for training and 20 for testing, whose place tells the digit."""
+    root, rng = tmp_path / "mnist", np.random.default_rng(0)
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for prefix, count in (("train", 40), ("t10k", 20)):
+        digits = np.arange(count) % 10
+        scans = rng.integers(0, 64, (count, 28, 28))
+        for scan, digit in zip(scans, digits, strict=True):
+            scan[2 * digit + 4 : 2 * digit + 6] += 190
+        write_idx(root / "MNIST" / "raw" / f"{prefix}-images-idx3-ubyte.gz", scans)
+        write_idx(root / "MNIST" / "raw" / f"{prefix}-labels-idx1-ubyte.gz", digits)
+    return root
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """The format of MNIST: magic number, lengths of the axes, bytes; packed where the name ends in .gz."""
+    header = np.array([0x0800 + values.ndim, *values.shape], dtype=">u4")
+    content = header.tobytes() + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content, compresslevel=1) if path.suffix == ".gz" else content)
 
 
 @pytest.fixture(scope="session")

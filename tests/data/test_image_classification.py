@@ -236,6 +236,75 @@ def test_validation_is_exact_on_any_number_of_ranks(world_size: int) -> None:
     assert sorted(picture for rank in ranks for picture in rank if picture >= 0) == list(range(10))
 
 
+def test_a_padded_crop_moves_the_picture_and_mirrors_its_edge(tmp_path: Path) -> None:
+    # Columns 0 to 7, each as bright as its number says: the crop must be 8 columns in a row of 2 1 0 0 1 … 7 7 6 5.
+    root = tmp_path / "set"
+    columns = torch.arange(8, dtype=torch.uint8).repeat(8, 1).numpy()
+    for folder in ("train/a", "val/a"):
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(columns).save(root / folder / "0.png")
+    options: dict[str, object] = {"hflip": 0.0, "color_jitter": 0.0, "mean": [0.0], "std": [1 / 255]}
+    data = fitted(root, img_size=8, in_chans=1, crop_padding=3, **options)
+    loader = data.train_dataloader()
+    padded = [2, 1, 0, *range(8), 7, 6, 5]
+    expected = {tuple(padded[shift : shift + 8]) for shift in range(7)}
+    seen = set()
+    for epoch in range(40):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        (batch,) = loader
+        assert (batch.image.round() == batch.image[:, :, :1].round()).all()
+        seen.add(tuple(batch.image[0, 0, 0].round().int().tolist()))
+    assert seen == expected
+
+
+def test_a_padded_crop_keeps_the_proportions(pictures: Path) -> None:
+    batch = next(iter(fitted(pictures, img_size=16, crop_padding=4).train_dataloader()))
+    assert batch.image.shape == (2, 3, 16, 16)
+
+
+def limited(root: Path | None, count: int | None, **options: object) -> list[tuple[str, int]]:
+    """Name and class of the pictures that are trained on."""
+    data = fitted(root, limit_per_class=count, batch_size=1, **options)
+    batches = list(data.train_dataloader())
+    return sorted((batch.name[0], batch.target.item()) for batch in batches)
+
+
+def test_training_on_some_pictures_of_each_class(pictures: Path) -> None:
+    chosen = limited(pictures, 3)
+    assert [label for _, label in chosen] == [0, 0, 0, 1, 1, 1]
+    assert chosen == limited(pictures, 3)
+    assert set(limited(pictures, 2)) < set(chosen)
+    assert limited(pictures, 100) == limited(pictures, None)
+    assert len({tuple(limited(pictures, 3, seed=seed)) for seed in range(8)}) > 1
+    data = fitted(pictures, limit_per_class=1)
+    assert data.describe().endswith("2 train, 5 validation pictures of 2 classes")
+
+
+def test_some_pictures_of_digits_and_tars(pictures: Path) -> None:
+    assert len(limited(None, 2)) == 20
+    expected = [(Path(name).name, label) for name, label in limited(pictures, 2)]
+    for split in ("train", "val"):
+        with tarfile.open(pictures / f"{split}.tar", "w") as tar:
+            tar.add(pictures / split, arcname=".")
+        shutil.rmtree(pictures / split)
+    assert [(Path(name).name, label) for name, label in limited(pictures, 2)] == expected
+
+
+def test_some_pictures_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake(FakeData):
+        classes = ("a", "b")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            super().__init__(6, (3, 20, 20), num_classes=2)
+            if root.endswith("listed"):
+                self.targets = [int(self[index][1]) for index in range(6)]
+
+    monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", Fake)
+    assert len(limited(tmp_path / "listed", 1, name="torch/cifar10")) == 2
+    with pytest.raises(DataError, match="Fake keeps no list of its pictures' classes"):
+        limited(tmp_path, 1, name="torch/cifar10")
+
+
 def test_contradictions_are_told() -> None:
     with pytest.raises(DataError, match=r"takes no --data.root"):
         module(Path("x"), name="digits")
@@ -243,3 +312,7 @@ def test_contradictions_are_told() -> None:
         module(mean=[0.5])
     with pytest.raises(DataError, match="unknown data set 'cifar'"):
         fitted(name="cifar")
+    with pytest.raises(DataError, match=r"--data.limit_per_class must be at least 1, got 0"):
+        module(limit_per_class=0)
+    with pytest.raises(DataError, match=r"--data.crop_padding 4 .* not with --data.no_aug"):
+        module(crop_padding=4, no_aug=True)

@@ -185,6 +185,8 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         interpolation=data.interpolation or trained["interpolation"],
         crop_pct=data.crop_pct or trained["crop_pct"],
         crop_mode=trained["crop_mode"],
+        sequence=trained.get("sequence"),
+        permutation_seed=trained.get("permutation_seed"),
         on_error=data.on_error,
     )
     module.expect_classes(spec.class_names)

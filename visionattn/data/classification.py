@@ -1,4 +1,4 @@
-"""Image classification: one DataModule for every data set that timm can read, and for the embedded digits."""
+"""Image classification: one DataModule for every data set that timm can read, MNIST and the embedded digits."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,20 @@ import torch
 from lightning.pytorch import LightningDataModule
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
-from timm.data.transforms_factory import create_transform
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
+from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
 from visionattn.data.sampling import EvalSampler, TrainSampler
-from visionattn.data.sources import REMOTE, DataError, Source, open_place, open_source, some
+from visionattn.data.sequences import SequenceKind, pixel_sequence
+from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
+from visionattn.data.subsets import first_per_class
+from visionattn.data.transforms import picture_transform
 
 MAX_WORKERS = 8
+EDGES = {"digits": 32, "mnist": 28}
+"""Pixels of the embedded and small sets; others are brought to 224."""
 
 
 class ImageClassificationData(LightningDataModule):
@@ -26,16 +32,23 @@ class ImageClassificationData(LightningDataModule):
     any folder of pictures.
 
     Args:
-        name: ``digits`` (embedded; the default where there is no root), ``folder`` (the default with a root), or a data
-            set of timm's: ``torch/cifar10``, ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
-        root: folder of pictures or ``.tar`` file; for the others the place of their downloads.
+        name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``folder`` (the default with a
+            root), or a data set of timm's: ``torch/cifar10``, ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``,
+            ``tfds/NAME``.
+        root: folder of pictures or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
+            ``*-ubyte.gz``; for the others the place of their downloads.
         train_split: name of the training split, where it is not found by itself.
         val_split: the same for validation.
         test_split: the same for testing, which falls back to the validation split.
         num_classes: where the data set does not say how many classes it has (webdataset).
         download: let torchvision or timm fetch a data set that is not there.
-        img_size: height and width in pixels, by default 32 for digits and 224 otherwise.
+        limit_per_class: train on so many pictures of each class, the first ones after shuffling with the seed; by
+            default on all.
+        img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
         in_chans: 3 for colour, 1 for grey.
+        sequence: hand out pictures as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
+            in the random order that ``permutation_seed`` gives, the same for all pictures.
+        permutation_seed: of that order.
         batch_size: pictures per step and per device.
         eval_batch_size: the same for validation, by default the same number.
         num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
@@ -46,6 +59,8 @@ class ImageClassificationData(LightningDataModule):
         crop_mode: ``center``, ``squash`` or ``border``, as in timm.
         no_aug: train on plainly resized pictures.
         train_interpolation: as ``interpolation``, or ``random``.
+        crop_padding: train on random crops of the picture with so many mirrored pixels added on each side, in place of
+            ``scale``, ``ratio`` and ``train_interpolation``; 0 for not.
         scale: bounds of the random crop's share of the area.
         ratio: bounds of its width over height.
         hflip: probability of a horizontal flip.
@@ -73,8 +88,11 @@ class ImageClassificationData(LightningDataModule):
         test_split: str | None = None,
         num_classes: int | None = None,
         download: bool = False,
+        limit_per_class: int | None = None,
         img_size: int | None = None,
         in_chans: int = 3,
+        sequence: SequenceKind | None = None,
+        permutation_seed: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -85,6 +103,7 @@ class ImageClassificationData(LightningDataModule):
         crop_mode: str = "center",
         no_aug: bool = False,
         train_interpolation: str = "random",
+        crop_padding: int = 0,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (0.75, 1.3333),
         hflip: float = 0.5,
@@ -104,13 +123,19 @@ class ImageClassificationData(LightningDataModule):
             raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise DataError(f"--data.batch_size must be at least 1, got {min(batch_size, eval_batch_size or 1)}")
+        if limit_per_class is not None and limit_per_class < 1:
+            raise DataError(f"--data.limit_per_class must be at least 1, got {limit_per_class}; leave it out for all")
+        if crop_padding < 0 or (crop_padding and no_aug):
+            raise DataError(
+                f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
+            )
         self.root, self.download, self.on_error = root, download, on_error
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         automatic = 0 if self.name == "digits" else min(MAX_WORKERS, cores)
         self.num_workers = automatic if num_workers is None else num_workers
-        self.aug_repeats = aug_repeats
+        self.aug_repeats, self.limit_per_class = aug_repeats, limit_per_class
         self._seed = seed
         self._given_num_classes = num_classes
         self._expected: list[str] | None = None  # a checkpoint's classes
@@ -118,7 +143,7 @@ class ImageClassificationData(LightningDataModule):
         self._loaders: dict[str, ImageLoader] = {}
         self._start = (0, 0)  # (epoch, batches done in it)
 
-        size = img_size or (32 if self.name == "digits" else 224)
+        size = img_size or EDGES.get(self.name, 224)
         self.preprocessing: dict[str, Any] = {
             "input_size": (in_chans, size, size),
             "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans, "mean"),
@@ -127,6 +152,10 @@ class ImageClassificationData(LightningDataModule):
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
         }
+        self._to_sequence = pixel_sequence(sequence, permutation_seed, size * size)
+        if sequence is not None:
+            # timm's configuration knows nothing of sequences: other pictures do without these.
+            self.preprocessing |= {"sequence": sequence, "permutation_seed": permutation_seed}
         self.augmentation: dict[str, Any] = {
             "scale": scale,
             "ratio": ratio,
@@ -139,6 +168,7 @@ class ImageClassificationData(LightningDataModule):
             "re_mode": re_mode,
             "re_count": re_count,
             "no_aug": no_aug,
+            "crop_padding": crop_padding,
         }
 
     @property
@@ -166,6 +196,12 @@ class ImageClassificationData(LightningDataModule):
         """Of shuffling and augmentation."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
+    @property
+    def item_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the loaders hand out: of the pictures, or (C, 1, H·W) of sequences."""
+        channels, height, width = self.preprocessing["input_size"]
+        return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
+
     def expect_classes(self, names: list[str]) -> None:
         """Numbers the classes as a checkpoint does; to be called before ``setup``."""
         self._expected = list(names) or None
@@ -191,10 +227,18 @@ class ImageClassificationData(LightningDataModule):
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
-            self._sources[split] = source
+            self._sources[split] = self._limit(source) if split == "train" else source
             if numbering is None and split == "train" and self.name in ("folder", "tar"):
                 numbering = dict(_class_to_idx(source) or {})
             self._compare_classes(split, source)
+
+    def _limit(self, source: Source | IterableImageDataset) -> Source | IterableImageDataset:
+        """The pictures per class that are wanted."""
+        if self.limit_per_class is None:
+            return source
+        if isinstance(source, IterableImageDataset):
+            raise DataError(f"data set {self.name!r} is read in order: leave out --data.limit_per_class")
+        return first_per_class(source, self.limit_per_class, self.seed)
 
     def _compare_classes(self, split: str, source: Source | IterableImageDataset) -> None:
         """Remote data sets and digits bring their own numbering, which must be the training split's."""
@@ -237,7 +281,8 @@ class ImageClassificationData(LightningDataModule):
         """The data set and the sizes of its splits, in words."""
         sizes = ", ".join(f"{len(source):,} {split}" for split, source in self._sources.items())
         where = self.root if self.name == "folder" else self.name
-        return f"{where}: {sizes} pictures of {self.num_classes} classes"
+        form = "" if self._to_sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
+        return f"{where}: {sizes} pictures of {self.num_classes} classes{form}"
 
     def set_epoch(self, epoch: int) -> None:
         """Data sets that are read in order shuffle by the epoch; the others' samplers are told by Lightning."""
@@ -264,19 +309,8 @@ class ImageClassificationData(LightningDataModule):
         self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)
 
     def _transform(self, training: bool) -> Transform:
-        size, mean, std = (self.preprocessing[key] for key in ("input_size", "mean", "std"))
-        options = (
-            self.augmentation
-            if training
-            else {key: self.preprocessing[key] for key in ("interpolation", "crop_pct", "crop_mode")}
-        )
-        try:
-            transform: Transform = create_transform(
-                size, is_training=training, mean=mean, std=std, use_prefetcher=False, **options
-            )
-        except (AssertionError, KeyError, ValueError) as error:
-            raise DataError(f"augmentation options {options}: {type(error).__name__} {error}") from error
-        return transform
+        transform = picture_transform(self.preprocessing, self.augmentation if training else None)
+        return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
 
     def _loader(self, split: str) -> ImageLoader:
         training = split == "train"
@@ -308,7 +342,7 @@ class ImageClassificationData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=Collate(self.preprocessing["input_size"]),
+            collate_fn=Collate(self.item_shape),
         )
         return self._loaders[split]
 

@@ -1,6 +1,6 @@
 """The embedded data set: scikit-learn's handwritten digits, which need no download."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,18 +31,22 @@ class Digits:
         held_out = rank % 5 == 4
         self.numbers = np.flatnonzero(held_out if split == "validation" else ~held_out)
         self.scans = (digits.images[self.numbers] * (255 / 16)).round().astype(np.uint8)
-        self.targets = digits.target[self.numbers].tolist()
+        self._targets: list[int] = digits.target[self.numbers].tolist()
         self.mode = mode
         self.class_to_idx: Mapping[str, int] | None = {str(digit): digit for digit in range(10)}
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self._targets)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The picture and its digit."""
         picture = Image.fromarray(self.scans[index]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
-        return picture.convert(self.mode), self.targets[index]
+        return picture.convert(self.mode), self._targets[index]
 
     def name_of(self, index: int) -> str:
         """Its place in scikit-learn's file."""
         return f"digits/{self.numbers[index]:04d}"
+
+    def targets(self) -> Sequence[int]:
+        """The digits of all pictures."""
+        return self._targets

@@ -10,6 +10,8 @@ from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 
 from visionattn.data.digits import Digits
+from visionattn.data.errors import DataError
+from visionattn.data.mnist import MNIST
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -20,10 +22,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
-
-
-class DataError(ValueError):
-    """The data set is not there or not as expected; the message names it and what to do."""
 
 
 class Source(Protocol):
@@ -38,6 +36,9 @@ class Source(Protocol):
 
     def name_of(self, index: int) -> str:
         """File name or the like."""
+
+    def targets(self) -> Sequence[int]:
+        """Class indices of all pictures, without decoding them."""
 
 
 class ReaderSource:
@@ -63,6 +64,14 @@ class ReaderSource:
         """Path of the file; inside a tar, its path there."""
         return str(self.reader.filename(index, absolute=True))
 
+    def targets(self) -> Sequence[int]:
+        """Class indices, from wherever this kind of reader keeps them."""
+        if hasattr(self.reader, "iter_targets"):  # Hugging Face
+            return [int(target) for target in self.reader.iter_targets()]
+        if hasattr(self.reader, "targets"):  # tar
+            return [int(target) for target in self.reader.targets]
+        return [int(target) for _, target in self.reader.samples]
+
 
 class TorchvisionSource:
     """One of torchvision's data sets, as timm names them (``torch/cifar10``)."""
@@ -86,6 +95,18 @@ class TorchvisionSource:
         """Its number in the data set."""
         return f"{type(self.dataset).__name__.lower()}/{index}"
 
+    def targets(self) -> Sequence[int]:
+        """Class indices, where the data set keeps them.
+
+        Raises:
+            DataError: it does not.
+        """
+        targets = getattr(self.dataset, "targets", None)
+        if targets is None:
+            name = type(self.dataset).__name__
+            raise DataError(f"{name} keeps no list of its pictures' classes: leave out --data.limit_per_class")
+        return [int(target) for target in targets]
+
 
 def open_source(
     name: str,
@@ -101,9 +122,10 @@ def open_source(
     """Opens one split.
 
     Args:
-        name: ``"digits"``, ``""`` or ``"folder"`` or ``"tar"`` for pictures under ``root``, otherwise a data set of
-            timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``, ``tfds/…``).
-        root: folder or ``.tar`` file; where the others keep their downloads.
+        name: ``"digits"``, ``"mnist"``, ``""`` or ``"folder"`` or ``"tar"`` for pictures under ``root``, otherwise a
+            data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``, ``tfds/…``).
+        root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; where the others keep their
+            downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
         class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
@@ -117,6 +139,10 @@ def open_source(
     prefix = name.partition("/")[0].lower()
     if name == "digits":
         return Digits("train" if (wanted or split) in SPLITS["train"] else "validation", mode)
+    if name == "mnist":
+        if root is None:
+            raise DataError("--data.name mnist needs --data.root FOLDER, where FOLDER/MNIST/raw holds its four files")
+        return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in ("", "folder", "tar"):
         if root is None:
             raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
@@ -124,7 +150,7 @@ def open_source(
         return open_place(place, mode, class_to_idx)
     if prefix not in REMOTE:
         raise DataError(
-            f"unknown data set {name!r}: digits, folder, or one of {', '.join(p + '/NAME' for p in REMOTE)}"
+            f"unknown data set {name!r}: digits, mnist, folder, or one of {', '.join(p + '/NAME' for p in REMOTE)}"
         )
     try:
         dataset = create_dataset(

@@ -36,7 +36,8 @@ class ClassifierSpec:
         num_classes: width of the head.
         class_names: one name per output of the head, in its order; empty where they are not known.
         preprocessing: ``input_size`` (channels, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``
-            and ``crop_mode``, as timm's data configuration has them.
+            and ``crop_mode``, as timm's data configuration has them; for sequences of pixels also ``sequence`` and
+            ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the picture).
         dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
     """
 

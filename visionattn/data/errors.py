@@ -1,0 +1,5 @@
+"""What is wrong with data."""
+
+
+class DataError(ValueError):
+    """The data set is not there or not as expected; the message names it and what to do."""

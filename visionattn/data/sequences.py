@@ -1,0 +1,53 @@
+"""Pictures read pixel by pixel: the sequential image tasks."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionattn.data.errors import DataError
+
+SequenceKind = Literal["pixels", "permuted"]
+
+
+class PixelSequence:
+    """Makes a picture ``[C, H, W]`` a sequence of its pixels, row by row: a map of one row, ``[C, 1, H·W]``.
+
+    Args:
+        order: which pixel comes at each place, ``[H·W]``; None for their order in the picture.
+    """
+
+    def __init__(self, order: Tensor | None = None) -> None:
+        self.order = order
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """The sequence of one picture."""
+        pixels = picture.flatten(1)
+        return (pixels if self.order is None else pixels[:, self.order]).unsqueeze(1)
+
+
+def permutation(length: int, seed: int) -> Tensor:
+    """A fixed order of ``length`` pixels.
+
+    It is a benchmark's definition and so must outlive versions: of the generators at hand, this is the one whose
+    numbers NumPy promises never to change.
+    """
+    return torch.from_numpy(np.random.RandomState(seed).permutation(length))
+
+
+def pixel_sequence(kind: SequenceKind | None, seed: int | None, length: int) -> PixelSequence | None:
+    """What makes sequences of ``length`` pixels as ``--data.sequence`` and ``--data.permutation_seed`` say.
+
+    Raises:
+        DataError: an unknown kind, or one of the two without the other.
+    """
+    if kind not in (None, *get_args(SequenceKind)):
+        raise DataError(f"--data.sequence must be one of {', '.join(get_args(SequenceKind))}, got {kind!r}")
+    if kind == "permuted" and seed is None:
+        raise DataError("--data.sequence permuted needs --data.permutation_seed N, the seed of the pixels' order")
+    if kind != "permuted" and seed is not None:
+        raise DataError(f"--data.permutation_seed {seed} is for --data.sequence permuted, not for {kind or 'pictures'}")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise DataError(f"--data.permutation_seed must lie in [0, 2^32), got {seed}")
+    return None if kind is None else PixelSequence(None if seed is None else permutation(length, seed))
