@@ -139,7 +139,8 @@ def _written_for_users(error: BaseException) -> bool:
         files = re.findall(r'File "([^"]+)"', str(error))
         return bool(files) and not OWN_PACKAGES.isdisjoint(Path(files[-1]).parts)
     frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in OWN_PACKAGES
+    # The name of a module that runs as `python -m` is "__main__", but its package is as ever.
+    return bool(frames) and (frames[-1][0].f_globals.get("__package__") or "").partition(".")[0] in OWN_PACKAGES
 
 
 def _explain(parser: argparse.ArgumentParser, message: str) -> str:
