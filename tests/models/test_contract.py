@@ -202,6 +202,20 @@ def test_meta_device_and_dtype_reach_every_tensor(name: str) -> None:
 
 
 @each_kind
+def test_a_new_classifier_is_as_the_model(name: str) -> None:
+    model = create(name, global_pool="max").eval().to(torch.float64)
+    assert model.grad_checkpointing is False
+    model.reset_classifier(0)
+    model.reset_classifier(3)
+    fresh = model.get_classifier()
+    assert (fresh.weight.dtype, fresh.weight.device) == (torch.float64, torch.device("cpu"))
+    assert not any(module.training for module in model.modules())
+    x = picture(model).double()
+    pooled = model.forward_features(x).amax((2, 3))
+    torch.testing.assert_close(model(x), fresh(pooled))
+
+
+@each_kind
 def test_what_is_frozen_stays_so(name: str) -> None:
     model = create(name)
     for parameter in model.parameters():
