@@ -105,7 +105,7 @@ def classify(
     if confusion_matrix:
         check_suffix(confusion_matrix)
     resolved = resolve_device(device)
-    classifier, spec = _build(checkpoint, model, pretrained, model_kwargs or {}, weights)
+    classifier, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
     module = _open(data, spec)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     classifier = classifier.to(resolved).to(memory_format=layout)
@@ -147,9 +147,15 @@ def classify(
     _print(result)
 
 
-def _build(
+def build_classifier(
     checkpoint: Path | None, model: str | None, pretrained: bool, model_kwargs: dict[str, Any], weights: Weights
 ) -> tuple[nn.Module, ClassifierSpec]:
+    """What ``--checkpoint`` or ``--model`` name, in evaluation mode on the CPU.
+
+    Raises:
+        UsageError: neither of them, or options that contradict each other.
+        ValueError: a model or checkpoint that is not there or does not fit.
+    """
     if checkpoint is not None:
         if pretrained:
             raise UsageError("--pretrained and --checkpoint name different weights: give one of them")

@@ -21,7 +21,10 @@ LoggerName = Literal["csv", "tensorboard", "wandb", "wandb-offline"]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``."""
+    """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``.
+
+    Models with hyper-kernels leave ``kernels.png``, too.
+    """
 
     path: Path
 

@@ -29,7 +29,7 @@ from visionattn.cli.runs import (
     run_of,
 )
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.callbacks import EpochReport, LearningCurve, PredictionWriter
+from visionattn.tasks.callbacks import EpochReport, KernelSheet, LearningCurve, PredictionWriter
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec
 from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
@@ -236,7 +236,7 @@ class TrainingCLI(LightningCLI):
         self.best = BestCheckpoint(self.run.checkpoints)
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
-        return [*averaging, LearningCurve(self.run.path), self.best, self.last]
+        return [*averaging, LearningCurve(self.run.path), KernelSheet(self.run.path), self.best, self.last]
 
     # Running
 

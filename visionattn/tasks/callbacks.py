@@ -1,10 +1,11 @@
-"""What a run tells: a line per epoch, learning curves, predictions."""
+"""What a run tells: a line per epoch, learning curves, pictures of kernels, predictions."""
 
 import csv
 import time
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
@@ -98,6 +99,31 @@ class LearningCurve(Callback):
         except Exception as error:
             rich_print(f"[yellow]no learning curve: {error}[/yellow]")
         self.drawn = time.monotonic()
+
+
+class KernelSheet(Callback):
+    """Draws ``kernels.png`` at the end of the training, for models with hyper-kernels; a failure goes no further.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the kernels of the weights that the training ends with."""
+        hyper_kernels = getattr(pl_module.model, "hyper_kernels", None)
+        if hyper_kernels is None or not trainer.is_global_zero:
+            return
+        try:
+            from visionattn.viz.contact_sheet import save_contact_sheet
+
+            with torch.no_grad():
+                kernels = {name: kernel.float().cpu() for name, kernel in hyper_kernels().items()}
+            save_contact_sheet(kernels, self.folder / "kernels.png")
+        except Exception as error:
+            rich_print(f"[yellow]no picture of the kernels: {error}[/yellow]")
 
 
 class PredictionWriter(Callback):

@@ -1,0 +1,41 @@
+"""Pictures that a run leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from visionattn.tasks.callbacks import KernelSheet
+
+
+def end_fit(folder: Path, hyper_kernels: Callable[[], Any] | None, is_global_zero: bool = True) -> None:
+    model = nn.Linear(1, 1)
+    if hyper_kernels is not None:
+        model.hyper_kernels = hyper_kernels  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(is_global_zero=is_global_zero)
+    module: Any = SimpleNamespace(model=model)
+    KernelSheet(folder).on_fit_end(trainer, module)
+
+
+def test_models_with_hyper_kernels_leave_a_picture_of_them(tmp_path: Path) -> None:
+    kernel = torch.randn(4, 5, 5, requires_grad=True, dtype=torch.bfloat16)
+    end_fit(tmp_path, lambda: {"blocks.0.global": 2 * kernel})
+    with Image.open(tmp_path / "kernels.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_others_do_not(tmp_path: Path) -> None:
+    end_fit(tmp_path, None)
+    end_fit(tmp_path, lambda: {"global": torch.zeros(1, 3, 3)}, is_global_zero=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_is_told_and_goes_no_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end_fit(tmp_path, lambda: {"global": torch.zeros(3)})
+    assert "no picture of the kernels: a kernel is [C, kH, kW]" in " ".join(capsys.readouterr().out.split())
+    assert not list(tmp_path.iterdir())
