@@ -1,0 +1,1 @@
+"""Measures of retrieval; nothing here knows of models or tasks."""
