@@ -176,3 +176,10 @@ def test_a_checkpoint_of_another_window_is_interpolated(tmp_path) -> None:
 def test_bad_configurations_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timm.create_model("halo_pico", **options)
+
+
+def test_the_network_compiles_without_graph_breaks() -> None:
+    model = small()
+    x = torch.randn(2, 3, 36, 32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
