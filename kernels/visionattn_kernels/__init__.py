@@ -8,6 +8,7 @@ from visionattn_kernels.attention import (
     window_attention_2d,
     windowed_attention,
 )
+from visionattn_kernels.hyper import hyper_zzw_global, hyper_zzw_local
 from visionattn_kernels.unfused import (
     neighborhood_av_1d,
     neighborhood_av_2d,
@@ -22,6 +23,8 @@ __all__ = [
     "Window",
     "explain",
     "halo_attention_2d",
+    "hyper_zzw_global",
+    "hyper_zzw_local",
     "neighborhood_attention_1d",
     "neighborhood_attention_2d",
     "neighborhood_av_1d",

@@ -1,0 +1,88 @@
+"""The parts of Terminator's block that are gated by hyper-kernels (arXiv 2401.17948).
+
+Maps are `[B, C, H, W]`, best positions-first. Hyper-kernels come from slow networks and are arguments here.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionattn.layers.positions_first import channel_means, pointwise, position_means, split_channels
+from visionattn.layers.slow_network import SlowNetwork, resize_kernel
+from visionattn.layers.standardization import instance_standardize
+
+
+class RecursiveGatedUnit(nn.Module):
+    """RGU: `W_y (GELU(IS(K * (W_q V))) + p)` with `K = W_k x`, `V = W_v x`; all 1x1 maps, p a number per position.
+
+    V enters through `W_q V` alone: the two maps are multiplied into one before they meet the activations. K and `W_q V`
+    are handed in, so that whoever has several maps of one input computes them in one convolution.
+    """
+
+    def __init__(self, dim: int, size: tuple[int, int], proj_bias: bool = False, **dd: Any) -> None:
+        """Takes `dim` channels on maps of `size`; `proj_bias` is that of W_y."""
+        super().__init__()
+        self.key = nn.Conv2d(dim, dim, 1, **dd)
+        self.value = nn.Conv2d(dim, dim, 1, **dd)
+        self.query = nn.Conv2d(dim, dim, 1, **dd)
+        self.proj = nn.Conv2d(dim, dim, 1, bias=proj_bias, **dd)
+        self.position_bias = nn.Parameter(torch.zeros(1, *size, **dd))
+        self.out_size = size
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Weight `[2 * dim, dim]` and bias of the map to K and `W_q V`."""
+        key, value, query = self.key.bias, self.value.bias, self.query.weight.flatten(1)
+        assert key is not None
+        assert value is not None
+        assert self.query.bias is not None
+        weight = torch.cat((self.key.weight.flatten(1), query @ self.value.weight.flatten(1)))
+        return weight, torch.cat((key, torch.mv(query, value) + self.query.bias))
+
+    def gate(self, maps: Tensor) -> Tensor:
+        """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to the unit's output `[B, dim, H, W]`."""
+        key, value = split_channels(maps, [maps.shape[1] // 2] * 2)
+        q = F.gelu(instance_standardize(key * value)) + resize_kernel(self.position_bias, self.out_size)
+        return pointwise(q, self.proj.weight, self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]` to the same."""
+        weight, bias = self.maps()
+        return self.gate(pointwise(x, weight, bias))
+
+
+class HyperChannelInteraction(nn.Module):
+    """HCI: `x * sigmoid(y * y * k)`, y being the mean of each channel and k a hyper-kernel over channels."""
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        """Takes `dim` channels; see `FilterNetwork` for the rest."""
+        super().__init__()
+        self.channel = SlowNetwork(1, (1, dim), ndim=1, hidden=32, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]` to the same."""
+        mean = channel_means(x)
+        gate = torch.sigmoid(mean * mean * self.channel().flatten().to(x.dtype))
+        return x * gate[:, :, None, None]
+
+
+class HyperInteraction(nn.Module):
+    """HI: `x * sigmoid(s_s * s_c)` with `s_c = c * c * k_c`, `s_s = m * m * k_s`.
+
+    c is the mean of each channel of the context, m its mean at each position; k_c and k_s are hyper-kernels.
+    """
+
+    def __init__(self, dim: int, size: tuple[int, int], ndim: int = 2, **kwargs: Any) -> None:
+        """Takes `dim` channels on maps of `size`; see `FilterNetwork` for the rest."""
+        super().__init__()
+        self.channel = SlowNetwork(1, (1, dim), ndim=1, hidden=16, **kwargs)
+        self.spatial = SlowNetwork(1, size, ndim=ndim, hidden=64, **kwargs)
+
+    def forward(self, context: Tensor, x: Tensor) -> Tensor:
+        """Gates `x` `[B, dim, H, W]` by `context` of the same shape."""
+        mean = channel_means(context)
+        channel = mean * mean * self.channel().flatten().to(x.dtype)
+        mean = position_means(context)
+        spatial = mean * mean * self.spatial().to(x.dtype)
+        return x * torch.sigmoid(spatial * channel[:, :, None, None])

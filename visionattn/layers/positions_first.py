@@ -1,0 +1,93 @@
+"""Maps `[B, C, H, W]` that lie in memory as `[H, W, B, C]`.
+
+In this order a 1x1 map is a convolution in channels-last memory, on CPUs several times faster than on planes; all
+pictures' channels side by side are the channels of one picture in channels-last memory, too, so that what treats each
+picture by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def positions_first(x: Tensor) -> Tensor:
+    """A map `[B, C, H, W]` in this order of memory; a copy where it lies otherwise."""
+    return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
+def as_channels(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` as one picture with the channels of all, `[1, B * C, H, W]`."""
+    batch, channels, height, width = x.shape
+    return x.permute(2, 3, 0, 1).reshape(1, height, width, batch * channels).permute(0, 3, 1, 2)
+
+
+def from_channels(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `as_channels`."""
+    _, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(height, width, batch, channels // batch).permute(2, 3, 0, 1)
+
+
+def as_columns(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` as one picture of the same channels, with a row per position, `[1, C, H * W, B]`."""
+    batch, channels, height, width = x.shape
+    return x.permute(2, 3, 0, 1).reshape(1, height * width, batch, channels).permute(0, 3, 1, 2)
+
+
+def from_columns(x: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `as_columns`."""
+    _, channels, _, batch = x.shape
+    return x.permute(0, 2, 3, 1).reshape(height, width, batch, channels).permute(2, 3, 0, 1)
+
+
+# Torch gives gradients of the following the logical order of axes, hence here that of memory.
+
+
+def split_channels(x: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Parts of `[B, C, H, W]`, of so many channels each."""
+    return [part.permute(2, 3, 0, 1) for part in x.permute(2, 3, 0, 1).split(sizes, 3)]
+
+
+def channel_means(x: Tensor) -> Tensor:
+    """The mean of each channel of `[B, C, H, W]`, `[B, C]`."""
+    return x.permute(2, 3, 0, 1).mean((0, 1))
+
+
+def position_means(x: Tensor) -> Tensor:
+    """The mean of each position of `[B, C, H, W]`, `[B, 1, H, W]`."""
+    return x.permute(2, 3, 0, 1).mean(3, keepdim=True).permute(2, 3, 0, 1)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of `[B, C, H, W]` with `weight` `[C_out, C]` or `[C_out, C, 1, 1]`."""
+    height, width = x.shape[2], x.shape[3]
+    kernel = weight.reshape(weight.shape[0], weight.shape[1], 1, 1)
+    return from_columns(F.conv2d(as_columns(x), kernel, bias), height, width)
+
+
+def pointwise_sum(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of all maps side by side, with as many columns of the weight for each as it has channels.
+
+    They are never put side by side: adding products up is cheaper than so large a temporary.
+    """
+    height, width = maps[0].shape[2], maps[0].shape[3]
+    y = F.conv2d(as_columns(maps[0]), weights[0][:, :, None, None], bias)
+    for x, weight in zip(maps[1:], weights[1:]):  # noqa: B905  (TorchScript)
+        y.add_(F.conv2d(as_columns(x), weight[:, :, None, None]))
+    return from_columns(y, height, width)
+
+
+def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """Adaptive average pooling of an axis as a matrix `[bins, length]`: bin i takes what `adaptive_avg_pool` does."""
+    number = torch.arange(bins, device=like.device)
+    first, stop = number * length // bins, -(-(number + 1) * length // bins)
+    position = torch.arange(length, device=like.device)
+    inside = (position >= first[:, None]) & (position < stop[:, None])
+    return inside.to(like.dtype) / (stop - first)[:, None].to(like.dtype)
+
+
+def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of `[B, C, H, W]` to `[B, C, *size]`, as products that read the map once."""
+    batch, channels, height, width = x.shape
+    rows = pooling_matrix(height, size[0], x) @ x.permute(2, 3, 0, 1).reshape(height, width * batch * channels)
+    rows = rows.reshape(size[0], width, batch * channels)
+    return (pooling_matrix(width, size[1], x) @ rows).reshape(*size, batch, channels).permute(2, 3, 0, 1)
