@@ -14,6 +14,7 @@ from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
 from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask, DivergenceError
+from visionattn.tasks.objective import decayed_weights
 
 MODEL = "test_resnet"
 
@@ -66,7 +67,8 @@ def test_what_is_added_to_the_loss_is_logged_apart() -> None:
     found = losses(fit(task, limit_train_batches=1))
     assert set(found) == {"", "_ce", "_slow", "_l2"}
     assert found["_slow"] == pytest.approx(weights["fc.weight"].square().mean().item() / 10)
-    assert found["_l2"] == pytest.approx(1e-3 * sum(weight.norm().item() for weight in weights.values()))
+    norms = [weight.norm().item() for weight in weights.values() if weight.ndim > 1]
+    assert found["_l2"] == pytest.approx(1e-3 * sum(norms))
     assert found[""] == pytest.approx(found["_ce"] + found["_slow"] + found["_l2"])
 
 
@@ -86,10 +88,17 @@ def test_what_is_added_to_the_loss_is_minimised() -> None:
     task.on_train_start = begin  # type: ignore[method-assign]
     fit(task, limit_train_batches=1, limit_val_batches=0)
     for name, before in weights.items():
-        gradient = 0.5 * before / before.norm().clamp(min=1e-12)
+        gradient = 0.5 * before / before.norm() if before.ndim > 1 else torch.zeros_like(before)
         if name == "fc.weight":
             gradient += before / 5 / before.numel()
         torch.testing.assert_close(task.model.get_parameter(name), before - gradient, msg=name)
+
+
+def test_what_takes_no_weight_decay_is_not_penalised() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(2, 4), nn.Linear(4, 2, bias=False))
+    model.no_weight_decay = lambda: {"2.weight"}  # type: ignore[assignment]
+    model[3].requires_grad_(False)
+    assert [id(weight) for weight in decayed_weights(model)] == [id(model[0].weight)]
 
 
 def test_other_models_have_one_loss() -> None:

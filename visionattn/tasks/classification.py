@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from visionattn.data import Batch, ImageClassificationData
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, check_model_name, create_classifier, load_plain
-from visionattn.tasks.objective import extra_losses
+from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule
 
 DEFAULT_LR = 1e-3
@@ -50,8 +50,8 @@ class ClassificationTask(LightningModule):
         compile: run the model through ``torch.compile``.
         loss: ``ce`` (softmax cross-entropy) or ``bce`` (one sigmoid per class).
         smoothing: label smoothing.
-        l2_penalty: weight of the L2 norms, not squared, of the trained tensors, added to the loss and logged as
-            ``train_loss_l2``; 0 for none.
+        l2_penalty: factor of the sum of the L2 norms, not squared, of all tensors that weight decay would apply to,
+            added to the loss and logged as ``train_loss_l2``; 0 for none.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, one of them is drawn each time.
         mix_prob: probability that pictures are mixed at all.
@@ -163,6 +163,7 @@ class ClassificationTask(LightningModule):
             self.model.to(memory_format=torch.channels_last)
         if hparams.compile:
             self.model.compile()
+        self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
         self.mixup = (
             Mixup(
                 hparams.mixup,
@@ -329,7 +330,7 @@ class ClassificationTask(LightningModule):
             image, target = self.mixup(image[:even], target[:even]) if even > 1 else (image, self._one_hot(target))
         loss: Tensor = self.criterion(self(image), target)
         assert self.model is not None
-        if extra := extra_losses(self.model, self.options.l2_penalty):
+        if extra := extra_losses(self.model, self.options.l2_penalty, self._penalised):
             for name, part in {self.options.loss: loss, **extra}.items():
                 self.log(f"train_loss_{name}", part.detach(), batch_size=len(image))
             loss = sum(extra.values(), start=loss)
