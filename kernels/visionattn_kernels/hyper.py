@@ -21,8 +21,8 @@ from visionattn_kernels.window import Window
 
 GlobalMode = Literal["matmul", "elementwise", "fftconv"]
 
-FOURIER_TAPS = 15
-"""Kernels of more taps get their gradient by Fourier transform on CPUs."""
+DIRECT_TAPS = 9
+"""Gradients of kernels of more taps are computed as convolutions on CPUs, several times faster than torch's own."""
 
 
 @overload
@@ -104,11 +104,11 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
         window = Window.create((kernel.shape[2], kernel.shape[3]), boundary="zero")
         weights = kernel.permute(0, 4, 5, 1, 2, 3).flatten(4)
         return windowed_av(weights, z.permute(0, 2, 3, 1).unsqueeze(-1), window).squeeze(-1).permute(0, 3, 1, 2)
-    if kernel.dim() == 3:
+    if kernel.dim() == 3 and z.device.type != "cpu":
         return _depthwise(z, kernel.unsqueeze(1))
     # The pictures' channels side by side are the channels of one picture; in this order rows stay together in memory.
     maps = z.permute(2, 3, 0, 1).reshape(1, height, width, batch * channels).permute(0, 3, 1, 2)
-    out = _depthwise(maps, kernel.reshape(batch * channels, 1, *kernel.shape[2:]))
+    out = _depthwise(maps, kernel.expand(batch, *kernel.shape[-3:]).reshape(batch * channels, 1, *kernel.shape[-2:]))
     return out.permute(0, 2, 3, 1).reshape(height, width, batch, channels).permute(2, 3, 0, 1)
 
 
@@ -177,8 +177,9 @@ class _Depthwise(torch.autograd.Function):
         grad_z = grad_kernel = None
         if ctx.needs_input_grad[0]:
             grad_z = F.conv2d(grad, kernel.flip(2, 3), padding=half, groups=groups)
-        if ctx.needs_input_grad[1] and kernel.shape[2:].numel() > FOURIER_TAPS:
-            grad_kernel = _correlate(z, grad, half).transpose(0, 1).to(kernel.dtype)
+        if ctx.needs_input_grad[1] and kernel.shape[2:].numel() > DIRECT_TAPS:
+            # Tap o of the gradient is the sum over p of z[p + o] grad[p]: z correlated with grad as a kernel.
+            grad_kernel = F.conv2d(z, grad.transpose(0, 1), padding=half, groups=groups).transpose(0, 1)
         elif ctx.needs_input_grad[1]:
             grad_kernel = conv2d_weight(z, kernel.shape, grad, padding=half, groups=groups)
         return grad_z, grad_kernel
@@ -186,13 +187,3 @@ class _Depthwise(torch.autograd.Function):
 
 def _half(kernel: Tensor) -> tuple[int, int]:
     return kernel.shape[2] // 2, kernel.shape[3] // 2
-
-
-def _correlate(z: Tensor, grad: Tensor, half: tuple[int, int]) -> Tensor:
-    """`sum over p of z[p + o] * grad[p]` for offsets o from -half to half per axis, `[1, C, kH, kW]`."""
-    size = [z.shape[2] + half[0], z.shape[3] + half[1]]  # no shorter period keeps the offsets apart
-    height, width = ((torch.arange(-h, h + 1, device=z.device) % n) for h, n in zip(half, size, strict=True))
-    spectra = (torch.fft.rfft2(_single(x.contiguous()), s=size) for x in (z, grad))
-    product = next(spectra) * next(spectra).conj()
-    rows = torch.fft.ifft(product, dim=2)[:, :, height]
-    return torch.fft.irfft(rows, n=size[1], dim=3)[..., width]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.layers.positions_first import channel_means, pointwise, position_means, split_channels
+from visionattn.layers.positions_first import channel_means, outer, pointwise, position_means, split_channels
 from visionattn.layers.slow_network import SlowNetwork, resize_kernel
 from visionattn.layers.standardization import instance_standardize
 
@@ -17,8 +17,8 @@ from visionattn.layers.standardization import instance_standardize
 class RecursiveGatedUnit(nn.Module):
     """RGU: `W_y (GELU(IS(K * (W_q V))) + p)` with `K = W_k x`, `V = W_v x`; all 1x1 maps, p a number per position.
 
-    V enters through `W_q V` alone: the two maps are multiplied into one before they meet the activations. K and `W_q V`
-    are handed in, so that whoever has several maps of one input computes them in one convolution.
+    V enters through `W_q V` alone: the two maps are multiplied into one before they meet the activations. `maps` and
+    `gate` are the unit without its first and its last convolution, for whoever computes those with others.
     """
 
     def __init__(self, dim: int, size: tuple[int, int], proj_bias: bool = False, **dd: Any) -> None:
@@ -41,15 +41,14 @@ class RecursiveGatedUnit(nn.Module):
         return weight, torch.cat((key, torch.mv(query, value) + self.query.bias))
 
     def gate(self, maps: Tensor) -> Tensor:
-        """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to the unit's output `[B, dim, H, W]`."""
+        """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to what W_y takes, `[B, dim, H, W]`."""
         key, value = split_channels(maps, [maps.shape[1] // 2] * 2)
-        q = F.gelu(instance_standardize(key * value)) + resize_kernel(self.position_bias, self.out_size)
-        return pointwise(q, self.proj.weight, self.proj.bias)
+        return F.gelu(instance_standardize(key * value)).add_(resize_kernel(self.position_bias, self.out_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to the same."""
         weight, bias = self.maps()
-        return self.gate(pointwise(x, weight, bias))
+        return pointwise(self.gate(pointwise(x, weight, bias)), self.proj.weight, self.proj.bias)
 
 
 class HyperChannelInteraction(nn.Module):
@@ -85,4 +84,4 @@ class HyperInteraction(nn.Module):
         channel = mean * mean * self.channel().flatten().to(x.dtype)
         mean = position_means(context)
         spatial = mean * mean * self.spatial().to(x.dtype)
-        return x * torch.sigmoid(spatial * channel[:, :, None, None])
+        return x * torch.sigmoid(outer(spatial, channel))

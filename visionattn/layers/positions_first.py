@@ -5,7 +5,6 @@ pictures' channels side by side are the channels of one picture in channels-last
 picture by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,6 +56,11 @@ def position_means(x: Tensor) -> Tensor:
     return x.permute(2, 3, 0, 1).mean(3, keepdim=True).permute(2, 3, 0, 1)
 
 
+def outer(positions: Tensor, channels: Tensor) -> Tensor:
+    """The product `[B, C, H, W]` of `[B, 1, H, W]` and `[B, C]`."""
+    return (positions.permute(2, 3, 0, 1) * channels).permute(2, 3, 0, 1)
+
+
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The 1x1 convolution of `[B, C, H, W]` with `weight` `[C_out, C]` or `[C_out, C, 1, 1]`."""
     height, width = x.shape[2], x.shape[3]
@@ -76,18 +80,6 @@ def pointwise_sum(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None
     return from_columns(y, height, width)
 
 
-def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
-    """Adaptive average pooling of an axis as a matrix `[bins, length]`: bin i takes what `adaptive_avg_pool` does."""
-    number = torch.arange(bins, device=like.device)
-    first, stop = number * length // bins, -(-(number + 1) * length // bins)
-    position = torch.arange(length, device=like.device)
-    inside = (position >= first[:, None]) & (position < stop[:, None])
-    return inside.to(like.dtype) / (stop - first)[:, None].to(like.dtype)
-
-
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling of `[B, C, H, W]` to `[B, C, *size]`, as products that read the map once."""
-    batch, channels, height, width = x.shape
-    rows = pooling_matrix(height, size[0], x) @ x.permute(2, 3, 0, 1).reshape(height, width * batch * channels)
-    rows = rows.reshape(size[0], width, batch * channels)
-    return (pooling_matrix(width, size[1], x) @ rows).reshape(*size, batch, channels).permute(2, 3, 0, 1)
+    """Adaptive average pooling of `[B, C, H, W]` to `[B, C, *size]`."""
+    return from_channels(F.adaptive_avg_pool2d(as_channels(x), size), x.shape[0])

@@ -145,7 +145,14 @@ class SlowFastBlock(nn.Module):
         mix_bias = torch.zeros_like(bias[: self.dim]) if self.mix.bias is None else self.mix.bias
         maps = pointwise(x, torch.cat((weight, self.mix.weight.flatten(1))), torch.cat((bias, mix_bias)))
         gates, mix = split_channels(maps, [2 * self.dim, self.dim])
-        fast = instance_standardize(self.rgu_fast.gate(gates) + self.rgu_slow(w_hat))
+        gates_slow = pointwise(w_hat, *self.rgu_slow.maps())
+        fast_proj, slow_proj = self.rgu_fast.proj, self.rgu_slow.proj
+        fast = pointwise_sum(
+            [self.rgu_fast.gate(gates), self.rgu_slow.gate(gates_slow)],
+            [fast_proj.weight.flatten(1), slow_proj.weight.flatten(1)],
+            None if fast_proj.bias is None or slow_proj.bias is None else fast_proj.bias + slow_proj.bias,
+        )
+        fast = instance_standardize(fast)
         mix = instance_standardize(mix)
         hci = instance_standardize(self.hci(x))
         out, out_x, out_hci = mix_globally(w_hat, [fast, mix, hci], self.global_mode)
@@ -176,8 +183,11 @@ class SlowFastBlock(nn.Module):
             bias = torch.cat(self.norm.split(bias))
         y = pointwise_sum(branches, weights, bias)
         batch, instance = split_channels(y, [y.shape[1] // 2] * 2)
-        y = self.norm.join(F.gelu(self.norm.batch(batch)), F.gelu(instance_standardize(instance)))
-        return F.dropout2d(y + self.scalar, self.drop_rate, self.training)
+        halves = (
+            F.gelu(self.norm.batch(batch)).add_(self.scalar),
+            F.gelu(instance_standardize(instance)).add_(self.scalar),
+        )
+        return F.dropout2d(self.norm.join(*halves), self.drop_rate, self.training)
 
 
 def tile_channels(x: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ autocast: rounded frequencies would be another network.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,8 @@ class FilterNetwork(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(hidden, hidden, **dd) for _ in range(depth)])
         self.tap_bias = nn.Parameter(torch.zeros(size[0] * size[1], 1, **dd))
         self.proj = nn.Linear(hidden, dim, **dd)
+        self._kept: list[Tensor] | None = None
+        self._kept_for: list[tuple[int, int]] = []
         self._init_weights(init, omega_0)
 
     @torch.no_grad()
@@ -105,7 +107,35 @@ class FilterNetwork(nn.Module):
             for n in self.size[2 - self.ndim :]
         ]
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
-        return self.filters(grid).sin().split(self.hidden, 1)
+        return list(self.filters(grid).sin().split(self.hidden, 1))
+
+    def prepare(self) -> list[Tensor]:
+        """Computes what depends on parameters alone."""
+        raise NotImplementedError
+
+    def prepared(self) -> list[Tensor]:
+        """What `prepare` gives; at evaluation it is kept until a parameter, the size or the mode changes."""
+        if torch.jit.is_scripting():
+            return self.prepare()
+        return self._keep()
+
+    @torch.jit.unused
+    def _keep(self) -> list[Tensor]:
+        with_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if self.training or with_gradient or torch.compiler.is_compiling():
+            with torch.autocast(self.tap_bias.device.type, enabled=False):
+                return self.prepare()
+        current = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
+        if self._kept is None or current != self._kept_for:
+            # A tensor made in inference mode could not take part in a later computation of gradients.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.tap_bias.device.type, enabled=False):
+                self._kept, self._kept_for = self.prepare(), current
+        return self._kept
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; what is kept is dropped."""
+        self._kept = None
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         def apply(x: Tensor) -> Tensor:
@@ -114,6 +144,7 @@ class FilterNetwork(nn.Module):
                 return x.to(y.device)
             return y
 
+        self._kept = None
         return super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
 
 
@@ -122,67 +153,30 @@ def _at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 class SlowNetwork(FilterNetwork):
-    """A kernel that depends on nothing but parameters.
-
-    `kernel()` computes it anew in training, and keeps it at evaluation until a parameter, the size or the mode changes.
-    """
+    """A kernel that depends on nothing but parameters."""
 
     def __init__(self, dim: int, size: Size, ndim: int = 2, hidden: int = 64, depth: int = 2, **kwargs: Any) -> None:
         """Builds the network; see `FilterNetwork`."""
         super().__init__(dim, size, ndim, hidden, depth, **kwargs)
         self.out_size = size
-        self._kept: Tensor | None = None
-        self._kept_for: list[tuple[int, int]] = []
 
     def set_size(self, size: Size) -> None:
         """Gives kernels of another size from now on, interpolated from those of the grid, ends to ends."""
         self.out_size = size
         self._kept = None
 
-    def generate(self) -> Tensor:
-        """Computes the kernel `[C, kH, kW]`."""
+    def prepare(self) -> list[Tensor]:
+        """Computes the kernel."""
         filters = self.filter_taps()
         h = filters[0]
         for level, layer in enumerate(self.layers):
             h = filters[level + 1] * layer(h) + self.tap_bias
         kernel = self.proj(h).reshape(self.size[0], self.size[1], -1).permute(2, 0, 1)
-        return resize_kernel(kernel, self.out_size)
+        return [resize_kernel(kernel, self.out_size)]
 
     def forward(self) -> Tensor:
         """The kernel `[C, kH, kW]`, in the precision of the parameters."""
-        if torch.jit.is_scripting():
-            return self.generate()
-        return self._cached()
-
-    @torch.jit.unused
-    def _cached(self) -> Tensor:
-        if self.training or torch.compiler.is_compiling() or self._gradient_wanted():
-            return self._generate_exactly()
-        current = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
-        if self._kept is None or current != self._kept_for:
-            # A tensor made in inference mode could not take part in a later computation of gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept, self._kept_for = self._generate_exactly(), current
-        return self._kept
-
-    @torch.jit.unused
-    def _generate_exactly(self) -> Tensor:
-        with torch.autocast(self.tap_bias.device.type, enabled=False):
-            return self.generate()
-
-    @torch.jit.unused
-    def _gradient_wanted(self) -> bool:
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-
-    def train(self, mode: bool = True) -> "SlowNetwork":
-        """Sets the mode; a kept kernel is dropped."""
-        self._kept = None
-        super().train(mode)
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept = None
-        return super()._apply(fn, recurse)
+        return self.prepared()[0]
 
 
 def resize_kernel(kernel: Tensor, size: Size) -> Tensor:
@@ -220,6 +214,10 @@ class ContextSlowNetwork(FilterNetwork):
         self.fast = nn.Linear(hidden, hidden * depth, **dd)
         nn.init.ones_(self.fast.bias)
 
+    def prepare(self) -> list[Tensor]:
+        """Computes the filters."""
+        return self.filter_taps()
+
     def forward(self, pooled: Tensor) -> Tensor:
         """Maps context that is pooled to the taps, `[B, C, kH, kW]`, to kernels `[B, C, kH, kW]`, `[1, ...]` if one."""
         if torch.jit.is_scripting():
@@ -237,7 +235,7 @@ class ContextSlowNetwork(FilterNetwork):
         if self.paper_compat:
             v = v.mean(0, keepdim=True)
         fast = self.fast(F.gelu(self.context(v))).split(self.hidden, 2)
-        filters = self.filter_taps()
+        filters = self.prepared()
         h = filters[0][None]
         for level, layer in enumerate(self.layers):
             h = filters[level + 1] * layer(h) + self.tap_bias
