@@ -2,8 +2,8 @@
 
     python kernels/bench/terminator.py --device cpu
 
-Both networks have the same parameters and 10 classes. Logits and the gradients of all parameters must agree, in
-training and at evaluation, before anything is timed. The transcription computes every map and every product by itself on
+Both networks have the same parameters and 10 classes. Logits and the gradients of all parameters must agree in
+training and at evaluation before anything is timed. The transcription computes every map and every product by itself on
 NCHW maps, as the released network did. Training is forward, backward and an AdamW step. "default" makes local kernels
 from each picture, "compat" from the mean of the batch.
 """

@@ -8,21 +8,18 @@ differ from picture to picture and from position to position. Both are plain tor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, overload
+from typing import Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from visionattn_kernels.attention import autocast_inputs
+from visionattn_kernels.backends.native.stacked import can_run, correlate_stacked, multiply_stacked
 from visionattn_kernels.unfused import windowed_av
 from visionattn_kernels.window import Window
 
 GlobalMode = Literal["matmul", "elementwise", "fftconv"]
-
-DIRECT_TAPS = 9
-"""Gradients of kernels of more taps are computed as convolutions on CPUs, several times faster than torch's own."""
 
 
 @overload
@@ -61,6 +58,7 @@ def hyper_zzw_global(w_hat: Tensor, z: Tensor | Sequence[Tensor], mode: GlobalMo
                 f'mode "matmul" multiplies square matrices; got maps of {height}x{width}: pad or resize them to a '
                 'square, or choose mode "elementwise" or "fftconv"'
             )
+        w_hat, *several = autocast_inputs(w_hat, *several)
         mixed = _multiply(w_hat, several)
     elif mode == "elementwise":
         mixed = [w_hat * x for x in several]
@@ -104,33 +102,33 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
         window = Window.create((kernel.shape[2], kernel.shape[3]), boundary="zero")
         weights = kernel.permute(0, 4, 5, 1, 2, 3).flatten(4)
         return windowed_av(weights, z.permute(0, 2, 3, 1).unsqueeze(-1), window).squeeze(-1).permute(0, 3, 1, 2)
-    if kernel.dim() == 3 and z.device.type != "cpu":
-        return _depthwise(z, kernel.unsqueeze(1))
-    # The pictures' channels side by side are the channels of one picture; in this order rows stay together in memory.
-    maps = z.permute(2, 3, 0, 1).reshape(1, height, width, batch * channels).permute(0, 3, 1, 2)
-    out = _depthwise(maps, kernel.expand(batch, *kernel.shape[-3:]).reshape(batch * channels, 1, *kernel.shape[-2:]))
-    return out.permute(0, 2, 3, 1).reshape(height, width, batch, channels).permute(2, 3, 0, 1)
+    top, left = kernel.shape[-2] // 2, kernel.shape[-1] // 2
+    if can_run(z, kernel):
+        taps = kernel.expand(batch, *kernel.shape[-3:])
+        return _from_stack(correlate_stacked(_as_stack(z), _as_stack(taps), top, left), z)
+    # The pictures' channels side by side are the channels of one picture.
+    z = F.pad(z, (left, kernel.shape[-1] - 1 - left, top, kernel.shape[-2] - 1 - top))
+    if kernel.dim() == 4:
+        z = z.flatten(0, 1)[None]
+    taps = kernel.reshape(-1, 1, *kernel.shape[-2:])
+    return F.conv2d(z, taps, groups=len(taps)).reshape(batch, channels, height, width)
 
 
 def _multiply(w_hat: Tensor, several: list[Tensor]) -> list[Tensor]:
-    batch, channels, height, width = w_hat.shape
-    products = torch.bmm(_as_matrices(w_hat), torch.cat([_as_matrices(x) for x in several], 2))
-    return [
-        _transpose(x.reshape(batch * channels, -1)).view(height, width, batch, channels).permute(2, 3, 0, 1)
-        for x in products.split(width, 2)
-    ]
+    if can_run(w_hat, *several):
+        factor = _as_stack(w_hat)
+        return [_from_stack(multiply_stacked(factor, _as_stack(z)), z) for z in several]
+    out = torch.bmm(w_hat.flatten(0, 1), torch.cat([z.flatten(0, 1) for z in several], 2))
+    return [x.view_as(z) for x, z in zip(out.split(w_hat.shape[3], 2), several, strict=True)]
 
 
-def _as_matrices(x: Tensor) -> Tensor:
-    """A map `[B, C, H, W]` as matrices `[B * C, H, W]`."""
-    batch, channels, height, width = x.shape
-    columns = x.permute(2, 3, 0, 1).reshape(height * width, batch * channels)
-    return _transpose(columns).view(batch * channels, height, width)
+def _as_stack(x: Tensor) -> Tensor:
+    """A map `[B, C, H, W]` as matrices `[H, W, B * C]`: a view where memory has this order."""
+    return x.permute(2, 3, 0, 1).flatten(2)
 
 
-def _transpose(x: Tensor) -> Tensor:
-    """The transpose of a matrix in memory: much faster than that of more axes at once."""
-    return x.t().contiguous()
+def _from_stack(x: Tensor, like: Tensor) -> Tensor:
+    return x.unflatten(2, like.shape[:2]).permute(2, 3, 0, 1)
 
 
 def _convolve(w_hat: Tensor, several: list[Tensor]) -> list[Tensor]:
@@ -149,41 +147,3 @@ def _convolve(w_hat: Tensor, several: list[Tensor]) -> list[Tensor]:
 def _single(x: Tensor) -> Tensor:
     """Fourier transforms know no half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _depthwise(z: Tensor, kernel: Tensor) -> Tensor:
-    height, width = kernel.shape[2:]
-    if height % 2 == 0 or width % 2 == 0:
-        z = F.pad(z, (width // 2, (width - 1) // 2, height // 2, (height - 1) // 2))
-        return F.conv2d(z, kernel, groups=kernel.shape[0])
-    if z.device.type == "cpu" and len(z) == 1:
-        return _Depthwise.apply(z, kernel)
-    return F.conv2d(z, kernel, padding=(height // 2, width // 2), groups=kernel.shape[0])
-
-
-class _Depthwise(torch.autograd.Function):
-    """The depthwise correlation of `[1, C, H, W]` with `[C, 1, kH, kW]`, both odd, with faster gradients on CPUs."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, kernel: Tensor) -> Tensor:
-        ctx.save_for_backward(z, kernel)
-        return F.conv2d(z, kernel, padding=_half(kernel), groups=kernel.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        z, kernel = ctx.saved_tensors
-        half, groups = _half(kernel), kernel.shape[0]
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_z = grad_kernel = None
-        if ctx.needs_input_grad[0]:
-            grad_z = F.conv2d(grad, kernel.flip(2, 3), padding=half, groups=groups)
-        if ctx.needs_input_grad[1] and kernel.shape[2:].numel() > DIRECT_TAPS:
-            # Tap o of the gradient is the sum over p of z[p + o] grad[p]: z correlated with grad as a kernel.
-            grad_kernel = F.conv2d(z, grad.transpose(0, 1), padding=half, groups=groups).transpose(0, 1)
-        elif ctx.needs_input_grad[1]:
-            grad_kernel = conv2d_weight(z, kernel.shape, grad, padding=half, groups=groups)
-        return grad_z, grad_kernel
-
-
-def _half(kernel: Tensor) -> tuple[int, int]:
-    return kernel.shape[2] // 2, kernel.shape[3] // 2

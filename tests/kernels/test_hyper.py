@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels import hyper, hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels.backends.native import stacked
 
 BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 DOUBLE = torch.float64
@@ -20,6 +21,20 @@ def plain():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCH)
         return importlib.import_module("terminator_reference")
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def path(request, monkeypatch):
+    """Compiled operators, and what is computed where there are none."""
+    if request.param == "torch":
+        monkeypatch.setattr(hyper, "can_run", lambda *_: False)
+    else:
+        needs_compiler()
+
+
+def needs_compiler() -> None:
+    if not stacked.can_run(torch.ones(1)):
+        pytest.skip(str(stacked.load()))
 
 
 def randn(*shape: int) -> Tensor:
@@ -41,7 +56,7 @@ def correlate(z: Tensor, kernel: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("mode", "size"),
     [
-        ("matmul", (5, 5)),
+        ("matmul", (9, 9)),
         ("matmul", (1, 1)),
         ("elementwise", (3, 4)),
         ("fftconv", (4, 5)),
@@ -51,7 +66,7 @@ def correlate(z: Tensor, kernel: Tensor) -> Tensor:
     ids=str,
 )
 def test_global_operator_is_its_sum(plain, mode, size):
-    w_hat, *z = (randn(2, 3, *size) for _ in range(4))
+    w_hat, *z = (randn(2, 5, *size) for _ in range(4))
     upstream = [torch.randn_like(x) for x in z]
     ours = hyper_zzw_global(w_hat, z, mode)
     expected = [plain.global_product(w_hat, x, mode) for x in z]
@@ -72,14 +87,14 @@ KERNELS = [(1, 1), (3, 3), (3, 5), (9, 7), (1, 5), (2, 4)]
 """Among them larger than the map, and even ones, which have one tap more before the position than behind it."""
 
 
-@pytest.mark.parametrize("size", [(5, 4), (1, 6)], ids=str)
+@pytest.mark.parametrize("size", [(6, 7), (1, 6)], ids=str)
 @pytest.mark.parametrize("taps", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", ["shared", "picture", "position"])
 def test_local_operator_is_its_sum(kind, taps, size):
-    z = randn(2, 3, *size)
-    lead = {"shared": (3,), "picture": (2, 3), "position": (2, 3)}[kind]
+    z = randn(2, 5, *size)
+    lead = {"shared": (5,), "picture": (2, 5), "position": (2, 5)}[kind]
     kernel = randn(*lead, *taps, *(size if kind == "position" else ()))
-    everywhere = kernel if kind == "position" else kernel[..., None, None].expand(2, 3, *taps, *size)
+    everywhere = kernel if kind == "position" else kernel[..., None, None].expand(2, 5, *taps, *size)
     ours, expected = hyper_zzw_local(z, kernel), correlate(z, everywhere)
     torch.testing.assert_close(ours, expected)
     upstream = torch.randn_like(z)
@@ -92,6 +107,28 @@ def test_local_operator_has_gradients_of_two_orders(taps):
     inputs = (randn(2, 2, 4, 3), randn(2, 2, *taps))
     assert torch.autograd.gradcheck(hyper_zzw_local, inputs)
     assert torch.autograd.gradgradcheck(hyper_zzw_local, inputs)
+
+
+def test_compiled_operators_keep_the_rules_of_torch():
+    needs_compiler()
+    maps, kernels = randn(4, 3, 5), randn(3, 3, 5)
+    torch.library.opcheck(stacked.multiply_stacked, (maps, randn(3, 2, 5)))
+    torch.library.opcheck(stacked.correlate_stacked, (maps, kernels, 1, 1))
+    torch.library.opcheck(stacked.correlate_taps, (maps, maps, [3, 3], 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stacks_may_be_views_and_of_any_count(dtype):
+    needs_compiler()
+    for count in (1, 7, 8, 16, 33):
+        maps, kernels = torch.randn(8, 6, count, dtype=dtype), torch.randn(4, 3, count, dtype=dtype)
+        a, b = maps.transpose(0, 1), maps[::2, :, :]
+        torch.testing.assert_close(stacked.multiply_stacked(b, a), torch.einsum("hmn,mwn->hwn", b, a))
+        out = hyper_zzw_local(maps.permute(2, 0, 1)[None], kernels.permute(2, 0, 1))
+        back = torch.randn_like(maps).movedim(2, 0)[None]
+        again = hyper_zzw_local(back.contiguous(), kernels.permute(2, 0, 1).contiguous())
+        torch.testing.assert_close(hyper_zzw_local(back, kernels.permute(2, 0, 1)), again)
+        assert out.shape == (1, count, 8, 6)
 
 
 @pytest.mark.parametrize("mode", ["matmul", "elementwise", "fftconv"])

@@ -6,10 +6,9 @@ Maps are `[B, C, H, W]`, best positions-first. Hyper-kernels come from slow netw
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.layers.positions_first import channel_means, outer, pointwise, position_means, split_channels
+from visionattn.layers.positions_first import channel_means, gelu, outer, pointwise, position_means, split_channels
 from visionattn.layers.slow_network import SlowNetwork, resize_kernel
 from visionattn.layers.standardization import instance_standardize
 
@@ -43,7 +42,7 @@ class RecursiveGatedUnit(nn.Module):
     def gate(self, maps: Tensor) -> Tensor:
         """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to what W_y takes, `[B, dim, H, W]`."""
         key, value = split_channels(maps, [maps.shape[1] // 2] * 2)
-        return F.gelu(instance_standardize(key * value)).add_(resize_kernel(self.position_bias, self.out_size))
+        return gelu(instance_standardize(key * value)).add_(resize_kernel(self.position_bias, self.out_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to the same."""
@@ -84,4 +83,4 @@ class HyperInteraction(nn.Module):
         channel = mean * mean * self.channel().flatten().to(x.dtype)
         mean = position_means(context)
         spatial = mean * mean * self.spatial().to(x.dtype)
-        return x * torch.sigmoid(outer(spatial, channel))
+        return x * outer(spatial, channel).sigmoid_()

@@ -5,6 +5,7 @@ pictures' channels side by side are the channels of one picture in channels-last
 picture by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,6 +79,13 @@ def pointwise_sum(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None
     for x, weight in zip(maps[1:], weights[1:]):  # noqa: B905  (TorchScript)
         y.add_(F.conv2d(as_columns(x), weight[:, :, None, None]))
     return from_columns(y, height, width)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that is not needed any more: in its place, where no gradients are computed."""
+    if torch.is_grad_enabled():
+        return F.gelu(x)
+    return torch.ops.aten.gelu_(x)
 
 
 def adaptive_pool(x: Tensor, size: tuple[int, int]) -> Tensor:

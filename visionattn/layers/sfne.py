@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from visionattn.layers.hyper_interaction import HyperChannelInteraction, HyperInteraction, RecursiveGatedUnit
 from visionattn.layers.positions_first import (
     adaptive_pool,
+    gelu,
     pointwise,
     pointwise_sum,
     positions_first,
     split_channels,
 )
+from visionattn.layers.prepared import Prepared
 from visionattn.layers.slow_network import ContextSlowNetwork, KernelInit, SlowNetwork
 from visionattn.layers.standardization import BatchStandardization, GroupStandardization, instance_standardize
 from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
@@ -51,7 +53,7 @@ def mix_locally(z: Tensor, kernel: Tensor) -> Tensor:
     return hyper_zzw_local(z, kernel[0] if len(kernel) < len(z) else kernel)
 
 
-class LocalMixing(nn.Module):
+class LocalMixing(Prepared):
     """Depthwise correlation with a kernel made from context, a 1x1 map, BS and GELU."""
 
     def __init__(
@@ -65,14 +67,28 @@ class LocalMixing(nn.Module):
         self.norm = BatchStandardization(dim, running_stats=not paper_compat, **dd)
         self.scalar = nn.Parameter(torch.zeros(1, **dd)) if paper_compat else None
 
+    @torch.jit.ignore
+    def sources(self) -> list[Tensor]:
+        """The 1x1 map and running statistics."""
+        return [*self.proj.parameters(), *self.norm.buffers()]
+
+    def prepare(self) -> list[Tensor]:
+        """Weight and bias of the 1x1 map, with BS in them where its statistics are constants."""
+        weight, bias = self.proj.weight.flatten(1), bias_of(self.proj)
+        if self.norm.uses_running_stats():
+            weight, bias = self.norm.fold(weight, bias)
+        return [weight, bias]
+
     def forward(self, context: Tensor, z: Tensor) -> Tensor:
         """Mixes `z` `[B, dim, H, W]` with kernels made from `context` of the same shape."""
         kernel = self.kernel(adaptive_pool(context, self.kernel_size))
-        y = F.gelu(self.norm(pointwise(mix_locally(z, kernel), self.proj.weight, self.proj.bias)))
-        return y if self.scalar is None else y + self.scalar
+        weight, bias = self.prepared()
+        y = pointwise(mix_locally(z, kernel), weight, bias)
+        y = gelu(y if self.norm.uses_running_stats() else self.norm(y))
+        return y if self.scalar is None else y.add_(self.scalar)
 
 
-class SlowFastBlock(nn.Module):
+class SlowFastBlock(Prepared):
     """The block; maps positions-first `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
 
     def __init__(
@@ -128,8 +144,10 @@ class SlowFastBlock(nn.Module):
             for k in local_sizes
         ]
         self.local_1, self.local_2, self.local_3, self.local_4 = local
-        branches = 6 + sum(k > 0 for k in local_sizes) + len(dense_dims)
-        self.proj = nn.Conv2d(branches * dim, dim_out, 1, bias=paper_compat, **dd)
+        dims: list[int | None] = [dim, local_sizes[1] and dim, *dense_dims[:1], dim, dim, local_sizes[0] and dim, dim]
+        dims += [local_sizes[2] and dim, dim, local_sizes[3] and dim, *dense_dims[1:], dim]
+        self.branch_dims = [x for x in dims if x]
+        self.proj = nn.Conv2d(len(self.branch_dims) * dim, dim_out, 1, bias=paper_compat, **dd)
         self.norm = GroupStandardization(dim_out, running_stats=not paper_compat, **dd)
         self.scalar = nn.Parameter(torch.zeros(1, **dd))
         nn.init.kaiming_normal_(self.mix.weight)
@@ -138,22 +156,36 @@ class SlowFastBlock(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
-    def branches(self, x: Tensor, dense: list[Tensor]) -> list[Tensor]:
+    @torch.jit.ignore
+    def sources(self) -> list[Tensor]:
+        """All 1x1 maps of the block itself, and running statistics."""
+        units = (self.rgu_slow, self.rgu_fast)
+        maps = [conv for unit in units for conv in (unit.key, unit.value, unit.query, unit.proj)]
+        return [*(p for conv in (*maps, self.mix, self.proj) for p in conv.parameters()), *self.norm.buffers()]
+
+    def prepare(self) -> list[Tensor]:
+        """Weights and biases of the 1x1 maps: of the RGUs' beginnings, of `mix`, of the RGUs' ends, of the branches."""
+        fast, slow = self.rgu_fast, self.rgu_slow
+        found = [*fast.maps(), *slow.maps(), self.mix.weight.flatten(1), bias_of(self.mix)]
+        found += [fast.proj.weight.flatten(1), slow.proj.weight.flatten(1), bias_of(fast.proj) + bias_of(slow.proj)]
+        batch, instance = self.norm.split(self.proj.weight.flatten(1))
+        batch_bias, instance_bias = self.norm.split(bias_of(self.proj))
+        if self.norm.batch.uses_running_stats():
+            batch, batch_bias = self.norm.batch.fold(batch, batch_bias)
+        found.append(torch.cat((batch_bias, instance_bias)))
+        columns = torch.cat((batch, instance)).split(self.dim, 1)
+        found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims)]  # noqa: B905  (TorchScript)
+        return found
+
+    def branches(self, x: Tensor, dense: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
         """What the last map combines, in its order: `[B, dim, H, W]` each, but earlier outputs as they are."""
         w_hat = x * self.kernel().to(x.dtype)
-        weight, bias = self.rgu_fast.maps()
-        mix_bias = torch.zeros_like(bias[: self.dim]) if self.mix.bias is None else self.mix.bias
-        maps = pointwise(x, torch.cat((weight, self.mix.weight.flatten(1))), torch.cat((bias, mix_bias)))
-        gates, mix = split_channels(maps, [2 * self.dim, self.dim])
-        gates_slow = pointwise(w_hat, *self.rgu_slow.maps())
-        fast_proj, slow_proj = self.rgu_fast.proj, self.rgu_slow.proj
-        fast = pointwise_sum(
-            [self.rgu_fast.gate(gates), self.rgu_slow.gate(gates_slow)],
-            [fast_proj.weight.flatten(1), slow_proj.weight.flatten(1)],
-            None if fast_proj.bias is None or slow_proj.bias is None else fast_proj.bias + slow_proj.bias,
-        )
-        fast = instance_standardize(fast)
-        mix = instance_standardize(mix)
+        gates = [
+            self.rgu_fast.gate(pointwise(x, maps[0], maps[1])),
+            self.rgu_slow.gate(pointwise(w_hat, maps[2], maps[3])),
+        ]
+        fast = instance_standardize(pointwise_sum(gates, maps[6:8], maps[8]))
+        mix = instance_standardize(pointwise(x, maps[4], maps[5]))
         hci = instance_standardize(self.hci(x))
         out, out_x, out_hci = mix_globally(w_hat, [fast, mix, hci], self.global_mode)
         found = [out]
@@ -175,19 +207,17 @@ class SlowFastBlock(nn.Module):
 
     def forward(self, x: Tensor, dense: list[Tensor]) -> Tensor:
         """Maps `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
-        branches = self.branches(positions_first(x), dense)
-        weights = torch.cat(self.norm.split(self.proj.weight.flatten(1))).split(self.dim, 1)
-        weights = [untile_columns(w, branch.shape[1]) for w, branch in zip(weights, branches)]  # noqa: B905  (TorchScript)
-        bias = self.proj.bias
-        if bias is not None:
-            bias = torch.cat(self.norm.split(bias))
-        y = pointwise_sum(branches, weights, bias)
+        maps = self.prepared()
+        y = pointwise_sum(self.branches(positions_first(x), dense, maps[:9]), maps[10:], maps[9])
         batch, instance = split_channels(y, [y.shape[1] // 2] * 2)
-        halves = (
-            F.gelu(self.norm.batch(batch)).add_(self.scalar),
-            F.gelu(instance_standardize(instance)).add_(self.scalar),
-        )
-        return F.dropout2d(self.norm.join(*halves), self.drop_rate, self.training)
+        batch = batch if self.norm.batch.uses_running_stats() else self.norm.batch(batch)
+        y = gelu(self.norm.join(batch, instance_standardize(instance))).add_(self.scalar)
+        return F.dropout2d(y, self.drop_rate, self.training)
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """The bias, or zeros."""
+    return conv.weight.new_zeros(conv.weight.shape[0]) if conv.bias is None else conv.bias
 
 
 def tile_channels(x: Tensor, dim: int) -> Tensor:

@@ -13,17 +13,19 @@ autocast: rounded frequencies would be another network.
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.layers.prepared import Prepared
+
 KernelInit = Literal["gamma", "band_limited"]
 Size = tuple[int, int]
 
 
-class FilterNetwork(nn.Module):
+class FilterNetwork(Prepared):
     """What all slow networks share: filters of the coordinates, hidden maps and the last one.
 
     Shape letters: N taps, h hidden channels, C channels of the kernel.
@@ -72,8 +74,6 @@ class FilterNetwork(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(hidden, hidden, **dd) for _ in range(depth)])
         self.tap_bias = nn.Parameter(torch.zeros(size[0] * size[1], 1, **dd))
         self.proj = nn.Linear(hidden, dim, **dd)
-        self._kept: list[Tensor] | None = None
-        self._kept_for: list[tuple[int, int]] = []
         self._init_weights(init, omega_0)
 
     @torch.no_grad()
@@ -109,34 +109,6 @@ class FilterNetwork(nn.Module):
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
         return list(self.filters(grid).sin().split(self.hidden, 1))
 
-    def prepare(self) -> list[Tensor]:
-        """Computes what depends on parameters alone."""
-        raise NotImplementedError
-
-    def prepared(self) -> list[Tensor]:
-        """What `prepare` gives; at evaluation it is kept until a parameter, the size or the mode changes."""
-        if torch.jit.is_scripting():
-            return self.prepare()
-        return self._keep()
-
-    @torch.jit.unused
-    def _keep(self) -> list[Tensor]:
-        with_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.training or with_gradient or torch.compiler.is_compiling():
-            with torch.autocast(self.tap_bias.device.type, enabled=False):
-                return self.prepare()
-        current = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters()]
-        if self._kept is None or current != self._kept_for:
-            # A tensor made in inference mode could not take part in a later computation of gradients.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.tap_bias.device.type, enabled=False):
-                self._kept, self._kept_for = self.prepare(), current
-        return self._kept
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; what is kept is dropped."""
-        self._kept = None
-        return super().train(mode)
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         def apply(x: Tensor) -> Tensor:
             y = fn(x)
@@ -144,8 +116,7 @@ class FilterNetwork(nn.Module):
                 return x.to(y.device)
             return y
 
-        self._kept = None
-        return super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(apply, recurse)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

@@ -40,6 +40,18 @@ class BatchStandardization(nn.BatchNorm2d):
         """Takes `dim` channels."""
         super().__init__(dim, eps=EPS, affine=False, track_running_stats=running_stats, **dd)
 
+    def uses_running_stats(self) -> bool:
+        """Whether the statistics are constants now."""
+        return not self.training and self.running_mean is not None
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight `[dim, C]` and bias of a 1x1 map that standardizes its own output by running statistics."""
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None
+        assert var is not None
+        scale = torch.rsqrt(var + self.eps)
+        return weight * scale[:, None], (bias - mean) * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, H, W]` to the same."""
         if self.training or self.running_mean is None:

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("attention.cpp", "worker.h", "products.h", "arguments.h", "vectors.h")
+    Path(__file__).with_name(name)
+    for name in ("attention.cpp", "stacked.cpp", "worker.h", "products.h", "arguments.h", "vectors.h")
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
@@ -35,7 +36,7 @@ def load() -> ctypes.CDLL | str:
     path = Path(root) / "visionattn" / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
-            _log.info("compiling %s into %s", SOURCES[0].name, path)
+            _log.info("compiling kernels into %s", path)
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as failure:
@@ -49,7 +50,8 @@ def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [*compiler.split(), *FLAGS, str(SOURCES[0]), "-o", str(built)]
+        units = [str(x) for x in SOURCES if x.suffix == ".cpp"]
+        command = [*compiler.split(), *FLAGS, *units, "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         built.replace(path)  # whole or not at all, whoever else compiles it now
 

@@ -1,0 +1,55 @@
+"""What modules compute from parameters alone: anew in training, once at evaluation."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Prepared(nn.Module):
+    """A module that derives tensors from its parameters and buffers before it meets any input."""
+
+    def __init__(self) -> None:
+        """Keeps nothing yet."""
+        super().__init__()
+        self._kept: list[Tensor] | None = None
+        self._kept_for: list[tuple[int, int]] = []
+
+    def prepare(self) -> list[Tensor]:
+        """Computes what depends on parameters and buffers alone."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def sources(self) -> list[Tensor]:
+        """The parameters and buffers of which `prepare` makes something."""
+        return [*self.parameters(), *self.buffers()]
+
+    def prepared(self) -> list[Tensor]:
+        """What `prepare` gives; at evaluation it is kept until one of `sources` or the mode changes."""
+        if torch.jit.is_scripting():
+            return self.prepare()
+        return self._keep()
+
+    @torch.jit.unused
+    def _keep(self) -> list[Tensor]:
+        sources = self.sources()
+        device = sources[0].device.type
+        with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
+        if self.training or with_gradient or torch.compiler.is_compiling():
+            with torch.autocast(device, enabled=False):
+                return self.prepare()
+        current = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in sources]
+        if self._kept is None or current != self._kept_for:
+            # A tensor made in inference mode could not take part in a later computation of gradients.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self._kept, self._kept_for = self.prepare(), current
+        return self._kept
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; what is kept is dropped."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._kept = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
