@@ -1,4 +1,4 @@
-"""Checkpoints of classifiers: what one says about itself, and how to build the model that it holds."""
+"""Checkpoints: what one says about itself, and how to build the model that it holds."""
 
 import argparse
 import difflib
@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +21,15 @@ METADATA_KEY = "visionattn"
 """Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
 
 MODEL_PREFIX = "model."
-"""The classifier's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
+"""The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
 
 Weights = Literal["average", "raw"]
+TaskName = Literal["classification", "fine_grained", "reid"]
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that is needed, beside the weights, to build a trained classifier and to feed it pictures.
+    """All that is needed, beside the weights, to build a trained model and to feed it pictures.
 
     Attributes:
         model: name of the architecture in timm's registry.
@@ -39,6 +40,8 @@ class ClassifierSpec:
             and ``crop_mode``, as timm's data configuration has them; for sequences of pixels also ``sequence`` and
             ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the picture).
         dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
+        task: what it was trained for, as ``--task`` takes it. A model for re-identification gives features and has no
+            classes; ``class_names`` are then the identities of the training pictures.
     """
 
     model: str
@@ -47,6 +50,7 @@ class ClassifierSpec:
     class_names: list[str]
     preprocessing: dict[str, Any]
     dataset: str
+    task: TaskName = "classification"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values (str, int, float, bool, None, list, dict), which ``weights_only=True`` loads.
@@ -62,13 +66,12 @@ class ClassifierSpec:
         """Inverse of :meth:`to_dict`; keys that a later version may have added are ignored.
 
         Raises:
-            ValueError: a key is missing.
+            ValueError: a key is missing, other than one that an earlier version did not write.
         """
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
         if missing:
             raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def create_classifier(name: str, **kwargs: Any) -> nn.Module:

@@ -1,11 +1,11 @@
 """Optimizer and learning-rate schedule, both from timm's factories."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
@@ -26,6 +26,7 @@ def create_optimizer(
     momentum: float,
     layer_decay: float | None,
     options: Mapping[str, Any],
+    others: Iterable[nn.Module] = (),
 ) -> torch.optim.Optimizer:
     """An optimizer of timm over the trainable parameters; biases, norms and ``no_weight_decay()`` are not decayed.
 
@@ -37,6 +38,7 @@ def create_optimizer(
         momentum: where the optimizer has one.
         layer_decay: factor between the learning rates of one layer and the one before it.
         options: further arguments of the optimizer.
+        others: further modules with trainable parameters, such as a loss; layer decay is not for them.
 
     Raises:
         ValueError: an unknown optimizer or option.
@@ -59,7 +61,23 @@ def create_optimizer(
         )
     except TypeError as error:
         raise ValueError(f"optimizer {name!r}, --model.opt_kwargs {dict(options)}: {error}") from error
+    for module in others:
+        for group in param_groups_weight_decay(module, weight_decay):
+            if group["params"]:
+                optimizer.add_param_group(group)
     return optimizer
+
+
+def scale_bias_rate(optimizer: torch.optim.Optimizer, module: nn.Module, factor: float) -> None:
+    """Lets the biases of ``module`` learn ``factor`` times as fast; to be called before the schedule is made."""
+    biases = {parameter for name, parameter in module.named_parameters() if name.endswith("bias")}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if parameter in biases]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if parameter not in biases]
+            scale = factor * group.get("lr_scale", 1.0)
+            optimizer.add_param_group({**group, "params": own, "lr_scale": scale})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def create_schedule(

@@ -1,0 +1,353 @@
+"""What all trainings share: a model of timm's registry, its optimizer and schedule, divergence, checkpoints."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
+
+from visionattn.tasks.checkpoint import (
+    METADATA_KEY,
+    ClassifierSpec,
+    TaskName,
+    check_model_name,
+    create_classifier,
+    load_plain,
+)
+from visionattn.tasks.objective import decayed_weights, extra_losses
+from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+
+DEFAULT_LR = 1e-3
+REFERENCE_BATCH = 256
+"""``lr_base`` is for so many pictures per update."""
+
+
+class DivergenceError(FloatingPointError):
+    """The loss or the weights are no longer finite."""
+
+
+class TrainingTask(LightningModule):
+    """A model, how it is built and optimised; what is minimised is a subclass's.
+
+    A subclass gives ``_build`` and the steps. ``training_step`` ends with ``_finish_step``. What a model's
+    ``auxiliary_losses()`` gives, where it has such a method, is added to the loss; the parts are then logged apart, as
+    ``train_loss_NAME``.
+
+    Args:
+        name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
+        pretrained: start from the weights that come with it; a head of another width is made anew.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth; by default the model's own.
+        model_kwargs: further arguments of the model.
+        checkpoint_path: start from the weights in this file, which must fit but for the head.
+        channels_last: keep pictures and weights in NHWC order, often faster on GPUs.
+        compile: run the model through ``torch.compile``.
+        l2_penalty: factor of the sum of the L2 norms, not squared, of all tensors that weight decay would apply to,
+            added to the loss and logged as ``train_loss_l2``; 0 for none.
+        opt: optimizer, one of timm's, or ``kar3``, Terminator's.
+        lr: peak learning rate; 0.001 where neither this nor ``lr_base`` is given.
+        lr_base: peak learning rate for a batch of 256, scaled to the pictures that one update sees (batch size times
+            devices times accumulation).
+        bias_lr_factor: biases learn so many times as fast.
+        weight_decay: not applied to biases and norms.
+        momentum: for optimizers that have one.
+        layer_decay: factor between the learning rates of successive layers, for fine-tuning.
+        opt_kwargs: further arguments of the optimizer, e.g. ``{betas: [0.9, 0.95]}``.
+        agc: adaptive gradient clipping with this factor, everywhere but in the head.
+        sched: shape of the learning-rate schedule over the run.
+        warmup_epochs: linear warm-up, part of the run and at most a quarter of it.
+        warmup_lr: where it starts.
+        cooldown_epochs: epochs at ``min_lr`` at the end, at most a quarter of the run.
+        min_lr: where the schedule ends.
+        sched_on_updates: change the rate after each update instead of each epoch.
+        sched_kwargs: further arguments of timm's scheduler factory.
+
+    Raises:
+        ValueError: an unknown model, options that contradict each other, or (later) data that do not fit the head.
+        DivergenceError: in training, when the loss is NaN or infinite.
+    """
+
+    task_name: ClassVar[TaskName]
+    spec: ClassifierSpec  # known once the model is built
+
+    def __init__(
+        self,
+        name: str = "nat_pico",
+        pretrained: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        checkpoint_path: str | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+        l2_penalty: float = 0.0,
+        opt: str = "adamw",
+        lr: float | None = None,
+        lr_base: float | None = None,
+        bias_lr_factor: float = 1.0,
+        weight_decay: float = 0.05,
+        momentum: float = 0.9,
+        layer_decay: float | None = None,
+        opt_kwargs: dict[str, Any] | None = None,
+        agc: float | None = None,
+        sched: Schedule = "cosine",
+        warmup_epochs: float = 0.0,
+        warmup_lr: float = 1e-6,
+        cooldown_epochs: float = 0.0,
+        min_lr: float = 0.0,
+        sched_on_updates: bool = True,
+        sched_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_model_name(name)
+        if lr is not None and lr_base is not None:
+            raise ValueError(f"--model.lr {lr} and --model.lr_base {lr_base} exclude each other: pass one")
+        if l2_penalty < 0:
+            raise ValueError(f"--model.l2_penalty must be at least 0, got {l2_penalty}")
+        if bias_lr_factor <= 0:
+            raise ValueError(f"--model.bias_lr_factor must be greater than 0, got {bias_lr_factor}")
+        self.save_hyperparameters()  # those of the subclass, too
+        self.model: nn.Module | None = None
+        self._penalised: list[Tensor] = []
+        self._pending: tuple[Tensor, int, int] | None = None  # loss, step, epoch: not yet known to be finite
+
+    # Building
+
+    @property
+    def options(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
+
+    @property
+    def data(self) -> Any:
+        """The DataModule of the run."""
+        trainer: Any = self.trainer  # its attribute is not declared
+        return trainer.datamodule
+
+    def configure_model(self) -> None:
+        """Builds model, losses and metrics, now that the number of classes is known. Called more than once."""
+        if self.model is not None:
+            return
+        hparams = self.options
+        self._build()
+        assert self.model is not None
+        if hparams.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if hparams.compile:
+            self.model.compile()
+        self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
+        self.spec = ClassifierSpec(
+            hparams.name,
+            self._model_kwargs,
+            int(self.model.num_classes),
+            self.data.class_names,
+            self.data.preprocessing,
+            self.data.name,
+            self.task_name,
+        )
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Sets ``model``, which ``_create`` makes, and whatever else holds parameters or counts."""
+
+    @property
+    def _model_kwargs(self) -> dict[str, Any]:
+        """Arguments that shape the model, without those that matter in training alone."""
+        kwargs = dict(self.options.model_kwargs or {})
+        channels = self.data.preprocessing["input_size"][0]
+        return kwargs if channels == 3 else {"in_chans": channels, **kwargs}
+
+    def _create(self, num_classes: int | None) -> nn.Module:
+        hparams = self.options
+        rates = {"drop_rate": hparams.drop_rate, "drop_path_rate": hparams.drop_path_rate}
+        # A model that has no stochastic depth takes no rate of it, and timm passes over None.
+        options = {key: value for key, value in {**self._model_kwargs, **rates}.items() if value}
+        options |= {} if num_classes is None else {"num_classes": num_classes}
+        # Weights that a checkpoint will overwrite are not worth fetching.
+        fresh = self.trainer.ckpt_path is None
+        model = create_classifier(hparams.name, pretrained=hparams.pretrained and fresh, **options)
+        if hparams.pretrained:
+            self._compare_preprocessing(model)
+        if hparams.checkpoint_path and fresh:
+            initial = load_plain(hparams.checkpoint_path, hparams.name, model_kwargs=self._model_kwargs).state_dict()
+            _load_all_but_heads(model, initial)
+        return model
+
+    def _compare_preprocessing(self, model: nn.Module) -> None:
+        config: Any = model.pretrained_cfg
+        for key in ("mean", "std"):
+            ours, theirs = list(self.data.preprocessing[key]), list(config.get(key) or ())
+            if theirs and ours != theirs:
+                rank_zero_warn(
+                    f"{self.options.name} was pretrained with {key} {theirs}, the data have {ours}: "
+                    f"--data.{key} '{theirs}' makes them agree"
+                )
+
+    @property
+    def _head(self) -> nn.Module:
+        assert self.model is not None
+        return self.model.get_classifier()  # type: ignore[operator]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule over the length of the run."""
+        assert self.model is not None
+        hparams, trainer = self.options, self.trainer
+        updates = trainer.estimated_stepping_batches
+        if updates == float("inf"):
+            raise ValueError("the schedule needs to know the length of the run: pass --trainer.max_epochs or max_steps")
+        per_epoch = math.ceil(min(trainer.num_training_batches, updates * trainer.accumulate_grad_batches))
+        seen = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        scaled = None if hparams.lr_base is None else hparams.lr_base * seen / REFERENCE_BATCH
+        lr = hparams.lr or scaled or DEFAULT_LR
+        optimizer = create_optimizer(
+            self.model,
+            hparams.opt,
+            lr,
+            hparams.weight_decay,
+            hparams.momentum,
+            hparams.layer_decay,
+            hparams.opt_kwargs or {},
+            others=[child for child in self.children() if child is not self.model],
+        )
+        if hparams.bias_lr_factor != 1:
+            scale_bias_rate(optimizer, self, hparams.bias_lr_factor)
+        schedule = create_schedule(
+            optimizer,
+            hparams.sched,
+            total_updates=int(updates),
+            updates_per_epoch=math.ceil(per_epoch / trainer.accumulate_grad_batches),
+            warmup_epochs=hparams.warmup_epochs,
+            warmup_lr=hparams.warmup_lr,
+            cooldown_epochs=hparams.cooldown_epochs,
+            min_lr=hparams.min_lr,
+            on_updates=hparams.sched_on_updates,
+            options=hparams.sched_kwargs or {},
+        )
+        interval = "step" if hparams.sched_on_updates else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}  # type: ignore[return-value]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Schedules of timm are functions of the number of updates, or epochs, done."""
+        if self.options.sched_on_updates:
+            scheduler.step_update(self.global_step)
+        else:
+            scheduler.step(self.current_epoch + 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Adaptive clipping where it is asked for; clipping by norm or value is the trainer's."""
+        if self.options.agc and self.model is not None:
+            head = set(self._head.parameters())
+            parameters = [parameter for parameter in self.model.parameters() if parameter not in head]
+            adaptive_clip_grad(parameters, self.options.agc)
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # Steps
+
+    def _arrange(self, image: Tensor) -> Tensor:
+        """Pictures in the order of axes in memory that is wanted."""
+        return image.contiguous(memory_format=torch.channels_last) if self.options.channels_last else image
+
+    def on_train_epoch_start(self) -> None:
+        """Lets data sets that are read in order shuffle anew."""
+        self.data.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes mixup and stochastic depth a function of the step, as shuffling and augmentation are."""
+        self.require_finite_loss()
+        key = [self.data.seed, self.current_epoch, batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def _finish_step(self, loss: Tensor, parts: Mapping[str, Tensor], count: int) -> Tensor:
+        """The loss with what the model and the weights add to it; logs it, and its parts where there are several.
+
+        Args:
+            loss: what the task minimises.
+            parts: what it is made of, by name.
+            count: pictures in the batch.
+        """
+        assert self.model is not None
+        extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)
+        loss = sum(extra.values(), start=loss)
+        if len(parts) + len(extra) > 1:
+            for name, part in {**parts, **extra}.items():
+                self.log(f"train_loss_{name}", part.detach(), batch_size=count)
+        self._pending = loss.detach(), self.global_step, self.current_epoch
+        self.log("train_loss", loss, prog_bar=True, batch_size=count)
+        self.log("lr-max", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        return loss
+
+    def require_finite_loss(self) -> None:
+        """Looks at the last loss, one step late so that the device is not waited for.
+
+        Raises:
+            DivergenceError: it was not finite; the message names the step and the last good checkpoint.
+        """
+        if self._pending is None:
+            return
+        (loss, step, epoch), self._pending = self._pending, None
+        if not torch.isfinite(loss):
+            raise DivergenceError(f"the loss became {loss.item():g} at step {step} (epoch {epoch}); {self._advice()}")
+
+    def _advice(self) -> str:
+        callbacks = self.trainer.checkpoint_callbacks
+        paths = [
+            getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+            for callback in callbacks
+        ]
+        kept = next((path for path in reversed(paths) if path), None) or self.trainer.ckpt_path
+        return (
+            f"{f'the last good checkpoint is {kept}' if kept else 'there was no checkpoint yet'}: go on with a lower "
+            "--model.lr, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """The last loss of the epoch has no next step that would look at it."""
+        self.require_finite_loss()
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what :func:`visionattn.tasks.checkpoint.load_classifier` needs; never lets bad weights be written."""
+        self.require_finite_loss()
+        weights = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
+        if not torch.stack([torch.isfinite(value).all() for value in weights]).all():
+            raise DivergenceError(f"weights are no longer finite at step {self.global_step}; {self._advice()}")
+        checkpoint[METADATA_KEY] = self.spec.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares architectures first, for a message that is shorter than a list of keys."""
+        path = self.trainer.ckpt_path
+        if METADATA_KEY not in checkpoint:
+            raise ValueError(f"{path} is not a checkpoint of train.py: start from it with --model.checkpoint_path")
+        held = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+        if held.task != self.spec.task:
+            raise ValueError(f"{path} was trained with --task {held.task}, not {self.spec.task}")
+        for what in ("model", "num_classes", "model_kwargs"):
+            theirs, ours = getattr(held, what), getattr(self.spec, what)
+            if theirs != ours:
+                raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")
+
+
+def _load_all_but_heads(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
+    """Takes weights from ``initial``, but for those of classifiers that are of another width."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    head = tuple(name for name, module in model.named_modules() if module is classifier)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    kept = {
+        name: value for name, value in initial.items() if not name.startswith(head) or value.shape == shapes.get(name)
+    }
+    model.load_state_dict(kept, strict=False)
