@@ -1,0 +1,51 @@
+"""The batch-hard triplet loss against its equation, picture by picture."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from visionattn.losses.triplet import BatchHardTripletLoss
+
+
+def transcribed(features: Tensor, target: Tensor) -> float:
+    """Hermans et al., 2017, equation 5, with the soft margin."""
+    losses = []
+    for x, label in zip(features, target, strict=True):
+        distance = [math.dist(x.tolist(), y.tolist()) for y in features]
+        hardest = max(d for d, other in zip(distance, target, strict=True) if other == label)
+        nearest = min(d for d, other in zip(distance, target, strict=True) if other != label)
+        losses.append(math.log1p(math.exp(hardest - nearest)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])
+def test_it_is_the_equation_at_any_scale(scale: float) -> None:
+    # A loss of normalised features would not depend on the scale.
+    features, target = scale * torch.randn(12, 5), torch.arange(12) % 4
+    assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
+
+
+def test_well_separated_pictures_count_in_the_mean() -> None:
+    features = torch.tensor([[0.0, 0.0], [0.0, 1.0], [30.0, 0.0], [30.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
+    target = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
+
+
+def test_half_precision_is_not_used_for_distances() -> None:
+    # bfloat16 knows no numbers between 256 and 258.
+    features, target = torch.tensor([[256.0], [257.0], [259.5]]), torch.tensor([0, 0, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = BatchHardTripletLoss()(features, target)
+    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(x)) for x in (1 - 3.5, 1 - 2.5)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [[0, 0, 0], [0, 1, 2]], ids=["no negatives", "no positives"])
+def test_a_batch_without_triplets_has_no_loss_and_trains_on(target: list[int]) -> None:
+    features = torch.randn(3, 4, requires_grad=True)
+    loss = BatchHardTripletLoss()(features, torch.tensor(target))
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
