@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionattn.layers.positions_first import channel_means, gelu, outer, pointwise, position_means, split_channels
+from visionattn.layers.positions_first import (
+    bias_of,
+    channel_means,
+    gelu,
+    outer,
+    pointwise,
+    position_means,
+    split_channels,
+)
 from visionattn.layers.slow_network import SlowNetwork, resize_kernel
 from visionattn.layers.standardization import instance_standardize
 
@@ -32,12 +40,11 @@ class RecursiveGatedUnit(nn.Module):
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """Weight `[2 * dim, dim]` and bias of the map to K and `W_q V`."""
-        key, value, query = self.key.bias, self.value.bias, self.query.weight.flatten(1)
-        assert key is not None
-        assert value is not None
-        assert self.query.bias is not None
+        query = self.query.weight.flatten(1)
         weight = torch.cat((self.key.weight.flatten(1), query @ self.value.weight.flatten(1)))
-        return weight, torch.cat((key, torch.mv(query, value) + self.query.bias))
+        value_bias = bias_of(self.value.weight, self.value.bias)
+        bias = torch.mv(query, value_bias) + bias_of(self.query.weight, self.query.bias)
+        return weight, torch.cat((bias_of(self.key.weight, self.key.bias), bias))
 
     def gate(self, maps: Tensor) -> Tensor:
         """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to what W_y takes, `[B, dim, H, W]`."""

@@ -62,6 +62,11 @@ def outer(positions: Tensor, channels: Tensor) -> Tensor:
     return (positions.permute(2, 3, 0, 1) * channels).permute(2, 3, 0, 1)
 
 
+def bias_of(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias of a map with this weight, zeros where it has none."""
+    return weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The 1x1 convolution of `[B, C, H, W]` with `weight` `[C_out, C]` or `[C_out, C, 1, 1]`."""
     height, width = x.shape[2], x.shape[3]

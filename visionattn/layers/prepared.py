@@ -1,9 +1,16 @@
 """What modules compute from parameters alone: anew in training, once at evaluation."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which tensors keep their types."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class Prepared(nn.Module):
@@ -33,15 +40,15 @@ class Prepared(nn.Module):
     @torch.jit.unused
     def _keep(self) -> list[Tensor]:
         sources = self.sources()
-        device = sources[0].device.type
+        device = sources[0].device
         with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
         if self.training or with_gradient or torch.compiler.is_compiling():
-            with torch.autocast(device, enabled=False):
+            with without_autocast(device):
                 return self.prepare()
         current = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in sources]
         if self._kept is None or current != self._kept_for:
             # A tensor made in inference mode could not take part in a later computation of gradients.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
                 self._kept, self._kept_for = self.prepare(), current
         return self._kept
 

@@ -17,12 +17,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.layers.hyper_interaction import HyperChannelInteraction, HyperInteraction, RecursiveGatedUnit
 from visionattn.layers.positions_first import (
     adaptive_pool,
+    bias_of,
     gelu,
     pointwise,
     pointwise_sum,
@@ -38,17 +39,15 @@ from visionattn_kernels.hyper import GlobalMode
 Size = tuple[int, int]
 
 
-@register_notrace_function
 @torch.jit.ignore
 def mix_globally(w_hat: Tensor, z: list[Tensor], mode: str) -> list[Tensor]:
-    """`hyper_zzw_global`, opaque to FX and TorchScript."""
+    """`hyper_zzw_global`, opaque to TorchScript."""
     return hyper_zzw_global(w_hat, z, cast(GlobalMode, mode))
 
 
-@register_notrace_function
 @torch.jit.ignore
 def mix_locally(z: Tensor, kernel: Tensor) -> Tensor:
-    """`hyper_zzw_local`, opaque to FX and TorchScript; `kernel` is `[1, C, kH, kW]` where all pictures share one."""
+    """`hyper_zzw_local`, opaque to TorchScript; `kernel` is `[1, C, kH, kW]` where all pictures share one."""
     kernel = kernel.to(z.dtype)
     return hyper_zzw_local(z, kernel[0] if len(kernel) < len(z) else kernel)
 
@@ -74,7 +73,7 @@ class LocalMixing(Prepared):
 
     def prepare(self) -> list[Tensor]:
         """Weight and bias of the 1x1 map, with BS in them where its statistics are constants."""
-        weight, bias = self.proj.weight.flatten(1), bias_of(self.proj)
+        weight, bias = self.proj.weight.flatten(1), bias_of(self.proj.weight, self.proj.bias)
         if self.norm.uses_running_stats():
             weight, bias = self.norm.fold(weight, bias)
         return [weight, bias]
@@ -88,6 +87,7 @@ class LocalMixing(Prepared):
         return y if self.scalar is None else y.add_(self.scalar)
 
 
+@register_notrace_module  # FX would trace what is prepared, not keep it
 class SlowFastBlock(Prepared):
     """The block; maps positions-first `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
 
@@ -166,10 +166,11 @@ class SlowFastBlock(Prepared):
     def prepare(self) -> list[Tensor]:
         """Weights and biases of the 1x1 maps: of the RGUs' beginnings, of `mix`, of the RGUs' ends, of the branches."""
         fast, slow = self.rgu_fast, self.rgu_slow
-        found = [*fast.maps(), *slow.maps(), self.mix.weight.flatten(1), bias_of(self.mix)]
-        found += [fast.proj.weight.flatten(1), slow.proj.weight.flatten(1), bias_of(fast.proj) + bias_of(slow.proj)]
+        found = [*fast.maps(), *slow.maps(), self.mix.weight.flatten(1), bias_of(self.mix.weight, self.mix.bias)]
+        found += [fast.proj.weight.flatten(1), slow.proj.weight.flatten(1)]
+        found.append(bias_of(fast.proj.weight, fast.proj.bias) + bias_of(slow.proj.weight, slow.proj.bias))
         batch, instance = self.norm.split(self.proj.weight.flatten(1))
-        batch_bias, instance_bias = self.norm.split(bias_of(self.proj))
+        batch_bias, instance_bias = self.norm.split(bias_of(self.proj.weight, self.proj.bias))
         if self.norm.batch.uses_running_stats():
             batch, batch_bias = self.norm.batch.fold(batch, batch_bias)
         found.append(torch.cat((batch_bias, instance_bias)))
@@ -215,11 +216,6 @@ class SlowFastBlock(Prepared):
         return F.dropout2d(y, self.drop_rate, self.training)
 
 
-def bias_of(conv: nn.Conv2d) -> Tensor:
-    """The bias, or zeros."""
-    return conv.weight.new_zeros(conv.weight.shape[0]) if conv.bias is None else conv.bias
-
-
 def tile_channels(x: Tensor, dim: int) -> Tensor:
     """Repeats the first axis of `x`, as a whole, until it has `dim` channels."""
     copies = -(-dim // x.shape[0])
@@ -228,7 +224,7 @@ def tile_channels(x: Tensor, dim: int) -> Tensor:
 
 def untile_columns(weight: Tensor, dim: int) -> Tensor:
     """The weight on `dim` channels that does what `weight` `[C_out, C]` does on their tiling to C channels."""
-    copies = -(-weight.shape[1] // dim)
-    if copies == 1:
+    if weight.shape[1] == dim:
         return weight
+    copies = -(-weight.shape[1] // dim)
     return F.pad(weight, (0, copies * dim - weight.shape[1])).reshape(-1, copies, dim).sum(1)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.layers.prepared import Prepared
+from visionattn.layers.prepared import Prepared, without_autocast
 
 KernelInit = Literal["gamma", "band_limited"]
 Size = tuple[int, int]
@@ -104,7 +104,7 @@ class FilterNetwork(Prepared):
         """The filters g_l of every tap, `[N, h]` per layer."""
         axes = [
             torch.linspace(-1.0, 1.0, n, device=self.tap_bias.device, dtype=self.tap_bias.dtype)
-            for n in self.size[2 - self.ndim :]
+            for n in [self.size[0], self.size[1]][2 - self.ndim :]
         ]
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
         return list(self.filters(grid).sin().split(self.hidden, 1))
@@ -197,7 +197,7 @@ class ContextSlowNetwork(FilterNetwork):
 
     @torch.jit.unused
     def _generate_exactly(self, pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):
+        with without_autocast(pooled.device):
             return self.generate(pooled)
 
     def generate(self, pooled: Tensor) -> Tensor:

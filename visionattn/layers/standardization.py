@@ -6,7 +6,7 @@ As in Terminator (arXiv 2401.17948): without scale and shift. The input is a map
 from typing import Any
 
 import torch
-from timm.layers import register_notrace_function
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.layers.positions_first import as_channels, as_columns, from_channels, from_columns
@@ -29,16 +29,22 @@ def instance_standardize(x: Tensor, eps: float = EPS) -> Tensor:
     return from_channels(y, x.shape[0])
 
 
-class BatchStandardization(nn.BatchNorm2d):
-    """Standardizes each channel over the batch; at evaluation by running statistics.
+class BatchStandardization(nn.Module):
+    """Standardizes each channel over the batch, that of one device; at evaluation by running statistics.
 
     Without running statistics it is by those of the batch at evaluation, too, so that predictions depend on what else
     is in the batch; that is what the released network did.
     """
 
-    def __init__(self, dim: int, running_stats: bool = True, **dd: Any) -> None:
-        """Takes `dim` channels."""
-        super().__init__(dim, eps=EPS, affine=False, track_running_stats=running_stats, **dd)
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(self, dim: int, running_stats: bool = True, momentum: float = 0.1, **dd: Any) -> None:
+        """Takes `dim` channels; `momentum` is the part of new statistics in the running ones."""
+        super().__init__()
+        self.momentum, self.eps = momentum, EPS
+        self.register_buffer("running_mean", torch.zeros(dim, **dd) if running_stats else None)
+        self.register_buffer("running_var", torch.ones(dim, **dd) if running_stats else None)
 
     def uses_running_stats(self) -> bool:
         """Whether the statistics are constants now."""
@@ -54,12 +60,14 @@ class BatchStandardization(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, H, W]` to the same."""
-        if self.training or self.running_mean is None:
+        by_batch = self.training or self.running_mean is None
+        if by_batch:
             check_values(x)
-        return from_columns(super().forward(as_columns(x)), x.shape[2], x.shape[3])
+        mean, var = self.running_mean, self.running_var
+        y = F.batch_norm(as_columns(x), mean, var, None, None, by_batch, self.momentum, self.eps)
+        return from_columns(y, x.shape[2], x.shape[3])
 
 
-@register_notrace_function
 @torch.jit.ignore
 def check_values(x: Tensor) -> None:
     """Refuses a batch that has one value per channel.
@@ -91,7 +99,7 @@ class GroupStandardization(nn.Module):
 
     def split(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of a weight `[dim, ...]` by how the channels that they make are standardized: batch, instance."""
-        groups = weight.reshape(self.num_groups // 2, 2, -1, *weight.shape[1:])
+        groups = weight.unflatten(0, (self.num_groups // 2, 2, -1))
         return groups[:, 0].flatten(0, 1), groups[:, 1].flatten(0, 1)
 
     def join(self, batch: Tensor, instance: Tensor) -> Tensor:

@@ -3,5 +3,6 @@
 from visionattn.models.halonet import HaloNet
 from visionattn.models.nat import NeighborhoodAttentionTransformer
 from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
+from visionattn.models.terminator import Terminator
 
-__all__ = ["HaloNet", "IsotropicNeighborhoodTransformer", "NeighborhoodAttentionTransformer"]
+__all__ = ["HaloNet", "IsotropicNeighborhoodTransformer", "NeighborhoodAttentionTransformer", "Terminator"]

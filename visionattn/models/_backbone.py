@@ -74,8 +74,13 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new classifier in place of the old one; pooling stays unless one is given."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
+        self.head.reset(num_classes, pool_type=global_pool, **self.device_and_dtype())
         self.head_hidden_size = self.head.num_features
+
+    @torch.jit.ignore
+    def device_and_dtype(self) -> dict[str, Any]:
+        """Where maps are, and their type."""
+        return get_device_dtype(self)
 
     def forward_intermediates(
         self,

@@ -22,12 +22,12 @@ asked for, see `visionattn.layers.slow_network`.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import register_notrace_function
+from timm.layers import get_device_dtype, register_notrace_function
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -44,11 +44,42 @@ __all__ = ["Terminator"]
 Size = int | Sequence[int]
 
 
+@register_notrace_function
+@torch.jit.ignore
+def check_size(x: Tensor, height: int, width: int) -> None:
+    """Refuses pictures of another size than the model's.
+
+    Raises:
+        ValueError: They are.
+    """
+    if x.dim() != 4 or x.shape[2] != height or x.shape[3] != width:
+        raise ValueError(
+            f"the model takes pictures [B, C, {height}, {width}]; got {list(x.shape)}: resize them, or call "
+            f"set_input_size or build the model with img_size"
+        )
+
+
+class Stem(nn.Module):
+    """Refuses pictures of another size than the model's, and cuts them into patches where there is a map for these."""
+
+    def __init__(self, img_size: tuple[int, int], proj: nn.Module | None) -> None:
+        """Takes height and width of the pictures."""
+        super().__init__()
+        self.img_size = img_size
+        self.proj = nn.Identity() if proj is None else proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps pictures `[B, C, H, W]` to maps."""
+        check_size(x, self.img_size[0], self.img_size[1])
+        return self.proj(x)
+
+
 class Terminator(Backbone):
     """Terminator in two dimensions, or in one for sequences as maps of one row `[B, C, 1, L]`."""
 
     stem_name: ClassVar[str] = "stem"
     stack_name: ClassVar[str] = "blocks"
+    dense: list[list[int]]  # per block the earlier ones whose outputs it takes
 
     def __init__(
         self,
@@ -105,17 +136,17 @@ class Terminator(Backbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if len(slow_depths) != len(embed_dims):
             raise ValueError(f"slow_depths must have one entry per block, {len(embed_dims)}; got {len(slow_depths)}")
+        if global_mode not in get_args(GlobalMode):
+            raise ValueError(f"global_mode must be one of {', '.join(get_args(GlobalMode))}; got {global_mode!r}")
         self.ndim = int(ndim)
         self.patch_size = (1 if ndim == 1 else patch_size, patch_size)
         self.global_mode: str = global_mode
         self.slow_loss_weight = slow_loss_weight
         self.img_size = self._check_img_size(img_size)
         grid = self._map_size(self._check_img_size(img_size if grid_size is None else grid_size))
-        self.stem: nn.Module = nn.Identity()
-        dim = in_chans
-        if patch_size > 1:
-            self.stem = nn.Conv2d(in_chans, stem_dim, self.patch_size, self.patch_size, **dd)
-            dim = stem_dim
+        patches = nn.Conv2d(in_chans, stem_dim, self.patch_size, self.patch_size, **dd) if patch_size > 1 else None
+        self.stem = Stem(self.img_size, patches)
+        dim = in_chans if patches is None else stem_dim
         # A block takes the output of the one before the last, from the fifth on that of the one before it, too.
         self.dense = [[j for j in (i - 2, i - 3 if i >= 4 else -1) if j >= 0] for i in range(len(embed_dims))]
         self.blocks = nn.ModuleList()
@@ -173,7 +204,7 @@ class Terminator(Backbone):
         Raises:
             ValueError: The size is none that the model can take.
         """
-        self.img_size = self._check_img_size(img_size)
+        self.img_size = self.stem.img_size = self._check_img_size(img_size)
         size = self._map_size(self.img_size)
         for module in self.modules():
             if isinstance(module, RecursiveGatedUnit):
@@ -181,6 +212,11 @@ class Terminator(Backbone):
             elif isinstance(module, SlowFastBlock):
                 module.kernel.set_size(size)
                 module.hyper.spatial.set_size(size)
+
+    @torch.jit.ignore
+    def device_and_dtype(self) -> dict[str, Any]:
+        """Where maps are, and their type; slow networks may keep a wider one."""
+        return get_device_dtype(self.blocks[0].mix)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -227,7 +263,6 @@ class Terminator(Backbone):
 
     def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
         """Outputs of the first `count` blocks."""
-        check_size(x, self.img_size[0], self.img_size[1])
         x = self.stem(x)
         outputs: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -256,21 +291,6 @@ class Terminator(Backbone):
         outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
         found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
         return found if intermediates_only else (outputs[-1], found)
-
-
-@register_notrace_function
-@torch.jit.ignore
-def check_size(x: Tensor, height: int, width: int) -> None:
-    """Refuses pictures of another size than the model's.
-
-    Raises:
-        ValueError: They are.
-    """
-    if x.dim() != 4 or x.shape[2] != height or x.shape[3] != width:
-        raise ValueError(
-            f"the model takes pictures [B, C, {height}, {width}]; got {list(x.shape)}: resize them, or call "
-            f"set_input_size or build the model with img_size"
-        )
 
 
 def _cfg(input_size: tuple[int, int, int] = (3, 32, 32), **kwargs: Any) -> dict[str, Any]:
@@ -309,7 +329,7 @@ default_cfgs = generate_default_cfgs(
             crop_pct=0.875,
             mean=IMAGENET_DEFAULT_MEAN,
             std=IMAGENET_DEFAULT_STD,
-            first_conv="stem",
+            first_conv="stem.proj",
         ),
     }
 )

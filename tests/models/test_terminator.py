@@ -1,0 +1,297 @@
+"""Terminator: the network as its equations stand, its counts, its caches, its sizes, and what it refuses."""
+
+import copy
+import importlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from visionattn.layers.prepared import Prepared
+from visionattn.layers.sfne import tile_channels
+
+BENCH = Path(__file__).parents[2] / "kernels" / "bench"
+LINE: dict[str, Any] = {"img_size": 20, "proj_drop_rate": 0.0}
+PICTURE: dict[str, Any] = {"img_size": 9, "proj_drop_rate": 0.0}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ten branches": ("terminator_pico", PICTURE),
+    "nine branches": ("terminator_pico", {**PICTURE, "local_sizes": (0, 9, 5, 7)}),
+    "five blocks": ("terminator", {**PICTURE, "embed_dims": (12, 24, 12, 24, 36)}),
+    "rectangle": ("terminator_pico", {**PICTURE, "img_size": (5, 8), "global_mode": "elementwise"}),
+    "convolution": ("terminator_pico", {**PICTURE, "img_size": (5, 6), "global_mode": "fftconv"}),
+    "patches": ("terminator_pico", {**PICTURE, "img_size": 12, "patch_size": 2}),
+    "sequence": ("terminator_1d_pico", LINE),
+    "sequence, convolution": ("terminator_1d_pico", {**LINE, "global_mode": "fftconv"}),
+    "one position": ("terminator_pico", {**PICTURE, "img_size": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Any]:
+    """The plain transcription, which kernels/bench times, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        yield importlib.import_module("terminator_reference").PlainTerminator
+
+
+def create(name: str = "terminator_pico", **options: Any) -> nn.Module:
+    """A model whose numbers all matter: what starts at zero or one, statistics too, is drawn."""
+    model = timm.create_model(name, **options)
+    with torch.no_grad():
+        for key, x in (*model.named_parameters(), *model.named_buffers()):
+            if "bias" in key or key.endswith(("scalar", "running_mean")):
+                x.normal_(0, 0.5)
+            elif key.endswith("running_var"):
+                x.uniform_(0.5, 2)
+    return model
+
+
+def pictures(model: nn.Module, batch: int = 3, **kwargs: Any) -> Tensor:
+    return torch.randn(batch, model.in_chans, *model.img_size, **kwargs)  # type: ignore[arg-type, misc]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("paper_compat", [False, True], ids=["default", "compat"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_network_is_its_transcription(plain: Any, variant: str, paper_compat: bool, training: bool) -> None:
+    name, options = VARIANTS[variant]
+    model = create(name, paper_compat=paper_compat, **options).double()
+    x = pictures(model, dtype=torch.float64)
+    results = []
+    for make in (lambda net: net, plain):
+        net, given = make(copy.deepcopy(model)).train(training), x.clone().requires_grad_()
+        logits = net(given)
+        upstream = torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view(logits.shape)
+        leaves = [given, *net.parameters()]
+        grads = torch.autograd.grad(logits, leaves, upstream, allow_unused=True, materialize_grads=True)
+        results.append([logits, *grads])
+    ours, expected = results
+    scale = max(float(g.abs().max()) for g in expected[1:])
+    torch.testing.assert_close(ours[0], expected[0], rtol=1e-9, atol=1e-9)
+    for a, b in zip(ours[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a / scale, b / scale, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("num_classes", "published"), [(10, 1_336_855), (100, 1_362_865)])
+def test_parameters_are_as_published(num_classes: int, published: int) -> None:
+    """The default leaves out 7 biases of C and one of C_out per block, and 4 scalars: they have no effect."""
+    counts = []
+    for paper_compat in (True, False):
+        with torch.device("meta"):
+            model = timm.create_model("terminator", num_classes=num_classes, paper_compat=paper_compat)
+        counts.append(sum(x.numel() for n, x in model.named_parameters()))
+    dims = [3, 12, 36, 72, 144, 288]
+    without_effect = sum(7 * dim + dim_out + 4 for dim, dim_out in pairwise(dims))
+    assert counts == [published, published - without_effect]
+
+
+def test_what_is_left_out_has_no_effect(plain: Any) -> None:
+    """Drawn biases before a standardization change nothing; scalars after a local branch are added to a mixed map."""
+    model = create(paper_compat=True, **PICTURE).double().eval()
+    x = pictures(model, dtype=torch.float64)
+    expected = model(x)
+    ends = ("mix.bias", "rgu_slow.proj.bias", "rgu_fast.proj.bias", "local_1.proj.bias", "proj.bias", "local_3.scalar")
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith(ends) and "kernel" not in key and "hci" not in key and "hyper" not in key:
+                parameter.add_(1.5)
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", ["ten branches", "sequence", "one position"])
+def test_prediction_depends_on_its_picture_alone(variant: str) -> None:
+    name, options = VARIANTS[variant]
+    model = create(name, **options).double().eval()
+    x = pictures(model, 4, dtype=torch.float64)
+    with torch.no_grad():
+        together, alone = model(x)[:1], model(x[:1])
+        beside_others = model(torch.cat((x[:1], 100 * pictures(model, 2, dtype=torch.float64))))[:1]
+    torch.testing.assert_close(alone, together, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(beside_others, together, rtol=1e-9, atol=1e-9)
+
+
+def test_compat_prediction_depends_on_its_batch() -> None:
+    model = create(paper_compat=True, **PICTURE).eval()
+    x = pictures(model, 4)
+    with torch.no_grad():
+        assert (model(x)[:1] - model(x[:2])[:1]).abs().max() > 1e-3
+
+
+def test_prediction_outlives_saving_and_conversion(tmp_path: Path) -> None:
+    model = create(**PICTURE).eval()
+    x = pictures(model)
+    with torch.no_grad():
+        expected = model(x)
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+        again = timm.create_model("terminator_pico", **PICTURE).eval()
+        again(x)  # what is kept from other weights must go
+        again.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+        torch.testing.assert_close(again(x), expected, rtol=0, atol=0)
+        torch.testing.assert_close(again.double().float()(x), expected, rtol=0, atol=0)
+        torch.testing.assert_close(again.double()(x.double()).float(), expected, rtol=1e-4, atol=1e-4)
+        rounded = copy.deepcopy(model).to(torch.bfloat16)
+        half = rounded(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    kernels = zip(model.hyper_kernels().values(), rounded.hyper_kernels().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in kernels)  # noise of high frequency would be other noise
+    assert (half - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_what_is_kept_is_never_stale() -> None:
+    model = create(**PICTURE).eval()
+    x = pictures(model)
+
+    def fresh() -> Tensor:
+        other = timm.create_model("terminator_pico", **PICTURE).eval()
+        other.load_state_dict(model.state_dict())
+        return other(x)
+
+    with torch.no_grad():
+        for change in (
+            lambda: [p.mul_(1.01) for p in model.parameters()],
+            lambda: [b.add_(0.1) for b in model.buffers()],
+            lambda: model.load_state_dict(create(**PICTURE).state_dict(), assign=True),
+            lambda: setattr(model.blocks[0].kernel.proj, "weight", nn.Parameter(torch.randn(3, 64))),
+            lambda: model.train()(x) is not None and model.eval(),
+        ):
+            before = model(x)
+            change()
+            assert not torch.equal(model(x), before)
+            torch.testing.assert_close(model(x), fresh())
+
+
+def test_kernels_are_made_once_at_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    model = create(**PICTURE).eval()
+    for module in model.modules():
+        if isinstance(module, Prepared):
+            prepare = module.prepare
+            monkeypatch.setattr(module, "prepare", lambda f=prepare: (calls.append(1), f())[1])
+    x = pictures(model)
+    with torch.inference_mode():
+        model(x)
+        first = len(calls)
+        model(x)
+    assert first > 0
+    assert len(calls) == first
+    model(x).sum().backward()  # what was kept in inference mode must not be met here
+    assert len(calls) > first
+
+
+def test_kernels_of_another_size_are_interpolated() -> None:
+    model = create(**PICTURE, kernel_init="band_limited").eval()
+    kernels = {key: x.detach().clone() for key, x in model.hyper_kernels().items()}
+    model.set_input_size(17)
+    larger = model.hyper_kernels()
+    assert larger["blocks.0.global"].shape == (3, 17, 17)
+    torch.testing.assert_close(larger["blocks.0.global"][:, ::2, ::2], kernels["blocks.0.global"])
+    assert torch.equal(larger["blocks.0.gate"], kernels["blocks.0.gate"])
+    x = pictures(model)
+    assert x.shape[2:] == (17, 17)
+    expected = model(x)
+    other = timm.create_model("terminator_pico", img_size=17, grid_size=9).eval()
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(x), expected)
+    model.set_input_size(9)
+    assert torch.equal(model.hyper_kernels()["blocks.0.global"], kernels["blocks.0.global"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (31, 33), (9, 9)], ids=str)
+@pytest.mark.parametrize("mode", ["elementwise", "fftconv", "matmul"])
+def test_any_size_works_or_is_refused(mode: str, size: tuple[int, int]) -> None:
+    if mode == "matmul" and size[0] != size[1]:
+        with pytest.raises(ValueError, match=rf'"matmul" multiplies square matrices; got img_size {size[0]}x{size[1]}'):
+            create(img_size=size)
+        return
+    model = create(img_size=size, global_mode=mode)
+    x = pictures(model, 2)
+    model(x).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    assert model(x[:1]).isfinite().all()
+
+
+def test_one_picture_can_be_trained_on() -> None:
+    model = create(**PICTURE)
+    assert model(pictures(model, 1)).isfinite().all()
+    small = create(img_size=1)
+    with pytest.raises(ValueError, match="more than one value per channel; got one picture with a map of 1x1"):
+        small(pictures(small, 1))
+    assert small.eval()(pictures(small, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["terminator_pico", "terminator_1d_pico"])
+def test_bfloat16_autocast(name: str) -> None:
+    model = create(name, **(PICTURE if name == "terminator_pico" else LINE))
+    x = pictures(model, 8)
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x)
+    assert half.dtype == torch.bfloat16
+    half.float().logsumexp(1).mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert (half - exact).abs().max() < 0.15 * exact.abs().max()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_network_compiles_in_one_graph(training: bool) -> None:
+    model = create(img_size=8, embed_dims=(12,), slow_depths=(2,)).train(training)
+    x = pictures(model)
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    results = []
+    for net in (model, compiled):
+        logits = net(x)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(net.parameters()))])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_slow_loss_holds_global_kernels_together() -> None:
+    model = create(**PICTURE, slow_loss_weight=0.5)
+    kernels = [x for key, x in model.hyper_kernels().items() if key.endswith("global")]
+    expected = torch.zeros(())
+    for i, later in enumerate(kernels):
+        for earlier in kernels[:i]:
+            tiled = earlier[torch.arange(len(later)) % len(earlier)]
+            expected = expected + 0.5 * (tiled - later).square().mean()
+    loss = model.auxiliary_losses()["slow"]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(block.kernel.filters.weight.grad.any() for block in model.blocks)
+
+
+def test_channels_are_tiled_as_a_whole() -> None:
+    x = torch.arange(3)[:, None]
+    assert tile_channels(x, 7).flatten().tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert tile_channels(x, 2).flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"img_size": (3, 20), "ndim": 1}, r"maps of one row, \(1, length\); got img_size 3x20"),
+        ({"img_size": 0}, "img_size must be a positive int"),
+        ({"img_size": 9, "patch_size": 2}, "img_size 9x9 is not a multiple of patch_size 2"),
+        (
+            {"embed_dims": (12, 20), "slow_depths": (2, 2)},
+            "num_groups must be even and divide dim; got .* 12 and dim 20",
+        ),
+        ({"slow_depths": (2,)}, "one entry per block, 3; got 1"),
+        ({"kernel_init": "normal"}, 'init must be "gamma" or "band_limited"; got \'normal\''),
+        ({"global_mode": "conv"}, "global_mode must be one of matmul, elementwise, fftconv"),
+        ({"ndim": 3}, "ndim"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("terminator_pico", **options)
+
+
+def test_pictures_of_another_size_are_refused() -> None:
+    model = create(**PICTURE)
+    with pytest.raises(ValueError, match=r"takes pictures \[B, C, 9, 9\]; got \[2, 3, 8, 9\]: resize them, or call"):
+        model(torch.randn(2, 3, 8, 9))
