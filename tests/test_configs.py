@@ -15,6 +15,8 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 # The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
 NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
+NARROW_TERMINATOR = "{embed_dims: [12, 24], slow_depths: [2, 2]}"
+NARROW_SEQUENCES = "{embed_dims: [12, 24], slow_depths: [2, 2], in_chans: 3, img_size: 1024}"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_step(
     config: Path,
     pictures: Path,
+    mnist_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -43,6 +46,10 @@ def test_one_step(
     if config.parent.name == "imagenet":
         isotropic = "isotropic" in config.stem or config.stem.startswith("vitrpb")
         options.append(f"--model.model_kwargs={NARROW_ISOTROPIC if isotropic else NARROW}")
+    if config.parent.name == "terminator":
+        options.append(f"--model.model_kwargs={NARROW_SEQUENCES if config.stem == 'scifar10' else NARROW_TERMINATOR}")
+    if config.stem in ("smnist", "pmnist"):
+        options += [f"--data.root={mnist_root}", "--data.img_size=28"]
     options += ["--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=1"]
     options += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
     assert run(main, ["fit", f"--config={config}", *options]) == 0, capsys.readouterr().err
