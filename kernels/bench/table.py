@@ -65,6 +65,7 @@ def render(path: Path) -> str:
         "memory": memory_table,
         "models": models_table,
         "halonet": halonet_table,
+        "terminator": terminator_table,
     }
     kind = path.stem.partition("-")[0]
     if kind not in tables:
@@ -188,6 +189,16 @@ def halonet_table(rows: Rows) -> str:
         if (ratio := float(cells["timm"]["ratio_to_ours"]))
     ]
     return markdown(["network", "part", "direction", "ours (ms)", "timm"], lines, text=3)
+
+
+def terminator_table(rows: Rows) -> str:
+    """A line per mode and direction: our time, and how many times longer the transcription takes."""
+    lines = [
+        [f"{model} B{batch}", mode, direction, number(cells[OURS]["median_ms"]), f"{ratio:.1f}×"]
+        for (model, batch, mode, direction), cells in group(rows, "model", "batch", "mode", "direction").items()
+        if (ratio := float(cells["transcription"]["ratio_to_ours"]))
+    ]
+    return markdown(["network", "mode", "direction", "ours (ms)", "transcription"], lines, text=3)
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:

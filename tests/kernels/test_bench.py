@@ -25,6 +25,8 @@ MODULES = (
     "memory",
     "models",
     "halonet",
+    "terminator_reference",
+    "terminator",
     "table",
     "plot",
 )
@@ -48,14 +50,16 @@ def results(bench, tmp_path_factory):
     """Result files of a quick run of every script."""
     folder = tmp_path_factory.mktemp("results")
     common = ["--quick", "--threads", "1", "--repeats", "1"]
-    attention, backends, memory, models, halonet = (
-        ["--output", str(folder / f"{x}-cpu.csv")] for x in ("attention", "backends", "memory", "models", "halonet")
+    names = ("attention", "backends", "memory", "models", "halonet", "terminator")
+    attention, backends, memory, models, halonet, terminator = (
+        ["--output", str(folder / f"{name}-cpu.csv")] for name in names
     )
     assert bench.attention.main([*common, *attention, "--peers", "gather,sdpa-full,timm"]) == 0
     assert bench.attention.main([*common, *backends, "--backend", "tiled,reference", "--only", "k3 d4"]) == 0
     assert bench.memory.main([*common, *memory, "--backend", "tiled,reference"]) == 0
     assert bench.models.main([*common, *models]) == 0
     assert bench.halonet.main([*common, *halonet]) == 0
+    assert bench.terminator.main([*common, *terminator]) == 0
     return folder
 
 
@@ -272,6 +276,15 @@ def test_layers_that_disagree_are_not_timed(bench, monkeypatch, capsys):
     assert "network of halonet26t differs" in err
 
 
+def test_other_terminator_is_not_timed(bench, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "rows.csv"
+    monkeypatch.setattr(bench.terminator_reference, "instance_standardize", lambda x: x)
+    arguments = ["--quick", "--threads", "1", "--modes", "default", "--output", str(output)]
+    assert bench.terminator.main(arguments) == 1
+    assert not output.exists()
+    assert "terminator_pico (default) differs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -284,6 +297,8 @@ def test_layers_that_disagree_are_not_timed(bench, monkeypatch, capsys):
         ("memory", ["--backend", ","], "--backend names nothing"),
         ("models", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
         ("halonet", ["--models", "halonet26"], "--models takes any of .*; did you mean 'halonet26t'"),
+        ("terminator", ["--modes", "default,compact"], "--modes takes any of .*; did you mean 'compat'"),
+        ("terminator", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("models", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("table", ["--results", "no/such/folder"], "no result file in no/such/folder for the table attention-cpu"),
     ],
@@ -296,7 +311,7 @@ def test_bad_input_is_one_line(bench, capsys, script, arguments, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", ["attention", "memory", "models", "halonet"])
+@pytest.mark.parametrize("script", ["attention", "memory", "models", "halonet", "terminator"])
 def test_missing_gpu_is_named(bench, capsys, script):
     assert bench.script.run(getattr(bench, script).main, ["--device", "cuda"]) == 1
     assert capsys.readouterr().err.startswith("error: --device cuda asks for a CUDA device and torch sees none")

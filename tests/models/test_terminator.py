@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from visionattn.layers.prepared import Prepared
 from visionattn.layers.sfne import tile_channels
@@ -88,6 +89,12 @@ def test_parameters_are_as_published(num_classes: int, published: int) -> None:
     dims = [3, 12, 36, 72, 144, 288]
     without_effect = sum(7 * dim + dim_out + 4 for dim, dim_out in pairwise(dims))
     assert counts == [published, published - without_effect]
+
+
+def test_multiplications_are_as_published() -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as flops:
+        timm.create_model("terminator").eval()(torch.empty(1, 3, 32, 32))
+    assert flops.get_total_flops() / 2e9 == pytest.approx(1.10, abs=0.005)
 
 
 def test_what_is_left_out_has_no_effect(plain: Any) -> None:
