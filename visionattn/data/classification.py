@@ -1,11 +1,9 @@
 """Image classification: one DataModule for every data set that timm can read, MNIST and the embedded digits."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
@@ -13,18 +11,18 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
+from visionattn.data.module import PictureData
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
 from visionattn.data.subsets import first_per_class
 from visionattn.data.transforms import picture_transform
 
-MAX_WORKERS = 8
 EDGES = {"digits": 32, "mnist": 28}
 """Pixels of the embedded and small sets; others are brought to 224."""
 
 
-class ImageClassificationData(LightningDataModule):
+class ImageClassificationData(PictureData):
     """Pictures with class labels: loaders for training, validation, testing and prediction.
 
     Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
@@ -117,31 +115,24 @@ class ImageClassificationData(LightningDataModule):
         on_error: OnError = "raise",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         self.name: str = name or ("folder" if root else "digits")
+        in_memory = self.name == "digits"
+        super().__init__(
+            batch_size, eval_batch_size, 0 if in_memory and num_workers is None else num_workers, on_error, seed
+        )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise DataError(f"--data.batch_size must be at least 1, got {min(batch_size, eval_batch_size or 1)}")
         if limit_per_class is not None and limit_per_class < 1:
             raise DataError(f"--data.limit_per_class must be at least 1, got {limit_per_class}; leave it out for all")
         if crop_padding < 0 or (crop_padding and no_aug):
             raise DataError(
                 f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
             )
-        self.root, self.download, self.on_error = root, download, on_error
+        self.root, self.download = root, download
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        automatic = 0 if self.name == "digits" else min(MAX_WORKERS, cores)
-        self.num_workers = automatic if num_workers is None else num_workers
         self.aug_repeats, self.limit_per_class = aug_repeats, limit_per_class
-        self._seed = seed
         self._given_num_classes = num_classes
-        self._expected: list[str] | None = None  # a checkpoint's classes
         self._sources: dict[str, Source | IterableImageDataset] = {}
-        self._loaders: dict[str, ImageLoader] = {}
-        self._start = (0, 0)  # (epoch, batches done in it)
 
         size = img_size or EDGES.get(self.name, 224)
         self.preprocessing: dict[str, Any] = {
@@ -192,19 +183,10 @@ class ImageClassificationData(LightningDataModule):
         return len(self.class_names)
 
     @property
-    def seed(self) -> int:
-        """Of shuffling and augmentation."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
-
-    @property
     def item_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the loaders hand out: of the pictures, or (C, 1, H·W) of sequences."""
         channels, height, width = self.preprocessing["input_size"]
         return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
-
-    def expect_classes(self, names: list[str]) -> None:
-        """Numbers the classes as a checkpoint does; to be called before ``setup``."""
-        self._expected = list(names) or None
 
     def setup(self, stage: str) -> None:
         """Opens the splits that ``stage`` (fit, validate, test, predict) needs."""
@@ -273,10 +255,6 @@ class ImageClassificationData(LightningDataModule):
         """Every picture under ``root``, whatever the folder it is in."""
         return self._loader("predict")
 
-    def broken(self, split: str) -> list[str]:
-        """One line for each unreadable picture that this process met in ``split`` so far."""
-        return list(self._loaders[split].broken) if split in self._loaders else []
-
     def describe(self) -> str:
         """The data set and the sizes of its splits, in words."""
         sizes = ", ".join(f"{len(source):,} {split}" for split, source in self._sources.items())
@@ -290,24 +268,6 @@ class ImageClassificationData(LightningDataModule):
         if isinstance(source, IterableImageDataset):
             source.set_epoch(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where in its epoch the training is, for checkpoints."""
-        if self.trainer is None:
-            return {}
-        loop: Any = self.trainer.fit_loop
-        epochs = loop.epoch_progress.current
-        within = epochs.processed < epochs.ready
-        return {
-            "epoch": epochs.processed,
-            "batches": loop.epoch_loop.batch_progress.current.processed if within else 0,
-            "batch_size": self.batch_size,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the training loader start there."""
-        # With another batch size the count of batches that Lightning goes by means another place in the epoch.
-        self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)
-
     def _transform(self, training: bool) -> Transform:
         transform = picture_transform(self.preprocessing, self.augmentation if training else None)
         return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
@@ -316,7 +276,7 @@ class ImageClassificationData(LightningDataModule):
         training = split == "train"
         source = self._sources[split]
         transform = self._transform(training)
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self.shard
         batch_size = self.batch_size if training else self.eval_batch_size
         dataset: Dataset[Item]
         sampler: TrainSampler | EvalSampler | None = None

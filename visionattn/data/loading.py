@@ -34,6 +34,7 @@ class Item(NamedTuple):
     target: int
     name: str
     errors: tuple[str, ...] = ()
+    index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index, which nobody wants
 
 
 class Batch(NamedTuple):
@@ -82,7 +83,7 @@ class PictureDataset(Dataset[Item]):
                 errors.append(f"{name}: {_reason(error)}")
                 continue
             with seeded(draw.seed):
-                return Item(self.transform(picture), target, name, tuple(errors))
+                return Item(self.transform(picture), target, name, tuple(errors), index)
         return Item(None, -1, "", tuple(errors))
 
 

@@ -1,0 +1,77 @@
+"""What all DataModules of pictures share: where in its epoch a training is, and what could not be read."""
+
+import os
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from visionattn.data.errors import DataError
+from visionattn.data.loading import ImageLoader, OnError
+
+MAX_WORKERS = 8
+
+
+class PictureData(LightningDataModule):
+    """Keeps loaders by split, and the place from which the one for training starts.
+
+    Args:
+        batch_size: pictures per step and per device.
+        eval_batch_size: the same for validation, by default the same number.
+        num_workers: loader processes per device; None for as many as there are cores, at most 8.
+        on_error: what becomes of a picture that cannot be decoded.
+        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+
+    Raises:
+        DataError: batches of less than one picture.
+    """
+
+    def __init__(
+        self, batch_size: int, eval_batch_size: int | None, num_workers: int | None, on_error: OnError, seed: int | None
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise DataError(f"--data.batch_size must be at least 1, got {min(batch_size, eval_batch_size or 1)}")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(MAX_WORKERS, cores) if num_workers is None else num_workers
+        self.on_error = on_error
+        self._seed = seed
+        self._expected: list[str] | None = None  # a checkpoint's classes
+        self._loaders: dict[str, ImageLoader] = {}
+        self._start = (0, 0)  # (epoch, batches done in it)
+
+    @property
+    def seed(self) -> int:
+        """Of shuffling and augmentation."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """The rank of this process, and how many processes share the data."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def expect_classes(self, names: list[str]) -> None:
+        """Numbers the classes as a checkpoint does; to be called before ``setup``."""
+        self._expected = list(names) or None
+
+    def broken(self, split: str) -> list[str]:
+        """One line for each unreadable picture that this process met in ``split`` so far."""
+        return list(self._loaders[split].broken) if split in self._loaders else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in its epoch the training is, for checkpoints."""
+        if self.trainer is None:
+            return {}
+        loop: Any = self.trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        within = epochs.processed < epochs.ready
+        return {
+            "epoch": epochs.processed,
+            "batches": loop.epoch_loop.batch_progress.current.processed if within else 0,
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the training loader start there."""
+        # With another batch size the count of batches that Lightning goes by means another place in the epoch.
+        self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)

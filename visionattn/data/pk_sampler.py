@@ -1,0 +1,129 @@
+"""Batches of P identities with K pictures each, as triplet losses want them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from visionattn.data.errors import DataError
+from visionattn.data.sampling import Draw
+
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class PKBatchSampler(Sampler[list[Draw]]):
+    """Batches of one rank: P different identities, K pictures of each; a function of (seed, epoch, rank) alone.
+
+    In an epoch the shuffled pictures of an identity make as many groups of K as there are in them; one with fewer than
+    K pictures is a single group, in which some come more than once. Every group goes into at most one batch, so that
+    no picture is seen by two ranks, nor twice in an epoch but within such a group. There are as many batches as can be
+    made of those groups; what is left of them is drawn at random.
+
+    Args:
+        labels: identity of each picture.
+        identities: P, of a batch.
+        instances: K, pictures of each.
+        seed: of the shuffling and of the augmentations.
+        rank: of this process among ``world_size``.
+        world_size: number of processes that share an epoch; each has as many batches.
+        start: (epoch, number of batches of this rank that were consumed in it), after a resume.
+
+    Raises:
+        DataError: there are too few identities or pictures for one batch per rank.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        identities: int,
+        instances: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
+        known, numbers = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
+        self.pictures: list[Indices] = [np.flatnonzero(numbers == number) for number in range(len(known))]
+        self.groups: Indices = np.array([max(1, len(pictures) // instances) for pictures in self.pictures])
+        self.identities, self.instances = identities, instances
+        self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
+        self.epoch = start[0]
+        if len(known) < identities:
+            raise DataError(
+                f"a batch of {identities * instances} pictures, {instances} of each identity, needs {identities} "
+                f"identities, and the data set has {len(known)}: "
+                f"pass --data.batch_size {len(known) * instances} or less"
+            )
+        self.steps = _most_batches(self.groups, identities) // world_size
+        if not self.steps:
+            raise DataError(
+                f"{len(labels)} pictures of {len(known)} identities do not make a batch of {identities}×{instances} "
+                f"for each of {world_size} processes: use fewer, or a smaller --data.batch_size"
+            )
+
+    @property
+    def sampler(self) -> "PKBatchSampler":
+        """Itself: of a batch sampler, Lightning tells the epoch to the sampler within."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also when this one starts in its middle."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batches = self._plan()[self.rank :: self.world_size]
+        seeds = np.random.default_rng([self.seed, self.epoch, self.rank]).integers(2**32, size=batches.shape)
+        consumed = self.start[1] if self.epoch == self.start[0] else 0
+        for batch, own in zip(batches[consumed:], seeds[consumed:], strict=True):
+            yield [Draw(int(index), int(seed)) for index, seed in zip(batch, own, strict=True)]
+
+    def _plan(self) -> Indices:
+        """The batches of all ranks in this epoch, [steps · world_size, P·K]."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        count = self.steps * self.world_size
+        waiting = [list(self._deal(pictures, rng)) for pictures in self.pictures]
+        left = self._used(count, rng)
+        batches = []
+        for remaining in range(count, 0, -1):
+            # Whoever has a group for every batch that is left comes now; others by the number of their groups.
+            with np.errstate(divide="ignore"):
+                keys = rng.random(len(left)) ** (1 / left)
+            keys[left == remaining] = 2
+            chosen = np.argpartition(-keys, self.identities - 1)[: self.identities]
+            left[chosen] -= 1
+            batches.append(np.concatenate([waiting[identity].pop() for identity in chosen]))
+        return np.stack(batches)
+
+    def _used(self, count: int, rng: np.random.Generator) -> Indices:
+        """How many groups of each identity go into ``count`` batches: at most one into each."""
+        most = np.minimum(self.groups, count)
+        surplus = rng.permutation(np.repeat(np.arange(len(most)), most))[count * self.identities :]
+        return most - np.bincount(surplus, minlength=len(most))
+
+    def _deal(self, pictures: Indices, rng: np.random.Generator) -> Iterator[Indices]:
+        """Groups of K shuffled pictures of an identity."""
+        if len(pictures) < self.instances:
+            rounds = [rng.permutation(pictures) for _ in range(-(-self.instances // len(pictures)))]
+            yield np.concatenate(rounds)[: self.instances]
+            return
+        shuffled = rng.permutation(pictures)
+        for start in range(0, len(shuffled) - self.instances + 1, self.instances):
+            yield shuffled[start : start + self.instances]
+
+
+def _most_batches(groups: Indices, identities: int) -> int:
+    """The most batches of so many different identities, of each of which there are ``groups``.
+
+    ``n`` of them can be made if and only if the groups, no more than ``n`` of each identity, fill them (McNaughton's
+    rule); if ``n`` can, fewer can.
+    """
+    low, high = 0, int(groups.sum()) // identities
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = int(np.minimum(groups, middle).sum()) >= middle * identities
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low

@@ -1,0 +1,109 @@
+"""The embedded data set: people drawn as four cameras see them, which need no download."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from visionattn.data.reid.layouts import Options, Picture, Protocol, Split
+from visionattn.viz.person import Appearance, Camera, Colour, draw_person
+
+HEIGHT, WIDTH = 64, 32
+SEED = 6  # of everything that is drawn
+
+CAMERAS = {
+    1: Camera((188, 184, 176), (120, 116, 110), 0.62, (1.0, 1.0, 1.0), 1.0, 1.0, 0.0, 4, 0.9, 0.0, ("front", "right")),
+    2: Camera((150, 120, 90), (96, 70, 50), 0.5, (1.1, 0.82, 0.55), 1.25, 0.9, 0.6, 6, 0.8, 0.2, ("back", "left")),
+    3: Camera((70, 90, 84), (60, 96, 56), 0.72, (0.6, 0.85, 1.15), 0.85, 0.75, 0.9, 5, 0.7, 0.35, ("front", "left")),
+    4: Camera((52, 54, 66), (40, 40, 46), 0.45, (0.7, 0.95, 0.62), 1.5, 0.95, 0.4, 12, 0.85, 0.1, ("back", "right")),
+}
+
+
+class Shots(NamedTuple):
+    """Who is in a split: identities ``first`` to ``last``, so often by each camera, and so many distractors."""
+
+    first: int
+    last: int
+    per_camera: int
+    distractors: int = 0
+
+
+SHOTS: Mapping[Split, Shots] = {
+    "train": Shots(1, 64, 3),
+    "query": Shots(65, 112, 1),
+    "gallery": Shots(65, 112, 2, distractors=64),
+}
+
+PALETTE: tuple[Colour, ...] = (
+    (28, 28, 34),
+    (236, 234, 228),
+    (128, 130, 134),
+    (196, 36, 40),
+    (30, 60, 150),
+    (90, 160, 220),
+    (40, 120, 60),
+    (226, 190, 50),
+    (120, 60, 140),
+    (140, 92, 50),
+    (236, 130, 40),
+    (232, 140, 170),
+)
+"""Of clothes: few enough that many people share each."""
+SKINS: tuple[Colour, ...] = ((241, 205, 178), (214, 164, 124), (160, 108, 74), (96, 62, 44))
+HAIRS: tuple[Colour, ...] = ((30, 24, 22), (84, 54, 34), (170, 120, 60), (150, 146, 142))
+
+
+class Identities:
+    """64 people to train on and 48 others to look for, among 64 distractors; the interface is that of a Layout."""
+
+    title = "identities"
+    obtain = ""
+    size = (HEIGHT, WIDTH)
+    protocol: Protocol = "camera"
+
+    def pictures(self, root: Path, split: Split, options: Options) -> list[Picture]:
+        """All of a split."""
+        first, last, per_camera, distractors = SHOTS[split]
+        shots = [(pid, camera, n) for pid in range(first, last + 1) for camera in CAMERAS for n in range(per_camera)]
+        shots += [(0, 1 + n % len(CAMERAS), n) for n in range(distractors)]
+        return [Picture(f"identities/{split}/{pid:04d}_c{camera}_{n:02d}", pid, camera) for pid, camera, n in shots]
+
+    def compare(self, split: Split, pictures: list[Picture], options: Options) -> None:
+        """They are as they should be."""
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Draws it: a function of its name, identity and camera."""
+        name = zlib.crc32(picture.name.encode())
+        # Each distractor is somebody else.
+        person = appearance(np.random.default_rng([SEED, picture.pid] if picture.pid else [SEED, 0, name]))
+        drawn = draw_person(person, CAMERAS[picture.camera], np.random.default_rng([SEED, name]), HEIGHT, WIDTH)
+        return Image.fromarray(drawn)
+
+
+def appearance(rng: np.random.Generator) -> Appearance:
+    """Somebody."""
+
+    def one_of(choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    shirt = one_of(PALETTE)
+    return Appearance(
+        skin=one_of(SKINS),
+        hair=one_of(HAIRS),
+        shirt=shirt,
+        second=one_of([colour for colour in PALETTE if colour != shirt]),
+        pattern=one_of(("plain", "bands", "stripes", "halves", "logo")),
+        legs=one_of(("trousers", "trousers", "shorts", "skirt")),
+        legwear=one_of(PALETTE),
+        shoes=one_of(PALETTE),
+        bag=one_of(("none", "backpack", "handbag", "sash")),
+        bag_colour=one_of(PALETTE),
+        build=float(rng.uniform(0.8, 1.25)),
+        stature=float(rng.uniform(0.9, 1.05)),
+        long_hair=bool(rng.integers(2)),
+        long_sleeves=bool(rng.integers(2)),
+        hat=one_of(PALETTE) if rng.random() < 0.3 else None,
+    )

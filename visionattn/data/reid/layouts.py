@@ -1,0 +1,254 @@
+"""Where the data sets for re-identification keep their pictures, and who is on them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from visionattn.data.errors import DataError
+
+Split = Literal["train", "query", "gallery"]
+Protocol = Literal["camera", "vehicleid"]
+
+JUNK = -1
+"""Identity of detections that show nobody, which are left out. Market-1501's 0 stays: no query looks for it."""
+
+NAMED = re.compile(r"(-?\d+)_c(\d+)")
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+PERSON, VEHICLE = (256, 128), (256, 256)
+
+
+class Picture(NamedTuple):
+    """A picture, who is on it, and which camera took it (all by the data set's own numbers)."""
+
+    name: str
+    pid: int
+    camera: int
+
+
+class Count(NamedTuple):
+    """What a split has according to its publication; None where that is unknown or differs."""
+
+    pictures: int | None = None
+    identities: int | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What some of the data sets offer to choose from.
+
+    Attributes:
+        train_val: MSMT17: train on its validation pictures, too.
+        gallery_size: VehicleID: which of the lists of test identities.
+    """
+
+    train_val: bool = False
+    gallery_size: int = 800
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published data set.
+
+    Attributes:
+        title: its name.
+        obtain: how one comes by it.
+        homes: folders that its archive unpacks to, any of which ``--data.root`` may hold.
+        parse: lists a split, of the folder and the options.
+        counts: published sizes of the splits, of the options.
+        size: height and width in pixels that papers bring its pictures to.
+        protocol: how it is evaluated.
+        zero_counts: whether 0 is an identity as any other; elsewhere it stands for distractors.
+    """
+
+    title: str
+    obtain: str
+    homes: tuple[str, ...]
+    parse: Callable[[list[Path], Split, Options], list[Picture]]
+    counts: Callable[[Options], Mapping[Split, Count]]
+    size: tuple[int, int] = PERSON
+    protocol: Protocol = "camera"
+    zero_counts: bool = False
+
+    def pictures(self, root: Path, split: Split, options: Options) -> list[Picture]:
+        """Lists a split.
+
+        Raises:
+            DataError: a folder or list that is missing, or not as expected.
+        """
+        if not root.is_dir():
+            raise DataError(f"no such data folder: {root} (--data.root, where {self.title} is). {self.obtain}")
+        try:
+            found = self.parse([root, *(root / home for home in self.homes)], split, options)
+        except FileNotFoundError as error:
+            missing = error.args[0]
+            raise DataError(f"{self.title}: no {missing} in {root}, nor in {self._homes}. {self.obtain}") from error
+        kept = [picture for picture in found if picture.pid != JUNK]
+        if not kept and not (split == "query" and self.protocol == "vehicleid"):
+            raise DataError(f"{self.title}: no {split} pictures in {root}. {self.obtain}")
+        return kept
+
+    def compare(self, split: Split, pictures: list[Picture], options: Options) -> str | None:
+        """What differs from the published size of the split, in words; None where nothing does."""
+        published = self.counts(options).get(split, Count())
+        found = Count(len(pictures), len({picture.pid for picture in pictures if picture.pid or self.zero_counts}))
+        if all(theirs in (None, ours) for ours, theirs in zip(found, published, strict=True)):
+            return None
+        return f"{split} has {_words(found)} (published: {_words(published)})"
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Decodes a picture, in colour; whatever goes wrong is the caller's business."""
+        with Image.open(picture.name) as file:
+            return file.convert("RGB")
+
+    @property
+    def _homes(self) -> str:
+        return " or ".join(self.homes)
+
+
+def _words(count: Count) -> str:
+    parts = zip(count, ("pictures", "identities"), strict=True)
+    return " of ".join(f"{number:,} {what}" for number, what in parts if number is not None)
+
+
+def _find(places: list[Path], wanted: str) -> Path:
+    """The one place that has ``wanted``.
+
+    Raises:
+        FileNotFoundError: none has; its argument is ``wanted``.
+        DataError: several have.
+    """
+    having = [place / wanted for place in places if (place / wanted).exists()]
+    if not having:
+        raise FileNotFoundError(wanted)
+    if len(having) > 1:
+        raise DataError(f"both {having[0]} and {having[1]} are there: pass one of {places[0]}'s folders as --data.root")
+    return having[0]
+
+
+def _by_name(folders: Mapping[Split, str]) -> Callable[[list[Path], Split, Options], list[Picture]]:
+    """Market-1501's way: a folder for each split, and names that begin with ``PID_cCAMERA``."""
+
+    def parse(places: list[Path], split: Split, options: Options) -> list[Picture]:
+        return list(_named(_find(places, folders[split])))
+
+    return parse
+
+
+def _named(folder: Path) -> Iterator[Picture]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        match = NAMED.match(path.name)
+        if match is None:
+            raise DataError(f"{path} is not named PID_cCAMERA…, such as 0002_c1s1_000451_03.jpg: rename or remove it")
+        yield Picture(str(path), int(match[1]), int(match[2]))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int]]:
+    """A list's lines, each a picture and an identity."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        picture, _, pid = line.strip().rpartition(" ")
+        if not picture or not pid.isdigit():
+            raise DataError(f"{path}, line {number}: expected PICTURE IDENTITY, got {line.strip()!r}")
+        yield picture, int(pid)
+
+
+def _msmt17(places: list[Path], split: Split, options: Options) -> list[Picture]:
+    names = {"train": ("train", "val") if options.train_val else ("train",)}.get(split, (split,))
+    lists = [_find(places, f"list_{name}.txt") for name in names]
+    home = lists[0].parent
+    versions = ("train", "mask_train_v2") if split == "train" else ("test", "mask_test_v2")
+    folder = next((home / version for version in versions if (home / version).is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(" or ".join(versions))
+    found = []
+    for path in lists:
+        for name, pid in _lines(path):
+            fields = Path(name).name.split("_")
+            if len(fields) < 4 or not fields[2].isdigit():
+                raise DataError(f"{path}: the third of the fields between _ is the camera, which {name} lacks")
+            found.append(Picture(str(folder / name), pid, int(fields[2])))
+    return found
+
+
+def _vehicleid(places: list[Path], split: Split, options: Options) -> list[Picture]:
+    if split == "query":
+        return []
+    name = "train_list" if split == "train" else f"test_list_{options.gallery_size}"
+    path = _find(places, f"train_test_split/{name}.txt")
+    folder = path.parents[1] / "image"
+    if not folder.is_dir():
+        raise FileNotFoundError("image")
+    return [Picture(str(folder / f"{picture}.jpg"), pid, 0) for picture, pid in _lines(path)]
+
+
+def _constant(**counts: Count) -> Callable[[Options], Mapping[Split, Count]]:
+    return lambda options: counts  # type: ignore[return-value]  # the names of splits
+
+
+MARKET = _by_name({"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"})
+VERI = _by_name({"train": "image_train", "query": "image_query", "gallery": "image_test"})
+WITHDRAWN = (
+    "Its authors have withdrawn DukeMTMC, from which it is taken, and it cannot be obtained any more: use it only "
+    "where you already have the right to, or take another data set"
+)
+REQUEST = "Nothing is downloaded: obtain it from its authors ({}), unpack it, and pass its folder as --data.root"
+
+LAYOUTS: dict[str, Layout] = {
+    "market1501": Layout(
+        "Market-1501",
+        REQUEST.format("Zheng et al., Scalable Person Re-identification, ICCV 2015"),
+        ("Market-1501-v15.09.15",),
+        MARKET,
+        _constant(train=Count(12936, 751), query=Count(3368, 750), gallery=Count(15913)),
+    ),
+    "dukemtmc": Layout(
+        "DukeMTMC-reID",
+        WITHDRAWN,
+        ("DukeMTMC-reID",),
+        MARKET,
+        _constant(train=Count(16522, 702), query=Count(2228, 702), gallery=Count(17661)),
+    ),
+    "occluded-duke": Layout(
+        "Occluded-Duke",
+        WITHDRAWN,
+        ("Occluded_Duke",),
+        MARKET,
+        _constant(train=Count(15618, 702), query=Count(2210), gallery=Count(17661)),
+    ),
+    "msmt17": Layout(
+        "MSMT17",
+        REQUEST.format("Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identification, CVPR 2018"),
+        ("MSMT17", "MSMT17_V1", "MSMT17_V2"),
+        _msmt17,
+        lambda options: {
+            "train": Count(32621 if options.train_val else 30248, 1041),
+            "query": Count(11659, 3060),
+            "gallery": Count(82161, 3060),
+        },
+        zero_counts=True,
+    ),
+    "veri776": Layout(
+        "VeRi-776",
+        REQUEST.format("Liu et al., PROVID, IEEE Transactions on Multimedia 2018"),
+        ("VeRi",),
+        VERI,
+        _constant(train=Count(37778, 576), query=Count(1678, 200), gallery=Count(11579, 200)),
+        VEHICLE,
+    ),
+    "vehicleid": Layout(
+        "VehicleID",
+        REQUEST.format("Liu et al., Deep Relative Distance Learning, CVPR 2016"),
+        ("VehicleID", "VehicleID_V1.0"),
+        _vehicleid,
+        lambda options: {"train": Count(None, 13164), "gallery": Count(None, options.gallery_size)},
+        VEHICLE,
+        "vehicleid",
+    ),
+}

@@ -1,0 +1,300 @@
+"""Re-identification: one DataModule for the published data sets, their like, and the embedded identities."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from visionattn.data.errors import DataError
+from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset
+from visionattn.data.module import PictureData
+from visionattn.data.pk_sampler import PKBatchSampler
+from visionattn.data.reid.identities import Identities
+from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Picture, Protocol, Split
+from visionattn.data.reid.source import ReidSource
+from visionattn.data.reid.transforms import reid_transform
+from visionattn.data.sampling import EvalSampler
+from visionattn.data.sources import some
+from visionattn.viz.person import single_threaded
+
+DATASETS: dict[str, Layout | Identities] = {"identities": Identities(), **LAYOUTS}
+GALLERY_SIZES = (800, 1600, 2400)
+EVALUATION: tuple[Split, ...] = ("query", "gallery")
+
+
+class ReidBatch(NamedTuple):
+    """What every loader yields.
+
+    Attributes:
+        image: normalised pictures [B, C, H, W]; B may be smaller than the batch size, and 0, where pictures were left
+            out.
+        target: [B]: in training numbers of the identities from 0, in evaluation the identities themselves.
+        camera: [B], by the data set's own numbers.
+        index: places in the split [B]; in evaluation the queries come first, then the gallery.
+        name: file names, B of them.
+        errors: one line for each broken picture that was met.
+    """
+
+    image: Tensor
+    target: Tensor
+    camera: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    name: list[str]
+    errors: list[str]
+
+
+class ReidCollate(Collate):
+    """Makes a :class:`ReidBatch` of what there is.
+
+    Args:
+        input_size: (C, H, W), for batches that turn out empty.
+        cameras: of all pictures of the split.
+    """
+
+    def __init__(self, input_size: tuple[int, int, int], cameras: Sequence[int]) -> None:
+        super().__init__(input_size)
+        self.cameras = torch.tensor(cameras, dtype=torch.long)
+
+    def __call__(self, items: Sequence[Item]) -> ReidBatch:  # type: ignore[override]  # more of the same
+        """Stacks the items that have an image."""
+        batch = super().__call__(items)
+        index = torch.tensor([item.index for item in items if item.image is not None], dtype=torch.long)
+        return ReidBatch(batch.image, batch.target, self.cameras[index], index, batch.name, batch.errors)
+
+
+class ReidLoader(ImageLoader):
+    """An :class:`~visionattn.data.ImageLoader` of :class:`ReidBatch` es."""
+
+    def __iter__(self) -> Iterator[ReidBatch]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]  # ReidCollate makes them
+
+
+class ReidData(PictureData):
+    """Pictures of people or vehicles by several cameras: for training P identities × K pictures, query and gallery.
+
+    Nothing is downloaded. Validation and test are the same: one loader over the queries and then the gallery.
+
+    Args:
+        name: ``identities`` (embedded; the default where there is no root), ``market1501`` (the default with a root;
+            any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version), ``veri776`` or
+            ``vehicleid``.
+        root: folder of the data set, or the one that it was unpacked in.
+        train_val: train on MSMT17's validation pictures, too.
+        gallery_size: evaluate on VehicleID's list of 800 identities (the default), 1600 or 2400.
+        height: in pixels, by default 256, and 64 for the embedded pictures.
+        width: in pixels, by default 128 for people and 256 for vehicles, and 32 for the embedded pictures.
+        batch_size: pictures per step and per device, P·K.
+        instances: K, pictures of each identity in a batch.
+        eval_batch_size: pictures per step in evaluation, by default the same number.
+        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for the embedded
+            pictures.
+        mean: of each channel, by default 0.5.
+        std: of each channel, by default 0.5.
+        interpolation: ``bicubic``, ``bilinear``, ``nearest``, ….
+        hflip: probability of a horizontal flip.
+        padding: black pixels on each side, of which a random crop takes its share; by default 10, and 3 for the
+            embedded pictures; 0 for no crop.
+        re_prob: probability of random erasing.
+        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        on_error: a picture that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
+            another picture in its place in training and without it in evaluation.
+        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+
+    Raises:
+        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        root: str | None = None,
+        train_val: bool = False,
+        gallery_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int = 64,
+        instances: int = 4,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: str = "bicubic",
+        hflip: float = 0.5,
+        padding: int | None = None,
+        re_prob: float = 0.5,
+        re_mode: str = "pixel",
+        on_error: OnError = "raise",
+        seed: int | None = None,
+    ) -> None:
+        self.name: str = name or ("market1501" if root else "identities")
+        if self.name not in DATASETS:
+            raise DataError(f"unknown data set {self.name!r} for re-identification: one of {', '.join(DATASETS)}")
+        self.layout = DATASETS[self.name]
+        embedded = self.name == "identities"
+        super().__init__(
+            batch_size, eval_batch_size, 0 if embedded and num_workers is None else num_workers, on_error, seed
+        )
+        if embedded and root:
+            raise DataError(f"--data.name identities takes no --data.root ({root})")
+        if not embedded and not root:
+            raise DataError(f"--data.name {self.name} needs --data.root FOLDER. {self.layout.obtain}")
+        if instances < 2 or batch_size % instances or batch_size < 2 * instances:
+            raise DataError(
+                f"--data.batch_size {batch_size} must be a multiple of --data.instances {instances}, which is at least "
+                "2, and hold at least two identities"
+            )
+        if train_val and self.name != "msmt17":
+            raise DataError(f"--data.train_val is for msmt17: {self.name} has no validation pictures of its own")
+        if gallery_size is not None and (self.name != "vehicleid" or gallery_size not in GALLERY_SIZES):
+            raise DataError(
+                f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
+                f"got {gallery_size} for {self.name}"
+            )
+        padding = (3 if embedded else 10) if padding is None else padding
+        for what, value, bound in (("hflip", hflip, 1), ("re_prob", re_prob, 1), ("padding", padding, None)):
+            if value < 0 or (bound is not None and value > bound):
+                raise DataError(f"--data.{what} must be at least 0{'' if bound is None else ' and at most 1'}: {value}")
+        self.root, self.instances = root, instances
+        self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
+        self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
+        self.preprocessing: dict[str, Any] = {
+            "input_size": (3, height or self.layout.size[0], width or self.layout.size[1]),
+            "mean": _per_channel(mean, "mean"),
+            "std": _per_channel(std, "std"),
+            "interpolation": interpolation,
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+        }
+        self.augmentation: dict[str, Any] = {
+            "hflip": hflip,
+            "padding": padding,
+            "re_prob": re_prob,
+            "re_mode": re_mode,
+        }
+        self._pictures: dict[Split, list[Picture]] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """The training identities in the order of their numbers; their pictures must be there, or a checkpoint."""
+        if self._expected is not None:
+            return self._expected
+        self._list("train")
+        return [str(pid) for pid in sorted({picture.pid for picture in self._pictures["train"]})]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of training identities."""
+        return len(self.class_names)
+
+    @property
+    def num_query(self) -> int:
+        """So many pictures of the evaluation are queries, the first ones; known after ``setup``."""
+        return len(self._pictures["query"])
+
+    @property
+    def protocol(self) -> Protocol:
+        """``camera`` for query and gallery by several cameras; ``vehicleid`` for a gallery drawn from all pictures."""
+        return self.layout.protocol
+
+    @property
+    def item_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the loaders hand out."""
+        channels, height, width = self.preprocessing["input_size"]
+        return channels, height, width
+
+    def setup(self, stage: str) -> None:
+        """Lists the pictures that ``stage`` (fit, validate or test) needs."""
+        if stage == "predict":
+            raise DataError("re-identification ranks pictures, it predicts no classes: use eval.py reid")
+        self._list(*(("train",) if stage == "fit" else ()), *EVALUATION)
+        if stage == "fit":
+            self._compare_classes()
+
+    def _list(self, *splits: Split) -> None:
+        """Lists splits that are not yet listed; warns once of what differs from the published data set."""
+        new = [split for split in splits if split not in self._pictures]
+        for split in new:
+            self._pictures[split] = self.layout.pictures(Path(self.root or ""), split, self.dataset_options)
+        differing = [self.layout.compare(split, self._pictures[split], self.dataset_options) for split in new]
+        if any(differing):
+            rank_zero_warn(
+                f"{self.root} is not the whole of {self.layout.title}, or other pictures in its layout: "
+                f"{', '.join(filter(None, differing))}"
+            )
+
+    def _compare_classes(self) -> None:
+        """A checkpoint goes on with the identities that it was trained on."""
+        found = {str(picture.pid) for picture in self._pictures["train"]}
+        if strange := sorted(found.symmetric_difference(self.class_names)):
+            raise DataError(
+                f"the training identities are not those of the checkpoint: {some(strange)} on one side only. "
+                "--model.checkpoint_path starts anew from its weights"
+            )
+
+    def train_dataloader(self) -> ReidLoader:
+        """Shuffled and augmented batches of P identities; starts where a resumed run left off."""
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        source = ReidSource(self._pictures["train"], self.layout.open, numbers)
+        sampler = PKBatchSampler(
+            source.targets(),
+            self.batch_size // self.instances,
+            self.instances,
+            self.seed,
+            *self.shard,
+            start=self._start,
+        )
+        return self._loader("train", source, batch_sampler=sampler)
+
+    def val_dataloader(self) -> ReidLoader:
+        """Every query once, and then every picture of the gallery; the ranks take turns."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> ReidLoader:
+        """The same as for validation."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> ReidLoader:
+        pictures = [picture for part in EVALUATION for picture in self._pictures[part]]
+        source = ReidSource(pictures, self.layout.open)
+        return self._loader(
+            split, source, sampler=EvalSampler(len(source), *self.shard), batch_size=self.eval_batch_size
+        )
+
+    def _loader(self, split: str, source: ReidSource, **options: Any) -> ReidLoader:
+        training = split == "train"
+        transform = reid_transform(self.preprocessing, self.augmentation if training else None)
+        loader = ReidLoader(
+            PictureDataset(source, transform, replace_broken=training and self.on_error == "skip"),
+            self.on_error,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=ReidCollate(self.item_shape, source.cameras()),
+            worker_init_fn=single_threaded if self.name == "identities" else None,
+            **options,
+        )
+        self._loaders[split] = loader
+        return loader
+
+    def describe(self) -> str:
+        """The data set and the sizes of its splits, in words."""
+        parts = []
+        if "train" in self._pictures:
+            parts.append(f"{len(self._pictures['train']):,} train pictures of {self.num_classes:,} identities")
+        if "gallery" in self._pictures:
+            queries = f"{self.num_query:,} queries and " if self.num_query else ""
+            seen = len({picture.pid for picture in self._pictures["gallery"]} - {0})
+            parts.append(f"{queries}{len(self._pictures['gallery']):,} gallery pictures of {seen:,} identities")
+        return f"{self.root or self.name}: {', '.join(parts)}"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: Lightning tells the sampler."""
+
+
+def _per_channel(given: list[float] | None, what: str) -> tuple[float, ...]:
+    if given is not None and len(given) != 3:
+        raise DataError(f"--data.{what} must have 3 values, got {list(given)}")
+    return (0.5, 0.5, 0.5) if given is None else tuple(given)
