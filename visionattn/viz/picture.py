@@ -1,0 +1,31 @@
+"""Pictures as arrays of bytes [H, W, 3], red first, and files of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def save_picture(picture: Any, path: str | Path) -> Path:
+    """Writes bytes [H, W, 3] as the suffix of ``path`` says, whole or not at all; makes folders that are missing.
+
+    Raises:
+        ValueError: no such bytes, or a suffix of no format of pictures.
+    """
+    from PIL import Image
+
+    path, pixels = Path(path).expanduser(), np.asarray(picture)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"a picture is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"cannot write a picture to {path}: its suffix must be one of .png, .jpg, .webp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        Image.fromarray(pixels).save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

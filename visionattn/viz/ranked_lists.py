@@ -1,0 +1,96 @@
+"""Ranked lists: a query, and what a model takes for the same person or vehicle, right or wrong."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from visionattn.viz.picture import Pixels, save_picture
+
+RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
+BACKGROUND, INK = 255, (40, 40, 40)
+FRAME, GAP, CAPTION = 4, 8, 22  # pixels
+
+
+class RankedList(NamedTuple):
+    """What is drawn for one query.
+
+    Attributes:
+        name: of the file, without its suffix.
+        query: path, Pillow picture, or bytes [H, W, 3].
+        gallery: the same, nearest first.
+        matches: which of them show whom the query shows.
+    """
+
+    name: str
+    query: Any
+    gallery: Sequence[Any]
+    matches: Sequence[bool]
+
+
+def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: int = 192) -> list[Path]:
+    """Writes ``NAME.png`` for each list into a folder, which is made where it is missing."""
+    return [
+        save_picture(draw_ranked_list(query, gallery, matches, height=height), Path(folder) / f"{name}.png")
+        for name, query, gallery, matches in lists
+    ]
+
+
+def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool], *, height: int = 192) -> Pixels:
+    """The query, framed in grey, and beside it the gallery: what matches is framed green, what does not red.
+
+    The ranks stand below, those of wrong pictures with a cross, for whom colours do not tell.
+
+    Args:
+        query: path, Pillow picture, or bytes [H, W, 3].
+        gallery: the same, nearest first.
+        matches: which of them show whom the query shows.
+        height: of every picture in pixels; widths follow.
+
+    Returns:
+        Bytes [H', W', 3].
+
+    Raises:
+        ValueError: no gallery, or not as many matches.
+        OSError: a file that is not there or no picture.
+    """
+    if not gallery or len(gallery) != len(matches):
+        raise ValueError(f"a ranked list needs a picture for each match: got {len(gallery)} and {len(matches)}")
+    if height < 1:
+        raise ValueError(f"height must be at least 1, got {height}")
+    tiles = [_tile(query, height, QUERY, "query")]
+    for rank, (picture, right) in enumerate(zip(gallery, matches, strict=True), start=1):
+        tiles.append(_tile(picture, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
+    space = np.full((tiles[0].shape[0], GAP, 3), BACKGROUND, np.uint8)
+    row = [space, tiles[0], space, space]
+    for tile in tiles[1:]:
+        row += [tile, space]
+    page = np.concatenate(row, axis=1)
+    return np.pad(page, ((GAP, 0), (0, 0), (0, 0)), constant_values=BACKGROUND)
+
+
+def _tile(picture: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
+    """A picture of this height in its frame, above its caption."""
+    import cv2
+
+    pixels = _read(picture)
+    width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+    shrinks = height < pixels.shape[0]
+    inner = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    tile = np.full((height + 2 * FRAME + CAPTION, width + 2 * FRAME, 3), BACKGROUND, np.uint8)
+    tile[: height + 2 * FRAME] = colour
+    tile[FRAME : FRAME + height, FRAME : FRAME + width] = inner
+    cv2.putText(
+        tile, caption, (FRAME, height + 2 * FRAME + CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA
+    )
+    return tile
+
+
+def _read(picture: Any) -> Pixels:
+    from PIL import Image
+
+    if isinstance(picture, str | Path):
+        with Image.open(picture) as file:
+            return np.asarray(file.convert("RGB"))
+    return np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture, dtype=np.uint8)
