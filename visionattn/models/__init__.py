@@ -1,8 +1,16 @@
 """Models, one family per file; importing this package registers them with timm."""
 
+from visionattn.models.dcal import DcalSwinTransformer, DcalVisionTransformer
 from visionattn.models.halonet import HaloNet
 from visionattn.models.nat import NeighborhoodAttentionTransformer
 from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
 from visionattn.models.terminator import Terminator
 
-__all__ = ["HaloNet", "IsotropicNeighborhoodTransformer", "NeighborhoodAttentionTransformer", "Terminator"]
+__all__ = [
+    "DcalSwinTransformer",
+    "DcalVisionTransformer",
+    "HaloNet",
+    "IsotropicNeighborhoodTransformer",
+    "NeighborhoodAttentionTransformer",
+    "Terminator",
+]

@@ -1,0 +1,59 @@
+"""Pair-wise cross-attention (PWCA of DCAL) in the windows of timm's Swin: a window meets its like in another picture.
+
+The paper has tokens of whole pictures; what a window is to meet is a choice of ours: the window at the same place, with
+the relative bias and the mask that it has for itself.
+"""
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+
+from visionattn.layers.dual_cross_attention import PairSource, attend_pairs
+
+
+class PairedWindowAttention(nn.Module):
+    """A window attention's parameters at work on pairs.
+
+    Args:
+        attn: whose parameters they are.
+        pair: which picture each of B pictures meets [B].
+        source: which stream that picture's keys and values come from.
+    """
+
+    def __init__(self, attn: WindowAttention, pair: Tensor, source: PairSource) -> None:
+        super().__init__()
+        self.attn, self.pair, self.source = attn, pair, source
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """From windows [2·B·n, N, D], those of self-attention first, to the same; a mask is [n, N, N]."""
+        attn = self.attn
+        count, N, _ = x.shape
+        q, k, v = attn.qkv(x).reshape(count, N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        index: Any = attn.relative_position_index
+        bias = attn.relative_position_bias_table[index].permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(count // len(mask), 1, 1, 1)
+        windows = count // (2 * len(self.pair))
+        pair = (self.pair[:, None] * windows + torch.arange(windows, device=x.device)).flatten()
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        out = attend_pairs(q, k, v, pair, self.source, bias.to(q.dtype), dropout)
+        return attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(count, N, -1)))
+
+
+def forward_paired_windows(block: Any, x: Tensor, pair: Tensor, source: PairSource) -> Tensor:
+    """A block of Swin on maps [2B, H, W, D], those of self-attention first, then those of the pair-wise stream.
+
+    Args:
+        block: timm's SwinTransformerBlock, which is left as it was.
+        x: maps.
+        pair: which picture each meets [B].
+        source: which stream that picture's keys and values come from.
+    """
+    attn = block.attn
+    block.attn = PairedWindowAttention(attn, pair, source)
+    try:
+        return block(x)
+    finally:
+        block.attn = attn

@@ -1,0 +1,180 @@
+"""DCAL: vision transformers of timm with dual cross-attention, for classes and identities that look alike.
+
+Beside self-attention (SA), training has global-local cross-attention (GLCA), one block of its own that looks at a
+picture from its class token and the patches that matter most to it, and pair-wise cross-attention (PWCA), which shares
+all weights with SA and mixes the keys and values of another picture in. Inference takes SA and GLCA, or SA alone; PWCA
+costs nothing then. Weights of timm's backbones load unchanged; GLCA starts as a copy of their last block.
+
+Source: Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object
+Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151. The authors published no code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from timm.layers import StdConv2dSame
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._registry import get_arch_pretrained_cfgs
+from timm.models.resnetv2 import ResNetV2
+from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter_fn
+from timm.models.vision_transformer_hybrid import HybridEmbed
+
+from visionattn.models._dcal_swin import DcalSwinTransformer
+from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
+
+__all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
+
+PAPER: dict[str, Any] = {
+    "paper_ids": "arXiv:2205.02151",
+    "paper_name": ("Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object Re-Identification"),
+}
+
+
+def _like(classifier: Any, *backbones: str) -> dict[str, Any]:
+    """Configurations of timm's backbones, with all their weights, for the models that build on them."""
+    return {
+        f"dcal_{name}": {**_plain(asdict(cfg)), **PAPER, "classifier": classifier}
+        for backbone in backbones
+        for name, cfg in get_arch_pretrained_cfgs(backbone).items()
+    }
+
+
+def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **_like(
+            ("head", "glca_head"),
+            "deit_tiny_patch16_224",
+            "deit_small_patch16_224",
+            "deit_base_patch16_224",
+            "vit_small_patch16_224",
+            "vit_base_patch16_224",
+            "vit_base_r50_s16_224",
+        ),
+        **_like("head.fc", *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))),
+        "dcal_vit_pico": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.proj",
+            "classifier": ("head", "glca_head"),
+            "license": "apache-2.0",
+            **PAPER,
+        },
+    }
+)
+
+
+def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalVisionTransformer:
+    model: DcalVisionTransformer = build_model_with_cfg(
+        DcalVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_checkpoint,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **{**arch, **kwargs},
+    )
+    return model
+
+
+def _create_swin(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalSwinTransformer:
+    model: DcalSwinTransformer = build_model_with_cfg(
+        DcalSwinTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=swin_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
+        **{"patch_size": 4, "window_size": 7, **arch, **kwargs},
+    )
+    return model
+
+
+_TINY: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}
+_SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
+_BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 12}
+
+
+@register_model
+def dcal_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on DeiT-Tiny."""
+    return _create_vit("dcal_deit_tiny_patch16_224", pretrained, _TINY, **kwargs)
+
+
+@register_model
+def dcal_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on DeiT-Small."""
+    return _create_vit("dcal_deit_small_patch16_224", pretrained, _SMALL, **kwargs)
+
+
+@register_model
+def dcal_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on DeiT-Base."""
+    return _create_vit("dcal_deit_base_patch16_224", pretrained, _BASE, **kwargs)
+
+
+@register_model
+def dcal_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on ViT-Small; the paper has none."""
+    return _create_vit("dcal_vit_small_patch16_224", pretrained, _SMALL, **kwargs)
+
+
+@register_model
+def dcal_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on ViT-Base."""
+    return _create_vit("dcal_vit_base_patch16_224", pretrained, _BASE, **kwargs)
+
+
+@register_model
+def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on the hybrid of the first stages of ResNet-50 and ViT-Base."""
+    backbone = ResNetV2(
+        layers=[3, 4, 9],
+        num_classes=0,
+        global_pool="",
+        in_chans=kwargs.get("in_chans", 3),
+        preact=False,
+        stem_type="same",
+        conv_layer=partial(StdConv2dSame, eps=1e-8),
+        device=kwargs.get("device"),
+        dtype=kwargs.get("dtype"),
+    )
+    arch = {**_BASE, "patch_size": 1, "embed_layer": partial(HybridEmbed, backbone=backbone)}
+    return _create_vit("dcal_vit_base_r50_s16_224", pretrained, arch, **kwargs)
+
+
+@register_model
+def dcal_vit_pico(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """A small one for small pictures, of ours: six blocks of width 128 on patches of 4 pixels."""
+    arch = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": 10}
+    return _create_vit("dcal_vit_pico", pretrained, arch, **kwargs)
+
+
+@register_model
+def dcal_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
+    """PWCA on Swin-Tiny."""
+    arch = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+    return _create_swin("dcal_swin_tiny_patch4_window7_224", pretrained, arch, **kwargs)
+
+
+@register_model
+def dcal_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
+    """PWCA on Swin-Small."""
+    arch = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+    return _create_swin("dcal_swin_small_patch4_window7_224", pretrained, arch, **kwargs)
+
+
+@register_model
+def dcal_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
+    """PWCA on Swin-Base."""
+    arch = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+    return _create_swin("dcal_swin_base_patch4_window7_224", pretrained, arch, **kwargs)
