@@ -1,8 +1,11 @@
-"""A model with an auxiliary loss."""
+"""A model with an auxiliary loss, and the pairs that models with several branches see."""
+
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
+from visionattn.models import DcalVisionTransformer
 from visionattn.tasks.classification import ClassificationTask
 
 
@@ -22,3 +25,17 @@ def slow_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(ClassificationTask, "_create", create)
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """The pairs that DCAL's models see, call by call."""
+    original = DcalVisionTransformer.forward_branches
+    seen: list[Tensor | None] = []
+
+    def forward_branches(self: DcalVisionTransformer, x: Tensor, pair: Tensor | None = None) -> dict[str, Any]:
+        seen.append(pair)
+        return original(self, x, pair)
+
+    monkeypatch.setattr(DcalVisionTransformer, "forward_branches", forward_branches)
+    return seen

@@ -61,6 +61,17 @@ def test_each_panel_shows_its_column_over_epochs(tmp_path, drawn):
     assert list(rates.lines[0].get_ydata()) == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
 
 
+def test_measures_of_retrieval_have_the_panel_of_accuracies(tmp_path, drawn):
+    rows = [{"step": 9, "epoch": 0, "val_mAP": 0.2, "val_rank1": 0.5}, {"step": 19, "epoch": 1, "val_mAP": 0.3}]
+    save_learning_curve(write_metrics(tmp_path, rows), tmp_path / "curve.png")
+    (axes,) = drawn[0].axes
+    assert {line.get_label(): list(line.get_ydata()) for line in axes.lines} == {
+        "mAP": pytest.approx([20, 30]),
+        "rank-1": pytest.approx([50]),
+    }
+    assert "mAP 30.00% at epoch 2" in axes.get_title()
+
+
 def test_columns_that_are_absent_leave_their_panel_out(tmp_path, drawn):
     rows = [{name: row[name] for name in row if name != "lr-AdamW"} for row in two_epochs_of_ten_steps()]
     rows = [{name: row[name] for name in row if not name.startswith("val_")} for row in rows if len(row) > 1]

@@ -15,8 +15,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
-from visionattn.cli.report import check_writable, print_table, write_csv, write_json
+from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
+from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
+from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
     Weights,
@@ -71,6 +73,7 @@ def classify(
     pretrained: bool = False,
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
+    inference: Inference | None = None,
     data: EvaluationData = AS_TRAINED,
     device: str = "auto",
     precision: Precision = "32-true",
@@ -78,6 +81,8 @@ def classify(
     output: Path | None = None,
     per_class: Path | None = None,
     confusion_matrix: Path | None = None,
+    rollout: Path | None = None,
+    pictures: int = 20,
 ) -> None:
     """Evaluate top-1 and top-5 accuracy of a checkpoint or a registered model on a data set.
 
@@ -89,6 +94,7 @@ def classify(
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
+        inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
         data: which pictures.
         device: auto, cpu, cuda, cuda:1, …
         precision: as --trainer.precision.
@@ -96,16 +102,26 @@ def classify(
         output: JSON file for the results.
         per_class: CSV file for the accuracy of each class.
         confusion_matrix: picture of the confusion matrix, .png, .pdf or .svg.
+        rollout: folder for pictures of what DCAL's attention is on, and of the patches that it selects.
+        pictures: number of pictures that are drawn there, evenly spaced.
 
     Raises:
         UsageError: options that contradict each other.
         ValueError: a model, checkpoint or data set that is not there or does not fit the others.
     """
     check_writable(output, per_class, confusion_matrix)
+    check_folder(rollout)
+    check_number(pictures)
     if confusion_matrix:
         check_suffix(confusion_matrix)
     resolved = resolve_device(device)
     classifier, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
+    if spec.task == "reid":
+        raise ValueError(f"{checkpoint} gives features, not classes: eval.py reid evaluates it")
+    if inference is not None:
+        choose_inference(classifier, spec.model, inference)
+    if rollout:
+        check_rollout(classifier, spec.model)
     module = _open(data, spec)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     classifier = classifier.to(resolved).to(memory_format=layout)
@@ -121,6 +137,7 @@ def classify(
         "model": spec.model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+        "inference": getattr(classifier, "inference", None),
         "dataset": module.name,
         "root": data.root,
         "split": data.split,
@@ -144,6 +161,8 @@ def classify(
         write_csv(_class_rows(counts["per_class"], names), per_class)
     if confusion_matrix:
         save_confusion_matrix(counts["matrix"].cpu(), names, confusion_matrix)
+    if rollout:
+        save_rollouts(rollout, classifier, module.val_dataloader(), num_images, module.preprocessing, pictures)
     _print(result)
 
 

@@ -7,9 +7,10 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.classify import classify
 from visionattn.cli.errors import ConciseParser
 from visionattn.cli.kernels import kernels
+from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
 
-COMMANDS: dict[str, Any] = {"classify": classify, "kernels": kernels, "throughput": throughput}
+COMMANDS: dict[str, Any] = {"classify": classify, "kernels": kernels, "reid": reid, "throughput": throughput}
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):

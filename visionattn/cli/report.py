@@ -37,12 +37,26 @@ def check_writable(*paths: str | Path | None) -> None:
     for path in [Path(path).expanduser() for path in paths if path is not None]:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file in it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}; name a file elsewhere") from error
+        _check_folder(path.parent, path)
+
+
+def check_folder(*paths: str | Path | None) -> None:
+    """Makes folders that files are to be written to.
+
+    Raises:
+        ValueError: one of the paths is a file, or lies where no folder can be made.
+    """
+    for path in [Path(path).expanduser() for path in paths if path is not None]:
+        _check_folder(path, path)
+
+
+def _check_folder(folder: Path, named: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {named}: {error.strerror}; name a place elsewhere") from error
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
@@ -53,8 +67,10 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
     for row in rows:
         table.add_row(*row.values())
     console = Console()
-    # A file or pipe has no width; rich would take 80 columns and break words.
-    console.print(table, width=None if console.is_terminal else 160, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        # A file or pipe has no width; rich would take 80 columns and break words.
+        console = Console(width=160)
+    console.print(table, soft_wrap=not console.is_terminal)
 
 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:

@@ -1,6 +1,7 @@
 """The commands of train.py: LightningCLI with run folders, resuming, and errors of one line."""
 
 import logging
+import re
 import shlex
 import sys
 import time
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import ConciseParser, UsageError
+from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.runs import (
     LoggerName,
     RunFolder,
@@ -28,11 +30,9 @@ from visionattn.cli.runs import (
     newest_run,
     run_of,
 )
-from visionattn.data import ImageClassificationData
 from visionattn.tasks.callbacks import EpochReport, KernelSheet, LearningCurve, PredictionWriter
-from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec
+from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, TaskName
 from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from visionattn.tasks.classification import ClassificationTask
 
 NOISE = (
     # Lightning's hints, each of which is dealt with here or is the user's choice.
@@ -49,11 +49,19 @@ NOISE = (
 )
 
 
+DESCRIPTION = (
+    "Trains and applies image classifiers and models for re-identification: which, says --task "
+    f"({', '.join(KINDS)}) after the command, or task: in a config file."
+)
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """Files of a training run.
+    """What is trained, and the files of a training run.
 
     Args:
+        task: classification; fine_grained, for models with several branches (DCAL); or reid, for re-identification.
+            The options of --model and --data are the task's: --task NAME --help lists them.
         runs: folder of all runs; each gets runs/NAME/NUMBER.
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
@@ -62,6 +70,7 @@ class RunOptions:
         save_every_n_steps: save last.ckpt in the middle of epochs, too; 0 for not.
     """
 
+    task: TaskName = "classification"
     runs: Path = Path("runs")
     run_name: str | None = None
     logger: LoggerName = "csv"
@@ -77,7 +86,7 @@ class TrainingParser(ConciseParser, LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI over the classification task and data.
+    """LightningCLI over the task that the command line names, and its data.
 
     Args:
         argv: the command line.
@@ -85,14 +94,16 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
+        self.task_name = find_task(argv)
+        self.kind = KINDS[self.task_name]
         self.resume: Path | None = None
         self.run: RunFolder | None = None  # that the training goes on in, or once it begins, the new one
         self.began = time.monotonic()
         super().__init__(
-            ClassificationTask,
-            ImageClassificationData,
+            self.kind.task,
+            self.kind.data,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "train.py", "description": "Trains and applies image classifiers."},
+            parser_kwargs={"prog": "train.py", "description": DESCRIPTION},
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 30, "use_distributed_sampler": False, "enable_model_summary": False},
             seed_everything_default=0,
@@ -122,7 +133,13 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses without Lightning's warning about arguments that do not come from sys.argv."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except UsageError as error:
+            if not re.match(r"unknown (option|key) (--)?(model|data)\b", str(error)):
+                raise
+            others = ", ".join(name for name in KINDS if name != self.task_name)
+            raise UsageError(f"{error} (options of --task {self.task_name}; there are also {others})") from error
 
     @property
     def options(self) -> Any:
@@ -166,24 +183,25 @@ class TrainingCLI(LightningCLI):
         if METADATA_KEY not in checkpoint:
             raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
         self.spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+        if self.spec.task != self.task_name:
+            raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that, too")
         if command != "fit":
             self._adopt(self.spec)
 
     def _adopt(self, spec: ClassifierSpec) -> None:
         """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
         defaults = self._parser(self.config.subcommand).get_defaults()
-        channels, height, _ = spec.preprocessing["input_size"]
-        data = {"img_size": height, "in_chans": channels} | {
-            key: value for key, value in spec.preprocessing.items() if key != "input_size"
-        }
-        if not self.options.data.root:
+        channels, height, width = spec.preprocessing["input_size"]
+        data = {"img_size": height, "height": height, "width": width, "in_chans": channels} | spec.preprocessing
+        if not self.options.data.root or spec.task == "reid":
             data["name"] = spec.dataset
         for key, value in data.items():
-            if self.options.data.get(key) == defaults.data.get(key):
+            if key in defaults.data and self.options.data.get(key) == defaults.data.get(key):
                 self.options.data[key] = value
         model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
         for key, value in model.items():
-            self.options.model[key] = value
+            if key in defaults.model:
+                self.options.model[key] = value
         self.options.model.pretrained = False
 
     # Building
@@ -233,7 +251,7 @@ class TrainingCLI(LightningCLI):
             "enable_checkpointing": True,
             "default_root_dir": str(self.run.path),
         }
-        self.best = BestCheckpoint(self.run.checkpoints)
+        self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor)
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
         return [*averaging, LearningCurve(self.run.path), KernelSheet(self.run.path), self.best, self.last]
@@ -282,11 +300,11 @@ class TrainingCLI(LightningCLI):
             say(done)
             return
         checkpoint = relative(Path(kept))
-        best = "no validation" if score is None else f"best val top-1 {100 * float(score):.2f}%"
+        best = "no validation" if score is None else f"best val {self.kind.score} {100 * float(score):.2f}%"
         data = self.datamodule
         options = {"name": data.name, "root": data.root, "split": data.splits["validation"]}
         given = [word for key, value in options.items() if value for word in (f"--data.{key}", str(value))]
-        command = shlex.join(["python", "eval.py", "classify", "--checkpoint", str(checkpoint), *given])
+        command = shlex.join(["python", "eval.py", self.kind.command, "--checkpoint", str(checkpoint), *given])
         say(f"{best}, {done}\ncheckpoint: {checkpoint}\nevaluate:   {command}")
 
     def after_predict(self) -> None:

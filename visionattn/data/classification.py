@@ -1,4 +1,4 @@
-"""Image classification: one DataModule for every data set that timm can read, MNIST and the embedded digits."""
+"""Image classification: one DataModule for every data set that timm can read, and some that it cannot."""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ class ImageClassificationData(PictureData):
     any folder of pictures.
 
     Args:
-        name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``folder`` (the default with a
-            root), or a data set of timm's: ``torch/cifar10``, ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``,
-            ``tfds/NAME``.
+        name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
+            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm's: ``torch/cifar10``,
+            ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of pictures or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for the others the place of their downloads.
         train_split: name of the training split, where it is not found by itself.
@@ -59,6 +59,8 @@ class ImageClassificationData(PictureData):
         train_interpolation: as ``interpolation``, or ``random``.
         crop_padding: train on random crops of the picture with so many mirrored pixels added on each side, in place of
             ``scale``, ``ratio`` and ``train_interpolation``; 0 for not.
+        crop_from: train on random crops of the picture with its shorter edge brought to so many pixels, in place of the
+            same; by default to ``img_size``, where there is ``crop_padding``.
         scale: bounds of the random crop's share of the area.
         ratio: bounds of its width over height.
         hflip: probability of a horizontal flip.
@@ -102,6 +104,7 @@ class ImageClassificationData(PictureData):
         no_aug: bool = False,
         train_interpolation: str = "random",
         crop_padding: int = 0,
+        crop_from: int | None = None,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (0.75, 1.3333),
         hflip: float = 0.5,
@@ -128,13 +131,18 @@ class ImageClassificationData(PictureData):
             raise DataError(
                 f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
             )
+        size = img_size or EDGES.get(self.name, 224)
+        if crop_from is not None and (no_aug or crop_from < size):
+            raise DataError(
+                f"--data.crop_from {crop_from} must be at least --data.img_size {size}, and is an augmentation: "
+                "not with --data.no_aug"
+            )
         self.root, self.download = root, download
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats, self.limit_per_class = aug_repeats, limit_per_class
         self._given_num_classes = num_classes
         self._sources: dict[str, Source | IterableImageDataset] = {}
 
-        size = img_size or EDGES.get(self.name, 224)
         self.preprocessing: dict[str, Any] = {
             "input_size": (in_chans, size, size),
             "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans, "mean"),
@@ -160,6 +168,7 @@ class ImageClassificationData(PictureData):
             "re_count": re_count,
             "no_aug": no_aug,
             "crop_padding": crop_padding,
+            "crop_from": crop_from,
         }
 
     @property

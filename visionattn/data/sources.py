@@ -11,6 +11,7 @@ from timm.data.dataset_factory import create_dataset
 
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
+from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.mnist import MNIST
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -122,8 +123,9 @@ def open_source(
     """Opens one split.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``""`` or ``"folder"`` or ``"tar"`` for pictures under ``root``, otherwise a
-            data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``, ``tfds/…``).
+        name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for pictures
+            under ``root``, otherwise a data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``,
+            ``tfds/…``).
         root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; where the others keep their
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
@@ -143,6 +145,8 @@ def open_source(
         if root is None:
             raise DataError("--data.name mnist needs --data.root FOLDER, where FOLDER/MNIST/raw holds its four files")
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
+    if name in FINE_GRAINED:
+        return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in ("", "folder", "tar"):
         if root is None:
             raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
@@ -150,7 +154,8 @@ def open_source(
         return open_place(place, mode, class_to_idx)
     if prefix not in REMOTE:
         raise DataError(
-            f"unknown data set {name!r}: digits, mnist, folder, or one of {', '.join(p + '/NAME' for p in REMOTE)}"
+            f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
+            f"{', '.join(p + '/NAME' for p in REMOTE)}"
         )
     try:
         dataset = create_dataset(

@@ -15,7 +15,7 @@ def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[st
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``.
-        augmentation: for training: timm's options, and ``crop_padding``; None for evaluation.
+        augmentation: for training: timm's options, ``crop_padding`` and ``crop_from``; None for evaluation.
 
     Raises:
         DataError: an option that does not fit.
@@ -23,24 +23,25 @@ def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[st
     size, mean, std = (preprocessing[key] for key in ("input_size", "mean", "std"))
     training = augmentation is not None
     options = dict(augmentation or {key: preprocessing[key] for key in ("interpolation", "crop_pct", "crop_mode")})
-    padding = options.pop("crop_padding", 0)
+    padding, edge = options.pop("crop_padding", 0), options.pop("crop_from", None)
     try:
         transform = create_transform(size, is_training=training, mean=mean, std=std, use_prefetcher=False, **options)
     except (AssertionError, KeyError, ValueError) as error:
         raise DataError(f"augmentation options {options}: {type(error).__name__} {error}") from error
-    if padding:
+    if padding or edge:
         assert isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
-        transform.transforms[0] = padded_crop(size[1:], padding, preprocessing["interpolation"])
+        transform.transforms[0] = plain_crop(size[1:], edge or min(size[1:]), padding, preprocessing["interpolation"])
     return transform
 
 
-def padded_crop(size: tuple[int, int], padding: int, interpolation: str) -> Compose:
-    """Resizes a picture, mirrors its outermost pixels outwards and crops it at random, as is usual for CIFAR.
+def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
+    """Resizes a picture, mirrors its outermost pixels outwards and crops it at random, without changes of scale.
 
     Args:
-        size: height and width of the crop; the shorter edge of the resized picture is the smaller of the two.
+        size: height and width of the crop.
+        edge: the shorter edge of the resized picture.
         padding: pixels added on each side.
         interpolation: of the resizing, which leaves pictures of the right size as they are.
     """
-    resize = Resize(min(size), interpolation=str_to_interp_mode(interpolation))
+    resize = Resize(edge, interpolation=str_to_interp_mode(interpolation))
     return Compose([resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])

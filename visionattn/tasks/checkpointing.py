@@ -55,17 +55,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the weights with the best ``val_top1`` so far.
+    """Keeps ``best.ckpt``, the weights with the best validation so far.
 
     Args:
         dirpath: folder of checkpoints.
+        monitor: the figure that they are the best by; the larger the better.
     """
 
-    def __init__(self, dirpath: Path) -> None:
+    def __init__(self, dirpath: Path, monitor: str = "val_top1") -> None:
         super().__init__(
             dirpath,
             Path(BEST).stem,
-            monitor="val_top1",
+            monitor=monitor,
             mode="max",
             save_on_train_epoch_end=False,
             enable_version_counter=False,

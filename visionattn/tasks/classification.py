@@ -76,7 +76,7 @@ class ClassificationTask(TrainingTask):
         num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
         if hparams.linear_probe:
             self.model.requires_grad_(False)
-            self._head.requires_grad_(True)
+            self._heads.requires_grad_(True)
             self.train(self.training)
         self.mixup = (
             Mixup(
@@ -108,7 +108,7 @@ class ClassificationTask(TrainingTask):
         super().train(mode)
         if self.options.linear_probe and self.model is not None:
             self.model.eval()
-            self._head.train(mode)
+            self._heads.train(mode)
         return self
 
     # Steps
@@ -122,8 +122,7 @@ class ClassificationTask(TrainingTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mixes the pictures where wanted and gives the loss, with what the model and the weights add to it."""
         image, target = self._mix(batch)
-        loss: Tensor = self.criterion(self(image), target)
-        return self._finish_step(loss, {self.options.loss: loss}, len(image))
+        return self._finish_step({self.options.loss: self.criterion(self(image), target)}, len(image))
 
     def _mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and targets, mixed where that is wanted: targets are then shares of classes [B, num_classes]."""

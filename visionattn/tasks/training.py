@@ -13,6 +13,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 
+from visionattn.losses.uncertainty import UncertaintyWeightedLoss
+from visionattn.tasks.branches import branch_names, compile_branches
 from visionattn.tasks.checkpoint import (
     METADATA_KEY,
     ClassifierSpec,
@@ -115,6 +117,7 @@ class TrainingTask(LightningModule):
             raise ValueError(f"--model.bias_lr_factor must be greater than 0, got {bias_lr_factor}")
         self.save_hyperparameters()  # those of the subclass, too
         self.model: nn.Module | None = None
+        self.weighting: UncertaintyWeightedLoss | None = None
         self._penalised: list[Tensor] = []
         self._pending: tuple[Tensor, int, int] | None = None  # loss, step, epoch: not yet known to be finite
 
@@ -142,6 +145,7 @@ class TrainingTask(LightningModule):
             self.model.to(memory_format=torch.channels_last)
         if hparams.compile:
             self.model.compile()
+            compile_branches(self.model)
         self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
         self.spec = ClassifierSpec(
             hparams.name,
@@ -156,6 +160,12 @@ class TrainingTask(LightningModule):
     @abstractmethod
     def _build(self) -> None:
         """Sets ``model``, which ``_create`` makes, and whatever else holds parameters or counts."""
+
+    def _weigh_branches(self) -> None:
+        """Weights the losses of a model of several branches by learned uncertainties."""
+        assert self.model is not None
+        names = branch_names(self.model)
+        self.weighting = UncertaintyWeightedLoss(names) if len(names) > 1 else None
 
     @property
     def _model_kwargs(self) -> dict[str, Any]:
@@ -191,9 +201,9 @@ class TrainingTask(LightningModule):
                 )
 
     @property
-    def _head(self) -> nn.Module:
+    def _heads(self) -> nn.ModuleList:
         assert self.model is not None
-        return self.model.get_classifier()  # type: ignore[operator]
+        return nn.ModuleList(_heads(self.model))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule over the length of the run."""
@@ -248,8 +258,8 @@ class TrainingTask(LightningModule):
     ) -> None:
         """Adaptive clipping where it is asked for; clipping by norm or value is the trainer's."""
         if self.options.agc and self.model is not None:
-            head = set(self._head.parameters())
-            parameters = [parameter for parameter in self.model.parameters() if parameter not in head]
+            heads = set(self._heads.parameters())
+            parameters = [parameter for parameter in self.model.parameters() if parameter not in heads]
             adaptive_clip_grad(parameters, self.options.agc)
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -271,20 +281,22 @@ class TrainingTask(LightningModule):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def _finish_step(self, loss: Tensor, parts: Mapping[str, Tensor], count: int) -> Tensor:
+    def _finish_step(self, losses: Mapping[str, Tensor], count: int) -> Tensor:
         """The loss with what the model and the weights add to it; logs it, and its parts where there are several.
 
         Args:
-            loss: what the task minimises.
-            parts: what it is made of, by name.
+            losses: what the task minimises, by name; weighted where the model has several branches.
             count: pictures in the batch.
         """
         assert self.model is not None
         extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)
-        loss = sum(extra.values(), start=loss)
-        if len(parts) + len(extra) > 1:
-            for name, part in {**parts, **extra}.items():
+        loss: Any = sum(losses.values()) if self.weighting is None else self.weighting(losses)
+        if len(losses) + len(extra) > 1:
+            for name, part in {**losses, **extra}.items():
                 self.log(f"train_loss_{name}", part.detach(), batch_size=count)
+        if self.weighting is not None:
+            self.log_dict({f"weight_{name}": weight for name, weight in self.weighting.weights().items()})
+        loss = sum(extra.values(), start=loss)
         self._pending = loss.detach(), self.global_step, self.current_epoch
         self.log("train_loss", loss, prog_bar=True, batch_size=count)
         self.log("lr-max", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
@@ -342,10 +354,16 @@ class TrainingTask(LightningModule):
                 raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")
 
 
+def _heads(model: Any) -> tuple[nn.Module, ...]:
+    """The classifier, or several, as models with several branches have them."""
+    classifier = model.get_classifier()
+    return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
 def _load_all_but_heads(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
     """Takes weights from ``initial``, but for those of classifiers that are of another width."""
-    classifier = model.get_classifier()  # type: ignore[operator]
-    head = tuple(name for name, module in model.named_modules() if module is classifier)
+    heads = _heads(model)
+    head = tuple(name for name, module in model.named_modules() if any(module is one for one in heads))
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     kept = {
         name: value for name, value in initial.items() if not name.startswith(head) or value.shape == shapes.get(name)

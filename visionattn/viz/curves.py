@@ -20,14 +20,17 @@ DENSE, SPARSE = 100, 20
 PART = "train_loss_"
 """What the columns of the parts of the training loss begin with."""
 
+RATES = {"val_top1": "top-1", "val_top5": "top-5", "val_mAP": "mAP", "val_rank1": "rank-1"}
+"""Fractions that validation gives: of classifiers and of models for re-identification."""
+
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     """Draws loss, validation accuracy and learning rate over the epochs of a run.
 
     Args:
         csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it. The columns that are used are ``step``, ``epoch``,
-            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1``, ``val_top5`` (fractions) and the
-            first one called ``lr-…``; panels whose columns are absent are left out.
+            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1`` and ``val_top5``, or ``val_mAP`` and
+            ``val_rank1`` (fractions), and the first one called ``lr-…``; panels whose columns are absent are left out.
         png_path: where the figure goes.
 
     Raises:
@@ -42,7 +45,7 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
     columns = list(rows[0]) if rows else []
     rate_column = next((name for name in columns if name.startswith("lr-")), "")
     parts = tuple(name for name in columns if name.startswith(PART))
-    groups = (("train_loss", "val_loss"), parts, ("val_top1", "val_top5"), (rate_column,))
+    groups = (("train_loss", "val_loss"), parts, tuple(RATES), (rate_column,))
     curves = {name: _points(rows, name) for names in groups for name in names}
     panels = [names for names in groups if any(curves[name][0] for name in names)]
     if not panels:
@@ -54,8 +57,8 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
             _draw_losses(axes, curves["train_loss"], curves["val_loss"])
         elif names == parts:
             _draw_parts(axes, {name: curves[name] for name in parts})
-        elif names[0] == "val_top1":
-            _draw_accuracies(axes, curves["val_top1"], curves["val_top5"])
+        elif names == tuple(RATES):
+            _draw_accuracies(axes, {label: curves[name] for name, label in RATES.items() if curves[name][0]})
         else:
             rates = curves[rate_column]
             axes.plot(*rates, color=GREY, marker="." if len(rates[0]) < SPARSE else "")
@@ -115,15 +118,13 @@ def _draw_training(axes: "Axes", points: Points, label: str, color: str) -> None
     axes.plot(middle, smooth, color=color, label=f"{label}, mean of {window}")
 
 
-def _draw_accuracies(axes: "Axes", top1: Points, top5: Points) -> None:
-    for (epochs, rates), name, color in ((top1, "top-1", ORANGE), (top5, "top-5", GREEN)):
-        if rates:
-            percentages = [100 * rate for rate in rates]
-            axes.plot(epochs, percentages, color=color, label=name, marker="." if len(rates) < SPARSE else "")
-    title = "Validation accuracy"
-    if top1[0]:
-        epoch, best = max(zip(*top1, strict=True), key=lambda point: point[1])
-        title += f": top-1 {100 * best:.2f}% at epoch {epoch:g}"
+def _draw_accuracies(axes: "Axes", rates: dict[str, Points]) -> None:
+    for (label, (epochs, values)), color in zip(rates.items(), cycle((ORANGE, GREEN)), strict=False):
+        percentages = [100 * value for value in values]
+        axes.plot(epochs, percentages, color=color, label=label, marker="." if len(values) < SPARSE else "")
+    first, points = next(iter(rates.items()))
+    epoch, best = max(zip(*points, strict=True), key=lambda point: point[1])
+    title = f"Validation: {first} {100 * best:.2f}% at epoch {epoch:g}"
     style_axes(axes, title=title, xlabel="epoch", ylabel="%")
     axes.legend(frameon=False, loc="lower right")
 

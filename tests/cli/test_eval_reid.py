@@ -1,0 +1,180 @@
+"""eval.py reid, in this process, on the embedded pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from visionattn.cli.errors import run
+from visionattn.cli.evaluate import main
+from visionattn.data import ReidData
+from visionattn.metrics.reranking import rerank
+from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval
+from visionattn.tasks.branches import reid_features
+from visionattn.tasks.checkpoint import load_classifier
+from visionattn.tasks.checkpointing import LastCheckpoint
+from visionattn.tasks.reid import ReidTask
+
+DCAL = {
+    "name": "dcal_deit_tiny_patch16_224",
+    "model_kwargs": {"img_size": [64, 32], "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2},
+}
+
+
+def reid(*argv: str | Path) -> int:
+    return run(main, ["reid", "--device", "cpu", "--data.num_workers", "0", *map(str, argv)])
+
+
+def train(folder: Path, **options: Any) -> Path:
+    """A checkpoint after one step."""
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[LastCheckpoint(folder)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        limit_train_batches=1,
+        limit_val_batches=0,
+    )
+    torch.manual_seed(0)
+    trainer.fit(ReidTask(**options), datamodule=ReidData("identities", batch_size=8, num_workers=0, seed=0))
+    return folder / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("plain"), name="test_resnet")
+
+
+@pytest.fixture(scope="module")
+def dcal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("dcal"), **DCAL)
+
+
+def expected(checkpoint: Path, flip: bool = False, reranked: bool = False, inference: Any = None) -> dict[str, Any]:
+    model, _ = load_classifier(checkpoint)
+    if inference:
+        model.set_inference(inference)
+    data = ReidData("identities", num_workers=0)
+    data.setup("validate")
+    batches: list[Any] = list(data.val_dataloader())
+    ids, cameras = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("target", "camera"))
+    with torch.no_grad():
+        features = torch.cat([reid_features(model, batch.image, flip) for batch in batches])
+    query, gallery = slice(data.num_query), slice(data.num_query, None)
+    known = (ids[query], ids[gallery], cameras[query], cameras[gallery])
+    if reranked:
+        return evaluate_distances(rerank(features[query], features[gallery]), *known)
+    return evaluate_retrieval(features[query], features[gallery], *known)
+
+
+def same(result: dict[str, Any], measured: dict[str, Any]) -> bool:
+    return all(result[name] == pytest.approx(measured[name], abs=1e-5) for name in ("mAP", "mINP", "cmc"))
+
+
+def test_a_checkpoint_knows_its_data_and_the_json_says_all(tmp_path, plain, capsys):
+    assert reid("--checkpoint", plain, "--output", tmp_path / "r.json") == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert same(result, expected(plain))
+    assert (result["model"], result["dataset"], result["checkpoint"]) == ("test_resnet", "identities", str(plain))
+    assert result["num_query"] == result["num_valid_queries"] + result["num_skipped_queries"] > 0
+    assert result["num_gallery"] > 0
+    assert len(result["cmc"]) == 50
+    assert result["before_reranking"] is None
+    assert result["preprocessing"]["input_size"] == [3, 64, 32]
+    assert {"versions", "hardware", "command", "git_revision"} <= set(result)
+    assert f"{result['mAP']:.2%}" in capsys.readouterr().out
+
+
+def test_flipped_and_reranked(tmp_path, plain, capsys):
+    assert reid("--checkpoint", plain, "--flip", "--rerank", "--output", tmp_path / "r.json") == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert same(result, expected(plain, flip=True, reranked=True))
+    assert same(result["before_reranking"], expected(plain, flip=True))
+    assert "re-ranked" in capsys.readouterr().out
+
+
+def test_branches_of_dcal_together_and_alone(tmp_path, dcal):
+    results = {}
+    for feature in ("combined", "sa"):
+        assert reid("--checkpoint", dcal, "--feature", feature, "--output", tmp_path / "r.json") == 0
+        results[feature] = json.loads((tmp_path / "r.json").read_text())
+        assert results[feature]["feature"] == feature
+        assert same(results[feature], expected(dcal, inference=feature))
+    assert results["sa"]["mAP"] != results["combined"]["mAP"]
+
+
+def test_a_model_without_training_can_be_measured(tmp_path, capsys):
+    argv = ["--model", "test_resnet", "--data.height", "32", "--data.width", "16", "--output", tmp_path / "r.json"]
+    assert reid(*argv) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["weights"], result["preprocessing"]["input_size"]) == ("random", [3, 32, 16])
+    assert "random weights" in capsys.readouterr().err
+
+
+def test_pictures_of_ranks_and_of_selected_patches(tmp_path, dcal):
+    ranked, rollout = tmp_path / "ranked", tmp_path / "a" / "rollout"
+    assert reid("--checkpoint", dcal, "--ranked-lists", ranked, "--rollout", rollout, "--pictures", "3") == 0
+    for folder in (ranked, rollout):
+        files = sorted(folder.glob("*.png"))
+        assert len(files) == 3
+        with Image.open(files[0]) as picture:
+            assert min(picture.size) >= 32
+
+
+def test_a_market_folder_with_a_broken_picture(tmp_path, plain, capsys):
+    root = tmp_path / "market"
+    for folder, cameras in (("query", (1,)), ("bounding_box_test", (2, 3))):
+        (root / folder).mkdir(parents=True)
+        for pid in (3, 4):
+            for camera in cameras:
+                colour = (40 * pid, 90, 10 * camera)
+                Image.new("RGB", (16, 32), colour).save(root / folder / f"{pid:04d}_c{camera}s1_000001_00.jpg")
+    broken = root / "bounding_box_test" / "0004_c3s1_000001_00.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    argv = ["--checkpoint", plain, "--data.name", "market1501", "--data.root", root, "--output", tmp_path / "r.json"]
+    assert reid(*argv) == 1
+    assert str(broken) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "r.json").exists()
+    assert reid(*argv, "--data.on_error", "skip") == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["num_query"], result["num_gallery"], result["num_unreadable"]) == (2, 3, 1)
+    assert (result["mAP"], result["protocol"]) == (1.0, "camera")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        ([], 2, "give --checkpoint FILE, or --model NAME"),
+        (["--checkpoint", "gone.ckpt"], 1, "no checkpoint at gone.ckpt"),
+        (["--checkpoint", "{plain}", "--feature", "sa"], 1, "test_resnet has one branch"),
+        (["--checkpoint", "{plain}", "--rollout", "{folder}"], 1, "test_resnet selects no patches"),
+        (["--checkpoint", "{plain}", "--ranked-lists", "{plain}"], 1, "cannot write {plain}"),
+        (["--checkpoint", "{plain}", "--data.name", "market1501"], 1, "needs --data.root"),
+        (
+            ["--checkpoint", "{plain}", "--data.name", "market1501", "--data.root", "gone"],
+            1,
+            "no such data folder: gone",
+        ),
+        (["--checkpoint", "{plain}", "--data.name", "markt"], 1, "unknown data set 'markt'"),
+        (["--checkpoint", "{plain}", "--data.rot", "x"], 2, "did you mean --data.root"),
+        (["--checkpoint", "{plain}", "--pictures", "0"], 2, "--pictures must be at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_that_names_it(tmp_path, plain, capsys, options, status, says):
+    names = {"plain": plain, "folder": tmp_path}
+    assert reid(*(option.format(**names) for option in options)) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert says.format(**names) in line
+
+
+def test_classify_names_the_right_command(plain, capsys):
+    assert run(main, ["classify", "--device", "cpu", "--checkpoint", str(plain)]) == 1
+    assert "eval.py reid evaluates it" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""What train.py can train: the value of --task, and the classes behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from lightning.pytorch import LightningDataModule
+
+from visionattn.cli.errors import UsageError
+from visionattn.data import ImageClassificationData, ReidData
+from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.classification import ClassificationTask
+from visionattn.tasks.fine_grained import FineGrainedTask
+from visionattn.tasks.reid import ReidTask
+from visionattn.tasks.training import TrainingTask
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of training.
+
+    Attributes:
+        task: its LightningModule.
+        data: its DataModule.
+        monitor: what best.ckpt is the best by.
+        score: the same in words.
+        command: of eval.py, that evaluates it.
+    """
+
+    task: type[TrainingTask]
+    data: type[LightningDataModule]
+    monitor: str = "val_top1"
+    score: str = "top-1"
+    command: str = "classify"
+
+
+KINDS: dict[TaskName, Kind] = {
+    "classification": Kind(ClassificationTask, ImageClassificationData),
+    "fine_grained": Kind(FineGrainedTask, ImageClassificationData),
+    "reid": Kind(ReidTask, ReidData, "val_mAP", "mAP", "reid"),
+}
+
+
+def find_task(argv: Sequence[str]) -> TaskName:
+    """The task that the command line or its config files name; of several the last one, as for any option.
+
+    The parser cannot be asked, for its options are those of the task.
+
+    Raises:
+        UsageError: an unknown task.
+    """
+    found: Any = "classification"
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        value = value if equals else following
+        if option == "--task":
+            found = value
+        elif option in ("--config", "-c"):
+            found = _task_in(value, found)
+    if found not in get_args(TaskName):
+        raise UsageError(f"unknown --task {found!r}: choose one of {', '.join(get_args(TaskName))}")
+    return found
+
+
+def _task_in(config: str, otherwise: Any) -> Any:
+    """What a config file has under ``task``; what is wrong with the file is told by the parser."""
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return otherwise
+    if not isinstance(values, dict):
+        return otherwise
+    # A file for all of train.py, before the command, has a section for each command.
+    sections = [values, *(section for section in values.values() if isinstance(section, dict))]
+    return next((section["task"] for section in sections if isinstance(section.get("task"), str)), otherwise)

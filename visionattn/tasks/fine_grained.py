@@ -1,0 +1,42 @@
+"""Training of classifiers with several branches (DCAL), for classes that look alike."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from visionattn.data import Batch
+from visionattn.tasks.branches import branch_logits
+from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.classification import ClassificationTask
+
+
+class FineGrainedTask(ClassificationTask):
+    """A classifier whose branches each have a loss, which are weighted by learned uncertainties.
+
+    Each branch's loss is logged as ``train_loss_BRANCH`` and its factor as ``weight_BRANCH``. Validation takes the
+    model's own answer. A model of one branch is trained as by
+    :class:`~visionattn.tasks.classification.ClassificationTask`.
+
+    Args:
+        name: the model, e.g. ``dcal_deit_tiny_patch16_224``; ``timm.list_models()`` lists all.
+        **options: as for classification.
+
+    Source: Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object
+    Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151, section 3.4.
+    """
+
+    task_name: ClassVar[TaskName] = "fine_grained"
+
+    def __init__(self, name: str = "dcal_deit_tiny_patch16_224", **options: Any) -> None:
+        super().__init__(name=name, **options)
+
+    def _build(self) -> None:
+        super()._build()
+        self._weigh_branches()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Gives the branches' weighted losses; the pictures are mixed where that is wanted."""
+        assert self.model is not None
+        image, target = self._mix(batch)
+        logits = branch_logits(self.model, self._arrange(image))
+        return self._finish_step({name: self.criterion(x, target) for name, x in logits.items()}, len(image))

@@ -1,0 +1,126 @@
+"""From the features of queries and gallery to the measures of re-identification, the same in training and eval.py."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from visionattn.metrics.reranking import rerank
+from visionattn.metrics.retrieval import (
+    distances,
+    evaluate_distances,
+    evaluate_retrieval,
+    evaluate_vehicleid,
+    prepare,
+)
+
+
+class Gallery(NamedTuple):
+    """Pictures with their features, on the CPU.
+
+    Attributes:
+        place: in the split [N]; queries come first.
+        features: [N, D].
+        ids: identities [N].
+        cameras: [N].
+    """
+
+    place: Tensor
+    features: Tensor
+    ids: Tensor
+    cameras: Tensor
+
+
+def merge(parts: Iterable[Gallery]) -> Gallery:
+    """Puts pictures together, in their order in the split.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [part for part in parts if len(part.place)]
+    if not found:
+        raise ValueError("not one picture of the query and gallery could be read")
+    whole = Gallery(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
+    order = whole.place.argsort()
+    assert (whole.place[order].diff() > 0).all(), "a picture was seen twice"
+    return Gallery(*(tensor[order] for tensor in whole))
+
+
+def gather(parts: list[Gallery]) -> list[Gallery]:
+    """The parts of all processes, in the first one; nothing in the others."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return parts
+    found: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
+    distributed.gather_object(parts, found)
+    return [part for theirs in found or () for part in theirs]
+
+
+def divide(pictures: Gallery, num_query: int) -> tuple[Gallery, Gallery]:
+    """Queries, which have the first ``num_query`` places, and gallery."""
+    is_query = pictures.place < num_query
+    query, gallery = (Gallery(*(tensor[chosen] for tensor in pictures)) for chosen in (is_query, ~is_query))
+    return query, gallery
+
+
+def rank(
+    query: Gallery, gallery: Gallery, chosen: Sequence[int], count: int, *, reranked: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """The pictures that come first for some queries, those of the same identity by the same camera left out.
+
+    Args:
+        query: all queries.
+        gallery: all other pictures.
+        chosen: numbers of queries.
+        count: pictures for each.
+        reranked: re-rank with k-reciprocal neighbours.
+
+    Returns:
+        For each chosen query the numbers of gallery pictures, the nearest first, and whether they match.
+    """
+    wanted = torch.tensor(chosen)
+    if reranked:
+        distance = torch.cat(list(rerank(query.features, gallery.features)))[wanted]
+    else:
+        cpu = torch.device("cpu")
+        own, theirs = (prepare(x, "cosine", cpu) for x in (query.features[wanted], gallery.features))
+        distance = distances(own, theirs, "cosine")
+    same = query.ids[wanted, None] == gallery.ids
+    is_out = same & (query.cameras[wanted, None] == gallery.cameras)
+    order = distance.masked_fill(is_out, torch.inf).argsort(dim=1, stable=True)
+    kept = [places[~out[places]][:count] for places, out in zip(order, is_out, strict=True)]
+    return [(places, matches[places]) for places, matches in zip(kept, same, strict=True)]
+
+
+def measure(
+    pictures: Gallery,
+    num_query: int,
+    protocol: str,
+    *,
+    reranked: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """mAP, mINP and CMC as :func:`~visionattn.metrics.retrieval.evaluate_retrieval` has them, by cosine distances.
+
+    Args:
+        pictures: queries and gallery, in the order of the split.
+        num_query: so many places are queries, from the first one on.
+        protocol: ``camera`` (matches by a query's own camera do not count) or ``vehicleid`` (each picture in turn asks
+            or is asked for).
+        reranked: re-rank with k-reciprocal neighbours.
+        device: where distances are computed, by default on the CPU; re-ranking is always done there.
+        progress: called with the number of queries that were just done.
+
+    Raises:
+        ValueError: no query has a match, features are not finite, or re-ranking by the protocol of VehicleID.
+    """
+    if protocol == "vehicleid":
+        if reranked:
+            raise ValueError("VehicleID is measured on ten galleries of one picture per identity: nothing to re-rank")
+        return evaluate_vehicleid(pictures.features, pictures.ids, device=device)
+    query, gallery = divide(pictures, num_query)
+    known = (query.ids, gallery.ids, query.cameras, gallery.cameras)
+    if reranked:
+        return evaluate_distances(rerank(query.features, gallery.features), *known, progress=progress)
+    return evaluate_retrieval(query.features, gallery.features, *known, device=device, progress=progress)
