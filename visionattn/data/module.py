@@ -29,8 +29,9 @@ class PictureData(LightningDataModule):
         self, batch_size: int, eval_batch_size: int | None, num_workers: int | None, on_error: OnError, seed: int | None
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise DataError(f"--data.batch_size must be at least 1, got {min(batch_size, eval_batch_size or 1)}")
+        for what, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size is not None and size < 1:
+                raise DataError(f"--data.{what} must be at least 1, got {size}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(MAX_WORKERS, cores) if num_workers is None else num_workers

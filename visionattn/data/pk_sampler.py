@@ -49,10 +49,11 @@ class PKBatchSampler(Sampler[list[Draw]]):
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.epoch = start[0]
         if len(known) < identities:
+            fits = f"pass --data.batch_size {len(known) * instances} or less"
             raise DataError(
                 f"a batch of {identities * instances} pictures, {instances} of each identity, needs {identities} "
                 f"identities, and the data set has {len(known)}: "
-                f"pass --data.batch_size {len(known) * instances} or less"
+                f"{fits if len(known) > 1 else 'at least two are needed to tell them apart'}"
             )
         self.steps = _most_batches(self.groups, identities) // world_size
         if not self.steps:

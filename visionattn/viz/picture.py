@@ -16,9 +16,7 @@ def save_picture(picture: Any, path: str | Path) -> Path:
     """
     from PIL import Image
 
-    path, pixels = Path(path).expanduser(), np.asarray(picture)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"a picture is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    path, pixels = Path(path).expanduser(), _checked(picture)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot write a picture to {path}: its suffix must be one of .png, .jpg, .webp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,3 +27,36 @@ def save_picture(picture: Any, path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_picture(picture: Any) -> Pixels:
+    """A path, a Pillow picture, or bytes [H, W, 3], as bytes.
+
+    Raises:
+        ValueError: numbers that are no such bytes.
+        OSError: a file that is not there or no picture.
+    """
+    from PIL import Image
+
+    if isinstance(picture, str | Path):
+        with Image.open(picture) as file:
+            return np.asarray(file.convert("RGB"))
+    return np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else _checked(picture)
+
+
+def scale_to_height(pixels: Pixels, height: int) -> Pixels:
+    """Brings a picture to this height in pixels; its width follows."""
+    import cv2
+
+    if height == len(pixels):
+        return pixels
+    width = max(1, round(pixels.shape[1] * height / len(pixels)))
+    method = cv2.INTER_AREA if height < len(pixels) else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.uint8)
+
+
+def _checked(picture: Any) -> Pixels:
+    pixels = np.asarray(picture)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"a picture is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionattn.viz.picture import Pixels, save_picture
+from visionattn.viz.picture import Pixels, read_picture, save_picture, scale_to_height
 
 RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
 BACKGROUND, INK = 255, (40, 40, 40)
@@ -52,7 +52,7 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
         Bytes [H', W', 3].
 
     Raises:
-        ValueError: no gallery, or not as many matches.
+        ValueError: no gallery, not as many matches, or numbers that are no picture.
         OSError: a file that is not there or no picture.
     """
     if not gallery or len(gallery) != len(matches):
@@ -74,10 +74,8 @@ def _tile(picture: Any, height: int, colour: tuple[int, int, int], caption: str)
     """A picture of this height in its frame, above its caption."""
     import cv2
 
-    pixels = _read(picture)
-    width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
-    shrinks = height < pixels.shape[0]
-    inner = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    inner = scale_to_height(read_picture(picture), height)
+    width = inner.shape[1]
     tile = np.full((height + 2 * FRAME + CAPTION, width + 2 * FRAME, 3), BACKGROUND, np.uint8)
     tile[: height + 2 * FRAME] = colour
     tile[FRAME : FRAME + height, FRAME : FRAME + width] = inner
@@ -85,12 +83,3 @@ def _tile(picture: Any, height: int, colour: tuple[int, int, int], caption: str)
         tile, caption, (FRAME, height + 2 * FRAME + CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA
     )
     return tile
-
-
-def _read(picture: Any) -> Pixels:
-    from PIL import Image
-
-    if isinstance(picture, str | Path):
-        with Image.open(picture) as file:
-            return np.asarray(file.convert("RGB"))
-    return np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture, dtype=np.uint8)

@@ -63,6 +63,7 @@ class Identities:
     obtain = ""
     size = (HEIGHT, WIDTH)
     protocol: Protocol = "camera"
+    zero_counts = False
 
     def pictures(self, root: Path, split: Split, options: Options) -> list[Picture]:
         """All of a split."""

@@ -114,14 +114,14 @@ def _words(count: Count) -> str:
     return " of ".join(f"{number:,} {what}" for number, what in parts if number is not None)
 
 
-def _find(places: list[Path], wanted: str) -> Path:
-    """The one place that has ``wanted``.
+def _find(places: list[Path], wanted: str, kind: Callable[[Path], bool] = Path.is_file) -> Path:
+    """The one place that has ``wanted``, a file or whatever ``kind`` tells.
 
     Raises:
         FileNotFoundError: none has; its argument is ``wanted``.
         DataError: several have.
     """
-    having = [place / wanted for place in places if (place / wanted).exists()]
+    having = [place / wanted for place in places if kind(place / wanted)]
     if not having:
         raise FileNotFoundError(wanted)
     if len(having) > 1:
@@ -133,7 +133,7 @@ def _by_name(folders: Mapping[Split, str]) -> Callable[[list[Path], Split, Optio
     """Market-1501's way: a folder for each split, and names that begin with ``PID_cCAMERA``."""
 
     def parse(places: list[Path], split: Split, options: Options) -> list[Picture]:
-        return list(_named(_find(places, folders[split])))
+        return list(_named(_find(places, folders[split], Path.is_dir)))
 
     return parse
 
@@ -150,11 +150,15 @@ def _named(folder: Path) -> Iterator[Picture]:
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
     """A list's lines, each a picture and an identity."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: expected lines of PICTURE IDENTITY") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         picture, _, pid = line.strip().rpartition(" ")
-        if not picture or not pid.isdigit():
+        if not picture or not pid.isdecimal():
             raise DataError(f"{path}, line {number}: expected PICTURE IDENTITY, got {line.strip()!r}")
         yield picture, int(pid)
 
@@ -171,7 +175,7 @@ def _msmt17(places: list[Path], split: Split, options: Options) -> list[Picture]
     for path in lists:
         for name, pid in _lines(path):
             fields = Path(name).name.split("_")
-            if len(fields) < 4 or not fields[2].isdigit():
+            if len(fields) < 4 or not fields[2].isdecimal():
                 raise DataError(f"{path}: the third of the fields between _ is the camera, which {name} lacks")
             found.append(Picture(str(folder / name), pid, int(fields[2])))
     return found

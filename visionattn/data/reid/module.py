@@ -15,7 +15,7 @@ from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Picture, Protocol, Split
 from visionattn.data.reid.source import ReidSource
-from visionattn.data.reid.transforms import reid_transform
+from visionattn.data.reid.transforms import ERASURES, INTERPOLATIONS, reid_transform
 from visionattn.data.sampling import EvalSampler
 from visionattn.data.sources import some
 from visionattn.viz.person import single_threaded
@@ -154,14 +154,22 @@ class ReidData(PictureData):
                 f"got {gallery_size} for {self.name}"
             )
         padding = (3 if embedded else 10) if padding is None else padding
-        for what, value, bound in (("hflip", hflip, 1), ("re_prob", re_prob, 1), ("padding", padding, None)):
-            if value < 0 or (bound is not None and value > bound):
-                raise DataError(f"--data.{what} must be at least 0{'' if bound is None else ' and at most 1'}: {value}")
+        height = self.layout.size[0] if height is None else height
+        width = self.layout.size[1] if width is None else width
+        for what, value, least in (("height", height, 1), ("width", width, 1), ("padding", padding, 0)):
+            if value < least:
+                raise DataError(f"--data.{what} must be at least {least}, got {value}")
+        for what, share in (("hflip", hflip), ("re_prob", re_prob)):
+            if not 0 <= share <= 1:
+                raise DataError(f"--data.{what} must be at least 0 and at most 1, got {share}")
+        for what, choice, choices in (("interpolation", interpolation, INTERPOLATIONS), ("re_mode", re_mode, ERASURES)):
+            if choice not in choices:
+                raise DataError(f"--data.{what} must be one of {', '.join(choices)}, got {choice!r}")
         self.root, self.instances = root, instances
         self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
         self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
         self.preprocessing: dict[str, Any] = {
-            "input_size": (3, height or self.layout.size[0], width or self.layout.size[1]),
+            "input_size": (3, height, width),
             "mean": _per_channel(mean, "mean"),
             "std": _per_channel(std, "std"),
             "interpolation": interpolation,
@@ -286,7 +294,8 @@ class ReidData(PictureData):
             parts.append(f"{len(self._pictures['train']):,} train pictures of {self.num_classes:,} identities")
         if "gallery" in self._pictures:
             queries = f"{self.num_query:,} queries and " if self.num_query else ""
-            seen = len({picture.pid for picture in self._pictures["gallery"]} - {0})
+            distractors = set() if self.layout.zero_counts else {0}
+            seen = len({picture.pid for picture in self._pictures["gallery"]} - distractors)
             parts.append(f"{queries}{len(self._pictures['gallery']):,} gallery pictures of {seen:,} identities")
         return f"{self.root or self.name}: {', '.join(parts)}"
 

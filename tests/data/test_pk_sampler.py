@@ -1,0 +1,185 @@
+"""Batches of P identities × K pictures: as many as can be made, and the same on every rank's clock."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from visionattn.data import DataError
+from visionattn.data.pk_sampler import PKBatchSampler
+
+UNEVEN = [3, 4, 5, 8, 1, 2, 9, 4, 6, 7]  # pictures of each identity
+
+
+def labels_of(counts: Sequence[int]) -> list[int]:
+    """Labels of so many pictures of each identity, in no order."""
+    labels = [10 * identity for identity, count in enumerate(counts) for _ in range(count)]
+    random.Random(0).shuffle(labels)
+    return labels
+
+
+def drawn(labels: list[int], *args: int, epoch: int = 0, **options: Any) -> list[list[int]]:
+    """The pictures of each batch."""
+    sampler = PKBatchSampler(labels, *args, **options)  # type: ignore[arg-type]
+    sampler.set_epoch(epoch)
+    return [[draw.picture for draw in batch] for batch in sampler]
+
+
+@pytest.mark.parametrize(
+    ("identities", "instances", "world_size"), [(2, 2, 1), (2, 2, 2), (3, 4, 2), (4, 2, 3), (10, 3, 1)]
+)
+def test_a_batch_is_so_many_identities_with_so_many_pictures(identities: int, instances: int, world_size: int) -> None:
+    labels = labels_of(UNEVEN)
+    for rank in range(world_size):
+        for epoch in range(5):
+            options: dict[str, Any] = {"rank": rank, "world_size": world_size}
+            batches = drawn(labels, identities, instances, epoch=epoch, **options)
+            assert len(batches) == len(PKBatchSampler(labels, identities, instances, **options)) > 0
+            for batch in batches:
+                assert sorted(Counter(labels[picture] for picture in batch).values()) == [instances] * identities
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_picture_comes_twice_but_in_a_small_group(world_size: int) -> None:
+    labels, instances = labels_of(UNEVEN), 3
+    for epoch in range(10):
+        groups: list[tuple[int, ...]] = []
+        for rank in range(world_size):
+            for batch in drawn(labels, 3, instances, epoch=epoch, rank=rank, world_size=world_size):
+                groups += [tuple(batch[start : start + instances]) for start in range(0, len(batch), instances)]
+        seen = Counter(picture for group in groups for picture in set(group))
+        assert set(seen.values()) == {1}
+        for group in groups:
+            (label,) = {labels[picture] for picture in group}
+            assert len(set(group)) == min(instances, UNEVEN[label // 10])
+
+
+def test_few_pictures_fill_their_group_evenly() -> None:
+    for seed in range(10):
+        (batch,) = drawn(labels_of([2, 3]), 2, 8, seed=seed)
+        counts = [sorted(Counter(batch[start : start + 8]).values()) for start in (0, 8)]
+        assert sorted(counts) == [[2, 3, 3], [4, 4]]
+
+
+def test_each_epoch_and_seed_and_rank_has_its_own_batches() -> None:
+    labels = labels_of([8] * 12)
+
+    def plan(**options: int) -> list[list[int]]:
+        return drawn(labels, 4, 2, **options)
+
+    assert plan(epoch=3) == plan(epoch=3)
+    assert plan(epoch=3, seed=1) == plan(epoch=3, seed=1)
+    assert plan(epoch=3) != plan(epoch=4)
+    assert plan(epoch=3) != plan(epoch=3, seed=1)
+    assert plan(rank=0, world_size=2) != plan(rank=1, world_size=2)
+
+
+def test_all_pictures_have_their_turn() -> None:
+    # 9 pictures in groups of 4: one is left out of an epoch, another one in the next.
+    labels = labels_of([9] * 4)
+    seen = {picture for epoch in range(12) for batch in drawn(labels, 2, 4, epoch=epoch) for picture in batch}
+    assert seen == set(range(36))
+
+
+def test_identities_mix() -> None:
+    labels = labels_of([8] * 6)
+    pairs = {
+        tuple(sorted({labels[picture] for picture in batch}))
+        for epoch in range(40)
+        for batch in drawn(labels, 2, 4, epoch=epoch)
+    }
+    assert len(pairs) == 15
+
+
+def test_augmentations_differ_between_pictures_ranks_and_epochs() -> None:
+    seeds = []
+    for rank in range(2):
+        sampler = PKBatchSampler(labels_of([8] * 12), 4, 2, rank=rank, world_size=2)
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            seeds += [draw.seed for batch in sampler for draw in batch]
+    assert len(set(seeds)) == len(seeds) == 12 * 8 * 3
+    assert None not in seeds
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_resumed_epoch_goes_on_where_it_stopped(rank: int) -> None:
+    labels = labels_of([8] * 12)
+    options: dict[str, Any] = {"seed": 5, "rank": rank, "world_size": 2}
+    whole = PKBatchSampler(labels, 4, 2, **options)
+    resumed = PKBatchSampler(labels, 4, 2, **options, start=(2, 4))
+    whole.set_epoch(2)
+    expected = list(whole)
+    assert len(expected) == len(whole) == len(resumed) == 6
+    assert list(resumed) == expected[4:]
+    for sampler in (whole, resumed):
+        sampler.set_epoch(3)
+    assert list(resumed) == list(whole)
+    assert len(list(resumed)) == 6
+    assert list(PKBatchSampler(labels, 4, 2, **options, start=(2, 6))) == []
+
+
+def test_lightning_tells_the_epoch() -> None:
+    # It calls set_epoch of a batch sampler's ``sampler``.
+    sampler = PKBatchSampler(labels_of([8] * 4), 2, 2)
+    sampler.sampler.set_epoch(7)
+    assert sampler.epoch == 7
+
+
+def most(groups: tuple[int, ...], identities: int) -> int:
+    """The most batches of so many different identities, by trying all."""
+
+    @cache
+    def search(left: tuple[int, ...]) -> int:
+        there = [index for index, count in enumerate(left) if count]
+        best = 0
+        for chosen in combinations(there, identities):
+            rest = tuple(sorted(count - (index in chosen) for index, count in enumerate(left)))
+            best = max(best, 1 + search(rest))
+        return best
+
+    return search(tuple(sorted(groups)))
+
+
+def test_there_are_as_many_batches_as_can_be() -> None:
+    rng = random.Random(0)
+    cases = [[rng.choice((1, 1, 2, 3, 6)) for _ in range(rng.randint(3, 6))] for _ in range(40)]
+    fewer = 0
+    for groups in [*cases, [9, 1, 1], [9, 9, 1], [5, 5, 5], [7, 3, 2, 1]]:
+        for identities in (2, 3):
+            expected = most(tuple(groups), identities)
+            fewer += expected < sum(groups) // identities
+            for instances in (2, 3):
+                batches = drawn(labels_of([count * instances for count in groups]), identities, instances)
+                assert len(batches) == expected, (groups, identities)
+    assert fewer > 5  # or the cases are too easy
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_have_as_many_batches(world_size: int) -> None:
+    labels = labels_of([4] * 11)  # 22 groups, 7 batches of 3
+    lengths = {
+        len(drawn(labels, 3, 2, rank=rank, world_size=world_size, epoch=epoch))
+        for rank in range(world_size)
+        for epoch in range(3)
+    }
+    assert lengths == {7 // world_size}
+
+
+def test_what_does_not_make_a_batch_is_told() -> None:
+    with pytest.raises(DataError, match=r"16 pictures, 4 of each identity, needs 4 identities, and the data set has 3"):
+        PKBatchSampler(labels_of([9, 9, 9]), 4, 4)
+    with pytest.raises(DataError, match=r"pass --data.batch_size 12 or less"):
+        PKBatchSampler(labels_of([9, 9, 9]), 4, 4)
+    with pytest.raises(DataError, match=r"12 pictures of 3 identities do not make a batch of 3×4 for each of 2 proc"):
+        PKBatchSampler(labels_of([4, 4, 4]), 3, 4, world_size=2)
+
+
+def test_one_identity_makes_no_batch_of_any_size() -> None:
+    with pytest.raises(DataError, match=r"the data set has 1: ") as caught:
+        PKBatchSampler(labels_of([9]), 4, 4)
+    assert "--data.batch_size" not in str(caught.value)

@@ -1,0 +1,123 @@
+"""The embedded identities: the same pictures always and everywhere, of different people by different cameras."""
+
+import random
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from visionattn.data.reid import identities
+from visionattn.data.reid.identities import CAMERAS, Identities, appearance
+from visionattn.data.reid.layouts import Options, Picture, Split
+from visionattn.viz.person import Appearance, draw_person
+
+SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
+
+
+def listed(split: Split) -> list[Picture]:
+    return Identities().pictures(Path(), split, Options())
+
+
+def test_others_are_looked_for_than_were_trained_on() -> None:
+    people = {split: {picture.pid for picture in listed(split)} for split in SPLITS}
+    assert len(people["train"]) == 64
+    assert people["gallery"] == people["query"] | {0}
+    assert len(people["query"]) == 48
+    assert not people["train"] & people["gallery"]
+    names = [picture.name for split in SPLITS for picture in listed(split)]
+    assert len(set(names)) == len(names) == 64 * 4 * 3 + 48 * 4 + 48 * 4 * 2 + 64
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_everybody_is_seen_by_all_four_cameras(split: Split) -> None:
+    pictures = listed(split)
+    for pid in {picture.pid for picture in pictures}:
+        assert {picture.camera for picture in pictures if picture.pid == pid} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(("split", "checksum"), [("train", 4047211592), ("query", 1541720301), ("gallery", 2672274204)])
+def test_the_lists_never_change(split: Split, checksum: int) -> None:
+    # Or results would not compare with those of earlier versions.
+    assert zlib.crc32("\n".join(map(str, listed(split))).encode()) == checksum
+
+
+def test_people_never_change() -> None:
+    person = appearance(np.random.default_rng([6, 1]))
+    assert (person.build, person.stature) == pytest.approx((1.2012428079, 0.9984590427))
+    assert replace(person, build=1.0, stature=1.0) == Appearance(
+        skin=(160, 108, 74),
+        hair=(150, 146, 142),
+        shirt=(28, 28, 34),
+        second=(226, 190, 50),
+        pattern="bands",
+        legs="trousers",
+        legwear=(232, 140, 170),
+        shoes=(226, 190, 50),
+        bag="handbag",
+        bag_colour=(90, 160, 220),
+        build=1.0,
+        stature=1.0,
+        long_hair=True,
+        long_sleeves=True,
+        hat=None,
+    )
+
+
+def test_pictures_are_the_same_whenever_they_are_drawn() -> None:
+    pictures = [*listed("train")[:4], *listed("gallery")[-4:]]
+    first = [Identities().open(picture).tobytes() for picture in pictures]
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    again = [Identities().open(picture).tobytes() for picture in reversed(pictures)]
+    assert again[::-1] == first
+
+
+def test_no_two_pictures_are_the_same() -> None:
+    drawn = [Identities().open(picture) for picture in [*listed("query"), *listed("gallery")[-64:]]]
+    assert {(picture.mode, picture.size) for picture in drawn} == {("RGB", (32, 64))}
+    assert len({picture.tobytes() for picture in drawn}) == 192 + 64
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Whom and with which camera pictures show."""
+    seen: list[tuple[Any, ...]] = []
+
+    def draw(person: Any, camera: Any, *args: Any) -> Any:
+        seen.append((person, camera))
+        return draw_person(person, camera, *args)
+
+    monkeypatch.setattr(identities, "draw_person", draw)
+    return seen
+
+
+def test_somebody_stays_the_same_before_all_cameras(drawn: list[tuple[Any, ...]]) -> None:
+    pictures = [picture for split in ("query", "gallery") for picture in listed(split) if picture.pid == 70]
+    for picture in pictures:
+        Identities().open(picture)
+    assert len(drawn) == 12
+    assert len({person for person, _ in drawn}) == 1
+    assert [camera for _, camera in drawn] == [CAMERAS[picture.camera] for picture in pictures]
+    assert len({camera for _, camera in drawn}) == 4
+
+
+def test_everybody_and_every_distractor_looks_different(drawn: list[tuple[Any, ...]]) -> None:
+    one_each = {picture.pid: picture for split in SPLITS for picture in listed(split) if picture.pid}
+    for picture in [*one_each.values(), *listed("gallery")[-64:]]:
+        Identities().open(picture)
+    assert len({person for person, _ in drawn}) == 64 + 48 + 64
+
+
+def test_cameras_are_told_by_their_colours() -> None:
+    pictures: dict[int, list[Any]] = {camera: [] for camera in CAMERAS}
+    for picture in listed("query"):
+        pictures[picture.camera].append(np.asarray(Identities().open(picture)).mean((0, 1)))
+    means = [np.mean(colours, axis=0) for colours in pictures.values()]
+    for number, mean in enumerate(means):
+        for other in means[:number]:
+            assert np.abs(mean - other).max() > 10

@@ -1,0 +1,95 @@
+"""Pictures as bytes, read, scaled and written."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionattn.viz.picture import read_picture, save_picture, scale_to_height
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp"])
+def test_pictures_are_written_as_their_suffix_says(tmp_path, suffix):
+    path = tmp_path / "new" / "folder" / f"picture{suffix}"
+    assert save_picture(PIXELS, path) == path
+    with Image.open(path) as image:
+        assert (image.format, image.size) == (
+            {".png": "PNG", ".webp": "WEBP"}.get(suffix.lower(), "JPEG"),
+            (4, 6),
+        )
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("picture", [PIXELS, torch.from_numpy(PIXELS)], ids=["array", "tensor"])
+def test_red_comes_first(tmp_path, picture):
+    with Image.open(save_picture(picture, str(tmp_path / "picture.png"))) as image:
+        np.testing.assert_array_equal(np.asarray(image), PIXELS)
+    np.testing.assert_array_equal(read_picture(tmp_path / "picture.png"), PIXELS)
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    path = save_picture(PIXELS, tmp_path / "picture.png")
+    before = path.read_bytes()
+
+    def fail(self, file, *args, **options):
+        with open(file, "wb") as stream:  # noqa: PTH123
+            stream.write(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_picture(PIXELS[:2], path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (PIXELS / 255, r"bytes \[H, W, 3\], got float64 \[6, 4, 3\]"),
+        (PIXELS[..., 0], r"got uint8 \[6, 4\]"),
+        (PIXELS.transpose(2, 0, 1), r"got uint8 \[3, 6, 4\]"),
+        (torch.zeros(1, 6, 4, 3, dtype=torch.uint8), r"got uint8 \[1, 6, 4, 3\]"),
+    ],
+    ids=["floats", "grey", "channels first", "batch"],
+)
+def test_what_is_no_picture(tmp_path, picture, message):
+    with pytest.raises(ValueError, match=message):
+        save_picture(picture, tmp_path / "picture.png")
+    with pytest.raises(ValueError, match=message):
+        read_picture(picture)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["picture.pdf", "picture", "picture.tiff"])
+def test_other_suffixes(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name}: its suffix must be one of .png, .jpg"):
+        save_picture(PIXELS, tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+def test_pictures_are_read_in_colour(tmp_path):
+    Image.new("L", (4, 6), 77).save(tmp_path / "grey.png")
+    for picture in (tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.new("L", (4, 6), 77)):
+        np.testing.assert_array_equal(read_picture(picture), np.full((6, 4, 3), 77, np.uint8))
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        read_picture(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(OSError, match=r"text\.png"):
+        read_picture(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (12, 8), (9, 6), (3, 2), (1, 1)])
+def test_proportions_are_kept(height, width):
+    scaled = scale_to_height(PIXELS, height)
+    assert (scaled.shape, scaled.dtype) == ((height, width, 3), np.uint8)
+
+
+def test_scaling_down_averages():
+    np.testing.assert_allclose(scale_to_height(PIXELS, 3), PIXELS.reshape(3, 2, 2, 2, 3).mean((1, 3)), atol=0.51)
+    np.testing.assert_array_equal(scale_to_height(PIXELS, 6), PIXELS)

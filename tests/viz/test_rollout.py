@@ -1,0 +1,160 @@
+"""What DCAL's attention is on: three panels, and which patches are bright in them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionattn.viz.rollout import BACKGROUND, DIMMED, FRAME, HEAT, draw_rollout
+
+WHITE = np.full((192, 96, 3), 255, np.uint8)
+BLACK = np.zeros((192, 96, 3), np.uint8)
+GRID = (4, 2)  # patches of 48×48 pixels
+
+
+def panels(picture=WHITE, scores=None, selected=(), grid=GRID):
+    """Photograph, heat map, selection."""
+    scores = np.arange(grid[0] * grid[1]) if scores is None else scores
+    page = draw_rollout(picture, scores, np.array(selected, dtype=np.int64), grid)
+    width = (page.shape[1] - 2 * 8) // 3
+    assert (page[:, width : width + 8] == BACKGROUND).all()
+    assert (page[:, 2 * width + 8 : 2 * width + 16] == BACKGROUND).all()
+    return page[:, :width], page[:, width + 8 : 2 * width + 8], page[:, 2 * width + 16 :]
+
+
+def patch(panel, number, grid=GRID):
+    row, column = divmod(number, grid[1])
+    height, width = panel.shape[0] // grid[0], panel.shape[1] // grid[1]
+    return panel[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((192, 96), (192, 96)), ((448, 448), (448, 448)), ((64, 32), (192, 96)), ((100, 150), (192, 288))],
+    ids=str,
+)
+def test_there_are_three_panels_of_at_least_192_pixels(size, drawn):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    picture = np.stack([255 * rows / size[0], 255 * columns / size[1], 0 * rows], -1).astype(np.uint8)
+    found = panels(picture)
+    assert [panel.shape for panel in found] == [(*drawn, 3)] * 3
+    assert found[0].dtype == np.uint8
+    if size == drawn:
+        np.testing.assert_array_equal(found[0], picture)
+    small = np.asarray(Image.fromarray(found[0]).resize(size[::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(small - picture).max() < 4
+
+
+def test_tensors_and_pictures_of_pillow_are_drawn_alike():
+    scores, selected = torch.rand(8), torch.tensor([3, 1])
+    expected = draw_rollout(WHITE, scores.numpy(), selected.numpy(), GRID)
+    for picture in (torch.from_numpy(WHITE), Image.fromarray(WHITE)):
+        np.testing.assert_array_equal(draw_rollout(picture, scores, selected, GRID), expected)
+
+
+def test_rows_come_before_columns_in_the_heat_map():
+    for hottest in range(8):
+        _, heat, _ = panels(BLACK, np.eye(8)[hottest])
+        brightness = [patch(heat, number).mean() for number in range(8)]
+        assert int(np.argmax(brightness)) == hottest
+        assert patch(heat, hottest)[24, 24].astype(int).sum() > 0.9 * heat.astype(int).sum(-1).max()
+
+
+def test_the_heat_map_goes_from_the_least_to_the_greatest_score():
+    scores = np.array([0.2, 0.9, 0.4, 0.5, 0.3, 0.7, 0.6, 0.8])
+    _, expected, _ = panels(scores=scores)
+    for factor, shift in ((1e-6, 0), (100, -3), (1, 1e3)):
+        _, heat, _ = panels(scores=factor * scores + shift)
+        assert np.abs(heat.astype(int) - expected).max() <= 1
+    middles = [int(patch(expected, number)[24, 24].astype(int).sum()) for number in np.argsort(scores)]
+    assert middles[0] == min(middles)
+    assert middles[-1] == max(middles)
+
+
+def test_the_heat_map_is_smooth():
+    _, heat, _ = panels(BLACK, np.arange(8.0))
+    assert np.abs(np.diff(heat.astype(int), axis=0)).max() < 16
+    assert np.abs(np.diff(heat.astype(int), axis=1)).max() < 16
+
+
+def test_it_glows_red_not_blue():
+    _, heat, _ = panels(BLACK, np.arange(8) % 2)
+    for step in (patch(heat, 0)[24, 47], patch(heat, 1)[24, 24]):  # halfway, and the hottest
+        assert step[0] > 1.3 * step[2]
+
+
+def test_the_photograph_shows_through():
+    _, white, _ = panels(WHITE)
+    _, black, _ = panels(BLACK)
+    assert np.abs(white.astype(float) - black - (1 - HEAT) * 255).max() <= 1
+    assert 0 < HEAT < 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.125, -3.0])
+def test_scores_that_are_all_the_same_have_one_colour(value):
+    with np.errstate(all="raise"):
+        _, heat, _ = panels(scores=np.full(8, value))
+    assert len(np.unique(heat.reshape(-1, 3), axis=0)) == 1
+
+
+def test_selected_patches_stay_bright_within_a_thin_frame():
+    picture = np.random.default_rng(0).integers(0, 256, WHITE.shape, dtype=np.uint8)
+    _, _, panel = panels(picture, selected=[1, 6])
+    for number in range(8):
+        drawn, original = patch(panel, number), patch(picture, number)
+        if number not in (1, 6):
+            np.testing.assert_allclose(drawn, DIMMED * original, atol=0.51)
+            continue
+        np.testing.assert_array_equal(drawn[1:-1, 1:-1], original[1:-1, 1:-1])
+        for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
+            assert (edge == FRAME).all()
+
+
+def test_neighbours_share_a_frame():
+    _, _, panel = panels(selected=[2, 3, 4])
+    framed = (panel == FRAME).all(-1)
+    assert framed[48, :].all()
+    assert framed[48:96, 95].all()
+    assert not framed[49:95, 47:49].any()  # between 2 and 3
+    assert not framed[95:97, 1:47].any()  # between 2 and 4
+    assert framed[96:144, 47].all()  # right of 4
+    assert framed[95, 48:].all()  # below 3
+
+
+def test_all_and_none_may_be_selected():
+    _, _, panel = panels(selected=[])
+    np.testing.assert_allclose(panel, DIMMED * WHITE, atol=0.51)
+    _, _, panel = panels(selected=range(8))
+    assert (panel[1:-1, 1:-1] == 255).all()
+
+
+def test_patches_that_are_no_whole_number_of_pixels():
+    _, _, panel = panels(np.full((200, 101, 3), 255, np.uint8), selected=[0, 13 * 7 - 1], grid=(13, 7))
+    bright = (panel != round(DIMMED * 255)).any(-1)
+    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (0, 199, 0, 100)
+    assert abs(bright.sum() - 2 * 200 * 101 / (13 * 7)) < 2 * (200 / 13 + 101 / 7)
+
+
+@pytest.mark.parametrize(
+    ("scores", "selected", "message"),
+    [
+        (np.zeros(9), [0], r"a grid of 4×2 patches has as many scores, got \[9\]"),
+        (np.zeros((4, 2)), [0], r"got \[4, 2\]"),
+        (np.full(8, np.nan), [0], "must be finite"),
+        (np.array([0, 1, np.inf, 0, 0, 0, 0, 0]), [0], "must be finite"),
+        (np.zeros(8), [8], r"the selected of 8 patches are numbers from 0 to 7, got \[8\]"),
+        (np.zeros(8), [-1, 2], r"from 0 to 7, got \[-1 +2\]"),
+        (np.zeros(8), [[1, 2]], r"from 0 to 7, got \[\[1 2\]\]"),
+    ],
+)
+def test_what_does_not_fit_the_grid_says_so(scores, selected, message):
+    with pytest.raises(ValueError, match=message):
+        draw_rollout(WHITE, scores, selected, GRID)
+
+
+def test_what_is_no_picture_says_so():
+    with pytest.raises(ValueError, match=r"a picture is bytes \[H, W, 3\], got float64"):
+        draw_rollout(WHITE / 255, np.zeros(8), [0], GRID)
+    with pytest.raises(ValueError, match=r"a grid of 0×2 patches"):
+        draw_rollout(WHITE, np.zeros(0), [], (0, 2))
