@@ -79,7 +79,7 @@ class DcalVisionTransformer(VisionTransformer):
         if glca:
             if len(self.blocks) < 2:
                 raise ValueError(
-                    f"GLCA stands beside the last block and needs another before it; depth is {len(self.blocks)}"
+                    f"GLCA stands beside the last block and needs one before it: depth is {len(self.blocks)}"
                 )
             block, norm = copy.deepcopy(self.blocks[-1]), copy.deepcopy(self.norm)
             assert isinstance(block, DualCrossBlock)
@@ -262,7 +262,9 @@ class DcalVisionTransformer(VisionTransformer):
         return rows, columns
 
     def _needs_scores(self) -> bool:
-        return self.inference == "combined" and self.glca is not None and self.glca.needs_scores
+        if self.glca is not None:  # by itself, for TorchScript
+            return self.inference == "combined" and self.glca.needs_scores
+        return False
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))

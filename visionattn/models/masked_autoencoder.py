@@ -1,0 +1,234 @@
+"""Masked autoencoding: a ViT of timm sees some patches of a picture, and a small decoder guesses the others.
+
+The encoder is any `VisionTransformer`, as it is; what it learns is in its own state dict, and what only pretraining
+needs is in the decoder. A step of training is
+
+    masking = mask_patches(noise, ratio)
+    predicted = decoder(encode_visible(encoder, image, masking.visible), masking)
+    loss = F.mse_loss(predicted, hidden_patches(image, masking, decoder.patch_size))
+
+Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, https://arxiv.org/abs/2111.06377.
+
+Shapes: B pictures of P patches, of which V are visible and M hidden; E prefix tokens (class token, registers).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn, get_init_weights_vit
+from torch import Tensor, nn
+
+__all__ = ["MaskedDecoder"]
+
+EPSILON = 1e-6
+"""Added to the variance of a patch's pixels."""
+
+
+class Masking(NamedTuple):
+    """Which patches of each picture the encoder sees.
+
+    Attributes:
+        visible: their places [B, V].
+        hidden: the places of the others [B, M], whose pixels are to be predicted.
+    """
+
+    visible: Tensor
+    hidden: Tensor
+
+
+def mask_patches(noise: Tensor, ratio: float) -> Masking:
+    """Hides the patches with the most noise, so that uniform noise hides any set of them with equal probability.
+
+    Args:
+        noise: a number for each patch [B, P].
+        ratio: share of the patches to hide, rounded to whole patches.
+
+    Raises:
+        ValueError: nothing would be hidden, or nothing visible.
+    """
+    total = noise.shape[1]
+    hidden = round(total * ratio)
+    if not 0 < hidden < total:
+        raise ValueError(f"mask_ratio {ratio} hides {hidden} of {total} patches: at least 1 must be hidden, 1 visible")
+    order = noise.argsort(dim=1)
+    return Masking(order[:, : total - hidden], order[:, total - hidden :])
+
+
+def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -> Tensor:
+    """What an encoder makes of a part of each picture: patches get their positions and only then are left out.
+
+    Args:
+        encoder: the ViT.
+        image: pictures [B, C, H, W].
+        visible: places of the patches to see [B, V].
+
+    Returns:
+        Prefix tokens and then those of the visible patches, in the order of `visible`, after the final norm: [B, E + V,
+        D].
+    """
+    tokens: Tensor = encoder._pos_embed(encoder.patch_embed(image))
+    prefix, patches = tokens.split([encoder.num_prefix_tokens, tokens.shape[1] - encoder.num_prefix_tokens], dim=1)
+    tokens = encoder.norm_pre(torch.cat([prefix, _take(patches, visible)], dim=1))
+    return encoder.norm(encoder.blocks(tokens))
+
+
+class MaskedDecoder(nn.Module):
+    """Predicts the pixels of hidden patches from the encoder's tokens of visible ones.
+
+    Tokens of the encoder and, for each hidden patch, one learned mask token go through a few blocks of their own.
+    Positions are sines and cosines (as in the paper), added to all but the prefix tokens.
+    """
+
+    position: Tensor
+
+    def __init__(self, encoder: VisionTransformer, dim: int = 96, depth: int = 1, num_heads: int = 3) -> None:
+        """Builds a decoder for one encoder.
+
+        Args:
+            encoder: whose tokens it takes, and whose patches it predicts.
+            dim: width, a multiple of 4 and of `num_heads`.
+            depth: number of blocks.
+            num_heads: heads of each block.
+
+        Raises:
+            ValueError: a width or depth that cannot be.
+        """
+        super().__init__()
+        if dim < 4 or num_heads < 1 or dim % 4 or dim % num_heads:
+            raise ValueError(f"decoder_dim must be a multiple of 4 and of decoder_num_heads {num_heads}, got {dim}")
+        if depth < 1:
+            raise ValueError(f"decoder_depth must be at least 1, got {depth}")
+        self.patch_size: tuple[int, int] = tuple(encoder.patch_embed.patch_size)
+        self.num_prefix_tokens = encoder.num_prefix_tokens
+        grid = [int(length) for length in encoder.patch_embed.grid_size]
+        self.embed = nn.Linear(encoder.embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.register_buffer("position", build_sincos2d_pos_embed(grid, dim), persistent=False)
+        self.blocks = nn.Sequential(*(Block(dim, num_heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.pixels = nn.Linear(dim, self.patch_size[0] * self.patch_size[1] * encoder.in_chans)
+        named_apply(get_init_weights_vit(""), self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, masking: Masking) -> Tensor:
+        """Predicts what :func:`hidden_patches` gives.
+
+        Args:
+            tokens: what :func:`encode_visible` gives [B, E + V, D].
+            masking: which patches these are.
+
+        Returns:
+            Normalised pixels [B, M, h·w·C] of the hidden patches.
+        """
+        tokens = self.embed(tokens)
+        prefix, visible = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+        # Attention does not care for the order of its tokens, so that hidden patches may stay behind visible ones.
+        visible = visible + self.position[masking.visible]
+        hidden = self.mask_token + self.position[masking.hidden]
+        tokens = self.norm(self.blocks(torch.cat([prefix, visible, hidden], dim=1)))
+        return self.pixels(tokens[:, -hidden.shape[1] :])
+
+
+def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int]) -> Tensor:
+    """The pixels to predict [B, M, h·w·C], each patch brought to mean 0 and variance 1 (section 4.1 of the paper).
+
+    Args:
+        image: pictures [B, C, H, W].
+        masking: which patches are hidden.
+        patch_size: h and w of a patch in pixels.
+    """
+    patches = _take(patchify(image, patch_size), masking.hidden)
+    mean, std = _statistics(patches)
+    return (patches - mean) / std
+
+
+def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], predicted: Tensor | None) -> Tensor:
+    """Pictures whose hidden patches are what was predicted, or nothing.
+
+    Args:
+        image: pictures [B, C, H, W].
+        masking: which patches are hidden.
+        patch_size: h and w of a patch in pixels.
+        predicted: normalised pixels [B, M, h·w·C], to which each patch's own mean and variance are given back, for no
+            others are known; None for zeros.
+    """
+    patches = patchify(image, patch_size)
+    hidden = _take(patches, masking.hidden)
+    mean, std = _statistics(hidden)
+    content = torch.zeros_like(hidden) if predicted is None else predicted * std + mean
+    patches = patches.scatter(1, masking.hidden[..., None].expand_as(content), content)
+    height, width = image.shape[-2] // patch_size[0], image.shape[-1] // patch_size[1]
+    rows = patches.unflatten(2, (*patch_size, -1)).unflatten(1, (height, width))
+    return rows.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def patchify(image: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cuts pictures [B, C, H, W] into patches [B, P, h·w·C], row by row, within a patch too; channels come last."""
+    height, width = patch_size
+    grid = image.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, H/h, h, W/w, w]
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> VisionTransformer:
+    """Checks that a model can be pretrained so, on pictures of a height and width in pixels.
+
+    Raises:
+        ValueError: it is no ViT of timm on plain patches, or one for pictures of another size.
+    """
+    embed: Any = getattr(encoder, "patch_embed", None)
+    if not isinstance(encoder, VisionTransformer) or not hasattr(embed, "proj"):
+        raise ValueError(f"{name} is no VisionTransformer of timm, the only models that masked autoencoding is for")
+    if tuple(embed.img_size) != size or tuple(n * p for n, p in zip(embed.grid_size, embed.patch_size)) != size:
+        own, theirs = ("×".join(map(str, lengths)) for lengths in (embed.img_size, size))
+        raise ValueError(
+            f"{name} takes pictures of {own} pixels in whole patches, the data have {theirs}: pass --data.img_size, or "
+            f"--model.model_kwargs '{{img_size: N}}'"
+        )
+    return encoder
+
+
+def _take(patches: Tensor, places: Tensor) -> Tensor:
+    """Of patches [B, P, D] those at places [B, K]."""
+    return patches.gather(1, places[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels of each patch."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + EPSILON).sqrt()
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "vit_pico_patch4_32.untrained": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+
+@register_model
+def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A ViT for pictures of 32 pixels and for CPUs, of our own making: six blocks of ViT-Tiny's width."""
+    arch = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
+    model: VisionTransformer = build_model_with_cfg(
+        VisionTransformer,
+        "vit_pico_patch4_32",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **{**arch, **kwargs},
+    )
+    return model
