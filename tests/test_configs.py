@@ -16,6 +16,7 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
 NARROW_TERMINATOR = "{embed_dims: [12, 24], slow_depths: [2, 2]}"
+NARROW_DCAL = "{patch_size: 8, depth: 2, embed_dim: 24, num_heads: 2, img_size: SIZE}"
 NARROW_SEQUENCES = "{embed_dims: [12, 24], slow_depths: [2, 2], in_chans: 3, img_size: 1024}"
 
 
@@ -31,26 +32,52 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Market-1501's layout."""
+    root = tmp_path_factory.mktemp("people")
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).mkdir()
+        for identity in range(1, 3):
+            for number in range(2):
+                picture = Image.effect_noise((32, 64), 60).convert("RGB")
+                camera = 1 + (folder == "query") + number % 2
+                picture.save(root / folder / f"{identity:04d}_c{camera}s1_{number:06d}_00.jpg")
+    return root
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_one_step(
     config: Path,
     pictures: Path,
+    people: Path,
     mnist_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    digits = config.stem == "quickstart"
-    options = [] if digits else [f"--data.root={pictures}", "--data.img_size=32", "--data.num_workers=0"]
+    embedded = config.stem in ("quickstart", "digits", "identities")
+    reid = config.parent.name == "reid"
+    options = [] if embedded else [f"--data.root={people if reid else pictures}", "--data.num_workers=0"]
+    options += [] if embedded else ["--data.height=64", "--data.width=32"] if reid else ["--data.img_size=32"]
     if config.parent.name == "imagenet":
         isotropic = "isotropic" in config.stem or config.stem.startswith("vitrpb")
         options.append(f"--model.model_kwargs={NARROW_ISOTROPIC if isotropic else NARROW}")
     if config.parent.name == "terminator":
         options.append(f"--model.model_kwargs={NARROW_SEQUENCES if config.stem == 'scifar10' else NARROW_TERMINATOR}")
+    if config.parent.name in ("reid", "fine_grained"):
+        options += [f"--model.model_kwargs={NARROW_DCAL.replace('SIZE', '[64, 32]' if reid else '32')}"]
+        options += ["--model.pretrained=false", *(["--data.instances=2"] if reid else [])]
+        options += [] if embedded else ["--data.name=market1501" if reid else "--data.name=folder"]
     if config.stem in ("smnist", "pmnist"):
         options += [f"--data.root={mnist_root}", "--data.img_size=28"]
-    options += ["--data.batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=1"]
+    options += [
+        f"--data.batch_size={4 if reid else 2}",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.max_epochs=1",
+    ]
     options += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
     assert run(main, ["fit", f"--config={config}", *options]) == 0, capsys.readouterr().err
     (folder,) = (tmp_path / "runs").iterdir()
