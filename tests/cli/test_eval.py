@@ -214,3 +214,28 @@ def test_macs_of_nat_are_those_of_the_paper():
     with torch.device("meta"):
         model = create_classifier("nat_mini")
     assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(2.7, abs=0.05)
+
+
+def test_branches_of_dcal_are_asked_together_or_alone_and_drawn(tmp_path, colour_folder, capsys):
+    torch.manual_seed(0)
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model = create_classifier("dcal_vit_pico", **options).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    argv = ["--model", "dcal_vit_pico", "--model_kwargs", json.dumps(options), "--checkpoint", tmp_path / "weights.pth"]
+    argv += ["--data.root", colour_folder, "--output", tmp_path / "r.json"]
+    data = ImageClassificationData(
+        root=str(colour_folder), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=9
+    )
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    branches = model.forward_branches(batch.image)
+    for inference, names in (("combined", ("sa", "glca")), ("sa", ("sa",))):
+        assert classify(*argv, "--inference", inference, "--rollout", tmp_path / "drawn", "--pictures", "2") == 0
+        result = json.loads((tmp_path / "r.json").read_text())
+        share = sum(branches[name].logits.softmax(1) for name in names)
+        assert result["inference"] == inference
+        assert result["top1"] == (share.argmax(1) == batch.target).sum().item() / 9
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+    capsys.readouterr()
+    assert classify("--model", "test_resnet", "--data.root", colour_folder, "--inference", "sa") == 1
+    assert "test_resnet has one branch" in error_line(capsys)

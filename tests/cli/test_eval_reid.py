@@ -101,11 +101,11 @@ def test_flipped_and_reranked(tmp_path, plain, capsys):
 
 def test_branches_of_dcal_together_and_alone(tmp_path, dcal):
     results = {}
-    for feature in ("combined", "sa"):
-        assert reid("--checkpoint", dcal, "--feature", feature, "--output", tmp_path / "r.json") == 0
-        results[feature] = json.loads((tmp_path / "r.json").read_text())
-        assert results[feature]["feature"] == feature
-        assert same(results[feature], expected(dcal, inference=feature))
+    for inference in ("combined", "sa"):
+        assert reid("--checkpoint", dcal, "--inference", inference, "--output", tmp_path / "r.json") == 0
+        results[inference] = json.loads((tmp_path / "r.json").read_text())
+        assert results[inference]["inference"] == inference
+        assert same(results[inference], expected(dcal, inference=inference))
     assert results["sa"]["mAP"] != results["combined"]["mAP"]
 
 
@@ -152,7 +152,7 @@ def test_a_market_folder_with_a_broken_picture(tmp_path, plain, capsys):
     [
         ([], 2, "give --checkpoint FILE, or --model NAME"),
         (["--checkpoint", "gone.ckpt"], 1, "no checkpoint at gone.ckpt"),
-        (["--checkpoint", "{plain}", "--feature", "sa"], 1, "test_resnet has one branch"),
+        (["--checkpoint", "{plain}", "--inference", "sa"], 1, "test_resnet has one branch"),
         (["--checkpoint", "{plain}", "--rollout", "{folder}"], 1, "test_resnet selects no patches"),
         (["--checkpoint", "{plain}", "--ranked-lists", "{plain}"], 1, "cannot write {plain}"),
         (["--checkpoint", "{plain}", "--data.name", "market1501"], 1, "needs --data.root"),

@@ -59,7 +59,7 @@ def reid(
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
     data: ReidEvaluationData = AS_TRAINED,
-    feature: Inference | None = None,
+    inference: Inference | None = None,
     flip: bool = False,
     rerank: bool = False,
     device: str = "auto",
@@ -80,7 +80,7 @@ def reid(
         model_kwargs: further arguments for the model, such as {"img_size": [256, 128]}.
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
         data: which pictures.
-        feature: of DCAL's models the features of both branches (combined) or of self-attention alone (sa).
+        inference: of DCAL's models the features of both branches (combined) or of self-attention alone (sa).
         flip: add the features of the mirrored pictures.
         rerank: re-rank with k-reciprocal neighbours; the results without it are told, too.
         device: auto, cpu, cuda, cuda:1, …
@@ -100,8 +100,8 @@ def reid(
     check_number(pictures)
     resolved = resolve_device(device)
     network, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
-    if feature is not None:
-        choose_inference(network, spec.model, feature)
+    if inference is not None:
+        choose_inference(network, spec.model, inference)
     if rollout:
         check_rollout(network, spec.model)
     module = _open(data, spec)
@@ -124,7 +124,7 @@ def reid(
         "dataset": module.name,
         "root": data.root,
         "protocol": module.protocol,
-        "feature": getattr(network, "inference", None),
+        "inference": getattr(network, "inference", None),
         "flip": flip,
         "reranked": rerank,
         "num_query": num_query,
