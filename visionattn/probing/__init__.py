@@ -1,0 +1,1 @@
+"""Probing of frozen backbones: heads on their tokens."""

@@ -1,0 +1,173 @@
+"""What every head is: pooling of tokens, batch norm without parameters, a linear classifier."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+TokenKind = Literal["patches", "cls", "all", "cls_or_patches"]
+"""Which tokens of a backbone a head takes; `select_tokens` says what each kind means."""
+
+
+def select_tokens(tokens: Tensor, kind: TokenKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
+    """Tokens for a head, out of all that a backbone of timm gives; registers are never among them.
+
+    Args:
+        tokens: `[B, num_prefix_tokens + N, dim]`: class token, registers, patches, whichever of them there are.
+        kind: "patches" for these alone, "cls" for the class token as a sequence of one, "all" for the class token and
+            then the patches, "cls_or_patches" for the class token where there is one, else the patches.
+        num_prefix_tokens: Tokens before the patches.
+        num_reg_tokens: How many of these are registers.
+
+    Returns:
+        `[B, N, dim]`, `[B, 1, dim]` or `[B, 1 + N, dim]`.
+
+    Raises:
+        ValueError: The kind wants a class token and the backbone has none.
+    """
+    cls, patches = tokens[:, :1], tokens[:, num_prefix_tokens:]
+    has_cls = num_prefix_tokens > num_reg_tokens
+    if kind in ("cls", "all") and not has_cls:
+        raise ValueError(
+            f"tokens {kind!r} want a class token; the backbone has {num_prefix_tokens} prefix tokens, of which "
+            f"{num_reg_tokens} are registers; take 'patches' or 'cls_or_patches'"
+        )
+    if kind == "all":
+        return torch.cat([cls, patches], dim=1)
+    return patches if kind == "patches" or not has_cls else cls
+
+
+def require_divisor(name: str, value: int, of: str, total: int) -> None:
+    """Raises a ValueError unless `value` is positive and divides `total`."""
+    if value >= 1 and total % value == 0:
+        return
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    nearest = sorted(sorted(divisors, key=lambda d: abs(d - value))[:2])
+    remedy = " or ".join(map(str, nearest))
+    raise ValueError(f"{name} must divide {of}; got {name} {value} and {of} {total}; the nearest that do: {remedy}")
+
+
+class Pooling(nn.Module, ABC):
+    """Tokens `[B, N, dim]` to features `[B, num_features]`.
+
+    Attributes:
+        num_features: Width of the features.
+    """
+
+    num_features: int
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Features `[B, num_features]` of tokens `[B, N, dim]`."""
+
+
+class AttentivePooling(Pooling):
+    """Pooling by M sets of weights over the tokens: one per query, head or gate.
+
+    Attributes:
+        num_own_tokens: Tokens of its own that a pooling attends before those of the picture.
+    """
+
+    num_own_tokens: ClassVar[int] = 0
+
+    @abstractmethod
+    def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `[B, M, num_own_tokens + N]`, and what they weigh, `[B, num_own_tokens + N, dim]`."""
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Weights `[B, M, N]` of the picture's tokens."""
+        return self.attend(tokens)[0][..., self.num_own_tokens :]
+
+
+class ProbingHead(nn.Module):
+    """Pooling, batch norm, classifier: tokens `[B, N, dim]` to logits `[B, num_classes]`.
+
+    The batch norm has no parameters and eps 1e-6 (He et al., "Masked Autoencoders Are Scalable Vision Learners", 2022,
+    appendix A.1, https://arxiv.org/abs/2111.06377); the classifier starts as theirs, at a standard deviation of 0.01.
+
+    Attributes:
+        tokens: Which tokens it takes, see `select_tokens`.
+        pool: The pooling.
+        norm: The batch norm, or nothing.
+        classifier: Linear layer on features `[B, num_features]`.
+    """
+
+    def __init__(
+        self, pool: Pooling, dim: int, num_classes: int, tokens: TokenKind = "patches", batch_norm: bool = True
+    ) -> None:
+        """Builds the head.
+
+        Args:
+            pool: Its pooling.
+            dim: Width of the tokens.
+            num_classes: Classes.
+            tokens: Which tokens it takes.
+            batch_norm: Whether features are normalised before they are classified.
+        """
+        super().__init__()
+        self.dim = dim
+        self.tokens: TokenKind = tokens
+        self.pool = pool
+        self.norm = nn.BatchNorm1d(pool.num_features, eps=1e-6, affine=False) if batch_norm else nn.Identity()
+        self.classifier = nn.Linear(pool.num_features, num_classes)
+        trunc_normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def num_features(self) -> int:
+        """Width of what the classifier sees."""
+        return self.pool.num_features
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether `attention` can be asked for."""
+        return isinstance(self.pool, AttentivePooling)
+
+    def forward(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classifies pictures.
+
+        Args:
+            tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
+            pre_logits: Whether to return what the classifier sees in place of logits.
+
+        Returns:
+            `[B, num_classes]`, or `[B, num_features]` before the classifier.
+
+        Raises:
+            ValueError: The tokens have another shape, or batch norm is to be trained on a single picture.
+        """
+        self._check(tokens)
+        if self.training and len(tokens) == 1 and isinstance(self.norm, nn.BatchNorm1d):
+            raise ValueError(
+                "batch norm needs at least 2 pictures in training; got 1; drop the last, smaller batch or call eval()"
+            )
+        features: Tensor = self.norm(self.pool(tokens))
+        return features if pre_logits else self.classifier(features)
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Weights with which tokens are pooled.
+
+        They are not negative. Those of queries and heads add up to 1 over the tokens; where a head also attends a token
+        of its own (clip the mean, cait its class token), that one's weight is left out of the sum; gates (cbam, delf,
+        dolg) are free. In training mode this updates what batch norm has seen of the tokens.
+
+        Args:
+            tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
+
+        Returns:
+            `[B, M, N]` for the M queries, heads or gates.
+
+        Raises:
+            ValueError: The tokens have another shape, or the head has no such weights.
+        """
+        self._check(tokens)
+        if not self.has_attention:
+            raise ValueError(f"{type(self.pool).__name__} has no attention to show; ask has_attention first")
+        assert isinstance(self.pool, AttentivePooling)
+        return self.pool.attention(tokens)
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dim() != 3 or tokens.shape[2] != self.dim or not tokens.shape[1]:
+            raise ValueError(f"tokens must be [B, N, {self.dim}] with N at least 1; got {list(tokens.shape)}")
