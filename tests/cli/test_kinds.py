@@ -27,6 +27,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["fit"], "classification"),
         (["fit", "--task", "reid"], "reid"),
+        (["fit", "--task=mae"], "mae"),
         (["fit", "--task=fine_grained"], "fine_grained"),
         (["fit", "--config", "fine.yaml"], "fine_grained"),
         (["fit", "-c", "fine.yaml", "--config=plain.yaml"], "fine_grained"),
@@ -48,7 +49,9 @@ def test_the_last_one_named_is_taken(argv: list[str], task: str) -> None:
 
 @pytest.mark.parametrize("argv", [["fit", "--task", "detection"], ["fit", "--task"]], ids=" ".join)
 def test_an_unknown_task(argv: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"unknown --task '\w*': choose one of classification, fine_grained, reid"):
+    with pytest.raises(
+        UsageError, match=r"unknown --task '\w*': choose one of classification, fine_grained, reid, mae"
+    ):
         find_task(argv)
 
 
@@ -56,7 +59,7 @@ def test_an_unknown_task(argv: list[str]) -> None:
     ("argv", "says"),
     [
         (["fit", "--task", "detection"], "unknown --task 'detection'"),
-        (["fit", "--data.instances=4"], "(options of --task classification; there are also fine_grained, reid"),
+        (["fit", "--data.instances=4"], "(options of --task classification; there are also fine_grained, reid, mae)"),
         (["fit", "--task=reid", "--model.mixup=1"], "options of --task reid; there are also classification, fine_"),
         (["fit", "--config=broken.yaml"], "Problems parsing config"),
     ],
@@ -71,9 +74,10 @@ def test_errors_tell_of_it(argv: list[str], says: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--help"], "--task (classification, fine_grained, reid)"),
-        (["fit", "--help"], "--task {classification,fine_grained,reid}"),
+        (["--help"], "--task (classification, fine_grained, reid, mae)"),
+        (["fit", "--help"], "--task {classification,fine_grained,reid,mae}"),
         (["fit", "--task=reid", "--help"], "--data.instances"),
+        (["fit", "--task=mae", "--help"], "--model.mask_ratio"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionattn.tasks.callbacks import KernelSheet
+from visionattn.tasks.callbacks import KernelSheet, ReconstructionSheet
+from visionattn.tasks.masked_autoencoding import Examples
 
 
 def end_fit(folder: Path, hyper_kernels: Callable[[], Any] | None, is_global_zero: bool = True) -> None:
@@ -38,4 +39,16 @@ def test_others_do_not(tmp_path: Path) -> None:
 def test_a_failure_is_told_and_goes_no_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     end_fit(tmp_path, lambda: {"global": torch.zeros(3)})
     assert "no picture of the kernels: a kernel is [C, kH, kW]" in " ".join(capsys.readouterr().out.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_to_draw_reconstructions_goes_no_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = Examples(*(torch.zeros(0, 3, 4, 4),) * 3)
+    data = SimpleNamespace(preprocessing={"mean": (0.5,) * 3, "std": (0.5,) * 3})
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    module: Any = SimpleNamespace(examples=nothing, data=data)
+    ReconstructionSheet(tmp_path).on_fit_end(trainer, module)
+    assert "no picture of the reconstructions: rows are pictures" in " ".join(capsys.readouterr().out.split())
+    other: Any = SimpleNamespace()
+    ReconstructionSheet(tmp_path).on_fit_end(trainer, other)  # other tasks keep no pictures
     assert not list(tmp_path.iterdir())

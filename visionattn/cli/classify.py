@@ -118,6 +118,11 @@ def classify(
     classifier, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
     if spec.task == "reid":
         raise ValueError(f"{checkpoint} gives features, not classes: eval.py reid evaluates it")
+    if spec.task == "mae":
+        raise ValueError(
+            f"{checkpoint} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "
+            f"--model.checkpoint_path {checkpoint} fine-tunes it"
+        )
     if inference is not None:
         choose_inference(classifier, spec.model, inference)
     if rollout:

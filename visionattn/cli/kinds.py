@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from lightning.pytorch import LightningDataModule
@@ -13,6 +13,7 @@ from visionattn.data import ImageClassificationData, ReidData
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
+from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
 from visionattn.tasks.reid import ReidTask
 from visionattn.tasks.training import TrainingTask
 
@@ -26,20 +27,27 @@ class Kind:
         data: its DataModule.
         monitor: what best.ckpt is the best by.
         score: the same in words.
-        command: of eval.py, that evaluates it.
+        mode: whether the largest (``max``) or the smallest value is the best.
+        command: of eval.py, that evaluates it; None where it is for fine-tuning.
     """
 
     task: type[TrainingTask]
     data: type[LightningDataModule]
     monitor: str = "val_top1"
     score: str = "top-1"
-    command: str = "classify"
+    mode: Literal["max", "min"] = "max"
+    command: str | None = "classify"
+
+    def tell(self, score: float) -> str:
+        """A score in words; what is better the larger it is, is a rate."""
+        return f"{self.score} {100 * score:.2f}%" if self.mode == "max" else f"{self.score} {score:.4f}"
 
 
 KINDS: dict[TaskName, Kind] = {
     "classification": Kind(ClassificationTask, ImageClassificationData),
     "fine_grained": Kind(FineGrainedTask, ImageClassificationData),
-    "reid": Kind(ReidTask, ReidData, "val_mAP", "mAP", "reid"),
+    "reid": Kind(ReidTask, ReidData, "val_mAP", "mAP", command="reid"),
+    "mae": Kind(MaskedAutoencodingTask, ImageClassificationData, "val_loss", "loss", "min", command=None),
 }
 
 

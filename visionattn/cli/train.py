@@ -1,5 +1,6 @@
 """The commands of train.py: LightningCLI with run folders, resuming, and errors of one line."""
 
+import json
 import logging
 import re
 import shlex
@@ -30,7 +31,7 @@ from visionattn.cli.runs import (
     newest_run,
     run_of,
 )
-from visionattn.tasks.callbacks import EpochReport, KernelSheet, LearningCurve, PredictionWriter
+from visionattn.tasks.callbacks import EpochReport, KernelSheet, LearningCurve, PredictionWriter, ReconstructionSheet
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, TaskName
 from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
@@ -50,7 +51,7 @@ NOISE = (
 
 
 DESCRIPTION = (
-    "Trains and applies image classifiers and models for re-identification: which, says --task "
+    "Trains and applies image classifiers and models for re-identification, and pretrains encoders: which, says --task "
     f"({', '.join(KINDS)}) after the command, or task: in a config file."
 )
 
@@ -60,8 +61,9 @@ class RunOptions:
     """What is trained, and the files of a training run.
 
     Args:
-        task: classification; fine_grained, for models with several branches (DCAL); or reid, for re-identification.
-            The options of --model and --data are the task's: --task NAME --help lists them.
+        task: classification; fine_grained, for models with several branches (DCAL); reid, for re-identification; or
+            mae, to pretrain a ViT as a masked autoencoder. The options of --model and --data are the task's: --task
+            NAME --help lists them.
         runs: folder of all runs; each gets runs/NAME/NUMBER.
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
@@ -251,10 +253,11 @@ class TrainingCLI(LightningCLI):
             "enable_checkpointing": True,
             "default_root_dir": str(self.run.path),
         }
-        self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor)
+        self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
-        return [*averaging, LearningCurve(self.run.path), KernelSheet(self.run.path), self.best, self.last]
+        pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ReconstructionSheet)]
+        return [*averaging, *pictures, self.best, self.last]
 
     # Running
 
@@ -300,12 +303,23 @@ class TrainingCLI(LightningCLI):
             say(done)
             return
         checkpoint = relative(Path(kept))
-        best = "no validation" if score is None else f"best val {self.kind.score} {100 * float(score):.2f}%"
+        best = "no validation" if score is None else f"best val {self.kind.tell(float(score))}"
+        say(f"{best}, {done}\ncheckpoint: {checkpoint}\n{self._next_step(checkpoint)}")
+
+    def _next_step(self, checkpoint: Path) -> str:
+        """The command that comes next: it evaluates, or fine-tunes what was pretrained."""
         data = self.datamodule
-        options = {"name": data.name, "root": data.root, "split": data.splits["validation"]}
-        given = [word for key, value in options.items() if value for word in (f"--data.{key}", str(value))]
-        command = shlex.join(["python", "eval.py", self.kind.command, "--checkpoint", str(checkpoint), *given])
-        say(f"{best}, {done}\ncheckpoint: {checkpoint}\nevaluate:   {command}")
+        options = {"data.name": data.name, "data.root": data.root}
+        if self.kind.command:
+            what, words = "evaluate:  ", ["eval.py", self.kind.command, "--checkpoint", str(checkpoint)]
+            options |= {"data.split": data.splits["validation"]}
+        else:
+            spec = self.model.spec
+            what, words = "fine-tune: ", ["train.py", "fit", "--model.name", spec.model]
+            options |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
+            options |= {"model.model_kwargs": json.dumps(spec.model_kwargs) if spec.model_kwargs else None}
+        given = [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+        return what + shlex.join(["python", *words, *given])
 
     def after_predict(self) -> None:
         """Where the predictions are."""

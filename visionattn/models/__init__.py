@@ -2,6 +2,7 @@
 
 from visionattn.models.dcal import DcalSwinTransformer, DcalVisionTransformer
 from visionattn.models.halonet import HaloNet
+from visionattn.models.masked_autoencoder import MaskedDecoder
 from visionattn.models.nat import NeighborhoodAttentionTransformer
 from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
 from visionattn.models.terminator import Terminator
@@ -11,6 +12,7 @@ __all__ = [
     "DcalVisionTransformer",
     "HaloNet",
     "IsotropicNeighborhoodTransformer",
+    "MaskedDecoder",
     "NeighborhoodAttentionTransformer",
     "Terminator",
 ]

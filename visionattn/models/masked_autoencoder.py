@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn, get_init_weights_vit
 from torch import Tensor, nn
@@ -179,14 +179,18 @@ def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> Visio
         ValueError: it is no ViT of timm on plain patches, or one for pictures of another size.
     """
     embed: Any = getattr(encoder, "patch_embed", None)
-    if not isinstance(encoder, VisionTransformer) or not hasattr(embed, "proj"):
-        raise ValueError(f"{name} is no VisionTransformer of timm, the only models that masked autoencoding is for")
-    if tuple(embed.img_size) != size or tuple(n * p for n, p in zip(embed.grid_size, embed.patch_size)) != size:
-        own, theirs = ("×".join(map(str, lengths)) for lengths in (embed.img_size, size))
-        raise ValueError(
-            f"{name} takes pictures of {own} pixels in whole patches, the data have {theirs}: pass --data.img_size, or "
-            f"--model.model_kwargs '{{img_size: N}}'"
+    if not isinstance(encoder, VisionTransformer) or not isinstance(embed, PatchEmbed):
+        raise ValueError(  # noqa: TRY004  the model was chosen by its name
+            f"{name} is no VisionTransformer of timm on patches: masked autoencoding is for these alone"
         )
+    own, patch, theirs = ("×".join(map(str, lengths)) for lengths in (embed.img_size, embed.patch_size, size))
+    if own != theirs:
+        raise ValueError(
+            f"{name} takes pictures of {own} pixels, the data have {theirs}: pass --data.img_size N, or "
+            "--model.model_kwargs '{img_size: N}'"
+        )
+    if any(length % edge for length, edge in zip(size, embed.patch_size, strict=True)):
+        raise ValueError(f"pictures of {theirs} pixels are not whole patches of {patch}, as masked autoencoding wants")
     return encoder
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: a line per epoch, learning curves, pictures of kernels, predictions."""
+"""What a run tells: a line per epoch, learning curves, pictures of kernels and reconstructions, predictions."""
 
 import csv
 import time
@@ -8,6 +8,8 @@ from typing import IO, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
+
+from visionattn.tasks.checkpointing import BestCheckpoint
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
@@ -124,6 +126,45 @@ class KernelSheet(Callback):
             save_contact_sheet(kernels, self.folder / "kernels.png")
         except Exception as error:
             rich_print(f"[yellow]no picture of the kernels: {error}[/yellow]")
+
+
+class ReconstructionSheet(Callback):
+    """Draws what a masked autoencoder makes of pictures of the validation, for tasks that keep ``examples`` of them.
+
+    ``reconstructions-best.png`` is of the weights in ``best.ckpt``, ``reconstructions-last.png`` of those that were
+    validated last; a failure to draw is told and goes no further.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws where the last validation gave the best checkpoint."""
+        best = next((each for each in trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)), None)
+        if best is None or best.best_model_score is None:
+            return
+        if best.best_model_score == trainer.callback_metrics.get(str(best.monitor)):
+            self._draw(trainer, pl_module, "best")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the last ones."""
+        self._draw(trainer, pl_module, "last")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, which: str) -> None:
+        task: Any = pl_module
+        examples = getattr(task, "examples", None)
+        if examples is None or not trainer.is_global_zero:
+            return
+        try:
+            from visionattn.viz.reconstructions import save_reconstructions
+
+            mean, std = (task.data.preprocessing[key] for key in ("mean", "std"))
+            save_reconstructions(examples._asdict(), self.folder / f"reconstructions-{which}.png", mean, std)
+        except Exception as error:
+            rich_print(f"[yellow]no picture of the reconstructions: {error}[/yellow]")
 
 
 class PredictionWriter(Callback):

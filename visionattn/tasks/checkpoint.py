@@ -24,7 +24,7 @@ MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
 
 Weights = Literal["average", "raw"]
-TaskName = Literal["classification", "fine_grained", "reid"]
+TaskName = Literal["classification", "fine_grained", "reid", "mae"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class ClassifierSpec:
             and ``crop_mode``, as timm's data configuration has them; for sequences of pixels also ``sequence`` and
             ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the picture).
         dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
-        task: what it was trained for, as ``--task`` takes it. A model for re-identification gives features and has no
-            classes; ``class_names`` are then the identities of the training pictures.
+        task: what it was trained for, as ``--task`` takes it. Models for re-identification and pretrained encoders
+            (``mae``) give features and have no classes; ``class_names`` are then the identities or classes of the
+            training pictures.
     """
 
     model: str
@@ -166,7 +167,7 @@ def load_classifier(
     elif model_name is not None:
         kwargs = dict(model_kwargs or {})
         model = create_classifier(model_name, **kwargs)
-        num_classes = _head_width(model, state_dict)
+        num_classes = _head_width(model, state_dict) if stored is None else stored.num_classes
         if "num_classes" not in kwargs and num_classes not in (None, getattr(model, "num_classes", None)):
             model = create_classifier(model_name, **kwargs, num_classes=num_classes)
         spec = describe_classifier(model, model_name, **kwargs)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -59,15 +59,16 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: folder of checkpoints.
-        monitor: the figure that they are the best by; the larger the better.
+        monitor: the figure that they are the best by.
+        mode: whether its largest (``max``) or its smallest value is the best.
     """
 
-    def __init__(self, dirpath: Path, monitor: str = "val_top1") -> None:
+    def __init__(self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max") -> None:
         super().__init__(
             dirpath,
             Path(BEST).stem,
             monitor=monitor,
-            mode="max",
+            mode=mode,
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )

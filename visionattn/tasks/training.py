@@ -178,7 +178,7 @@ class TrainingTask(LightningModule):
         hparams = self.options
         rates = {"drop_rate": hparams.drop_rate, "drop_path_rate": hparams.drop_path_rate}
         # A model that has no stochastic depth takes no rate of it, and timm passes over None.
-        options = {key: value for key, value in {**self._model_kwargs, **rates}.items() if value}
+        options = self._model_kwargs | {key: value for key, value in rates.items() if value}
         options |= {} if num_classes is None else {"num_classes": num_classes}
         # Weights that a checkpoint will overwrite are not worth fetching.
         fresh = self.trainer.ckpt_path is None

@@ -1,0 +1,189 @@
+"""Pretraining of a ViT without labels, as a masked autoencoder."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from visionattn.data import Batch
+from visionattn.models.masked_autoencoder import (
+    MaskedDecoder,
+    Masking,
+    check_encoder,
+    encode_visible,
+    fill_hidden,
+    hidden_patches,
+    mask_patches,
+)
+from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.training import TrainingTask
+
+EXAMPLES = 16
+"""Pictures that are kept of a validation, evenly spaced, to be drawn."""
+
+DECODER = ("decoder_dim", "decoder_depth", "decoder_num_heads")
+
+
+class Examples(NamedTuple):
+    """Pictures of a validation, normalised as the data are.
+
+    Attributes:
+        original: as they are [N, C, H, W].
+        masked: with nothing in place of hidden patches.
+        reconstructed: with what was predicted in their place.
+    """
+
+    original: Tensor
+    masked: Tensor
+    reconstructed: Tensor
+
+
+class MaskedAutoencodingTask(TrainingTask):
+    """A ViT that learns from pictures alone: a small decoder has to predict the pixels of patches that it did not see.
+
+    The loss is the mean squared error of the pixels of hidden patches, each patch brought to mean 0 and variance 1
+    (He et al., CVPR 2022, https://arxiv.org/abs/2111.06377). Labels are not used. Validation hides the same patches of
+    a picture each time. A checkpoint holds the ViT under ``model.``, as timm has it but for the head, and the decoder
+    beside it.
+
+    Args:
+        name: the ViT, e.g. ``vit_pico_patch4_32``; one of timm's ``VisionTransformer`` class.
+        mask_ratio: share of the patches that are hidden.
+        decoder_dim: width of the decoder, a multiple of 4 and of its heads.
+        decoder_depth: blocks of the decoder.
+        decoder_num_heads: heads of each of its blocks.
+        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+
+    Raises:
+        ValueError: an unknown model or one that is no ViT, options out of their bounds, or (later) data of another
+            size than the model's.
+        DivergenceError: in training, when the loss is NaN or infinite.
+    """
+
+    task_name: ClassVar[TaskName] = "mae"
+
+    def __init__(
+        self,
+        name: str = "vit_pico_patch4_32",
+        mask_ratio: float = 0.75,
+        decoder_dim: int = 96,
+        decoder_depth: int = 1,
+        decoder_num_heads: int = 3,
+        **options: Any,
+    ) -> None:
+        super().__init__(name=name, **options)
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"--model.mask_ratio must lie between 0 and 1, got {mask_ratio}")
+        self._kept: list[Examples] = []
+
+    # Building
+
+    def setup(self, stage: str) -> None:
+        """Refuses to predict."""
+        if stage == "predict":
+            raise ValueError("masked autoencoding predicts no classes: train.py validate measures its loss")
+
+    def _build(self) -> None:
+        hparams = self.options
+        encoder = self._create(num_classes=0)
+        encoder = check_encoder(encoder, hparams.name, self.data.item_shape[-2:])
+        self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
+        self.model = encoder
+        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.precision == "bf16-mixed":
+            # There, torch's fused attention takes four times as long, for so few tokens.
+            modules: list[Any] = [*encoder.modules(), *self.decoder.modules()]
+            for module in modules:
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = False
+        if hparams.compile:
+            # The parts are called, and not the whole model.
+            encoder.blocks.compile()
+            self.decoder.compile()
+        for split in ("val", "test"):
+            setattr(self, f"{split}_loss", MeanMetric())
+
+    # Steps
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Pooled features [B, D] of whole pictures [B, C, H, W]."""
+        assert self.model is not None
+        features: Tensor = self.model(self._arrange(image))
+        return features
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Hides patches at random and gives the loss."""
+        # Drawn on the CPU, so that a seed means the same masks on any device.
+        noise = torch.rand(len(batch.image), self._num_patches)
+        loss, _, _ = self._reconstruct(batch.image, noise)
+        return self._finish_step({"mse": loss}, len(batch.image))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the loss of the validation split, and keeps some pictures."""
+        self._evaluate(batch, "val", self._wanted(batch_idx))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates the loss of the test split."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the pictures of the last validation."""
+        self._kept = []
+
+    @property
+    def examples(self) -> Examples | None:
+        """Pictures of the last validation, where there was one."""
+        return Examples(*map(torch.cat, zip(*self._kept, strict=True))) if self._kept else None
+
+    @property
+    def _num_patches(self) -> int:
+        model: Any = self.model
+        return int(model.patch_embed.num_patches)
+
+    def _wanted(self, batch_idx: int) -> int:
+        """How many pictures of a batch of the validation are kept."""
+        batches = self.trainer.num_val_batches[0]
+        return sum(number * batches // EXAMPLES == batch_idx for number in range(EXAMPLES))
+
+    def _evaluate(self, batch: Batch, split: str, wanted: int = 0) -> None:
+        count = len(batch.image)
+        metric = getattr(self, f"{split}_loss")
+        if count:
+            loss, predicted, masking = self._reconstruct(batch.image, fixed_noise(batch.name, self._num_patches))
+            metric.update(loss, count)
+            if wanted:
+                self._keep(batch.image[:wanted].float(), Masking(*(x[:wanted] for x in masking)), predicted[:wanted])
+        self.log(f"{split}_loss", metric, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
+
+    def _reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Masking]:
+        """Loss, predicted pixels [B, M, h·w·C] and masks, of pictures and a number for each of their patches."""
+        model: Any = self.model
+        masking = mask_patches(noise.to(image.device), self.options.mask_ratio)
+        predicted = self.decoder(encode_visible(model, self._arrange(image), masking.visible), masking).float()
+        target = hidden_patches(image.float(), masking, self.decoder.patch_size)
+        return F.mse_loss(predicted, target), predicted, masking
+
+    def _keep(self, image: Tensor, masking: Masking, predicted: Tensor) -> None:
+        filled = (fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted))
+        self._kept.append(Examples(*(pictures.cpu() for pictures in (image, *filled))))
+
+    # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares the decoders, too."""
+        super().on_load_checkpoint(checkpoint)
+        for key in DECODER:
+            theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
+            if theirs != ours:
+                path = self.trainer.ckpt_path
+                raise ValueError(f"{path} holds another decoder: --model.{key} {theirs}, here {ours}")
+
+
+def fixed_noise(names: Sequence[str], num_patches: int) -> Tensor:
+    """Uniform noise [B, P] that depends on a picture's file name alone, not on folder, epoch or batch."""
+    seeds = [zlib.crc32(PurePath(name).name.encode()) for name in names]
+    return torch.stack([torch.rand(num_patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -1,0 +1,52 @@
+"""What a masked autoencoder makes of pictures: originals, what it sees of them, and what it guesses, on one page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.viz.figure import new_figure, save_figure
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+CELL = 0.7  # inches
+BACKGROUND = 255
+
+
+def save_reconstructions(
+    rows: Mapping[str, Any], png_path: str | Path, mean: Sequence[float], std: Sequence[float]
+) -> Path:
+    """Draws rows of pictures; what stands in one column belongs together.
+
+    Args:
+        rows: normalised pictures [N, C, H, W], tensors or arrays, by the name of their row; C is 1 or 3.
+        png_path: where the figure goes.
+        mean: of each channel, as they were normalised with.
+        std: of each channel.
+
+    Raises:
+        ValueError: nothing to draw, or rows of different shapes.
+    """
+    shapes = {np.shape(pictures) for pictures in rows.values()}
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 4 or 0 in shape:
+        raise ValueError(f"rows are pictures [N, C, H, W] of one shape, got {sorted(map(list, shapes))}")
+    page = np.concatenate([_row(pictures, mean, std) for pictures in rows.values()])
+    height, columns = shape[2] + 1, shape[0]
+    figure = new_figure(CELL * columns + 1, CELL * len(rows) * shape[2] / shape[3] + 0.2)
+    axes = figure.subplots()
+    axes.imshow(page, interpolation="nearest")
+    axes.set_yticks([height * (number + 0.5) for number in range(len(rows))], list(rows), fontsize="small")
+    axes.tick_params(left=False)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    return save_figure(figure, png_path)
+
+
+def _row(pictures: Any, mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    """Pictures side by side, with a gap of one pixel at the right and below: bytes [H + 1, N·(W + 1), 3]."""
+    scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
+    pixels = (255 * (np.asarray(pictures, dtype=np.float32) * scale + offset)).round().clip(0, 255).astype(np.uint8)
+    framed = np.pad(pixels, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BACKGROUND)  # [N, C, H + 1, W + 1]
+    row = framed.transpose(2, 0, 3, 1).reshape(framed.shape[2], -1, framed.shape[1])
+    return np.broadcast_to(row, (*row.shape[:2], 3))
