@@ -1,0 +1,362 @@
+"""A cache holds what its key says, whole or not at all: kills, flipped bytes, full disks, other models."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from visionattn.probing import cache as cache_module
+from visionattn.probing.backbone import Backbone, Layer
+from visionattn.probing.cache import Field, ShardedArrays
+from visionattn.probing.extraction import FeatureCache, PictureBatch, extract_features
+
+PICTURES, SHARD = 7, 4
+
+
+class Noise:
+    """Pictures of noise, a function of number and view."""
+
+    def __init__(self, count: int = PICTURES, name: str = "noise", seed: int = 0) -> None:
+        self.identity, self.augmentation, self.count = {"name": name}, {"seed": seed}, count
+        self.opened: list[tuple[int, list[list[int]]]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[PictureBatch]:
+        self.opened.append((view, [list(batch) for batch in batches]))
+        for batch in batches:
+            index = torch.tensor(batch)
+            yield PictureBatch(torch.stack([noise(number, view) for number in batch]), index % 3, index, [])
+
+
+def noise(number: int, view: int) -> Tensor:
+    return torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1000 * view + number))
+
+
+@cache
+def backbone(seed: int = 0, layers: tuple[Layer, ...] = ("last",)) -> Backbone:
+    torch.manual_seed(seed)
+    kwargs = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2, "reg_tokens": 1}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
+    return Backbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 16, 16)})
+
+
+def extract(folder: Path, pictures: Noise | None = None, **options: Any) -> FeatureCache:
+    options = {"token_budget_gb": 1, "views": 2, "batch_size": 3, "rows_per_shard": SHARD} | options
+    return extract_features(options.pop("backbone", None) or backbone(), pictures or Noise(), folder, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is computed here is so little that threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A complete cache."""
+    extract(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def changed(before: dict[str, bytes], folder: Path) -> set[str]:
+    after = content(folder)
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def test_what_is_complete_is_not_computed_again(whole: Path) -> None:
+    before, pictures, calls = content(whole), Noise(), []
+    with warnings.catch_warnings(action="error"):
+        extract(whole, pictures, progress=lambda done, total: calls.append((done, total)))
+    assert not any(batches for _, batches in pictures.opened)
+    assert not calls
+    assert not changed(before, whole)
+
+
+def test_a_batch_never_reaches_into_the_next_shard(tmp_path: Path) -> None:
+    pictures, calls = Noise(), []
+    extract(tmp_path, pictures, progress=lambda done, total: calls.append((done, total)))
+    numbers = [[0, 1, 2], [3], [4, 5, 6]]
+    assert pictures.opened == [(0, numbers), (1, numbers)]
+    assert calls == [(3, 14), (4, 14), (7, 14), (10, 14), (11, 14), (14, 14)]
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    # A new interpreter with one thread: of one that has run several, no child could compute.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    whole, *killed = sorted(tmp_path.iterdir(), key=lambda folder: folder.name != "whole")
+    assert len(killed) == len(content(whole)) - 1  # at each of its files but the lock
+    for folder in killed:
+        assert content(folder) == content(whole), folder
+
+
+def test_a_flipped_byte_is_named_and_its_shard_computed_again(whole: Path) -> None:
+    before = content(whole)
+    for name in before:
+        if not name.endswith(".npy"):
+            continue
+        flip(whole / name, len(before[name]) // 2)
+        pictures = Noise()
+        with pytest.warns(UserWarning, match=f"{name} is damaged: its shard is computed again"):
+            extract(whole, pictures)
+        assert not changed(before, whole)
+        assert sum(len(batches) for _, batches in pictures.opened) <= 2  # one shard's
+
+
+def test_damage_to_what_describes_the_arrays(whole: Path) -> None:
+    before = content(whole)
+    for name in ("view0/00001.json", "manifest.json"):
+        for place in range(0, len(before[name]), 11):
+            flip(whole / name, place)
+            with warnings.catch_warnings(action="ignore"):
+                extract(whole)
+            restored = changed(before, whole)
+            # What the key does not need is only for people to read.
+            assert restored <= {"manifest.json"} & {name}
+            (whole / name).write_bytes(before[name])
+
+
+def test_a_lost_or_shortened_file_is_damage_too(whole: Path) -> None:
+    before = content(whole)
+    (whole / "view1" / "00001.last.tokens.npy").unlink()
+    with (whole / "view0" / "00000.last.cls.npy").open("r+b") as file:
+        file.truncate(150)
+    with pytest.warns(UserWarning, match="is damaged") as caught:
+        extract(whole)
+    assert len(caught) == 2
+    assert not changed(before, whole)
+
+
+def test_checking_can_be_left_out(whole: Path) -> None:
+    flip(whole / "view0" / "00000.last.tokens.npy", 200)
+    before = content(whole)
+    with warnings.catch_warnings(action="error"):
+        extract(whole, verify=False)
+    assert not changed(before, whole)
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+STALE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "other weights": ("weights", lambda: {"backbone": backbone(seed=1)}),
+    "other layers": ("layers", lambda: {"backbone": backbone(layers=(0,))}),
+    "other type": ("dtype", lambda: {"dtype": "float32"}),
+    "other pictures": ("pictures", lambda: {"pictures": Noise(name="other")}),
+    "fewer pictures": ("number of pictures", lambda: {"pictures": Noise(PICTURES - 1)}),
+    "more views": ("views", lambda: {"views": 3}),
+    "other shards": ("shard size", lambda: {"rows_per_shard": 5}),
+}
+
+
+@pytest.mark.parametrize(("what", "options"), STALE.values(), ids=STALE)
+def test_a_stale_cache_is_never_used(what: str, options: Callable[[], dict[str, Any]], whole: Path) -> None:
+    before = content(whole)
+    with pytest.raises(
+        ValueError, match=rf"is stale \(it was made with other {what}\); let it be rebuilt or name"
+    ) as error:
+        extract(whole, rebuild=False, **options())
+    assert "\n" not in str(error.value)
+    assert not changed(before, whole)
+
+    with pytest.warns(UserWarning, match=rf"is stale \(it was made with other {what}\): it is rebuilt"):
+        extract(whole, **options())
+    extract(whole.parent / "fresh", **options())
+    assert content(whole) == content(whole.parent / "fresh")
+
+
+def test_other_augmentation_makes_views_stale_and_nothing_else(whole: Path, tmp_path: Path) -> None:
+    pictures = Noise(seed=1)
+    with pytest.warns(UserWarning, match="other augmentation"):
+        extract(whole, pictures)
+    extract(tmp_path / "plain", views=1)
+    with warnings.catch_warnings(action="error"):
+        extract(tmp_path / "plain", pictures, views=1)
+
+
+def test_a_larger_budget_adds_tokens_to_the_same_cache(tmp_path: Path) -> None:
+    num_bytes = PICTURES * (2 + 4) * 16 * 2
+    features = extract(tmp_path / "a", views=1, token_budget_gb=(num_bytes - 1) / 1e9)
+    assert features.views == 0
+    assert not list((tmp_path / "a").rglob("*tokens*"))
+    with warnings.catch_warnings(action="error"):
+        features = extract(tmp_path / "a", views=1, token_budget_gb=num_bytes / 1e9)
+    assert features.views == 1
+    extract(tmp_path / "b", views=1)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"is no feature cache, it holds thesis\.tex; name a new or empty folder"):
+        extract(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_too_small_a_disk_is_found_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both views have index, target and 6 tokens of 16; the first has two vectors, too.
+    needed = PICTURES * (2 * (16 + 6 * 16 * 2) + 2 * 16 * 2)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 0, needed - 1))
+    pictures = Noise()
+    with pytest.raises(OSError, match=f"{tmp_path} needs {needed:,} bytes more and the disk has {needed - 1:,}"):
+        extract(tmp_path, pictures)
+    assert not pictures.opened
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 0, needed))
+    extract(tmp_path, pictures)
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """Lets no file grow beyond that, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_write_that_is_cut_short_leaves_nothing_half(whole: Path) -> None:
+    arrays = ShardedArrays(whole, {}, {"x": Field("float32", (4,))}, 100, 50)
+    arrays.write(0, 0, {"x": np.zeros((5, 4), "float32")})
+    before = content(whole)
+    message = f"cannot write 800 bytes to the feature cache in {whole}: File too large; make room and run again"
+    with file_size_limit(500), pytest.raises(OSError, match=message):
+        arrays.write(0, 1, {"x": np.zeros((50, 4), "float32")})
+    assert changed(before, whole) == {"view0/00001.json"}  # that of the shard which was to be replaced
+    assert arrays.missing(0, ["x"]) == [1]
+
+
+def test_a_disk_that_fills_up_ends_in_one_line_and_a_cache_that_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, room = Path.replace, iter(range(9))
+
+    def replace_while_there_is_room(path: Path, target: Path) -> Path:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_while_there_is_room)
+        with pytest.raises(OSError, match="No space left on device; make room") as error:
+            extract(tmp_path / "full")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+    extract(tmp_path / "full")
+    assert content(tmp_path / "full") == content(whole)
+
+
+def test_two_processes_do_not_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave, order = threading.Event(), threading.Event(), []
+
+    def waits(message: str, stacklevel: int) -> None:
+        order.append(message)
+        leave.set()
+
+    def first() -> None:
+        with ShardedArrays(tmp_path, {}, {"x": Field("int64")}, 1).only_writer():
+            entered.set()
+            leave.wait()
+            order.append("first")
+
+    thread = threading.Thread(target=first)  # flock sees two open files, whichever process has them
+    thread.start()
+    entered.wait()
+    monkeypatch.setattr(warnings, "warn", waits)
+    with ShardedArrays(tmp_path, {}, {"x": Field("int64")}, 1).only_writer():
+        order.append("second")
+    thread.join()
+    assert order == [f"waiting for another process that fills the feature cache in {tmp_path}", "first", "second"]
+
+
+def test_shards_are_as_large_as_their_largest_array_allows() -> None:
+    def rows(*shape: int) -> int:
+        return ShardedArrays(Path("unused"), {}, {"x": Field("float16", shape)}, 100_000).rows_per_shard
+
+    assert rows(197, 768) == 2**27 // (197 * 768 * 2)
+    assert rows(8) == 4096
+    assert rows(2**15, 2**15) == 1
+
+
+def _in_a_child(action: Callable[[], None]) -> int:
+    """Runs something in a child process and returns how that ended, as `os.waitpid` has it."""
+    child = os.fork()
+    if child == 0:
+        action()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def _killed(folder: Path, at: int) -> None:
+    """Extracts until so many files are written, and dies in the midst of the next or before it gets its name."""
+    writes, original = 0, cache_module._replacing
+
+    @contextmanager
+    def replacing(path: Path) -> Iterator[Any]:
+        nonlocal writes
+        writes += 1
+        with original(path) as file:
+            if writes > at and at % 2:
+                file.write(b"half of it")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield file
+            if writes > at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    cache_module._replacing = replacing
+    extract(folder)
+
+
+def _kill_everywhere(root: Path) -> None:
+    """Kills an extraction at each of its writes, every time in a new folder, and then lets it go on."""
+    backbone()  # which every child then has
+    assert _in_a_child(lambda: extract(root / "whole")) == 0
+    for at in range(100):
+        folder = root / f"{at:02d}"
+        status = _in_a_child(lambda: _killed(folder, at))  # noqa: B023  it is called here
+        if status == 0:  # there are fewer writes
+            shutil.rmtree(folder)
+            return
+        assert status == signal.SIGKILL
+        assert _in_a_child(lambda: extract(folder)) == 0  # noqa: B023
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _kill_everywhere(Path(sys.argv[1]))

@@ -1,0 +1,264 @@
+"""A frozen model of timm that gives tokens: those of its last layer, and those of layers on the way."""
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+Layer = int | Literal["last"]
+"""What is tapped: a block, in hierarchical models a stage, by its number, or the features that a classifier gets."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How the tokens of a layer lie: a class token first, then registers, then patches, row by row.
+
+    Attributes:
+        dim: Width of a token.
+        grid: Rows and columns of patches.
+        num_prefix_tokens: Tokens before the patches.
+        num_reg_tokens: How many of these are registers.
+    """
+
+    dim: int
+    grid: tuple[int, int]
+    num_prefix_tokens: int = 0
+    num_reg_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a picture, of all kinds."""
+        return self.num_prefix_tokens + self.grid[0] * self.grid[1]
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a class token."""
+        return self.num_prefix_tokens > self.num_reg_tokens
+
+
+class Backbone(nn.Module):
+    """Pictures to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
+
+    Every layer comes with the model's final norm applied, whether timm keeps that at the end of the stack or before the
+    classifier. Layers of another width than the norm's, the early stages of hierarchical models, come as they are. The
+    model is frozen and stays in evaluation mode.
+
+    Attributes:
+        layers: What is tapped, blocks counted from the first.
+        layouts: How the tokens of each of them lie.
+        preprocessing: How pictures are to be prepared: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
+            `crop_pct` and `crop_mode`.
+    """
+
+    model: Any  # what timm's models have in common has no type
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        layers: Sequence[Layer] = ("last",),
+        model_kwargs: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Freezes the model, and learns from an empty picture what it gives.
+
+        Args:
+            model: The model, which is changed in place.
+            name: Its name in timm's registry.
+            layers: What to tap; negative numbers count from the last block.
+            model_kwargs: What the model was made with, plain values; they and the name are part of its identity.
+            preprocessing: By default that of the model's `pretrained_cfg`.
+            amp_dtype: In which autocast computes; None for no autocast.
+
+        Raises:
+            ValueError: The model gives no tokens, takes no pictures of that size, or has no such layer.
+        """
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.model_kwargs, self.amp_dtype = name, dict(model_kwargs or {}), amp_dtype
+        self.preprocessing: dict[str, Any] = dict(preprocessing or resolve_model_data_config(model))
+        final, taps = self._probe()
+        self.layers = _resolve_layers(layers, len(taps), name)
+        num_reg_tokens = _num_reg_tokens(model)
+        self.layouts = {
+            layer: self._last_layout(final, taps, num_reg_tokens)
+            if layer == "last"
+            else _tap_layout(*taps[layer], num_reg_tokens)
+            for layer in self.layers
+        }
+        # Of a stack that is cut short, timm wants to know at least one block.
+        self._taps = sorted(layer for layer in self.layers if layer != "last") or [len(taps) - 1]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stays in evaluation mode, whatever `mode`."""
+        return super().train(False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its features depend on beside the pictures, as plain values; weights by their hash."""
+        return {
+            "model": self.name,
+            "model_kwargs": self.model_kwargs,
+            "weights": weights_hash(self.model),
+            "preprocessing": self.preprocessing,
+            "layers": list(self.layers),
+            "autocast": str(self.amp_dtype),
+            "timm": timm.__version__,
+        }
+
+    def forward(self, images: Tensor) -> dict[Layer, Tensor]:
+        """Tokens of each layer.
+
+        They are made without a graph, but are no inference tensors, on which heads could not be trained.
+
+        Args:
+            images: `[B, C, H, W]`, of the size that `preprocessing` names, on any device.
+
+        Returns:
+            Per layer `[B, num_tokens, dim]`, float32, on the model's device.
+        """
+        images = images.to(self._weight.device, self._weight.dtype)
+        with torch.no_grad(), self._autocast():
+            final, taps = self._features(images, self._taps, "last" in self.layers)
+            tapped = dict(zip(self._taps, taps, strict=True))
+            tokens = {
+                layer: self._last_tokens(final) if layer == "last" else self._tap_tokens(*tapped[layer])
+                for layer in self.layers
+            }
+        return {layer: value.float() for layer, value in tokens.items()}
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self.model.parameters())
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._weight.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def _features(
+        self, images: Tensor, taps: list[int] | None, with_final: bool
+    ) -> tuple[Any, list[tuple[Tensor | None, Tensor]]]:
+        """What `forward_features` gives, and of blocks (None for all) the prefix tokens and the map [B, D, H, W]."""
+        forward = self.model.forward_intermediates
+        options: dict[str, Any] = {"stop_early": not with_final, "intermediates_only": not with_final}
+        # timm's models without prefix tokens fail when asked for them.
+        with_prefix = bool(getattr(self.model, "num_prefix_tokens", 0)) and (
+            "return_prefix_tokens" in inspect.signature(forward).parameters
+        )
+        if with_prefix:
+            options["return_prefix_tokens"] = True
+        result = forward(images, indices=taps, output_fmt="NCHW", **options)
+        final, maps = result if with_final else (None, result)
+        return final, [(tap[1], tap[0]) if with_prefix else (None, tap) for tap in maps]
+
+    def _probe(self) -> tuple[Any, list[tuple[Tensor | None, Tensor]]]:
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(f"model {self.name!r} has no forward_intermediates; take one of timm's")
+        size = tuple(self.preprocessing["input_size"])
+        images = torch.zeros(1, *size, device=self._weight.device, dtype=self._weight.dtype)
+        try:
+            with torch.no_grad(), self._autocast():
+                return self._features(images, None, True)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {error}; "
+                "pass preprocessing with another input_size"
+            ) from error
+
+    def _tap_tokens(self, prefix: Tensor | None, features: Tensor) -> Tensor:
+        tokens = features.flatten(2).transpose(1, 2)
+        tokens = tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
+        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model))
+
+    def _last_tokens(self, final: Tensor) -> Tensor:
+        return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))
+
+    def _in_rows(self, final: Tensor) -> Tensor:
+        """Features as tokens [B, N, D] or a map [B, H, W, D]."""
+        if hasattr(self.model, "reroll"):  # Hiera's come in the order of its mask units.
+            return self.model.reroll(final, len(self.model.blocks) - 1)
+        if final.dim() == 4 and getattr(self.model, "output_fmt", "NCHW") == "NCHW":
+            return final.permute(0, 2, 3, 1)
+        return final
+
+    def _last_layout(self, final: Any, taps: list[tuple[Tensor | None, Tensor]], num_reg_tokens: int) -> TokenLayout:
+        if not isinstance(final, Tensor):
+            raise ValueError(  # noqa: TRY004  it is the model that does not fit
+                f"model {self.name!r} ends in several sequences of tokens; tap a block by its number"
+            )
+        final = self._in_rows(final)
+        rows, columns = final.shape[1:3] if final.dim() == 4 else taps[-1][1].shape[2:]
+        num_tokens = final.shape[1:-1].numel()
+        # Some models have a class token and do not say so.
+        prefix = getattr(self.model, "num_prefix_tokens", None)
+        prefix = num_tokens - rows * columns if prefix is None else prefix
+        if prefix < 0 or num_tokens != prefix + rows * columns:
+            raise ValueError(
+                f"model {self.name!r} ends in {num_tokens} tokens, which are not {max(prefix, 0)} prefix tokens and a "
+                f"grid of {rows} × {columns}; tap a block by its number"
+            )
+        return TokenLayout(final.shape[-1], (rows, columns), prefix, min(num_reg_tokens, prefix))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of a model's state: names, types, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _resolve_layers(layers: Sequence[Layer], depth: int, name: str) -> tuple[Layer, ...]:
+    for layer in layers:
+        if layer != "last" and not (isinstance(layer, int) and -depth <= layer < depth):
+            raise ValueError(f"model {name!r} has no layer {layer!r}; there are 0 to {depth - 1}, and 'last'")
+    resolved = tuple(layer if layer == "last" else layer % depth for layer in layers)
+    if not resolved or len(set(resolved)) < len(resolved):
+        raise ValueError(f"layers must be one or more, each of them once; got {list(layers)} of {depth}")
+    return resolved
+
+
+def _tap_layout(prefix: Tensor | None, features: Tensor, num_reg_tokens: int) -> TokenLayout:
+    _, dim, rows, columns = features.shape
+    num_prefix_tokens = 0 if prefix is None else prefix.shape[1]
+    return TokenLayout(dim, (rows, columns), num_prefix_tokens, min(num_reg_tokens, num_prefix_tokens))
+
+
+def _num_reg_tokens(model: nn.Module) -> int:
+    declared = getattr(model, "num_reg_tokens", None)
+    registers = getattr(model, "reg_token", None)
+    return declared or (0 if registers is None else registers.shape[1])
+
+
+def _norm_of_stack(model: nn.Module) -> nn.Module | None:
+    """The norm that ends the stack of blocks, where there is one."""
+    return _norm(model, "norm")
+
+
+def _norm_of_head(model: nn.Module) -> nn.Module | None:
+    """The norm of models that pool before they normalise, where there is one."""
+    return _norm(model, "fc_norm") or _norm(getattr(model, "head", None), "norm")
+
+
+def _norm(owner: nn.Module | None, name: str) -> nn.Module | None:
+    norm = getattr(owner, name, None)
+    return norm if isinstance(getattr(norm, "weight", None), Tensor) else None
+
+
+def _normalize(tokens: Tensor, norm: Any) -> Tensor:
+    """Tokens [B, N, D] after a norm of their width; other norms, of later stages or hidden layers, are not theirs."""
+    if norm is None or tokens.shape[-1] != norm.weight.numel():
+        return tokens
+    if type(norm).__name__.endswith("2d"):  # over the channels of maps [B, D, H, W]
+        return norm(tokens.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+    return norm(tokens)

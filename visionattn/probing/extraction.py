@@ -1,0 +1,289 @@
+"""From pictures to a cache of features: pooled vectors always, tokens where they fit."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionattn.probing.backbone import Backbone, Layer, TokenLayout
+from visionattn.probing.cache import Field, ShardedArrays
+from visionattn.probing.heads import select_tokens
+
+PooledKind = Literal["cls", "gap"]
+"""Pooled vectors: the class token, or the mean of the patches."""
+
+
+LABELS = {"index": Field("int64"), "target": Field("int64")}
+
+
+class PictureBatch(NamedTuple):
+    """Some of the pictures that were asked for.
+
+    Attributes:
+        image: Normalised pictures `[B, C, H, W]`; B is smaller than asked for where pictures cannot be read.
+        target: Class indices `[B]`.
+        index: Which pictures these are `[B]`.
+        errors: A line for each picture that cannot be read.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants
+    errors: list[str]
+
+
+class Pictures(Protocol):
+    """Pictures to extract features from, numbered from 0.
+
+    Attributes:
+        identity: What they are, in plain values: data set, split, `fingerprint`, transform.
+        augmentation: How views are augmented, in plain values, its seed among them.
+    """
+
+    identity: Mapping[str, Any]
+    augmentation: Mapping[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[PictureBatch]:
+        """Reads pictures.
+
+        Args:
+            batches: Their numbers, batch by batch.
+            view: 0 for pictures as they are evaluated; from 1 on augmented, as a function of seed, view and picture
+                alone (`view_seed`).
+
+        Returns:
+            One batch for each, without pictures that cannot be read.
+        """
+
+
+def collate_pictures(items: Sequence[Any]) -> PictureBatch:
+    """Makes a batch of items that have `image` (None where it cannot be read), `target`, `index` and `errors`."""
+    good = [item for item in items if item.image is not None]
+    return PictureBatch(
+        torch.stack([item.image for item in good]) if good else torch.empty(0),
+        torch.tensor([item.target for item in good], dtype=torch.long),
+        torch.tensor([item.index for item in good], dtype=torch.long),
+        [error for item in items for error in item.errors],
+    )
+
+
+def view_seed(seed: int, view: int, picture: int) -> int:
+    """Seed of the augmentation of a picture in a view, 32 bits."""
+    return int(np.random.SeedSequence([seed, view, picture]).generate_state(1)[0])
+
+
+def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
+    """Vectors `[B, dim]` of tokens `[B, num_prefix_tokens + N, dim]`: the class token, or the mean of the patches.
+
+    Raises:
+        ValueError: There is no class token.
+    """
+    return select_tokens(tokens, "cls" if kind == "cls" else "patches", num_prefix_tokens, num_reg_tokens).mean(1)
+
+
+def fingerprint(names: Iterable[str | Path]) -> str:
+    """Hash of the names of pictures and, of those that are files, of their sizes and times of modification."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        path = Path(name)
+        state = path.stat() if path.is_file() else None
+        digest.update(f"{name}\0{state and (state.st_size, state.st_mtime_ns)}\0".encode())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features of pictures, by layer; row i is of the i-th picture that can be read.
+
+    Attributes:
+        layouts: How the tokens of each layer lie.
+        views: Views of which there are tokens; 0 where there are none.
+        indices: The pictures, `[n]`.
+        targets: Their classes, `[n]`.
+    """
+
+    def __init__(self, arrays: ShardedArrays, layouts: Mapping[Layer, TokenLayout], views: int) -> None:
+        self.arrays, self.layouts, self.views = arrays, dict(layouts), views
+        self.indices = torch.from_numpy(arrays.column(0, "index"))
+        for view in range(1, views):
+            if not np.array_equal(arrays.column(view, "index"), self.indices.numpy()):
+                raise ValueError(
+                    f"view {view} in {arrays.folder} is of other pictures than the first, as some were readable once "
+                    "only; remove the folder"
+                )
+        self.targets = torch.from_numpy(arrays.column(0, "target"))
+        lengths = [len(arrays.read(0, shard, "index")) for shard in range(arrays.num_shards)]
+        self._starts = np.cumsum([0, *lengths[:-1]])
+        self._mapped: dict[tuple[int, int, Layer], np.ndarray] = {}
+
+    def pooled(self, layer: Layer, kind: PooledKind) -> Tensor:
+        """Pooled vectors of a layer, `[n, dim]` float32.
+
+        Raises:
+            ValueError: The layer has no class token.
+        """
+        if kind == "cls" and not self.layouts[layer].has_cls:
+            raise ValueError(f"layer {layer!r} has no class token to take vectors of kind 'cls' from; take 'gap'")
+        return torch.from_numpy(self.arrays.column(0, f"{layer}.{kind}")).float()
+
+    def tokens(self, layer: Layer, rows: np.ndarray, view: int = 0) -> Tensor:
+        """Tokens of a layer, `[len(rows), num_tokens, dim]` float32, in the order of the rows."""
+        layout = self.layouts[layer]
+        tokens = torch.empty(len(rows), layout.num_tokens, layout.dim)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            places = places[np.argsort(rows[places], kind="stable")]  # a file is read from its beginning to its end
+            found = self._map(view, shard, layer)[rows[places] - self._starts[shard]]
+            tokens[torch.from_numpy(places)] = torch.from_numpy(found).float()
+        return tokens
+
+    def _map(self, view: int, shard: int, layer: Layer) -> np.ndarray:
+        key = (view, shard, layer)
+        if key not in self._mapped:
+            self._mapped[key] = self.arrays.read(view, shard, f"{layer}.tokens")
+        return self._mapped[key]
+
+
+def extract_features(
+    backbone: Backbone,
+    pictures: Pictures,
+    folder: str | Path,
+    *,
+    token_budget_gb: float = 0.0,
+    views: int = 1,
+    dtype: Literal["float16", "float32"] = "float16",
+    batch_size: int = 64,
+    rows_per_shard: int | None = None,
+    verify: bool = True,
+    rebuild: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureCache:
+    """Extracts what is not in the cache yet; goes on where a process that was killed left off.
+
+    Args:
+        backbone: Gives the tokens.
+        pictures: The pictures.
+        folder: The cache's place, for these pictures and this backbone alone.
+        token_budget_gb: Tokens are cached if those of all layers and views take no more, in 10⁹ bytes.
+        views: Views whose tokens are cached: the pictures as they are evaluated, and `views` - 1 augmented ones.
+        dtype: How features are kept.
+        batch_size: Pictures per step.
+        rows_per_shard: Pictures per file, by default so many that files have at most about 128 MiB.
+        verify: Whether to compare the checksums of what is there.
+        rebuild: Whether to replace a stale cache; a warning says so.
+        progress: Called with the number of passes of pictures through the backbone that are done, and of all.
+
+    Returns:
+        The cache, with tokens or without.
+
+    Raises:
+        ValueError: No pictures, features that `dtype` does not hold, or a folder with other things in it.
+        OSError: The disk is full.
+    """
+    if not len(pictures):
+        raise ValueError("there are no pictures to extract features from")
+    if views < 1 or batch_size < 1:
+        raise ValueError(f"views and batch_size must be at least 1; got {views} and {batch_size}")
+    pooled, tokens = _fields(backbone.layouts, dtype)
+    with_tokens = views * len(pictures) * sum(field.nbytes for field in tokens.values()) <= token_budget_gb * 1e9
+    views = views if with_tokens else 1
+    identity = {
+        **backbone.identity,
+        "pictures": dict(pictures.identity),
+        "augmentation": dict(pictures.augmentation) if views > 1 else None,
+        "views": views,
+        "dtype": dtype,
+    }
+    arrays = ShardedArrays(Path(folder), identity, LABELS | pooled | tokens, len(pictures), rows_per_shard)
+    with arrays.only_writer():
+        arrays.claim(rebuild)
+        wanted = [[*LABELS, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
+        plans = [_Plan(view, names, arrays.missing(view, names, verify)) for view, names in enumerate(wanted)]
+        arrays.require_space(sum(plan.nbytes(arrays) for plan in plans))
+        total = views * len(pictures)
+        done = total - sum(plan.num_pictures(arrays) for plan in plans)
+        for plan in plans:
+            for count in _carry_out(plan, arrays, backbone, pictures, batch_size):
+                done += count
+                if progress is not None:
+                    progress(done, total)
+    return FeatureCache(arrays, backbone.layouts, views if with_tokens else 0)
+
+
+class _Plan(NamedTuple):
+    """What is to be computed of a view."""
+
+    view: int
+    names: list[str]
+    shards: list[int]
+
+    def num_pictures(self, arrays: ShardedArrays) -> int:
+        return sum(len(arrays.pictures(shard)) for shard in self.shards)
+
+    def nbytes(self, arrays: ShardedArrays) -> int:
+        return self.num_pictures(arrays) * sum(arrays.fields[name].nbytes for name in self.names)
+
+
+def _carry_out(
+    plan: _Plan, arrays: ShardedArrays, backbone: Backbone, pictures: Pictures, batch_size: int
+) -> Iterator[int]:
+    """Fills the shards of a plan, and yields the number of pictures of each batch."""
+    # A batch never reaches into the next shard: what a model computes depends, in the last bits, on the batch.
+    batches = {
+        shard: [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+        for shard in plan.shards
+        for numbers in [arrays.pictures(shard)]
+    }
+    loader = iter(pictures.open([batch for shard in plan.shards for batch in batches[shard]], plan.view))
+    for shard in plan.shards:
+        rows = []
+        for numbers, batch in zip(batches[shard], loader, strict=False):
+            if not set(batch.index.tolist()) <= set(numbers):
+                raise ValueError(f"pictures {numbers[0]} to {numbers[-1]} were asked for, others came")
+            rows.append(_rows(batch, plan.names, arrays.fields, backbone))
+            yield len(numbers)
+        if len(rows) < len(batches[shard]):
+            raise ValueError(f"{len(batches[shard])} batches of pictures were asked for, {len(rows)} came")
+        arrays.write(plan.view, shard, {name: np.concatenate([row[name] for row in rows]) for name in plan.names})
+
+
+def _rows(
+    batch: PictureBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: Backbone
+) -> dict[str, np.ndarray]:
+    """What the cache keeps of the pictures of a batch."""
+    if not len(batch.index):
+        return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
+    values = {"index": batch.index, "target": batch.target}
+    for layer, tokens in backbone(batch.image).items():
+        layout = backbone.layouts[layer]
+        values[f"{layer}.tokens"] = tokens
+        for kind in _kinds(layout):
+            values[f"{layer}.{kind}"] = pool_tokens(tokens, kind, layout.num_prefix_tokens, layout.num_reg_tokens)
+    return {name: _cast(values[name], name, fields[name].dtype) for name in names}
+
+
+def _cast(values: Tensor, name: str, dtype: str) -> np.ndarray:
+    cast = values.to(getattr(torch, dtype))
+    if not torch.isfinite(cast).all():
+        raise ValueError(
+            f"features {name} go up to {values.abs().max():.3g}, which {dtype} does not hold; "
+            "take float32, or other weights if they are not finite there either"
+        )
+    return cast.cpu().numpy()
+
+
+def _kinds(layout: TokenLayout) -> tuple[PooledKind, ...]:
+    return ("cls", "gap") if layout.has_cls else ("gap",)
+
+
+def _fields(layouts: Mapping[Layer, TokenLayout], dtype: str) -> tuple[dict[str, Field], dict[str, Field]]:
+    """Pooled vectors and tokens."""
+    pooled = {f"{layer}.{kind}": Field(dtype, (of.dim,)) for layer, of in layouts.items() for kind in _kinds(of)}
+    tokens = {f"{layer}.tokens": Field(dtype, (of.num_tokens, of.dim)) for layer, of in layouts.items()}
+    return pooled, tokens
