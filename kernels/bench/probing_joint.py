@@ -1,0 +1,176 @@
+"""Measures the training of many probing heads at many learning rates: all at once, and one after another.
+
+    python kernels/bench/probing_joint.py --device cpu
+
+Both train the same heads with the same pictures in the same order, on tokens from a memory-mapped cache, and evaluate
+them on the part that is held out; weights and held-out accuracies must agree in float64 before anything is timed.
+"plain loop" is what one would write for a single head: its module, torch's AdamW, its own pass over the cache.
+"singly" is this library's training with one candidate at a time. Times are those of an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import time_in_turn
+from peers import OURS
+from results import Report, package_version
+from script import choose, new_parser, prepare, run
+from torch import Tensor
+
+from visionattn.probing.backbone import TokenLayout
+from visionattn.probing.cache import Field, ShardedArrays
+from visionattn.probing.extraction import FeatureCache
+from visionattn.probing.features import CachedFeatures, FeatureSource
+from visionattn.probing.heads import ProbingHead, create_head, select_tokens
+from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe, sweep
+from visionattn.probing.protocols.joint import JointTraining
+from visionattn.probing.protocols.split import hold_out, random_order
+
+COLUMNS = (
+    *("heads", "rates", "pictures", "tokens", "dim", "batch"),
+    *("contender", "version", "median_ms", "ratio_to_ours"),
+)
+HEADS = ("ep_1", "ep_2", "ep_4", "ep_8", "ep_12", "ep_16", "ep_32", "aim_3", "aim_4", "aim_12", "aim_16")
+PLAIN, SINGLY = "plain loop", "singly"
+NUM_CLASSES = 10
+TOLERANCE = 1e-10
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; the exit status tells whether all results agreed."""
+    parser = new_parser(__doc__, "float32")
+    known = ", ".join(HEADS)
+    parser.add_argument("--heads", default=",".join(HEADS), help=f"of {known}; separated by commas (default: all)")
+    parser.add_argument("--contenders", default=f"{PLAIN},{SINGLY}", help="beside ours, separated by commas")
+    parser.add_argument("--pictures", type=int, default=10_000, help="in the cache (default: 10000)")
+    parser.add_argument("--batch", type=int, default=256, help="pictures per step (default: 256)")
+    args = parser.parse_args(argv)
+    device = prepare(args, "probing-joint")
+    choose("--dtype", args.dtype or "float32", ("float32",))
+    names, others = choose("--heads", args.heads, HEADS), choose("--contenders", args.contenders, (PLAIN, SINGLY))
+    layout, pictures, batch = TokenLayout(192, (8, 8)), args.pictures, args.batch
+    if args.quick:
+        layout, pictures, batch = TokenLayout(32, (3, 3)), 120, 32
+    candidates = sweep([_head(name) for name in names], ADAMW_LRS)
+    recipe = Recipe(epochs=1, batch_size=batch)
+    report = Report(args.output, device, COLUMNS)
+    with tempfile.TemporaryDirectory() as folder:
+        features = make_features(Path(folder), layout, pictures)
+        few = make_features(Path(folder) / "few", layout, 150)
+        error = disagreement(few, candidates, replace(recipe, batch_size=32), device)
+        if not error <= TOLERANCE:
+            print(f"error: {args.heads} differ by {error:.2g} (bound {TOLERANCE}): not timed", file=sys.stderr)
+            return 1
+        contenders = {
+            OURS: lambda: JointTraining(features, features, candidates, NUM_CLASSES, recipe, device).fit(),
+            PLAIN: lambda: [train_alone(features, each, recipe, device) for each in candidates],
+            SINGLY: lambda: [
+                JointTraining(features, features, [each], NUM_CLASSES, recipe, device).fit() for each in candidates
+            ],
+        }
+        medians = time_in_turn({key: contenders[key] for key in (OURS, *others)}, device, args.repeats)
+    problem = {"heads": ",".join(names), "rates": len(ADAMW_LRS), "pictures": pictures, "batch": batch}
+    report.add(
+        {
+            **problem,
+            "tokens": layout.num_tokens,
+            "dim": layout.dim,
+            "contender": key,
+            "version": torch.__version__ if key == PLAIN else package_version("visionattn"),
+            "median_ms": median,
+            "ratio_to_ours": median / medians[OURS],
+        }
+        for key, median in medians.items()
+    )
+    print(f"{len(names)} heads × {len(ADAMW_LRS)} rates, an epoch of {pictures} pictures: {medians[OURS] / 1e3:.2f} s")
+    for key in others:
+        print(f"  {key}: {medians[key] / 1e3:.2f} s ({medians[key] / medians[OURS]:.2f}x)", flush=True)
+    if args.output:
+        print(f"wrote {args.output}")
+    return 0
+
+
+def make_features(folder: Path, layout: TokenLayout, pictures: int) -> FeatureSource:
+    """A cache of random tokens in float16, as that of a backbone is laid out."""
+    rng = np.random.default_rng(0)
+    fields = {"index": Field("int64"), "target": Field("int64")}
+    fields["last.tokens"] = Field("float16", (layout.num_tokens, layout.dim))
+    arrays = ShardedArrays(folder, {}, fields, pictures)
+    with arrays.only_writer():
+        arrays.claim()
+        for shard in range(arrays.num_shards):
+            index = np.array(arrays.pictures(shard))
+            tokens = rng.standard_normal((len(index), layout.num_tokens, layout.dim), dtype=np.float32)
+            tokens[:, :, :NUM_CLASSES] += np.eye(NUM_CLASSES)[index % NUM_CLASSES][:, None]
+            content = {"index": index, "target": index % NUM_CLASSES, "last.tokens": tokens.astype(np.float16)}
+            arrays.write(0, shard, content)
+    return CachedFeatures(FeatureCache(arrays, {"last": layout}, 1))
+
+
+def train_alone(
+    source: FeatureSource,
+    candidate: Candidate,
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ProbingHead, float]:
+    """A head after an epoch, and its accuracy on the part that is held out."""
+    fitted, judged = hold_out(source.targets, recipe.held_out, recipe.seed)
+    order = fitted[random_order(len(fitted), recipe.seed, 0)]
+    steps = math.ceil(len(order) / recipe.batch_size)
+    warmup = int(steps * min(recipe.warmup_epochs, 0.25))
+    torch.manual_seed(recipe.seed)
+    head = create_head(candidate.head, source.dim, NUM_CLASSES, **candidate.options).to(device, dtype)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=candidate.lr, weight_decay=candidate.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            step / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+        ),
+    )
+
+    def batches(indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for tokens, places in source.batches(indices, recipe.batch_size):
+            tokens = select_tokens(tokens.to(device, dtype), head.tokens, source.num_prefix_tokens)
+            yield tokens, source.targets[indices[places]].to(device)
+
+    for tokens, targets in batches(order):
+        F.cross_entropy(head(tokens), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    head.eval()
+    with torch.no_grad():
+        hits = sum(int((head(tokens).argmax(1) == targets).sum()) for tokens, targets in batches(judged))
+    return head, hits / len(judged)
+
+
+def disagreement(source: FeatureSource, candidates: Sequence[Candidate], recipe: Recipe, device: torch.device) -> float:
+    """Largest difference of weights and accuracies between both ways, in float64."""
+    training = JointTraining(source, source, candidates, NUM_CLASSES, recipe, device, torch.float64)
+    training.fit()
+    differences = [0.0]
+    for each in training.runs:
+        head, accuracy = train_alone(source, each.candidate, recipe, device, torch.float64)
+        differences.append(abs(accuracy - each.best_accuracy))
+        states = zip(head.state_dict().values(), each.head.state_dict().values(), strict=True)
+        differences += [float((a - b).abs().max()) for a, b in states]
+    return max(differences)
+
+
+def _head(name: str) -> tuple[str, dict[str, int]]:
+    kind, _, number = name.partition("_")
+    return (kind, {"num_heads": int(number)}) if kind == "aim" else (name, {})
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,104 @@
+"""What is trained, and how: heads at learning rates, and the recipe that they share."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from visionattn.probing.protocols.results import SelectedOn
+from visionattn.probing.protocols.split import HELD_OUT
+
+OptimizerName = Literal["adamw", "lars"]
+
+ADAMW_LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+PAPER_LRS = (0.1, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5)
+"""For a batch of 256; the rate grows with the batch."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head at a learning rate.
+
+    Attributes:
+        head: Name for `create_head`.
+        lr: Peak learning rate.
+        options: For `create_head`; candidates of one name and other options are other heads, each with a result.
+        optimizer: AdamW, or LARS with momentum 0.9, trust coefficient 0.001 and no scaling of parameters of one axis.
+        weight_decay: Of parameters with two axes or more.
+    """
+
+    head: str
+    lr: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"the learning rate of head {self.head} must be above 0; got {self.lr}")
+        if self.optimizer not in ("adamw", "lars"):
+            raise ValueError(f"optimizer must be 'adamw' or 'lars'; got {self.optimizer!r}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay of head {self.head} must be at least 0; got {self.weight_decay}")
+
+    @property
+    def key(self) -> str:
+        """Head and options, of which one candidate is chosen."""
+        return json.dumps([self.head, dict(self.options)], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all candidates of a training share.
+
+    Attributes:
+        epochs: Passes over the features.
+        batch_size: Pictures per step.
+        warmup_epochs: Epochs in which rates rise linearly from 0, at most a quarter of all; then they fall as a cosine.
+        patience: Epochs without a better accuracy after which a candidate stops; None for never.
+        selected_on: Whether rate and epoch are chosen on a part of train that is held out, or on val.
+        held_out: Share of train that is held out in the first case.
+        seed: Of initial weights, of the order of pictures, and of the part that is held out.
+    """
+
+    epochs: int = 90
+    batch_size: int = 256
+    warmup_epochs: float = 10
+    patience: int | None = 20
+    selected_on: SelectedOn = "held_out"
+    held_out: float = HELD_OUT
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("warmup_epochs", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1 epoch, or None for never; got {self.patience}")
+        if self.selected_on not in ("held_out", "val"):
+            raise ValueError(f"selected_on must be 'held_out' or 'val'; got {self.selected_on!r}")
+
+
+def sweep(
+    heads: Iterable[str | tuple[str, Mapping[str, Any]]],
+    lrs: Sequence[float] = ADAMW_LRS,
+    optimizer: OptimizerName = "adamw",
+    weight_decay: float = 0.0,
+) -> list[Candidate]:
+    """Every head, given by its name or by name and options, at every learning rate."""
+    named = [(head, {}) if isinstance(head, str) else head for head in heads]
+    return [Candidate(name, lr, options, optimizer, weight_decay) for name, options in named for lr in lrs]
+
+
+def paper_protocol(
+    heads: Iterable[str | tuple[str, Mapping[str, Any]]], batch_size: int = 4096, seed: int = 0
+) -> tuple[list[Candidate], Recipe]:
+    """The protocol of arXiv 2506.10178: LARS, 90 epochs, 10 of them warm-up, rate and epoch chosen on val.
+
+    Args:
+        heads: Names, or names and options.
+        batch_size: Pictures per step; rates are `PAPER_LRS` times a 256th of it.
+        seed: See `Recipe`.
+    """
+    candidates = sweep(heads, [lr * batch_size / 256 for lr in PAPER_LRS], "lars")
+    return candidates, Recipe(batch_size=batch_size, patience=None, selected_on="val", seed=seed)

@@ -1,0 +1,236 @@
+"""Training of heads at learning rates, all at once, on one pass of the features per epoch."""
+
+import math
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionattn.probing.features import FeatureSource
+from visionattn.probing.heads import ProbingHead, create_head
+from visionattn.probing.protocols.candidates import Candidate, Recipe
+from visionattn.probing.protocols.optimizers import Optimizers
+from visionattn.probing.protocols.results import HeadResult, Probe, Progress, check_sources, count_hits
+from visionattn.probing.protocols.run import Run
+from visionattn.probing.protocols.split import Subset, hold_out, random_order
+from visionattn.probing.protocols.stack import HeadStack
+from visionattn.probing.protocols.state import load_state, save_state
+
+
+def train_heads(
+    train: FeatureSource,
+    val: FeatureSource,
+    candidates: Sequence[Candidate],
+    num_classes: int,
+    recipe: Recipe | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    state_file: str | Path | None = None,
+    identity: str = "",
+    progress: Progress | None = None,
+) -> list[Probe]:
+    """Trains candidates together, chooses one for each head, and evaluates these on val.
+
+    Unless the recipe chooses on val, nothing of val is read before the end, and then once. Every random choice is a
+    function of the recipe's seed and of the epoch: a training that was killed and goes on from its state file ends with
+    the same numbers, bit by bit, on the same machine with the same number of threads.
+
+    Args:
+        train: Features to train on.
+        val: Features to evaluate on.
+        candidates: Heads at learning rates.
+        num_classes: Classes.
+        recipe: What they share, by default `Recipe()`.
+        device: Where heads are trained.
+        dtype: Of heads, and of the tokens that they are given.
+        state_file: Where the state is kept after every epoch, and from where a training goes on.
+        identity: Says which features these are, such as the key of their cache; a state of others is refused.
+        progress: Called after every step.
+
+    Returns:
+        A probe for each head, that is for each name with its options, in the order of the candidates.
+
+    Raises:
+        ValueError: Something does not fit together, or the state file is damaged or of another training.
+        OSError: The state cannot be written.
+    """
+    training = JointTraining(train, val, candidates, num_classes, recipe or Recipe(), device, dtype)
+    training.fit(state_file, identity, progress)
+    return training.probes()
+
+
+class JointTraining:
+    """A training of many candidates; `train_heads` says what its arguments are.
+
+    Attributes:
+        runs: One for each candidate.
+        epoch: Epochs that are done.
+    """
+
+    def __init__(
+        self,
+        train: FeatureSource,
+        val: FeatureSource,
+        candidates: Sequence[Candidate],
+        num_classes: int,
+        recipe: Recipe,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_sources(train, val, num_classes)
+        if not candidates:
+            raise ValueError("there is no candidate to train; name at least one head and one learning rate")
+        self.val, self.num_classes, self.recipe = val, num_classes, recipe
+        self.device, self.dtype = torch.device(device), dtype
+        self.fitted, self.judged = train, val
+        if recipe.selected_on == "held_out":
+            rest, held = hold_out(train.targets, recipe.held_out, recipe.seed)
+            self.fitted, self.judged = Subset(train, rest), Subset(train, held)
+        # Batch norm learns nothing from one picture: where it would make up the last batch, it stays out.
+        self.used = len(self.fitted) - (len(self.fitted) % recipe.batch_size == 1)
+        if not self.used:
+            raise ValueError("there is but 1 picture to train on, and batch norm needs 2; take more")
+        self.steps = math.ceil(self.used / recipe.batch_size)
+        self.epoch = 0
+        self.runs = [Run(candidate, self._create(candidate)) for candidate in candidates]
+        warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
+        self.optimizers = Optimizers(
+            [(run.candidate, run.head) for run in self.runs], recipe.epochs * self.steps, int(warmup * self.steps)
+        )
+
+    def fit(self, state_file: str | Path | None = None, identity: str = "", progress: Progress | None = None) -> None:
+        """Trains until every run has stopped or all epochs are done."""
+        if state_file is not None:
+            self._resume(state_file, identity)
+        active: list[Run] = []
+        while self.epoch < self.recipe.epochs:
+            remaining = [run for run in self.runs if not run.stopped]
+            if not remaining:
+                break
+            if len(remaining) != len(active):
+                active, stack = remaining, self._stack(remaining)
+            self._train_epoch(active, stack, progress)
+            if state_file is not None:
+                save_state(state_file, self._state(identity))
+        if progress is not None:
+            progress(self.recipe.epochs * self.steps, self.recipe.epochs * self.steps)
+
+    def probes(self) -> list[Probe]:
+        """Chooses a run for each head and evaluates it on val."""
+        chosen: dict[str, Run] = {}
+        for run in self.runs:
+            rival = chosen.get(run.candidate.key)
+            if rival is None or run.best_accuracy > rival.best_accuracy:
+                chosen[run.candidate.key] = run
+        for run in chosen.values():
+            run.head.load_state_dict(run.best)
+        hits = self._count_hits(self._stack(list(chosen.values())), self.val)
+        rates = (hits.double() / len(self.val)).tolist()
+        return [self._probe(run, *rate) for run, rate in zip(chosen.values(), rates, strict=True)]
+
+    def _probe(self, run: Run, top1: float, top5: float) -> Probe:
+        candidate, on = run.candidate, self.recipe.selected_on
+        result = HeadResult(
+            name=candidate.head,
+            options=dict(candidate.options),
+            num_parameters=run.num_parameters,
+            top1=top1,
+            top5=top5,
+            selected_on=on,
+            held_out_accuracy=run.best_accuracy if on == "held_out" else None,
+            seconds=run.seconds,
+            lr=candidate.lr,
+            epoch=run.best_epoch,
+            optimizer=candidate.optimizer,
+            weight_decay=candidate.weight_decay,
+        )
+        return Probe(result, run.head.cpu().eval())
+
+    def _create(self, candidate: Candidate) -> ProbingHead:
+        """Heads of one kind start with the same weights, whatever else is trained."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            head = create_head(candidate.head, self.fitted.dim, self.num_classes, **candidate.options)
+        return head.to(self.device, self.dtype)
+
+    def _stack(self, runs: Sequence[Run]) -> HeadStack:
+        return HeadStack([run.head for run in runs], self.fitted.num_prefix_tokens, self.fitted.num_reg_tokens)
+
+    def _train_epoch(self, runs: Sequence[Run], stack: HeadStack, progress: Progress | None) -> None:
+        start = time.perf_counter()
+        order = random_order(len(self.fitted), self.recipe.seed, self.epoch)[: self.used]
+        sums = torch.zeros(len(runs), dtype=torch.float64, device=self.device)
+        stack.train()
+        done = self.epoch * self.steps
+        for step, (tokens, targets) in enumerate(self._batches(self.fitted, order, self.epoch + 1), done):
+            for numbers, logits in stack.logits(tokens):
+                losses = F.cross_entropy(logits.flatten(0, 1), targets.repeat(len(logits)), reduction="none")
+                means = losses.view(len(logits), -1).mean(1)
+                means.sum().backward()
+                sums[numbers] += means.detach() * len(targets)
+            self.optimizers.step(step)
+            if progress is not None:
+                progress(step + 1, self.recipe.epochs * self.steps)
+        accuracies = self._count_hits(stack, self.judged)[:, 0].double() / len(self.judged)
+        seconds = time.perf_counter() - start
+        for run, loss, accuracy in zip(runs, (sums / self.used).tolist(), accuracies.tolist(), strict=True):
+            run.note(loss, accuracy, seconds, self.recipe.patience)
+        self.epoch += 1
+
+    @torch.no_grad()
+    def _count_hits(self, stack: HeadStack, source: FeatureSource) -> Tensor:
+        """Right answers of each head `[L, 2]`, see `count_hits`."""
+        hits = torch.zeros(len(stack.heads), 2, dtype=torch.long, device=self.device)
+        stack.train(False)
+        for tokens, targets in self._batches(source, torch.arange(len(source))):
+            for numbers, logits in stack.logits(tokens):
+                hits[numbers] += count_hits(logits, targets)
+        return hits.cpu()
+
+    def _batches(self, source: FeatureSource, indices: Tensor, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for tokens, places in source.batches(indices, self.recipe.batch_size, epoch):
+            targets = source.targets[indices[places.cpu()]]
+            yield tokens.to(self.device, self.dtype), targets.to(self.device)
+
+    def _identity(self, identity: str) -> dict[str, Any]:
+        return {
+            "features": identity,
+            "width": self.fitted.dim,
+            "pictures": len(self.fitted),
+            "targets": zlib.crc32(self.fitted.targets.numpy().tobytes()),
+            "num_classes": self.num_classes,
+            "candidates": [asdict(run.candidate) for run in self.runs],
+            "recipe": asdict(self.recipe),
+            "dtype": str(self.dtype),
+        }
+
+    def _state(self, identity: str) -> dict[str, Any]:
+        return {
+            "identity": self._identity(identity),
+            "epoch": self.epoch,
+            "runs": [run.state() for run in self.runs],
+            "optimizers": self.optimizers.state(),
+        }
+
+    def _resume(self, state_file: str | Path, identity: str) -> None:
+        state = load_state(state_file)
+        if state is None:
+            return
+        own = self._identity(identity)
+        stored = state.get("identity", {})
+        if differing := [name for name in own if stored.get(name) != own[name]]:
+            raise ValueError(
+                f"{state_file} is the state of a training with other {', '.join(differing)}; name another file, or "
+                "delete this one to start anew"
+            )
+        self.epoch = state["epoch"]
+        self.optimizers.load(state["optimizers"])
+        for run, stored_run in zip(self.runs, state["runs"], strict=True):
+            run.load(stored_run)

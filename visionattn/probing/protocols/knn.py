@@ -1,0 +1,103 @@
+"""Classification by the nearest pictures of train.
+
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", 2018, §3.4,
+https://arxiv.org/abs/1805.01978. Values of k and T to choose from are those of arXiv 2506.10178.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionattn.probing.features import FeatureSource
+from visionattn.probing.protocols.results import Probe, Progress
+from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid
+
+KS = (5, 10, 20, 50, 100, 200)
+TEMPERATURES = (0.07, 0.1, 0.2)
+BANK = 16384
+"""Pictures of train that others are compared with at a time."""
+
+
+def knn(
+    train: FeatureSource,
+    val: FeatureSource,
+    num_classes: int,
+    *,
+    ks: Sequence[int] = KS,
+    temperatures: Sequence[float] = TEMPERATURES,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Probe:
+    """Classifies val by the k nearest pictures of all of train, which vote with weight exp(cosine / T).
+
+    Processes of torch.distributed share the pictures of val; each compares its own with all of train.
+
+    Args:
+        train: Features of known classes.
+        val: Features to evaluate on.
+        num_classes: Classes.
+        ks: Numbers of neighbours to choose from; where train has fewer pictures, all of them vote.
+        temperatures: Values of T to choose from.
+        selection: How to choose, and from which vectors, by default `Selection()`.
+        progress: Called with the number of pictures of val that are classified, and of all of val.
+
+    Returns:
+        The result, with features, k and temperature as its options; there is no head.
+
+    Raises:
+        ValueError: Something does not fit together.
+    """
+
+    def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
+        bank = F.normalize(vectors, dim=1)
+        return Classifier(lambda queries: votes(F.normalize(queries, dim=1), bank, targets, num_classes, options))
+
+    options = grid(k=ks, temperature=temperatures)
+    return fit_and_evaluate("knn", fit, options, train, val, num_classes, selection or Selection(), progress)
+
+
+def votes(queries: Tensor, bank: Tensor, targets: Tensor, num_classes: int, options: Sequence[Option]) -> Tensor:
+    """Sums of exp(similarity / T) over those of the k nearest that are of a class.
+
+    Args:
+        queries: Vectors of length 1, `[B, dim]`.
+        bank: Vectors of length 1, `[n, dim]`.
+        targets: Classes of the bank `[n]`.
+        num_classes: Classes.
+        options: Values of k and temperature.
+
+    Returns:
+        `[options, B, num_classes]`, -inf where none of them is.
+    """
+    similarity, index = nearest(queries, bank, int(max(option["k"] for option in options)))
+    labels = targets[index]
+    scores = queries.new_zeros(len(options), len(queries), num_classes)
+    for option, score in zip(options, scores, strict=True):
+        k = int(option["k"])
+        score.scatter_add_(1, labels[:, :k], (similarity[:, :k] / option["temperature"]).exp())
+    return scores.where(scores > 0, -torch.inf)
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest products with vectors of a bank, or all where there are fewer, in falling order.
+
+    Args:
+        queries: `[B, dim]`.
+        bank: `[n, dim]`.
+        k: How many are wanted.
+
+    Returns:
+        Products and indices, both `[B, min(k, n)]`.
+    """
+    values = queries.new_empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    for start in range(0, len(bank), BANK):
+        found = queries @ bank[start : start + BANK].T
+        top = found.topk(min(k, found.shape[1]), 1)
+        values = torch.cat([values, top.values], 1)
+        indices = torch.cat([indices, top.indices + start], 1)
+        kept = values.topk(min(k, values.shape[1]), 1)
+        values, indices = kept.values, indices.gather(1, kept.indices)
+    return values, indices

@@ -1,0 +1,176 @@
+"""Linear classifiers of pooled vectors that no steps are taken for: ridge regression and logistic regression."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionattn.probing.extraction import PooledKind
+from visionattn.probing.features import FeatureSource
+from visionattn.probing.heads import ProbingHead, create_head
+from visionattn.probing.protocols.results import Probe, Progress
+from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid
+
+LAMBDAS = tuple(10.0 ** (half / 2) for half in range(-12, 3))
+CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+ROWS = 8192
+"""Vectors whose products are added up at a time."""
+EPS = 1e-6
+"""Of the batch norm of heads."""
+ABSENT = -1e4
+"""Score of a class that train has no picture of."""
+
+
+def ridge(
+    train: FeatureSource,
+    val: FeatureSource,
+    num_classes: int,
+    *,
+    lambdas: Sequence[float] = LAMBDAS,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Probe:
+    """Classifies val by ridge regression to 1 for a picture's class and -1 for others, with an intercept.
+
+    Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, eq. 2.1,
+    https://doi.org/10.2307/1267351.
+
+    Args:
+        train: Features to fit to.
+        val: Features to evaluate on.
+        num_classes: Classes.
+        lambdas: Penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that the same
+            ones suit vectors of any scale and number.
+        selection: How to choose, and from which vectors, by default `Selection()`.
+        progress: Called with the number of pictures of val that are classified, and of all of val.
+
+    Returns:
+        The result, with features and lambda as its options, and the classifier as a head.
+
+    Raises:
+        ValueError: Something does not fit together.
+    """
+
+    def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
+        moments = Moments(vectors.shape[1], num_classes, vectors.device)
+        for x, y in zip(vectors.split(ROWS), targets.split(ROWS), strict=True):
+            moments.add(x, y)
+        unit = float(moments.gram().trace()) / vectors.shape[1]
+        return _linear(*moments.solve([option["lambda"] * unit for option in options]))
+
+    options = grid(**{"lambda": lambdas})
+    return fit_and_evaluate("ridge", fit, options, train, val, num_classes, selection or Selection(), progress)
+
+
+class Moments:
+    """Sums over vectors and their classes, in float64, from which ridge regression follows."""
+
+    def __init__(self, dim: int, num_classes: int, device: str | torch.device = "cpu") -> None:
+        self._num_classes = num_classes
+        self._products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(self, vectors: Tensor, targets: Tensor) -> None:
+        """Takes up vectors `[b, dim]` of classes `[b]`."""
+        x = vectors.double()
+        self._products.addmm_(x.T, x)
+        self._sums.index_add_(0, targets, x)
+        self._counts += targets.bincount(minlength=self._num_classes)
+
+    def gram(self) -> Tensor:
+        """Σ (x - x̄)(x - x̄)ᵀ, `[dim, dim]`."""
+        total = self._sums.sum(0)
+        return self._products - total.outer(total) / self._counts.sum()
+
+    def solve(self, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Ridge regression for each penalty, from one decomposition.
+
+        Args:
+            alphas: Penalties, added to the eigenvalues of the Gram matrix as they are.
+
+        Returns:
+            Weights `[penalties, num_classes, dim]` and intercepts `[penalties, num_classes]`.
+        """
+        shares, mean = self._counts / self._counts.sum(), self._sums.sum(0) / self._counts.sum()
+        eigenvalues, vectors = torch.linalg.eigh(self.gram())
+        # Targets are 2 for the class and 0 for others, less what makes their mean 0.
+        right = 2 * (self._sums - self._counts.outer(mean)) @ vectors  # [num_classes, dim]
+        damped = eigenvalues.clamp(min=0) + eigenvalues.new_tensor(alphas)[:, None]
+        weight = right / damped[:, None] @ vectors.T
+        return weight, 2 * shares - 1 - weight @ mean
+
+
+def logistic_regression(
+    train: FeatureSource,
+    val: FeatureSource,
+    num_classes: int,
+    *,
+    cs: Sequence[float] = CS,
+    max_iter: int = 1000,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Probe:
+    """Classifies val by scikit-learn's logistic regression on vectors with mean 0 and variance 1.
+
+    Args:
+        train: Features to fit to.
+        val: Features to evaluate on.
+        num_classes: Classes.
+        cs: Inverse strengths of the penalty to choose from, scikit-learn's C.
+        max_iter: Most iterations for each; scikit-learn warns where they are too few.
+        selection: How to choose, and from which vectors, by default `Selection()`.
+        progress: Called with the number of pictures of val that are classified, and of all of val.
+
+    Returns:
+        The result, with features and C as its options, and the classifier as a head.
+
+    Raises:
+        ValueError: Something does not fit together.
+    """
+
+    def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
+        from sklearn.linear_model import LogisticRegression
+
+        if len(present := targets.unique()) < 2:
+            raise ValueError(f"logistic regression needs pictures of at least 2 classes; train has {len(present)}")
+        variance, mean = torch.var_mean(vectors.double(), 0, correction=0)
+        x = _normalize(vectors, mean, variance).float().cpu().numpy()
+        model = LogisticRegression(max_iter=max_iter, warm_start=True)
+        weight = vectors.new_zeros(len(options), num_classes, vectors.shape[1], dtype=torch.float64)
+        bias = torch.full_like(weight[..., 0], ABSENT)
+        # From the strongest penalty on: each solution is where the next one begins.
+        for number in sorted(range(len(options)), key=lambda number: options[number]["C"]):
+            model.set_params(C=options[number]["C"]).fit(x, targets.cpu().numpy())
+            found = torch.from_numpy(np.column_stack([model.coef_, model.intercept_])).to(weight)
+            if len(found) == 1:  # of two classes scikit-learn scores the second alone
+                found = torch.cat([-found, found]) / 2
+            weight[number, present], bias[number, present] = found[:, :-1], found[:, -1]
+        return _linear(weight, bias, mean, variance)
+
+    options = grid(C=cs)
+    return fit_and_evaluate("logistic", fit, options, train, val, num_classes, selection or Selection(), progress)
+
+
+def _linear(weight: Tensor, bias: Tensor, mean: Tensor | None = None, variance: Tensor | None = None) -> Classifier:
+    """Weights `[options, num_classes, dim]` and biases of vectors that are normalised first, or taken as they are."""
+    mean = weight.new_zeros(weight.shape[-1]) if mean is None else mean
+    variance = torch.full_like(mean, 1 - EPS) if variance is None else variance
+
+    def scores(queries: Tensor) -> Tensor:
+        return _normalize(queries, mean, variance) @ weight.mT + bias[:, None]
+
+    def make_head(kind: PooledKind, option: int) -> ProbingHead:
+        head = create_head(kind, weight.shape[2], weight.shape[1])
+        values = (mean, variance, weight[option], bias[option])
+        names = ("norm.running_mean", "norm.running_var", "classifier.weight", "classifier.bias")
+        head.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+        return head
+
+    return Classifier(scores, make_head)
+
+
+def _normalize(vectors: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """As the batch norm of a head does."""
+    return (vectors - mean) / (variance + EPS).sqrt()

@@ -1,0 +1,85 @@
+"""Optimizers of many heads: one of each kind, with a group of parameters for each learning rate."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from visionattn.probing.protocols.candidates import Candidate, OptimizerName
+
+
+class Optimizers:
+    """AdamW and LARS over the parameters of many heads, with a warm-up and a cosine for each rate.
+
+    Heads keep parameters of their own, however their products are shared, so that those of the same rate make a group
+    of torch's fused AdamW or of timm's LARS. A head without gradients, because it has stopped, is passed over.
+    """
+
+    def __init__(self, trained: Iterable[tuple[Candidate, nn.Module]], total_steps: int, warmup_steps: int) -> None:
+        """Groups the parameters.
+
+        Args:
+            trained: Candidates and their heads.
+            total_steps: Steps of the whole training.
+            warmup_steps: How many of these are warm-up.
+        """
+        groups: dict[OptimizerName, dict[tuple[float, float, bool], list[nn.Parameter]]]
+        groups = {"adamw": defaultdict(list), "lars": defaultdict(list)}
+        for candidate, head in trained:
+            for parameter in head.parameters():
+                is_matrix = parameter.dim() > 1
+                decay = candidate.weight_decay if is_matrix else 0.0
+                groups[candidate.optimizer][candidate.lr, decay, is_matrix].append(parameter)
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if groups["adamw"]:
+            self._optimizers.append(
+                torch.optim.AdamW(
+                    [
+                        {"params": parameters, "lr": lr, "weight_decay": decay}
+                        for (lr, decay, _), parameters in groups["adamw"].items()
+                    ],
+                    fused=True,
+                )
+            )
+        if groups["lars"]:
+            self._optimizers.append(
+                Lars(
+                    [
+                        {"params": parameters, "lr": lr, "weight_decay": decay, "always_adapt": is_matrix}
+                        for (lr, decay, is_matrix), parameters in groups["lars"].items()
+                    ],
+                    momentum=0.9,
+                    trust_coeff=0.001,
+                    eps=0.0,
+                )
+            )
+        self._schedules = [
+            CosineLRScheduler(
+                optimizer,
+                t_initial=total_steps - warmup_steps,
+                warmup_t=warmup_steps,
+                warmup_prefix=True,
+                t_in_epochs=False,
+            )
+            for optimizer in self._optimizers
+        ]
+
+    def step(self, number: int) -> None:
+        """Updates all parameters that have gradients, by the rates of the step of this number, and clears gradients."""
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            schedule.step_update(number)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state(self) -> list[dict[str, Any]]:
+        """What `load` takes."""
+        return [optimizer.state_dict() for optimizer in self._optimizers]
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        """Takes up what `state` gave."""
+        for optimizer, state in zip(self._optimizers, states, strict=True):
+            optimizer.load_state_dict(state)

@@ -1,0 +1,151 @@
+"""Classifiers of pooled vectors: what all of them do around their own fit."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from visionattn.probing.extraction import PooledKind
+from visionattn.probing.features import FeatureSource
+from visionattn.probing.heads import ProbingHead
+from visionattn.probing.protocols.results import HeadResult, Probe, Progress, SelectedOn, check_sources, count_hits
+from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
+
+PICTURES = 1024
+"""Pictures that are classified at a time."""
+
+Option = dict[str, float]
+"""Hyper-parameters by name."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How hyper-parameters are chosen, where there are several to choose from.
+
+    Attributes:
+        features: "cls" or "gap", by default the class token where there is one.
+        selected_on: Whether they are chosen on a part of train that is held out, or on val.
+        held_out: Share of train that is held out in the first case; what was chosen is then fitted to all of train.
+        seed: Of that part.
+        device: Where vectors are compared and fitted.
+    """
+
+    features: PooledKind | None = None
+    selected_on: SelectedOn = "held_out"
+    held_out: float = HELD_OUT
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.selected_on not in ("held_out", "val"):
+            raise ValueError(f"selected_on must be 'held_out' or 'val'; got {self.selected_on!r}")
+
+
+class Classifier(NamedTuple):
+    """What was fitted.
+
+    Attributes:
+        scores: From vectors `[B, dim]` to scores `[options, B, num_classes]`.
+        head: Makes a head on such vectors of one of the options, by its number; None where there is no such head.
+    """
+
+    scores: Callable[[Tensor], Tensor]
+    head: Callable[[PooledKind, int], ProbingHead] | None = None
+
+
+Fit = Callable[[Tensor, Tensor, Sequence[Option]], Classifier]
+"""From vectors `[n, dim]`, their classes `[n]` and options to classifiers."""
+
+
+def fit_and_evaluate(
+    name: str,
+    fit: Fit,
+    options: Sequence[Option],
+    train: FeatureSource,
+    val: FeatureSource,
+    num_classes: int,
+    selection: Selection,
+    progress: Progress | None,
+) -> Probe:
+    """Chooses one of the options, fits it to all of train and evaluates it on val, which is read once, at the end.
+
+    Where several processes of torch.distributed do this together, each classifies its share of the pictures.
+
+    Args:
+        name: Of the protocol.
+        fit: The protocol.
+        options: To choose from; the first of those that are equally good is taken.
+        train: Features to fit to.
+        val: Features to evaluate on.
+        num_classes: Classes.
+        selection: How to choose.
+        progress: Called with the number of pictures of val that are classified, and of all of val.
+
+    Raises:
+        ValueError: Something does not fit together.
+    """
+    start = time.perf_counter()
+    check_sources(train, val, num_classes)
+    if not options:
+        raise ValueError(f"{name} has no hyper-parameters to choose from; name at least one of each")
+    kind = selection.features or usual_pooling(train)
+    vectors, targets = train.pooled(kind).to(selection.device), train.targets.to(selection.device)
+    selected_on = selection.selected_on if len(options) > 1 else None
+    accuracy = None
+    if selected_on == "held_out":
+        rest, held = (part.to(selection.device) for part in hold_out(train.targets, selection.held_out, selection.seed))
+        rates = _rates(fit(vectors[rest], targets[rest], options).scores, vectors[held], targets[held])
+        best = int(rates[:, 0].argmax())
+        options, accuracy = [options[best]], float(rates[best, 0])
+    classifier = fit(vectors, targets, options)
+    seconds = time.perf_counter() - start
+    queries, labels = val.pooled(kind).to(selection.device), val.targets.to(selection.device)
+    rates = _rates(classifier.scores, queries, labels, progress)
+    best = int(rates[:, 0].argmax())
+    head = classifier.head(kind, best).cpu().eval() if classifier.head else None
+    return Probe(
+        HeadResult(
+            name=name,
+            options={"features": kind, **options[best]},
+            num_parameters=sum(parameter.numel() for parameter in head.parameters()) if head else 0,
+            top1=float(rates[best, 0]),
+            top5=float(rates[best, 1]),
+            selected_on=selected_on,
+            held_out_accuracy=accuracy,
+            seconds=seconds,
+        ),
+        head,
+    )
+
+
+def grid(**values: Sequence[float]) -> list[Option]:
+    """Every combination of values, the last varying fastest; raises a ValueError where one is not above 0."""
+    options: list[Option] = [{}]
+    for name, choices in values.items():
+        for value in choices:
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0; got {value}")
+        options = [{**option, name: value} for option in options for value in choices]
+    return options
+
+
+def _rates(
+    scores: Callable[[Tensor], Tensor], queries: Tensor, targets: Tensor, progress: Progress | None = None
+) -> Tensor:
+    """Top-1 and top-5 of each option, `[options, 2]`."""
+    together = dist.is_available() and dist.is_initialized()
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    # An empty share still says how many options there are.
+    hits = torch.zeros(len(scores(queries[:1])), 2, dtype=torch.long, device=queries.device)
+    for start in range(rank * PICTURES, len(queries), processes * PICTURES):
+        part = slice(start, start + PICTURES)
+        hits += count_hits(scores(queries[part]), targets[part])
+        if progress is not None:
+            progress(min(start + PICTURES, len(queries)), len(queries))
+    if together:
+        dist.all_reduce(hits)
+    return hits.double() / len(queries)

@@ -1,0 +1,97 @@
+"""Parts of a set of pictures: held out for a choice, or drawn for few-shot learning."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionattn.probing.extraction import PooledKind
+from visionattn.probing.features import FeatureSource
+
+HELD_OUT = 0.1
+"""Share of train that is held out."""
+
+
+def random_order(count: int, *seed: int) -> Tensor:
+    """A permutation of 0 to `count` - 1 that is a function of the seeds."""
+    return torch.from_numpy(np.random.default_rng(seed).permutation(count))
+
+
+def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Splits pictures, class by class, at random.
+
+    Args:
+        targets: Class indices `[n]`.
+        share: Part of each class that is held out; at least one picture, unless the class has but one.
+        seed: Of the choice.
+
+    Returns:
+        Indices of the pictures that remain and of those that are held out, in order.
+
+    Raises:
+        ValueError: The share is no fraction, or no class has two pictures.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share of train that is held out must lie between 0 and 1; got {share}")
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    for label, members in _by_class(targets):
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        held[members[random_order(len(members), seed, label)[:count]]] = True
+    if not held.any():
+        raise ValueError(
+            f"none of the {len(targets)} pictures can be held out, no class has two; take at least 2 per class, or "
+            "leave nothing to choose"
+        )
+    return torch.where(~held)[0], torch.where(held)[0]
+
+
+def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
+    """Indices of `shots` pictures of each class, in order, drawn at random.
+
+    Raises:
+        ValueError: A class has fewer.
+    """
+    if shots < 1:
+        raise ValueError(f"pictures per class must be at least 1; got {shots}")
+    drawn = []
+    for label, members in _by_class(targets):
+        if len(members) < shots:
+            raise ValueError(f"{shots} pictures per class were asked for and class {label} has {len(members)}")
+        drawn.append(members[random_order(len(members), seed, label)[:shots]])
+    return torch.cat(drawn).sort().values
+
+
+def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for label in targets.unique().tolist():
+        yield label, torch.where(targets == label)[0]
+
+
+class Subset:
+    """Some pictures of a `FeatureSource`, as one.
+
+    Args:
+        source: All pictures.
+        indices: Those that are wanted, `[m]`.
+    """
+
+    def __init__(self, source: FeatureSource, indices: Tensor) -> None:
+        self.source, self.indices = source, indices
+        self.dim, self.targets = source.dim, source.targets[indices]
+        self.num_prefix_tokens, self.num_reg_tokens = source.num_prefix_tokens, source.num_reg_tokens
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `FeatureSource`."""
+        return self.source.batches(self.indices[indices], batch_size, epoch)
+
+    def pooled(self, kind: PooledKind) -> Tensor:
+        """See `FeatureSource`."""
+        return self.source.pooled(kind)[self.indices]
+
+
+def usual_pooling(source: FeatureSource) -> PooledKind:
+    """The class token where there is one, else the mean patch."""
+    return "cls" if source.num_prefix_tokens > source.num_reg_tokens else "gap"

@@ -1,0 +1,66 @@
+"""The state of a training in a file that is whole or not there, and that shows whether it is damaged."""
+
+import os
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Puts a state in place of what the file held; a process that is killed leaves the one or the other.
+
+    Args:
+        path: The file, which `torch.load(path, weights_only=True)` opens: torch's own format, around a checksum and the
+            bytes of the state in that same format.
+        state: Tensors and plain values.
+
+    Raises:
+        OSError: It cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    inner = _serialize(state)
+    whole = _serialize({"checksum": zlib.crc32(inner), "state": torch.from_numpy(np.frombuffer(inner, np.uint8))})
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot write {len(whole):,} bytes to {path}: {reason}; make room or name a file elsewhere, and run again"
+        ) from error
+
+
+def load_state(path: str | Path) -> dict[str, Any] | None:
+    """What `save_state` wrote, with tensors on the CPU; None where there is no file.
+
+    Raises:
+        ValueError: The file is damaged or another one.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        outer = torch.load(path, map_location="cpu", weights_only=True)
+        inner = outer["state"].numpy().tobytes()
+        if zlib.crc32(inner) != outer["checksum"]:
+            raise ValueError("checksum")
+        state: dict[str, Any] = torch.load(BytesIO(inner), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many for what is no file of its own
+        raise ValueError(f"{path} is damaged or no state of a training; delete it to start anew") from error
+    return state
+
+
+def _serialize(content: dict[str, Any]) -> memoryview:
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
