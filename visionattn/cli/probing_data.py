@@ -1,0 +1,304 @@
+"""Pictures for probing: the splits of a data set as the feature cache wants them, and features of them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from visionattn.cli.errors import UsageError
+from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
+from visionattn.data.loading import OnError, PictureDataset
+from visionattn.data.sampling import Draw
+from visionattn.data.sources import Source
+from visionattn.data.transforms import picture_transform
+from visionattn.probing.backbone import Backbone, Layer
+from visionattn.probing.extraction import FeatureCache, PictureBatch, collate_pictures, extract_features, view_seed
+from visionattn.probing.extraction import fingerprint as hash_names
+from visionattn.probing.features import CachedFeatures, FeatureSource, LayerFeatures, OnlineFeatures, TensorFeatures
+from visionattn.tasks.checkpoint import ClassifierSpec
+
+SEED = 0
+"""Of the pictures of --data.limit_per_class and of augmented views, which all seeds of heads share."""
+
+AUGMENTATION = {
+    "scale": (0.08, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "hflip": 0.5,
+    "color_jitter": 0.0,
+    "interpolation": "bicubic",
+}
+"""Of views from the second on: random crops and flips, as for linear probes of old."""
+
+
+@dataclass(frozen=True)
+class ProbingData:
+    """Which pictures, and how they are read; preprocessing that is not given is the backbone's own.
+
+    Args:
+        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
+        root: folder of pictures; for the other data sets, where they are downloaded to.
+        train_split: name of the split that heads are trained on, where it is not found by itself.
+        val_split: the same for the one that they are evaluated on.
+        limit_per_class: train on so many pictures of each class, the same ones for every seed.
+        download: let torchvision or timm fetch a data set that is not there.
+        img_size: height and width in pixels.
+        crop_pct: part of the resized picture's edge that is kept.
+        interpolation: bicubic, bilinear, nearest, …
+        batch_size: pictures per step of the backbone.
+        num_workers: loader processes.
+        on_error: a picture that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    limit_per_class: int | None = None
+    download: bool = False
+    img_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    batch_size: int = 128
+    num_workers: int | None = None
+    on_error: OnError = "raise"
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Which features, and where they are kept.
+
+    Args:
+        layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
+            last; several, separated by commas, are put side by side.
+        each_layer: probe each of these layers for itself instead.
+        views: views of each training picture that heads see in turn: the picture as it is evaluated, and views - 1
+            with random crops and flips. Where tokens are not cached, more than 1 means new ones in every epoch.
+        cache: folder for features and the state of trainings; a rerun goes on from there.
+        token_budget_gb: tokens of a split are cached where they take no more, in 10⁹ bytes; otherwise the backbone runs
+            in every epoch, and only pooled vectors are cached.
+        dtype: in which features are cached.
+    """
+
+    layers: str = "last"
+    each_layer: bool = False
+    views: int = 1
+    cache: Path = Path("runs/probing")
+    token_budget_gb: float = 16.0
+    dtype: Literal["float16", "float32"] = "float16"
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise UsageError(f"--features.views must be at least 1, got {self.views}")
+        if not self.token_budget_gb >= 0:
+            raise UsageError(f"--features.token_budget_gb must be at least 0, got {self.token_budget_gb}")
+
+    def parse_layers(self) -> list[Layer]:
+        """The layers by name or number.
+
+        Raises:
+            UsageError: others than these.
+        """
+        words = [word.strip() for word in self.layers.split(",")]
+        if wrong := [word for word in words if word != "last" and not re.fullmatch(r"-?\d+", word)]:
+            raise UsageError(f"--features.layers must be last or numbers of blocks, as in 3,7,last; got {wrong[0]!r}")
+        return ["last" if word == "last" else int(word) for word in words]
+
+
+class SplitPictures:
+    """Pictures of a split, as `visionattn.probing.extraction.Pictures` wants them.
+
+    Args:
+        module: after ``setup``.
+        split: which one.
+    """
+
+    def __init__(self, module: ImageClassificationData, split: Literal["train", "validation"]) -> None:
+        loader = module.train_dataloader() if split == "train" else module.val_dataloader()
+        if not isinstance(loader.dataset, PictureDataset):
+            raise DataError(f"data set {module.name!r} is read in order: probing needs pictures with random access")
+        self.source: Source = loader.dataset.source
+        self.preprocessing = module.preprocessing
+        self._num_workers, self._on_error = module.num_workers, module.on_error
+        self.identity: Mapping[str, Any] = {
+            "dataset": module.name,
+            "split": split,
+            "classes": module.class_names,
+            "fingerprint": hash_names([*_archives(module.root), *(self.name_of(i) for i in range(len(self.source)))]),
+        }
+        self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name_of(self, number: int) -> str:
+        """A picture's file, in full, or what its data set calls it."""
+        name = self.source.name_of(number)
+        return str(Path(name).resolve()) if Path(name).is_file() else name
+
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[PictureBatch]:
+        """Reads pictures, batch by batch; see `visionattn.probing.extraction.Pictures`."""
+        transform = picture_transform(self.preprocessing, AUGMENTATION if view else None)
+        draws = [
+            [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
+        ]
+        loader = ImageLoader(
+            PictureDataset(self.source, transform),
+            self._on_error,
+            batch_sampler=draws,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate_pictures,
+        )
+        return cast(Iterator[PictureBatch], iter(loader))
+
+    def photograph(self, number: int) -> Any:
+        """A picture as the backbone sees it, but with its own colours: bytes [H, W, 3]."""
+        channels = self.preprocessing["input_size"][0]
+        plain = {**self.preprocessing, "mean": (0.0,) * channels, "std": (1.0,) * channels}
+        pixels: Tensor = picture_transform(plain)(self.source.read(number)[0])
+        return (255 * pixels).round().clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+    def missing(self, cache: FeatureCache) -> list[str]:
+        """Names of the pictures that could not be read when features were extracted.
+
+        Raises:
+            UnreadableImageError: there are some, and ``--data.on_error`` is raise.
+        """
+        numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
+        names = [self.name_of(number) for number in numbers]
+        if names and self._on_error == "raise":
+            raise UnreadableImageError(
+                f"cannot read {names[0]}, upon extraction; repair it and remove {cache.arrays.folder}, or pass "
+                "--data.on_error skip"
+            )
+        return names
+
+
+def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
+    """How pictures are prepared: as the backbone wants it, but for what the options say.
+
+    Raises:
+        ValueError: the backbone takes no square pictures, or sequences of pixels.
+    """
+    trained = dict(spec.preprocessing)
+    if trained.pop("sequence", None) is not None:
+        raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for pictures")
+    channels, height, width = trained["input_size"]
+    if height != width and not data.img_size:
+        raise ValueError(f"{spec.model} takes {height}×{width} pictures, not square ones: choose --data.img_size N")
+    edge = data.img_size or height
+    given = {"crop_pct": data.crop_pct, "interpolation": data.interpolation}
+    keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    kept = {key: trained[key] for key in keys} | {key: value for key, value in given.items() if value is not None}
+    return {"input_size": (channels, edge, edge), **kept}
+
+
+def open_data(spec: ClassifierSpec, data: ProbingData, preprocessing: Mapping[str, Any]) -> ImageClassificationData:
+    """Both splits of the data set, prepared so."""
+    # Pretrained on an embedded data set but probed on a folder: the folder it is.
+    stored = None if data.root and spec.dataset == "digits" else spec.dataset or None
+    channels, edge, _ = preprocessing["input_size"]
+    module = ImageClassificationData(
+        name=data.name or stored,
+        root=data.root,
+        train_split=data.train_split,
+        val_split=data.val_split,
+        download=data.download,
+        limit_per_class=data.limit_per_class,
+        img_size=edge,
+        in_chans=channels,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        mean=list(preprocessing["mean"]),
+        std=list(preprocessing["std"]),
+        interpolation=preprocessing["interpolation"],
+        crop_pct=preprocessing["crop_pct"],
+        crop_mode=preprocessing["crop_mode"],
+        on_error=data.on_error,
+        seed=SEED,
+    )
+    module.setup("fit")
+    return module
+
+
+def extract(
+    backbone: Backbone,
+    pictures: SplitPictures,
+    options: FeatureOptions,
+    batch_size: int,
+    *,
+    views: int = 1,
+    tokens: bool = True,
+    asked: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureCache:
+    """Features of a split, from the cache as far as they are there.
+
+    Args:
+        backbone: gives them.
+        pictures: the split.
+        options: where they are kept.
+        batch_size: pictures per step.
+        views: of which tokens are kept.
+        tokens: whether these are wanted at all.
+        asked: what the command was asked for, plain values. It tells folders of the cache apart; whether what lies
+            there was made from the same weights and pictures is seen by their hashes.
+        progress: see `extract_features`.
+    """
+    names = {"split": pictures.identity["split"], "views": views, "dtype": options.dtype, "layers": backbone.layers}
+    key = short_hash({**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)})
+    return extract_features(
+        backbone,
+        pictures,
+        options.cache.expanduser() / f"{slug(backbone.name)}-{names['split']}-{key}",
+        token_budget_gb=options.token_budget_gb if tokens else 0.0,
+        views=views,
+        dtype=options.dtype,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def choose_source(
+    cache: FeatureCache, backbone: Backbone, pictures: SplitPictures, layers: Sequence[Layer], views: int, tokens: bool
+) -> FeatureSource:
+    """Where heads get tokens from: nowhere if pooled vectors do, the cache if they are there, else the backbone."""
+    if not tokens:
+        return pooled_tokens(LayerFeatures(cache, layers))
+    if cache.views:
+        return CachedFeatures(cache, layers)
+    return OnlineFeatures(cache, backbone, pictures, layers, augment=views > 1)
+
+
+def pooled_tokens(features: Any) -> TensorFeatures:
+    """The class token, where there is one, and the mean patch in place of all tokens.
+
+    For heads that take the mean of their tokens these are the same, and need no more than the pooled vectors.
+    """
+    has_cls = features.num_prefix_tokens > features.num_reg_tokens
+    kinds = ("cls", "gap") if has_cls else ("gap",)
+    return TensorFeatures(
+        torch.stack([features.pooled(kind) for kind in kinds], dim=1), features.targets, num_prefix_tokens=int(has_cls)
+    )
+
+
+def short_hash(values: Any) -> str:
+    """Hash of plain values, for names of files."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's: what else than letters, digits, dots and hyphens it has becomes an underscore."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _archives(root: str | None) -> list[Path]:
+    """Files that pictures lie in: the root itself or tars under it."""
+    place = Path(root or "").expanduser()
+    return [] if root is None else [place.resolve()] if place.is_file() else sorted(place.resolve().glob("*.tar"))

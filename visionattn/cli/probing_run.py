@@ -1,0 +1,316 @@
+"""One backbone on one data set: its features, and heads that classify by them."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from visionattn.cli.classify import NAMED_UNREADABLE
+from visionattn.cli.errors import UsageError
+from visionattn.cli.probing_data import (
+    FeatureOptions,
+    ProbingData,
+    SplitPictures,
+    choose_source,
+    extract,
+    open_data,
+    short_hash,
+)
+from visionattn.probing.backbone import Backbone, Layer, weights_hash
+from visionattn.probing.export import head_tokens
+from visionattn.probing.extraction import FeatureCache
+from visionattn.probing.features import FeatureSource
+from visionattn.probing.heads import create_head
+from visionattn.probing.protocols import (
+    Candidate,
+    FewShotResult,
+    Probe,
+    Recipe,
+    Selection,
+    few_shot,
+    knn,
+    logistic_regression,
+    paper_protocol,
+    ridge,
+    sweep,
+    train_heads,
+)
+from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
+from visionattn.tasks.checkpoint import ClassifierSpec
+
+FITTED: dict[str, Callable[..., Probe]] = {"knn": knn, "ridge": ridge, "logistic": logistic_regression}
+"""What is fitted to pooled vectors and not trained by steps."""
+
+OF_MEANS = ("linear", "cls", "gap")
+"""Heads for which pooled vectors are enough, too."""
+
+Heads = Mapping[str, Mapping[str, Any]]
+"""Options of heads by their names, and of what is fitted, which has none."""
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How heads are trained, and how rates, epochs and other hyper-parameters are chosen.
+
+    Args:
+        protocol: held_out chooses on a tenth of train, and reads val once, at the end; paper is that of arXiv
+            2506.10178, LARS with batches of 4,096 and the best epoch on val itself, which flatters.
+        optimizer: adamw, the default, or lars.
+        lrs: peak learning rates to choose from, separated by commas; those of lars are for a batch of 256.
+        weight_decay: of matrices, by default none.
+        epochs: passes over the features, by default 30, or 90 of the paper protocol.
+        batch_size: pictures per step, by default 256, or 4096 of the paper protocol.
+        patience: epochs without a better accuracy after which a head stops, by default 10; 0 for never.
+        seed: of initial weights, of the order of pictures, of the part that is held out, and of few-shot draws.
+        shots: learn from so few pictures per class instead; several numbers are separated by commas.
+        repeats: how many times these pictures are drawn.
+    """
+
+    protocol: Literal["held_out", "paper"] = "held_out"
+    optimizer: OptimizerName | None = None
+    lrs: str | None = None
+    weight_decay: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    patience: int | None = None
+    seed: int = 0
+    shots: str | None = None
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("optimizer", "lrs", "weight_decay", "patience") if getattr(self, name) is not None]
+        if self.protocol == "paper" and given:
+            raise UsageError(f"--training.protocol paper has its own {given[0]}: leave out --training.{given[0]}")
+
+    def plan(self, heads: Sequence[tuple[str, Mapping[str, Any]]], seed: int) -> tuple[list[Candidate], Recipe]:
+        """Heads at learning rates, and what they share.
+
+        Raises:
+            ValueError: a number that is out of its bounds.
+        """
+        if self.protocol == "paper":
+            batch_size = 4096 if self.batch_size is None else self.batch_size
+            candidates, recipe = paper_protocol(heads, batch_size, seed)
+        else:
+            optimizer, batch_size = self.optimizer or "adamw", 256 if self.batch_size is None else self.batch_size
+            lrs = ADAMW_LRS if optimizer == "adamw" else PAPER_LRS
+            lrs = lrs if self.lrs is None else tuple(_numbers("lrs", self.lrs, float))
+            scale = batch_size / 256 if optimizer == "lars" else 1.0
+            candidates = sweep(heads, [scale * lr for lr in lrs], optimizer, self.weight_decay or 0.0)
+            patience = 10 if self.patience is None else self.patience or None
+            recipe = Recipe(epochs=30, batch_size=batch_size, patience=patience, seed=seed)
+        return candidates, recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
+
+    def parse_shots(self) -> list[int]:
+        """Pictures per class of few-shot learning; none where heads learn from all."""
+        return [] if self.shots is None else _numbers("shots", self.shots, int)
+
+
+class Subject:
+    """A backbone on a data set."""
+
+    train: FeatureCache
+    val: FeatureCache
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: ClassifierSpec,
+        origin: Mapping[str, Any],
+        data: ProbingData,
+        features: FeatureOptions,
+        training: HeadTraining,
+        device: torch.device,
+    ) -> None:
+        """Opens the data set.
+
+        Args:
+            backbone: the backbone, on the device.
+            spec: what it is.
+            origin: where its weights come from, plain values.
+            data: which pictures.
+            features: which features, and where they are kept.
+            training: how heads are trained.
+            device: where they are.
+
+        Raises:
+            ValueError: data that are not there or not as expected.
+        """
+        self.backbone, self.origin, self.batch_size = backbone, dict(origin), data.batch_size
+        self.features, self.training, self.device = features, training, device
+        self.module = open_data(spec, data, backbone.preprocessing)
+        self.root = data.root
+        self.class_names = self.module.class_names
+        self.pictures = {split: SplitPictures(self.module, split) for split in ("train", "validation")}
+        self.groups: list[list[Layer]] = [list(backbone.layers)]
+        if features.each_layer:
+            self.groups = [[layer] for layer in backbone.layers]
+
+    def check(self, heads: Heads, attention: bool) -> None:
+        """Makes each head once, so that what does not fit shows before the work.
+
+        Raises:
+            ValueError: a number that is out of its bounds, a head that does not fit the backbone, or none with the
+                attention that is to be drawn.
+        """
+        has_attention = False
+        self.training.plan(self._trained(heads, self.groups[0]), self.training.seed)
+        for group in self.groups:
+            layouts = [self.backbone.layouts[layer] for layer in group]
+            tokens = [(torch.zeros(1, layout.num_tokens, layout.dim), layout) for layout in layouts]
+            for name, options in self._trained(heads, group):
+                try:
+                    head = create_head(name, sum(layout.dim for layout in layouts), len(self.class_names), **options)
+                    with torch.no_grad():
+                        head.eval()(head_tokens(head, tokens))
+                except ValueError as error:
+                    raise ValueError(f"--heads {name} on {self.backbone.name}: {error}") from error
+                has_attention |= head.has_attention
+        if attention and not has_attention:
+            raise ValueError(f"none of the heads {', '.join(heads)} has attention to draw: add ep_32 or leave it out")
+
+    def extract(self, heads: Heads, attention: bool) -> None:
+        """Fills the cache as far as that is wanted.
+
+        Raises:
+            ValueError: features that are not finite.
+            OSError: unreadable pictures, or a full disk.
+        """
+        start = time.perf_counter()
+        views = self.features.views
+        self.with_tokens = views > 1 or attention or not set(heads) <= {*FITTED, *OF_MEANS}
+        asked = {**self.origin, "model": self.backbone.name, "model_kwargs": self.backbone.model_kwargs}
+        asked |= {"dataset": self.module.name, "root": self.root and str(Path(self.root).resolve())}
+        caches = {}
+        for split, pictures in self.pictures.items():
+            with progress_bar(f"features of {self.backbone.name}, {split}") as progress:
+                caches[split] = extract(
+                    self.backbone,
+                    pictures,
+                    self.features,
+                    self.batch_size,
+                    views=views if split == "train" else 1,
+                    tokens=self.with_tokens,
+                    asked=asked,
+                    progress=progress,
+                )
+        self.train, self.val = caches["train"], caches["validation"]
+        self.unreadable = [name for split, cache in caches.items() for name in self.pictures[split].missing(cache)]
+        self.extraction_seconds = time.perf_counter() - start
+
+    def about(self, group: Sequence[Layer]) -> dict[str, Any]:
+        """What a row of results says of backbone and data."""
+        return {
+            "model": self.backbone.name,
+            **self.origin,
+            "layers": list(group),
+            "dataset": self.module.name,
+            "root": self.root,
+            "num_train": len(self.train.targets),
+            "views": self.features.views,
+            "protocol": self.training.protocol,
+            "epochs": self.training.plan([], 0)[1].epochs,
+            "seed": self.training.seed,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Backbone and data, for the JSON file."""
+        return {
+            "model": self.backbone.name,
+            **self.origin,
+            "model_kwargs": self.backbone.model_kwargs,
+            "weights_hash": weights_hash(self.backbone.model),
+            "preprocessing": self.backbone.preprocessing,
+            "num_train": len(self.train.targets),
+            "num_val": len(self.val.targets),
+            "num_classes": len(self.class_names),
+            "num_unreadable": len(self.unreadable),
+            "unreadable": self.unreadable[:NAMED_UNREADABLE],
+            "tokens_cached": self.with_tokens and bool(self.train.views),
+            "extraction_seconds": self.extraction_seconds,
+        }
+
+    def sources(self, group: Sequence[Layer]) -> tuple[FeatureSource, FeatureSource]:
+        """Features of both splits, of these layers."""
+        splits = (("train", self.train, self.features.views), ("validation", self.val, 1))
+        train, val = (
+            choose_source(cache, self.backbone, self.pictures[split], group, views, self.with_tokens)
+            for split, cache, views in splits
+        )
+        return train, val
+
+    def probe(self, heads: Heads, group: Sequence[Layer]) -> Iterator[Probe]:
+        """Evaluates heads, first those that are fitted."""
+        key = {"features": self.train.arrays.key, "layers": group, "tokens": self.with_tokens}
+        train, val = self.sources(group)
+        return self._probe(heads, group, train, val, self.training.seed, key)
+
+    def few_shot(self, heads: Heads, group: Sequence[Layer], shots: int) -> list[FewShotResult]:
+        """Evaluates heads that learn from few pictures of each class."""
+        train, val = self.sources(group)
+
+        def evaluate(part: FeatureSource, seed: int) -> list[Probe]:
+            return list(self._probe(heads, group, part, val, seed, None))
+
+        return few_shot(evaluate, train, shots, self.training.repeats, self.training.seed)
+
+    def _probe(
+        self,
+        heads: Heads,
+        group: Sequence[Layer],
+        train: FeatureSource,
+        val: FeatureSource,
+        seed: int,
+        key: dict[str, Any] | None,
+    ) -> Iterator[Probe]:
+        """Evaluates heads; the state of their training is kept where there is a key for it."""
+        num_classes = len(self.class_names)
+        selected_on: Literal["held_out", "val"] = "val" if self.training.protocol == "paper" else "held_out"
+        selection = Selection(selected_on=selected_on, seed=seed, device=self.device)
+        for name in heads:
+            if name in FITTED:
+                with progress_bar(name) as progress:
+                    yield FITTED[name](train, val, num_classes, selection=selection, progress=progress)
+        if not (trained := self._trained(heads, group)):
+            return
+        candidates, recipe = self.training.plan(trained, seed)
+        state, identity = None, ""
+        if key is not None:
+            identity = short_hash({**key, "candidates": candidates, "recipe": recipe})
+            state = self.features.cache.expanduser() / "training" / f"{identity}.pt"
+        names = ", ".join(name for name, _ in trained)
+        with progress_bar(f"{len(candidates)} × {names}" if len(trained) == 1 else names) as progress:
+            options: dict[str, Any] = {"device": self.device, "state_file": state, "identity": identity}
+            found = train_heads(train, val, candidates, num_classes, recipe, progress=progress, **options)
+        yield from found
+
+    def _trained(self, heads: Heads, group: Sequence[Layer]) -> list[tuple[str, dict[str, Any]]]:
+        """Those heads that are trained by steps; clip learns a position for each token and is told how many."""
+        trained = [(name, dict(options)) for name, options in heads.items() if name not in FITTED]
+        rows, columns = self.backbone.layouts[group[0]].grid
+        for name, options in trained:
+            if name == "clip":
+                options.setdefault("num_tokens", rows * columns + (options.get("tokens") == "all"))
+        return trained
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, if that is a terminal; told how much is done, and how much there is."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--training.{option} must be numbers, separated by commas, got {text!r}") from error

@@ -1,0 +1,246 @@
+"""Heads in files, and back again as classifiers of pictures.
+
+A folder of exported heads holds for each of them `NAME.safetensors`, its weights, and `NAME.json`, which says all else:
+the backbone, the layers whose tokens the head takes, how pictures are prepared, the classes. Weights of the backbone
+that timm has published are fetched from there again; all others lie in the same folder, once for all heads, as
+`backbone-HASH.safetensors`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.heads import ProbingHead, create_head, select_tokens
+from visionattn.probing.heads.queries import MeanPooling
+from visionattn.probing.protocols.results import Probe
+
+FORMAT = 1
+AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
+
+
+class ProbeClassifier(nn.Module):
+    """A frozen backbone and a head on its tokens.
+
+    Attributes:
+        backbone: The backbone.
+        head: The head.
+        layers: Whose tokens the head takes, side by side on the axis of features.
+        class_names: A name for each class, in order.
+    """
+
+    backbone: Backbone
+    head: ProbingHead
+
+    def __init__(
+        self, backbone: Backbone, head: ProbingHead, layers: Sequence[Layer], class_names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.layers, self.class_names = tuple(layers), list(class_names)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How pictures are to be prepared, see `Backbone`."""
+        return self.backbone.preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, num_classes]` of pictures `[B, C, H, W]`."""
+        return self.head(self.tokens(images))
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Weights `[B, M, N]` with which the head pools the tokens of pictures, see `ProbingHead.attention`."""
+        return self.head.attention(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the head takes, `[B, N, dim]`."""
+        tokens = self.backbone(images)
+        return head_tokens(self.head, [(tokens[layer], self.backbone.layouts[layer]) for layer in self.layers])
+
+
+def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]]) -> Tensor:
+    """What a head takes, of the tokens of one layer, or of several side by side.
+
+    Args:
+        head: The head.
+        layers: Tokens `[B, num_tokens, dim]` and how they lie.
+
+    Returns:
+        `[B, N, dim]`; for a head that takes the mean of its tokens, which may lie differently in every layer, N is 1.
+
+    Raises:
+        ValueError: The head wants a class token and there is none.
+    """
+    taken = [
+        select_tokens(tokens, head.tokens, layout.num_prefix_tokens, layout.num_reg_tokens) for tokens, layout in layers
+    ]
+    if isinstance(head.pool, MeanPooling):
+        taken = [tokens.mean(1, keepdim=True) for tokens in taken]
+    return torch.cat(taken, dim=2)
+
+
+def export_probe(
+    folder: str | Path,
+    name: str,
+    probe: Probe,
+    backbone: Backbone,
+    layers: Sequence[Layer],
+    class_names: Sequence[str],
+    *,
+    published: bool = False,
+) -> Path:
+    """Writes a head such that `load_probe` makes a classifier of it.
+
+    Args:
+        folder: Where the files go; made where it is missing.
+        name: Of the files, without a suffix; what they held before is replaced.
+        probe: Head and result.
+        backbone: What it was trained on.
+        layers: Whose tokens the head takes.
+        class_names: A name for each class, in order.
+        published: Whether `timm.create_model(…, pretrained=True)` gives the backbone's weights. Otherwise they are
+            written, too, unless the folder has them already.
+
+    Returns:
+        The `.json` file.
+
+    Raises:
+        ValueError: The probe has no head, as k-NN's.
+        OSError: The files cannot be written.
+    """
+    if probe.head is None:
+        raise ValueError(f"{probe.result.name} has no head to export")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = weights_hash(backbone.model)
+    stored = None if published else f"backbone-{digest}.safetensors"
+    if stored and not (folder / stored).exists():
+        _write(folder / stored, backbone.model)
+    _write(folder / f"{name}.safetensors", probe.head)
+    # Of ridge and logistic regression the head is a linear one on the vectors that were chosen.
+    options = dict(probe.result.options)
+    head_name = options.pop("features") if "features" in options else probe.result.name
+    content = {
+        "format": FORMAT,
+        "head": {
+            "name": head_name,
+            "dim": probe.head.dim,
+            "num_classes": probe.head.classifier.out_features,
+            "options": {} if head_name != probe.result.name else options,
+        },
+        "weights": hashlib.blake2b((folder / f"{name}.safetensors").read_bytes(), digest_size=16).hexdigest(),
+        "backbone": {
+            "model": backbone.name,
+            "model_kwargs": backbone.model_kwargs,
+            "weights": digest,
+            "file": stored,
+            "layers": list(layers),
+            "autocast": None if backbone.amp_dtype is None else str(backbone.amp_dtype),
+        },
+        "preprocessing": backbone.preprocessing,
+        "class_names": list(class_names),
+        "result": probe.result.to_dict(),
+    }
+    path = folder / f"{name}.json"
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return temporary.replace(path)
+
+
+def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClassifier:
+    """Makes a classifier of pictures from an exported head.
+
+    Args:
+        path: `NAME.json` or `NAME.safetensors` that `export_probe` or `eval.py probe --export` wrote.
+        backbone: The backbone as a model of timm's, where it is at hand; it is frozen and stays part of the classifier.
+            By default it is built anew, with weights from the head's folder or those that timm fetches.
+
+    Returns:
+        The classifier, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is no such thing or damaged, or the backbone has other weights than the head was trained on.
+    """
+    path = Path(path).with_suffix(".json")
+    content = _read(path)
+    try:
+        made, head, weights = content["backbone"], content["head"], path.with_suffix(".safetensors")
+        model = _create_backbone(made, path) if backbone is None else backbone
+        if (digest := weights_hash(model)) != made["weights"]:
+            raise ValueError(
+                f"{path}: the backbone {made['model']} has weights {digest[:8]}…, the head was trained on "
+                f"{made['weights'][:8]}…; pass the same backbone, without its classifier, as load_probe(…, backbone=…)"
+            )
+        tapped = Backbone(
+            model,
+            made["model"],
+            made["layers"],
+            made["model_kwargs"],
+            content["preprocessing"],
+            AMP_DTYPES.get(made["autocast"]),
+        )
+        if hashlib.blake2b(_bytes(weights), digest_size=16).hexdigest() != content["weights"]:
+            raise ValueError(
+                f"{weights} is damaged, or not the file that {path.name} belongs to; export the head again"
+            )
+        module = create_head(head["name"], head["dim"], head["num_classes"], **head["options"])
+        module.load_state_dict(load_file(weights))
+        return ProbeClassifier(tapped, module, made["layers"], content["class_names"]).eval()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a head as export_probe does: {error!r}") from error
+
+
+def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
+    """A model without a classifier, with the weights that the head's file names."""
+    try:
+        model = timm.create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot create its backbone {made['model']!r}: {error}; pass it as load_probe(…, backbone=…)"
+        ) from error
+    if made["file"] is not None:
+        file = path.with_name(made["file"])
+        if not file.exists():
+            raise FileNotFoundError(f"no weights of the backbone at {file}; pass it as load_probe(…, backbone=…)")
+        try:
+            model.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged or does not fit {made['model']!r}; export the head again") from error
+    return model
+
+
+def _write(path: Path, module: nn.Module) -> None:
+    """Writes weights whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    # Copies, as safetensors refuses weights that share their memory.
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+    try:
+        save_file(weights, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise FileNotFoundError(f"no exported head at {path}")
+    return path.read_bytes()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON, or only part of a file: {error}; export the head again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a head as this version of export_probe does; export it again")
+    return content

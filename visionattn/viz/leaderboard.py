@@ -1,0 +1,107 @@
+"""Accuracy against parameters of probing heads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOOKS = [(colour, marker) for marker in "os^D" for colour in (BLUE, ORANGE, GREEN, GREY)]
+"""Colour and marker of each model."""
+
+
+class Point(NamedTuple):
+    """What is drawn of a head on a backbone.
+
+    Attributes:
+        panel: data set, each of which has a panel.
+        series: backbone.
+        label: head.
+        num_parameters: that were trained; 0 for those that train none, which are drawn as lines.
+        accuracy: a fraction, or the mean of several.
+        deviation: standard deviation of these; 0 where there is but one.
+    """
+
+    panel: str
+    series: str
+    label: str
+    num_parameters: int
+    accuracy: float
+    deviation: float = 0.0
+
+
+def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
+    """Draws accuracy against the number of trained parameters, on a logarithmic axis.
+
+    Args:
+        points: what is drawn.
+        path: where the figure goes.
+
+    Raises:
+        ValueError: nothing to draw, or a suffix of no figure.
+    """
+    if not points:
+        raise ValueError("there are no results to draw")
+    panels = list(dict.fromkeys(point.panel for point in points))
+    series = list(dict.fromkeys(point.series for point in points))
+    figure = new_figure(6.4 * len(panels), 4.4)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, name in enumerate(series):
+            _draw(axes, [point for point in points if point[:2] == (panel, name)], *LOOKS[number % len(LOOKS)])
+        if axes.get_xscale() == "log":
+            _mark_thousands(axes)
+        style_axes(axes, title=panel, xlabel="trained parameters", ylabel="top-1 (%)")
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    if legend := {label: handle for each in found for handle, label in zip(*each, strict=True)}:
+        figure.legend(
+            list(legend.values()), list(legend), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+        )
+    return save_figure(figure, path)
+
+
+def _draw(axes: "Axes", points: Sequence[Point], colour: str, marker: str) -> None:
+    trained = sorted((point for point in points if point.num_parameters), key=lambda point: point.num_parameters)
+    if trained:
+        axes.set_xscale("log")
+        axes.errorbar(
+            [point.num_parameters for point in trained],
+            [100 * point.accuracy for point in trained],
+            [100 * point.deviation for point in trained],
+            fmt=marker,
+            color=colour,
+            capsize=2,
+            linewidth=1,
+            label=trained[0].series,
+        )
+    for number, point in enumerate(trained):
+        place = (point.num_parameters, 100 * point.accuracy)
+        # Labels of points that lie close together are easier told apart when they stand above and below in turn.
+        offset = (5, -10 if number % 2 else 4)
+        axes.annotate(point.label, place, offset, textcoords="offset points", fontsize="small", color=colour)
+    for point in points:
+        if not point.num_parameters:
+            height = 100 * point.accuracy
+            axes.axhline(height, color=colour, linestyle=":", linewidth=1)
+            # The place is a share of the width, and a height in the units of the axis.
+            axes.text(
+                0.01,
+                height,
+                point.label,
+                transform=axes.get_yaxis_transform(),
+                va="bottom",
+                fontsize="small",
+                color=colour,
+            )
+
+
+def _mark_thousands(axes: "Axes") -> None:
+    """Marks 1k, 2k, 5k, 10k, …"""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.1)
