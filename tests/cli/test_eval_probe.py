@@ -1,77 +1,332 @@
-"""eval.py probe, in this process, on small pictures."""
+"""eval.py probe in this process, on small pictures."""
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import visionattn
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.data import ImageClassificationData
+from visionattn.probing.backbone import Backbone
+from visionattn.probing.protocols.joint import JointTraining
+from visionattn.tasks.checkpoint import load_classifier
+
+KWARGS = {"img_size": 32, "patch_size": 8, "depth": 2}
+FAST = ["--device", "cpu", "--data.num_workers", "0", "--features.dtype", "float32", "--training.epochs", "2"]
+FAST += ["--training.batch_size", "4", "--training.lrs", "1e-3,1e-2"]
+OTHER_CACHE = ["--features.cache", "other"]
+VIT = ["--model", "test_vit", "--model_kwargs", json.dumps(KWARGS)]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default folder of the cache lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def probe(*argv: str | Path) -> int:
-    return run(main, ["probe", "--device", "cpu", "--data.num_workers", "0", *map(str, argv)])
+    return run(main, ["probe", *FAST, *map(str, argv)])
 
 
-def test_heads_are_trained_told_exported_and_drawn(tmp_path, colour_folder, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    argv = ["--model", "vit_pico_patch4_32", "--data.root", colour_folder, "--heads", "linear,knn,ep_8"]
-    argv += [
-        "--training.epochs",
-        "2",
-        "--output",
-        "r.json",
-        "--csv",
-        "r.csv",
-        "--export",
-        "heads",
-        "--attention",
-        "maps",
-    ]
-    assert probe(*argv) == 0
-    results = {result["head"]: result for result in json.loads(Path("r.json").read_text())["results"]}
-    assert list(results) == ["linear", "knn", "ep_8"]
-    assert len(Path("r.csv").read_text().splitlines()) == 4
-    assert len(list(Path("maps").glob("*.png"))) == 1
-    assert "ep_8" in capsys.readouterr().out
+def results(path: Path) -> list[dict[str, Any]]:
+    """Rows without what differs between runs."""
+    rows = json.loads(path.read_text())["results"]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
-    classifier = visionattn.load_probe("heads/vit_pico_patch4_32-ep_8.json")
-    cfg = json.loads(Path("r.json").read_text())["models"][0]["preprocessing"]
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr that is no warning."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def accuracy(classifier: torch.nn.Module, preprocessing: dict[str, Any], root: Path) -> float:
+    """Top-1 on val, one picture at a time."""
     data = ImageClassificationData(
-        root=str(colour_folder),
-        img_size=32,
-        mean=list(cfg["mean"]),
-        std=list(cfg["std"]),
-        crop_pct=cfg["crop_pct"],
-        interpolation=cfg["interpolation"],
+        root=str(root),
+        img_size=preprocessing["input_size"][1],
+        batch_size=1,
         num_workers=0,
+        **{key: preprocessing[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
     )
     data.setup("validate")
-    batch = next(iter(data.val_dataloader()))
     with torch.no_grad():
-        right = (classifier(batch.image).argmax(1) == batch.target).sum().item()
-    assert results["ep_8"]["top1"] == pytest.approx(right / len(batch.target))
+        right = [classifier(batch.image).argmax().item() == batch.target.item() for batch in data.val_dataloader()]
+    return sum(right) / len(right)
 
-    assert probe("--leaderboard", "r.json", "--output", "board.md") == 0
-    assert "ep_8" in Path("board.md").read_text()
-    assert Path("board.png").exists()
+
+def test_table_files_and_exported_heads_agree(tmp_path, colour_folder, capsys):
+    heads = ["linear", "knn", "ep_8", "ridge", "aim", "logistic"]
+    output, table, folder = tmp_path / "new" / "r.json", tmp_path / "r.csv", tmp_path / "heads"
+    files = ["--output", output, "--csv", table, "--export", folder]
+    options = ["--head_options", '{"ep_8": {"d_out": 2}, "aim": {"tokens": "all"}}']
+    assert probe(*VIT, "--data.root", colour_folder, "--heads", ",".join(heads), *options, *files) == 0
+
+    content = json.loads(output.read_text())
+    rows = content["results"]
+    assert [row["head"] for row in rows] == heads
+    assert {"versions", "hardware", "command", "git_revision", "data", "features", "training"} <= set(content)
+    (model,) = content["models"]
+    assert (model["num_train"], model["num_val"], model["num_classes"], model["tokens_cached"]) == (12, 9, 3, True)
+    by_head = {row["head"]: row for row in rows}
+    dim = 64
+    assert by_head["linear"]["num_parameters"] == by_head["ridge"]["num_parameters"] == 3 * dim + 3
+    assert by_head["ep_8"]["num_parameters"] == dim * dim // 2 + 8 * dim + 3 * dim // 2 + 3
+    assert by_head["knn"]["num_parameters"] == 0
+    for row in rows:
+        assert row["selected_on"] == "held_out"
+        assert row["top5"] == 1.0
+        assert (row["dataset"], row["num_train"], row["seed"], row["layers"]) == ("folder", 12, 0, ["last"])
+    with table.open() as file:
+        assert [(row["head"], float(row["top1"])) for row in csv.DictReader(file)] == [
+            (row["head"], row["top1"]) for row in rows
+        ]
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert f"{row['top1']:.2%}" in printed
+        if row["head"] == "knn":
+            continue
+        classifier = visionattn.load_probe(folder / f"test_vit-{row['head']}.json")
+        assert classifier.class_names == ["blue", "green", "red"]
+        assert accuracy(classifier, classifier.preprocessing, colour_folder) == row["top1"]
+    assert len(list(folder.glob("backbone-*"))) == 1
+    assert not list(folder.glob(".*"))
+
+
+def test_a_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monkeypatch):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn", "--output"]
+    assert probe(*argv, tmp_path / "a.json") == 0
+
+    def broken(*args, **kwargs):
+        raise AssertionError("called")
+
+    monkeypatch.setattr(Backbone, "forward", broken)
+    # Heads of another seed learn from the same features.
+    assert probe(*argv, tmp_path / "b.json", "--training.seed", "1") == 0
+    monkeypatch.setattr(JointTraining, "_train_epoch", broken)
+    assert probe(*argv, tmp_path / "c.json", "--data.root", str(colour_folder)) == 0
+    assert results(tmp_path / "a.json") == results(tmp_path / "c.json") != results(tmp_path / "b.json")
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, colour_folder, monkeypatch):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "ep_4,knn", "--training.epochs", "4", "--output"]
+    assert probe(*argv, tmp_path / "whole.json", *OTHER_CACHE) == 0
+
+    epochs: list[int] = []
+    train_epoch = JointTraining._train_epoch
+
+    def interrupted(self, *args):
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        counted(self, *args)
+
+    def counted(self, *args):
+        epochs.append(self.epoch)
+        train_epoch(self, *args)
+
+    monkeypatch.setattr(JointTraining, "_train_epoch", interrupted)
+    assert probe(*argv, tmp_path / "r.json") == 130
+    assert [row["head"] for row in results(tmp_path / "r.json")] == ["knn"]
+    monkeypatch.setattr(JointTraining, "_train_epoch", counted)
+    assert probe(*argv, tmp_path / "r.json") == 0
+    assert epochs == [0, 1, 2, 3]
+    assert results(tmp_path / "r.json") == results(tmp_path / "whole.json")
+
+
+def test_other_pictures_under_the_same_names_are_seen(tmp_path, colour_folder):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "ridge,knn", "--output"]
+    assert probe(*argv, tmp_path / "a.json") == 0
+    assert probe(*argv, tmp_path / "b.json") == 0
+    for picture in (colour_folder / "val" / "red").iterdir():
+        Image.new("RGB", (48, 48), (30, 60, 220)).save(picture)
+    with pytest.warns(UserWarning, match=r"test_vit-validation-\w+ is stale \(it was made with other pictures\)"):
+        assert probe(*argv, tmp_path / "c.json") == 0
+    assert results(tmp_path / "a.json") == results(tmp_path / "b.json")
+    # A third of val is blue now and still called red.
+    assert [row["top1"] for row in results(tmp_path / "c.json")] == [pytest.approx(2 / 3)] * 2
+
+
+def test_val_decides_nothing_unless_the_protocol_says_so(tmp_path, colour_folder):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
+    assert probe(*argv, tmp_path / "a.json") == 0
+    val = colour_folder / "val"
+    for old, new in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
+        (val / old).rename(val / new)
+    assert probe(*argv, tmp_path / "b.json", *OTHER_CACHE) == 0
+    chosen = ("head", "options", "lr", "epoch", "held_out_accuracy")
+    for before, after in zip(results(tmp_path / "a.json"), results(tmp_path / "b.json"), strict=True):
+        assert {key: before[key] for key in chosen} == {key: after[key] for key in chosen}
+
+    paper = ["--training.protocol", "paper", "--data.root", colour_folder, "--heads", "ep_4,knn"]
+    options = ["--device", "cpu", "--data.num_workers", "0", "--training.epochs", "2", "--output", tmp_path / "p.json"]
+    assert run(main, ["probe", *map(str, [*VIT, *paper, *options])]) == 0
+    for row in results(tmp_path / "p.json"):
+        assert (row["protocol"], row["selected_on"], row["held_out_accuracy"]) == ("paper", "val", None)
+        assert row["optimizer"] in ("lars", None)
+
+
+def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "ep_4,linear", "--output"]
+    assert probe(*argv, tmp_path / "cached.json") == 0
+    assert probe(*argv, tmp_path / "online.json", "--features.token_budget_gb", "0") == 0
+    assert not json.loads((tmp_path / "online.json").read_text())["models"][0]["tokens_cached"]
+    views = ["--features.views", "2"]
+    assert probe(*argv, tmp_path / "views.json", *views) == 0
+    assert probe(*argv, tmp_path / "anew.json", *views, "--features.token_budget_gb", "0", *OTHER_CACHE) == 0
+    assert results(tmp_path / "online.json") == results(tmp_path / "cached.json")
+    folders = {path.parent.name for path in (tmp_path / "runs").rglob("*.tokens.npy")}
+    assert folders == {"view0", "view1"}
+
+
+def test_layers_are_put_side_by_side_or_probed_each_for_itself(tmp_path, colour_folder, capsys):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4", "--features.layers", "0,last"]
+    files = ["--output", tmp_path / "r.json", "--export", "heads", "--attention", "maps", "--pictures", "4"]
+    assert probe(*argv, *files) == 0
+    rows = results(tmp_path / "r.json")
+    assert [row["layers"] for row in rows] == [[0, "last"]] * 2
+    assert rows[0]["num_parameters"] == 3 * 128 + 3
+    classifier = visionattn.load_probe("heads/test_vit-layers-0+last-ep_4.safetensors")
+    assert accuracy(classifier, classifier.preprocessing, colour_folder) == rows[1]["top1"]
+    assert classifier.attention(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 16)
+    with Image.open("maps/test_vit-layers-0+last-ep_4.png") as sheet:
+        # A photograph, all maps together, each of four; captions and four pictures.
+        assert sheet.size == (6 + 6 * (112 + 6), 6 + 26 + 4 * (112 + 6))
+    capsys.readouterr()
+
+    assert probe(*argv, "--features.each_layer", "--output", tmp_path / "r.json") == 0
+    found = [(row["layers"], row["head"]) for row in results(tmp_path / "r.json")]
+    assert found == [([0], "linear"), ([0], "ep_4"), (["last"], "linear"), (["last"], "ep_4")]
+    assert "layers" in capsys.readouterr().out
+
+
+def test_checkpoints_know_their_preprocessing_and_heads_their_backbone(tmp_path, checkpoint, colour_folder, capsys):
+    argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--heads", "ridge,gap", "--export", "heads"]
+    assert probe(*argv, "--output", tmp_path / "r.json") == 0
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["models"][0]["preprocessing"]["mean"] == [0.5] * 3
+    assert content["results"][0]["weights"] == "average"
+    model, _ = load_classifier(checkpoint)
+    model.reset_classifier(0)
+    (tmp_path / "heads" / f"backbone-{content['models'][0]['weights_hash']}.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="backbone="):
+        visionattn.load_probe("heads/test_resnet-gap.json")
+    classifier = visionattn.load_probe("heads/test_resnet-gap.json", backbone=model)
+    assert accuracy(classifier, classifier.preprocessing, colour_folder) == content["results"][1]["top1"]
+
+    raw, _ = load_classifier(checkpoint, "raw")
+    raw.reset_classifier(0)
+    with pytest.raises(ValueError, match="test_resnet has weights"):
+        visionattn.load_probe("heads/test_resnet-gap.json", backbone=raw)
+    file = tmp_path / "heads" / "test_resnet-gap.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        visionattn.load_probe(file, backbone=model)
+
+
+def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn"]
+    for seed in (0, 1):
+        assert probe(*argv, "--training.seed", str(seed), "--output", tmp_path / f"seed{seed}.json") == 0
+    shots = ["--training.shots", "2,3", "--training.repeats", "2"]
+    assert probe(*argv, *shots, "--output", tmp_path / "shots.json", "--csv", tmp_path / "shots.csv") == 0
+    rows = results(tmp_path / "shots.json")
+    assert [(row["shots"], row["head"]) for row in rows] == [
+        (shots, head) for shots in (2, 3) for head in ("linear", "ep_4", "knn")
+    ]
+    for row in rows:
+        assert row["top1"] == pytest.approx(sum(draw["top1"] for draw in row["draws"]) / 2)
+    assert "±" in capsys.readouterr().out
+
+    files = [tmp_path / f"{name}.json" for name in ("seed0", "seed1", "shots")]
+    assert run(main, ["probe", "--leaderboard", *map(str, files), "--output", str(tmp_path / "new" / "board.md")]) == 0
+    text = (tmp_path / "new" / "board.md").read_text()
+    assert capsys.readouterr().out == text
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "## colours, 12 training pictures",
+        "## colours, 2 training pictures per class",
+        "## colours, 3 training pictures per class",
+    ]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("## ")[1].splitlines()[2:] if line]
+    assert table[0][2:5] == ["head", "parameters", "top-1 (%)"]
+    both = [results(path) for path in files[:2]]
+    means = {row["head"]: 50 * (row["top1"] + other["top1"]) for row, other in zip(*both, strict=True)}
+    shown = {row[2]: float(row[4].split()[0]) for row in table[2:]}
+    assert shown == {head: pytest.approx(mean, abs=0.006) for head, mean in means.items()}
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    assert {row[-1] for row in table[2:]} == {"2"}
+    with Image.open(tmp_path / "new" / "board.png") as picture:
+        assert picture.size[0] > picture.size[1]
+
+
+def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, capsys):
+    broken = colour_folder / "train" / "green" / "1.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    argv = [*VIT, "--data.root", colour_folder, "--heads", "ridge", "--output", tmp_path / "r.json"]
+    assert probe(*argv) == 1
+    assert str(broken) in error_line(capsys)
+    assert probe(*argv, "--data.on_error", "skip") == 0
+    (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert (model["num_train"], model["num_unreadable"], model["unreadable"]) == (11, 1, [str(broken)])
+    assert str(broken) in capsys.readouterr().out
+    # The cache that was made without it does not hide it.
+    assert probe(*argv) == 1
+    assert str(broken) in error_line(capsys)
 
 
 @pytest.mark.parametrize(
-    ("argv", "status", "says"),
+    ("options", "status", "says"),
     [
-        (["--model", "vit_pico_patch4_32", "--heads", "ep_eight"], 2, "no head is named 'ep_eight'"),
-        (["--model", "vit_picco_patch4_32", "--heads", "linear"], 1, "unknown model 'vit_picco_patch4_32'"),
-        (["--model", "vit_pico_patch4_32", "--heads", "linear", "--data.root", "gone"], 1, "gone"),
+        (["--heads", "linear,ep32"], 2, "no head is named 'ep32'; did you mean ep_32?"),
+        (["--heads", ","], 2, "--heads ',' names nothing"),
+        (["--heads", "ep_7"], 1, "--heads ep_7 on test_vit: number of queries must divide"),
+        (["--heads", "cls", "--model", "test_convnext"], 1, "--heads cls on test_convnext: tokens 'cls' want a class"),
+        (["--heads", "ep_4", "--head_options", '{"ep_4": {"d_ot": 2}}'], 1, "did you mean 'd_out'?"),
+        (["--heads", "knn", "--head_options", '{"knn": {"k": 2}}'], 2, "--head_options.knn is of no head"),
+        (["--model", "tst_vit"], 1, "unknown model 'tst_vit': did you mean test_vit"),
+        (["--model", "test_vit,nat_tinny"], 1, "unknown model 'nat_tinny'"),
+        (["--model", "test_vit,nat_tiny", "--checkpoint", "x.ckpt"], 2, "--checkpoint is of one model"),
+        (["--checkpoint", "gone.ckpt"], 1, "no checkpoint at gone.ckpt"),
+        (["--data.root", "nowhere"], 1, "no such data folder: nowhere"),
+        (["--features.layers", "0,2"], 1, "model 'test_vit' has no layer 2; there are 0 to 1, and 'last'"),
+        (["--features.layers", "frist"], 2, "--features.layers must be last or numbers of blocks"),
+        (["--features.views", "0"], 2, "--features.views must be at least 1, got 0"),
+        (["--features.cache", "{root}/train/red/0.jpg"], 1, "cannot write {root}/train/red/0.jpg"),
+        (["--training.lrs", "fast"], 2, "--training.lrs must be numbers, separated by commas, got 'fast'"),
+        (["--training.lrs", "-1"], 1, "must be above 0; got -1"),
+        (["--training.batch_size", "0"], 1, "batch_size must be at least 2; got 0"),
+        (["--training.protocol", "paper"], 2, "paper has its own lrs: leave out --training.lrs"),
+        (["--training.shots", "9"], 1, "9 pictures per class were asked for and class 0 has 4"),
+        (["--training.shots", "2", "--export", "heads"], 2, "leave out --training.shots"),
+        (["--heads", "linear,knn", "--attention", "maps"], 1, "none of the heads linear, knn has attention"),
+        (["--leaderboard", "gone*.json"], 1, "no results at gone*.json"),
+        (["--leaderboard", "{root}/train/red/0.jpg"], 1, "holds no results of eval.py probe"),
+        (["--leaderboard", "r.json", "--output", "board.txt"], 2, "must be a Markdown file, NAME.md, got board.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, status, says):
-    monkeypatch.chdir(tmp_path)
-    assert probe(*argv) == status
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
-    assert len(lines) == 1
-    assert says in lines[0]
+def test_bad_input_is_one_line_that_names_it(colour_folder, capsys, options, status, says):
+    options = [option.replace("{root}", str(colour_folder)) for option in options]
+    defaults = {"--model": "test_vit", "--data.root": str(colour_folder), "--model_kwargs": json.dumps(KWARGS)}
+    if "test_convnext" in options:
+        defaults["--model_kwargs"] = "{}"
+    given = [word for name, value in defaults.items() if name not in options for word in (name, value)]
+    if "--checkpoint" in options and "--model" not in options:
+        given = given[2:]
+    assert probe(*given, *options) == status
+    assert says.format(root=colour_folder) in error_line(capsys)
+
+
+def test_without_a_model_there_is_nothing_to_do(capsys):
+    assert probe() == 2
+    assert "nothing to evaluate" in error_line(capsys)

@@ -98,7 +98,7 @@ def _draw(axes: "Axes", points: Sequence[Point], colour: str, marker: str) -> No
 
 
 def _mark_thousands(axes: "Axes") -> None:
-    """Marks 1k, 2k, 5k, 10k, …"""
+    """Marks 1k, 2k, 5k, 10k and so on."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
