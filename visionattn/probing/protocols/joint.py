@@ -137,8 +137,6 @@ class JointTraining:
 
     def _probe(self, run: Run, top1: float, top5: float) -> Probe:
         candidate, on = run.candidate, self.recipe.selected_on
-        head = self._create(candidate)
-        head.load_state_dict(run.best)
         result = HeadResult(
             name=candidate.head,
             options=dict(candidate.options),
@@ -153,7 +151,7 @@ class JointTraining:
             optimizer=candidate.optimizer,
             weight_decay=candidate.weight_decay,
         )
-        return Probe(result, head.cpu().eval())
+        return Probe(result, run.head.cpu().eval())
 
     def _create(self, candidate: Candidate) -> ProbingHead:
         """Heads of one kind start with the same weights, whatever else is trained."""

@@ -11,14 +11,14 @@ from itertools import groupby
 from torch import Tensor
 
 from visionattn.probing.heads import ProbingHead, TokenKind, select_tokens
-from visionattn.probing.protocols.shared import FAMILIES, TokenBatch, count_queries, shared_logits
+from visionattn.probing.protocols.shared import TokenBatch, count_queries, shared_logits
 
 MAX_QUERIES = 160
 """Queries per product: more gain nothing, and what they pool, `[B, queries, dim]`, takes memory."""
 
 
 class HeadStack:
-    """Heads that are evaluated together; where they share products, their weights become slices of stacks.
+    """Heads that are evaluated together; parameters and buffers stay their own.
 
     Attributes:
         heads: The heads.
@@ -34,11 +34,7 @@ class HeadStack:
         """
         self.heads = list(heads)
         self._layout = num_prefix_tokens, num_reg_tokens
-        self._shares = [
-            (numbers, [FAMILIES[type(family[0].pool)](family) for family in self._families(numbers)])
-            for numbers in _share(self.heads)
-        ]
-        self._others = [number for number, head in enumerate(heads) if not count_queries(head)]
+        self._shares = list(_share(self.heads))
 
     def train(self, mode: bool = True) -> None:
         """Puts all heads in training mode, or in that for evaluation."""
@@ -48,8 +44,6 @@ class HeadStack:
     def logits(self, tokens: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Classifies pictures by all heads; a share at a time, so that the next one finds its memory free again.
 
-        Whoever wants gradients goes backward before asking for the next share: then parameters are given theirs.
-
         Args:
             tokens: `[B, num_prefix_tokens + N, dim]`, all that the backbone gives.
 
@@ -57,27 +51,19 @@ class HeadStack:
             Which heads these are, L numbers, and their logits `[L, B, num_classes]`.
         """
         batches: dict[TokenKind, TokenBatch] = {}
-
-        def batch(number: int) -> TokenBatch:
-            kind = self.heads[number].tokens
+        for numbers in self._shares:
+            heads = [self.heads[number] for number in numbers]
+            kind = heads[0].tokens
             if kind not in batches:
                 batches[kind] = TokenBatch(select_tokens(tokens, kind, *self._layout))
-            return batches[kind]
-
-        for numbers, families in self._shares:
-            yield numbers, shared_logits(families, batch(numbers[0]))
-            for family in families:
-                family.hand_out_gradients()
-        for number in self._others:
-            yield [number], self.heads[number](batch(number).tokens)[None]
-
-    def _families(self, numbers: Sequence[int]) -> Iterator[list[ProbingHead]]:
-        for _, family in groupby((self.heads[number] for number in numbers), _form):
-            yield list(family)
+            if count_queries(heads[0]):
+                yield numbers, shared_logits([list(family) for _, family in groupby(heads, _form)], batches[kind])
+            else:
+                yield numbers, heads[0](batches[kind].tokens)[None]
 
 
 def _share(heads: Sequence[ProbingHead]) -> Iterator[list[int]]:
-    """Numbers of the heads that share products with the tokens, those of a form side by side."""
+    """Numbers of the heads that share products with the tokens, and of each other head."""
     share: list[int] = []
     room, kind = 0, None
     for number in sorted((i for i, head in enumerate(heads) if count_queries(head)), key=lambda i: _form(heads[i])):
@@ -91,6 +77,7 @@ def _share(heads: Sequence[ProbingHead]) -> Iterator[list[int]]:
         room -= count_queries(head)
     if share:
         yield share
+    yield from ([number] for number, head in enumerate(heads) if not count_queries(head))
 
 
 def _form(head: ProbingHead) -> tuple[str, int, str, int]:
