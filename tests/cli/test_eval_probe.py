@@ -300,6 +300,11 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, caps
         (["--data.root", "nowhere"], 1, "no such data folder: nowhere"),
         (["--features.layers", "0,2"], 1, "model 'test_vit' has no layer 2; there are 0 to 1, and 'last'"),
         (["--features.layers", "frist"], 2, "--features.layers must be last or numbers of blocks"),
+        (
+            ["--model", "nat_pico", "--heads", "ep_4", "--features.layers", "0,1"],
+            1,
+            "layers with 64, 256 tokens cannot",
+        ),
         (["--features.views", "0"], 2, "--features.views must be at least 1, got 0"),
         (["--features.cache", "{root}/train/red/0.jpg"], 1, "cannot write {root}/train/red/0.jpg"),
         (["--training.lrs", "fast"], 2, "--training.lrs must be numbers, separated by commas, got 'fast'"),
@@ -318,7 +323,7 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, caps
 def test_bad_input_is_one_line_that_names_it(colour_folder, capsys, options, status, says):
     options = [option.replace("{root}", str(colour_folder)) for option in options]
     defaults = {"--model": "test_vit", "--data.root": str(colour_folder), "--model_kwargs": json.dumps(KWARGS)}
-    if "test_convnext" in options:
+    if {"test_convnext", "nat_pico"} & set(options):
         defaults["--model_kwargs"] = "{}"
     given = [word for name, value in defaults.items() if name not in options for word in (name, value)]
     if "--checkpoint" in options and "--model" not in options:

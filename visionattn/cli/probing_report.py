@@ -15,6 +15,8 @@ from visionattn.probing.backbone import Layer
 from visionattn.probing.heads import ProbingHead, select_tokens
 from visionattn.probing.protocols import FewShotResult, HeadResult
 
+SYMBOLS = {"temperature": "T", "lambda": "λ"}
+
 
 class Report:
     """Results so far; what is given to it is in the files at once.
@@ -149,8 +151,11 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _displayed(row: Mapping[str, Any]) -> dict[str, str]:
     """Cells of the table; those of columns that nothing stands in are empty."""
-    held_out, lr, epoch = (row.get(key) for key in ("held_out_accuracy", "lr", "epoch"))
-    chosen = {} if row["optimizer"] else row["options"]
+    held_out = row.get("held_out_accuracy")
+    chosen = {"lr": row.get("lr"), "epoch": row.get("epoch")} if row["optimizer"] else row["options"]
+    described = [
+        f"{SYMBOLS.get(name, name)} {value:.3g}" for name, value in chosen.items() if isinstance(value, float | int)
+    ]
     return {
         "head": head_label(row),
         "model": row["model"] if row["checkpoint"] is None else f"{row['model']}, {row['checkpoint']}",
@@ -159,9 +164,7 @@ def _displayed(row: Mapping[str, Any]) -> dict[str, str]:
         "held-out": "" if held_out is None else f"{held_out:.2%}",
         "top-1": percent(row, "top1"),
         "top-5": percent(row, "top5"),
-        "lr": "" if lr is None else f"{lr:g}",
-        "epoch": "" if epoch is None else str(epoch),
-        "chosen": ", ".join(f"{name} {value:.3g}" for name, value in chosen.items() if name != "features"),
+        "chosen": ", ".join(described),
         "params": f"{row['num_parameters']:,}",
-        "seconds": f"{row['seconds']:,.1f}",
+        "s": f"{row['seconds']:,.1f}",
     }

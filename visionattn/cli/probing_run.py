@@ -117,6 +117,9 @@ class Subject:
 
     train: FeatureCache
     val: FeatureCache
+    with_tokens: bool
+    unreadable: list[str]
+    extraction_seconds: float
 
     def __init__(
         self,
@@ -304,7 +307,7 @@ class Subject:
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, if that is a terminal; told how much is done, and how much there is."""
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

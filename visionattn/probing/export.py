@@ -77,13 +77,18 @@ def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]])
         `[B, N, dim]`; for a head that takes the mean of its tokens, which may lie differently in every layer, N is 1.
 
     Raises:
-        ValueError: The head wants a class token and there is none.
+        ValueError: The head wants a class token and there is none, or layers have different numbers of tokens.
     """
     taken = [
         select_tokens(tokens, head.tokens, layout.num_prefix_tokens, layout.num_reg_tokens) for tokens, layout in layers
     ]
     if isinstance(head.pool, MeanPooling):
         taken = [tokens.mean(1, keepdim=True) for tokens in taken]
+    if len(lengths := {tokens.shape[1] for tokens in taken}) > 1:
+        raise ValueError(
+            f"layers with {', '.join(map(str, sorted(lengths)))} tokens cannot be put side by side; take layers of one "
+            "stage, or a head that takes the mean of its tokens"
+        )
     return torch.cat(taken, dim=2)
 
 
