@@ -134,6 +134,24 @@ def test_gradients_of_shared_products(monkeypatch):
     tokens = torch.randn(5, 4, 6, dtype=F64)
     inputs = [torch.randn(*shape, dtype=F64, requires_grad=True) for shape in ((5, 6), (2, 3, 6), (3, 1, 6))]
     assert torch.autograd.gradcheck(lambda *inputs: shared_module._Pool.apply(tokens, *inputs), inputs)
+    inputs = [torch.randn(*shape, dtype=F64, requires_grad=True) for shape in ((2, 5, 6), (2, 3, 6), (2, 3))]
+    assert torch.autograd.gradcheck(shared_module._Classify.apply, inputs)
+
+
+def test_shares_are_of_like_size_and_of_one_kind_of_tokens(monkeypatch):
+    monkeypatch.setattr(stack_module, "MAX_QUERIES", 10)
+    kinds = [
+        ("ep_4", {}),
+        ("gap", {}),
+        ("ep_1", {}),
+        ("ep_4", {"tokens": "all"}),
+        ("aim", {"num_heads": 4}),
+        ("ep_2", {}),
+    ]
+    heads = [create_head(name, DIM, CLASSES, **options) for name, options in kinds]
+    stack = stack_module.HeadStack(heads, PREFIX, REGISTERS)
+    shares = [numbers for numbers, _ in stack.logits(torch.randn(2, PREFIX + 9, DIM))]
+    assert shares == [[3], [2, 5], [4, 0], [1]]
 
 
 def test_heads_are_evaluated_as_they_are_alone():
@@ -222,6 +240,7 @@ def test_val_is_read_once_and_after_all_choices():
         assert result.top1 == pytest.approx((scores.argmax(1) == val.targets).double().mean().item())
         assert result.top1 > 0.6
         assert result.top5 == 1
+        assert all(p.untyped_storage().nbytes() == p.nbytes for p in head.parameters()), "weights are not shared"
 
 
 @pytest.mark.parametrize("protocol", [knn, ridge, logistic_regression])
@@ -299,7 +318,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(BENCH)
     try:
         bench = importlib.import_module("probing_joint")
-        arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_4"]
+        arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_3"]
         assert bench.main([*arguments, "--output", str(tmp_path / "joint.csv")]) == 0
         rows = sys.modules["results"].read_rows(tmp_path / "joint.csv")
         assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "singly"]

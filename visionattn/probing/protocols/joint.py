@@ -4,6 +4,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ class JointTraining:
             raise ValueError("there is but 1 picture to train on, and batch norm needs 2; take more")
         self.steps = math.ceil(self.used / recipe.batch_size)
         self.epoch = 0
-        self.runs = [Run(candidate, self._create(candidate)) for candidate in candidates]
+        # Heads of one kind start with the same weights, whatever else is trained.
+        kinds = {candidate.key: candidate for candidate in candidates}
+        made = {key: self._create(candidate) for key, candidate in kinds.items()}
+        self.runs = [Run(candidate, deepcopy(made[candidate.key])) for candidate in candidates]
         warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
         self.optimizers = Optimizers(
             [(run.candidate, run.head) for run in self.runs], recipe.epochs * self.steps, int(warmup * self.steps)
@@ -137,6 +141,8 @@ class JointTraining:
 
     def _probe(self, run: Run, top1: float, top5: float) -> Probe:
         candidate, on = run.candidate, self.recipe.selected_on
+        head = self._create(candidate)
+        head.load_state_dict(run.best)
         result = HeadResult(
             name=candidate.head,
             options=dict(candidate.options),
@@ -151,10 +157,9 @@ class JointTraining:
             optimizer=candidate.optimizer,
             weight_decay=candidate.weight_decay,
         )
-        return Probe(result, run.head.cpu().eval())
+        return Probe(result, head.cpu().eval())
 
     def _create(self, candidate: Candidate) -> ProbingHead:
-        """Heads of one kind start with the same weights, whatever else is trained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             head = create_head(candidate.head, self.fitted.dim, self.num_classes, **candidate.options)

@@ -57,7 +57,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What `load` takes: tensors and plain values."""
         progress = {name: value for name, value in vars(self).items() if name not in ("candidate", "head")}
-        return progress | {"weights": self.head.state_dict()}
+        return progress | {"weights": self._weights()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""

@@ -6,6 +6,7 @@ whatever their number and learning rate, make one matrix, and each product of a 
 place of many thin ones.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -62,23 +63,121 @@ class TokenBatch:
         return mean, variance
 
 
-def shared_logits(families: Sequence[Sequence[ProbingHead]], batch: TokenBatch) -> Tensor:
-    """Classifies pictures by heads for which `count_queries` is not 0.
+class Family(ABC):
+    """L heads that differ in nothing but their weights, which lie in stacks: each head's own are slices of these.
+
+    What changes a head's weights changes the stacks, and the other way round, until another family takes the head over.
+
+    Attributes:
+        heads: The heads.
+    """
+
+    def __init__(self, heads: Sequence[ProbingHead]) -> None:
+        self.heads = list(heads)
+        self._first = self.heads[0]
+        self._parameters = {
+            name: _stack([head.get_parameter(name) for head in heads]).requires_grad_()
+            for name, _ in self._first.named_parameters()
+        }
+        self._buffers = {
+            name: _stack([head.get_buffer(name) for head in heads]) for name, _ in self._first.named_buffers()
+        }
+
+    @abstractmethod
+    def ask(self, batch: TokenBatch) -> Queries:
+        """What the heads ask of tokens; in training, batch norms of tokens take note of these."""
+
+    def classify(self, pooled: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits `[L, B, num_classes]` of `[B, L * M, channels]`; one batch norm of L times the width is that of L."""
+        features = pooled.flatten(1) if bias is None else pooled.flatten(1) + bias.flatten()
+        norm = self._norm("norm")
+        mean, variance = (self._buffers[f"norm.running_{name}"].flatten() for name in ("mean", "var"))
+        features = F.batch_norm(features, mean, variance, None, None, norm.training, norm.momentum or 0.0, norm.eps)
+        features = features.unflatten(1, (len(self.heads), -1)).transpose(0, 1)
+        return _Classify.apply(features, self._parameters["classifier.weight"], self._parameters["classifier.bias"])
+
+    def hand_out_gradients(self) -> None:
+        """Gives each parameter of the heads its part of the stacks' gradients."""
+        for name, stack in self._parameters.items():
+            if stack.grad is not None:
+                for head, grad in zip(self.heads, stack.grad, strict=True):
+                    head.get_parameter(name).grad = grad
+                stack.grad = None
+
+    def _norm(self, name: str) -> nn.BatchNorm1d:
+        """A batch norm of the first head, which counts batches of all."""
+        norm = self._first.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm1d)
+        if norm.training:
+            self._buffers[f"{name}.num_batches_tracked"] += 1
+        return norm
+
+    def _split(self, name: str, num_heads: int) -> Tensor:
+        """A stack of parameters `[L, heads * channels, …]` as `[L, heads, channels, …]`."""
+        return self._parameters[name].unflatten(1, (num_heads, -1))
+
+
+class EpFamily(Family):
+    """Efficient probing."""
+
+    def ask(self, batch: TokenBatch) -> Queries:
+        """See `Family`."""
+        pool = self._first.pool
+        assert isinstance(pool, EfficientProbing)
+        return Queries(self._parameters["pool.queries"] * pool.scale, self._split("pool.v.weight", pool.num_queries))
+
+
+class AimFamily(Family):
+    """AIM's head."""
+
+    def ask(self, batch: TokenBatch) -> Queries:
+        """See `Family`."""
+        pool = self._first.pool
+        assert isinstance(pool, AimPooling)
+        names = ("pool.query", "pool.k.weight", "pool.v.weight")
+        query, keys, values = (self._split(name, pool.num_heads) for name in names)
+        mean, variance = self._statistics(batch)
+        scale = (variance + pool.norm.eps).rsqrt()
+        # Scores of the mean are the same for all tokens, so that softmax takes them off.
+        queries = torch.einsum("lhd,lhdc->lhc", query * query.shape[-1] ** -0.5, keys) * scale[:, None]
+        values = values * scale[:, None, None]
+        return Queries(queries, values, -(values @ mean[:, None, :, None]).squeeze(-1))
+
+    def _statistics(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Mean and variance that normalise tokens, `[L, dim]`, or `[1, dim]` where they are the batch's own."""
+        norm = self._norm("pool.norm")
+        kept = self._buffers["pool.norm.running_mean"], self._buffers["pool.norm.running_var"]
+        if not norm.training:
+            return kept
+        mean, variance = batch.statistics
+        for running, found in zip(kept, (mean, variance), strict=True):
+            running.lerp_(found, norm.momentum or 0.0)
+        count = batch.tokens.shape[0] * batch.tokens.shape[1]
+        return mean[None], variance[None] * ((count - 1) / count)
+
+
+FAMILIES: dict[type[nn.Module], type[Family]] = {EfficientProbing: EpFamily, AimPooling: AimFamily}
+
+
+def shared_logits(families: Sequence[Family], batch: TokenBatch) -> Tensor:
+    """Classifies pictures by the heads of families.
 
     Args:
-        families: Heads; those of a family differ in nothing but their weights.
-        batch: Tokens of the kind that all these heads take.
+        families: Families whose heads take the same kind of tokens.
+        batch: Tokens of this kind.
 
     Returns:
-        `[L, B, num_classes]`, L heads in the order of the families.
+        `[L, B, num_classes]`, L heads in the order of the families. Gradients reach the families' stacks.
     """
-    asked = [_ask([head.pool for head in family], batch) for family in families]
+    asked = [family.ask(batch) for family in families]
     pooled = _Pool.apply(
         batch.tokens,
         torch.cat([queries.flatten(0, 1) for queries, _, _ in asked]),
         *(values.flatten(0, 1) for _, values, _ in asked),
     )
-    return torch.cat([_classify(*each) for each in zip(families, pooled, (bias for _, _, bias in asked), strict=True)])
+    return torch.cat(
+        [family.classify(part, bias) for family, part, (_, _, bias) in zip(families, pooled, asked, strict=True)]
+    )
 
 
 class _Pool(torch.autograd.Function):
@@ -95,32 +194,31 @@ class _Pool(torch.autograd.Function):
         Returns:
             `[B, m, channels]` for each of the values.
         """
-        B, N, dim = tokens.shape
-        weights = tokens.new_empty(B, N, len(queries))
-        pooled = tokens.new_empty(B, len(queries), dim)
-        outputs = tuple(tokens.new_empty(B, *value.shape[:2]) for value in values)
+        outputs = tuple(tokens.new_empty(len(tokens), *value.shape[:2]) for value in values)
         sizes = [len(value) for value in values]
+        kept = []
         for part in _chunks(tokens):
-            torch.softmax(F.linear(tokens[part], queries), 1, out=weights[part])
-            torch.bmm(weights[part].mT, tokens[part], out=pooled[part])
-            for output, value, mean in zip(outputs, values, pooled[part].split(sizes, 1), strict=True):
+            weights = F.linear(tokens[part], queries).softmax(1)  # [b, N, M]
+            pooled = weights.mT @ tokens[part]  # [b, M, dim]
+            for output, value, mean in zip(outputs, values, pooled.split(sizes, 1), strict=True):
                 output[part] = (mean.transpose(0, 1) @ value.mT).transpose(0, 1)
-        ctx.save_for_backward(tokens, queries, weights, pooled, *outputs, *values)
+            kept += [weights, pooled]
+        ctx.save_for_backward(tokens, queries, *values, *outputs, *kept)
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries and values."""
-        tokens, queries, weights, pooled, *others = ctx.saved_tensors
-        outputs, values = others[: len(grads)], others[len(grads) :]
+        tokens, queries, *others = ctx.saved_tensors
+        values, outputs, kept = others[: len(grads)], others[len(grads) : 2 * len(grads)], others[2 * len(grads) :]
         sizes = [len(value) for value in values]
         grad_queries = torch.zeros_like(queries)
         grad_values = [torch.zeros_like(value) for value in values]
         # Σ_n a_n ∂a_n, which softmax takes off, without a sum over the tokens.
         shares = torch.cat([(g * y).sum(-1) for g, y in zip(grads, outputs, strict=True)], 1)[:, None]
-        for part in _chunks(tokens):
-            x, means = tokens[part], pooled[part].transpose(0, 1)
+        for part, weights, pooled in zip(_chunks(tokens), kept[::2], kept[1::2], strict=True):
+            x, means = tokens[part], pooled.transpose(0, 1)
             grad_means = torch.empty_like(means, memory_format=torch.contiguous_format)  # [M, b, dim]
             for g, value, grad_value, mean, grad_mean in zip(
                 grads, values, grad_values, means.split(sizes), grad_means.split(sizes), strict=True
@@ -128,9 +226,26 @@ class _Pool(torch.autograd.Function):
                 g = g[part].transpose(0, 1)
                 grad_value.baddbmm_(g.mT, mean)
                 torch.bmm(g, value, out=grad_mean)
-            grad_scores = (x @ grad_means.permute(1, 2, 0)).sub_(shares[part]).mul_(weights[part])  # [b, N, M]
+            grad_scores = (x @ grad_means.permute(1, 2, 0)).sub_(shares[part]).mul_(weights)  # [b, N, M]
             grad_queries.addmm_(grad_scores.flatten(0, 1).T, x.flatten(0, 1))
         return None, grad_queries, *grad_values
+
+
+class _Classify(torch.autograd.Function):
+    """W x + b for L classifiers. Autograd's products would have as few columns as there are classes, which is slow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Takes features `[L, B, F]`, weights `[L, C, F]` and biases `[L, C]` to `[L, B, C]`."""
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[..., None], weight, x.mT).mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all three."""
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.mT @ x, grad.sum(1)
 
 
 def _chunks(tokens: Tensor) -> list[slice]:
@@ -138,70 +253,9 @@ def _chunks(tokens: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(tokens), step)]
 
 
-def _ask(pools: Sequence[nn.Module], batch: TokenBatch) -> Queries:
-    if isinstance(pools[0], EfficientProbing):
-        return _ask_ep([pool for pool in pools if isinstance(pool, EfficientProbing)])
-    return _ask_aim([pool for pool in pools if isinstance(pool, AimPooling)], batch)
-
-
-def _ask_ep(pools: Sequence[EfficientProbing]) -> Queries:
-    queries = torch.stack([pool.queries for pool in pools]) * pools[0].scale
-    return Queries(queries, _split([pool.v.weight for pool in pools], pools[0].num_queries))
-
-
-def _ask_aim(pools: Sequence[AimPooling], batch: TokenBatch) -> Queries:
-    num_heads = pools[0].num_heads
-    query = _split([pool.query for pool in pools], num_heads)
-    keys, values = (_split([getattr(pool, name).weight for pool in pools], num_heads) for name in ("k", "v"))
-    mean, variance = _token_statistics([pool.norm for pool in pools], batch)  # [L or 1, dim]
-    scale = (variance + pools[0].norm.eps).rsqrt()
-    # Scores of the mean are the same for all tokens, so that softmax takes them off.
-    queries = torch.einsum("lhd,lhdc->lhc", query * query.shape[-1] ** -0.5, keys) * scale[:, None]
-    values = values * scale[:, None, None]
-    return Queries(queries, values, -(values @ mean[:, None, :, None]).squeeze(-1))
-
-
-def _split(parameters: Sequence[Tensor], num_heads: int) -> Tensor:
-    """Stacks parameters `[heads * channels, …]` to `[L, heads, channels, …]`."""
-    return torch.stack(list(parameters)).unflatten(1, (num_heads, -1))
-
-
-def _token_statistics(norms: Sequence[nn.BatchNorm1d], batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Mean and variance by which batch norms normalise tokens; in training the same for all, and noted by each."""
-    if not norms[0].training:
-        means, variances = zip(*(_running(norm) for norm in norms), strict=True)
-        return torch.stack(means), torch.stack(variances)
-    mean, variance = batch.statistics
-    for norm in norms:
-        _note(norm, mean, variance)
-    count = batch.tokens.shape[0] * batch.tokens.shape[1]
-    return mean[None], variance[None] * ((count - 1) / count)
-
-
-def _classify(heads: Sequence[ProbingHead], pooled: Tensor, bias: Tensor | None) -> Tensor:
-    """Batch norm and classifiers on `[B, L * M, channels]`, to `[L, B, num_classes]`: one norm of L times the width."""
-    features = pooled.flatten(1) if bias is None else pooled.flatten(1) + bias.flatten()
-    norms = [head.norm for head in heads if isinstance(head.norm, nn.BatchNorm1d)]
-    mean, variance = (torch.cat(each) for each in zip(*(_running(norm) for norm in norms), strict=True))
-    features = F.batch_norm(features, mean, variance, None, None, norms[0].training, 1.0, norms[0].eps)
-    if norms[0].training:
-        for norm, *statistics in zip(norms, mean.chunk(len(norms)), variance.chunk(len(norms)), strict=True):
-            _note(norm, *statistics)
-    weight = torch.stack([head.classifier.weight for head in heads])
-    offset = torch.stack([head.classifier.bias for head in heads])
-    return torch.baddbmm(offset[:, None], features.unflatten(1, (len(heads), -1)).transpose(0, 1), weight.mT)
-
-
-def _running(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
-
-
-def _note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
-    """Updates what a batch norm keeps, by the mean and the unbiased variance of a batch."""
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    for running, found in zip(_running(norm), (mean, variance), strict=True):
-        running.lerp_(found, norm.momentum)
-    norm.num_batches_tracked += 1
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """A stack of tensors, which from then on are its slices."""
+    stack = torch.stack([tensor.detach() for tensor in tensors])
+    for tensor, part in zip(tensors, stack, strict=True):
+        tensor.data = part
+    return stack

@@ -1,24 +1,26 @@
 """Many heads on the same tokens: what they have in common is computed once.
 
 Copies of efficient probing and of AIM's head share their products with the tokens (`shared.py`). All other heads run
-side by side on the same batch. For these, torch.func.vmap over stacked copies gives the same results and is slower on a
-CPU: 1.1 to 4 times, by head, with 5 copies at B 256, N 64 and D 192, as it copies the tokens for every copy.
+side by side on the same batch. torch.func.vmap over stacked copies of these gives the same results, but on a CPU it was
+slower for every head that does more than take a mean: it makes a copy of the tokens for each copy of the head.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from torch import Tensor
 
 from visionattn.probing.heads import ProbingHead, TokenKind, select_tokens
-from visionattn.probing.protocols.shared import TokenBatch, count_queries, shared_logits
+from visionattn.probing.protocols.shared import FAMILIES, TokenBatch, count_queries, shared_logits
 
 MAX_QUERIES = 160
-"""Queries per product: more gain nothing, and what they pool, `[B, queries, dim]`, takes memory."""
+"""About the most queries per product: with more, what they pool, `[B, queries, dim]`, grows too large to be fast."""
 
 
 class HeadStack:
-    """Heads that are evaluated together; parameters and buffers stay their own.
+    """Heads that are evaluated together; where they share products, their weights become slices of stacks.
 
     Attributes:
         heads: The heads.
@@ -34,7 +36,11 @@ class HeadStack:
         """
         self.heads = list(heads)
         self._layout = num_prefix_tokens, num_reg_tokens
-        self._shares = list(_share(self.heads))
+        self._shares = [
+            (numbers, [FAMILIES[type(family[0].pool)](family) for family in self._families(numbers)])
+            for numbers in _share(self.heads)
+        ]
+        self._others = [number for number, head in enumerate(heads) if not count_queries(head)]
 
     def train(self, mode: bool = True) -> None:
         """Puts all heads in training mode, or in that for evaluation."""
@@ -44,6 +50,8 @@ class HeadStack:
     def logits(self, tokens: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Classifies pictures by all heads; a share at a time, so that the next one finds its memory free again.
 
+        Whoever wants gradients goes backward before asking for the next share: then parameters are given theirs.
+
         Args:
             tokens: `[B, num_prefix_tokens + N, dim]`, all that the backbone gives.
 
@@ -51,33 +59,36 @@ class HeadStack:
             Which heads these are, L numbers, and their logits `[L, B, num_classes]`.
         """
         batches: dict[TokenKind, TokenBatch] = {}
-        for numbers in self._shares:
-            heads = [self.heads[number] for number in numbers]
-            kind = heads[0].tokens
+
+        def batch(number: int) -> TokenBatch:
+            kind = self.heads[number].tokens
             if kind not in batches:
                 batches[kind] = TokenBatch(select_tokens(tokens, kind, *self._layout))
-            if count_queries(heads[0]):
-                yield numbers, shared_logits([list(family) for _, family in groupby(heads, _form)], batches[kind])
-            else:
-                yield numbers, heads[0](batches[kind].tokens)[None]
+            return batches[kind]
+
+        for numbers, families in self._shares:
+            yield numbers, shared_logits(families, batch(numbers[0]))
+            for family in families:
+                family.hand_out_gradients()
+        for number in self._others:
+            yield [number], self.heads[number](batch(number).tokens)[None]
+
+    def _families(self, numbers: Sequence[int]) -> Iterator[list[ProbingHead]]:
+        for _, family in groupby((self.heads[number] for number in numbers), _form):
+            yield list(family)
 
 
 def _share(heads: Sequence[ProbingHead]) -> Iterator[list[int]]:
-    """Numbers of the heads that share products with the tokens, and of each other head."""
-    share: list[int] = []
-    room, kind = 0, None
-    for number in sorted((i for i, head in enumerate(heads) if count_queries(head)), key=lambda i: _form(heads[i])):
-        head = heads[number]
-        if share and (count_queries(head) > room or head.tokens != kind):
-            yield share
-            share = []
-        if not share:
-            room, kind = MAX_QUERIES, head.tokens
-        share.append(number)
-        room -= count_queries(head)
-    if share:
-        yield share
-    yield from ([number] for number, head in enumerate(heads) if not count_queries(head))
+    """Numbers of the heads that share products with the tokens: shares of like size, those of a form side by side."""
+    sharing = sorted((i for i, head in enumerate(heads) if count_queries(head)), key=lambda i: _form(heads[i]))
+    for _, group in groupby(sharing, lambda i: heads[i].tokens):
+        numbers = list(group)
+        ends = list(accumulate(count_queries(heads[number]) for number in numbers))
+        size = ends[-1] / math.ceil(ends[-1] / MAX_QUERIES)
+        shares = defaultdict(list)
+        for number, end in zip(numbers, ends, strict=True):
+            shares[math.ceil(end / size)].append(number)
+        yield from shares.values()
 
 
 def _form(head: ProbingHead) -> tuple[str, int, str, int]:
