@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.viz.picture import read_picture, save_picture, scale_to_height
+from visionattn.viz.picture import denormalize, read_picture, save_picture, scale_to_height
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
 
@@ -93,3 +93,15 @@ def test_proportions_are_kept(height, width):
 def test_scaling_down_averages():
     np.testing.assert_allclose(scale_to_height(PIXELS, 3), PIXELS.reshape(3, 2, 2, 2, 3).mean((1, 3)), atol=0.51)
     np.testing.assert_array_equal(scale_to_height(PIXELS, 6), PIXELS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_pictures_show_what_they_showed(channels):
+    mean, std = (0.2, 0.4, 0.6)[:channels], (0.5, 0.25, 2.0)[:channels]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 4, 5), dtype=np.uint8)
+    axes = (slice(None), None, None)
+    normalised = (pixels / 255 - np.array(mean)[axes]) / np.array(std)[axes]
+    shown = denormalize(torch.tensor(normalised), mean, std)
+    assert (shown.shape, shown.dtype) == ((2, 4, 5, 3), np.uint8)
+    assert (shown == np.broadcast_to(pixels.transpose(0, 2, 3, 1), (2, 4, 5, 3))).all()
+    assert (denormalize(normalised[0] + 100, mean, std) == 255).all()

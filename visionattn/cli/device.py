@@ -8,7 +8,7 @@ import torch
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """The names that ``--trainer.precision`` takes."""
 
-_AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -34,5 +34,5 @@ def resolve_device(name: str) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Runs what is inside in ``precision``, as Lightning's Trainer does for the same name."""
-    dtype = _AUTOCAST_DTYPES.get(precision)
+    dtype = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()

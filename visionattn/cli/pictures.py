@@ -84,13 +84,14 @@ def save_rollouts(
         preprocessing: of these pictures: ``mean`` and ``std``.
         number: how many are drawn, evenly spaced.
     """
-    from visionattn.viz.picture import save_picture
+    from visionattn.viz.picture import denormalize, save_picture
     from visionattn.viz.rollout import draw_rollout
 
     device = next(model.parameters()).device
     for place, name, image in _read(loader, spread(count, number)):
         scores, selected = model.rollout_maps(image[None].to(device))
-        picture = draw_rollout(_undo(image, preprocessing), scores[0].cpu(), selected[0].cpu(), model.grid)
+        pixels = denormalize(image, preprocessing["mean"], preprocessing["std"])
+        picture = draw_rollout(pixels, scores[0].cpu(), selected[0].cpu(), model.grid)
         save_picture(picture, folder / f"{place:05d}-{Path(name).stem}.png")
 
 
@@ -100,10 +101,3 @@ def _read(loader: ImageLoader, places: list[int]) -> Iterator[tuple[int, str, Te
         item = dataset[Draw(place)]
         if item.image is not None:
             yield place, item.name, item.image
-
-
-def _undo(image: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
-    """A normalised picture [C, H, W] as bytes [H, W, 3]."""
-    mean, std = (torch.tensor(preprocessing[key])[:, None, None] for key in ("mean", "std"))
-    pixels = (255 * (image * std + mean)).round().clamp(0, 255).byte()
-    return pixels.expand(3, -1, -1).permute(1, 2, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from visionattn.cli.classify import build_classifier
-from visionattn.cli.device import _AUTOCAST_DTYPES, Precision, resolve_device
+from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError, near_matches
 from visionattn.cli.leaderboard import show_leaderboard
 from visionattn.cli.pictures import check_number
@@ -103,7 +103,7 @@ def probe(
             layers,
             spec.model_kwargs,
             prepare(spec, data),
-            _AUTOCAST_DTYPES.get(precision),
+            AUTOCAST_DTYPES.get(precision),
         )
         origin = {
             "checkpoint": None if checkpoint is None else str(checkpoint),

@@ -159,10 +159,10 @@ class SplitPictures:
 
     def photograph(self, number: int) -> Any:
         """A picture as the backbone sees it, but with its own colours: bytes [H, W, 3]."""
-        channels = self.preprocessing["input_size"][0]
-        plain = {**self.preprocessing, "mean": (0.0,) * channels, "std": (1.0,) * channels}
-        pixels: Tensor = picture_transform(plain)(self.source.read(number)[0])
-        return (255 * pixels).round().clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
+        from visionattn.viz.picture import denormalize
+
+        seen: Tensor = picture_transform(self.preprocessing)(self.source.read(number)[0])
+        return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
     def missing(self, cache: FeatureCache) -> list[str]:
         """Names of the pictures that could not be read when features were extracted.

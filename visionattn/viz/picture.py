@@ -60,3 +60,20 @@ def _checked(picture: Any) -> Pixels:
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"a picture is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     return pixels
+
+
+def denormalize(pictures: Any, mean: Any, std: Any) -> Pixels:
+    """What normalised pictures show.
+
+    Args:
+        pictures: tensor or array [..., C, H, W].
+        mean: of each channel, that was taken away.
+        std: of each channel, that was divided by.
+
+    Returns:
+        Bytes [..., H, W, 3]; the one channel of grey pictures stands in all three.
+    """
+    scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
+    pixels = 255 * (np.asarray(pictures, dtype=np.float32) * scale + offset)
+    pixels = np.moveaxis(pixels.round().clip(0, 255).astype(np.uint8), -3, -1)
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))

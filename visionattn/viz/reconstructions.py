@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.viz.figure import new_figure, save_figure
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from visionattn.viz.picture import Pixels, denormalize
 
 CELL = 0.7  # inches
 BACKGROUND = 255
@@ -45,8 +44,6 @@ def save_reconstructions(
 
 def _row(pictures: Any, mean: Sequence[float], std: Sequence[float]) -> Pixels:
     """Pictures side by side, with a gap of one pixel at the right and below: bytes [H + 1, N·(W + 1), 3]."""
-    scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
-    pixels = (255 * (np.asarray(pictures, dtype=np.float32) * scale + offset)).round().clip(0, 255).astype(np.uint8)
-    framed = np.pad(pixels, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BACKGROUND)  # [N, C, H + 1, W + 1]
-    row = framed.transpose(2, 0, 3, 1).reshape(framed.shape[2], -1, framed.shape[1])
-    return np.broadcast_to(row, (*row.shape[:2], 3))
+    pixels = denormalize(pictures, mean, std)  # [N, H, W, C]
+    framed = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=BACKGROUND)
+    return framed.transpose(1, 0, 2, 3).reshape(framed.shape[1], -1, 3)
