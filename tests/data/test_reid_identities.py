@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from visionattn.data.reid.layouts import Options, Picture, Split
 from visionattn.viz.person import Appearance, draw_person
 
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept() -> Iterator[None]:
+    identities._draw.cache_clear()
+    yield
+    identities._draw.cache_clear()
 
 
 def listed(split: Split) -> list[Picture]:
@@ -73,6 +81,7 @@ def test_pictures_are_the_same_whenever_they_are_drawn() -> None:
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
+    identities._draw.cache_clear()
     again = [Identities().open(picture).tobytes() for picture in reversed(pictures)]
     assert again[::-1] == first
 

@@ -1,5 +1,6 @@
 """The embedded data set: people drawn as four cameras see them, which need no download."""
 
+import functools
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from visionattn.data.reid.layouts import Options, Picture, Protocol, Split
 from visionattn.viz.person import Appearance, Camera, Colour, draw_person
+from visionattn.viz.picture import Pixels
 
 HEIGHT, WIDTH = 64, 32
 SEED = 6  # of everything that is drawn
@@ -77,11 +79,15 @@ class Identities:
 
     def open(self, picture: Picture) -> Image.Image:
         """Draws it: a function of its name, identity and camera."""
-        name = zlib.crc32(picture.name.encode())
-        # Each distractor is somebody else.
-        person = appearance(np.random.default_rng([SEED, picture.pid] if picture.pid else [SEED, 0, name]))
-        drawn = draw_person(person, CAMERAS[picture.camera], np.random.default_rng([SEED, name]), HEIGHT, WIDTH)
-        return Image.fromarray(drawn)
+        return Image.fromarray(_draw(picture))
+
+
+@functools.cache  # all of them take 9 MB, and drawing them a fifth of an epoch
+def _draw(picture: Picture) -> Pixels:
+    name = zlib.crc32(picture.name.encode())
+    # Each distractor is somebody else.
+    person = appearance(np.random.default_rng([SEED, picture.pid] if picture.pid else [SEED, 0, name]))
+    return draw_person(person, CAMERAS[picture.camera], np.random.default_rng([SEED, name]), HEIGHT, WIDTH)
 
 
 def appearance(rng: np.random.Generator) -> Appearance:
