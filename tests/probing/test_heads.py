@@ -138,8 +138,7 @@ def naive_jepa(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def naive_abmilp(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = pool.self_attention.qkv(x).chunk(3, -1)
     x = pool.self_attention.proj((q @ k.mT / math.sqrt(x.shape[-1])).softmax(-1) @ v)
-    v_layer, _, w_layer = pool.score
-    weights = w_layer(torch.tanh(v_layer(x))).softmax(1)
+    weights = pool.score(torch.tanh(pool.hidden(x))).softmax(1)
     return (weights * x).sum(1), weights.mT
 
 

@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,21 @@ def test_a_run_keeps_its_best_weights_and_stops_in_its_own_time():
     assert run.stopped
     assert (run.best_epoch, run.best_accuracy, run.seconds) == (2, 0.6, 10.0)
     assert run.best["classifier.bias"].tolist() == [2.0] * CLASSES
+
+
+def test_trailing_candidates_of_each_head_stop():
+    train, recipe = make_features(80, 0, signal=0.3), Recipe(epochs=6, batch_size=16, race=True)
+    candidates = sweep(["ep_4", "gap"], (1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+    race = JointTraining(train, train, candidates, CLASSES, recipe, dtype=F64)
+    race.fit()
+    to_the_end = JointTraining(train, train, candidates, CLASSES, replace(recipe, race=False), dtype=F64)
+    to_the_end.fit()
+    for runs in (race.runs[:5], race.runs[5:]):
+        assert sorted(len(run.losses) for run in runs) == [2, 2, 2, 4, 6]  # 5 // 2 go on, 2 // 2 to the end
+    for run, whole in zip(race.runs, to_the_end.runs, strict=True):
+        assert run.losses == pytest.approx(whole.losses[: len(run.losses)], rel=1e-9)
+    winner = max(race.runs[:5], key=lambda run: len(run.losses))
+    assert winner.best_accuracy >= max(run.best_accuracy for run in race.runs[:5])
 
 
 class Guarded(TensorFeatures):

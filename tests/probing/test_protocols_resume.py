@@ -13,7 +13,7 @@ from visionattn.probing.features import TensorFeatures
 from visionattn.probing.protocols import Candidate, Probe, Recipe, sweep, train_heads
 from visionattn.probing.protocols.state import load_state, save_state
 
-STEPS, RECIPE = 4, Recipe(epochs=8, batch_size=16, patience=3)
+STEPS, RECIPE = 4, Recipe(epochs=8, batch_size=16, patience=5, race=True)
 CANDIDATES = [
     *sweep(["ep_2", ("aim", {"num_heads": 2}), "abmilp"], (1e-3, 1e-1), weight_decay=0.05),
     Candidate("ep_2", 1.0, optimizer="lars"),

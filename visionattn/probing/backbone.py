@@ -46,10 +46,11 @@ class Backbone(nn.Module):
     """Pictures to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
 
     Every layer comes with the model's final norm applied, whether timm keeps that at the end of the stack or before the
-    classifier. Layers of another width than the norm's, the early stages of hierarchical models, come as they are. The
-    model is frozen and stays in evaluation mode.
+    classifier, unless blocks are wanted as they are. Layers of another width than the norm's, the early stages of
+    hierarchical models, come as they are. The model is frozen and stays in evaluation mode.
 
     Attributes:
+        depth: Number of blocks, in hierarchical models of stages.
         layers: What is tapped, blocks counted from the first.
         layouts: How the tokens of each of them lie.
         preprocessing: How pictures are to be prepared: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
@@ -62,20 +63,22 @@ class Backbone(nn.Module):
         self,
         model: nn.Module,
         name: str,
-        layers: Sequence[Layer] = ("last",),
+        layers: Sequence[Layer] | None = ("last",),
         model_kwargs: Mapping[str, Any] | None = None,
         preprocessing: Mapping[str, Any] | None = None,
         amp_dtype: torch.dtype | None = None,
+        norm_blocks: bool = True,
     ) -> None:
         """Freezes the model, and learns from an empty picture what it gives.
 
         Args:
             model: The model, which is changed in place.
             name: Its name in timm's registry.
-            layers: What to tap; negative numbers count from the last block.
+            layers: What to tap; negative numbers count from the last block. None for all blocks.
             model_kwargs: What the model was made with, plain values; they and the name are part of its identity.
             preprocessing: By default that of the model's `pretrained_cfg`.
             amp_dtype: In which autocast computes; None for no autocast.
+            norm_blocks: Whether the final norm is applied to blocks that are tapped by their numbers.
 
         Raises:
             ValueError: The model gives no tokens, takes no pictures of that size, or has no such layer.
@@ -83,9 +86,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name, self.model_kwargs, self.amp_dtype = name, dict(model_kwargs or {}), amp_dtype
+        self.norm_blocks = norm_blocks
         self.preprocessing: dict[str, Any] = dict(preprocessing or resolve_model_data_config(model))
         final, taps = self._probe()
-        self.layers = _resolve_layers(layers, len(taps), name)
+        self.depth = len(taps)
+        self.layers = _resolve_layers(range(self.depth) if layers is None else layers, self.depth, name)
         num_reg_tokens = _num_reg_tokens(model)
         self.layouts = {
             layer: self._last_layout(final, taps, num_reg_tokens)
@@ -109,6 +114,7 @@ class Backbone(nn.Module):
             "weights": weights_hash(self.model),
             "preprocessing": self.preprocessing,
             "layers": list(self.layers),
+            **({} if self.norm_blocks else {"norm_blocks": False}),  # without it, keys of caches stay what they were
             "autocast": str(self.amp_dtype),
             "timm": timm.__version__,
         }
@@ -176,7 +182,7 @@ class Backbone(nn.Module):
     def _tap_tokens(self, prefix: Tensor | None, features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)
         tokens = tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
-        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model))
+        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model)) if self.norm_blocks else tokens
 
     def _last_tokens(self, final: Tensor) -> Tensor:
         return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))

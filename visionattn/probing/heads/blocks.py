@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent, LayerNorm, Mlp, trunc_normal_
 from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from timm.models.vision_transformer import Block
@@ -152,21 +153,32 @@ class AbmilpPooling(AttentivePooling):
 
     Rymarczyk et al., "Kernel Self-Attention for Weakly-supervised Image Classification using Deep Multiple Instance
     Learning", 2021, https://arxiv.org/abs/2005.12991, on the pooling of Ilse et al., 2018, eq. 8,
-    https://arxiv.org/abs/1802.04712.
+    https://arxiv.org/abs/1802.04712. Parameters stand in timm's module; the order of products is ours: with one head,
+    queries and keys meet in one matrix, W_qᵀ W_k, and so do values, output and V. Two projections of every token are
+    left of five.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.num_features = dim
         self.self_attention = Attention(dim, num_heads=1)
-        self.score = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1))
+        self.hidden = nn.Linear(dim, dim)
+        self.score = nn.Linear(dim, 1)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, 1, N]` and the tokens as self-attention leaves them."""
-        x = self.self_attention(tokens)
-        return self.score(x).mT.softmax(-1), x
+        """Weights `[B, 1, N]` and the sums of tokens that self-attention makes, `[B, N, dim]`, not projected."""
+        q, k, _ = self.self_attention.qkv.weight.chunk(3)
+        sums = ((tokens @ (q.T @ k * self.self_attention.scale)) @ tokens.mT).softmax(-1) @ tokens
+        weight, bias = self._projection()
+        hidden = F.linear(sums, self.hidden.weight @ weight, self.hidden(bias)).tanh()
+        return self.score(hidden).mT.softmax(-1), sums
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Features `[B, dim]` of tokens `[B, N, dim]`."""
-        weights, x = self.attend(tokens)
-        return (weights @ x).squeeze(1)
+        weights, sums = self.attend(tokens)
+        return F.linear((weights @ sums).squeeze(1), *self._projection())
+
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of values and output at once."""
+        attention = self.self_attention
+        return attention.proj.weight @ attention.qkv.weight.chunk(3)[2], attention.proj.bias

@@ -10,7 +10,7 @@ from visionattn.probing.protocols.split import HELD_OUT
 
 OptimizerName = Literal["adamw", "lars"]
 
-ADAMW_LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+ADAMW_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PAPER_LRS = (0.1, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5)
 """For a batch of 256; the rate grows with the batch."""
 
@@ -56,6 +56,8 @@ class Recipe:
         batch_size: Pictures per step.
         warmup_epochs: Epochs in which rates rise linearly from 0, at most a quarter of all; then they fall as a cosine.
         patience: Epochs without a better accuracy after which a candidate stops; None for never.
+        race: Whether, after a third of the epochs and again after two thirds, the worse half of a head's candidates
+            stops, of an odd number the larger half (successive halving, https://arxiv.org/abs/1502.07943).
         selected_on: Whether rate and epoch are chosen on a part of train that is held out, or on val.
         held_out: Share of train that is held out in the first case.
         seed: Of initial weights, of the order of pictures, and of the part that is held out.
@@ -65,6 +67,7 @@ class Recipe:
     batch_size: int = 256
     warmup_epochs: float = 10
     patience: int | None = 20
+    race: bool = False
     selected_on: SelectedOn = "held_out"
     held_out: float = HELD_OUT
     seed: int = 0
@@ -77,6 +80,10 @@ class Recipe:
             raise ValueError(f"patience must be at least 1 epoch, or None for never; got {self.patience}")
         if self.selected_on not in ("held_out", "val"):
             raise ValueError(f"selected_on must be 'held_out' or 'val'; got {self.selected_on!r}")
+
+    def ends_heat(self, epoch: int) -> bool:
+        """Whether candidates that trail stop after so many epochs."""
+        return self.race and epoch in (self.epochs // 3, 2 * self.epochs // 3)
 
 
 def sweep(

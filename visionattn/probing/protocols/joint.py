@@ -121,10 +121,23 @@ class JointTraining:
             if len(remaining) != len(active):
                 active, stack = remaining, self._stack(remaining)
             self._train_epoch(active, stack, progress)
+            if self.recipe.ends_heat(self.epoch):
+                self._stop_trailing()
             if state_file is not None:
                 save_state(state_file, self._state(identity))
         if progress is not None:
             progress(self.recipe.epochs * self.steps, self.recipe.epochs * self.steps)
+
+    def _stop_trailing(self) -> None:
+        """Lets the better half of each head's candidates go on, and at least one."""
+        heats: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if not run.stopped:
+                heats.setdefault(run.candidate.key, []).append(run)
+        for heat in heats.values():
+            heat.sort(key=lambda run: -run.best_accuracy)
+            for run in heat[max(1, len(heat) // 2) :]:
+                run.stopped = True
 
     def probes(self) -> list[Probe]:
         """Chooses a run for each head and evaluates it on val."""
