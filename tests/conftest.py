@@ -5,6 +5,8 @@ import os
 
 # Before anything imports huggingface_hub: a test that would fetch something fails at once instead.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before anything imports torch: as many processes run tests as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,24 @@ from torch import nn
 from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 50)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--coco-panoptic-root",
+        type=Path,
+        default=Path("data/coco-panoptic-100"),
+        help="folder of COCO panoptic, or of some of its pictures, for tests that are marked slow",
+    )
+
+
+@pytest.fixture
+def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
+    """Real pictures with panoptic annotations; without them the test is skipped."""
+    root: Path = request.config.getoption("--coco-panoptic-root")
+    if not (root / "annotations").is_dir():
+        pytest.skip(f"no COCO panoptic in {root} (--coco-panoptic-root)")
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""Measures of retrieval; nothing here knows of models or tasks."""
+"""Measures of retrieval and of object discovery; nothing here knows of models or tasks."""

@@ -1,0 +1,122 @@
+"""ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each picture."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from visionattn.data.errors import DataError
+from visionattn.data.scenes.annotation import Label, channels, labelled_scene, open_mask, read_rgb
+from visionattn.data.scenes.scene import Scene
+from visionattn.data.sources import SPLITS
+
+HOME = "ADE20K_2021_17_01"
+EXPECTED = (
+    f"ADE20K is expected as {{root}}/{HOME}/images/ADE/{{{{training,validation}}}}/…/NAME.jpg with NAME_seg.png beside "
+    "it. Nothing is downloaded: ask for it at ade20k.csail.mit.edu (the scene parsing benchmark has no instances)"
+)
+
+NUM_CLASSES = 3688
+STUFF = {
+    447: "ceiling",
+    738: "dirt track",
+    838: "earth",
+    913: "field",
+    976: "floor",
+    1125: "grass",
+    1240: "hill",
+    1393: "lake",
+    1401: "land",
+    1610: "mountain",
+    1788: "path",
+    2128: "river",
+    2131: "road",
+    2212: "sand",
+    2264: "sea",
+    2377: "sidewalk",
+    2420: "sky",
+    2454: "snow",
+    2978: "wall",
+    2994: "water",
+    3016: "waterfall",
+}
+"""ADE20K calls nothing stuff: these have no shape of their own, by its numbers."""
+
+
+class Ade20k:
+    """Zhou et al., "Semantic Understanding of Scenes through the ADE20K Dataset" (arXiv 1608.05442), of 2021.
+
+    Every instance is a segment, and a thing, buildings and trees included, but for the kinds in `STUFF`. Parts of
+    objects belong to the object. Class numbers are ADE20K's own less 1, and their names these numbers: the words, which
+    `index_ade20k.pkl` has, are not read.
+
+    Args:
+        root: The folder that the archive was unpacked in, or any on the way from there to the folders of the splits; or
+            a folder of such pictures without splits.
+        split: `train`, `validation`, or the name of a folder.
+
+    Raises:
+        DataError: There are no such pictures.
+    """
+
+    class_names: Sequence[str] = [str(1 + target) for target in range(NUM_CLASSES)]
+
+    def __init__(self, root: Path, split: str) -> None:
+        remedy = EXPECTED.format(root=root)
+        if not root.is_dir():
+            raise DataError(f"no such data folder: {root} (--data.root). {remedy}")
+        folder = _folder(root, split)
+        if folder is None:
+            raise DataError(f"no {split} split of ADE20K under {root}. {remedy}")
+        self.files = list(_pictures(folder))
+        if not self.files:
+            raise DataError(f"no pictures with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Path of the picture."""
+        return str(self.files[index])
+
+    def __getitem__(self, index: int) -> Scene:
+        """Reads one.
+
+        Raises:
+            OSError: The picture cannot be read.
+            ValueError: Its mask cannot be, or does not fit it.
+        """
+        path = self.files[index]
+        image = read_rgb(path)
+        red, green, blue = channels(open_mask(path.with_name(f"{path.stem}_seg.png")))
+        # Red counts in tens. Blue tells instances apart, together with the class even where it has a number twice.
+        return labelled_scene(image, (red // 10 * 256 + green) * 256 + blue, _label)
+
+
+def _label(key: int) -> Label | None:
+    number = key // 256
+    if number > NUM_CLASSES:
+        raise ValueError(f"its mask has class {number}, where ADE20K has {NUM_CLASSES:,}")
+    return Label(number - 1, number not in STUFF) if number else None
+
+
+def _folder(root: Path, split: str) -> Path | None:
+    """Where a split is: `root` itself where there are no splits."""
+    homes = [root / between for between in (f"{HOME}/images/ADE", "images/ADE", "ADE", "images", "")]
+    wanted = SPLITS.get(split, (split,))
+    others = {name for names in SPLITS.values() for name in names}
+    for home in homes:
+        if found := [home / name for name in wanted if (home / name).is_dir()]:
+            return found[0]
+    is_whole = split in SPLITS and not any((home / name).is_dir() for home in homes for name in others)
+    return root if is_whole else None
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Those that have a mask, in the order of their paths.
+
+    Beside a picture lies a folder of its name with a mask for each instance, parts that are hidden included: not these.
+    """
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if f"{name}.jpg" not in files)
+        known = set(files)
+        yield from (Path(place, name) for name in sorted(files) if f"{name.removesuffix('.jpg')}_seg.png" in known)

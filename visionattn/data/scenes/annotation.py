@@ -1,0 +1,79 @@
+"""From the numbers that a data set's mask holds to segments."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from visionattn.data.loading import BROKEN
+from visionattn.data.scenes.scene import UNLABELLED, Scene
+
+Keys = np.ndarray[Any, np.dtype[np.int32]]
+
+
+class Label(NamedTuple):
+    """What a segment shows: the number of its class, and whether it is an object."""
+
+    target: int
+    is_thing: bool
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """A picture in colour.
+
+    Raises:
+        OSError: It is not there or cannot be decoded.
+    """
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def open_mask(path: Path) -> Image.Image:
+    """A picture of numbers, as it is.
+
+    Raises:
+        ValueError: It is not there or cannot be decoded; the message names it, as its scene goes by the picture's name.
+    """
+    try:
+        mask = Image.open(path)
+        mask.load()
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no mask {path}") from error
+    except BROKEN as error:
+        raise ValueError(f"its mask {path} cannot be read") from error
+    return mask
+
+
+def channels(mask: Image.Image) -> tuple[Keys, Keys, Keys]:
+    """Red, green and blue of a mask, each `[H, W]`."""
+    red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int32), 2, 0)
+    return red, green, blue
+
+
+def labelled_scene(image: Image.Image, keys: Keys, label: Callable[[int], Label | None]) -> Scene:
+    """Numbers the segments from 1 on, in the order of their keys.
+
+    Args:
+        image: The picture.
+        keys: `[H, W]`: the data set's number of each position's segment.
+        label: What the segment with a key shows; None where the data set does not say, which makes it `UNLABELLED`.
+
+    Raises:
+        ValueError: Picture and mask differ in size.
+    """
+    height, width = keys.shape
+    if image.size != (width, height):
+        raise ValueError(f"it has {image.width}×{image.height} pixels, and its mask {width}×{height}")
+    present = np.unique(keys)
+    labels = [label(int(key)) for key in present]
+    known = np.array([found is not None for found in labels])
+    numbers = np.where(known, known.cumsum(), UNLABELLED).astype(np.int32)
+    kept = [found for found in labels if found is not None]
+    return Scene(
+        image,
+        numbers[np.searchsorted(present, keys)],
+        np.array([-1, *(found.target for found in kept)]),
+        np.array([False, *(found.is_thing for found in kept)]),
+    )

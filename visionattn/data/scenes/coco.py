@@ -1,0 +1,99 @@
+"""COCO panoptic: a picture, a PNG whose colours are numbers of segments, and a JSON that says what these show."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.data.errors import DataError
+from visionattn.data.scenes.annotation import Label, channels, labelled_scene, open_mask, read_rgb
+from visionattn.data.scenes.scene import Scene
+from visionattn.data.sources import SPLITS
+
+EXPECTED = (
+    "COCO panoptic is expected as {root}/{split}2017/*.jpg, {root}/annotations/panoptic_{split}2017.json and "
+    "{root}/annotations/panoptic_{split}2017/*.png, the contents of its archives. Nothing is downloaded: obtain them "
+    "from cocodataset.org"
+)
+VOID = 0
+"""The number of positions that nobody labelled."""
+
+
+class CocoPanoptic:
+    """Kirillov et al., "Panoptic Segmentation" (arXiv 1801.00868), on COCO 2017: 80 kinds of things, 53 of stuff.
+
+    Crowds, whose members nobody told apart, are unlabelled, as is what the annotators left out.
+
+    Args:
+        root: The folder that holds `annotations`.
+        split: `train`, `validation`, or the name of another one before its `2017`.
+
+    Raises:
+        DataError: Annotations that are missing or not as expected.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        if not root.is_dir():
+            raise DataError(f"no such data folder: {root} (--data.root). {EXPECTED.format(root=root, split='val')}")
+        names = SPLITS.get(split, (split.removesuffix("2017"),))
+        tables = [root / "annotations" / f"panoptic_{name}2017.json" for name in names]
+        table = next((path for path in tables if path.is_file()), None)
+        if table is None:
+            raise DataError(f"no {tables[0]}. {EXPECTED.format(root=root, split=names[0])}")
+        self.masks = table.with_suffix("")
+        self.images = root / self.masks.name.removeprefix("panoptic_")
+        try:
+            self._index(json.loads(table.read_bytes()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{table} is damaged or holds no panoptic annotations ({error!r}): fetch it anew"
+            ) from error
+        if not self.files:
+            raise DataError(f"{table} lists no pictures: fetch it anew")
+
+    def _index(self, table: dict[str, Any]) -> None:
+        """Keeps of the table what is needed, in arrays: a training split of Python objects would take gigabytes."""
+        categories = sorted(table["categories"], key=lambda category: category["id"])
+        self.class_names: Sequence[str] = [category["name"] for category in categories]
+        self.things = [bool(category["isthing"]) for category in categories]
+        targets = {category["id"]: target for target, category in enumerate(categories)}
+        pictures = {image["id"]: image["file_name"] for image in table["images"]}
+        entries = sorted(table["annotations"], key=lambda entry: entry["image_id"])
+        self.files = [(pictures[entry["image_id"]], entry["file_name"]) for entry in entries]
+        self.segments = [
+            np.array(
+                [(s["id"], -1 if s["iscrowd"] else targets[s["category_id"]]) for s in entry["segments_info"]], np.int32
+            ).reshape(-1, 2)
+            for entry in entries
+        ]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Path of the picture."""
+        return str(self.images / self.files[index][0])
+
+    def __getitem__(self, index: int) -> Scene:
+        """Reads one.
+
+        Raises:
+            OSError: The picture cannot be read.
+            ValueError: Its mask cannot be, or does not fit it.
+        """
+        picture, mask = self.files[index]
+        targets: dict[int, int] = dict(zip(*self.segments[index].T.tolist(), strict=True))
+
+        def label(number: int) -> Label | None:
+            if number == VOID:
+                return None
+            if number not in targets:
+                raise ValueError(f"{self.masks.name}.json does not say what segment {number} of its mask {mask} is")
+            target = targets[number]
+            return None if target < 0 else Label(target, self.things[target])
+
+        image = read_rgb(self.images / picture)
+        red, green, blue = channels(open_mask(self.masks / mask))
+        return labelled_scene(image, red + 256 * green + 65536 * blue, label)

@@ -1,0 +1,91 @@
+"""Any folder of pictures with a folder of masks beside it, whose values are numbers of instances."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visionattn.data.errors import DataError
+from visionattn.data.scenes.annotation import Keys, Label, channels, labelled_scene, open_mask, read_rgb
+from visionattn.data.scenes.scene import Scene
+from visionattn.data.sources import SPLITS
+
+EXPECTED = (
+    "expected are {root}/images/…/NAME.jpg (or .png) and {root}/instances/…/NAME.png, or both in a folder for each "
+    "split, {root}/train and {root}/val"
+)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+BACKGROUND = 0
+"""What masks have where there is no object."""
+
+
+class SceneFolder:
+    """Pictures under `images`, and masks of the same relative names under `instances`, PNG files of the same size.
+
+    A mask of one channel (grey of 8 or 16 bits, or with a palette) holds the number of each position's instance; one in
+    colour holds it as R + 256 G + 65536 B. 0 is the background, which is a segment of stuff; every other number is an
+    object.
+
+    Args:
+        root: The folder that holds `images` and `instances`, or folders of these for each split.
+        split: `train`, `validation`, or the name of a folder; without folders of splits all are the same.
+
+    Raises:
+        DataError: No pictures, or some without a mask.
+    """
+
+    class_names: Sequence[str] = ("background", "object")
+
+    def __init__(self, root: Path, split: str) -> None:
+        remedy = EXPECTED.format(root=root)
+        if not root.is_dir():
+            raise DataError(f"no such data folder: {root} (--data.root): {remedy}")
+        places = [root / name for name in SPLITS.get(split, (split,))] + ([root] if split in SPLITS else [])
+        place = next((place for place in places if (place / "images").is_dir()), None)
+        if place is None:
+            raise DataError(f"no images folder for {split} in {root}: {remedy}")
+        self.images, self.masks = place / "images", place / "instances"
+        found = (path.relative_to(self.images) for path in self.images.rglob("*"))
+        self.files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+        if not self.files:
+            raise DataError(f"no pictures under {self.images}: {remedy}")
+        if lonely := [path for path in self.files if not self._mask(path).is_file()]:
+            raise DataError(
+                f"{len(lonely):,} of {len(self.files):,} pictures under {self.images} have no mask: there is no "
+                f"{self._mask(lonely[0])} for {lonely[0]}; add it, or remove the picture"
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Path of the picture."""
+        return str(self.images / self.files[index])
+
+    def __getitem__(self, index: int) -> Scene:
+        """Reads one.
+
+        Raises:
+            OSError: The picture cannot be read.
+            ValueError: Its mask cannot be, or does not fit it.
+        """
+        path = self.files[index]
+        return labelled_scene(read_rgb(self.images / path), _numbers(self._mask(path)), _label)
+
+    def _mask(self, path: Path) -> Path:
+        return self.masks / path.with_suffix(".png")
+
+
+def _label(number: int) -> Label:
+    return Label(int(number != BACKGROUND), number != BACKGROUND)
+
+
+def _numbers(path: Path) -> Keys:
+    """Numbers of instances `[H, W]`."""
+    mask = open_mask(path)
+    if len(mask.getbands()) == 1:
+        return np.asarray(mask).astype(np.int32)
+    if mask.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"its mask {path} is of mode {mask.mode}: it must be grey, with a palette, or in colour")
+    red, green, blue = channels(mask)
+    return red + 256 * green + 65536 * blue

@@ -1,0 +1,98 @@
+"""From scenes to batches of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from visionattn.data.loading import ImageLoader, Item
+from visionattn.data.scenes.scene import Scenes
+from visionattn.data.scenes.transforms import SceneTensors
+
+
+class SceneBatch(NamedTuple):
+    """What every loader yields.
+
+    Attributes:
+        image: normalised pictures [B, 3, H, W]; B may be smaller than the batch size, and 0, where pictures were left
+            out.
+        segments: ids of the segments [B, H, W], int64; 0 for positions without one. Those of a picture are as it has
+            them, from 1 on, also where cutting and resizing left nothing of some.
+        classes: of each segment by its id [B, S + 1], for the largest S in the batch; -1 for id 0 and beyond the
+            picture's last one.
+        things: whether a segment is an object [B, S + 1].
+        name: of the scenes, B of them.
+        errors: one line for each broken picture that was met.
+    """
+
+    image: Tensor
+    segments: Tensor
+    classes: Tensor
+    things: Tensor
+    name: list[str]
+    errors: list[str]
+
+
+class SceneSource:
+    """Scenes in the place of pictures, which :class:`~visionattn.data.loading.PictureDataset` reads and transforms."""
+
+    class_to_idx: Mapping[str, int] | None = None
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """A scene, and no class."""
+        return self.scenes[index], -1
+
+    def name_of(self, index: int) -> str:
+        """What the data set calls it."""
+        return self.scenes.name(index)
+
+    def targets(self) -> Sequence[int]:
+        """Scenes have no classes, their segments have."""
+        return [-1] * len(self)
+
+
+class SceneCollate:
+    """Makes a :class:`SceneBatch` of what there is.
+
+    Args:
+        input_size: (C, H, W), for batches that turn out empty.
+    """
+
+    def __init__(self, input_size: tuple[int, int, int]) -> None:
+        height, width = input_size[1:]
+        self.blank = SceneTensors(
+            torch.empty(input_size),
+            torch.empty(height, width, dtype=torch.long),
+            torch.tensor([-1]),
+            torch.tensor([False]),
+        )
+
+    def __call__(self, items: Sequence[Item]) -> SceneBatch:
+        """Stacks the scenes that could be read."""
+        good = [item for item in items if item.image is not None]
+        scenes: list[Any] = [item.image for item in good]
+        images, segments, classes, things = (list(parts) for parts in zip(*(scenes or [self.blank]), strict=True))
+        count = len(good)
+        return SceneBatch(
+            torch.stack(images)[:count],
+            torch.stack(segments)[:count],
+            pad_sequence(classes, batch_first=True, padding_value=-1)[:count],
+            pad_sequence(things, batch_first=True)[:count],
+            [item.name for item in good],
+            [error for item in items for error in item.errors],
+        )
+
+
+class SceneLoader(ImageLoader):
+    """An :class:`~visionattn.data.ImageLoader` of :class:`SceneBatch` es."""
+
+    def __iter__(self) -> Iterator[SceneBatch]:  # type: ignore[override]
+        return super().__iter__()  # type: ignore[return-value]  # SceneCollate makes them

@@ -1,0 +1,185 @@
+"""Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of pictures with masks."""
+
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from visionattn.data.errors import DataError
+from visionattn.data.loading import OnError, PictureDataset
+from visionattn.data.module import PictureData
+from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
+from visionattn.data.scenes.opening import SceneName, open_scenes
+from visionattn.data.scenes.scene import Scenes
+from visionattn.data.scenes.synthetic import LENGTHS
+from visionattn.data.scenes.transforms import CROP_MODES, CropMode, SceneTransform
+from visionattn.viz.person import single_threaded
+
+SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+class SceneData(PictureData):
+    """Scenes for training and validation. Nothing is downloaded; test is the same as validation.
+
+    Args:
+        name: ``synthetic`` (drawn as they are needed; the default where there is no root), ``coco_panoptic``,
+            ``ade20k``, or ``folder`` (the default with a root), which has masks with numbers of instances.
+        root: folder of the data set.
+        train_split: name of the training split, by default the data set's usual one.
+        val_split: the same for validation.
+        limit: use so many scenes of each split, the first ones; by default all.
+        image_size: height and width in pixels, by default 64 for synthetic scenes and 224 for others.
+        length: synthetic scenes for training.
+        val_length: synthetic scenes for validation.
+        max_objects: synthetic scenes have 2 to so many.
+        textured: some synthetic objects and backgrounds have patterns; otherwise all are plain.
+        batch_size: scenes per step and per device.
+        eval_batch_size: the same for validation, by default the same number.
+        num_workers: loader processes per device, by default as many as there are cores, at most 8.
+        mean: of each channel, by default ImageNet's.
+        std: of each channel, by default ImageNet's.
+        interpolation: of pictures: ``bicubic``, ``bilinear``, ``nearest``, …; that of segments is always ``nearest``.
+        crop_mode: ``center`` keeps the aspect and cuts off what is too much of the longer side; ``squash`` keeps all.
+        hflip: probability of a horizontal flip in training.
+        on_error: a scene that cannot be read: ``raise`` names it and stops; ``skip`` counts it and goes on, with
+            another one in its place in training and without it in validation.
+        seed: of shuffling and augmentation, by default that of ``seed_everything``; synthetic scenes have their own.
+
+    Raises:
+        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+    """
+
+    def __init__(
+        self,
+        name: SceneName | None = None,
+        root: str | None = None,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        limit: int | None = None,
+        image_size: int | None = None,
+        length: int = LENGTHS[0],
+        val_length: int = LENGTHS[1],
+        max_objects: int = 6,
+        textured: bool = True,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: str = "bicubic",
+        crop_mode: CropMode = "center",
+        hflip: float = 0.5,
+        on_error: OnError = "raise",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, on_error, seed)
+        self.name: str = name or ("folder" if root else "synthetic")
+        self.root, self.limit, self.hflip = root, limit, hflip
+        size = (SYNTHETIC_SIZE if self.name == "synthetic" else PHOTOGRAPH_SIZE) if image_size is None else image_size
+        if size < 1:
+            raise DataError(f"--data.image_size must be at least 1, got {size}")
+        if not 0 <= hflip <= 1:
+            raise DataError(f"--data.hflip must be at least 0 and at most 1, got {hflip}")
+        for what, choice, choices in (
+            ("interpolation", interpolation, INTERPOLATIONS),
+            ("crop_mode", crop_mode, CROP_MODES),
+        ):
+            if choice not in choices:
+                raise DataError(f"--data.{what} must be one of {', '.join(choices)}, got {choice!r}")
+        self.splits: dict[str, str | None] = {"train": train_split, "validation": val_split}
+        self.lengths = {"train": length, "validation": val_length}
+        self.drawing: dict[str, Any] = {"max_objects": max_objects, "textured": textured}
+        self.preprocessing: dict[str, Any] = {
+            "input_size": (3, size, size),
+            "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean"),
+            "std": _per_channel(std, IMAGENET_DEFAULT_STD, "std"),
+            "interpolation": interpolation,
+            "crop_pct": 1.0,
+            "crop_mode": crop_mode,
+        }
+        self._scenes: dict[str, Scenes] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by class number; known after ``setup``. A checkpoint's may be others: slots know of no classes."""
+        return list(next(iter(self._scenes.values())).class_names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after ``setup``."""
+        return len(self.class_names)
+
+    @property
+    def item_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the pictures that the loaders hand out."""
+        channels, height, width = self.preprocessing["input_size"]
+        return channels, height, width
+
+    def setup(self, stage: str) -> None:
+        """Opens the splits that ``stage`` (fit, validate or test) needs."""
+        if stage == "predict":
+            raise DataError("scenes have segments to compare with, there is nothing to predict: use validate")
+        for split in ("train", "validation") if stage == "fit" else ("validation",):
+            if split not in self._scenes:
+                self._scenes[split] = self._open(split)
+
+    def _open(self, split: str) -> Scenes:
+        drawing = {"image_size": self.item_shape[-1], "length": self.lengths[split], **self.drawing}
+        return open_scenes(self.name, self.root, self.splits[split] or split, limit=self.limit, **drawing)
+
+    def train_dataloader(self) -> SceneLoader:
+        """Shuffled and flipped; starts where a resumed run left off."""
+        return self._loader("train", "train")
+
+    def val_dataloader(self) -> SceneLoader:
+        """Every scene of the validation split once, in order; the ranks take turns."""
+        return self._loader("validation", "validation")
+
+    def test_dataloader(self) -> SceneLoader:
+        """The same as for validation."""
+        return self._loader("test", "validation")
+
+    def _loader(self, stage: str, split: str) -> SceneLoader:
+        training = stage == "train"
+        scenes = self._scenes[split]
+        batch_size = self.batch_size if training else self.eval_batch_size
+        rank, world = self.shard
+        start = (self._start[0], self._start[1] * batch_size)
+        sampler = (
+            TrainSampler(len(scenes), self.seed, rank, world, start=start)
+            if training
+            else EvalSampler(len(scenes), rank, world)
+        )
+        transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
+        loader = SceneLoader(
+            PictureDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
+            self.on_error,
+            batch_size=batch_size,
+            sampler=sampler,
+            # An odd last batch is dropped, but a data set smaller than one batch still trains.
+            drop_last=training and len(sampler) >= batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=SceneCollate(self.item_shape),
+            worker_init_fn=single_threaded if self.name == "synthetic" else None,
+        )
+        self._loaders[stage] = loader
+        return loader
+
+    def describe(self) -> str:
+        """The data set and the sizes of its splits, in words."""
+        sizes = ", ".join(f"{len(scenes):,} {split}" for split, scenes in self._scenes.items())
+        where = self.name if self.root is None else f"{self.name} in {self.root}"
+        return f"{where}: {sizes} scenes of {self.num_classes:,} classes"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: Lightning tells the sampler."""
+
+
+def _per_channel(given: list[float] | None, default: tuple[float, ...], what: str) -> tuple[float, ...]:
+    if given is not None and len(given) != 3:
+        raise DataError(f"--data.{what} must have 3 values, got {list(given)}")
+    return default if given is None else tuple(given)

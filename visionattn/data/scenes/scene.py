@@ -1,0 +1,61 @@
+"""A picture and the segments that it is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+UNLABELLED = 0
+"""The id of positions that belong to no segment, or of which nobody says to which."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with the segments that it is made of.
+
+    A segment is an object ("thing") or a region without countable parts ("stuff": sky, the background). Its id is its
+    number, from 1 on.
+
+    Attributes:
+        image: The picture, RGB.
+        segments: `[H, W]`, int32, the size of the picture: the id of each position's segment, or `UNLABELLED`.
+        classes: `[S + 1]`, int64: the class of each segment by its id; that of id 0 is -1.
+        things: `[S + 1]`, bool: whether a segment is an object; id 0 is none.
+    """
+
+    image: Image.Image
+    segments: np.ndarray
+    classes: np.ndarray
+    things: np.ndarray
+
+    def __post_init__(self) -> None:
+        width, height = self.image.size
+        assert self.segments.shape == (height, width), (self.segments.shape, self.image.size)
+        assert len(self.classes) == len(self.things) > int(self.segments.max(initial=0))
+        assert not self.things[UNLABELLED]
+
+
+class Scenes(Protocol):
+    """One split of a data set of scenes; reading one twice gives the same.
+
+    Attributes:
+        class_names: Names by class number.
+    """
+
+    class_names: Sequence[str]
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def name(self, index: int) -> str:
+        """What a scene is called, a path within the data set or a number."""
+
+    def __getitem__(self, index: int) -> Scene:
+        """Reads or draws one.
+
+        Raises:
+            OSError: Unreadable picture.
+            ValueError: Annotations that do not fit it.
+        """
