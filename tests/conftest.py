@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
     """Real pictures with panoptic annotations; without them the test is skipped."""
-    root: Path = request.config.getoption("--coco-panoptic-root")
+    root: Path = request.config.rootpath / request.config.getoption("--coco-panoptic-root")
     if not (root / "annotations").is_dir():
         pytest.skip(f"no COCO panoptic in {root} (--coco-panoptic-root)")
     return root

@@ -147,6 +147,19 @@ def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> N
     assert backbone.layouts[0] == family.layout
 
 
+def test_all_blocks_can_be_had_as_they_are() -> None:
+    model: Any = build("vit_tiny_patch16_224", img_size=32, **SMALL)
+    options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
+    backbone = Backbone(model, **options, layers=None, norm_blocks=False)
+    assert (backbone.layers, backbone.depth) == ((0, 1), 2)
+    images = pictures(backbone)
+    with torch.no_grad():
+        tokens = model.blocks[0](model.norm_pre(model._pos_embed(model.patch_embed(images))))
+    torch.testing.assert_close(backbone(images)[0], tokens)
+    torch.testing.assert_close(Backbone(model, **options, layers=[0])(images)[0], model.norm(tokens).detach())
+    assert Backbone(model, **options, layers=None).identity != backbone.identity
+
+
 def test_a_class_token_that_a_model_does_not_declare_is_no_patch() -> None:
     backbone = Backbone(timm.create_model("coat_lite_tiny"), "coat_lite_tiny", ["last", -1])
     assert backbone.layouts == {"last": TokenLayout(320, (7, 7), 1), 3: TokenLayout(320, (7, 7))}

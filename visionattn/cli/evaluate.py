@@ -5,6 +5,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
 
+from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.errors import ConciseParser
 from visionattn.cli.kernels import kernels
@@ -13,6 +14,7 @@ from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
 
 COMMANDS: dict[str, Any] = {
+    "binding": binding,
     "classify": classify,
     "kernels": kernels,
     "probe": probe,

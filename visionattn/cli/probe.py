@@ -6,13 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from visionattn.cli.classify import build_classifier
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError, near_matches
+from visionattn.cli.frozen import load_frozen
 from visionattn.cli.leaderboard import show_leaderboard
+from visionattn.cli.options import words
 from visionattn.cli.pictures import check_number
 from visionattn.cli.probing_data import FeatureOptions, ProbingData, prepare, slug
 from visionattn.cli.probing_report import Report, save_attention
@@ -21,7 +19,7 @@ from visionattn.cli.report import check_folder, check_writable
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.export import export_probe
 from visionattn.probing.heads import list_heads
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights, check_model_name
+from visionattn.tasks.checkpoint import Weights, check_model_name
 from visionattn_kernels.provenance import provenance
 
 DATA, FEATURES, TRAINING = ProbingData(), FeatureOptions(), HeadTraining()
@@ -79,7 +77,7 @@ def probe(
     if leaderboard is not None:
         show_leaderboard(leaderboard, output)
         return
-    names: list[str | None] = [*_words("model", model)] if model is not None else [None]
+    names: list[str | None] = [*words("model", model)] if model is not None else [None]
     if checkpoint is not None and len(names) > 1:
         raise UsageError(f"--checkpoint is of one model: give one --model or none, not {model}")
     for known in filter(None, names):
@@ -96,7 +94,7 @@ def probe(
     settings["features"]["cache"] = str(features.cache)
     report = Report(output, csv, list(wanted), {**settings, "precision": precision, **provenance(resolved)})
     for name in names:
-        network, spec = _load(checkpoint, name, pretrained, model_kwargs or {}, weights)
+        network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights)
         backbone = Backbone(
             network.to(resolved),
             spec.model,
@@ -126,20 +124,6 @@ def probe(
     report.print()
 
 
-def _load(
-    checkpoint: Path | None, name: str | None, pretrained: bool, model_kwargs: Mapping[str, Any], weights: Weights
-) -> tuple[nn.Module, ClassifierSpec]:
-    """A model without its classifier; random weights are the same every time, so that the cache knows them again."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        kwargs = dict(model_kwargs) if checkpoint else {"num_classes": 0, **model_kwargs}
-        model, spec = build_classifier(checkpoint, name, pretrained, kwargs, weights)
-    if getattr(model, "num_classes", 0):
-        reset: Any = model
-        reset.reset_classifier(0)
-    return model, spec
-
-
 def _stem(model: str, layers: Sequence[Layer], head: str) -> str:
     """What files of a head are called, without their suffixes."""
     place = [] if list(layers) == ["last"] else ["layers" if len(layers) > 1 else "layer", "+".join(map(str, layers))]
@@ -152,7 +136,7 @@ def _parse_heads(heads: str, options: Mapping[str, Mapping[str, Any]]) -> dict[s
     Raises:
         UsageError: a head that there is not, or options of one that is not named.
     """
-    names = _words("heads", heads)
+    names = words("heads", heads)
     known = [*list_heads(), *FITTED]
     for name in names:
         if name not in known and not re.fullmatch(r"ep_\d+", name):
@@ -163,11 +147,3 @@ def _parse_heads(heads: str, options: Mapping[str, Mapping[str, Any]]) -> dict[s
             takes = [name for name in names if name not in FITTED]
             raise UsageError(f"--head_options.{name} is of no head that takes options: {', '.join(takes) or 'none'}")
     return {name: dict(options.get(name, {})) for name in names}
-
-
-def _words(option: str, text: str) -> list[str]:
-    """Words between commas, each once."""
-    words = list(dict.fromkeys(filter(None, (word.strip() for word in text.split(",")))))
-    if not words:
-        raise UsageError(f"--{option} {text!r} names nothing")
-    return words

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import numbers
 from visionattn.cli.probing_data import (
     FeatureOptions,
     ProbingData,
@@ -105,7 +106,7 @@ class HeadTraining:
         else:
             optimizer, batch_size = self.optimizer or "adamw", 256 if self.batch_size is None else self.batch_size
             lrs = ADAMW_LRS if optimizer == "adamw" else PAPER_LRS
-            lrs = lrs if self.lrs is None else tuple(_numbers("lrs", self.lrs, float))
+            lrs = lrs if self.lrs is None else tuple(numbers("training.lrs", self.lrs, float))
             scale = batch_size / 256 if optimizer == "lars" else 1.0
             candidates = sweep(heads, [scale * lr for lr in lrs], optimizer, self.weight_decay or 0.0)
             patience = 10 if self.patience is None else self.patience or None
@@ -115,7 +116,7 @@ class HeadTraining:
 
     def parse_shots(self) -> list[int]:
         """Pictures per class of few-shot learning; none where heads learn from all."""
-        return [] if self.shots is None else _numbers("shots", self.shots, int)
+        return [] if self.shots is None else numbers("training.shots", self.shots, int)
 
 
 class Subject:
@@ -316,10 +317,3 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--training.{option} must be numbers, separated by commas, got {text!r}") from error

@@ -182,7 +182,9 @@ class Backbone(nn.Module):
     def _tap_tokens(self, prefix: Tensor | None, features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)
         tokens = tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
-        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model)) if self.norm_blocks else tokens
+        if not self.norm_blocks:
+            return tokens
+        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model))
 
     def _last_tokens(self, final: Tensor) -> Tensor:
         return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))

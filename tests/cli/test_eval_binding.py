@@ -1,0 +1,187 @@
+"""eval.py binding in this process, on small synthetic scenes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from visionattn.cli.binding_pictures import choose_patch, shown_layers
+from visionattn.cli.errors import run
+from visionattn.cli.evaluate import main
+from visionattn.objects.patches import PatchLabels
+
+KWARGS = {"img_size": 32, "patch_size": 8, "depth": 3}
+FAST = ["--device", "cpu", "--data.num_workers", "0", "--data.length", "8", "--data.val_length", "4"]
+FAST += ["--data.batch_size", "4", "--training.epochs", "2", "--training.rank", "4"]
+VIT = ["--model", "test_vit", "--model_kwargs", json.dumps(KWARGS)]
+PROBES = ["quadratic", "linear", "class", "cosine"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def binding(*argv: str | Path) -> int:
+    return run(main, ["binding", *FAST, *map(str, argv)])
+
+
+def results(path: Path | str) -> list[dict[str, Any]]:
+    return json.loads(Path(path).read_text())["results"]
+
+
+def test_files_table_and_pictures_agree(tmp_path, capsys):
+    files = ["--output", "new/r.json", "--csv", "r.csv", "--overlays", "maps", "--pictures", "2"]
+    assert binding(*VIT, "--probes", ",".join(PROBES), "--seeds", "2", *files) == 0
+    content = json.loads(Path("new/r.json").read_text())
+    assert {"versions", "hardware", "command", "git_revision", "data", "training"} <= set(content)
+    rows = content["results"]
+    expected = [(seed, layer, probe) for seed in (0, 1) for layer in range(3) for probe in PROBES]
+    assert [(row["seed"], row["layer"], row["probe"]) for row in rows] == expected
+    assert [row["depth"] for row in rows[:12:4]] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert {row["num_parameters"] for row in rows if row["probe"] == "quadratic"} == {4 * 64 + 1}
+    assert {row["num_pairs"] for row in rows} == {4 * 16 * 15 // 2}
+    assert len({row["share_different"] for row in rows}) == 1
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 1
+        assert row["foreground_num_pairs"] < row["num_pairs"]
+    assert [(model["seed"], model["num_train"], model["num_val"]) for model in content["models"]] == [
+        (0, 8, 4),
+        (1, 8, 4),
+    ]
+    # Random weights are others with every seed.
+    assert len({model["weights_hash"] for model in content["models"]}) == 2
+    with Path("r.csv").open() as file:
+        assert [float(row["auc"]) for row in csv.DictReader(file)] == [row["auc"] for row in rows]
+
+    printed = capsys.readouterr().out
+    for probe in PROBES:
+        means = [sum(r["accuracy"] for r in rows if (r["layer"], r["probe"]) == (n, probe)) / 2 for n in range(3)]
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {probe} ")]
+        assert f"{100 * max(means):.2f} ±" in line
+        assert f" {means.index(max(means))} " in line
+    with Image.open("maps/test_vit.png") as sheet:
+        # A photograph, the object, three layers; captions and two pictures.
+        assert sheet.size == (6 + 5 * (128 + 6), 6 + 26 + 2 * (128 + 6))
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"new/r.json", "r.csv", "maps/test_vit.png"}
+
+
+def test_experiments_leave_probes_as_they_are(capsys):
+    assert binding(*VIT, "--probes", "quadratic,class,identity", "--output", "plain.json") == 0
+    capsys.readouterr()
+    options = ["--interventions.layers", "0,1", "--interventions.shuffle", "0,1", "--interventions.inject", "0,0.5"]
+    assert binding(*VIT, "--probes", "quadratic", *options, "--output", "r.json") == 0
+    assert results("r.json") == results("plain.json")
+    content = json.loads(Path("r.json").read_text())
+    rows = content["interventions"]
+    assert len(rows) == 1 + 2 * 4 * 2
+    miou = {(r["layer"], r["change"], r["amount"], r["subspace"]): r["semantic_miou"] for r in rows}
+    instance = {(r["layer"], r["change"], r["amount"], r["subspace"]): r["instance_miou"] for r in rows}
+    plain = (None, "none", 0.0, "–")
+    for (layer, change, amount, subspace), value in miou.items():
+        if amount == 0:
+            assert value == miou[plain]
+            assert instance[layer, change, amount, subspace] == instance[plain]
+    assert len(set(miou.values()) | set(instance.values())) > 4
+    assert [row["layer"] for row in content["attention"]] == [0, 1]
+    assert all(-1 <= row["correlation"] <= 1 for row in content["attention"])
+    printed = capsys.readouterr().out
+    assert "shuffle 1" in printed
+    assert f"{content['attention'][0]['correlation']:.3f}" in printed
+
+
+def test_checkpoints_stand_beside_the_same_architecture_at_random(checkpoint):
+    files = ["--output", "r.json", "--plot", "depth.svg", "--overlays", "maps", "--pictures", "1"]
+    assert binding("--checkpoint", checkpoint, "--control", "random", "--probes", "linear,dot", *files) == 0
+    content = json.loads(Path("r.json").read_text())
+    models = content["models"]
+    assert [(model["checkpoint"], model["weights"]) for model in models] == [
+        (str(checkpoint), "average"),
+        (None, "random"),
+    ]
+    assert models[0]["weights_hash"] != models[1]["weights_hash"]
+    assert [model["preprocessing"]["mean"][0] for model in models] == [0.5, 0.5]
+    rates = [[row["auc"] for row in content["results"] if row["weights"] == model["weights"]] for model in models]
+    assert len(rates[0]) == len(rates[1]) == 2 * 5
+    assert rates[0] != rates[1]
+    # A single patch in the last stage has no pairs.
+    assert [row["num_pairs"] for row in content["results"][:10]][-2:] == [0, 0]
+    assert {path.name for path in Path("maps").iterdir()} == {"test_resnet.png", "test_resnet-random.png"}
+    assert Path("depth.svg").read_text().count("<!-- test_resnet (") == 2
+
+
+def test_a_run_can_be_repeated():
+    for name in ("a", "b"):
+        assert binding(*VIT, "--training.patches", "7", "--layers=-1,0", "--output", f"{name}.json") == 0
+    assert results("a.json") == results("b.json")
+    assert [row["layer"] for row in results("a.json")[::7]] == [0, 2]
+    assert {row["num_pairs"] for row in results("a.json")} == {4 * 21}
+
+
+@pytest.mark.slow
+def test_real_pictures(coco_panoptic_root):
+    options = ["--data.name", "coco_panoptic", "--data.root", coco_panoptic_root, "--data.limit", "16"]
+    assert binding(*VIT, *options, "--output", "r.json") == 0
+    assert {row["num_pairs"] > 0 for row in results("r.json")} == {True}
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["--probes", "quadratic,liner"], 2, "no probe is named 'liner'; did you mean linear?"),
+        (["--layers", "first"], 2, "--layers must be all, or numbers of blocks, as in 3,7,11; got 'first'"),
+        (["--layers", "0,3"], 1, "model 'test_vit' has no layer 3; there are 0 to 2"),
+        (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
+        (["--control", "random"], 2, "give --pretrained or --checkpoint FILE"),
+        (["--model", "test_vit,tst_vit"], 1, "unknown model 'tst_vit'"),
+        (["--overlays", "maps", "--probes", "cosine,linear"], 2, "name one of quadratic, quadratic_full, diagonal"),
+        (["--plot", "depth.txt"], 1, "its suffix must be one of .png, .pdf, .svg"),
+        (["--training.patches", "1"], 2, "--training.patches must be at least 2, got 1"),
+        (["--interventions.layers", "3"], 1, "must be among those that are probed, 0, 1, 2; got 3"),
+        (["--interventions.shuffle", "2"], 2, "--interventions.shuffle must be from 0 to 1, got 2"),
+        (
+            ["--interventions.layers", "0", "--training.rank", "63"],
+            1,
+            "--training.rank 63 leaves nothing out of test_vit's width 64",
+        ),
+        (["--interventions.layers", "0", "--model", "test_convnext"], 1, "test_convnext is no ViT"),
+        (["--data.name", "coco_panoptic", "--data.root", "nowhere"], 1, "no such data folder: nowhere"),
+        (["--model_kwargs", '{"in_chans": 1, "img_size": 32}'], 1, "test_vit takes pictures of 1 channels"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_that_names_it(capsys, options, status, says):
+    defaults = {"--model": "test_vit", "--model_kwargs": json.dumps(KWARGS)}
+    if "test_convnext" in options:
+        defaults["--model_kwargs"] = "{}"
+    given = [word for name, value in defaults.items() if name not in options for word in (name, value)]
+    assert binding(*given, *options) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+
+
+def test_layers_on_a_sheet():
+    assert shown_layers(range(3), 1) == [0, 1, 2]
+    assert shown_layers(range(12), 8) == [0, 3, 6, 8, 11]
+    assert shown_layers(range(12), 7) == [0, 3, 7, 8, 11]
+    assert shown_layers([4], 4) == [4]
+
+
+def test_clicked_is_the_middle_of_the_largest_object():
+    instances = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2, 3]])
+    purity = torch.ones(1, 16)
+    labels = PatchLabels(instances, purity, instances, instances > 1)
+    assert choose_patch(labels, (4, 4)) == (2, (2, 1))
+    purity[0, 9] = 0.5
+    assert choose_patch(labels, (4, 4))[1] != (2, 1)
+    nothing = PatchLabels(instances, purity, instances, instances > 9)
+    assert choose_patch(nothing, (4, 4))[0] == 2
+    unlabelled = torch.zeros_like(instances)
+    assert choose_patch(PatchLabels(unlabelled, purity, unlabelled, unlabelled > 0), (4, 4))[0] == 0

@@ -1,0 +1,169 @@
+"""What interventions change, and what they leave as it is, bit by bit."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from visionattn.objects.binding import BindingProbes, ProbeRecipe
+from visionattn.objects.interventions import (
+    Correlation,
+    blocks_of,
+    inject,
+    intervene,
+    probe_subspace,
+    random_subspace,
+    record_attention,
+    shuffle,
+)
+from visionattn.objects.patches import label_patches
+from visionattn.probing.backbone import Backbone
+
+INSTANCES = torch.tensor([[1, 1, 2, 0, 2, 2], [3, 3, 3, 3, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(0)
+    return timm.create_model("test_vit", img_size=32, patch_size=8, depth=3, num_classes=0).eval()
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_shuffling_exchanges_whole_parts_of_the_share():
+    parts = torch.arange(60.0).view(2, 10, 3)
+    for share, moved in ((0.0, 0), (0.1, 0), (0.5, 5), (1.0, 10)):
+        changed = shuffle(share, draws())(parts)
+        assert ((changed != parts).any(-1).sum(1) == moved).all()
+        for before, after in zip(parts, changed, strict=True):
+            assert sorted(map(tuple, before.tolist())) == sorted(map(tuple, after.tolist()))
+
+
+def test_injection_brings_parts_to_their_object():
+    parts = torch.randn(2, 6, 3, dtype=torch.float64)
+    assert torch.equal(inject(0.0, INSTANCES)(parts), parts)
+    changed = inject(0.25, INSTANCES)(parts)
+    mean = parts[0, [2, 4, 5]].mean(0)
+    torch.testing.assert_close(changed[0, [2, 4, 5]], 0.75 * parts[0, [2, 4, 5]] + 0.25 * mean)
+    torch.testing.assert_close(inject(1.0, INSTANCES)(parts)[1, :4], parts[1, :4].mean(0).expand(4, -1))
+    assert torch.equal(changed[INSTANCES == 0], parts[INSTANCES == 0])
+
+
+@pytest.mark.parametrize("change", [shuffle(0.0, draws()), inject(0.0, torch.ones(2, 16, dtype=torch.int64))])
+def test_no_change_leaves_outputs_as_they_are(vit, change):
+    images = torch.randn(2, 3, 32, 32)
+    basis = random_subspace(8, 64, draws())
+    with torch.no_grad():
+        before = vit.forward_features(images)
+        with intervene(vit.blocks[0], 1, basis, change):
+            assert torch.equal(vit.forward_features(images), before)
+        with intervene(vit.blocks[0], 1, basis, shuffle(1.0, draws())):
+            assert not torch.equal(vit.forward_features(images), before)
+        assert torch.equal(vit.forward_features(images), before)
+
+
+def test_only_the_subspace_of_patches_changes(vit):
+    images, basis = torch.randn(2, 3, 32, 32), random_subspace(8, 64, draws())
+    found = {}
+    vit.blocks[1].register_forward_hook(lambda module, inputs, output: found.update(before=inputs[0]))
+    try:
+        with torch.no_grad():
+            vit.forward_features(images)
+            plain = found["before"]
+            with intervene(vit.blocks[0], 1, basis, shuffle(1.0, draws())):
+                vit.forward_features(images)
+    finally:
+        vit.blocks[1]._forward_hooks.clear()
+    delta = found["before"] - plain
+    assert torch.equal(delta[:, :1], torch.zeros(2, 1, 64))
+    torch.testing.assert_close(delta @ basis.T @ basis, delta, rtol=0, atol=1e-5)
+    assert delta.abs().max() > 0.01
+
+
+def test_the_subspace_is_what_the_quadratic_probe_reads(blocks):
+    scenes = blocks(4)
+    layout = type("Layout", (), {"dim": 24, "grid": (8, 8), "num_prefix_tokens": 1})()
+    probes = BindingProbes({0: layout, 1: layout}, ("quadratic",), 3, ProbeRecipe(rank=5))
+    features = {layer: torch.randn(4, 65, 24) * torch.linspace(1, 4, 24) for layer in (0, 1)}
+    probes.train_step(features, scenes)
+    single = probes.at(1)
+    basis = probe_subspace(single)
+    assert basis.shape == (5, 24)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(5), rtol=0, atol=1e-5)
+    # What lies outside of it, at the same mean and length, is not seen; what lies inside is.
+    tokens = features[1]
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    outside = centred - centred @ basis.T @ basis
+    outside = outside - outside.mean(-1, keepdim=True)
+
+    def at_equal_length(values):
+        return values / values.std(-1, keepdim=True)
+
+    weight = single.norm.to_tokens(single.probe("quadratic").weight)[0]
+    assert (at_equal_length(outside) @ weight.T).abs().max() < 1e-4
+    assert (at_equal_length(centred) @ weight.T).abs().max() > 0.1
+
+    whole = BindingProbes({0: layout}, ("quadratic",), 3, ProbeRecipe(rank=30)).at(0)
+    with pytest.raises(ValueError, match="rank 30 reads all of width 24: take a lower rank"):
+        probe_subspace(whole)
+
+
+def test_attention_is_that_of_queries_and_keys(vit):
+    images = torch.randn(2, 3, 32, 32)
+    backbone = Backbone(vit, "test_vit", None, norm_blocks=False)
+    fused = [block.attn.fused_attn for block in vit.blocks]
+    with record_attention({1: vit.blocks[2].attn}, 1) as weights:
+        features = backbone(images)
+    assert [block.attn.fused_attn for block in vit.blocks] == fused
+    attention = vit.blocks[2].attn
+    with torch.no_grad():
+        qkv = attention.qkv(vit.blocks[2].norm1(features[1])).view(2, 17, 3, attention.num_heads, -1)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4)
+        expected = F.softmax(q @ k.mT * attention.scale, dim=-1).mean(1)[:, 1:, 1:]
+    torch.testing.assert_close(weights[1], expected)
+    assert not attention.attn_drop._forward_hooks
+
+
+def test_correlation_is_pearsons():
+    x = torch.randn(3, 50, dtype=torch.float64)
+    y = x + torch.randn(3, 50, dtype=torch.float64)
+    correlation = Correlation()
+    assert correlation.compute() is None
+    for a, b in zip(x, y, strict=True):
+        correlation.update(a, b)
+    assert correlation.compute() == pytest.approx(np.corrcoef(x.flatten(), y.flatten())[0, 1])
+    constant = Correlation()
+    constant.update(torch.ones(4), torch.arange(4))
+    assert constant.compute() is None
+
+
+def test_interventions_are_for_vits(vit):
+    assert len(blocks_of(vit, "test_vit")) == 3
+    with pytest.raises(ValueError, match="test_convnext is no ViT"):
+        blocks_of(timm.create_model("test_convnext"), "test_convnext")
+
+
+def test_injecting_objects_helps_and_shuffling_hurts_a_probe_that_reads_them(blocks):
+    scenes = blocks(8)
+    labels = label_patches(scenes, (8, 8))
+    codes = torch.randn(8, 6, 16)
+    tokens = codes.gather(1, labels.instances[..., None].expand(-1, -1, 16)) + torch.randn(8, 64, 16)
+    layout = type("Layout", (), {"dim": 16, "grid": (8, 8), "num_prefix_tokens": 0})()
+    probes = BindingProbes({0: layout}, ("quadratic",), 3, ProbeRecipe(lr=1e-2, rank=8))
+    for _ in range(60):
+        probes.train_step({0: tokens}, scenes)
+    single = probes.at(0)
+    basis = probe_subspace(single)
+    pairs = labels.pairs()
+
+    def accuracy(change):
+        parts = tokens @ basis.T
+        scores = single.score("quadratic", tokens + (change(parts) - parts) @ basis)
+        return ((scores >= 0) == pairs.same)[pairs.counted].double().mean().item()
+
+    plain = accuracy(lambda parts: parts)
+    assert accuracy(inject(1.0, labels.instances)) > plain + 0.02
+    assert accuracy(shuffle(1.0, draws())) < accuracy(shuffle(0.5, draws())) < plain - 0.02

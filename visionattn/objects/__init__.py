@@ -1,0 +1,1 @@
+"""Objects in features: probes for object binding, and what decodes slots."""
