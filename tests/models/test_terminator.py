@@ -71,6 +71,8 @@ def test_network_is_its_transcription(plain: Any, variant: str, paper_compat: bo
         leaves = [given, *net.parameters()]
         grads = torch.autograd.grad(logits, leaves, upstream, allow_unused=True, materialize_grads=True)
         results.append([logits, *grads])
+        with torch.no_grad():  # other operators
+            torch.testing.assert_close(net(given), logits, rtol=1e-9, atol=1e-9)
     ours, expected = results
     scale = max(float(g.abs().max()) for g in expected[1:])
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-9, atol=1e-9)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from visionattn.layers.positions_first import (
     bias_of,
     channel_means,
-    gelu,
+    is_fused,
     outer,
     pointwise,
+    pointwise_product,
     position_means,
-    split_channels,
 )
 from visionattn.layers.slow_network import SlowNetwork, resize_kernel
-from visionattn.layers.standardization import instance_standardize
+from visionattn.layers.standardization import EPS, instance_standardize, moments, standardize_by
 
 
 class RecursiveGatedUnit(nn.Module):
@@ -46,15 +46,16 @@ class RecursiveGatedUnit(nn.Module):
         bias = torch.mv(query, value_bias) + bias_of(self.query.weight, self.query.bias)
         return weight, torch.cat((bias_of(self.key.weight, self.key.bias), bias))
 
-    def gate(self, maps: Tensor) -> Tensor:
-        """Maps K and `W_q V`, `[B, 2 * dim, H, W]`, to what W_y takes, `[B, dim, H, W]`."""
-        key, value = split_channels(maps, [maps.shape[1] // 2] * 2)
-        return gelu(instance_standardize(key * value)).add_(resize_kernel(self.position_bias, self.out_size))
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Maps `[B, dim, H, W]`, by weight and bias of `maps`, to what W_y takes, of the same shape."""
+        product = pointwise_product(x, weight, bias)
+        position_bias = resize_kernel(self.position_bias, self.out_size)
+        return instance_standardize(product, position_bias, activate=True, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to the same."""
         weight, bias = self.maps()
-        return pointwise(self.gate(pointwise(x, weight, bias)), self.proj.weight, self.proj.bias)
+        return pointwise(self.gate(x, weight, bias), self.proj.weight, self.proj.bias)
 
 
 class HyperChannelInteraction(nn.Module):
@@ -65,11 +66,22 @@ class HyperChannelInteraction(nn.Module):
         super().__init__()
         self.channel = SlowNetwork(1, (1, dim), ndim=1, hidden=32, **kwargs)
 
+    def gate(self, mean: Tensor) -> Tensor:
+        """Maps y to what multiplies x, `[B, dim]` both."""
+        return torch.sigmoid(mean * mean * self.channel().flatten().to(mean.dtype))
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to the same."""
-        mean = channel_means(x)
-        gate = torch.sigmoid(mean * mean * self.channel().flatten().to(x.dtype))
-        return x * gate[:, :, None, None]
+        return x * self.gate(channel_means(x))[:, :, None, None]
+
+    def standardized(self, x: Tensor, eps: float = EPS) -> Tensor:
+        """IS of what `forward` makes."""
+        if not is_fused([x]):
+            return instance_standardize(self(x), eps=eps)
+        mean, var = moments(x)
+        gate = self.gate(mean)
+        scale = gate * torch.rsqrt(gate.square() * var + eps)
+        return standardize_by(x, mean, scale, bias=None, activate=False, inplace=False)
 
 
 class HyperInteraction(nn.Module):

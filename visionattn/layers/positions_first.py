@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.backends.native.maps import can_run, convolve_maps
+
 
 def positions_first(x: Tensor) -> Tensor:
     """A map `[B, C, H, W]` in this order of memory; a copy where it lies otherwise."""
@@ -67,23 +69,53 @@ def bias_of(weight: Tensor, bias: Tensor | None) -> Tensor:
     return weight.new_zeros(weight.shape[0]) if bias is None else bias
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The 1x1 convolution of `[B, C, H, W]` with `weight` `[C_out, C]` or `[C_out, C, 1, 1]`."""
-    height, width = x.shape[2], x.shape[3]
-    kernel = weight.reshape(weight.shape[0], weight.shape[1], 1, 1)
-    return from_columns(F.conv2d(as_columns(x), kernel, bias), height, width)
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, activate: bool = False) -> Tensor:
+    """The 1x1 convolution of `[B, C, H, W]` with `weight` `[C_out, C]` or `[C_out, C, 1, 1]`, or its GELU."""
+    return pointwise_sum([x], [weight.flatten(1)], bias, activate)
 
 
-def pointwise_sum(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None = None) -> Tensor:
+def pointwise_sum(
+    maps: list[Tensor], weights: list[Tensor], bias: Tensor | None = None, activate: bool = False
+) -> Tensor:
     """The 1x1 convolution of all maps side by side, with as many columns of the weight for each as it has channels.
 
     They are never put side by side: adding products up is cheaper than so large a temporary.
     """
+    if is_fused(maps + weights + ([] if bias is None else [bias])):
+        return _convolve(maps, weights, bias, "gelu" if activate else "sum")
     height, width = maps[0].shape[2], maps[0].shape[3]
     y = F.conv2d(as_columns(maps[0]), weights[0][:, :, None, None], bias)
     for x, weight in zip(maps[1:], weights[1:]):  # noqa: B905  (TorchScript)
         y.add_(F.conv2d(as_columns(x), weight[:, :, None, None]))
-    return from_columns(y, height, width)
+    return from_columns(gelu(y) if activate else y, height, width)
+
+
+def pointwise_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The product of the two halves of what `pointwise` makes, `[B, C_out / 2, H, W]`."""
+    if is_fused([x, weight, bias]):
+        return _convolve([x], [weight], bias, "product")
+    first, second = split_channels(pointwise(x, weight, bias), [weight.shape[0] // 2] * 2)
+    return first * second
+
+
+def is_fused(tensors: list[Tensor]) -> bool:
+    """Whether compiled operators take these tensors: on CPUs, where nothing wants gradients or a graph."""
+    return not torch.jit.is_scripting() and _can_fuse(tensors)
+
+
+@torch.jit.unused
+def _can_fuse(tensors: list[Tensor]) -> bool:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return tensors[0].numel() > 0 and can_run(*tensors)
+
+
+@torch.jit.unused
+def _convolve(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None, ending: str) -> Tensor:
+    rows = [x.permute(2, 3, 0, 1).flatten(0, 2) for x in maps]
+    y = convolve_maps(rows, weights, bias_of(weights[0], bias), ending)
+    batch, _, height, width = maps[0].shape
+    return y.view(height, width, batch, -1).permute(2, 3, 0, 1)
 
 
 def gelu(x: Tensor) -> Tensor:

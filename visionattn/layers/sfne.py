@@ -24,11 +24,9 @@ from visionattn.layers.hyper_interaction import HyperChannelInteraction, HyperIn
 from visionattn.layers.positions_first import (
     adaptive_pool,
     bias_of,
-    gelu,
     pointwise,
     pointwise_sum,
     positions_first,
-    split_channels,
 )
 from visionattn.layers.prepared import Prepared
 from visionattn.layers.slow_network import ContextSlowNetwork, KernelInit, SlowNetwork
@@ -82,9 +80,9 @@ class LocalMixing(Prepared):
         """Mixes `z` `[B, dim, H, W]` with kernels made from `context` of the same shape."""
         kernel = self.kernel(adaptive_pool(context, self.kernel_size))
         weight, bias = self.prepared()
-        y = pointwise(mix_locally(z, kernel), weight, bias)
-        y = gelu(y if self.norm.uses_running_stats() else self.norm(y))
-        return y if self.scalar is None else y.add_(self.scalar)
+        folded = self.norm.uses_running_stats()
+        y = pointwise(mix_locally(z, kernel), weight, bias, activate=folded)
+        return y if folded else self.norm(y, self.scalar, activate=True, inplace=True)
 
 
 @register_notrace_module  # FX would trace what is prepared, not keep it
@@ -158,10 +156,10 @@ class SlowFastBlock(Prepared):
 
     @torch.jit.ignore
     def sources(self) -> list[Tensor]:
-        """All 1x1 maps of the block itself, and running statistics."""
+        """All 1x1 maps of the block itself."""
         units = (self.rgu_slow, self.rgu_fast)
         maps = [conv for unit in units for conv in (unit.key, unit.value, unit.query, unit.proj)]
-        return [*(p for conv in (*maps, self.mix, self.proj) for p in conv.parameters()), *self.norm.buffers()]
+        return [p for conv in (*maps, self.mix, self.proj) for p in conv.parameters()]
 
     def prepare(self) -> list[Tensor]:
         """Weights and biases of the 1x1 maps: of the RGUs' beginnings, of `mix`, of the RGUs' ends, of the branches."""
@@ -169,25 +167,18 @@ class SlowFastBlock(Prepared):
         found = [*fast.maps(), *slow.maps(), self.mix.weight.flatten(1), bias_of(self.mix.weight, self.mix.bias)]
         found += [fast.proj.weight.flatten(1), slow.proj.weight.flatten(1)]
         found.append(bias_of(fast.proj.weight, fast.proj.bias) + bias_of(slow.proj.weight, slow.proj.bias))
-        batch, instance = self.norm.split(self.proj.weight.flatten(1))
-        batch_bias, instance_bias = self.norm.split(bias_of(self.proj.weight, self.proj.bias))
-        if self.norm.batch.uses_running_stats():
-            batch, batch_bias = self.norm.batch.fold(batch, batch_bias)
-        found.append(torch.cat((batch_bias, instance_bias)))
-        columns = torch.cat((batch, instance)).split(self.dim, 1)
+        found.append(bias_of(self.proj.weight, self.proj.bias))
+        columns = self.proj.weight.flatten(1).split(self.dim, 1)
         found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims)]  # noqa: B905  (TorchScript)
         return found
 
     def branches(self, x: Tensor, dense: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
         """What the last map combines, in its order: `[B, dim, H, W]` each, but earlier outputs as they are."""
         w_hat = x * self.kernel().to(x.dtype)
-        gates = [
-            self.rgu_fast.gate(pointwise(x, maps[0], maps[1])),
-            self.rgu_slow.gate(pointwise(w_hat, maps[2], maps[3])),
-        ]
-        fast = instance_standardize(pointwise_sum(gates, maps[6:8], maps[8]))
-        mix = instance_standardize(pointwise(x, maps[4], maps[5]))
-        hci = instance_standardize(self.hci(x))
+        gates = [self.rgu_fast.gate(x, maps[0], maps[1]), self.rgu_slow.gate(w_hat, maps[2], maps[3])]
+        fast = instance_standardize(pointwise_sum(gates, maps[6:8], maps[8]), inplace=True)
+        mix = instance_standardize(pointwise(x, maps[4], maps[5]), inplace=True)
+        hci = self.hci.standardized(x)
         out, out_x, out_hci = mix_globally(w_hat, [fast, mix, hci], self.global_mode)
         found = [out]
         if self.local_2 is not None:
@@ -210,10 +201,7 @@ class SlowFastBlock(Prepared):
         """Maps `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
         maps = self.prepared()
         y = pointwise_sum(self.branches(positions_first(x), dense, maps[:9]), maps[10:], maps[9])
-        batch, instance = split_channels(y, [y.shape[1] // 2] * 2)
-        batch = batch if self.norm.batch.uses_running_stats() else self.norm.batch(batch)
-        y = gelu(self.norm.join(batch, instance_standardize(instance))).add_(self.scalar)
-        return F.dropout2d(y, self.drop_rate, self.training)
+        return F.dropout2d(self.norm(y, self.scalar, activate=True, inplace=True), self.drop_rate, self.training)
 
 
 def tile_channels(x: Tensor, dim: int) -> Tensor:

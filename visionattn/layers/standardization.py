@@ -9,24 +9,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.layers.positions_first import as_channels, as_columns, from_channels, from_columns
+from visionattn.layers.positions_first import as_channels, as_columns, from_channels, from_columns, gelu, is_fused
+from visionattn_kernels.backends.native.maps import column_moments, standardize_columns
 
 EPS = 1e-5
 
 
-def instance_standardize(x: Tensor, eps: float = EPS) -> Tensor:
+def instance_standardize(
+    x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False, eps: float = EPS
+) -> Tensor:
     """Standardizes each channel of each picture; a map of one position becomes 0.
 
     Args:
         x: `[B, C, H, W]`.
+        bias: Added at last, `[1, H, W]` or `[1]`.
+        activate: Whether GELU follows.
+        inplace: Whether the result may take the place of `x`, where no gradients are computed.
         eps: Added to the variance.
 
     Returns:
         `[B, C, H, W]`.
     """
+    if is_fused([x]):
+        mean, var = moments(x)
+        return standardize_by(x, mean, torch.rsqrt(var + eps), bias, activate, inplace)
     # F.batch_norm would refuse a map of one position.
     y = torch.batch_norm(as_channels(x), None, None, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
-    return from_channels(y, x.shape[0])
+    return finish(from_channels(y, x.shape[0]), bias, activate)
+
+
+def finish(x: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
+    """What follows a standardization: GELU if asked for, then a bias."""
+    if activate:
+        x = gelu(x)
+    return x if bias is None else x.add_(bias)
+
+
+@torch.jit.unused
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of each picture of `[B, C, H, W]`, `[B, C]` both, without gradients."""
+    batch, channels, height, width = x.shape
+    found = column_moments(x.permute(2, 3, 0, 1).reshape(height * width, batch * channels))
+    mean, var = found.view(2, batch, channels)
+    return mean, var
+
+
+@torch.jit.unused
+def standardize_by(
+    x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None, activate: bool, inplace: bool
+) -> Tensor:
+    """`(x - mean) * scale`, with both `[B, C]` or `[C]`, without gradients; for the rest see `instance_standardize`."""
+    batch, channels, height, width = x.shape
+    rows = x.permute(2, 3, 0, 1).reshape(height * width, batch * channels).contiguous()
+    out = rows if inplace else torch.empty_like(rows)
+    mean, scale = (y.to(x.dtype).expand(batch, channels).flatten() for y in (mean, scale))
+    bias = None if bias is None else bias.to(x.dtype).expand(1, height, width).flatten()
+    standardize_columns(rows, mean, scale, bias, activate, out)
+    return out.view(height, width, batch, channels).permute(2, 3, 0, 1)
 
 
 class BatchStandardization(nn.Module):
@@ -50,6 +89,15 @@ class BatchStandardization(nn.Module):
         """Whether the statistics are constants now."""
         return not self.training and self.running_mean is not None
 
+    @torch.jit.unused
+    def statistics(self, pictures: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[dim]` at evaluation, for a batch of pictures that have these moments `[B, dim]`."""
+        if self.running_mean is not None and self.running_var is not None:
+            return self.running_mean, self.running_var
+        means, variances = pictures
+        mean = means.mean(0)
+        return mean, (variances + (means - mean).square()).mean(0)
+
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight `[dim, C]` and bias of a 1x1 map that standardizes its own output by running statistics."""
         mean, var = self.running_mean, self.running_var
@@ -58,14 +106,17 @@ class BatchStandardization(nn.Module):
         scale = torch.rsqrt(var + self.eps)
         return weight * scale[:, None], (bias - mean) * scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to the same."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False) -> Tensor:
+        """Maps `[B, C, H, W]` to the same; see `instance_standardize`."""
         by_batch = self.training or self.running_mean is None
         if by_batch:
             check_values(x)
-        mean, var = self.running_mean, self.running_var
-        y = F.batch_norm(as_columns(x), mean, var, None, None, by_batch, self.momentum, self.eps)
-        return from_columns(y, x.shape[2], x.shape[3])
+        if by_batch and not self.training and is_fused([x]):
+            mean, var = self.statistics(moments(x))
+            return standardize_by(x, mean, torch.rsqrt(var + self.eps), bias, activate, inplace)
+        running = (self.running_mean, self.running_var)
+        y = F.batch_norm(as_columns(x), running[0], running[1], None, None, by_batch, self.momentum, self.eps)
+        return finish(from_columns(y, x.shape[2], x.shape[3]), bias, activate)
 
 
 @torch.jit.ignore
@@ -97,18 +148,25 @@ class GroupStandardization(nn.Module):
         self.num_groups = num_groups
         self.batch = BatchStandardization(dim // 2, running_stats, **dd)
 
-    def split(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of a weight `[dim, ...]` by how the channels that they make are standardized: batch, instance."""
-        groups = weight.unflatten(0, (self.num_groups // 2, 2, -1))
-        return groups[:, 0].flatten(0, 1), groups[:, 1].flatten(0, 1)
+    def forward(self, x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False) -> Tensor:
+        """Maps `[B, dim, H, W]` to the same; see `instance_standardize`."""
+        if not self.training and is_fused([x]):
+            mean, var = self.statistics(x)
+            return standardize_by(x, mean, torch.rsqrt(var + self.batch.eps), bias, activate, inplace)
+        groups = x.permute(2, 3, 0, 1).unflatten(-1, (self.num_groups // 2, 2, -1))
+        batch, instance = [half.flatten(-2).permute(2, 3, 0, 1) for half in groups.unbind(-2)]
+        halves = [self.batch(batch), instance_standardize(instance)]
+        y = torch.stack([half.permute(2, 3, 0, 1).unflatten(-1, (self.num_groups // 2, -1)) for half in halves], -2)
+        return finish(y.flatten(-3).permute(2, 3, 0, 1), bias, activate)
 
-    def join(self, batch: Tensor, instance: Tensor) -> Tensor:
-        """Puts the channels of two maps `[B, dim / 2, H, W]`, ordered as by `split`, back in their places."""
-        groups = self.num_groups // 2
-        halves = [x.permute(2, 3, 0, 1).unflatten(-1, (groups, -1)) for x in (batch, instance)]
-        return torch.stack(halves, -2).flatten(-3).permute(2, 3, 0, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to the same."""
-        batch, instance = self.split(x.transpose(0, 1))
-        return self.join(self.batch(batch.transpose(0, 1)), instance_standardize(instance.transpose(0, 1)))
+    @torch.jit.unused
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[B, dim]` by which `[B, dim, H, W]` is standardized at evaluation, without gradients."""
+        if self.batch.running_mean is None:
+            check_values(x)
+        found = moments(x)
+        means, variances = (y.unflatten(1, (self.num_groups // 2, 2, -1))[:, :, 0] for y in found)
+        mean, var = self.batch.statistics((means.flatten(1), variances.flatten(1)))
+        means.copy_(mean.view(means.shape[1:]))
+        variances.copy_(var.view(variances.shape[1:]))
+        return found

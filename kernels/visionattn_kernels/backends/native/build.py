@@ -14,7 +14,7 @@ from pathlib import Path
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("attention.cpp", "stacked.cpp", "worker.h", "products.h", "arguments.h", "vectors.h")
+    for name in ("attention.cpp", "maps.cpp", "stacked.cpp", "worker.h", "products.h", "arguments.h", "vectors.h")
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
