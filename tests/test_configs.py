@@ -17,6 +17,7 @@ NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
 NARROW_TERMINATOR = "{embed_dims: [12, 24], slow_depths: [2, 2]}"
 NARROW_DCAL = "{patch_size: 8, depth: 2, embed_dim: 24, num_heads: 2, img_size: SIZE}"
+NARROW_VIT = "{patch_size: 8, depth: 2, embed_dim: 24, num_heads: 2, img_size: 32}"
 NARROW_SEQUENCES = "{embed_dims: [12, 24], slow_depths: [2, 2], in_chans: 3, img_size: 1024}"
 
 
@@ -57,7 +58,8 @@ def test_one_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    embedded = config.stem in ("quickstart", "digits", "identities")
+    scenes = config.parent.name == "objects"
+    embedded = config.stem in ("quickstart", "digits", "identities") or scenes
     reid = config.parent.name == "reid"
     options = [] if embedded else [f"--data.root={people if reid else pictures}", "--data.num_workers=0"]
     options += [] if embedded else ["--data.height=64", "--data.width=32"] if reid else ["--data.img_size=32"]
@@ -72,6 +74,11 @@ def test_one_step(
         options += [] if embedded else ["--data.name=market1501" if reid else "--data.name=folder"]
     if config.stem in ("smnist", "pmnist"):
         options += [f"--data.root={mnist_root}", "--data.img_size=28"]
+    if scenes:
+        options += ["--data.num_workers=0", "--data.image_size=32"]
+    if config.stem == "dinosaur_coco":
+        options += ["--data.name=synthetic", "--data.root=null", "--model.pretrained=false", "--model.decoder_dim=16"]
+        options.append(f"--model.model_kwargs={NARROW_VIT}")
     options += [
         f"--data.batch_size={4 if reid else 2}",
         "--trainer.accelerator=cpu",

@@ -50,7 +50,7 @@ def test_the_last_one_named_is_taken(argv: list[str], task: str) -> None:
 @pytest.mark.parametrize("argv", [["fit", "--task", "detection"], ["fit", "--task"]], ids=" ".join)
 def test_an_unknown_task(argv: list[str]) -> None:
     with pytest.raises(
-        UsageError, match=r"unknown --task '\w*': choose one of classification, fine_grained, reid, mae"
+        UsageError, match=r"unknown --task '\w*': choose one of classification, fine_grained, reid, mae, object_d"
     ):
         find_task(argv)
 
@@ -59,7 +59,7 @@ def test_an_unknown_task(argv: list[str]) -> None:
     ("argv", "says"),
     [
         (["fit", "--task", "detection"], "unknown --task 'detection'"),
-        (["fit", "--data.instances=4"], "(options of --task classification; there are also fine_grained, reid, mae)"),
+        (["fit", "--data.instances=4"], "(options of --task classification; there are also fine_grained, reid, mae, "),
         (["fit", "--task=reid", "--model.mixup=1"], "options of --task reid; there are also classification, fine_"),
         (["fit", "--config=broken.yaml"], "Problems parsing config"),
     ],
@@ -74,10 +74,11 @@ def test_errors_tell_of_it(argv: list[str], says: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--help"], "--task (classification, fine_grained, reid, mae)"),
-        (["fit", "--help"], "--task {classification,fine_grained,reid,mae}"),
+        (["--help"], "--task (classification, fine_grained, reid, mae, object_discovery)"),
+        (["fit", "--help"], "--task {classification,fine_grained,reid,mae,object_discovery}"),
         (["fit", "--task=reid", "--help"], "--data.instances"),
         (["fit", "--task=mae", "--help"], "--model.mask_ratio"),
+        (["fit", "--task=object_discovery", "--help"], "--model.num_slots"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

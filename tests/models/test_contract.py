@@ -13,22 +13,24 @@ import visionattn  # registers the models
 from visionattn.layers.slow_network import FilterNetwork
 
 # Models of tokens, not of maps, have tests of their own.
-TOKENS = ("dcal_", "vit_pico_")
+TOKENS = ("dcal_", "vit_pico_", "slot_vit_")
 MODELS = sorted(
     x
     for x in timm.list_models()
     if timm.models.model_entrypoint(x).__module__.startswith("visionattn.") and not x.startswith(TOKENS)
 )
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
-# models of pictures of one size.
+# models of pictures of one size; plain convolutions.
 NATS = ("nat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
 ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small")
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
 FIXED = ("terminator_pico",)
-KINDS = (*NATS, *ISOTROPIC, *HALOS, *FIXED)
+PLAIN = ("slot_cnn_pico",)
+KINDS = (*NATS, *ISOTROPIC, *HALOS, *FIXED, *PLAIN)
 NARROW: dict[str, Any] = {"embed_dim": 32, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8)}
 NARROW_ISOTROPIC: dict[str, Any] = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 NARROW_TERMINATOR: dict[str, Any] = {"embed_dims": (12, 24, 12), "slow_depths": (3, 2, 2)}
+NARROW_CNN: dict[str, Any] = {"embed_dims": (8, 8, 8, 8)}
 each_model = pytest.mark.parametrize("name", MODELS)
 each_kind = pytest.mark.parametrize("name", KINDS)
 each_kind_of_any_size = pytest.mark.parametrize("name", [name for name in KINDS if name not in FIXED])
@@ -38,6 +40,8 @@ def create(name: str, **options: Any) -> nn.Module:
     """The model with few narrow blocks, so that a test takes milliseconds; small ones as they are."""
     if name.startswith("terminator"):
         narrow = NARROW_TERMINATOR if "1d" in name else {"img_size": 64, **NARROW_TERMINATOR}
+    elif name.startswith("slot_cnn"):
+        narrow = NARROW_CNN
     else:
         narrow = NARROW_ISOTROPIC if "isotropic" in name or "vitrpb" in name else NARROW
     model = timm.create_model(name, **({} if name.endswith("_pico") and name not in FIXED else narrow), **options)
@@ -82,7 +86,7 @@ def test_config_is_true(name: str) -> None:
 
 @each_kind
 def test_every_parameter_receives_a_gradient(name: str) -> None:
-    model = create(name, num_classes=5, **({} if name in FIXED else {"drop_path_rate": 0.0}))
+    model = create(name, num_classes=5, **({} if name in FIXED + PLAIN else {"drop_path_rate": 0.0}))
     logits = model(picture(model, size=40))
     assert logits.shape == (2, 5)
     assert logits.isfinite().all()
@@ -203,7 +207,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
     names = ("rpb", "height_rel", "width_rel", "filters.weight", "tap_bias", "position_bias")
     tables = {id(p) for n, p in model.named_parameters() if n.endswith(names)}
     decayed = {id(p) for g in groups if g["weight_decay"] > 0 for p in g["params"]}
-    assert tables
+    assert tables or name.startswith("slot_cnn")
     assert not tables & decayed
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionattn.tasks.callbacks import KernelSheet, ReconstructionSheet
+from visionattn.tasks.callbacks import ExampleSheet, KernelSheet
 from visionattn.tasks.masked_autoencoding import Examples
 
 
@@ -47,8 +47,8 @@ def test_a_failure_to_draw_reconstructions_goes_no_further(tmp_path: Path, capsy
     data = SimpleNamespace(preprocessing={"mean": (0.5,) * 3, "std": (0.5,) * 3})
     trainer: Any = SimpleNamespace(is_global_zero=True)
     module: Any = SimpleNamespace(examples=nothing, data=data)
-    ReconstructionSheet(tmp_path).on_fit_end(trainer, module)
+    ExampleSheet(tmp_path).on_fit_end(trainer, module)
     assert "no picture of the reconstructions: rows are pictures" in " ".join(capsys.readouterr().out.split())
     other: Any = SimpleNamespace()
-    ReconstructionSheet(tmp_path).on_fit_end(trainer, other)  # other tasks keep no pictures
+    ExampleSheet(tmp_path).on_fit_end(trainer, other)  # other tasks keep no pictures
     assert not list(tmp_path.iterdir())

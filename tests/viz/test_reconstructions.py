@@ -43,9 +43,9 @@ def test_what_is_too_dark_or_bright_stays_within_bytes_and_grey_is_a_colour(tmp_
     ("rows", "shapes"),
     [
         ({}, r"\[\]"),
-        ({"a": np.zeros((0, 3, 4, 4))}, r"\[\[0, 3, 4, 4\]\]"),
-        ({"a": np.zeros((3, 4, 4))}, r"\[\[3, 4, 4\]\]"),
-        ({"a": np.zeros((2, 3, 4, 4)), "b": np.zeros((1, 3, 4, 4))}, r"\[\[1, 3, 4, 4\], \[2, 3, 4, 4\]\]"),
+        ({"a": np.zeros((0, 3, 4, 4))}, r"\[\[0, 4, 4, 3\]\]"),
+        ({"a": np.zeros((3, 4, 4))}, r"\[\[4, 4, 3\]\]"),
+        ({"a": np.zeros((2, 3, 4, 4)), "b": np.zeros((1, 3, 4, 4))}, r"\[\[1, 4, 4, 3\], \[2, 4, 4, 3\]\]"),
     ],
 )
 def test_what_cannot_be_drawn_says_so(tmp_path, rows, shapes):

@@ -118,7 +118,7 @@ def classify(
     classifier, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
     if spec.task == "reid":
         raise ValueError(f"{checkpoint} gives features, not classes: eval.py reid evaluates it")
-    if spec.task == "mae":
+    if spec.task in ("mae", "object_discovery"):
         raise ValueError(
             f"{checkpoint} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "
             f"--model.checkpoint_path {checkpoint} fine-tunes it"

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, auto_cli
 
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
+from visionattn.cli.discover import discover
 from visionattn.cli.errors import ConciseParser
 from visionattn.cli.kernels import kernels
 from visionattn.cli.probe import probe
@@ -16,6 +17,7 @@ from visionattn.cli.throughput import throughput
 COMMANDS: dict[str, Any] = {
     "binding": binding,
     "classify": classify,
+    "discover": discover,
     "kernels": kernels,
     "probe": probe,
     "reid": reid,

@@ -10,10 +10,12 @@ from lightning.pytorch import LightningDataModule
 
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData, ReidData
+from visionattn.data.scenes import SceneData
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
+from visionattn.tasks.object_discovery import ObjectDiscoveryTask
 from visionattn.tasks.reid import ReidTask
 from visionattn.tasks.training import TrainingTask
 
@@ -48,6 +50,7 @@ KINDS: dict[TaskName, Kind] = {
     "fine_grained": Kind(FineGrainedTask, ImageClassificationData),
     "reid": Kind(ReidTask, ReidData, "val_mAP", "mAP", command="reid"),
     "mae": Kind(MaskedAutoencodingTask, ImageClassificationData, "val_loss", "loss", "min", command=None),
+    "object_discovery": Kind(ObjectDiscoveryTask, SceneData, "val_fg_ari", "FG-ARI", command="discover"),
 }
 
 

@@ -31,7 +31,7 @@ from visionattn.cli.runs import (
     newest_run,
     run_of,
 )
-from visionattn.tasks.callbacks import EpochReport, KernelSheet, LearningCurve, PredictionWriter, ReconstructionSheet
+from visionattn.tasks.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, PredictionWriter
 from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, TaskName
 from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
@@ -51,8 +51,8 @@ NOISE = (
 
 
 DESCRIPTION = (
-    "Trains and applies image classifiers and models for re-identification, and pretrains encoders: which, says --task "
-    f"({', '.join(KINDS)}) after the command, or task: in a config file."
+    "Trains and applies image classifiers and models for re-identification, pretrains encoders, and finds objects: "
+    f"which, says --task ({', '.join(KINDS)}) after the command, or task: in a config file."
 )
 
 
@@ -61,9 +61,9 @@ class RunOptions:
     """What is trained, and the files of a training run.
 
     Args:
-        task: classification; fine_grained, for models with several branches (DCAL); reid, for re-identification; or
-            mae, to pretrain a ViT as a masked autoencoder. The options of --model and --data are the task's: --task
-            NAME --help lists them.
+        task: classification; fine_grained, for models with several branches (DCAL); reid, for re-identification;
+            mae, to pretrain a ViT as a masked autoencoder; or object_discovery, for slots that find objects. The
+            options of --model and --data are the task's: --task NAME --help lists them.
         runs: folder of all runs; each gets runs/NAME/NUMBER.
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
@@ -194,7 +194,13 @@ class TrainingCLI(LightningCLI):
         """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
         defaults = self._parser(self.config.subcommand).get_defaults()
         channels, height, width = spec.preprocessing["input_size"]
-        data = {"img_size": height, "height": height, "width": width, "in_chans": channels} | spec.preprocessing
+        data = {
+            "img_size": height,
+            "image_size": height,
+            "height": height,
+            "width": width,
+            "in_chans": channels,
+        } | spec.preprocessing
         if not self.options.data.root or spec.task == "reid":
             data["name"] = spec.dataset
         for key, value in data.items():
@@ -256,7 +262,7 @@ class TrainingCLI(LightningCLI):
         self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
-        pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ReconstructionSheet)]
+        pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
         return [*averaging, *pictures, self.best, self.last]
 
     # Running

@@ -5,6 +5,9 @@ from visionattn.models.halonet import HaloNet
 from visionattn.models.masked_autoencoder import MaskedDecoder
 from visionattn.models.nat import NeighborhoodAttentionTransformer
 from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
+from visionattn.models.slot_cnn import SlotCnn
+from visionattn.models.slot_vit import SlotVisionTransformer
+from visionattn.models.slots import SlotAutoencoder
 from visionattn.models.terminator import Terminator
 
 __all__ = [
@@ -14,5 +17,8 @@ __all__ = [
     "IsotropicNeighborhoodTransformer",
     "MaskedDecoder",
     "NeighborhoodAttentionTransformer",
+    "SlotAutoencoder",
+    "SlotCnn",
+    "SlotVisionTransformer",
     "Terminator",
 ]

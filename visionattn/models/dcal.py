@@ -9,18 +9,16 @@ Source: Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categ
 Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151. The authors published no code.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from timm.layers import StdConv2dSame
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._registry import get_arch_pretrained_cfgs
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter_fn
 from timm.models.vision_transformer_hybrid import HybridEmbed
 
+from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
 
@@ -32,23 +30,11 @@ PAPER: dict[str, Any] = {
 }
 
 
-def _like(classifier: Any, *backbones: str) -> dict[str, Any]:
-    """Configurations of timm's backbones, with all their weights, for the models that build on them."""
-    return {
-        f"dcal_{name}": {**_plain(asdict(cfg)), **PAPER, "classifier": classifier}
-        for backbone in backbones
-        for name, cfg in get_arch_pretrained_cfgs(backbone).items()
-    }
-
-
-def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}
-
-
 default_cfgs = generate_default_cfgs(
     {
-        **_like(
-            ("head", "glca_head"),
+        **configs_like(
+            "dcal_",
+            {**PAPER, "classifier": ("head", "glca_head")},
             "deit_tiny_patch16_224",
             "deit_small_patch16_224",
             "deit_base_patch16_224",
@@ -56,7 +42,11 @@ default_cfgs = generate_default_cfgs(
             "vit_base_patch16_224",
             "vit_base_r50_s16_224",
         ),
-        **_like("head.fc", *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))),
+        **configs_like(
+            "dcal_",
+            {**PAPER, "classifier": "head.fc"},
+            *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
+        ),
         "dcal_vit_pico": {
             "num_classes": 10,
             "input_size": (3, 32, 32),

@@ -222,17 +222,25 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+PICO: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 192,
+    "depth": 6,
+    "num_heads": 3,
+    "num_classes": 10,
+}
+
 
 @register_model
 def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """A ViT for pictures of 32 pixels and for CPUs, of our own making: six blocks of ViT-Tiny's width."""
-    arch = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
     model: VisionTransformer = build_model_with_cfg(
         VisionTransformer,
         "vit_pico_patch4_32",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arch, **kwargs},
+        **{**PICO, **kwargs},
     )
     return model

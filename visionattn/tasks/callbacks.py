@@ -1,4 +1,4 @@
-"""What a run tells: a line per epoch, learning curves, pictures of kernels and reconstructions, predictions."""
+"""What a run tells: a line per epoch, learning curves, pictures of kernels and of examples, predictions."""
 
 import csv
 import time
@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
 from visionattn.tasks.checkpointing import BestCheckpoint
+from visionattn.tasks.examples import Examples
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
@@ -35,7 +36,7 @@ class EpochReport(Callback):
             sum(parameter.numel() for parameter in parameters if parameter.requires_grad or everything)
             for everything in (True, False)
         )
-        share = "" if total == trained else f" ({trained / 1e6:.2f} M trained)"
+        share = "" if total == trained else f" ({trained / 1e6:.2f} M trained)" if trained else " (frozen)"
         self._say(
             trainer,
             f"{model.spec.model}, {total / 1e6:.2f} M parameters{share}, on {data.describe()}; "
@@ -52,7 +53,7 @@ class EpochReport(Callback):
         if self.per_epoch:
             metrics = trainer.callback_metrics
             parts = sorted(key for key in metrics if key.startswith("train_loss_"))
-            keys = ("train_loss", *parts, "val_loss", "val_top1", "val_mAP", "val_rank1")
+            keys = ("train_loss", *parts, "val_loss", "val_top1", "val_mAP", "val_rank1", "val_fg_ari")
             figures = [f"{key} {metrics[key]:.4f}" for key in keys if key in metrics]
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
@@ -128,11 +129,11 @@ class KernelSheet(Callback):
             rich_print(f"[yellow]no picture of the kernels: {error}[/yellow]")
 
 
-class ReconstructionSheet(Callback):
-    """Draws what a masked autoencoder makes of pictures of the validation, for tasks that keep ``examples`` of them.
+class ExampleSheet(Callback):
+    """Draws what a task makes of pictures of the validation, for tasks that keep ``examples`` of them.
 
-    ``reconstructions-best.png`` is of the weights in ``best.ckpt``, ``reconstructions-last.png`` of those that were
-    validated last; a failure to draw is told and goes no further.
+    ``TITLE-best.png`` is of the weights in ``best.ckpt``, ``TITLE-last.png`` of those that were validated last; a
+    failure to draw is told and goes no further.
 
     Args:
         folder: the run's.
@@ -155,16 +156,14 @@ class ReconstructionSheet(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, which: str) -> None:
         task: Any = pl_module
-        examples = getattr(task, "examples", None)
+        examples: Examples | None = getattr(task, "examples", None)
         if examples is None or not trainer.is_global_zero:
             return
         try:
-            from visionattn.viz.reconstructions import save_reconstructions
-
             mean, std = (task.data.preprocessing[key] for key in ("mean", "std"))
-            save_reconstructions(examples._asdict(), self.folder / f"reconstructions-{which}.png", mean, std)
+            examples.save(self.folder / f"{examples.title}-{which}.png", mean, std)
         except Exception as error:
-            rich_print(f"[yellow]no picture of the reconstructions: {error}[/yellow]")
+            rich_print(f"[yellow]no picture of the {examples.title}: {error}[/yellow]")
 
 
 class PredictionWriter(Callback):

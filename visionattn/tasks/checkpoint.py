@@ -24,7 +24,7 @@ MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
 
 Weights = Literal["average", "raw"]
-TaskName = Literal["classification", "fine_grained", "reid", "mae"]
+TaskName = Literal["classification", "fine_grained", "reid", "mae", "object_discovery"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ClassifierSpec:
             ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the picture).
         dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
         task: what it was trained for, as ``--task`` takes it. Models for re-identification and pretrained encoders
-            (``mae``) give features and have no classes; ``class_names`` are then the identities or classes of the
-            training pictures.
+            (``mae``, ``object_discovery``) give features and have no classes; ``class_names`` are then the identities
+            or classes of the training pictures.
     """
 
     model: str
@@ -188,6 +188,23 @@ def load_plain(path: str | Path, model_name: str, model_kwargs: Mapping[str, Any
     return load_classifier(path, model_name=model_name, model_kwargs=model_kwargs)[0]
 
 
+def load_beside(
+    path: str | Path, prefix: str, weights: Weights = "average"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a checkpoint that ``train.py`` wrote holds beside the model.
+
+    Args:
+        path: the file, of which :func:`load_classifier` has read the model.
+        prefix: what the names of the weights begin with, ``slots.``.
+        weights: an exponential moving average where there is one, or the weights as trained.
+
+    Returns:
+        These weights, without the prefix, and the options that the LightningModule was built with.
+    """
+    checkpoint = _read(Path(path))
+    return _select_weights(checkpoint, weights, prefix), dict(checkpoint["hyper_parameters"])
+
+
 def _stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ClassifierSpec | None:
     if METADATA_KEY not in checkpoint:
         return None
@@ -233,7 +250,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _select_weights(checkpoint: Mapping[str, Any], weights: Weights) -> dict[str, Tensor]:
+def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
     """The classifier's state dict from a training checkpoint of Lightning or timm, or from a bare state dict."""
     averaged, raw = ("state_dict_ema", "model_ema"), ("current_model_state",)
     preferred = averaged if weights == "average" else raw
@@ -241,9 +258,9 @@ def _select_weights(checkpoint: Mapping[str, Any], weights: Weights) -> dict[str
     held = {
         name: value for name, value in (checkpoint[key] if key else checkpoint).items() if isinstance(value, Tensor)
     }
-    if key in ("state_dict", "current_model_state") and any(name.startswith(MODEL_PREFIX) for name in held):
+    if key in ("state_dict", "current_model_state") and any(name.startswith(prefix) for name in held):
         # The rest is the LightningModule's own: losses, metrics.
-        held = {name.removeprefix(MODEL_PREFIX): value for name, value in held.items() if name.startswith(MODEL_PREFIX)}
+        held = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
     # torch.compile and DistributedDataParallel wrap the model and prefix every name.
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in held.items()}
 

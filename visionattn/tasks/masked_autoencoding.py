@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,10 +21,8 @@ from visionattn.models.masked_autoencoder import (
     mask_patches,
 )
 from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.examples import wanted
 from visionattn.tasks.training import TrainingTask
-
-EXAMPLES = 16
-"""Pictures that are kept of a validation, evenly spaced, to be drawn."""
 
 DECODER = ("decoder_dim", "decoder_depth", "decoder_num_heads")
 
@@ -41,6 +39,17 @@ class Examples(NamedTuple):
     original: Tensor
     masked: Tensor
     reconstructed: Tensor
+
+    @property
+    def title(self) -> str:
+        """Of the sheet."""
+        return "reconstructions"
+
+    def save(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Draws them, each below the other."""
+        from visionattn.viz.reconstructions import save_reconstructions
+
+        save_reconstructions(self._asdict(), path, mean, std)
 
 
 class MaskedAutoencodingTask(TrainingTask):
@@ -124,7 +133,7 @@ class MaskedAutoencodingTask(TrainingTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the loss of the validation split, and keeps some pictures."""
-        self._evaluate(batch, "val", self._wanted(batch_idx))
+        self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the loss of the test split."""
@@ -143,11 +152,6 @@ class MaskedAutoencodingTask(TrainingTask):
     def _num_patches(self) -> int:
         model: Any = self.model
         return int(model.patch_embed.num_patches)
-
-    def _wanted(self, batch_idx: int) -> int:
-        """How many pictures of a batch of the validation are kept."""
-        batches = self.trainer.num_val_batches[0]
-        return sum(number * batches // EXAMPLES == batch_idx for number in range(EXAMPLES))
 
     def _evaluate(self, batch: Batch, split: str, wanted: int = 0) -> None:
         count = len(batch.image)

@@ -38,7 +38,8 @@ def create_optimizer(
         momentum: where the optimizer has one.
         layer_decay: factor between the learning rates of one layer and the one before it.
         options: further arguments of the optimizer.
-        others: further modules with trainable parameters, such as a loss; layer decay is not for them.
+        others: further modules with trainable parameters, such as a loss; layer decay is not for them. They may be all
+            that is trained.
 
     Raises:
         ValueError: an unknown optimizer or option.
@@ -49,22 +50,24 @@ def create_optimizer(
         raise ValueError(
             f"unknown optimizer {name!r} (--model.opt){'; did you mean ' + ', '.join(near) if near else ''}"
         )
+    groups = [
+        group for module in others for group in param_groups_weight_decay(module, weight_decay) if group["params"]
+    ]
+    frozen = not any(parameter.requires_grad for parameter in model.parameters())
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model,
+            groups if frozen else model,
             opt=name,
             lr=lr,
             weight_decay=weight_decay,
             momentum=momentum,
-            layer_decay=layer_decay,
+            layer_decay=None if frozen else layer_decay,
             **options,
         )
     except TypeError as error:
         raise ValueError(f"optimizer {name!r}, --model.opt_kwargs {dict(options)}: {error}") from error
-    for module in others:
-        for group in param_groups_weight_decay(module, weight_decay):
-            if group["params"]:
-                optimizer.add_param_group(group)
+    for group in [] if frozen else groups:
+        optimizer.add_param_group(group)
     return optimizer
 
 

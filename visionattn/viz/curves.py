@@ -20,8 +20,15 @@ DENSE, SPARSE = 100, 20
 PART = "train_loss_"
 """What the columns of the parts of the training loss begin with."""
 
-RATES = {"val_top1": "top-1", "val_top5": "top-5", "val_mAP": "mAP", "val_rank1": "rank-1"}
-"""Fractions that validation gives: of classifiers and of models for re-identification."""
+RATES = {
+    "val_top1": "top-1",
+    "val_top5": "top-5",
+    "val_mAP": "mAP",
+    "val_rank1": "rank-1",
+    "val_fg_ari": "FG-ARI",
+    "val_mbo_i": "mBO_i",
+}
+"""Fractions that validation gives: of classifiers, of models for re-identification, and of object discovery."""
 
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -29,8 +36,8 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
 
     Args:
         csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it. The columns that are used are ``step``, ``epoch``,
-            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1`` and ``val_top5``, or ``val_mAP`` and
-            ``val_rank1`` (fractions), and the first one called ``lr-…``; panels whose columns are absent are left out.
+            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1`` and ``val_top5`` or others of
+            ``RATES`` (fractions), and the first one called ``lr-…``; panels whose columns are absent are left out.
         png_path: where the figure goes.
 
     Raises:

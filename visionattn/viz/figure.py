@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 150
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7A7A7A"
@@ -17,7 +18,7 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of this size in inches; its labels are placed so that nothing is cut off."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 def style_axes(axes: "Axes", **labels: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a masked autoencoder makes of pictures: originals, what it sees of them, and what it guesses, on one page."""
+"""What a model makes of pictures, on one page: rows of pictures, of which those in one column belong together."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.viz.figure import new_figure, save_figure
+from visionattn.viz.figure import DPI, new_figure, save_figure
 from visionattn.viz.picture import Pixels, denormalize
 
 CELL = 0.7  # inches
@@ -27,23 +27,32 @@ def save_reconstructions(
     Raises:
         ValueError: nothing to draw, or rows of different shapes.
     """
-    shapes = {np.shape(pictures) for pictures in rows.values()}
+    return save_rows({name: denormalize(pictures, mean, std) for name, pictures in rows.items()}, png_path)
+
+
+def save_rows(rows: Mapping[str, Pixels], png_path: str | Path) -> Path:
+    """Draws rows of pictures, bytes [N, H, W, 3] by the name of their row.
+
+    Raises:
+        ValueError: nothing to draw, or rows of different shapes.
+    """
+    shapes = {pictures.shape for pictures in rows.values()}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 4 or 0 in shape:
-        raise ValueError(f"rows are pictures [N, C, H, W] of one shape, got {sorted(map(list, shapes))}")
-    page = np.concatenate([_row(pictures, mean, std) for pictures in rows.values()])
-    height, columns = shape[2] + 1, shape[0]
-    figure = new_figure(CELL * columns + 1, CELL * len(rows) * shape[2] / shape[3] + 0.2)
+        raise ValueError(f"rows are pictures [N, H, W, 3] of one shape, got {sorted(map(list, shapes))}")
+    page = np.concatenate([_row(pictures) for pictures in rows.values()])
+    columns, height, width = shape[:3]
+    cell = max(CELL, width / DPI)  # no pixel is lost
+    figure = new_figure(cell * columns + 1, cell * len(rows) * height / width + 0.2)
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
-    axes.set_yticks([height * (number + 0.5) for number in range(len(rows))], list(rows), fontsize="small")
+    axes.set_yticks([(height + 1) * (number + 0.5) for number in range(len(rows))], list(rows), fontsize="small")
     axes.tick_params(left=False)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     return save_figure(figure, png_path)
 
 
-def _row(pictures: Any, mean: Sequence[float], std: Sequence[float]) -> Pixels:
+def _row(pixels: Pixels) -> Pixels:
     """Pictures side by side, with a gap of one pixel at the right and below: bytes [H + 1, N·(W + 1), 3]."""
-    pixels = denormalize(pictures, mean, std)  # [N, H, W, C]
     framed = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=BACKGROUND)
     return framed.transpose(1, 0, 2, 3).reshape(framed.shape[1], -1, 3)

@@ -1,0 +1,25 @@
+"""Configurations of models that build on timm's."""
+
+from dataclasses import asdict
+from typing import Any
+
+from timm.models._registry import get_arch_pretrained_cfgs
+
+
+def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[str, Any]:
+    """Configurations of timm's models, one for each of their weights, for models that take these weights.
+
+    Args:
+        prefix: What the names begin with, before the backbone's.
+        changes: What is other than there.
+        *backbones: Names in timm's registry.
+    """
+    return {
+        prefix + name: {**_plain(asdict(cfg)), **changes}
+        for backbone in backbones
+        for name, cfg in get_arch_pretrained_cfgs(backbone).items()
+    }
+
+
+def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}

@@ -1,0 +1,284 @@
+"""Finding objects without labels: slots that have to rebuild pictures, or features of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+
+from visionattn.data.scenes import SceneBatch
+from visionattn.layers.slot_attention import SlotInit
+from visionattn.metrics.segmentation import ARI, CorLoc, ForegroundARI, MeanBestOverlap
+from visionattn.models.slots import Decomposition, Method, SlotAutoencoder, encode
+from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, Weights, load_beside, load_classifier
+from visionattn.tasks.examples import wanted
+from visionattn.tasks.training import TrainingTask
+
+SLOTS = (
+    "method",
+    "num_slots",
+    "slot_dim",
+    "slot_hidden_dim",
+    "iterations",
+    "slot_init",
+    "implicit",
+    "guided",
+    "decoder_dim",
+    "decoder_grid",
+    "decoder_strides",
+    "decoder_kernel",
+    "decoder_patch",
+)
+"""The options that make a :class:`~visionattn.models.slots.SlotAutoencoder`."""
+
+SLOTS_PREFIX = "slots."
+"""Its place in the LightningModule."""
+
+
+class Examples(NamedTuple):
+    """What slots make of some pictures.
+
+    Attributes:
+        image: normalised as the data are [N, 3, H, W].
+        segments: the true ones [N, H, W].
+        slots: which slot has each place [N, H, W].
+        rebuilt: what slots draw [N, 3, H', W'], where they draw pictures.
+    """
+
+    image: Tensor
+    segments: Tensor
+    slots: Tensor
+    rebuilt: Tensor | None
+
+    @property
+    def title(self) -> str:
+        """Of the sheet."""
+        return "slots"
+
+    def save(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Draws them, each below the other."""
+        from visionattn.viz.slots import save_slots
+
+        save_slots(*self, path, mean, std)
+
+
+class ObjectDiscoveryTask(TrainingTask):
+    """Slots that learn from pictures alone to come apart into objects.
+
+    ``slot_attention`` trains an encoder and slots to draw the picture again, each slot by itself (Locatello et al.,
+    NeurIPS 2020, https://arxiv.org/abs/2006.15055); ``dinosaur`` has slots rebuild the features of a frozen encoder
+    (Seitzer et al., ICLR 2023, https://arxiv.org/abs/2209.14860), which needs a pretrained one: ``pretrained``, or
+    ``checkpoint_path``. The loss is the mean squared error. Segments are used in validation alone. A checkpoint holds
+    the encoder under ``model.``, as timm has it but for the head, and slots and decoder beside it.
+
+    Args:
+        name: the encoder, any model of timm that gives maps of features: ``slot_cnn_pico``, ``slot_cnn``, a ViT, ….
+        method: ``slot_attention`` or ``dinosaur``.
+        num_slots: at most so many parts of a picture.
+        slot_dim: width of a slot, by default 64, and 256 for dinosaur.
+        slot_hidden_dim: width within the MLP that updates slots, by default 128, and 1024 for dinosaur.
+        iterations: how often slots look at the features.
+        slot_init: where slots start: at draws from one learned distribution (``gaussian``), or each at a learned place
+            of its own (``learned``).
+        implicit: let gradients be those of the last iteration alone.
+        guided: multiply the masks of the decoder with the slots' attention.
+        decoder_dim: channels of the decoder, by default 64, and 2048 for dinosaur.
+        decoder_grid: slot_attention: edge of the grid on which the decoder starts.
+        decoder_strides: slot_attention: by how much each of its layers enlarges that grid. With ``decoder_grid`` 8,
+            [2, 2, 2, 1] draws pictures of 64 pixels, and [2, 2, 2, 2, 1] of 128; pictures of other sizes are compared
+            in that one.
+        decoder_kernel: slot_attention: edge of the kernels of its layers.
+        decoder_patch: slot_attention: edge of the patches of pixels that it draws at each place.
+        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+
+    Raises:
+        ValueError: an unknown model, options out of their bounds, or (later) data of another size than the model's.
+        DivergenceError: in training, when the loss is NaN or infinite.
+    """
+
+    task_name: ClassVar[TaskName] = "object_discovery"
+
+    def __init__(
+        self,
+        name: str = "slot_cnn_pico",
+        method: Method = "slot_attention",
+        num_slots: int = 7,
+        slot_dim: int | None = None,
+        slot_hidden_dim: int | None = None,
+        iterations: int = 3,
+        slot_init: SlotInit = "gaussian",
+        implicit: bool = False,
+        guided: bool = False,
+        decoder_dim: int | None = None,
+        decoder_grid: int = 8,
+        decoder_strides: tuple[int, ...] = (2, 2, 2, 1),
+        decoder_kernel: int = 5,
+        decoder_patch: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(name=name, **options)
+        self._kept: list[Examples] = []
+
+    # Building
+
+    @property
+    def _frozen(self) -> bool:
+        return bool(self.options.method == "dinosaur")
+
+    def _build(self) -> None:
+        hparams = self.options
+        encoder = self._create(num_classes=0)
+        self.slots = create_slots(encoder, hparams.name, self.data.item_shape, hparams)
+        self.model = encoder
+        if self._frozen:
+            encoder.requires_grad_(False)
+            self.train(self.training)
+            if not (hparams.pretrained or hparams.checkpoint_path or self.trainer.ckpt_path):
+                rank_zero_warn(
+                    f"the frozen {hparams.name} has random weights, whose features tell little: pass "
+                    "--model.pretrained or --model.checkpoint_path FILE"
+                )
+        if hparams.channels_last:
+            self.slots.to(memory_format=torch.channels_last)
+        if hparams.compile:
+            self.slots.compile()
+        for split in ("val", "test"):
+            setattr(self, f"{split}_loss", MeanMetric())
+            setattr(self, f"{split}_scores", create_scores(f"{split}_"))
+
+    def train(self, mode: bool = True) -> "ObjectDiscoveryTask":
+        """As usual, but a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._frozen and self.model is not None:
+            self.model.eval()
+        return self
+
+    # Steps
+
+    def forward(self, image: Tensor) -> Decomposition:
+        """The slots of pictures [B, 3, H, W], and what they draw."""
+        return self._decompose(image)[0]
+
+    def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
+        """The loss, of slots that are drawn anew."""
+        return self._finish_step({"mse": self._decompose(batch.image)[1]}, len(batch.image))
+
+    def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
+        """Updates the figures of the validation split, and keeps some pictures."""
+        self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
+
+    def test_step(self, batch: SceneBatch, batch_idx: int) -> None:
+        """Updates the figures of the test split."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the pictures of the last validation."""
+        self._kept = []
+
+    @property
+    def examples(self) -> Examples | None:
+        """Pictures of the last validation, where there was one."""
+        if not self._kept:
+            return None
+        image, segments, slots, rebuilt = zip(*self._kept, strict=True)
+        drawn = None if rebuilt[0] is None else torch.cat(rebuilt)
+        return Examples(torch.cat(image), torch.cat(segments), torch.cat(slots), drawn)
+
+    def _decompose(self, image: Tensor) -> tuple[Decomposition, Tensor]:
+        """The slots of pictures, and the loss."""
+        assert self.model is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            features = encode(self.model, self._arrange(image))
+        found: Decomposition = self.slots(features)
+        return found, F.mse_loss(found.reconstruction, self.slots.target(image, features).float())
+
+    def _evaluate(self, batch: SceneBatch, split: str, wanted: int = 0) -> None:
+        count = len(batch.image)
+        loss, scores = getattr(self, f"{split}_loss"), getattr(self, f"{split}_scores")
+        if count:
+            found, error = self._decompose(batch.image)
+            slots = found.segments(batch.segments.shape[-2:])
+            loss.update(error, count)
+            scores.update(slots, batch.segments, batch.classes, batch.things)
+            if wanted:
+                rebuilt = None if self._frozen else found.reconstruction[:wanted].float().cpu()
+                image, segments, slots = (x[:wanted].cpu() for x in (batch.image.float(), batch.segments, slots))
+                self._kept.append(Examples(image, segments, slots, rebuilt))
+        self.log(f"{split}_loss", loss, on_epoch=True, batch_size=max(count, 1))
+        self.log_dict(scores, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
+
+    # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares the slots, too."""
+        super().on_load_checkpoint(checkpoint)
+        for key in SLOTS:
+            theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
+            if theirs != ours:
+                path = self.trainer.ckpt_path
+                raise ValueError(f"{path} holds other slots: --model.{key} {theirs}, here {ours}")
+
+
+def create_scores(prefix: str = "") -> MetricCollection:
+    """The measures of object discovery: fractions, updated with slots, segments, classes and things."""
+    scores = {
+        "fg_ari": ForegroundARI(),
+        "ari": ARI(),
+        "mbo_i": MeanBestOverlap(),
+        "mbo_c": MeanBestOverlap(by_class=True),
+        "corloc": CorLoc(),
+    }
+    return MetricCollection(scores, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+
+
+def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: Any) -> SlotAutoencoder:
+    """Slots for an encoder and pictures of a shape (C, H, W).
+
+    Args:
+        encoder: whose features they are bound to.
+        name: its name, for messages.
+        shape: of the pictures.
+        options: those in ``SLOTS``.
+
+    Raises:
+        ValueError: the encoder gives no maps, or none of such pictures; options out of their bounds.
+    """
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ValueError(f"{name} gives no maps of features, which slots are bound to: choose another --model.name")
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            features = encode(encoder.eval(), torch.zeros(1, *shape))
+    except AssertionError as error:  # how timm's models say that they are for pictures of another size
+        size = "×".join(map(str, shape[1:]))
+        raise ValueError(
+            f"{name} does not take pictures of {size} pixels ({error}): pass --data.image_size N, or "
+            "--model.model_kwargs '{img_size: N}'"
+        ) from error
+    finally:
+        encoder.train(training)
+    return SlotAutoencoder(features.shape[1:], **{key: options[key] for key in SLOTS})
+
+
+def load_slots(path: str | Path, weights: Weights = "average") -> tuple[nn.Module, SlotAutoencoder, ClassifierSpec]:
+    """Encoder, slots and description of a checkpoint of object discovery, in evaluation mode on the CPU.
+
+    Args:
+        path: the file.
+        weights: an exponential moving average where there is one, or the weights as trained.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of object discovery.
+    """
+    encoder, spec = load_classifier(path, weights)
+    if spec.task != "object_discovery":
+        raise ValueError(f"{path} was trained with --task {spec.task}, it has no slots")
+    held, options = load_beside(path, SLOTS_PREFIX, weights)
+    slots = create_slots(encoder, spec.model, spec.preprocessing["input_size"], options)
+    slots.load_state_dict(held)
+    return encoder, slots.eval(), spec

@@ -1,0 +1,75 @@
+"""What slots make of pictures: the picture, its true segments and those of the slots in colours over it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.viz.attention_maps import COLOURS
+from visionattn.viz.picture import Pixels, denormalize, scale_to_height
+from visionattn.viz.reconstructions import save_rows
+
+STRENGTH = 0.65  # of the colours; the rest is the picture
+SHADES = (0.0, -0.45, 0.5)  # of the colours, from black at -1 to white at 1, once there are more segments than colours
+
+
+def save_slots(
+    image: Any,
+    segments: Any,
+    slots: Any,
+    rebuilt: Any,
+    png_path: str | Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Path:
+    """Draws pictures side by side, below each its true segments, its slots, and what the slots draw.
+
+    Args:
+        image: normalised pictures [N, 3, H, W], tensor or array.
+        segments: ids of the true segments [N, H, W]; 0 is uncoloured.
+        slots: which slot has each place [N, H, W]; a number has the same colour in all pictures.
+        rebuilt: normalised pictures [N, 3, h, w], or None to leave that row out.
+        png_path: where the figure goes.
+        mean: of each channel, as they were normalised with.
+        std: of each channel.
+
+    Raises:
+        ValueError: nothing to draw, or maps of another size than the pictures.
+    """
+    pixels = denormalize(image, mean, std)
+    rows = {
+        "picture": pixels,
+        "segments": colour_segments(pixels, np.asarray(segments) - 1),
+        "slots": colour_segments(pixels, slots),
+    }
+    if rebuilt is not None:
+        drawn = np.ascontiguousarray(denormalize(rebuilt, mean, std))
+        rows["rebuilt"] = np.stack([scale_to_height(each, pixels.shape[1]) for each in drawn])
+    return save_rows(rows, png_path)
+
+
+def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
+    """Lays a colour over each segment.
+
+    Args:
+        pixels: pictures, bytes [..., H, W, 3].
+        ids: of the segments [..., H, W]; negative ones stay as they are.
+
+    Raises:
+        ValueError: another size than the pictures'.
+    """
+    ids = np.asarray(ids)
+    if ids.shape != pixels.shape[:-1]:
+        raise ValueError(f"segments are {list(pixels.shape[:-1])} as the pictures, got {list(ids.shape)}")
+    colours = palette(1 + max(0, int(ids.max(initial=0))))
+    strength = np.where(ids < 0, 0, STRENGTH)[..., None]
+    blended = (1 - strength) * pixels + strength * colours[np.maximum(ids, 0)]
+    return blended.round().astype(np.uint8)
+
+
+def palette(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """So many colours [count, 3], from 0 to 255: first all that differ for everyone, then darker and lighter ones."""
+    base = np.asarray(COLOURS, dtype=np.float64)
+    shaded = [base * (1 - abs(shade)) + (255 * shade if shade > 0 else 0) for shade in SHADES]
+    return np.resize(np.concatenate(shaded), (count, 3))
