@@ -183,8 +183,8 @@ class SlotAutoencoder(nn.Module):
             slot_init: Where they start, see `SlotInit`.
             implicit: Whether gradients are those of the last iteration alone, see `SlotAttention`.
             guided: Whether a mask is the slot's attention times what the decoder says, so that a slot draws where it
-                looked, not where it remembers to have looked. An extension: slots come apart within hundreds of steps, where
-                all stayed alike for thousands.
+                looked, not where it remembers to have looked. An extension: slots come apart within hundreds of steps,
+                where all stayed alike for thousands.
             decoder_dim: Channels of the layers that draw.
             decoder_grid: Edge of the grid on which a slot is put before it is drawn, for "slot_attention"; that of
                 "dinosaur" is that of the features, and its layers are an MLP.
