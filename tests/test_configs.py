@@ -1,5 +1,6 @@
-"""Every shipped config is parsed, and makes one step of training on pictures made here."""
+"""Every shipped config is parsed, and makes one step of training, or evaluates, on pictures made here."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from visionattn.cli import evaluate
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+EVALUATIONS = [path for path in CONFIGS if path.parent.name == "evaluation"]
+TRAININGS = [path for path in CONFIGS if path not in EVALUATIONS]
 # The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
 NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
@@ -47,7 +51,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
+@pytest.mark.parametrize("config", TRAININGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_one_step(
     config: Path,
     pictures: Path,
@@ -92,12 +96,22 @@ def test_one_step(
     assert checkpoint["global_step"] == 1
 
 
+@pytest.mark.parametrize("config", EVALUATIONS, ids=lambda path: path.name)
+def test_a_small_evaluation(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "r.json"
+    options = ["--model=vit_pico_patch4_32", "--pretrained=false", "--control=null", "--seeds=1", "--training.epochs=1"]
+    options += ["--data.name=synthetic", "--data.root=null", "--data.limit=2", "--data.num_workers=0"]
+    argv = ["binding", f"--config={config}", *options, f"--output={output}"]
+    assert run(evaluate.main, argv) == 0, capsys.readouterr().err
+    assert len(json.loads(output.read_text())["results"]) == 6 * 7, "six layers, seven probes"
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_the_header_says_what_to_expect(config: Path) -> None:
     header = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
     assert "https://arxiv.org/abs/" in header
     assert "Expected:" in header
     assert "Measured:" in header
-    command = re.search(r"python train\.py fit --config (\S+)", header)
+    command = re.search(r"python (?:train\.py fit|eval\.py binding) --config (\S+)", header)
     assert command is not None
     assert REPOSITORY / command[1] == config
