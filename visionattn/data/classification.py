@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
@@ -11,7 +10,7 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
-from visionattn.data.module import PictureData
+from visionattn.data.module import PictureData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
@@ -145,8 +144,8 @@ class ImageClassificationData(PictureData):
 
         self.preprocessing: dict[str, Any] = {
             "input_size": (in_chans, size, size),
-            "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans, "mean"),
-            "std": _per_channel(std, IMAGENET_DEFAULT_STD, in_chans, "std"),
+            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean", in_chans),
+            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std", in_chans),
             "interpolation": interpolation,
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
@@ -187,14 +186,9 @@ class ImageClassificationData(PictureData):
         return [str(index) for index in range(self._given_num_classes)]
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes; known after ``setup``."""
-        return len(self.class_names)
-
-    @property
     def item_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the loaders hand out: of the pictures, or (C, 1, H·W) of sequences."""
-        channels, height, width = self.preprocessing["input_size"]
+        channels, height, width = super().item_shape
         return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
 
     def setup(self, stage: str) -> None:
@@ -308,9 +302,7 @@ class ImageClassificationData(PictureData):
             sampler=sampler,
             # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
             drop_last=training and sampler is not None and len(sampler) >= batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self.worker_options,
             collate_fn=Collate(self.item_shape),
         )
         return self._loaders[split]
@@ -318,11 +310,3 @@ class ImageClassificationData(PictureData):
 
 def _class_to_idx(source: Any) -> Any:
     return getattr(source, "class_to_idx", None) or getattr(getattr(source, "reader", None), "class_to_idx", None)
-
-
-def _per_channel(given: list[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
-    if given is None:
-        return default if channels == len(default) else (sum(default) / len(default),) * channels
-    if len(given) != channels:
-        raise DataError(f"--data.{what} must have {channels} values (--data.in_chans), got {list(given)}")
-    return tuple(given)

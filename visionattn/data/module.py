@@ -1,8 +1,10 @@
 """What all DataModules of pictures share: where in its epoch a training is, and what could not be read."""
 
 import os
+from abc import abstractmethod
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from visionattn.data.errors import DataError
@@ -14,6 +16,9 @@ MAX_WORKERS = 8
 class PictureData(LightningDataModule):
     """Keeps loaders by split, and the place from which the one for training starts.
 
+    Attributes:
+        preprocessing: how pictures are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
+
     Args:
         batch_size: pictures per step and per device.
         eval_batch_size: the same for validation, by default the same number.
@@ -24,6 +29,8 @@ class PictureData(LightningDataModule):
     Raises:
         DataError: batches of less than one picture.
     """
+
+    preprocessing: dict[str, Any]
 
     def __init__(
         self, batch_size: int, eval_batch_size: int | None, num_workers: int | None, on_error: OnError, seed: int | None
@@ -51,6 +58,34 @@ class PictureData(LightningDataModule):
         """The rank of this process, and how many processes share the data."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names by class number; known after ``setup``."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after ``setup``."""
+        return len(self.class_names)
+
+    @property
+    def item_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the loaders hand out."""
+        channels, height, width = self.preprocessing["input_size"]
+        return channels, height, width
+
+    @property
+    def worker_options(self) -> dict[str, Any]:
+        """What all loaders have in common."""
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do where Lightning tells the sampler."""
+
     def expect_classes(self, names: list[str]) -> None:
         """Numbers the classes as a checkpoint does; to be called before ``setup``."""
         self._expected = list(names) or None
@@ -76,3 +111,18 @@ class PictureData(LightningDataModule):
         """Lets the training loader start there."""
         # With another batch size the count of batches that Lightning goes by means another place in the epoch.
         self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)
+
+
+def per_channel(
+    given: list[float] | None, default: tuple[float, ...], what: str, channels: int = 3
+) -> tuple[float, ...]:
+    """A mean or standard deviation of each channel; the default, averaged where it is of another number of channels.
+
+    Raises:
+        DataError: other than one value for each.
+    """
+    if given is None:
+        return default if channels == len(default) else (sum(default) / len(default),) * channels
+    if len(given) != channels:
+        raise DataError(f"--data.{what} must have {channels} values, got {list(given)}: one for each channel")
+    return tuple(given)

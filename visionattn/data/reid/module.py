@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor
 
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset
-from visionattn.data.module import PictureData
+from visionattn.data.module import PictureData, per_channel
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Picture, Protocol, Split
@@ -170,8 +171,8 @@ class ReidData(PictureData):
         self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
         self.preprocessing: dict[str, Any] = {
             "input_size": (3, height, width),
-            "mean": _per_channel(mean, "mean"),
-            "std": _per_channel(std, "std"),
+            "mean": per_channel(mean, IMAGENET_INCEPTION_MEAN, "mean"),
+            "std": per_channel(std, IMAGENET_INCEPTION_STD, "std"),
             "interpolation": interpolation,
             "crop_pct": 1.0,
             "crop_mode": "squash",
@@ -193,11 +194,6 @@ class ReidData(PictureData):
         return [str(pid) for pid in sorted({picture.pid for picture in self._pictures["train"]})]
 
     @property
-    def num_classes(self) -> int:
-        """Number of training identities."""
-        return len(self.class_names)
-
-    @property
     def num_query(self) -> int:
         """So many pictures of the evaluation are queries, the first ones; known after ``setup``."""
         return len(self._pictures["query"])
@@ -206,12 +202,6 @@ class ReidData(PictureData):
     def protocol(self) -> Protocol:
         """``camera`` for query and gallery by several cameras; ``vehicleid`` for a gallery drawn from all pictures."""
         return self.layout.protocol
-
-    @property
-    def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the loaders hand out."""
-        channels, height, width = self.preprocessing["input_size"]
-        return channels, height, width
 
     def setup(self, stage: str) -> None:
         """Lists the pictures that ``stage`` (fit, validate or test) needs."""
@@ -277,9 +267,7 @@ class ReidData(PictureData):
         loader = ReidLoader(
             PictureDataset(source, transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self.worker_options,
             collate_fn=ReidCollate(self.item_shape, source.cameras()),
             worker_init_fn=single_threaded if self.name == "identities" else None,
             **options,
@@ -298,12 +286,3 @@ class ReidData(PictureData):
             seen = len({picture.pid for picture in self._pictures["gallery"]} - distractors)
             parts.append(f"{queries}{len(self._pictures['gallery']):,} gallery pictures of {seen:,} identities")
         return f"{self.root or self.name}: {', '.join(parts)}"
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: Lightning tells the sampler."""
-
-
-def _per_channel(given: list[float] | None, what: str) -> tuple[float, ...]:
-    if given is not None and len(given) != 3:
-        raise DataError(f"--data.{what} must have 3 values, got {list(given)}")
-    return (0.5, 0.5, 0.5) if given is None else tuple(given)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visionattn.data.errors import DataError
 from visionattn.data.loading import OnError, PictureDataset
-from visionattn.data.module import PictureData
+from visionattn.data.module import PictureData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
 from visionattn.data.scenes.opening import SceneName, open_scenes
@@ -93,8 +92,8 @@ class SceneData(PictureData):
         self.drawing: dict[str, Any] = {"max_objects": max_objects, "textured": textured}
         self.preprocessing: dict[str, Any] = {
             "input_size": (3, size, size),
-            "mean": _per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean"),
-            "std": _per_channel(std, IMAGENET_DEFAULT_STD, "std"),
+            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean"),
+            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std"),
             "interpolation": interpolation,
             "crop_pct": 1.0,
             "crop_mode": crop_mode,
@@ -105,17 +104,6 @@ class SceneData(PictureData):
     def class_names(self) -> list[str]:
         """Names by class number; known after ``setup``. A checkpoint's may be others: slots know of no classes."""
         return list(next(iter(self._scenes.values())).class_names)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; known after ``setup``."""
-        return len(self.class_names)
-
-    @property
-    def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the pictures that the loaders hand out."""
-        channels, height, width = self.preprocessing["input_size"]
-        return channels, height, width
 
     def setup(self, stage: str) -> None:
         """Opens the splits that ``stage`` (fit, validate or test) needs."""
@@ -160,9 +148,7 @@ class SceneData(PictureData):
             sampler=sampler,
             # An odd last batch is dropped, but a data set smaller than one batch still trains.
             drop_last=training and len(sampler) >= batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
             worker_init_fn=single_threaded if self.name == "synthetic" else None,
         )
@@ -174,12 +160,3 @@ class SceneData(PictureData):
         sizes = ", ".join(f"{len(scenes):,} {split}" for split, scenes in self._scenes.items())
         where = self.name if self.root is None else f"{self.name} in {self.root}"
         return f"{where}: {sizes} scenes of {self.num_classes:,} classes"
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: Lightning tells the sampler."""
-
-
-def _per_channel(given: list[float] | None, default: tuple[float, ...], what: str) -> tuple[float, ...]:
-    if given is not None and len(given) != 3:
-        raise DataError(f"--data.{what} must have 3 values, got {list(given)}")
-    return default if given is None else tuple(given)
