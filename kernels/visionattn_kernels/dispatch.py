@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from visionattn_kernels import choices
-from visionattn_kernels.backends import gemm, native, reference, tiled
+from visionattn_kernels.backends import gemm, native, plain, reference, tiled
 from visionattn_kernels.problem import Problem
 
 
@@ -63,11 +64,15 @@ BACKENDS = {
     "flex": Backend("torch's compiled flex attention with a block mask of the window", _load_flex),
     "tiled": Backend("tiles of queries against their joint key window, as batched matrix products", lambda: tiled),
     "gemm": Backend("scores and sums by batched matrix products; gradients of any order", lambda: gemm),
+    "plain": Backend("tiles as plain operators, for torch.export and ONNX", lambda: plain),
     "reference": Backend(
         "explicit mask and plain softmax over all keys; memory grows with the square of the map", lambda: reference
     ),
 }
 """By name; `choices.json` holds the orders of preference."""
+
+EXPORTED = "plain"
+"""What `torch.export` gets: other runtimes know none of our operators."""
 
 
 def get_backend(name: str) -> Implementation:
@@ -100,6 +105,8 @@ def choose(problem: Problem, backend: str | None = None) -> Implementation:
 
 
 def _order(problem: Problem) -> list[str]:
+    if torch.compiler.is_exporting():
+        return [EXPORTED]
     return [name for name in choices.find(problem).order if name in BACKENDS]
 
 

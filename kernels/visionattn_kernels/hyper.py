@@ -106,8 +106,12 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
     if can_run(z, kernel):
         taps = kernel.expand(batch, *kernel.shape[-3:])
         return _from_stack(correlate_stacked(_as_stack(z), _as_stack(taps), top, left), z)
-    # The pictures' channels side by side are the channels of one picture.
     z = F.pad(z, (left, kernel.shape[-1] - 1 - left, top, kernel.shape[-2] - 1 - top))
+    if torch.compiler.is_exporting():
+        # A convolution has a number of groups for good, hence of pictures.
+        patches = F.unfold(z, kernel.shape[-2:]).unflatten(1, (channels, -1))
+        return (kernel.flatten(-2).unsqueeze(-2) @ patches).reshape(batch, channels, height, width)
+    # The pictures' channels side by side are the channels of one picture.
     if kernel.dim() == 4:
         z = z.flatten(0, 1)[None]
     taps = kernel.reshape(-1, 1, *kernel.shape[-2:])

@@ -61,7 +61,7 @@ class _Layout:
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
 def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
-    plan = plan_tiles(window, size, _choose_tile(window, size), device)
+    plan = plan_tiles(window, size, choose_tile(window, size), device)
     visible = plan.visible.unflatten(-1, plan.size[1])
     see_h, see_w = visible.any(-1).int(), visible.any(-2).int()  # [C, q, k_h], [C, q, k_w]
     rows, columns = see_h.sum(-1), see_w.sum(-1)
@@ -78,7 +78,7 @@ def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
 
 
 @lru_cache(maxsize=1024)
-def _choose_tile(window: Window, size: Size) -> Size:
+def choose_tile(window: Window, size: Size) -> Size:
     """The tile of queries with the least estimated work."""
 
     def candidates(axis: AxisWindow, length: int) -> Iterator[tuple[int, int, int]]:

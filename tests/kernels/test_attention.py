@@ -14,7 +14,7 @@ from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 FUSED = ["native", "tiled"]
-FAST = [*FUSED, "gemm"]
+FAST = [*FUSED, "gemm", "plain"]
 
 # id: window, map, and what else the inputs hold
 CASES: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
@@ -207,7 +207,7 @@ def test_what_lies_behind_a_mask_does_not_leak() -> None:
     assert torch.equal(near[:, :4], changed[:, :4])  # type: ignore[index]
 
 
-@pytest.mark.parametrize("backend", ["reference", "gemm"])
+@pytest.mark.parametrize("backend", ["reference", "gemm", "plain"])
 def test_gradients_to_second_order(backend: str) -> None:
     window = Window.create(3, dilation=(1, 2), boundary="mask")
     x = make_inputs(window, (3, 4), batch=1, heads=1, head_dim=2, rpb=True, rel=True, num_extra=1)
@@ -330,7 +330,10 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(rel_h=torch.randn(2, 5, 5, 2, 3)), "rel_h must have shape"),
         (bad(extra_k=torch.randn(2, 1, 2, 8)), "extra_k and extra_v must be given together"),
         (bad(stride=5), "stride must be <= kernel_size"),
-        (bad(backend="tilde"), r"backend must be one of .*tiled, gemm, reference; got 'tilde'; did you mean 'tiled'"),
+        (
+            bad(backend="tilde"),
+            r"backend must be one of .*gemm, plain, reference; got 'tilde'; did you mean 'tiled'",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:

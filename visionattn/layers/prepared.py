@@ -1,6 +1,7 @@
 """What modules compute from parameters alone: anew in training, once at evaluation."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which tensors keep their types."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    # Where it is off, a trace is spared the context.
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 class Prepared(nn.Module):
@@ -21,6 +23,7 @@ class Prepared(nn.Module):
         super().__init__()
         self._kept: list[Tensor] | None = None
         self._kept_for: list[tuple[int, int]] = []
+        self._constants: list[Tensor] | None = None
 
     def prepare(self) -> list[Tensor]:
         """Computes what depends on parameters and buffers alone."""
@@ -39,6 +42,8 @@ class Prepared(nn.Module):
 
     @torch.jit.unused
     def _keep(self) -> list[Tensor]:
+        if self._constants is not None:
+            return self._constants
         sources = self.sources()
         device = sources[0].device
         with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
@@ -60,3 +65,23 @@ class Prepared(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._kept = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def prepared_as_constants(model: nn.Module) -> Iterator[None]:
+    """Within it, all that modules of `model` prepare stays what it is, so that a graph that is traced has it as data.
+
+    Otherwise a graph repeats the computation at every call, and another runtime in its own rounding, of which sines of
+    the frequencies of Terminator's slow networks make another kernel.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Prepared)]
+    try:
+        with torch.no_grad():
+            for module in modules:
+                with without_autocast(module.sources()[0].device):
+                    # Files hold whole storages, of which these might be parts.
+                    module._constants = [x.clone(memory_format=torch.contiguous_format) for x in module.prepare()]
+        yield
+    finally:
+        for module in modules:
+            module._constants = None

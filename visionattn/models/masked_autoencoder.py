@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, named_apply, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn, get_init_weights_vit
 from torch import Tensor, nn
 
@@ -72,6 +72,8 @@ def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -
     tokens: Tensor = encoder._pos_embed(encoder.patch_embed(image))
     prefix, patches = tokens.split([encoder.num_prefix_tokens, tokens.shape[1] - encoder.num_prefix_tokens], dim=1)
     tokens = encoder.norm_pre(torch.cat([prefix, _take(patches, visible)], dim=1))
+    if encoder.grad_checkpointing and not torch.jit.is_scripting():
+        return encoder.norm(checkpoint_seq(encoder.blocks, tokens))
     return encoder.norm(encoder.blocks(tokens))
 
 

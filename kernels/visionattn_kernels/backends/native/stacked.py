@@ -37,7 +37,9 @@ class _Correlation(ctypes.Structure):
 
 
 def can_run(*stacks: Tensor) -> bool:
-    """Whether the operators take such tensors; compiles them the first time."""
+    """Whether the operators take such tensors; compiles them the first time. Exported graphs do without them."""
+    if torch.compiler.is_exporting():
+        return False
     (first, *others) = stacks
     fitting = first.device.type == "cpu" and first.dtype in _CODES
     return fitting and all(x.dtype == first.dtype for x in others) and _is_there()

@@ -1,0 +1,124 @@
+"""Tiles of queries against their joint key window, in plain torch operators: what `torch.export` and ONNX can hold.
+
+A rectangle of neighbouring queries is multiplied with the union of its windows, of which a mask keeps each query's own.
+Tiles are looked up axis by axis, so that a traced graph holds index tables of axes, a few kilobytes, and never one of
+the map. All tiles are in memory at once. Differentiable to any order.
+
+Shape letters: n heads, T tiles of an axis, q queries and k keys of a tile, c channels, R entries of a relative table.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from visionattn_kernels.problem import Problem
+from visionattn_kernels.products import choose_tile
+from visionattn_kernels.registration import accumulation_dtype
+from visionattn_kernels.window import MAX_CACHED_PLANS, Window, tile_axis
+
+
+class _Axis(NamedTuple):
+    """The tables of one axis: `AxisTiles`, with what that has per pattern for every tile."""
+
+    query: Tensor  # [T, q]
+    slot: Tensor  # [Q]
+    key: Tensor  # [T, k]
+    inside: Tensor  # [T, k]
+    offset: Tensor  # [T, q, k]
+    mask: Tensor  # [T, q, k] what is added to scores: 0 or -inf
+
+
+def can_run(problem: Problem) -> str | None:
+    """The reason why this backend cannot run the problem: there is none."""
+    return None
+
+
+def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    dtype = accumulation_dtype(problem.q.dtype)
+    if dtype == problem.q.dtype:
+        return _attend(problem, need_lse, dtype)
+    with torch.autocast(problem.q.device.type, enabled=False):  # it would round what is accumulated
+        return _attend(problem, need_lse, dtype)
+
+
+def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    rows, columns = (_Axis(*tables) for tables in _tabulate(tuple(p.window.to_ints()), p.size, p.q.device))
+    q = _cut(p.q.to(dtype) * p.scale, rows.query, columns.query)
+    k, v = (_cut(x.to(dtype), rows.key, columns.key) for x in (p.k, p.v))  # [B, n, T, T, k, c]
+    if p.window.boundary == "zero":
+        outside = ~(rows.inside[:, None, :, None] & columns.inside[:, None]).flatten(2)[..., None]  # [T, T, k, 1]
+        k, v = k.masked_fill(outside, 0), v.masked_fill(outside, 0)
+    scores = _add_biases(q @ k.mT, p, rows, columns)
+    num_keys = scores.shape[-1]
+    if p.extra_k is not None:
+        scores = torch.cat([scores, q @ _per_tile(p.extra_k.to(dtype)).mT], -1)
+    probs = scores.softmax(-1)
+    out = probs[..., :num_keys] @ v
+    if p.extra_v is not None:
+        out = out + probs[..., num_keys:] @ _per_tile(p.extra_v.to(dtype))
+    lse = _join(scores.logsumexp(-1, keepdim=True), rows, columns).squeeze(-1) if need_lse else None
+    return _join(out, rows, columns).to(p.v.dtype), lse
+
+
+@torch.compiler.assume_constant_result
+def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    """The tables of both axes, as plain tuples, which the compiler takes for constants."""
+    return _cached_tables(window, size, device)
+
+
+@lru_cache(maxsize=MAX_CACHED_PLANS)
+def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    found = []
+    # A trace would record how the tables come about, and could not, as their shapes depend on their contents. Tables
+    # that were made in inference mode could take part in no gradient.
+    with _disable_current_modes(), torch.inference_mode(False):
+        window = Window.from_ints(ints)
+        for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
+            tiles = tile_axis(axis, length, tile)
+            mask = torch.zeros(tiles.visible.shape).masked_fill_(~tiles.visible, -torch.inf)
+            tables = tiles.query, tiles.slot, tiles.key, tiles.inside, tiles.offset[tiles.pattern], mask[tiles.pattern]
+            found.append(tuple(table.to(device) for table in tables))
+    return found
+
+
+def _cut(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A map `[B, H, W, n, c]` at the places of tiles, `[T, a]` and `[T, b]`: `[B, n, T, T, a * b, c]`."""
+    x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+    return x.unflatten(2, columns.shape).unflatten(1, rows.shape).permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)
+
+
+def _join(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+    """Query tiles `[B, n, T, T, q, c]` as a map `[B, Q_h, Q_w, n, c]`."""
+    x = x.unflatten(4, (rows.query.shape[1], columns.query.shape[1])).permute(0, 2, 4, 3, 5, 1, 6)
+    return x.flatten(3, 4).flatten(1, 2).index_select(1, rows.slot).index_select(2, columns.slot)
+
+
+def _per_tile(extra: Tensor) -> Tensor:
+    """Extra keys or values `[B, M, n, c]` beside those of tiles, `[B, n, 1, 1, M, c]`."""
+    return extra.transpose(1, 2)[:, :, None, None]
+
+
+def _add_biases(scores: Tensor, p: Problem, rows: _Axis, columns: _Axis) -> Tensor:
+    """Biases and mask on the scores of tiles `[B, n, T, T, q, k]`."""
+    queries, keys = (rows.query.shape[1], columns.query.shape[1]), (rows.key.shape[1], columns.key.shape[1])
+    scores = scores.unflatten(-1, keys).unflatten(-3, queries)  # [B, n, T_h, T_w, q_h, q_w, k_h, k_w]
+    if p.rpb is not None:
+        bias = p.rpb.to(scores.dtype)
+        bias = bias.index_select(1, rows.offset.flatten()).index_select(2, columns.offset.flatten())
+        bias = bias.unflatten(2, columns.offset.shape).unflatten(1, rows.offset.shape)
+        scores = scores + bias.permute(0, 1, 4, 2, 5, 3, 6)
+    for logits, offset, axis in (
+        (p.rel_h, rows.offset[:, None, :, None], -1),
+        (p.rel_w, columns.offset[None, :, None], -2),
+    ):
+        if logits is not None:
+            cut = _cut(logits.to(scores.dtype), rows.query, columns.query).unflatten(-2, queries)
+            scores = scores + cut.gather(-1, offset.expand(*cut.shape[:-1], -1)).unsqueeze(axis)
+    scores = scores + rows.mask[:, None, :, None, :, None] + columns.mask[:, None, :, None]
+    return scores.flatten(-2).flatten(-3, -2)
