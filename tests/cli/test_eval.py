@@ -131,7 +131,7 @@ def test_a_truncated_picture_is_named_or_left_out(tmp_path, checkpoint, colour_f
 
 def test_numbers_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_folder, capsys):
     content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["model.fc.bias"].fill_(float("nan"))
+    content["state_dict"]["model.fc.weight"].fill_(3e38)
     torch.save(content, checkpoint)
     assert classify("--checkpoint", checkpoint, "--data.root", colour_folder) == 1
     assert "no finite numbers" in error_line(capsys)

@@ -61,7 +61,7 @@ def test_an_unknown_task(argv: list[str]) -> None:
         (["fit", "--task", "detection"], "unknown --task 'detection'"),
         (["fit", "--data.instances=4"], "(options of --task classification; there are also fine_grained, reid, mae, "),
         (["fit", "--task=reid", "--model.mixup=1"], "options of --task reid; there are also classification, fine_"),
-        (["fit", "--config=broken.yaml"], "Problems parsing config"),
+        (["fit", "--config=broken.yaml"], "broken.yaml, line 2: expected ',' or ']'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,6 +1,7 @@
 """train.py as a user meets it: run folders, resuming, one-line errors."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_a_run_keeps_its_files_and_the_next_one_takes_another_folder(capsys: pyt
     assert fit("--ema=0.9") == 0
     summary = capsys.readouterr().out
     run_folder = Path("runs/test_resnet/0")
-    names = {path.name for path in run_folder.iterdir()}
+    names = {path.name for path in run_folder.iterdir() if not path.name.startswith(".")}
     assert names == {"checkpoints", "config.yaml", "curve.png", "metrics.csv"}
     assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"]["name"] == "test_resnet"
@@ -122,7 +123,7 @@ def test_tensorboard_by_one_option() -> None:
 
 
 def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("visionattn.cli.runs.find_spec", lambda name: None)
+    monkeypatch.setattr("visionattn.cli.loggers.find_spec", lambda name: None)
     assert fit("--logger=tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not Path("runs/test_resnet").exists()
@@ -167,11 +168,13 @@ def test_a_checkpoint_of_another_architecture_is_told(capsys: pytest.CaptureFixt
 
 def test_sigterm_saves_and_tells_how_to_go_on() -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "fit", *QUICK, "--trainer.limit_train_batches=100"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command += ["--data.num_workers=1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
         assert "test_resnet" in process.stdout.readline()  # training begins
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # loader workers, too, as schedulers do
         output, error = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import threading
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -237,20 +236,9 @@ def test_too_small_a_disk_is_found_before_anything_is_computed(tmp_path: Path, m
     extract(tmp_path, pictures)
 
 
-@contextmanager
-def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """Lets no file grow beyond that, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_write_that_is_cut_short_leaves_nothing_half(whole: Path) -> None:
+def test_a_write_that_is_cut_short_leaves_nothing_half(
+    whole: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     arrays = ShardedArrays(whole, {}, {"x": Field("float32", (4,))}, 100, 50)
     arrays.write(0, 0, {"x": np.zeros((5, 4), "float32")})
     before = content(whole)

@@ -26,6 +26,7 @@ from visionattn.tasks.checkpoint import (
     describe_classifier,
     load_classifier,
 )
+from visionattn.tasks.classification import require_finite
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
@@ -196,7 +197,7 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
     """The validation split, preprocessed and numbered as the classifier wants it."""
     trained = spec.preprocessing
     channels, height, width = trained["input_size"]
-    if height != width and not data.img_size:
+    if height != width and data.img_size is None:
         raise ValueError(f"{spec.model} takes {height}×{width} pictures, not square ones: choose --data.img_size N")
     # Trained on an embedded data set but evaluated on a folder: the folder it is.
     stored = None if data.root and spec.dataset == "digits" else spec.dataset or None
@@ -206,14 +207,14 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         val_split=data.split,
         num_classes=data.num_classes,
         download=data.download,
-        img_size=data.img_size or height,
+        img_size=height if data.img_size is None else data.img_size,
         in_chans=channels,
         batch_size=data.batch_size,
         num_workers=data.num_workers,
         mean=list(trained["mean"]),
         std=list(trained["std"]),
         interpolation=data.interpolation or trained["interpolation"],
-        crop_pct=data.crop_pct or trained["crop_pct"],
+        crop_pct=trained["crop_pct"] if data.crop_pct is None else data.crop_pct,
         crop_mode=trained["crop_mode"],
         sequence=trained.get("sequence"),
         permutation_seed=trained.get("permutation_seed"),
@@ -259,25 +260,14 @@ def _evaluate(
     for batch in track(loader, f"evaluating {spec.model}", console=console, disable=not console.is_terminal):
         if not len(batch.image):
             continue
-        _check_targets(batch.target, batch.name, spec.num_classes)
         with autocast(device, precision):
             logits = classifier(batch.image.to(device, non_blocking=True)).float()
-        if not logits.isfinite().all():
-            raise ValueError(f"{spec.model} gives no finite numbers for {batch.name[0]} or one that follows it")
+        require_finite(logits, batch.name, spec.model)
         metrics.update(logits, batch.target.to(device, non_blocking=True))
         num_images += len(batch.image)
     if not num_images:
         raise ValueError(f"not one picture could be read: {(module.broken('validation') or ['the split is empty'])[0]}")
     return num_images
-
-
-def _check_targets(targets: Tensor, names: list[str], num_classes: int) -> None:
-    wrong = ((targets < 0) | (targets >= num_classes)).nonzero().flatten().tolist()
-    if wrong:
-        first = wrong[0]
-        raise ValueError(
-            f"{names[first]} is of class {targets[first].item()}; the head has classes 0 to {num_classes - 1}"
-        )
 
 
 def _rate(counts: Tensor, num_images: int) -> float:

@@ -14,6 +14,10 @@ from operator import or_
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from jsonargparse import set_parsing_settings
+
+from visionattn.cli.configs import line_of, named_configs, read_config
+
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
 
@@ -29,8 +33,19 @@ class ConciseParser(argparse.ArgumentParser):
     made of the same class, so that they behave alike.
     """
 
+    configs: Sequence[str] = ()
+    """The config files of the command line."""
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
+        # What a config file names is imported, and some of it is called: nothing that runs commands or code.
+        set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+        self.configs = named_configs((args[0] if args else kwargs.get("args")) or [])
+        try:
+            for config in self.configs:
+                read_config(config)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             if hint in (bool, bool | None) and action.nargs is None:
@@ -41,6 +56,17 @@ class ConciseParser(argparse.ArgumentParser):
                 ordered = reduce(or_, sorted(get_args(hint), key=lambda x: x is float))
                 action._typehint = ordered  # type: ignore[attr-defined]
         return super().parse_args(*args, **kwargs)
+
+    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        """Checks null, too, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
+        parser: Any = super()
+        for name in getattr(self, "groups", ()):
+            if not hasattr(options := namespace.get(name, {}), "items"):
+                raise TypeError(f'Parser key "{name}": Expected options by name. Got value: {options!r}')
+        parser.validate(namespace, *args, **kwargs)
+        for action in self._actions:
+            if action.default not in (None, argparse.SUPPRESS) and namespace.get(action.dest, ...) is None:
+                parser._check_value_key(action, None, action.dest, namespace)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Called by argparse and jsonargparse for every parsing error."""
@@ -100,7 +126,11 @@ def describe(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     if message and _written_for_users(error):
         return message
-    return ": ".join(filter(None, [type(error).__name__, message])) + f" ({DEBUG_HINT})"
+    name = type(error).__name__
+    for pattern, what in _KNOWN.items():
+        if match := re.search(pattern, f"{name}: {message}"):
+            return match.expand(what)
+    return ": ".join(filter(None, [name, message])) + f" ({DEBUG_HINT})"
 
 
 def one_line(message: str) -> str:
@@ -123,6 +153,37 @@ def near_matches(word: str, known: Iterable[str]) -> str:
 
 
 _TRACEBACK = "Traceback (most recent call last)"
+
+_KNOWN = {
+    # Worker processes share pictures through memory, too; this comes first.
+    r"/torch_\d+|Bus error|out of shared memory": (
+        "the memory that data-loader workers share (/dev/shm) is full: pass --data.num_workers 0 or a smaller "
+        "--data.batch_size, or give the container more, as docker run --shm-size 8g does"
+    ),
+    r"DataLoader worker.*? ((?:is )?killed by signal: \w+|exited unexpectedly)": (
+        r"a data-loader worker \1, as happens when memory runs out: pass a smaller --data.num_workers, or 0 to read "
+        "pictures without workers"
+    ),
+    r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|bad_alloc": (
+        "out of memory: pass a smaller --data.batch_size, in training with --trainer.accumulate_grad_batches to make "
+        "up for it; --trainer.precision bf16-mixed and --model.grad_checkpointing true save more"
+    ),
+    r"Input (height|width) \((\d+)\) ((?:doesn't match model|should be divisible by patch size) \(\d+\))": (
+        r"the model cannot have pictures of this size: its input \1, \2, \3; pass --data.img_size N, or "
+        "--model.model_kwargs '{img_size: N}'"
+    ),
+    r"to have (\d+) channels, but got (\d+) channels": (
+        r"the model takes pictures of \1 channels, and these have \2: leave out in_chans of --model.model_kwargs, or "
+        "pass --data.in_chans"
+    ),
+    r"Expected more than 1 value per channel when training": (
+        "batch norm finds nothing to average over one picture: pass --data.batch_size 2 or more, or larger pictures"
+    ),
+    r"No supported gpu backend|accelerator is not available": (
+        "--trainer.accelerator: torch finds no such device in this machine; leave the option out, or pass cpu"
+    ),
+}
+"""What libraries say when something outside the program is wrong, and what can be done about it."""
 
 
 def _written_for_users(error: BaseException) -> bool:
@@ -155,7 +216,8 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         subcommands = getattr(parser, "_subcommands_action", None)
         subparser = subcommands.choices[owner] if kind == "Subcommand" and subcommands else parser
         name = key if kind == "Subcommand" else f"{owner}.{key}"
-        return f"unknown key {name}{near_matches(name, (action.dest for action in subparser._actions))}"
+        near = near_matches(name, (action.dest for action in subparser._actions))
+        return f"unknown key {name}{_place(parser, name)}{near}"
     if match := re.match(r"argument \S+: invalid choice: '(\S+)' \(choose from (.+)\)", message):
         word, choices = match[1], re.findall(r"[\w-]+", match[2])
         return f"unknown command {word!r}{near_matches(word, choices) or f'; choose from {match[2]}'}"
@@ -167,9 +229,24 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         names = [re.sub(rf"^({commands})\.", "", name) for name in match[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' for name in names)}"
     if match := re.match(r'Parser key "(\S+)":\s+(.*)', message, flags=re.DOTALL):
-        expected = re.sub(r"^Expected an? (?:<class '(\w+)'>|typing\.)?", r"expected \1", match[2])
-        return f"--{match[1]}: {expected[0].lower()}{expected[1:]}"
+        return f"--{match[1]}{_place(parser, match[1])}: {_expected(match[2])}"
     return message
+
+
+def _place(parser: argparse.ArgumentParser, option: str) -> str:
+    """Where a config file sets ``option``, if one does."""
+    places = ((config, line_of(config, option)) for config in getattr(parser, "configs", ()))
+    return next((f" ({config}, line {line})" for config, line in places if line), "")
+
+
+def _expected(message: str) -> str:
+    """What jsonargparse says of a value of the wrong type, without Python's words."""
+    if match := re.match(r"Does not validate .*?Subtypes: \[(.*?)\]\s+Errors:.*Given value: (.*)", message, re.DOTALL):
+        hints = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", match[1]).replace("NoneType", "null")
+        hints = re.sub(r"typing\.", "", re.sub(r"(?:typing\.)?Literal\[([^]]*)\]", r"\1", hints))
+        return f"expected {hints.replace(', null', ' or null')}. Got value: {match[2]}"
+    expected = re.sub(r"^Expected an? (?:<class '(\w+)'>|typing\.)?", r"expected \1", message)
+    return f"{expected[0].lower()}{expected[1:]}"
 
 
 @contextlib.contextmanager

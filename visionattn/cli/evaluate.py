@@ -32,9 +32,9 @@ class EvaluationParser(ConciseParser, ArgumentParser):
     """Options from the commands' signatures and docstrings."""
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "eval.py") -> None:
     """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
-    auto_cli(COMMANDS, args=_gather(argv), as_positional=False, parser_class=EvaluationParser, prog="eval.py")
+    auto_cli(COMMANDS, args=_gather(argv), as_positional=False, parser_class=EvaluationParser, prog=prog)
 
 
 def _gather(argv: list[str]) -> list[str]:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from lightning.pytorch import LightningDataModule
 
+from visionattn.cli.configs import OPTIONS, read_config
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.data.scenes import SceneData
@@ -63,12 +62,12 @@ def find_task(argv: Sequence[str]) -> TaskName:
         UsageError: an unknown task.
     """
     found: Any = "classification"
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         option, equals, value = word.partition("=")
         value = value if equals else following
         if option == "--task":
             found = value
-        elif option in ("--config", "-c"):
+        elif option in OPTIONS:
             found = _task_in(value, found)
     if found not in get_args(TaskName):
         raise UsageError(f"unknown --task {found!r}: choose one of {', '.join(get_args(TaskName))}")
@@ -78,10 +77,8 @@ def find_task(argv: Sequence[str]) -> TaskName:
 def _task_in(config: str, otherwise: Any) -> Any:
     """What a config file has under ``task``; what is wrong with the file is told by the parser."""
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return otherwise
-    if not isinstance(values, dict):
+        values = read_config(config)
+    except ValueError:
         return otherwise
     # A file for all of train.py, before the command, has a section for each command.
     sections = [values, *(section for section in values.values() if isinstance(section, dict))]

@@ -52,6 +52,7 @@ def measure(name: str, conditions: Conditions) -> dict[str, Any]:
     return {
         "model": name,
         "img_size": images.shape[-1],
+        "img_height": images.shape[-2],
         "params_m": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         "gmacs": None if macs is None else macs / 1e9,
         "gmacs_missing_because": reason,

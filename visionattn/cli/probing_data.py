@@ -190,9 +190,9 @@ def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
     if trained.pop("sequence", None) is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for pictures")
     channels, height, width = trained["input_size"]
-    if height != width and not data.img_size:
+    if height != width and data.img_size is None:
         raise ValueError(f"{spec.model} takes {height}×{width} pictures, not square ones: choose --data.img_size N")
-    edge = data.img_size or height
+    edge = height if data.img_size is None else data.img_size
     given = {"crop_pct": data.crop_pct, "interpolation": data.interpolation}
     keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     kept = {key: trained[key] for key in keys} | {key: value for key, value in given.items() if value is not None}

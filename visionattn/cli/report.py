@@ -12,9 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 
+def write_text(text: str, path: str | Path) -> None:
+    """Writes ``text`` whole or not at all; folders that are missing are made."""
+    _write_atomically(path, lambda file: file.write(text))
+
+
 def write_json(values: Mapping[str, Any], path: str | Path) -> None:
     """Writes ``values`` whole or not at all; folders that are missing are made."""
-    _write_atomically(path, lambda file: file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+    write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -75,6 +80,14 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
     path = Path(path).expanduser()
+    try:
+        _replace(path, write)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {path}: {reason}; make room there, or name a place elsewhere") from error
+
+
+def _replace(path: Path, write: Callable[[Any], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,22 +1,21 @@
 """Where a training run keeps its files: ``runs/NAME/NUMBER/``, a new number for each run."""
 
-import csv
+import errno
 import os
 import shutil
-import zipfile
+import socket
+import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from visionattn.cli.errors import UsageError
+from visionattn.cli.report import check_folder
 from visionattn.tasks.checkpointing import BEST, LAST
+from visionattn.tasks.weight_files import is_sharded, is_whole
 
-LoggerName = Literal["csv", "tensorboard", "wandb", "wandb-offline"]
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,13 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete one."""
-        files = [path for path in (self.checkpoints / LAST, self.checkpoints / BEST) if path.is_file()]
-        # A zip file's table of contents stands at its end: a file that was cut short has none.
-        whole = [path for path in files if zipfile.is_zipfile(path)]
-        return max(whole, key=lambda path: path.stat().st_mtime_ns, default=None)
+        """The newest that is whole; a warning names those that are newer and damaged."""
+        files = [path for path in (self.checkpoints / LAST, self.checkpoints / BEST) if path.exists()]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            if is_whole(path) or is_sharded(path):
+                return path
+            warnings.warn(f"{path} is damaged, it is passed over", stacklevel=2)
+        return None
 
     def unused(self, name: str) -> str:
         """``name``, or with a number where the run already has such a file."""
@@ -50,8 +51,45 @@ class RunFolder:
 
     def discard_if_empty(self) -> None:
         """Removes the folder of a run that failed before it did anything."""
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml"}:
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", LOCK}:
             shutil.rmtree(self.path)
+
+    def claim(self) -> IO[str] | None:
+        """Sees to it that no other process trains in this folder.
+
+        Returns:
+            A lock, which ends when it is closed and with the process, in whatever way; None where there are no locks.
+
+        Raises:
+            ValueError: another does, or nothing can be written there.
+        """
+        check_folder(self.path)
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return None
+        # Not to be opened a second time by this process: closing that would end the lock.
+        lock = (self.path / LOCK).open("a+")
+        try:
+            # A lock of the process, not of the file: data-loader workers that outlive it do not hold it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read(200).strip()
+            lock.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                warnings.warn(
+                    f"{self.path} cannot be locked ({error.strerror}): train there with one process only", stacklevel=2
+                )
+                return None
+            raise ValueError(
+                f"{self.path} is being trained by {holder or 'another process'}: wait for its end, stop it, or leave "
+                "out --ckpt_path to begin another run"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        return lock
 
 
 def newest_run(root: Path, name: str) -> RunFolder | None:
@@ -61,8 +99,14 @@ def newest_run(root: Path, name: str) -> RunFolder | None:
 
 
 def new_run(root: Path, name: str) -> RunFolder:
-    """Claims the next number; nothing that is there is ever written to."""
+    """Claims the next number; nothing that is there is ever written to.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
     folder = root / name
+    if is_rank_zero():
+        check_folder(folder)
     number = max(_numbers(folder), default=-1) + 1
     while is_rank_zero():
         try:
@@ -86,94 +130,3 @@ def is_rank_zero() -> bool:
 
 def _numbers(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-
-
-class RunCSVLogger(CSVLogger):
-    """Lightning's ``metrics.csv``, except that a resumed run adds to it.
-
-    Args:
-        run: whose folder it goes to.
-        resume_step: rows from this step on are about to be written again; the file as it was is kept aside.
-    """
-
-    def __init__(self, run: RunFolder, resume_step: int | None = None) -> None:
-        super().__init__(run.path, name="", version="", flush_logs_every_n_steps=50)
-        self.run, self.resume_step = run, resume_step
-
-    @property
-    def log_dir(self) -> str:
-        """The run's folder."""
-        return str(self.run.path)
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """``config.yaml`` has them all."""
-
-    @property
-    def experiment(self) -> Any:
-        """Lightning's writer, on the file as it should be."""
-        if self._experiment is None and is_rank_zero():
-            if self.resume_step is not None:
-                self._rewind(self.run.path / "metrics.csv", self.resume_step)
-            self._experiment = _AppendingWriter(self.log_dir)
-        return super().experiment
-
-    def _rewind(self, path: Path, step: int) -> None:
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-        # The last row may have been cut short.
-        kept = [
-            row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) < step and None not in row
-        ]
-        if len(kept) == len(rows):
-            return
-        shutil.copy2(path, self.run.path / self.run.unused("metrics-interrupted.csv"))
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(kept)
-        temporary.replace(path)
-
-
-class _AppendingWriter(ExperimentWriter):
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        if Path(self.metrics_file_path).is_file():
-            with Path(self.metrics_file_path).open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
-
-    def _check_log_dir_exists(self) -> None:
-        """Lightning's deletes what it finds."""
-
-
-def check_logger(name: LoggerName) -> None:
-    """Raises UsageError where a logger's package is missing, before a run folder is made for it."""
-    if name == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise UsageError("--logger tensorboard needs a package that is not installed: pip install tensorboard")
-
-
-def create_loggers(run: RunFolder, name: LoggerName, resume_step: int | None) -> list[Logger]:
-    """The CSV logger, and the one that was asked for."""
-    loggers: list[Logger] = [RunCSVLogger(run, resume_step)]
-    if name == "tensorboard":
-        loggers.append(TensorBoardLogger(run.path, name="", version="tensorboard"))
-    elif name != "csv":
-        # The same identity after a resume, so that W&B shows one run.
-        marker = run.path / "wandb-id"
-        identity = marker.read_text().strip() if marker.is_file() else os.urandom(4).hex()
-        if is_rank_zero():
-            marker.write_text(identity)
-        loggers.append(
-            WandbLogger(
-                name=f"{run.path.parent.name}/{run.path.name}",
-                project="visionattn",
-                save_dir=run.path,
-                version=identity,
-                offline=name == "wandb-offline",
-                resume="allow",
-            )
-        )
-    return loggers

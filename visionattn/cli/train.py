@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shlex
 import sys
@@ -9,31 +10,33 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
-from visionattn.cli.errors import ConciseParser, UsageError
+from visionattn.checks import check_range
+from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
 from visionattn.cli.kinds import KINDS, find_task
-from visionattn.cli.runs import (
-    LoggerName,
-    RunFolder,
-    check_logger,
-    create_loggers,
-    is_rank_zero,
-    new_run,
-    newest_run,
-    run_of,
-)
+from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
+from visionattn.cli.report import check_writable
+from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.data.module import MAX_SEED
 from visionattn.tasks.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, PredictionWriter
-from visionattn.tasks.checkpoint import METADATA_KEY, ClassifierSpec, TaskName
-from visionattn.tasks.checkpointing import BEST, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, require_own_model, stored_spec
+from visionattn.tasks.checkpointing import (
+    BEST,
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    read_training,
+)
+from visionattn.tasks.weight_files import is_sharded
 
 NOISE = (
     # Lightning's hints, each of which is dealt with here or is the user's choice.
@@ -47,6 +50,7 @@ NOISE = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*GPU available but not used.*",
     r".*callbacks used to create the checkpoint need to be provided.*",
+    r".*`IterableDataset` has `__len__` defined.*",
 )
 
 
@@ -87,25 +91,51 @@ class TrainingParser(ConciseParser, LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
 
+class SameCheckpoint(Callback):
+    """Sees to it that all processes go on from the same checkpoint, each of which has looked for it.
+
+    Args:
+        path: what this one has found.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compares with the first process.
+
+        Raises:
+            UsageError: it has found another one, or none.
+        """
+        first = trainer.strategy.broadcast(self.path)
+        if self.path != first:
+            raise UsageError(
+                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
+                f"{first or 'nothing'}: --runs must be a folder that all nodes share"
+            )
+
+
 class TrainingCLI(LightningCLI):
     """LightningCLI over the task that the command line names, and its data.
 
     Args:
         argv: the command line.
+        prog: what stands before it: ``train.py``, or ``visionattn train``.
     """
 
-    def __init__(self, argv: list[str]) -> None:
-        self.argv = argv
+    def __init__(self, argv: list[str], prog: str = "train.py") -> None:
+        self.argv, self.prog = argv, prog
         self.task_name = find_task(argv)
         self.kind = KINDS[self.task_name]
         self.resume: Path | None = None
         self.run: RunFolder | None = None  # that the training goes on in, or once it begins, the new one
+        self.claim: IO[str] | None = None  # of its folder
         self.began = time.monotonic()
         super().__init__(
             self.kind.task,
             self.kind.data,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "train.py", "description": DESCRIPTION},
+            parser_kwargs={"prog": prog, "description": DESCRIPTION},
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"max_epochs": 30, "use_distributed_sampler": False, "enable_model_summary": False},
             seed_everything_default=0,
@@ -142,6 +172,30 @@ class TrainingCLI(LightningCLI):
                 raise
             others = ", ".join(name for name in KINDS if name != self.task_name)
             raise UsageError(f"{error} (options of --task {self.task_name}; there are also {others})") from error
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """What nobody else looks at before the work begins."""
+        options = self.options
+        for option, number, low, high in (
+            ("seed_everything", options.get("seed_everything"), 0, MAX_SEED),
+            ("ema", options.ema, 0, 1),
+            ("save_every_n_steps", options.save_every_n_steps, 0, math.inf),
+            ("trainer.accumulate_grad_batches", options.trainer.accumulate_grad_batches, 1, math.inf),
+            ("trainer.check_val_every_n_epoch", options.trainer.check_val_every_n_epoch, 1, math.inf),
+            ("trainer.gradient_clip_val", options.trainer.gradient_clip_val, 0, math.inf),
+        ):
+            check_range(option, number, low, high, error=UsageError)
+        interval = options.trainer.val_check_interval
+        if isinstance(interval, int | float):  # it may also be a time
+            check_range("trainer.val_check_interval", interval, 0, above=True, error=UsageError)
+        if options.output and self.config.subcommand != "predict":
+            where = f"--runs says where {self.config.subcommand} writes"
+            raise UsageError(f"--output {options.output} is for predict: {where}")
+        check_writable(options.output)
+        name = Path(options.run_name or "")
+        if name.is_absolute() or ".." in name.parts:
+            raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")
 
     @property
     def options(self) -> Any:
@@ -167,28 +221,31 @@ class TrainingCLI(LightningCLI):
         if wanted in ("last", "best"):
             run, place = newest_run(self.options.runs, self.run_name), self.options.runs / self.run_name
             found = None if run is None else run.newest_checkpoint() if wanted == "last" else run.checkpoints / BEST
-            if found is not None and found.is_file():
+            if found is not None and (found.is_file() or is_sharded(found)):
                 self.resume, self.run = found, run if wanted == "last" else None
             elif command == "fit" and wanted == "last":
                 say(f"no checkpoint under {place} to go on from: training starts anew")
             else:
                 raise UsageError(f"no {wanted} checkpoint under {place}: pass --ckpt_path FILE or --run_name NAME")
-        elif Path(wanted).is_file():
+        elif Path(wanted).is_file() or is_sharded(Path(wanted)):
             self.resume, self.run = Path(wanted), run_of(Path(wanted))
         else:
             raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
         self.options.ckpt_path = None if self.resume is None else str(self.resume)
         if self.resume is None:
             return
-        checkpoint = AtomicCheckpointIO().load_checkpoint(self.resume)
-        self.resume_step = int(checkpoint["global_step"])
-        if METADATA_KEY not in checkpoint:
+        checkpoint = read_training(self.resume, shards=True)
+        self.resume_step = int(checkpoint.get("global_step", 0))
+        spec = stored_spec(checkpoint, self.resume)
+        if spec is None:
             raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
-        self.spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+        self.spec, self.place = spec, checkpoint.get(self.kind.data.__qualname__)
         if self.spec.task != self.task_name:
             raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that, too")
         if command != "fit":
-            self._adopt(self.spec)
+            if self.options.model.get("name") != spec.model:
+                require_own_model(spec, self.resume, "--model.name")
+            self._adopt(spec)
 
     def _adopt(self, spec: ClassifierSpec) -> None:
         """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
@@ -219,6 +276,9 @@ class TrainingCLI(LightningCLI):
         super().instantiate_classes()
         if self.resume is not None:
             self.datamodule.expect_classes(self.spec.class_names)
+            if self.place is not None:
+                # Lightning tells it, too; with models that are divided, only once the loader is there.
+                self.datamodule.load_state_dict(self.place)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: progress, checkpoints that are whole, loggers, averaging."""
@@ -226,6 +286,7 @@ class TrainingCLI(LightningCLI):
         interactive = given.enable_progress_bar is not False and sys.stdout.isatty()
         callbacks: list[Callback] = [*(self._get(self.config_init, "trainer").callbacks or [])]
         callbacks += [RichProgressBar(leave=True)] if interactive else []
+        callbacks.append(SameCheckpoint(self.resume))
         plugins = self._get(self.config_init, "trainer").plugins or []
         settings: dict[str, Any] = {
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
@@ -245,12 +306,19 @@ class TrainingCLI(LightningCLI):
             self.save_config_callback = None
         if self.subcommand == "fit":
             callbacks.append(EpochReport(per_epoch=not interactive))
-        return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            self._leave_run()
+            if DEBUG_HINT not in describe(error):
+                raise
+            raise UsageError(f"--trainer: {one_line(str(error))}") from error
 
     def _prepare_run(self, settings: dict[str, Any]) -> list[Callback]:
         check_logger(self.options.logger)
         step = None if self.run is None else self.resume_step
         self.run = self.run or new_run(self.options.runs, self.run_name)
+        self.claim = self.run.claim() if is_rank_zero() else None
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
         theirs = self._get(self.config_init, "trainer").logger
         more = [] if theirs in (None, True) else theirs if isinstance(theirs, list) else [theirs]
@@ -273,13 +341,21 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt) as error:
             self._tell_how_to_resume()
-            raise
+            if is_rank_zero() or not isinstance(error, SIGTERMException):
+                raise
+            # All were stopped in good order. Of processes that it launched, Lightning would take another status for
+            # a crash, and kill the first one before it has told.
         finally:
             self._tell_broken()
-            if self.run is not None and self.subcommand == "fit" and is_rank_zero():
-                self.run.discard_if_empty()
+            self._leave_run()
+
+    def _leave_run(self) -> None:
+        if self.run is not None and self.subcommand == "fit" and is_rank_zero():
+            self.run.discard_if_empty()
+        if self.claim is not None:
+            self.claim.close()
 
     def _tell_how_to_resume(self) -> None:
         if self.run is None or self.subcommand != "fit":
@@ -288,7 +364,7 @@ class TrainingCLI(LightningCLI):
             say("stopped before the first checkpoint")
             return
         where = f"epoch {self.trainer.current_epoch + 1}, step {self.trainer.global_step}"
-        command = shlex.join(["python", "train.py", *without_option(self.argv, "--ckpt_path")])
+        command = shlex.join([*shell_words(self.prog), *without_option(self.argv, "--ckpt_path")])
         say(f"stopped in {where}; to go on:\n  {command} --ckpt_path {shlex.quote(str(checkpoint))}")
 
     def _tell_broken(self) -> None:
@@ -317,15 +393,16 @@ class TrainingCLI(LightningCLI):
         data = self.datamodule
         options = {"data.name": data.name, "data.root": data.root}
         if self.kind.command:
-            what, words = "evaluate:  ", ["eval.py", self.kind.command, "--checkpoint", str(checkpoint)]
+            program = self.prog.replace("train", "eval")
+            what, words = "evaluate:  ", [*shell_words(program), self.kind.command, "--checkpoint", str(checkpoint)]
             options |= {"data.split": data.splits["validation"]}
         else:
             spec = self.model.spec
-            what, words = "fine-tune: ", ["train.py", "fit", "--model.name", spec.model]
+            what, words = "fine-tune: ", [*shell_words(self.prog), "fit", "--model.name", spec.model]
             options |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
             options |= {"model.model_kwargs": json.dumps(spec.model_kwargs) if spec.model_kwargs else None}
         given = [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
-        return what + shlex.join(["python", *words, *given])
+        return what + shlex.join([*words, *given])
 
     def after_predict(self) -> None:
         """Where the predictions are."""
@@ -336,6 +413,11 @@ def default_precision(accelerator: Any) -> str:
     """bf16 where a GPU computes in it, otherwise fp32."""
     gpu = accelerator not in ("cpu",) and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def shell_words(prog: str) -> list[str]:
+    """What a shell is told to run ``prog``, a script of the repository or an installed command."""
+    return ["python", prog] if prog.endswith(".py") else prog.split()
 
 
 def without_option(argv: list[str], option: str) -> list[str]:
@@ -362,7 +444,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "train.py") -> None:
     """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -371,4 +453,4 @@ def main(argv: list[str]) -> None:
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
-        TrainingCLI(argv)
+        TrainingCLI(argv, prog)

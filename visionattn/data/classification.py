@@ -1,21 +1,26 @@
 """Image classification: one DataModule for every data set that timm can read, and some that it cannot."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
+from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
 from visionattn.data.module import PictureData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
+from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class
-from visionattn.data.transforms import picture_transform
+from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, picture_transform
 
 EDGES = {"digits": 32, "mnist": 28}
 """Pixels of the embedded and small sets; others are brought to 224."""
@@ -124,8 +129,30 @@ class ImageClassificationData(PictureData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
-        if limit_per_class is not None and limit_per_class < 1:
-            raise DataError(f"--data.limit_per_class must be at least 1, got {limit_per_class}; leave it out for all")
+        for option, number, low, high in (
+            ("num_classes", num_classes, 1, math.inf),
+            ("limit_per_class", limit_per_class, 1, math.inf),
+            ("img_size", img_size, 1, MAX_SIZE),
+            ("crop_from", crop_from, 1, MAX_SIZE),
+            ("crop_pct", crop_pct, 0.05, 2),
+            ("hflip", hflip, 0, 1),
+            ("vflip", vflip, 0, 1),
+            ("color_jitter", color_jitter, 0, math.inf),
+            ("re_prob", re_prob, 0, 1),
+            ("re_count", re_count, 1, math.inf),
+            ("aug_repeats", aug_repeats, 0, math.inf),
+        ):
+            check_range(f"data.{option}", number, low, high, error=DataError)
+        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
+        check_choice("data.train_interpolation", train_interpolation, (*INTERPOLATIONS, "random"), error=DataError)
+        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
+        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
+        if in_chans not in (1, 3):
+            raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
+        for option, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                bounds = "above 0" if most == math.inf else f"above 0 and at most {most}"
+                raise DataError(f"--data.{option} must be two numbers {bounds}, the smaller first, got {low}, {high}")
         if crop_padding < 0 or (crop_padding and no_aug):
             raise DataError(
                 f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
@@ -136,7 +163,7 @@ class ImageClassificationData(PictureData):
                 f"--data.crop_from {crop_from} must be at least --data.img_size {size}, and is an augmentation: "
                 "not with --data.no_aug"
             )
-        self.root, self.download = root, download
+        self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats, self.limit_per_class = aug_repeats, limit_per_class
         self._given_num_classes = num_classes
@@ -216,6 +243,8 @@ class ImageClassificationData(PictureData):
             if numbering is None and split == "train" and self.name in ("folder", "tar"):
                 numbering = dict(_class_to_idx(source) or {})
             self._compare_classes(split, source)
+        if stage == "fit" and self.root and Path(self.root).is_file():
+            rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
 
     def _limit(self, source: Source | IterableImageDataset) -> Source | IterableImageDataset:
         """The pictures per class that are wanted."""
@@ -230,6 +259,11 @@ class ImageClassificationData(PictureData):
         found = _class_to_idx(source)
         if not found:
             return
+        if self._given_num_classes not in (None, len(found)):
+            raise DataError(
+                f"data set {self.name!r} has {len(found)} classes, not {self._given_num_classes}: leave out "
+                "--data.num_classes"
+            )
         if sorted(map(str, found), key=lambda name: found[name]) != self.class_names:
             raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
 
@@ -240,7 +274,7 @@ class ImageClassificationData(PictureData):
     def _open_for_prediction(self) -> Source:
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of pictures")
-        return open_place(Path(self.root), self._mode)
+        return open_place(Path(self.root), self._mode, labelled=False)
 
     def train_dataloader(self) -> ImageLoader:
         """Shuffled and augmented; starts where a resumed run left off."""
@@ -260,7 +294,7 @@ class ImageClassificationData(PictureData):
 
     def describe(self) -> str:
         """The data set and the sizes of its splits, in words."""
-        sizes = ", ".join(f"{len(source):,} {split}" for split, source in self._sources.items())
+        sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
         where = self.root if self.name == "folder" else self.name
         form = "" if self._to_sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         return f"{where}: {sizes} pictures of {self.num_classes} classes{form}"
@@ -271,6 +305,16 @@ class ImageClassificationData(PictureData):
         if isinstance(source, IterableImageDataset):
             source.set_epoch(epoch)
 
+    def _enter(self, source: IterableImageDataset) -> None:
+        """Begins the epoch that a resumed run is in; Lightning asks for pictures before it tells the epoch."""
+        epoch, batches = self._start
+        source.set_epoch(epoch)
+        if batches:
+            rank_zero_warn(
+                f"data set {self.name!r} is read in order: what is left of epoch {epoch + 1} after {batches} batches "
+                "draws on its pictures from the first on, not on those that were yet to come"
+            )
+
     def _transform(self, training: bool) -> Transform:
         transform = picture_transform(self.preprocessing, self.augmentation if training else None)
         return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
@@ -280,12 +324,16 @@ class ImageClassificationData(PictureData):
         source = self._sources[split]
         transform = self._transform(training)
         rank, world = self.shard
+        workers = self.num_workers
         batch_size = self.batch_size if training else self.eval_batch_size
         dataset: Dataset[Item]
         sampler: TrainSampler | EvalSampler | None = None
         if isinstance(source, IterableImageDataset):
-            source.set_loader_cfg(num_workers=self.num_workers)
-            dataset = StreamDataset(source, transform)
+            dataset = StreamDataset(source, transform, training, rank, world)
+            if training:
+                workers = stream_workers(self.name, source, workers, world)
+                self._enter(source)
+            source.set_loader_cfg(num_workers=workers)
         else:
             dataset = PictureDataset(source, transform, replace_broken=training and self.on_error == "skip")
             sampler = (
@@ -298,14 +346,21 @@ class ImageClassificationData(PictureData):
         self._loaders[split] = ImageLoader(
             dataset,
             self.on_error,
+            None if split == "predict" else self.num_classes,
             batch_size=batch_size,
             sampler=sampler,
             # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
             drop_last=training and sampler is not None and len(sampler) >= batch_size,
-            **self.worker_options,
+            **self.worker_options | {"num_workers": workers},
             collate_fn=Collate(self.item_shape),
         )
         return self._loaders[split]
+
+
+def _size(source: Source | IterableImageDataset) -> str:
+    """Number of pictures, of a stream as far as it says so: its length is that of its share in whole batches."""
+    known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
+    return f"{known:,}" if known else "any number of"
 
 
 def _class_to_idx(source: Any) -> Any:

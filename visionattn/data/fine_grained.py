@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
+from visionattn.data.pictures import read_picture
 
 Split = Literal["train", "test"]
 Files = list[tuple[str, int]]
@@ -36,8 +37,7 @@ class FileSource:
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The picture in the wanted mode, and its class index."""
         path, target = self.files[index]
-        with Image.open(path) as picture:
-            return picture.convert(self.mode), target
+        return read_picture(path, self.mode), target
 
     def name_of(self, index: int) -> str:
         """Path of the file."""

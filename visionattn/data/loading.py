@@ -1,7 +1,9 @@
 """From a source of pictures to batches of tensors; broken pictures are named, never passed over in silence."""
 
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,14 +12,18 @@ from timm.data.dataset import IterableImageDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from visionattn.data.sampling import Draw, seeded
+from visionattn.data.errors import DataError
+from visionattn.data.pictures import upright
+from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 
 OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image], Tensor]
 
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """What Pillow raises upon files that are truncated, no pictures, or not there."""
+
+SIGTERM_GRACE = 60  # seconds
 
 MAX_NEIGHBOURS = 20
 """After so many broken pictures in a row training gives up even when told to skip them."""
@@ -35,6 +41,9 @@ class Item(NamedTuple):
     name: str
     errors: tuple[str, ...] = ()
     index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index, which nobody wants
+
+
+FILLER = Item(None, -1, "")
 
 
 class Batch(NamedTuple):
@@ -71,8 +80,17 @@ class PictureDataset(Dataset[Item]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Item:
+        with nullcontext() if draw.seed is None else generators_kept():
+            return self._read(draw)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Item]:
+        """A batch. To put the generators back takes much longer than to seed them: once is enough."""
+        with nullcontext() if all(draw.seed is None for draw in draws) else generators_kept():
+            return [self._read(draw) for draw in draws]
+
+    def _read(self, draw: Draw) -> Item:
         if draw.picture < 0:
-            return Item(None, -1, "")
+            return FILLER
         errors: list[str] = []
         for offset in range(MAX_NEIGHBOURS if self.replace_broken else 1):
             index = (draw.picture + offset) % len(self.source)
@@ -82,23 +100,58 @@ class PictureDataset(Dataset[Item]):
             except BROKEN as error:
                 errors.append(f"{name}: {_reason(error)}")
                 continue
-            with seeded(draw.seed):
-                return Item(self.transform(picture), target, name, tuple(errors), index)
+            if draw.seed is not None:
+                seed_generators(draw.seed)
+            return Item(self.transform(picture), target, name, tuple(errors), index)
         return Item(None, -1, "", tuple(errors))
 
 
 class StreamDataset(IterableDataset[Item]):
-    """The same for data sets that can only be read in order (webdataset, tfds); these treat broken files themselves."""
+    """The same for data sets that can only be read in order; broken pictures timm passes over, with a warning.
 
-    def __init__(self, dataset: IterableImageDataset, transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
+    Args:
+        dataset: timm's.
+        transform: from a Pillow image to a tensor [C, H, W].
+        training: divide the shards among the processes, and repeat or leave out pictures so that all have as many, as
+            timm does. In evaluation each process reads all and takes its turn, with a filler at the end where it has
+            none, so that each picture is seen once.
+        rank: of this process among ``world_size``.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableImageDataset,
+        transform: Transform,
+        training: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.dataset, self.transform, self.training = dataset, transform, training
+        self.turn = (0, 1) if training else (rank, world_size)
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = (rank, world_size) if training else (0, 1)
 
     def __len__(self) -> int:
+        """Pictures of this process in an epoch of training; how many there are to evaluate shows at the end.
+
+        Raises:
+            TypeError: in evaluation, which is how a DataLoader knows that there is no length.
+        """
+        if not self.training:
+            raise TypeError("the length of a stream is not known")
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Item]:
+        mine, world = self.turn
+        number, item = -1, FILLER
         for number, (picture, target) in enumerate(self.dataset.reader):
-            yield Item(self.transform(picture), int(target), str(number))
+            if number % world == mine:
+                item = Item(self.transform(upright(picture)), int(target), str(number))
+            if number % world == world - 1:
+                yield item
+                item = FILLER
+        if (number + 1) % world:
+            yield item
 
 
 class Collate:
@@ -128,13 +181,21 @@ class ImageLoader(DataLoader[Any]):
 
     Errors cross from the workers as data: an exception raised there would arrive as a traceback in a string.
 
+    Args:
+        dataset: of items.
+        on_error: what becomes of broken pictures.
+        num_classes: where the targets are classes, how many there are.
+        **options: of ``DataLoader``.
+
     Attributes:
         broken: one line per broken picture met so far (``on_error="skip"``).
     """
 
-    def __init__(self, dataset: Dataset[Any], on_error: OnError = "raise", **options: Any) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], on_error: OnError = "raise", num_classes: int | None = None, **options: Any
+    ) -> None:
         super().__init__(dataset, **options)
-        self.on_error = on_error
+        self.on_error, self.num_classes = on_error, num_classes
         self.broken: dict[str, None] = {}  # an ordered set
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -143,14 +204,45 @@ class ImageLoader(DataLoader[Any]):
                 raise UnreadableImageError(
                     f"cannot read {batch.errors[0]}; repair or remove it, or pass --data.on_error skip"
                 )
+            self._check_targets(batch)
             self.broken.update(dict.fromkeys(batch.errors))
             if getattr(self.dataset, "replace_broken", False) and not len(batch.image):
-                raise UnreadableImageError(f"{len(batch.errors)} unreadable pictures in a row, last {batch.errors[-1]}")
+                errors = set(batch.errors)
+                raise UnreadableImageError(f"{len(errors)} unreadable pictures in a row, last {batch.errors[-1]}")
             yield batch
+
+    def _check_targets(self, batch: Batch) -> None:
+        """Losses take what they find for a class, and on GPUs end in an error that tells nothing."""
+        if self.num_classes is None:
+            return
+        wrong = (batch.target < 0) | (batch.target >= self.num_classes)
+        for place in wrong.nonzero().flatten().tolist()[:1]:
+            raise DataError(
+                f"{batch.name[place]} is of class {batch.target[place]}, where classes are 0 to "
+                f"{self.num_classes - 1}: correct its label, or choose a split that has labels"
+            )
+
+
+def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
+    """Initialises a loader worker: upon SIGTERM it goes on for a while.
+
+    Schedulers that want a job to end tell all of its processes, and the training needs pictures until it has come to a
+    batch's end and written its checkpoint.
+
+    Args:
+        also: what else is to be called in it.
+        worker: its number.
+    """
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE))
+    if also is not None:
+        also(worker)
 
 
 def _reason(error: BaseException) -> str:
     """Why a picture is broken, without its name, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels: scale it down"
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())

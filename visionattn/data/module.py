@@ -2,15 +2,19 @@
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
+from visionattn.checks import check_range
 from visionattn.data.errors import DataError
-from visionattn.data.loading import ImageLoader, OnError
+from visionattn.data.loading import ImageLoader, OnError, start_worker
 
 MAX_WORKERS = 8
+MAX_SEED = 2**32 - 1  # as seed_everything takes it
 
 
 class PictureData(LightningDataModule):
@@ -27,18 +31,20 @@ class PictureData(LightningDataModule):
         seed: of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: batches of less than one picture.
+        DataError: batches of less than one picture, or another number that cannot be.
     """
 
     preprocessing: dict[str, Any]
+    worker_setup: Callable[[int], None] | None = None  # called in each loader worker, with its number
 
     def __init__(
         self, batch_size: int, eval_batch_size: int | None, num_workers: int | None, on_error: OnError, seed: int | None
     ) -> None:
         super().__init__()
-        for what, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size is not None and size < 1:
-                raise DataError(f"--data.{what} must be at least 1, got {size}")
+        check_range("data.batch_size", batch_size, 1, error=DataError)
+        check_range("data.eval_batch_size", eval_batch_size, 1, error=DataError)
+        check_range("data.num_workers", num_workers, 0, error=DataError)
+        check_range("data.seed", seed, 0, MAX_SEED, error=DataError)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(MAX_WORKERS, cores) if num_workers is None else num_workers
@@ -46,7 +52,7 @@ class PictureData(LightningDataModule):
         self._seed = seed
         self._expected: list[str] | None = None  # a checkpoint's classes
         self._loaders: dict[str, ImageLoader] = {}
-        self._start = (0, 0)  # (epoch, batches done in it)
+        self._resumed: dict[str, int] = {"epoch": 0, "batches": 0, "batch_size": batch_size}  # what a checkpoint says
 
     @property
     def seed(self) -> int:
@@ -81,6 +87,7 @@ class PictureData(LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": partial(start_worker, self.worker_setup),
         }
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,12 +112,21 @@ class PictureData(LightningDataModule):
             "epoch": epochs.processed,
             "batches": loop.epoch_loop.batch_progress.current.processed if within else 0,
             "batch_size": self.batch_size,
+            "world_size": self.shard[1],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets the training loader start there."""
-        # With another batch size the count of batches that Lightning goes by means another place in the epoch.
-        self._start = (state_dict["epoch"], state_dict["batches"] * state_dict["batch_size"] // self.batch_size)
+        self._resumed = state_dict
+
+    @property
+    def _start(self) -> tuple[int, int]:
+        """(epoch, batches done in it) from which the training loader starts."""
+        # With another batch size, or number of processes, the count of batches that Lightning goes by means another
+        # place in the epoch.
+        state, world = self._resumed, self.shard[1]
+        seen = state["batches"] * state["batch_size"] * state.get("world_size", world)
+        return state["epoch"], seen // (self.batch_size * world)
 
 
 def per_channel(
@@ -125,4 +141,6 @@ def per_channel(
         return default if channels == len(default) else (sum(default) / len(default),) * channels
     if len(given) != channels:
         raise DataError(f"--data.{what} must have {channels} values, got {list(given)}: one for each channel")
+    for value in given:  # of pictures whose values lie between 0 and 1
+        check_range(f"data.{what}", value, 0, 1, above=what == "std", error=DataError)
     return tuple(given)

@@ -1,7 +1,8 @@
 """Which picture comes when, and with which random augmentation: a function of (seed, epoch, position) alone.
 
 Hence a run that is interrupted in the middle of an epoch goes on with the very pictures, and the very crops, that it
-would have seen, whatever the number of workers.
+would have seen, whatever the number of workers. Positions are those in the epoch of all processes, who take turns: as
+many as there may be, together they see in each step what one process with their global batch would see.
 """
 
 import random
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from torch.utils.data import DistributedSampler, Sampler
+
+from visionattn.data.errors import DataError
 
 
 class Draw(NamedTuple):
@@ -28,6 +31,8 @@ class Draw(NamedTuple):
 class TrainSampler(Sampler[Draw]):
     """Shuffled pictures of one rank, with repeated augmentation where wanted, that can start in mid-epoch.
 
+    All ranks have as many pictures: up to ``world_size - 1``, others in each epoch, are left out.
+
     Args:
         size: number of pictures in the data set.
         seed: of the shuffling and of the augmentations.
@@ -36,6 +41,9 @@ class TrainSampler(Sampler[Draw]):
         repeats: each picture is drawn so often, with different augmentations, spread over the ranks
             (Berman et al., 2019, https://arxiv.org/abs/1902.05509); an epoch has as many pictures as without.
         start: (epoch, number of pictures of this rank that were consumed in it), after a resume.
+
+    Raises:
+        DataError: fewer pictures than processes.
     """
 
     def __init__(
@@ -47,13 +55,15 @@ class TrainSampler(Sampler[Draw]):
         repeats: int = 0,
         start: tuple[int, int] = (0, 0),
     ) -> None:
+        if size < world_size:
+            raise DataError(f"{size} pictures to train on are too few for {world_size} processes: use at most {size}")
         pictures = range(size)
         self.order: RepeatAugSampler | DistributedSampler[int] = (
             RepeatAugSampler(pictures, world_size, rank, num_repeats=repeats)
             if repeats > 1
-            else DistributedSampler(pictures, world_size, rank)  # type: ignore[arg-type]  # it only asks for the length
+            else DistributedSampler(pictures, world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
         )
-        self.seed, self.rank, self.start = seed, rank, start
+        self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.epoch = start[0]
 
     def set_epoch(self, epoch: int) -> None:
@@ -66,7 +76,8 @@ class TrainSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         self.order.set_epoch(self.seed + self.epoch)
-        seeds = np.random.default_rng([self.seed, self.epoch, self.rank]).integers(2**32, size=len(self.order))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        seeds = rng.integers(2**32, size=len(self.order) * self.world_size)[self.rank :: self.world_size]
         consumed = self.start[1] if self.epoch == self.start[0] else 0
         for position, index in enumerate(self.order):
             if position >= consumed:
@@ -87,19 +98,32 @@ class EvalSampler(Sampler[Draw]):
             yield Draw(index if position < self.order.num_valid_samples else -1)
 
 
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds Python's, NumPy's and torch's generators within, and leaves them as they were. None does nothing."""
-    if seed is None:
-        yield
-        return
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def seed_generators(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators for the CPU."""
     random.seed(seed)
     np.random.seed(seed)
+    # torch.manual_seed seeds every other kind of device, too, and for one that is not in use notes down all callers.
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leaves the same generators as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seeds these generators within, and leaves them as they were. None does nothing."""
+    if seed is None:
+        yield
+        return
+    with generators_kept():
+        seed_generators(seed)
+        yield

@@ -1,6 +1,9 @@
 """Finds a split of a data set and opens it with timm's readers, with errors that say what is missing."""
 
+import os
+import tarfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,11 +11,15 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
 from visionattn.data.fine_grained import FINE_GRAINED
+from visionattn.data.folders import check_class_folders, check_readable, check_seen_once
 from visionattn.data.mnist import MNIST
+from visionattn.data.pictures import read_picture, to_mode, upright
+from visionattn.data.streams import check_package, check_shards
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -23,6 +30,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
+
+SHARDS = ", one of the _info.json in --data.root, or shards and their pictures: 'train-{0000..0099}.tar|100000'"
 
 
 class Source(Protocol):
@@ -58,8 +67,8 @@ class ReaderSource:
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The picture in the wanted mode, and its class index."""
         file, target, *_ = self.reader[index]
-        with file, Image.open(file) as picture:
-            return picture.convert(self.mode), -1 if target is None else int(target)
+        with file:
+            return read_picture(file, self.mode), -1 if target is None else int(target)
 
     def name_of(self, index: int) -> str:
         """Path of the file; inside a tar, its path there."""
@@ -90,7 +99,7 @@ class TorchvisionSource:
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The picture in the wanted mode, and its class index."""
         picture, target = self.dataset[index]
-        return picture.convert(self.mode), int(target)
+        return to_mode(upright(picture), self.mode), int(target)
 
     def name_of(self, index: int) -> str:
         """Its number in the data set."""
@@ -139,6 +148,8 @@ def open_source(
         DataError: see the message.
     """
     prefix = name.partition("/")[0].lower()
+    if wanted and name in ("digits", "mnist", *FINE_GRAINED) and wanted not in chain(*SPLITS.values()):
+        raise DataError(f"{name} has no {wanted!r} split: leave out --data.{OPTIONS[split]}, or pass train or test")
     if name == "digits":
         return Digits("train" if (wanted or split) in SPLITS["train"] else "validation", mode)
     if name == "mnist":
@@ -157,6 +168,9 @@ def open_source(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
             f"{', '.join(p + '/NAME' for p in REMOTE)}"
         )
+    check_package(name)
+    if prefix == "wds" and root is None:
+        raise DataError(f"--data.name {name} needs --data.root FOLDER, with the shards and an _info.json")
     try:
         dataset = create_dataset(
             name,
@@ -168,28 +182,37 @@ def open_source(
             **(options if prefix in ITERABLE else {}),
         )
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, ImportError) as error:
-        raise DataError(f"data set {name!r}, split {wanted or split!r}: {error}") from error
+        hint = f"; --data.{OPTIONS[split]} names another split" + SHARDS * (prefix == "wds")
+        raise DataError(f"data set {name!r}, split {wanted or split!r}: {str(error).rstrip('.')}{hint}") from error
     if isinstance(dataset, IterableImageDataset):
+        check_shards(name, dataset)
         return dataset
     return TorchvisionSource(dataset, mode) if prefix == "torch" else ReaderSource(dataset.reader, mode)
 
 
-def open_place(place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None) -> ReaderSource:
-    """Opens a folder of class folders, or a tar of them.
+def open_place(
+    place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None, *, labelled: bool = True
+) -> ReaderSource:
+    """Opens a folder of class folders, or a tar of them; unless ``labelled``, of pictures anywhere.
 
     Raises:
-        DataError: no pictures in it, or classes that ``class_to_idx`` does not know.
+        DataError: no pictures in it, pictures outside of class folders, or classes that ``class_to_idx`` does not know.
     """
-    if not place.exists():
-        raise DataError(f"no such data folder: {place} (expected {LAYOUT.format(root=place)})")
+    check_readable(place)
     try:
         # Without the given numbers first: timm would leave out pictures of unknown classes without a word.
         reader = create_dataset("", root=str(place), search_split=False).reader
-    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+    except (RuntimeError, ValueError, AssertionError, OSError, tarfile.TarError) as error:
         if "Found 0 images" in str(error) or isinstance(error, ValueError | AssertionError):
-            raise DataError(f"no pictures under {place} (expected {LAYOUT.format(root=place.parent)})") from error
+            expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
+            raise DataError(f"no pictures under {place}{expected}") from error
         raise DataError(f"cannot read {place}: {error}") from error
     source = ReaderSource(reader, mode)
+    if isinstance(reader, ReaderImageFolder):
+        folders = {path.rpartition(os.sep)[0]: path for path, _ in reader.samples}
+        check_seen_once(folders)
+        if labelled:
+            check_class_folders(place, folders, reader.class_to_idx, class_to_idx)
     if class_to_idx is None or source.class_to_idx == class_to_idx:
         return source
     unknown = sorted(set(source.class_to_idx or ()) - set(class_to_idx))
@@ -206,6 +229,7 @@ def open_place(place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] |
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"
+OPTIONS = {"train": "train_split", "validation": "val_split", "test": "test_split"}
 
 
 def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
@@ -226,10 +250,10 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
     found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
     if not found:
         raise DataError(f"no pictures under {root} (expected {LAYOUT.format(root=root)})")
-    option = {"train": "train_split", "validation": "val_split", "test": "test_split"}[split]
     raise DataError(
         f"no {split} split under {root}: looked for {', '.join(names)}; found {', '.join(found[:6])}"
-        f"{', …' if len(found) > 6 else ''}. Expected {LAYOUT.format(root=root)}, or name it with --data.{option}"
+        f"{', …' if len(found) > 6 else ''}. Expected {LAYOUT.format(root=root)}, or name it with "
+        f"--data.{OPTIONS[split]}"
     )
 
 

@@ -3,11 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose, RandomCrop, Resize  # type: ignore[import-untyped]
+from torchvision.transforms.functional import center_crop  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+ERASURES = ("const", "rand", "pixel")
+MAX_SIZE = 16384
+"""Pixels of a picture's edge: a single picture of that size takes 3 GB, as numbers in single precision."""
 
 
 def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
@@ -28,10 +36,35 @@ def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[st
         transform = create_transform(size, is_training=training, mean=mean, std=std, use_prefetcher=False, **options)
     except (AssertionError, KeyError, ValueError) as error:
         raise DataError(f"augmentation options {options}: {type(error).__name__} {error}") from error
+    crops_first = isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
+    if not crops_first and (training or preprocessing["crop_mode"] != "squash"):
+        transform.transforms.insert(0, MiddlePart())
     if padding or edge:
         assert isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
         transform.transforms[0] = plain_crop(size[1:], edge or min(size[1:]), padding, preprocessing["interpolation"])
     return transform
+
+
+class MiddlePart:
+    """Cuts pictures that are longer than wide by far down to their middle, which is all that a crop of them keeps.
+
+    Resized by their shorter edge, they would fill the memory: 1×5000 pixels become 256×1,280,000. By the longer one,
+    nothing would be left of them.
+
+    Args:
+        aspect: the longer edge over the shorter one that is left as it is.
+    """
+
+    def __init__(self, aspect: int = 20) -> None:
+        self.aspect = aspect
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        """The picture, or its middle."""
+        longest = self.aspect * min(picture.size)
+        if max(picture.size) <= longest:
+            return picture
+        middle: Image.Image = center_crop(picture, [min(longest, edge) for edge in (picture.height, picture.width)])
+        return middle
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
@@ -44,4 +77,4 @@ def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: st
         interpolation: of the resizing, which leaves pictures of the right size as they are.
     """
     resize = Resize(edge, interpolation=str_to_interp_mode(interpolation))
-    return Compose([resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])
+    return Compose([MiddlePart(), resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])

@@ -213,7 +213,7 @@ def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
             f"{path}: cannot create its backbone {made['model']!r}: {error}; pass it as load_probe(…, backbone=…)"
         ) from error
     if made["file"] is not None:
-        file = path.with_name(made["file"])
+        file = path.parent / Path(made["file"]).name  # never from another folder
         if not file.exists():
             raise FileNotFoundError(f"no weights of the backbone at {file}; pass it as load_probe(…, backbone=…)")
         try:

@@ -1,21 +1,19 @@
 """Checkpoints: what one says about itself, and how to build the model that it holds."""
 
-import argparse
 import difflib
 import re
-import warnings
-import zipfile
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
+from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
 """Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
@@ -67,12 +65,32 @@ class ClassifierSpec:
         """Inverse of :meth:`to_dict`; keys that a later version may have added are ignored.
 
         Raises:
-            ValueError: a key is missing, other than one that an earlier version did not write.
+            ValueError: a key is missing, other than one that an earlier version did not write, or a value is not of
+                its kind.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"the checkpoint's description of its model is a {type(values).__name__}")  # noqa: TRY004
         missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
         if missing:
             raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
+        for name, kind in _KINDS.items():
+            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+                raise ValueError(f"the checkpoint's description of its model has {name} {values[name]!r}")
+        size = values["preprocessing"].get("input_size")
+        if not (isinstance(size, list | tuple) and len(size) == 3 and all(type(x) is int and x > 0 for x in size)):
+            raise ValueError(f"the checkpoint's description of its model has an input_size of {size!r}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+_KINDS: dict[str, type] = {
+    "model": str,
+    "model_kwargs": dict,
+    "num_classes": int,
+    "class_names": list,
+    "preprocessing": dict,
+    "dataset": str,
+    "task": str,
+}
 
 
 def create_classifier(name: str, **kwargs: Any) -> nn.Module:
@@ -89,17 +107,17 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
     check_model_name(name)
     try:
         return timm.create_model(name, **kwargs)
-    except TypeError as error:
+    except Exception as error:
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise ValueError(f"model {name!r} takes no argument {match[1]!r}") from error
-        raise
-    except (ValueError, OSError) as error:
-        # A size that the model cannot have, a folder that is not there, weights that cannot be fetched.
-        raise ValueError(f"model {name!r}: {error}") from error
-    except RuntimeError as error:
-        # timm's own words for a missing or unknown pretrained tag; anything else is not known to be the user's.
-        if "retrained" in str(error):
+        # A size that the model cannot have, a folder that is not there, weights that cannot be fetched; and timm's own
+        # words for a missing or unknown pretrained tag. Anything else is not known to be the user's,
+        if isinstance(error, ValueError | OSError) or (isinstance(error, RuntimeError) and "retrained" in str(error)):
             raise ValueError(f"model {name!r}: {error}") from error
+        # unless it comes from a folder or repository with whatever in it.
+        if _is_elsewhere(name):
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+            raise ValueError(f"model {name!r}: its config.json or weights are of no use ({reason})") from error
         raise
 
 
@@ -109,14 +127,19 @@ def check_model_name(name: str) -> None:
     Raises:
         ValueError: an unknown name; the message lists near matches.
     """
-    if not {":", "/"} & set(name) and not timm.is_model(name):
+    if not _is_elsewhere(name) and not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
         raise ValueError(f"unknown model {name!r}: {hint}")
 
 
+def _is_elsewhere(name: str) -> bool:
+    """Whether timm looks for the architecture in a folder or a repository."""
+    return bool({":", "/"} & set(name))
+
+
 def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> ClassifierSpec:
-    """The spec of a model that was not trained here: timm's preprocessing for it, and no class names.
+    """The spec of a model that was not trained here: timm's preprocessing for it, and names of classes if it has some.
 
     Args:
         model: what ``create_classifier(name, **kwargs)`` built.
@@ -132,7 +155,10 @@ def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> Classifie
             config[key] = (sum(config[key]) / channels,) * config["input_size"][0]
     num_classes = int(getattr(model, "num_classes", 0))
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "num_classes")}
-    return ClassifierSpec(name, kwargs, num_classes, class_names=[], preprocessing=config, dataset="")
+    # Folders and repositories of the hub may name the classes of the head that they hold.
+    names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
+    class_names = [str(name) for name in names] if len(names) == num_classes else []
+    return ClassifierSpec(name, kwargs, num_classes, class_names, preprocessing=config, dataset="")
 
 
 def load_classifier(
@@ -153,12 +179,15 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, one that does not say its architecture where ``model_name`` does not either, or
-            weights that do not fit the architecture.
+        ValueError: not a checkpoint, a damaged one, one that does not say its architecture where ``model_name`` does
+            not either, or says one that is to be read from elsewhere; or weights that do not fit the architecture or
+            are not finite.
     """
-    checkpoint = _read(Path(path))
+    checkpoint = read_checkpoint(Path(path))
     state_dict = _select_weights(checkpoint, weights)
-    stored = _stored_spec(checkpoint, path)
+    stored = stored_spec(checkpoint, path)
+    if stored is not None and model_name is None:
+        require_own_model(stored, path)
     if stored is not None and model_name in (None, stored.model) and not model_kwargs:
         spec = stored
         # Every weight comes from the file, so nothing is to be fetched.
@@ -179,6 +208,7 @@ def load_classifier(
     else:
         raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model need --model NAME, too")
     _check_fit(model, state_dict, path, spec.model, stored.model if stored else "")
+    _check_finite(state_dict, path)
     model.load_state_dict(state_dict)
     return model.eval(), spec
 
@@ -201,53 +231,47 @@ def load_beside(
     Returns:
         These weights, without the prefix, and the options that the LightningModule was built with.
     """
-    checkpoint = _read(Path(path))
+    checkpoint = read_checkpoint(Path(path))
     return _select_weights(checkpoint, weights, prefix), dict(checkpoint["hyper_parameters"])
 
 
-def _stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ClassifierSpec | None:
+def stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ClassifierSpec | None:
+    """What a checkpoint says about its model, but for other files to take weights from; None where it says nothing.
+
+    Args:
+        checkpoint: what :func:`read_checkpoint` gave.
+        path: the file, for errors.
+
+    Raises:
+        ValueError: what it says makes no sense.
+    """
     if METADATA_KEY not in checkpoint:
         return None
     try:
-        return ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
+        spec = ClassifierSpec.from_dict(checkpoint[METADATA_KEY])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+    # An argument of timm.create_model.
+    kwargs = {key: value for key, value in spec.model_kwargs.items() if key != "checkpoint_path"}
+    return replace(spec, model_kwargs=kwargs)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads a file of weights without running any code that it may hold."""
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the checkpoint file in it")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+def require_own_model(spec: ClassifierSpec, path: str | Path, option: str = "--model") -> None:
+    """Checks that a checkpoint's architecture is of the registry: a file must not have other places read.
 
-        try:
-            return dict(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
-    try:
-        # timm's training checkpoints hold their options as an argparse.Namespace. Mapping the file leaves the
-        # optimizer's state, twice the size of the weights, on disk; only the zip format can be mapped.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except PermissionError:
-        raise
-    except Exception as error:
-        # A file of any other kind fails in whatever way its bytes happen to lead to: KeyError, EOFError, …
-        if match := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} holds pickled code ({match[1]}), which is never run: save the state dict alone, "
-                "torch.save(model.state_dict(), FILE)"
-            ) from error
-        raise ValueError(f"{path} is not a checkpoint, or only part of one") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(  # noqa: TRY004  it is the file that is wrong, not an argument's type
-            f"{path} is not a checkpoint: it holds a {type(content).__name__} where a dict is expected"
+    Args:
+        spec: what it says about itself.
+        path: the file.
+        option: by which a user, who may trust the place, names it.
+
+    Raises:
+        ValueError: it names a folder or a repository.
+    """
+    if _is_elsewhere(spec.model):
+        raise ValueError(
+            f"{path} has its architecture from {spec.model!r}, which is not read because a file says so: "
+            f"if you trust that place, pass {option} {spec.model}"
         )
-    return dict(content)
 
 
 def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
@@ -256,7 +280,9 @@ def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str
     preferred = averaged if weights == "average" else raw
     key = next((key for key in (*preferred, "state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     held = {
-        name: value for name, value in (checkpoint[key] if key else checkpoint).items() if isinstance(value, Tensor)
+        name: value
+        for name, value in (checkpoint[key] if key else checkpoint).items()
+        if isinstance(value, Tensor) and isinstance(name, str)
     }
     if key in ("state_dict", "current_model_state") and any(name.startswith(prefix) for name in held):
         # The rest is the LightningModule's own: losses, metrics.
@@ -294,6 +320,12 @@ def _check_fit(
             f"{path}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
             "Name the architecture and the arguments that it was trained with"
         )
+
+
+def _check_finite(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    bad = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} holds weights that are not finite, first {bad[0]}: take an earlier checkpoint")
 
 
 def _first(kind: str, keys: Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Training, validation and prediction of an image classifier."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from timm.data.mixup import Mixup
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.training import DivergenceError, TrainingTask
@@ -42,6 +45,7 @@ class ClassificationTask(TrainingTask):
     """
 
     task_name: ClassVar[TaskName] = "classification"
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -60,6 +64,11 @@ class ClassificationTask(TrainingTask):
         super().__init__(name=name, **options)
         if not 0 <= smoothing < 1:
             raise ValueError(f"--model.smoothing must lie in [0, 1), got {smoothing}")
+        check_range("model.num_classes", num_classes, 1)
+        check_range("model.mixup", mixup, 0)
+        check_range("model.cutmix", cutmix, 0)
+        check_range("model.mix_prob", mix_prob, 0, 1)
+        check_range("model.mix_switch_prob", mix_switch_prob, 0, 1)
 
     # Building
 
@@ -70,6 +79,11 @@ class ClassificationTask(TrainingTask):
             raise ValueError(
                 f"the data have {len(names)} classes, the head only {hparams.num_classes} (--model.num_classes): "
                 f"pass --model.num_classes {len(names)} or leave it out"
+            )
+        if len(names) == 1 and not hparams.num_classes:
+            raise ValueError(
+                f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
+                "of several classes is expected"
             )
         # Pictures to predict come without classes; the model keeps its own head.
         self.model = self._create(hparams.num_classes or len(names) or None)
@@ -116,8 +130,10 @@ class ClassificationTask(TrainingTask):
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, num_classes] of pictures [B, C, H, W]."""
         assert self.model is not None
-        logits: Tensor = self.model(self._arrange(image))
-        return logits
+        # Of no pictures the answer is known, but other processes may wait for this one's part of the model.
+        some = image if len(image) else image.new_zeros(1, *image.shape[1:])
+        logits: Tensor = self.model(self._arrange(some))
+        return logits[: len(image)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mixes the pictures where wanted and gives the loss, with what the model and the weights add to it."""
@@ -143,11 +159,27 @@ class ClassificationTask(TrainingTask):
         """Updates the figures of the test split."""
         self._evaluate(batch, "test")
 
+    def on_validation_epoch_end(self) -> None:
+        """Sees to it that there was something to validate on."""
+        self._require_pictures("val", "validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Sees to it that there was something to test on."""
+        self._require_pictures("test", "test")
+
+    def _require_pictures(self, split: str, name: str) -> None:
+        seen = torch.tensor(float(getattr(self, f"{split}_top1").update_called), device=self.device)
+        if not self.trainer.strategy.reduce(seen, reduce_op="sum"):
+            first = (self.data.broken(name) or ["others have met them"])[0]
+            raise ValueError(f"not one {name} picture could be read, of those asked for; first {first}")
+
     def _evaluate(self, batch: Batch, split: str) -> None:
         count = len(batch.image)
         metrics = {key: getattr(self, f"{split}_{key}") for key in ("loss", "top1", "top5")}
+        logits = self(batch.image).float()
         if count:
-            logits = self(batch.image).float()
+            if self.trainer.state.fn != "fit":  # where the loss tells
+                require_finite(logits, batch.name, self.spec.model)
             metrics["loss"].update(F.cross_entropy(logits, batch.target), count)
             for key in ("top1", "top5"):
                 metrics[key].update(logits, batch.target)
@@ -156,11 +188,26 @@ class ClassificationTask(TrainingTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, float]]:
         """File name, class and probability for each picture."""
-        if not len(batch.image):
-            return []
-        probability, index = self(batch.image).float().softmax(-1).max(-1)
+        logits = self(batch.image).float()
+        require_finite(logits, batch.name, self.spec.model)
+        probability, index = logits.softmax(-1).max(-1)
         names = self.spec.class_names or [str(number) for number in range(self.spec.num_classes)]
         return [
             (name, names[best], share)
             for name, best, share in zip(batch.name, index.tolist(), probability.tolist(), strict=True)
         ]
+
+
+def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
+    """Checks what a model says of pictures: of numbers that are not finite, one would still be the largest.
+
+    Args:
+        logits: ``[B, num_classes]``.
+        names: of the pictures.
+        model: its name.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(f"{model} gives no finite numbers for {names[0]} or one that follows it")

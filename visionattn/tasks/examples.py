@@ -1,5 +1,6 @@
 """Pictures of a validation that are kept to be drawn."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ class Examples(Protocol):
         """Draws them; their channels were normalised with ``mean`` and ``std``."""
 
 
-def wanted(batch_idx: int, batches: int) -> int:
-    """How many pictures are kept of one of so many batches."""
+def wanted(batch_idx: int, batches: float) -> int:
+    """How many pictures are kept of one of so many batches; of the first ones, where there may be any number."""
+    batches = EXAMPLES if math.isinf(batches) else int(batches)
     return sum(number * batches // EXAMPLES == batch_idx for number in range(EXAMPLES))

@@ -26,6 +26,7 @@ class FineGrainedTask(ClassificationTask):
     """
 
     task_name: ClassVar[TaskName] = "fine_grained"
+    shardable: ClassVar[bool] = False
 
     def __init__(self, name: str = "dcal_deit_tiny_patch16_224", **options: Any) -> None:
         super().__init__(name=name, **options)

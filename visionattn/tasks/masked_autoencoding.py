@@ -133,7 +133,7 @@ class MaskedAutoencodingTask(TrainingTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the loss of the validation split, and keeps some pictures."""
-        self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
+        self._evaluate(batch, "val", wanted(batch_idx, self.trainer.num_val_batches[0]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Updates the loss of the test split."""

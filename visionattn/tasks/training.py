@@ -8,11 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from visionattn.checks import check_range
 from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 from visionattn.tasks.branches import branch_names, compile_branches
 from visionattn.tasks.checkpoint import (
@@ -25,6 +29,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.sharding import shard_model
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
@@ -51,6 +56,8 @@ class TrainingTask(LightningModule):
         checkpoint_path: start from the weights in this file, which must fit but for the head.
         channels_last: keep pictures and weights in NHWC order, often faster on GPUs.
         compile: run the model through ``torch.compile``.
+        grad_checkpointing: keep no activations within blocks for the backward pass, but compute them anew: less memory
+            for more time.
         l2_penalty: factor of the sum of the L2 norms, not squared, of all tensors that weight decay would apply to,
             added to the loss and logged as ``train_loss_l2``; 0 for none.
         opt: optimizer, one of timm's, or ``kar3``, Terminator's.
@@ -77,6 +84,8 @@ class TrainingTask(LightningModule):
     """
 
     task_name: ClassVar[TaskName]
+    shardable: ClassVar[bool] = False
+    """Whether all parameters are the model's and used by its ``forward`` alone, as FSDP2 wants it."""
     spec: ClassifierSpec  # known once the model is built
 
     def __init__(
@@ -89,6 +98,7 @@ class TrainingTask(LightningModule):
         checkpoint_path: str | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        grad_checkpointing: bool = False,
         l2_penalty: float = 0.0,
         opt: str = "adamw",
         lr: float | None = None,
@@ -111,10 +121,23 @@ class TrainingTask(LightningModule):
         check_model_name(name)
         if lr is not None and lr_base is not None:
             raise ValueError(f"--model.lr {lr} and --model.lr_base {lr_base} exclude each other: pass one")
-        if l2_penalty < 0:
-            raise ValueError(f"--model.l2_penalty must be at least 0, got {l2_penalty}")
-        if bias_lr_factor <= 0:
-            raise ValueError(f"--model.bias_lr_factor must be greater than 0, got {bias_lr_factor}")
+        for option, number in (
+            ("lr", lr),
+            ("lr_base", lr_base),
+            ("min_lr", min_lr),
+            ("warmup_lr", warmup_lr),
+            ("warmup_epochs", warmup_epochs),
+            ("cooldown_epochs", cooldown_epochs),
+            ("weight_decay", weight_decay),
+            ("momentum", momentum),
+            ("layer_decay", layer_decay),
+            ("agc", agc),
+            ("l2_penalty", l2_penalty),
+        ):
+            check_range(f"model.{option}", number, 0)
+        check_range("model.bias_lr_factor", bias_lr_factor, 0, above=True)
+        check_range("model.drop_rate", drop_rate, 0, 1)
+        check_range("model.drop_path_rate", drop_path_rate, 0, 1)
         self.save_hyperparameters()  # those of the subclass, too
         self.model: nn.Module | None = None
         self.weighting: UncertaintyWeightedLoss | None = None
@@ -143,7 +166,11 @@ class TrainingTask(LightningModule):
         assert self.model is not None
         if hparams.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if hparams.compile:
+        if hparams.grad_checkpointing:
+            self._checkpoint_gradients()
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._shard()
+        elif hparams.compile:
             self.model.compile()
             compile_branches(self.model)
         self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
@@ -160,6 +187,33 @@ class TrainingTask(LightningModule):
     @abstractmethod
     def _build(self) -> None:
         """Sets ``model``, which ``_create`` makes, and whatever else holds parameters or counts."""
+
+    def _checkpoint_gradients(self) -> None:
+        model: Any = self.model
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:  # timm's way to say that there is none
+            raise ValueError(
+                f"{self.options.name} cannot compute its activations anew: leave out --model.grad_checkpointing"
+            ) from error
+
+    def _shard(self) -> None:
+        """Divides the model among the devices, where nothing beside it would have to be divided, too."""
+        hparams, model, mesh = self.options, self.model, self.device_mesh
+        assert model is not None
+        assert mesh is not None
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        unfit = {
+            f"--task {self.task_name}": not self.shardable,
+            "--ema": any(isinstance(callback, WeightAveraging) for callback in callbacks),
+            "--model.agc": hparams.agc,
+            "--model.l2_penalty": hparams.l2_penalty,
+            f"the auxiliary loss of {hparams.name}": hasattr(model, "auxiliary_losses"),
+            "tensor parallelism": mesh["tensor_parallel"].size() > 1,
+        }
+        if found := next((what for what, there in unfit.items() if there), None):
+            raise ValueError(f"{found} does not go with FSDP2: use --trainer.strategy ddp, or leave it out")
+        shard_model(model, mesh["data_parallel"], hparams.compile)
 
     def _weigh_branches(self) -> None:
         """Weights the losses of a model of several branches by learned uncertainties."""
@@ -279,7 +333,8 @@ class TrainingTask(LightningModule):
         key = [self.data.seed, self.current_epoch, batch_idx, self.global_rank]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        # torch.manual_seed notes down all callers for each kind of device that is not in use: a millisecond.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def _finish_step(self, losses: Mapping[str, Tensor], count: int) -> Tensor:
         """The loss with what the model and the weights add to it; logs it, and its parts where there are several.
@@ -335,8 +390,13 @@ class TrainingTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what :func:`visionattn.tasks.checkpoint.load_classifier` needs; never lets bad weights be written."""
         self.require_finite_loss()
-        weights = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
-        if not torch.stack([torch.isfinite(value).all() for value in weights]).all():
+        # Of weights that are divided among devices, this process's part, or all on the first and none on the others.
+        weights = [
+            value.to_local() if isinstance(value, DTensor) else value
+            for value in checkpoint["state_dict"].values()
+            if value.is_floating_point()
+        ]
+        if weights and not torch.stack([torch.isfinite(value).all() for value in weights]).all():
             raise DivergenceError(f"weights are no longer finite at step {self.global_step}; {self._advice()}")
         checkpoint[METADATA_KEY] = self.spec.to_dict()
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from visionattn.data.errors import DataError
+from visionattn.data.pictures import read_picture
 
 Split = Literal["train", "query", "gallery"]
 Protocol = Literal["camera", "vehicleid"]
@@ -101,8 +102,7 @@ class Layout:
 
     def open(self, picture: Picture) -> Image.Image:
         """Decodes a picture, in colour; whatever goes wrong is the caller's business."""
-        with Image.open(picture.name) as file:
-            return file.convert("RGB")
+        return read_picture(picture.name)
 
     @property
     def _homes(self) -> str:

@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor
 
+from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset
 from visionattn.data.module import PictureData, per_channel
@@ -16,9 +17,10 @@ from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Picture, Protocol, Split
 from visionattn.data.reid.source import ReidSource
-from visionattn.data.reid.transforms import ERASURES, INTERPOLATIONS, reid_transform
+from visionattn.data.reid.transforms import reid_transform
 from visionattn.data.sampling import EvalSampler
 from visionattn.data.sources import some
+from visionattn.data.transforms import ERASURES, INTERPOLATIONS, MAX_SIZE
 from visionattn.viz.person import single_threaded
 
 DATASETS: dict[str, Layout | Identities] = {"identities": Identities(), **LAYOUTS}
@@ -135,6 +137,7 @@ class ReidData(PictureData):
             raise DataError(f"unknown data set {self.name!r} for re-identification: one of {', '.join(DATASETS)}")
         self.layout = DATASETS[self.name]
         embedded = self.name == "identities"
+        self.worker_setup = single_threaded if embedded else None
         super().__init__(
             batch_size, eval_batch_size, 0 if embedded and num_workers is None else num_workers, on_error, seed
         )
@@ -157,16 +160,14 @@ class ReidData(PictureData):
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width
-        for what, value, least in (("height", height, 1), ("width", width, 1), ("padding", padding, 0)):
-            if value < least:
-                raise DataError(f"--data.{what} must be at least {least}, got {value}")
+        for what, edge in (("height", height), ("width", width)):
+            check_range(f"data.{what}", edge, 1, MAX_SIZE, error=DataError)
+        check_range("data.padding", padding, 0, error=DataError)
         for what, share in (("hflip", hflip), ("re_prob", re_prob)):
-            if not 0 <= share <= 1:
-                raise DataError(f"--data.{what} must be at least 0 and at most 1, got {share}")
-        for what, choice, choices in (("interpolation", interpolation, INTERPOLATIONS), ("re_mode", re_mode, ERASURES)):
-            if choice not in choices:
-                raise DataError(f"--data.{what} must be one of {', '.join(choices)}, got {choice!r}")
-        self.root, self.instances = root, instances
+            check_range(f"data.{what}", share, 0, 1, error=DataError)
+        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
+        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
+        self.root, self.instances = root and str(Path(root).expanduser()), instances
         self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
         self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
         self.preprocessing: dict[str, Any] = {
@@ -269,7 +270,6 @@ class ReidData(PictureData):
             self.on_error,
             **self.worker_options,
             collate_fn=ReidCollate(self.item_shape, source.cameras()),
-            worker_init_fn=single_threaded if self.name == "identities" else None,
             **options,
         )
         self._loaders[split] = loader

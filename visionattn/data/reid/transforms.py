@@ -14,9 +14,6 @@ from torchvision.transforms import (  # type: ignore[import-untyped]
     ToTensor,
 )
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-ERASURES = ("const", "rand", "pixel")
-
 
 def reid_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
     """A transform from pictures to tensors [C, H, W], which keeps the whole picture, whatever its aspect.

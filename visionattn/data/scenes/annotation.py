@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visionattn.data.loading import BROKEN
+from visionattn.data.pictures import to_mode
 from visionattn.data.scenes.scene import UNLABELLED, Scene
 
 Keys = np.ndarray[Any, np.dtype[np.int32]]
@@ -21,13 +22,13 @@ class Label(NamedTuple):
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """A picture in colour.
+    """A picture in colour, as it is stored: that is what its mask goes by.
 
     Raises:
         OSError: It is not there or cannot be decoded.
     """
     with Image.open(path) as file:
-        return file.convert("RGB")
+        return to_mode(file, "RGB")
 
 
 def open_mask(path: Path) -> Image.Image:

@@ -1,9 +1,11 @@
 """Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of pictures with masks."""
 
+from pathlib import Path
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import OnError, PictureDataset
 from visionattn.data.module import PictureData, per_channel
@@ -13,10 +15,10 @@ from visionattn.data.scenes.opening import SceneName, open_scenes
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.synthetic import LENGTHS
 from visionattn.data.scenes.transforms import CROP_MODES, CropMode, SceneTransform
+from visionattn.data.transforms import INTERPOLATIONS, MAX_SIZE
 from visionattn.viz.person import single_threaded
 
 SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 class SceneData(PictureData):
@@ -75,18 +77,13 @@ class SceneData(PictureData):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, on_error, seed)
         self.name: str = name or ("folder" if root else "synthetic")
-        self.root, self.limit, self.hflip = root, limit, hflip
+        self.worker_setup = single_threaded if self.name == "synthetic" else None
+        self.root, self.limit, self.hflip = root and str(Path(root).expanduser()), limit, hflip
         size = (SYNTHETIC_SIZE if self.name == "synthetic" else PHOTOGRAPH_SIZE) if image_size is None else image_size
-        if size < 1:
-            raise DataError(f"--data.image_size must be at least 1, got {size}")
-        if not 0 <= hflip <= 1:
-            raise DataError(f"--data.hflip must be at least 0 and at most 1, got {hflip}")
-        for what, choice, choices in (
-            ("interpolation", interpolation, INTERPOLATIONS),
-            ("crop_mode", crop_mode, CROP_MODES),
-        ):
-            if choice not in choices:
-                raise DataError(f"--data.{what} must be one of {', '.join(choices)}, got {choice!r}")
+        check_range("data.image_size", size, 1, MAX_SIZE, error=DataError)
+        check_range("data.hflip", hflip, 0, 1, error=DataError)
+        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
+        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
         self.splits: dict[str, str | None] = {"train": train_split, "validation": val_split}
         self.lengths = {"train": length, "validation": val_length}
         self.drawing: dict[str, Any] = {"max_objects": max_objects, "textured": textured}
@@ -150,7 +147,6 @@ class SceneData(PictureData):
             drop_last=training and len(sampler) >= batch_size,
             **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
-            worker_init_fn=single_threaded if self.name == "synthetic" else None,
         )
         self._loaders[stage] = loader
         return loader

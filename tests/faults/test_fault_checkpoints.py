@@ -1,0 +1,328 @@
+"""Files of weights that are damaged, foreign or hostile: nothing in them runs, and nothing wrong is used in silence."""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from visionattn.cli.errors import describe
+from visionattn.cli.runs import RunFolder
+from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier, load_classifier
+from visionattn.tasks.weight_files import read_checkpoint
+
+Fails = Callable[..., str]
+Reader = Callable[[Path], list[str]]
+
+READERS = {
+    "classify": ("classify", "--checkpoint"),
+    "start from": ("fit", "--model.checkpoint_path"),
+    "go on from": ("fit", "--ckpt_path"),
+    "validate": ("validate", "--ckpt_path"),
+}
+"""All ways that a file of weights gets into a command."""
+
+
+@pytest.fixture(params=READERS)
+def reader(request: pytest.FixtureRequest, quick: tuple[str, ...]) -> Reader:
+    """The command line that reads a file."""
+    command, option = READERS[request.param]
+    return lambda path: [command, *(quick if command == "fit" else ()), f"{option}={path}"]
+
+
+def complaint(path: Path) -> str:
+    """What is said of a file that cannot be loaded; nothing where it can."""
+    try:
+        read_checkpoint(path)
+    except ValueError as error:
+        return describe(error)
+    return ""
+
+
+class Payload:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_checkpoint_that_is_cut_short(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
+    digits_checkpoint.write_bytes(digits_checkpoint.read_bytes()[:-1000])
+    fails(*reader(digits_checkpoint), says=f"{digits_checkpoint} is not a checkpoint, or only part of one")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
+def test_wherever_it_is_cut(zipped: bool, checkpoint: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(checkpoint), checkpoint, _use_new_zipfile_serialization=zipped)
+    content, path = checkpoint.read_bytes(), tmp_path / "cut.ckpt"
+    for length in [0, 1, *range(100, len(content), len(content) // 10), len(content) - 1]:
+        path.write_bytes(content[:length])
+        assert complaint(path) == f"{path} is not a checkpoint, or only part of one", length
+
+
+def test_a_bit_that_has_flipped_in_the_weights(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
+    content = bytearray(digits_checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    digits_checkpoint.write_bytes(content)
+    fails(*reader(digits_checkpoint), says=f"{digits_checkpoint} is damaged: its checksums do not match; copy it again")
+
+
+def test_wherever_a_bit_flips_nothing_wrong_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
+    content, path, found = checkpoint.read_bytes(), tmp_path / "flipped.ckpt", 0
+    whole = read_checkpoint(checkpoint)["state_dict"]
+    places = range(0, len(content), len(content) // 60)
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        if complaint(path):
+            found += 1
+        else:  # padding between the tensors
+            held = read_checkpoint(path)["state_dict"]
+            assert all(torch.equal(value, held[name]) for name, value in whole.items())
+    assert found > len(places) // 2
+
+
+def test_pickled_code_does_not_run(reader: Reader, tmp_path: Path, fails: Fails) -> None:
+    torch.save({"state_dict": {}, "hook": Payload(tmp_path / "ran")}, tmp_path / "bad.ckpt")
+    fails(*reader(tmp_path / "bad.ckpt"), says=("bad.ckpt holds pickled code (", ".mkdir), which is never run"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_code_in_the_older_format_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    torch.save({"hook": Payload(tmp_path / "ran")}, path, _use_new_zipfile_serialization=False)
+    assert "holds pickled code" in complaint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_instead_of_a_file(reader: Reader, tmp_path: Path, fails: Fails) -> None:
+    *_, option = words = reader(tmp_path)
+    status, says = (2, "no checkpoint at ") if option.startswith("--ckpt_path") else (1, "is a folder: name the ")
+    fails(*words, says=(str(tmp_path), says), status=status)
+
+
+def test_a_file_that_may_not_be_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.chmod(0)
+    if os.access(checkpoint, os.R_OK):  # root may
+        monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(PermissionError) as error:
+        load_classifier(checkpoint)
+    assert describe(error.value) == f"{checkpoint}: Permission denied"
+
+
+def refuse(path: Path, **options: Any) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+# safetensors
+
+
+def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(end: int, start: int = 0, shape: tuple[int, ...] = (4,), dtype: str = "F32") -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(safetensors(b"{not JSON"), id="a header that is no JSON"),
+        pytest.param(safetensors([1, 2]), id="a header that is no table"),
+        pytest.param(safetensors(entry(16), bytes(16), length=1 << 60), id="a header of 2^60 bytes"),
+        pytest.param(safetensors(entry(16), bytes(8)), id="data that are cut short"),
+        pytest.param(safetensors(entry(1 << 50), bytes(16)), id="a tensor that reaches beyond the file"),
+        pytest.param(safetensors(entry(16, shape=(1 << 40,)), bytes(16)), id="a shape that does not fit its bytes"),
+        pytest.param(safetensors(entry(0, start=16), bytes(16)), id="a tensor that ends before it begins"),
+        pytest.param(safetensors(entry(16, dtype="F31"), bytes(16)), id="a type that there is not"),
+        pytest.param(safetensors(entry(16), bytes(32)), id="bytes that no tensor claims"),
+    ],
+)
+def test_safetensors_that_lie(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    line = complaint(path)
+    assert line.startswith(f"{path} is not a safetensors file, or only part of one: ")
+    assert "\n" not in line
+
+
+def test_safetensors_that_are_cut_short(classifier: nn.Module, tmp_path: Path, fails: Fails) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(classifier.state_dict(), path)
+    content = path.read_bytes()
+    for length in (4, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert "x.safetensors is not a safetensors file, or only part of one" in complaint(path)
+    fails("classify", "--model=test_resnet", f"--checkpoint={path}", says="x.safetensors is not a safetensors file")
+
+
+# Whole files that do not fit
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Changes what a checkpoint holds."""
+    content = torch.load(path)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+def as_of_a_run(path: Path) -> None:
+    """Adds what Lightning's trainer wants of a checkpoint."""
+    rewrite(path, lambda content: content.update({"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}))
+
+
+def test_other_classes(digits_checkpoint: Path, colour_folder: Path, quick: tuple[str, ...], fails: Fails) -> None:
+    data = ("--data.name=folder", f"--data.root={colour_folder}")
+    as_of_a_run(digits_checkpoint)
+    says = "has classes blue, green, red, which the 10 classes trained on (0, 1, 2, …) do not include"
+    fails("fit", *quick, *data, f"--ckpt_path={digits_checkpoint}", says=says)
+
+
+def test_a_checkpoint_of_another_program(digits_checkpoint: Path, quick: tuple[str, ...], fails: Fails) -> None:
+    says = f"{digits_checkpoint} is not a checkpoint of train.py"
+    fails("fit", *quick, f"--ckpt_path={digits_checkpoint}", says=says)
+    as_of_a_run(digits_checkpoint)
+    rewrite(digits_checkpoint, lambda content: content.pop("visionattn"))
+    fails("fit", *quick, f"--ckpt_path={digits_checkpoint}", says=says)
+    fails("classify", f"--checkpoint={digits_checkpoint}", says="does not say which model it holds")
+
+
+def test_weights_under_another_prefix(digits_checkpoint: Path, fails: Fails) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        weights: dict[str, Tensor] = content["state_dict"]
+        content["state_dict"] = {f"backbone.{name.removeprefix('model.')}": value for name, value in weights.items()}
+
+    says = (
+        "does not fit test_resnet",
+        "missing in the file, first conv1.",
+        "unknown to the model, first backbone.conv1.",
+    )
+    fails("classify", f"--checkpoint={rewrite(digits_checkpoint, rename)}", says=says)
+
+
+@pytest.mark.parametrize("reader", ["classify", "start from"], indirect=True)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite(reader: Reader, value: float, digits_checkpoint: Path, fails: Fails) -> None:
+    rewrite(digits_checkpoint, lambda content: content["state_dict"]["model.fc.weight"][3, 7:8].fill_(value))
+    says = f"{digits_checkpoint} holds weights that are not finite, first fc.weight: take an earlier checkpoint"
+    fails(*reader(digits_checkpoint), says=says)
+
+
+# What a checkpoint says about itself
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", 5),
+        ("model_kwargs", "x"),
+        ("num_classes", "many"),
+        ("class_names", None),
+        ("preprocessing", []),
+        ("preprocessing", {"input_size": [3, -1, 32]}),
+        ("preprocessing", {"input_size": [3, 32.5, 32]}),
+    ],
+)
+def test_a_description_that_makes_no_sense(key: str, value: Any, checkpoint: Path) -> None:
+    rewrite(checkpoint, lambda content: content["visionattn"].update({key: value}))
+    with pytest.raises(ValueError, match="description of its model has ") as error:
+        load_classifier(checkpoint)
+    assert describe(error.value).startswith(f"{checkpoint}: the checkpoint's description of its model has ")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder such as those of Hugging Face's hub, with an architecture and without weights."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    config = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": {"num_classes": 10}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("reader", ["classify", "validate"], indirect=True)
+def test_a_checkpoint_that_sends_elsewhere_is_not_followed(
+    reader: Reader, digits_checkpoint: Path, model_folder: Path, fails: Fails, command: Callable[..., Any]
+) -> None:
+    elsewhere = f"local-dir:{model_folder}"
+    rewrite(digits_checkpoint, lambda content: content["visionattn"].update(model=elsewhere))
+    as_of_a_run(digits_checkpoint)
+    words = reader(digits_checkpoint)
+    option = "--model" if words[0] == "classify" else "--model.name"
+    fails(*words, says=f"not read because a file says so: if you trust that place, pass {option} {elsewhere}")
+    ended = command(*words, option, elsewhere)  # it is the user's word that counts
+    assert ended.status == 0, ended.err
+
+
+def test_a_repository_is_not_asked(spec: ClassifierSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = replace(spec, model="hf-hub:someone/something").to_dict()
+    rewrite(checkpoint, lambda content: content.update(visionattn=values))
+    monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: pytest.fail("it was asked"))
+    with pytest.raises(ValueError, match="not read because a file says so"):
+        load_classifier(checkpoint)
+
+
+def test_weights_come_from_the_checkpoint_and_from_nowhere_else(checkpoint: Path, classifier: nn.Module) -> None:
+    other = {"checkpoint_path": "/nowhere/else.pth"}  # an argument of timm.create_model
+    rewrite(checkpoint, lambda content: content["visionattn"].update(model_kwargs=other))
+    model, spec = load_classifier(checkpoint)
+    assert spec.model_kwargs == {}
+    assert torch.equal(model.state_dict()["fc.weight"], classifier.state_dict()["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("{not JSON", id="no JSON"),
+        pytest.param("[1, 2]", id="no table"),
+        pytest.param({"pretrained_cfg": {}}, id="no architecture"),
+        pytest.param({"architecture": "evilnet"}, id="an unknown architecture"),
+        pytest.param({"architecture": "local-dir:/elsewhere"}, id="an architecture from elsewhere"),
+        pytest.param({"architecture": "test_resnet", "num_classes": "many"}, id="a wrong type"),
+        pytest.param({"architecture": "test_resnet", "model_args": {"checkpoint_path": "../x.pth"}}, id="another file"),
+        pytest.param({"architecture": "test_resnet", "pretrained_cfg": {"custom_load": True}}, id="a custom loader"),
+        pytest.param({"architecture": "test_resnet", "pretrained_cfg": {"file": "../../x.pth"}}, id="a path upwards"),
+    ],
+)
+def test_a_model_folder_with_anything_in_it(config: Any, model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    torch.save({"hook": Payload(tmp_path / "ran")}, model_folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="model 'local-dir:") as error:
+        create_classifier(f"local-dir:{model_folder}", pretrained=True)
+    assert len(describe(error.value)) < 500
+    assert not (tmp_path / "ran").exists()
+
+
+# The newest of a run
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_the_newest_checkpoint_is_the_newest_whole_one(damage: str, checkpoint: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "0")
+    run.checkpoints.mkdir(parents=True)
+    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+    content = bytearray(checkpoint.read_bytes())
+    for age, path in enumerate((last, best)):
+        path.write_bytes(content)
+        os.utime(path, (1000 - age, 1000 - age))
+    assert run.newest_checkpoint() == last
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content if damage == "flipped" else content[:1000])
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged, it is passed over"):
+        assert run.newest_checkpoint() == best
+    best.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"(best|last)\.ckpt is damaged, it is passed over"):
+        assert run.newest_checkpoint() is None

@@ -1,0 +1,53 @@
+"""README.md, beside this file, is the table of faults: it and the tests are kept together."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)(?:\[([^]]+)\])?`")
+
+
+def rows() -> list[list[str]]:
+    """The four cells of each fault."""
+    lines = (HERE / "README.md").read_text(encoding="utf-8").splitlines()
+    table = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in lines if line.startswith("|")]
+    return [cells for cells in table if cells[0].strip(" -") not in ("", "fault")]
+
+
+def functions(path: Path) -> Iterator[tuple[str, list[ast.AST]]]:
+    """The tests of a file, each with what its decorators are made of."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name, [part for decorator in node.decorator_list for part in ast.walk(decorator)]
+
+
+def test_every_row_names_a_test_that_exists() -> None:
+    known = {
+        path.name: {test: {part.value for part in parts if isinstance(part, ast.Constant)} for test, parts in found}
+        for path in HERE.parent.rglob("test_*.py")
+        for found in [functions(path)]
+    }
+    for cells in rows():
+        assert len(cells) == 4, cells
+        named = NAMED.findall(cells[3])
+        assert named, f"no test: {cells}"
+        assert not NAMED.sub("", cells[3]).strip(" ,"), f"not the name of a test: {cells}"
+        for file, test, case in named:
+            assert test in known.get(file, {}), f"no {file}::{test}: {cells}"
+            assert not case or case in known[file][test], f"{file}::{test} has no case {case!r}: {cells}"
+
+
+def test_every_test_here_is_in_a_row() -> None:
+    """Where its cases have names, each of them, or the whole of it."""
+    named = {place for cells in rows() for place in NAMED.findall(cells[3])}
+    for path in sorted(set(HERE.glob("test_*.py")) - {Path(__file__)}):
+        for test, parts in functions(path):
+            cases = {
+                part.value.value
+                for part in parts
+                if isinstance(part, ast.keyword) and part.arg == "id" and isinstance(part.value, ast.Constant)
+            }
+            missing = {case for case in cases or {""} if (path.name, test, case) not in named}
+            assert not missing or (path.name, test, "") in named, f"in no row: {path.name}::{test} {sorted(missing)}"

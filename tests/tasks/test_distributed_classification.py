@@ -1,0 +1,118 @@
+"""Two processes on the CPU train and evaluate as one does, with the model whole in each (DDP) or divided (FSDP2).
+
+Sums of fp32 numbers come in another order, which is all that may differ: after five steps of SGD the weights, which are
+up to about 1 in size, agree within 1e-6; those of AdamW, which divides by what is small, within 1e-4.
+"""
+
+import csv
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tasks.classification_in_processes import GLOBAL_BATCH, STOP_AFTER
+from visionattn.tasks.checkpoint import load_classifier
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "tests.tasks.classification_in_processes", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    (folder / "output").write_text(done.stdout)
+    return folder
+
+
+def found(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
+    return torch.load(folder / f"{name}-{rank}.pt")
+
+
+def seen(folder: Path, *names: str) -> list[dict[str, float]]:
+    """Pictures of each step, and what augmentation made of them, of both processes."""
+    return [
+        first | second
+        for name in names
+        for first, second in zip(*(found(folder, name, rank)["seen"] for rank in (0, 1)), strict=True)
+    ]
+
+
+def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_with_the_global_batch(folder: Path, strategy: str) -> None:
+    one, two = found(folder, "one"), [found(folder, strategy, rank) for rank in (0, 1)]
+    assert all(len(step) == GLOBAL_BATCH for step in one["seen"])
+    assert seen(folder, strategy) == one["seen"]
+    losses = [sum(pair) / 2 for pair in zip(*(rank["losses"] for rank in two), strict=True)]
+    assert losses == pytest.approx(one["losses"], abs=1e-6)
+    for rank in two:
+        assert furthest(rank["weights"], one["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_each_picture_is_evaluated_once(folder: Path, strategy: str) -> None:
+    one = found(folder, "one")["metrics"]
+    for rank in (0, 1):
+        two = found(folder, strategy, rank)["metrics"]
+        for what in ("val_top1", "val_top5"):
+            # Counts of 355 pictures, which neither two processes nor their batches of 59 share evenly.
+            assert round(two[what] * 355) == pytest.approx(two[what] * 355, abs=1e-4)
+            assert two[what] == one[what]
+        assert two["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "resumed"), [("stopped", "stopped-ddp"), ("stopped", "stopped-fsdp2"), ("sharded", "sharded-resumed")]
+)
+def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(folder: Path, stopped: str, resumed: str) -> None:
+    whole = found(folder, "one-adamw")
+    for rank in (0, 1):
+        first, second = found(folder, stopped, rank), found(folder, resumed, rank)
+        assert first["stopped"]
+        assert len(first["seen"]) == STOP_AFTER
+        assert furthest(second["weights"], whole["weights"]) < 1e-4
+        assert furthest(second["weights"], found(folder, "stopped-ddp")["weights"]) < 1e-6
+        assert second["metrics"]["val_loss"] == pytest.approx(whole["metrics"]["val_loss"], abs=1e-4)
+    assert seen(folder, stopped, resumed) == whole["seen"]
+
+
+def test_averaging_accumulation_compilation_and_checkpointed_gradients_go_together(folder: Path) -> None:
+    one, two = found(folder, "one-ema"), found(folder, "ddp-saving")
+    assert furthest(two["weights"], one["weights"]) < 1e-6
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    assert furthest(found(folder, "fsdp2-saving")["weights"], found(folder, "one")["weights"]) < 1e-6
+
+
+def test_a_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded = folder / "sharded-resumed" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"folder of shards.*consolidate_checkpoint .*last.ckpt"):
+        load_classifier(sharded)
+    monkeypatch.setattr(sys, "argv", ["consolidate_checkpoint", str(sharded)])
+    runpy.run_module("lightning.fabric.utilities.consolidate_checkpoint", run_name="__main__")
+    model, spec = load_classifier(f"{sharded}.consolidated")
+    assert spec.num_classes == 10
+    held = {f"model.{name}": value for name, value in model.state_dict().items()}
+    assert furthest(held, found(folder, "sharded-resumed")["weights"]) == 0
+
+
+def test_the_command_keeps_one_run_and_goes_on_with_any_strategy(folder: Path) -> None:
+    assert [path.name for path in (folder / "runs" / "two").iterdir()] == ["0"]
+    run = folder / "runs" / "two" / "0"
+    with (run / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]] == list(range(10))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert load_classifier(run / "checkpoints" / "last.ckpt")[1].model == "test_vit"
+    output = (folder / "output").read_text()
+    assert output.count("training starts anew") == 1  # told by the first process alone
+    assert output.count("best val top-1") == 4

@@ -1,0 +1,61 @@
+"""From the file of a picture to its pixels, the same way wherever pictures are read."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from timm.data.readers.img_extensions import add_img_extensions
+
+SIXTEEN_BITS = 65535
+
+# What folders and tars are searched for; by itself, timm knows .png, .jpg and .jpeg.
+add_img_extensions((".avif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+def read_picture(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
+    """Decodes a picture as people see it.
+
+    Cameras store what they see as it falls on their sensor, and in EXIF which side is up: the picture is turned
+    accordingly (timm and torchvision leave it lying). Of several frames the first one counts; see :func:`to_mode`.
+
+    Args:
+        file: path or open file.
+        mode: Pillow's mode of the result, ``"RGB"`` or ``"L"``.
+
+    Raises:
+        OSError: it is not there or cannot be decoded; Pillow raises much else, too.
+        ValueError: as :func:`to_mode`.
+    """
+    with Image.open(file) as picture:
+        picture.load()
+        return to_mode(upright(picture), mode)
+
+
+def to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """``picture.convert(mode)``, but that 16 bits are scaled to 8, where Pillow makes all above 255 white.
+
+    Transparency is dropped, as everywhere in timm: the colours beneath it count.
+
+    Raises:
+        ValueError: a picture of other numbers than 8 or 16 bits, for it is not known which of them is white.
+    """
+    # Netpbm's 16 bits come as 32.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        scaled = np.asarray(picture) * (255 / SIXTEEN_BITS)
+        picture = Image.fromarray(scaled.round().astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        kind = "floating-point numbers" if picture.mode == "F" else "32-bit integers"
+        raise ValueError(f"its pixels are {kind}, of which none is known to be white: convert it to 8 or 16 bits")
+    elif picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # spares a warning
+    return picture.convert(mode)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turns a picture as its EXIF block says, where there is one."""
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    except Exception:  # a damaged EXIF block makes Pillow raise whatever it runs into, and says nothing of the pixels
+        return picture
