@@ -1,6 +1,6 @@
 """Converts a published NAT or DiNAT checkpoint into a safetensors file of this package's layout.
 
-python -m visionattn.export.convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
+visionattn export convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import Tensor
 from visionattn.cli.errors import UsageError, near_matches, one_line, run
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
+from visionattn.tasks.weight_files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
 
@@ -27,10 +28,10 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "python -m visionattn.export.convert") -> None:
     """The command; prints where every tensor of the file went."""
     parser = _Parser(
-        prog="python -m visionattn.export.convert",
+        prog=prog,
         description="Convert a published NAT or DiNAT checkpoint to safetensors.",
         epilog="The layouts of the authors' classifiers, of their detection and segmentation backbones and of Hugging "
         "Face's classes are recognised. The result loads through timm.create_model(NAME, pretrained=True, "
@@ -88,8 +89,9 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    check_whole(path)
     try:
-        return load_state_dict(str(path))
+        return load_state_dict(str(path), weights_only=True)
     except PermissionError:
         raise
     except Exception as error:

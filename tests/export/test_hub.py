@@ -1,0 +1,224 @@
+"""Folders for timm and the Hugging Face hub."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.export.conftest import NARROW_NAT, Save
+from visionattn.cli import evaluate
+from visionattn.cli.errors import run
+from visionattn.export.commands import main
+from visionattn.tasks.checkpoint import load_classifier
+
+VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}
+SEQUENCE = {"input_size": (1, 5, 6), "mean": (0.5,), "std": (0.5,), "sequence": "permuted", "permutation_seed": 7}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nat": ("nat_pico", {"model_kwargs": NARROW_NAT}),
+    "halo-rectangle": ("halo_pico", {"preprocessing": {"input_size": (3, 48, 32)}}),
+    "dcal": ("dcal_vit_pico", {"model_kwargs": VIT, "task": "fine_grained"}),
+    "reid": ("nat_pico", {"model_kwargs": NARROW_NAT, "num_classes": 0, "names": ["ann", "bob"], "task": "reid"}),
+    "mae": ("vit_pico_patch4_32", {"num_classes": 0, "task": "mae"}),
+    "slots": ("slot_cnn_pico", {"num_classes": 0, "task": "object_discovery"}),
+    "slot-vit": ("slot_vit_pico_patch4_32", {"model_kwargs": VIT}),
+    "sequence": ("terminator_1d_pico", {"model_kwargs": {"img_size": 30, "in_chans": 1}, "preprocessing": SEQUENCE}),
+}
+
+
+def export(*words: object) -> None:
+    assert run(main, ["hub", *map(str, words)]) == 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert run(main, ["hub", *map(str, words)]) != 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("model", "options"), KINDS.values(), ids=KINDS)
+def test_timm_loads_the_same_model(model: str, options: dict[str, Any], save: Save, tmp_path: Path) -> None:
+    path, folder = save(model, **options), tmp_path / "hub"
+    export("--checkpoint", path, "--output", folder)
+    own, spec = load_classifier(path)
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    channels, height, width = spec.preprocessing["input_size"]
+    size = (channels, 1, height * width) if "sequence" in spec.preprocessing else (channels, height, width)
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), own(x))
+        features = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True).eval()(x)
+        expected = own.forward_intermediates(x, intermediates_only=True)
+        assert torch.equal(features[-1], expected[-1])
+    config = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in timm.data.resolve_model_data_config(loaded).items()
+    }
+    assert config["input_size"] == list(size)
+    for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
+        assert config[key] == spec.preprocessing[key]
+    # Names are those of outputs: identities that features were trained by are none of them.
+    names = loaded.pretrained_cfg.get("label_names")
+    assert names == (spec.class_names if spec.num_classes else None)
+
+
+def test_evaluation_gives_the_same_accuracy_and_names(digits_checkpoint: Path, tmp_path: Path) -> None:
+    export("--checkpoint", digits_checkpoint, "--output", tmp_path / "hub")
+    results = []
+    for source in (
+        ["--checkpoint", str(digits_checkpoint)],
+        ["--model", f"local-dir:{tmp_path / 'hub'}", "--pretrained", "--data.name", "digits"],
+    ):
+        files = ["--output", str(tmp_path / "r.json"), "--per_class", str(tmp_path / "r.csv")]
+        assert run(evaluate.main, ["classify", *source, "--device", "cpu", "--data.num_workers", "0", *files]) == 0
+        result = json.loads((tmp_path / "r.json").read_text())
+        results.append((result["top1"], result["top5"], (tmp_path / "r.csv").read_text()))
+    assert results[0] == results[1]
+
+
+def test_weights_and_their_types(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save("nat_pico", model_kwargs=NARROW_NAT)
+    export("--checkpoint", path, "--output", tmp_path / "a")
+    export("--checkpoint", path, "--output", tmp_path / "b", "--weights", "raw", "--dtype", "float16")
+    average, raw = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    for name, value in average.items():
+        torch.testing.assert_close(raw[name], (value / 2).half())
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert "(raw)" in capsys.readouterr().out
+    cards = [(tmp_path / name / "README.md").read_text() for name in "ab"]
+    assert "| Weights | exponential moving average, float32 |" in cards[0]
+    assert "| Weights | as trained, not the moving average, float16 |" in cards[1]
+    # The score is the average's.
+    assert "62.50%" in cards[0]
+    assert "62.50%" not in cards[1]
+    assert "model-index" not in cards[1]
+
+
+def write_run(checkpoint: Path) -> None:
+    """What a run leaves beside a checkpoint of 90 updates."""
+    folder = checkpoint.parent.parent
+    (folder / "metrics.csv").write_text(
+        "epoch,step,train_loss,val_top1,val_loss\n1,59,,0.5,1.2\n2,80,0.9,,\n2,89,,0.7512346,0.8\n"
+    )
+    options: dict[str, Any] = {
+        "task": "classification",
+        "seed_everything": 3,
+        "runs": "/home/ann/runs",
+        "model": {"name": "nat_pico", "lr": 0.01, "checkpoint_path": "/home/ann/start.ckpt", "agc": None},
+        "data": {
+            "name": "folder",
+            "root": "/home/ann/pictures",
+            "list": "/home/ann/list.txt",
+            "batch_size": 8,
+            "mean": None,
+        },
+        "trainer": {"max_epochs": 5, "default_root_dir": "/home/ann", "logger": None},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+
+
+def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> None:
+    path = save("nat_pico", model_kwargs=NARROW_NAT)
+    write_run(path)
+    export("--checkpoint", path, "--output", tmp_path / "hub", "--license", "cc-by-4.0")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert (about["library_name"], about["pipeline_tag"], about["license"]) == (
+        "timm",
+        "image-classification",
+        "cc-by-4.0",
+    )
+    (result,) = about["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.751235, "name": "top-1"}]
+    assert "| top-1 | 75.12% |" in text
+    assert "Epochs: 3; updates: 90." in text
+    assert "| License | cc-by-4.0 |" in text
+    recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    assert recipe == {
+        "task": "classification",
+        "seed_everything": 3,
+        "model": {"name": "nat_pico", "lr": 0.01},
+        "data": {"name": "folder", "batch_size": 8},
+        "trainer": {"max_epochs": 5},
+    }
+    everything = card + (tmp_path / "hub" / "config.json").read_text()
+    assert "/home" not in everything
+    assert str(tmp_path) not in everything
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-4.0"
+
+
+def test_the_card_invents_nothing(save: Save, tmp_path: Path) -> None:
+    path = save("nat_pico", model_kwargs=NARROW_NAT)
+    plain = tmp_path / "plain.pth"
+    torch.save(load_classifier(path)[0].state_dict(), plain)
+    kwargs = json.dumps(NARROW_NAT)
+    export("--checkpoint", plain, "--model", "nat_pico", "--model_kwargs", kwargs, "--output", tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert "license" not in front
+    assert "model-index" not in front
+    assert "Accuracy: not recorded." in card
+    assert "Epochs: not recorded; updates: not recorded. Recipe: not recorded." in card
+    assert "| Trained on | not recorded |" in card
+    assert "| License | not stated |" in card
+    assert "%" not in card
+
+
+def test_names_of_classes_are_data_alone(save: Save, tmp_path: Path) -> None:
+    names = ["../../outside", "```\n# Heading\n---", '<script>alert("x")</script>']
+    path, folder = save("nat_pico", names=names, model_kwargs=NARROW_NAT), tmp_path / "hub"
+    export("--checkpoint", path, "--output", folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["label_names"] == names
+    card = (folder / "README.md").read_text()
+    assert not re.search(r"^# Heading", card, re.MULTILINE)
+    block = re.findall(r"^(````+)json\n(.*)\n\1$", card, re.MULTILINE)
+    assert json.loads(block[0][1]) == names
+
+
+def test_what_is_there_is_not_written_over(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = save("nat_pico", model_kwargs=NARROW_NAT), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architecture": "theirs"}')
+    (folder / "notes.txt").write_text("notes")
+    words = ("--checkpoint", path, "--output", folder)
+    assert f"{folder} is not empty and holds no earlier export" in refusal(capsys, *words)
+    assert (folder / "config.json").read_text() == '{"architecture": "theirs"}'
+    export(*words, "--overwrite")
+    assert json.loads((folder / "config.json").read_text())["architecture"] == "nat_pico"
+    assert (folder / "notes.txt").read_text() == "notes"
+    export(*words, "--weights", "raw")  # an earlier export may be
+    assert "not the moving average" in (folder / "README.md").read_text()
+    (tmp_path / "file").write_text("")
+    assert "name a place elsewhere" in refusal(capsys, "--checkpoint", path, "--output", tmp_path / "file")
+
+
+def test_a_write_that_fails_leaves_the_earlier_export(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = save("nat_pico", model_kwargs=NARROW_NAT), tmp_path / "hub"
+    export("--checkpoint", path, "--output", folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def fail(*args: object) -> str:
+        raise OSError(28, "No space left on device", "README.md")
+
+    monkeypatch.setattr("visionattn.export.hub.write_card", fail)
+    assert "No space left" in refusal(capsys, "--checkpoint", path, "--output", folder, "--weights", "raw")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing to export: give --checkpoint FILE" in refusal(capsys, "--output", tmp_path / "hub")
+    assert "missing: --output" in refusal(capsys, "--model", "nat_pico")
+    assert "no checkpoint at" in refusal(capsys, "--checkpoint", tmp_path / "no.ckpt", "--output", tmp_path / "hub")

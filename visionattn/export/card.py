@@ -1,0 +1,181 @@
+"""The model card of an exported folder: what is known of a model, and nothing else."""
+
+import json
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from visionattn.export.network import Network
+from visionattn.export.run import Run
+
+NOT_RECORDED = "not recorded"
+SHOWN_CLASSES = 1000
+SCORES = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "fg_ari": "FG-ARI"}
+"""Rates in words; of other names, a card gives the number as it is."""
+
+TASKS = {
+    "classification": "a classifier of pictures",
+    "fine_grained": "a classifier of pictures, for classes that look alike",
+    "reid": "features by which pictures of the same person or vehicle are found; it has no classes",
+    "mae": "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it",
+    "object_discovery": "an encoder that slots found objects with; slots and decoder are not part of it",
+}
+
+
+def write_card(network: Network, run: Run, dtype: str, license: str | None) -> str:
+    """The text of `README.md`: YAML for the hub, then a page.
+
+    Args:
+        network: What was exported.
+        run: The training behind it.
+        dtype: Of the weights.
+        license: Of the weights; None where nobody has said it.
+    """
+    parts = [
+        f"---\n{_front_matter(network, run, license)}\n---",
+        f"# {network.spec.model}",
+        f"This is {TASKS[network.spec.task]}.",
+        _table(_facts(network, run, dtype, license)),
+        "## Use",
+        _usage(network),
+        "## Results",
+        _results(network, run),
+        *(
+            ["## Classes", _fence("json", json.dumps(network.class_names[:SHOWN_CLASSES], ensure_ascii=False))]
+            * bool(network.class_names)
+        ),
+        "## Training",
+        _training(network, run),
+        "## Limits",
+        _limits(network, run),
+        "## Versions",
+        _table({name: version or NOT_RECORDED for name, version in network.describe()["versions"].items()}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(network: Network, run: Run, license: str | None) -> str:
+    spec = network.spec
+    pipeline = "image-classification" if spec.num_classes else "image-feature-extraction"
+    results = [
+        EvalResult(
+            task_type=pipeline,
+            dataset_type=spec.dataset,
+            dataset_name=spec.dataset,
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=SCORES[name],
+            metric_value=round(value, 6),
+        )
+        for name, value in _scores(network, run).items()
+        if name in ("top1", "top5") and spec.dataset
+    ]
+    data = ModelCardData(
+        license=license,
+        library_name="timm",
+        tags=["timm", "visionattn"],
+        pipeline_tag=pipeline,
+        datasets=[spec.dataset.removeprefix("hfds/")] if spec.dataset.startswith("hfds/") else None,
+        model_name=spec.model if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).rstrip()
+
+
+def _facts(network: Network, run: Run, dtype: str, license: str | None) -> dict[str, str]:
+    spec, preprocessing = network.spec, network.spec.preprocessing
+    parameters = sum(parameter.numel() for parameter in network.module.parameters())
+    names = {
+        "average": "exponential moving average" if run.has_average else "as trained",
+        "raw": "as trained, not the moving average" if run.has_average else "as trained",
+        "pretrained": "those that are published for the model",
+        "random": "random: nothing was trained",
+    }
+    facts = {
+        "Parameters": f"{parameters / 1e6:.2f} M",
+        "Weights": f"{names[network.weights]}, {dtype}",
+        "Input": " × ".join(map(str, network.input_size)) + " (channels, height, width)",
+        "Output": f"{spec.num_classes} classes" if spec.num_classes else "features",
+        "Trained on": f"`{spec.dataset}`" if spec.dataset else NOT_RECORDED,
+        "Mean, standard deviation": f"{_numbers(preprocessing['mean'])}; {_numbers(preprocessing['std'])}",
+        "Resizing": f"{preprocessing['interpolation']}, crop_pct {preprocessing['crop_pct']:g} "
+        f"({preprocessing['crop_mode']})",
+        "License": license or "not stated",
+    }
+    if preprocessing.get("sequence"):
+        height, width = preprocessing["input_size"][1:]
+        order = (
+            f", permuted by seed {preprocessing['permutation_seed']}" if preprocessing["sequence"] == "permuted" else ""
+        )
+        facts["Sequence"] = f"pictures of {height} × {width}, pixel by pixel{order}"
+    return facts
+
+
+def _usage(network: Network) -> str:
+    code = (
+        "import timm\n"
+        "import visionattn  # registers the model: pip install visionattn\n\n"
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+    )
+    return _fence("python", code)
+
+
+def _scores(network: Network, run: Run) -> dict[str, float]:
+    """What was measured of these weights."""
+    return {} if run.has_average and network.weights == "raw" else run.scores
+
+
+def _results(network: Network, run: Run) -> str:
+    if not run.scores:
+        return f"Accuracy: {NOT_RECORDED}."
+    scores = _scores(network, run)
+    if not scores:
+        return "The run validated the moving average of its weights; of these, the accuracy is " + NOT_RECORDED + "."
+    shown = {
+        SCORES.get(name, name): f"{value:.2%}" if name in SCORES else f"{value:.4g}" for name, value in scores.items()
+    }
+    chosen = " Validation also chose these weights among all epochs', so that they look better there than elsewhere."
+    return f"{_table(shown)}\n\nMeasured on the validation split during training.{chosen if run.is_best else ''}"
+
+
+def _training(network: Network, run: Run) -> str:
+    lines = [f"Epochs: {run.epochs or NOT_RECORDED}; updates: {run.steps or NOT_RECORDED}."]
+    if not run.recipe:
+        return f"{lines[0]} Recipe: {NOT_RECORDED}."
+    task = f" --task {network.spec.task}" if network.spec.task != "classification" else ""
+    lines += [
+        f"This, as `recipe.yaml`, is what `python train.py fit{task} --config recipe.yaml` was run with, up to places "
+        "of files, such as `--data.root`:",
+        _fence("yaml", yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).rstrip()),
+    ]
+    return "\n\n".join(lines)
+
+
+def _limits(network: Network, run: Run) -> str:
+    spec = network.spec
+    lines = ["- It has seen no pictures but those of the data set named above." if spec.dataset else ""]
+    if (run.recipe.get("model") or {}).get("pretrained") or (run.recipe.get("model") or {}).get("checkpoint_path"):
+        lines[0] = "- Training started from other weights, whose data and license count, too."
+    if spec.num_classes:
+        lines.append(f"- It answers with one of its {spec.num_classes} classes, whatever is in the picture.")
+    lines.append("- How it does on other data, on altered pictures or for groups of people has not been measured.")
+    return "\n".join(filter(None, lines))
+
+
+def _table(values: dict[str, str]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _fence(language: str, text: str) -> str:
+    """A block of code whose fence is longer than any run of backticks in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,71 @@
+"""Models as folders that timm and the Hugging Face hub know: weights, `config.json`, and a card, `README.md`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import save_for_hf
+from timm.models._input import update_model_input_size
+
+from visionattn.cli.report import check_folder
+from visionattn.export.card import write_card
+from visionattn.export.network import Network
+from visionattn.export.run import Run
+
+CONFIG = "config.json"
+KEY = "visionattn"
+"""Under this key `config.json` holds what timm does not ask: `Network.describe()`, of which timm takes no notice."""
+
+
+def save_folder(
+    network: Network, folder: Path, checkpoint: Path | None, dtype: str, license: str | None, overwrite: bool
+) -> None:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+
+    Args:
+        network: The model, which is changed to `dtype`.
+        folder: Where it goes; made where it is missing. What an earlier export left there is replaced.
+        checkpoint: Where the weights come from, for what the run that wrote it tells the card.
+        dtype: Of the weights in the file.
+        license: Of the weights, for the card.
+        overwrite: Whether a folder may hold something else. Files of other names stay.
+
+    Raises:
+        ValueError: The folder cannot be written, or holds something else; or the model cannot be built again.
+    """
+    check_folder(folder)
+    if not overwrite and not _is_ours(folder):
+        raise ValueError(f"{folder} is not empty and holds no earlier export: name another folder, or pass --overwrite")
+    model: Any = network.module.to(getattr(torch, dtype))
+    if network.spec.preprocessing.get("sequence"):
+        # Of a length, timm makes the edge of a square.
+        update_model_input_size(model, network.input_size[1:])
+    config: dict[str, Any] = {KEY: {**network.describe(), "dtype": dtype}}
+    if network.class_names:
+        config["label_names"] = network.class_names
+    if checkpoint is not None:
+        # What timm's registry says of the weights that are published holds for those alone.
+        config["pretrained_cfg"] = {"license": license, "tag": None, "origin_url": None, "notes": None}
+    elif license is not None:
+        config["pretrained_cfg"] = {"license": license}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
+        aside = Path(name)
+        preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}
+        save_for_hf(model, str(aside), config, data_config=preprocessing, safe_serialization=True)
+        run = Run.of(checkpoint) if checkpoint is not None else Run()
+        (aside / "README.md").write_text(write_card(network, run, dtype, license), encoding="utf-8")
+        for file in aside.iterdir():
+            file.replace(folder / file.name)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or what `save_folder` left."""
+    if not any(folder.iterdir()):
+        return True
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and KEY in content

@@ -1,0 +1,163 @@
+"""What is exported: a network in evaluation mode, and what whoever runs it elsewhere has to know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visionattn.cli.classify import build_classifier
+from visionattn.cli.errors import UsageError, one_line
+from visionattn.probing.export import load_probe
+from visionattn.tasks.branches import Inference, choose_inference
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn_kernels.provenance import provenance
+
+FORMAT = 1
+ImageSize = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, from pictures `[B, *input_size]` to `[B, num_classes]`, or to features where it has no classes.
+
+    Attributes:
+        module: The network, in evaluation mode on the CPU.
+        spec: How it was built, and how it wants pictures.
+        weights: Whether they are a moving average or raw, of a checkpoint; else `pretrained` or `random`.
+    """
+
+    module: nn.Module
+    spec: ClassifierSpec
+    weights: str
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network takes, which may be a picture as one row of pixels."""
+        channels, height, width = self.spec.preprocessing["input_size"]
+        return (channels, 1, height * width) if self.spec.preprocessing.get("sequence") else (channels, height, width)
+
+    @property
+    def output_name(self) -> str:
+        """What it gives."""
+        return "logits" if self.spec.num_classes else "features"
+
+    @property
+    def class_names(self) -> list[str]:
+        """A name for each output; empty where there are none, or none that are known."""
+        return list(self.spec.class_names) if self.spec.num_classes else []
+
+    def pictures(self, count: int) -> Tensor:
+        """Pictures of noise, always the same, `[count, *input_size]`."""
+        return torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(count))
+
+    def answer(self, pictures: Tensor) -> Tensor:
+        """What the network makes of pictures.
+
+        Raises:
+            ValueError: It takes none of that size, or gives something else than a tensor.
+        """
+        try:
+            with torch.no_grad():
+                found = self.module(pictures)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            size = "×".join(map(str, self.input_size))
+            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(str(error))}") from error
+        if not isinstance(found, Tensor):
+            raise ValueError(  # noqa: TRY004  it is the model that does not fit
+                f"{self.spec.model} gives a {type(found).__name__}, which cannot be exported: one tensor can"
+            )
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """All that a user has to know, as plain values: what goes in and out, how pictures are prepared, versions."""
+        spec = self.spec
+        return {
+            "format": FORMAT,
+            "model": spec.model,
+            "task": spec.task,
+            "dataset": spec.dataset,
+            "weights": self.weights,
+            "output": self.output_name,
+            "class_names": self.class_names,
+            "preprocessing": {**spec.to_dict()["preprocessing"], "network_input": list(self.input_size)},
+            "versions": provenance(torch.device("cpu"))["versions"],
+        }
+
+
+def load_network(
+    checkpoint: Path | None,
+    model: str | None,
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] | None,
+    weights: Weights,
+    probe: Path | None = None,
+    inference: Inference | None = None,
+    img_size: ImageSize | None = None,
+) -> Network:
+    """The network that options of the command line name.
+
+    Args:
+        checkpoint: As for `eval.py classify`, as are the following.
+        model: A registered model.
+        pretrained: Whether its published weights are fetched.
+        model_kwargs: Its further arguments.
+        weights: Of a checkpoint with a moving average.
+        probe: A head that `eval.py probe --export` wrote; the network is then its backbone with it.
+        inference: Of DCAL's models, which branches answer.
+        img_size: Other than that of the training, an edge, or height and width.
+
+    Raises:
+        UsageError: Options that contradict each other, or none that names a network.
+        ValueError: A file or model that is not there or does not fit the rest.
+    """
+    if probe is not None:
+        if checkpoint or model or pretrained or model_kwargs or inference:
+            raise UsageError("--probe names backbone and weights: leave --checkpoint, --model and their options out")
+        if img_size is not None:
+            raise UsageError("--img_size: a probe takes pictures of the size that it was trained on")
+        return _load_probe(probe)
+    if checkpoint is None and model is None:
+        raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
+    module, spec = build_classifier(checkpoint, model, pretrained, dict(model_kwargs or {}), weights)
+    if inference is not None:
+        choose_inference(module, spec.model, inference)
+    if img_size is not None:
+        spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
+    origin = weights if checkpoint is not None else "pretrained" if pretrained else "random"
+    return Network(module.requires_grad_(False), spec, origin)
+
+
+def _load_probe(path: Path) -> Network:
+    classifier = load_probe(path)
+    backbone, names = classifier.backbone, classifier.class_names
+    spec = ClassifierSpec(
+        backbone.name,
+        backbone.model_kwargs,
+        len(names),
+        names,
+        backbone.preprocessing,
+        dataset="",
+        task="classification",
+    )
+    if backbone.amp_dtype is not None:
+        # Elsewhere, all is computed in single precision.
+        backbone.amp_dtype = None
+    return Network(classifier.requires_grad_(False), spec, "probe")
+
+
+def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> ClassifierSpec:
+    """Makes a model take pictures of another size, and gives its new spec."""
+    channels, *trained = spec.preprocessing["input_size"]
+    if spec.preprocessing.get("sequence"):
+        raise UsageError(f"--img_size: {spec.model} takes sequences of {trained[0] * trained[1]} pixels and no others")
+    if min(size) < 1:
+        raise UsageError(f"--img_size must be positive, got {size[0]}×{size[1]}")
+    if list(size) != trained and hasattr(module, "set_input_size"):
+        try:
+            module.set_input_size(size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {error}") from error
+    return replace(spec, preprocessing={**spec.preprocessing, "input_size": (channels, *size)})

@@ -1,0 +1,109 @@
+"""What is known of the training that a checkpoint comes from: what the file says, and what lies beside it."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Self
+
+import yaml
+
+from visionattn.tasks.checkpoint import METADATA_KEY
+from visionattn.tasks.checkpointing import BEST
+from visionattn.tasks.weight_files import read_checkpoint
+
+TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
+"""The trainer's options that matter to what is trained."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training; what is not known is empty.
+
+    Attributes:
+        epochs: Epochs behind the weights, of which the last may be incomplete.
+        steps: Updates behind them.
+        has_average: Whether there is a moving average of the weights, which is then what was validated.
+        is_best: Whether validation chose these weights among all epochs'.
+        scores: What validation measured of these weights, by names such as `top1`.
+        recipe: The options of the run, without places on its machine.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    has_average: bool = False
+    is_best: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Self:
+        """The training behind a file; of one that `train.py` did not write, nothing is known."""
+        content = read_checkpoint(checkpoint)
+        if METADATA_KEY not in content:
+            return cls()
+        folder = checkpoint.parent.parent
+        steps = int(content["global_step"]) if "global_step" in content else None
+        return cls(
+            epochs=int(content["epoch"]) + 1 if "epoch" in content else None,
+            steps=steps,
+            has_average="current_model_state" in content,
+            is_best=checkpoint.name == BEST,
+            scores=(_measured(folder / "metrics.csv", steps) if steps else {}) or _monitored(content, checkpoint),
+            recipe=_recipe(folder / "config.yaml"),
+        )
+
+
+def _measured(path: Path, steps: int) -> dict[str, float]:
+    """What validation after so many updates gave, from a run's `metrics.csv`."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("step") == str(steps - 1)]
+        return {
+            name.removeprefix("val_"): float(value)
+            for row in rows
+            for name, value in row.items()
+            if name and name.startswith("val_") and value
+        }
+    except (OSError, ValueError, csv.Error):
+        return {}
+
+
+def _monitored(content: dict[str, Any], checkpoint: Path) -> dict[str, float]:
+    """The figure by which `best.ckpt` is the best, from the checkpoint itself."""
+    if checkpoint.name != BEST:
+        return {}
+    for name, state in content.get("callbacks", {}).items():
+        if name.startswith("BestCheckpoint") and state.get("best_model_score") is not None:
+            return {str(state["monitor"]).removeprefix("val_"): float(state["best_model_score"])}
+    return {}
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """The options of a run's `config.yaml` that are set and would mean the same on another machine."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    trainer = config.get("trainer")
+    kept = {name: config.get(name) for name in ("task", "seed_everything", "ema", "model", "data")}
+    kept["trainer"] = {name: trainer.get(name) for name in TRAINER} if isinstance(trainer, dict) else None
+    found = _set_options(kept)
+    return found if isinstance(found, dict) else {}
+
+
+def _set_options(value: Any) -> Any:
+    """Options without those that are null and without places on a machine."""
+    if not isinstance(value, dict):
+        return None if isinstance(value, str) and _is_place(value) else value
+    kept = {
+        name: _set_options(inner)
+        for name, inner in value.items()
+        if name != "root" and not str(name).endswith(("_path", "_file", "_dir"))
+    }
+    return {name: inner for name, inner in kept.items() if inner not in (None, {})}
+
+
+def _is_place(text: str) -> bool:
+    return PurePath(text).is_absolute() or text.startswith(("~", "local-dir:", "./", "../"))
