@@ -1,0 +1,177 @@
+"""Pages of docs/: their code runs, their commands parse, their tables are what the code says, and the site builds.
+
+For those who write pages: each page has a folder of its own, in which its blocks run in their order. Those of
+```` ```python ```` share a namespace. Of ```` ```bash ````, what runs Python or ``visionattn`` runs; all else must be
+one of ``code_blocks.NOT_OURS``. The folder holds ``configs/`` of this repository,
+``runs/quickstart/0/checkpoints/{best,last}.ckpt``, a ``nat_pico`` that has seen a few batches of the embedded digits,
+and ``data/pictures/{train,val}/{circle,square,triangle}/*.png``, drawn pictures of 48 pixels.
+
+A block that is not to run every time says so: ```` ```bash { .slow } ```` runs with ``pytest -m slow``, and of
+```` ```bash { .parse } ````, which wants GPUs, large data or hours, commands of train.py and eval.py are parsed. Other
+languages (text, yaml) are not looked at.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+
+import visionattn  # noqa: F401  registers the models
+from tests.code_blocks import ROOT, Block, execute, parse, read_blocks
+from visionattn.cli.throughput import _expand
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCKS = {page: read_blocks(page) for page in PAGES}
+FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
+SLOW = [page for page in FAST if any("slow" in block.classes for block in BLOCKS[page])]
+name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every page finds in its folder."""
+    root = tmp_path_factory.mktemp("docs")
+    draw_pictures(root / "data" / "pictures")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(root)
+        words = (
+            f"python train.py fit --config {ROOT}/configs/quickstart.yaml --trainer.max_epochs 1 --data.num_workers 0"
+        )
+        execute([*words.split(), "--trainer.limit_train_batches", "6", "--trainer.limit_val_batches", "1"], patched)
+    return root
+
+
+def draw_pictures(root: Path) -> None:
+    """Shapes of any colour on noise: 12 of each for training, 4 for validation."""
+    rng = np.random.default_rng(0)
+    corners = {"circle": 40, "square": 4, "triangle": 3}
+    for split, count in (("train", 12), ("val", 4)):
+        for shape, sides in corners.items():
+            (root / split / shape).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(rng.integers(0, 120, (48, 48, 3), dtype=np.uint8))
+                colour = tuple(int(channel) for channel in rng.integers(130, 255, 3))
+                x, y, radius = (int(rng.integers(*bounds)) for bounds in ((18, 30), (18, 30), (9, 17)))
+                ImageDraw.Draw(picture).regular_polygon((x, y, radius), sides, fill=colour)
+                picture.save(root / split / shape / f"{number}.png")
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page's own copy, which is the current folder."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_page(page: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A module that can be found: classes of a page may be pickled, and timm looks up who registers a model.
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in BLOCKS[page]:
+        if "parse" in block.classes or ("slow" in block.classes and not slow):
+            continue
+        try:
+            run_block(block, page, module, monkeypatch)
+        except Exception as error:
+            error.add_note(f"{page.relative_to(ROOT)}, block at line {block.line}")
+            raise
+
+
+def run_block(block: Block, page: Path, module: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block.language == "python":
+        exec(compile("\n" * (block.line - 1) + block.code, page, "exec"), vars(module))
+    elif block.language == "bash":
+        for words in block.commands():
+            execute(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", FAST, **name_of)
+@pytest.mark.usefixtures("folder")
+def test_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page(page, slow=False, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW, **name_of)
+@pytest.mark.usefixtures("folder")
+def test_a_page_with_long_commands_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page(page, slow=True, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("page", FAST, **name_of)
+def test_what_does_not_run_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in BLOCKS[page]:
+        if block.language == "bash" and block.classes & {"parse", "slow"}:
+            for words in block.commands():
+                parse(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, **name_of)
+def test_every_block_is_looked_at(page: Path) -> None:
+    """A fence that is indented, or never closed, would be tested by nobody."""
+    fences = re.findall(r"^\s*```", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(fences) == 2 * len(BLOCKS[page])
+    known = {"parse", "slow"}
+    assert [block.line for block in BLOCKS[page] if block.classes - known] == []
+
+
+def test_the_zoo_lists_every_model_with_its_size() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| [\d×]+ \| ([\d.]+) ", (DOCS / "zoo.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == _expand("module:visionattn")
+    for name, millions in rows:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        assert millions == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}", name
+
+
+def test_the_results_are_those_of_the_configs() -> None:
+    done = subprocess.run([sys.executable, DOCS / "tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """Links between pages, anchors, and the names that the API pages ask for."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in ("index.html", "tutorial/index.html", "kernels/index.html", "api/visionattn/index.html"):
+        html = (tmp_path / page).read_text(encoding="utf-8")
+        assert re.findall(r"<(?:script|img)[^>]+src=[\"']?https?:|<link[^>]+stylesheet[^>]+https?:", html) == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(plt, "show", lambda: (drawn.append(len(plt.gcf().axes)), plt.close("all")))
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "what it prints and draws is left out of the repository"
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert drawn == [16, 1, 12]
+    assert names["measured"]["val_top1"] > 0.95
+    assert all(probe.result.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"
