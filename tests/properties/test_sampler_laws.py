@@ -1,0 +1,172 @@
+"""Contracts of the samplers, for any number of pictures, processes and batches."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from holding import holds_for
+from hypothesis import strategies as st
+from PIL import Image
+
+from visionattn.data import DataError
+from visionattn.data.loading import PictureDataset
+from visionattn.data.pk_sampler import PKBatchSampler
+from visionattn.data.sampling import Draw, EvalSampler, TrainSampler, seeded
+
+SIZES, WORLDS, SEEDS, EPOCHS = st.integers(5, 40), st.integers(1, 5), st.integers(0, 2**31), st.integers(0, 9)
+
+
+def epoch_of(sampler: Any, epoch: int) -> list[Any]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@holds_for(st.integers(1, 40), WORLDS)
+def test_evaluation_sees_every_picture_once_and_all_ranks_work_alike(size: int, world_size: int) -> None:
+    ranks = [[draw.picture for draw in EvalSampler(size, rank, world_size)] for rank in range(world_size)]
+    assert sorted(picture for rank in ranks for picture in rank if picture >= 0) == list(range(size))
+    assert {len(rank) for rank in ranks} == {len(EvalSampler(size, 0, world_size))} == {-(-size // world_size)}
+    for rank in ranks:
+        real = [picture for picture in rank if picture >= 0]
+        assert rank == sorted(real) + [-1] * (len(rank) - len(real))
+
+
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]))
+def test_processes_see_in_turn_what_one_alone_would(
+    size: int, world_size: int, seed: int, epoch: int, repeats: int
+) -> None:
+    alone = epoch_of(TrainSampler(size, seed, repeats=repeats), epoch)
+    ranks = [epoch_of(TrainSampler(size, seed, rank, world_size, repeats), epoch) for rank in range(world_size)]
+    together = [draw for step in zip(*ranks, strict=True) for draw in step]
+    common = min(len(alone), len(together))
+    assert together[:common] == alone[:common]
+    assert abs(len(together) - size) < world_size, "no more or less than makes the ranks even"
+    assert len(alone) == size
+
+
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.integers(2, 4))
+def test_pictures_come_as_often_as_told_with_crops_of_their_own(
+    size: int, world_size: int, seed: int, epoch: int, repeats: int
+) -> None:
+    once, repeated = (
+        [
+            draw
+            for rank in range(world_size)
+            for draw in epoch_of(TrainSampler(size, seed, rank, world_size, times), epoch)
+        ]
+        for times in (1, repeats)
+    )
+    assert set(Counter(draw.picture for draw in once).values()) == {1}
+    counts = Counter(draw.picture for draw in repeated)
+    assert set(counts) <= set(range(size))
+    # All but the last are there as often; the last ranks may get some of its repeats, or some of the first ones anew.
+    assert sum(count != repeats for count in counts.values()) <= 1 + world_size
+    for draws in (once, repeated):
+        assert len({draw.seed for draw in draws}) == len(draws)
+
+
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]), st.integers(0, 50))
+def test_training_goes_on_where_it_stopped(
+    size: int, world_size: int, seed: int, epoch: int, repeats: int, consumed: int
+) -> None:
+    for rank in range(world_size):
+        whole, resumed = (
+            TrainSampler(size, seed, rank, world_size, repeats, start) for start in ((0, 0), (epoch, consumed))
+        )
+        assert epoch_of(resumed, epoch) == epoch_of(whole, epoch)[consumed:]
+        assert epoch_of(resumed, epoch + 1) == epoch_of(whole, epoch + 1)
+        assert len(resumed) == len(whole)
+
+
+@holds_for(st.integers(20, 40), SEEDS, EPOCHS)
+def test_each_epoch_is_shuffled_anew(size: int, seed: int, epoch: int) -> None:
+    sampler = TrainSampler(size, seed)
+    first, second = epoch_of(sampler, epoch), epoch_of(sampler, epoch + 1)
+    assert [draw.picture for draw in first] != [draw.picture for draw in second]
+    assert not {draw.seed for draw in first} & {draw.seed for draw in second}
+
+
+@st.composite
+def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
+    """Identities of pictures in no order, and P, K, seed and number of processes."""
+    counts = draw(st.lists(st.integers(1, 7), min_size=2, max_size=8))
+    labels = draw(st.permutations([10 * label for label, count in enumerate(counts) for _ in range(count)]))
+    options = {
+        "identities": draw(st.integers(2, len(counts))),
+        "instances": draw(st.integers(1, 4)),
+        "seed": draw(SEEDS),
+        "world_size": draw(st.integers(1, 3)),
+    }
+    return list(labels), options
+
+
+@holds_for(identities(), EPOCHS, st.integers(0, 4))
+def test_batches_hold_so_many_identities_and_pictures(
+    case: tuple[list[int], dict[str, int]], epoch: int, consumed: int
+) -> None:
+    labels, options = case
+    p, k, world_size = options["identities"], options["instances"], options["world_size"]
+    groups = {label: max(1, count // k) for label, count in Counter(labels).items()}
+    possible = next(n for n in range(len(labels), -1, -1) if sum(min(n, g) for g in groups.values()) >= n * p)
+    if possible < world_size:
+        with pytest.raises(DataError, match="do not make a batch"):
+            PKBatchSampler(labels, **options)
+        return
+    seen: Counter[int] = Counter()
+    for rank in range(world_size):
+        sampler = PKBatchSampler(labels, **options, rank=rank)
+        batches: list[list[Draw]] = epoch_of(sampler, epoch)
+        assert len(batches) == len(sampler) == possible // world_size
+        for batch in batches:
+            assert sorted(Counter(labels[draw.picture] for draw in batch).values()) == [k] * p
+            for start in range(0, len(batch), k):
+                group = [draw.picture for draw in batch[start : start + k]]
+                (label,) = {labels[picture] for picture in group}
+                assert len(set(group)) == min(k, labels.count(label))
+                seen.update(set(group))
+        resumed = PKBatchSampler(labels, **options, rank=rank, start=(epoch, consumed))
+        assert epoch_of(resumed, epoch) == batches[consumed:]
+        assert epoch_of(resumed, epoch + 1) == epoch_of(sampler, epoch + 1)
+    assert set(seen.values()) <= {1}, "no picture comes in two batches of an epoch, whichever rank's"
+
+
+class Blank:
+    """A source of one picture, many times."""
+
+    class_to_idx = None
+
+    def __len__(self) -> int:
+        return 100
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (2, 2)), index
+
+    def name_of(self, index: int) -> str:
+        return str(index)
+
+    def targets(self) -> list[int]:
+        return list(range(100))
+
+
+def noise(picture: Image.Image) -> torch.Tensor:
+    """What all three generators give."""
+    return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
+
+
+@holds_for(st.lists(st.builds(Draw, st.integers(-1, 99), st.integers(0, 2**32 - 1)), min_size=1))
+def test_augmentations_depend_on_their_seeds_alone(draws: list[Draw]) -> None:
+    """However pictures are put together to batches; and what else is drawn in the process is left as it was."""
+    dataset = PictureDataset(Blank(), noise)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    together, alone = dataset.__getitems__(draws), [dataset[draw] for draw in reversed(draws)][::-1]
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    for one, other, draw in zip(together, alone, draws, strict=True):
+        assert one.index == other.index == draw.picture
+        if draw.picture >= 0:
+            with seeded(draw.seed):
+                expected = noise(Image.new("RGB", (2, 2)))
+            assert torch.equal(one.image, expected)
+            assert torch.equal(other.image, expected)
