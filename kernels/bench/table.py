@@ -66,6 +66,9 @@ def render(path: Path) -> str:
         "models": models_table,
         "halonet": halonet_table,
         "terminator": terminator_table,
+        "training": training_table,
+        "loader": loader_table,
+        "startup": startup_table,
     }
     kind = path.stem.partition("-")[0]
     if kind not in tables:
@@ -199,6 +202,47 @@ def terminator_table(rows: Rows) -> str:
         if (ratio := float(cells["transcription"]["ratio_to_ours"]))
     ]
     return markdown(["network", "mode", "direction", "ours (ms)", "transcription"], lines, text=3)
+
+
+def training_table(rows: Rows) -> str:
+    """A line per model and number of workers: our time and memory, and those of the other loops over ours."""
+    others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
+    lines = []
+    for (model, batch, workers), cells in group(rows, "model", "batch", "workers").items():
+        ours = cells[OURS]
+        ratios = [f"{float(ours['step_ms']) / float(cells[name]['step_ms']):.2f}×" for name in others]
+        memory = [f"{float(ours['peak_mb']) - float(cells[name]['peak_mb']):+.0f}" for name in others]
+        first = [number(cells[name]["first_step_s"]) for name in (OURS, *others)]
+        lines.append(
+            [f"{model} B{batch}", workers, number(ours["step_ms"]), *ratios, *first, number(ours["peak_mb"]), *memory]
+        )
+    over, beside = ([f"{what} {name}" for name in others] for what in ("ours over", "MiB beside"))
+    first = [f"first step (s), {name}" for name in ("ours", *others)]
+    return markdown(["model", "workers", "ours (ms)", *over, *first, "ours, peak MiB", *beside], lines, text=1)
+
+
+def loader_table(rows: Rows) -> str:
+    """A line per size and number of workers: pictures per second, and how many times as fast ours is."""
+    others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
+    lines = [
+        [
+            size,
+            workers,
+            number(cells[OURS]["images_per_second"]),
+            *(f"{float(cells[name]['ratio_to_ours']):.2f}×" for name in others),
+        ]
+        for (size, workers), cells in group(rows, "size", "workers").items()
+    ]
+    return markdown(["pixels", "workers", "ours (img/s)", *(f"ours over {name}" for name in others)], lines, text=0)
+
+
+def startup_table(rows: Rows) -> str:
+    """A line per command: its time, how often that of `import timm`, and its memory."""
+    lines = [
+        [f"`{row['command']}`", number(row["median_ms"]), f"{float(row['ratio_to_timm']):.2f}×", number(row["peak_mb"])]
+        for row in rows
+    ]
+    return markdown(["command", "ms", "over `import timm`", "peak MiB"], lines, text=1)
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:

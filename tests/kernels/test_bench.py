@@ -27,6 +27,10 @@ MODULES = (
     "halonet",
     "terminator_reference",
     "terminator",
+    "loops",
+    "training",
+    "loader",
+    "startup",
     "table",
     "plot",
 )
@@ -61,6 +65,30 @@ def results(bench, tmp_path_factory):
     assert bench.halonet.main([*common, *halonet]) == 0
     assert bench.terminator.main([*common, *terminator]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def surroundings(bench, results, monkeypatch_module):
+    """Result files of what surrounds kernels: loops in this process, commands that do nothing."""
+    common = ["--quick", "--threads", "1", "--repeats", "1", "--output"]
+    monkeypatch_module.setattr(bench.training, "train", lambda name, task: run_loop(bench, name, task))
+    monkeypatch_module.setattr(bench.startup, "COMMANDS", {name: ["-c", "pass"] for name in bench.startup.COMMANDS})
+    for name in ("training", "loader", "startup"):
+        assert getattr(bench, name).main([*common, str(results / f"{name}-cpu.csv")]) == 0
+    return results
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        yield patch
+
+
+def run_loop(bench, name, task):
+    record = bench.loops.Record()
+    bench.loops.LOOPS[name](task, record)
+    return record
 
 
 @pytest.mark.parametrize(
@@ -285,9 +313,68 @@ def test_other_terminator_is_not_timed(bench, tmp_path, monkeypatch, capsys):
     assert "terminator_pico (default) differs" in capsys.readouterr().err
 
 
+def test_training_loops_do_the_same_work(bench, surroundings):
+    rows = bench.results.read_rows(surroundings / "training-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.training.COLUMNS]
+    assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "timm"]
+    for row in rows:
+        assert float(row["images_per_second"]) == pytest.approx(4e3 / float(row["step_ms"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("spoil", ["pictures", "parameters", "losses"])
+def test_other_loops_are_not_timed(bench, monkeypatch, capsys, spoil):
+    def train(name, task):
+        record = bench.loops.Record([float(i) for i in range(task.steps)], [2.3] * task.steps, [4] * task.steps, 7)
+        if name == "timm":
+            value = {"pictures": [4, 3], "parameters": 8, "losses": [1.0] * task.steps}[spoil]
+            setattr(record, spoil, value)
+        return record
+
+    monkeypatch.setattr(bench.training, "train", train)
+    monkeypatch.setattr(bench.training, "summarise", lambda *args: pytest.fail("it was timed"))
+    assert bench.training.main(["--quick", "--threads", "1"]) == 1
+    assert f"test_resnet: {spoil}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_loops_run_in_processes_of_their_own(bench, tmp_path):
+    bench.loops.write_digits(tmp_path, 60)
+    task = bench.loops.Task(str(tmp_path), "test_resnet", 4, 12, 0, 1)
+    for name in bench.loops.LOOPS:
+        record = bench.training.train(name, task)
+        assert record.pictures == [4] * 12
+        assert record.first_step_s > 0
+        assert record.peak_mb > 100
+
+
+def test_loaders_give_the_same_pictures(bench, surroundings, monkeypatch, capsys):
+    rows = bench.results.read_rows(surroundings / "loader-cpu.csv")
+    assert [row["contender"] for row in rows] == ["visionattn", "timm", "torchvision"]
+    theirs = bench.loader.timm_loader
+    monkeypatch.setattr(bench.loader, "timm_loader", lambda root, size, *rest: theirs(root, size + 1, *rest))
+    assert bench.loader.main(["--quick", "--threads", "1"]) == 1
+    assert "batches differ" in capsys.readouterr().err
+
+
+def test_startup_rows(bench, surroundings):
+    rows = bench.results.read_rows(surroundings / "startup-cpu.csv")
+    assert [row["command"] for row in rows] == ["import timm", "import visionattn"]
+    assert rows[0]["ratio_to_timm"] == "1"
+    assert all(float(row["peak_mb"]) > 1 for row in rows)
+
+
+def test_commands_whose_start_is_measured_are_there(bench):
+    scripts = {words[0] for words in bench.startup.COMMANDS.values()} - {"-c", "-m"}
+    assert all((BENCH.parents[1] / script).is_file() for script in scripts)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
+        ("training", ["--models", "resnet81"], "--models takes any of .*; did you mean 'resnet18'"),
+        ("training", ["--steps", "0"], "--steps must be at least 1; got 0"),
+        ("loader", ["--workers", "3"], "--workers takes any of 0, 2; got '3'"),
+        ("loader", ["--size", "0"], "--size must be at least 1"),
         ("attention", ["--dtype", "float31"], "--dtype takes any of float32, .*'float31'; did you mean 'float32'"),
         ("attention", ["--backend", "tilde"], "--backend takes any of .*'tilde'; did you mean 'tiled'"),
         ("attention", ["--peers", "naten"], "--peers takes any of .*; did you mean 'natten'"),
@@ -321,7 +408,7 @@ def test_tables_of_the_readme_are_up_to_date(bench):
     assert bench.table.main(["--check"]) == 0
 
 
-def test_outdated_table_is_noticed_and_rewritten(bench, results, tmp_path):
+def test_outdated_table_is_noticed_and_rewritten(bench, surroundings, results, tmp_path):
     readme = tmp_path / "README.md"
     blocks = "\n".join(f"<!-- begin {path.stem} -->\n<!-- end {path.stem} -->" for path in results.glob("*.csv"))
     readme.write_text(f"before\n{blocks}\nafter\n")

@@ -1,0 +1,173 @@
+"""Measures this library's loading of pictures, without any training, beside timm's and torchvision's.
+
+    python kernels/bench/loader.py --device cpu
+    python kernels/bench/loader.py --device cpu --root data/cifar10
+
+One pass over the same JPEG files, with the same crops, flips and normalisation, in turn, each time in another order.
+Ours seeds the augmentation of every picture, so that a training goes on as it would have; the others draw as they come.
+All must first give as many batches of the same shape, whose mean and standard deviation agree. Pictures of 32 pixels
+show what surrounds the decoding; `--size 224` what a training on photographs sees.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from loops import SCALE, write_digits
+from measure import time_in_turn
+from peers import OURS
+from results import Report, package_version
+from script import choose, new_parser, prepare, run
+from torch import Tensor
+
+COLUMNS = (
+    *("dtype", "size", "batch", "workers", "contender", "version"),
+    *("median_ms", "images_per_second", "ratio_to_ours"),
+)
+WORKERS = ("0", "2")
+TOLERANCE = 0.1
+"""Difference of means and standard deviations of normalised pictures, which are about 1; crops are random."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; the exit status tells whether all loaders do the same."""
+    parser = new_parser(__doc__, "float32")
+    parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read pictures (default: 0,2)")
+    parser.add_argument("--batch", type=int, default=64, help="pictures per batch (default: 64)")
+    parser.add_argument("--size", type=int, default=32, help="edge of the pictures (default: 32)")
+    parser.add_argument("--pictures", type=int, default=3200, help="of the digits, where no folder is given")
+    parser.add_argument("--root", type=Path, help="folder with train/CLASS and val/CLASS (default: digits)")
+    args = parser.parse_args(argv)
+    device = prepare(args, "loader")
+    if args.size < 1 or args.pictures < args.batch:
+        raise ValueError(f"--size must be at least 1 and --pictures at least --batch; got {args.size}, {args.pictures}")
+    workers = choose("--workers", args.workers, WORKERS)
+    batch, size, pictures = args.batch, args.size, args.pictures
+    if args.quick:
+        workers, batch, size, pictures = ["0"], 8, 16, 24
+    report = Report(args.output, device, COLUMNS)
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.root or Path(folder)
+        if args.root is None:
+            write_digits(root, pictures, size)
+        for number in map(int, workers):
+            loaders = {
+                OURS: ours(root, size, batch, number),
+                "timm": timm_loader(root, size, batch, number),
+                "torchvision": torchvision_loader(root, size, batch, number),
+            }
+            if difference := disagreement(loaders):
+                print(f"error: {difference}: not timed", file=sys.stderr)
+                return 1
+            medians = time_in_turn({name: partial(drain, x) for name, x in loaders.items()}, device, args.repeats)
+            count = sum(len(image) for image in images(loaders[OURS]))
+            report.add(
+                {
+                    "dtype": "float32",
+                    "size": size,
+                    "batch": batch,
+                    "workers": number,
+                    "contender": name,
+                    "version": package_version("visionattn" if name == OURS else name),
+                    "median_ms": median,
+                    "images_per_second": 1e3 * count / median,
+                    "ratio_to_ours": median / medians[OURS],
+                }
+                for name, median in medians.items()
+            )
+            rates = ", ".join(f"{name} {1e3 * count / median:,.0f}" for name, median in medians.items())
+            print(f"{count} pictures of {size} pixels, {number} workers, pictures/s: {rates}", flush=True)
+    if args.output:
+        print(f"wrote {args.output}")
+    return 0
+
+
+def ours(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
+    """The loader that `train.py fit` reads from."""
+    from visionattn.data import ImageClassificationData
+
+    data = ImageClassificationData(
+        root=str(root),
+        img_size=size,
+        batch_size=batch,
+        num_workers=workers,
+        scale=SCALE,
+        color_jitter=0.0,
+        train_interpolation="bicubic",
+        seed=0,
+    )
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def timm_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
+    """timm's, as its training script makes it for CPUs."""
+    from timm.data import create_dataset, create_loader
+
+    return create_loader(
+        create_dataset("", root=str(root), split="train", is_training=True),
+        input_size=(3, size, size),
+        batch_size=batch,
+        is_training=True,
+        scale=SCALE,
+        color_jitter=0,
+        interpolation="bicubic",
+        num_workers=workers,
+        use_prefetcher=False,
+        persistent_workers=workers > 0,
+        device=torch.device("cpu"),
+    )
+
+
+def torchvision_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
+    """The loader of torch on torchvision's folder and transforms."""
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=SCALE, interpolation=bicubic, antialias=True),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        ]
+    )
+    data = datasets.ImageFolder(root / "train", transform)
+    return DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
+
+
+def images(loader: Iterable[Any]) -> Iterator[Tensor]:
+    """The pictures of each batch, whichever loader's."""
+    for batch in loader:
+        yield batch[0]
+
+
+def drain(loader: Iterable[Any]) -> None:
+    """One pass."""
+    for _ in loader:
+        pass
+
+
+def disagreement(loaders: dict[str, Iterable[Any]]) -> str | None:
+    """What the loaders do not have in common; None where they do the same."""
+    found = {name: list(images(loader)) for name, loader in loaders.items()}
+    shapes = {name: [tuple(image.shape) for image in batches] for name, batches in found.items()}
+    if any(shape != shapes[OURS] for shape in shapes.values()):
+        return f"batches differ: { {name: (len(shape), shape[:1]) for name, shape in shapes.items()} }"
+    for what in (Tensor.mean, Tensor.std):
+        values = {name: float(what(torch.cat(batches))) for name, batches in found.items()}
+        if not max(values.values()) - min(values.values()) <= TOLERANCE:
+            return f"pictures differ: {what.__name__} { {name: round(x, 3) for name, x in values.items()} }"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,97 @@
+"""Measures how long commands take before they do anything, and what imports cost.
+
+    python kernels/bench/startup.py --device cpu
+
+Each command runs in a process of its own, in turn, each round in another order, after a first round that fills the
+caches of files and bytecode and is not timed. The ratio is to `import timm`. Memory is the most that a process held.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from results import Report
+from script import new_parser, prepare, run
+
+COLUMNS = ("dtype", "command", "median_ms", "ratio_to_timm", "peak_mb")
+REPOSITORY = Path(__file__).parents[2]
+TIMM = "import timm"
+COMMANDS: dict[str, list[str]] = {
+    "import torch": ["-c", "import torch"],
+    TIMM: ["-c", "import timm"],
+    "import visionattn": ["-c", "import visionattn"],
+    "import visionattn_kernels": ["-c", "import visionattn_kernels"],
+    "visionattn --help": ["-m", "visionattn", "--help"],
+    "train.py --help": ["train.py", "--help"],
+    "train.py fit --help": ["train.py", "fit", "--help"],
+    "eval.py --help": ["eval.py", "--help"],
+    "eval.py classify --help": ["eval.py", "classify", "--help"],
+}
+CHILD = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)\n"
+CHILD += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+"""Runs a command and prints the memory that it held: what a parent of many children could not tell apart."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark and prints it."""
+    parser = new_parser(__doc__, "float32")
+    args = parser.parse_args(argv)
+    device = prepare(args, "startup")
+    names = [TIMM, "import visionattn"] if args.quick else list(COMMANDS)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    memory = {name: peak_mb(COMMANDS[name]) for name in names}  # the round that is not timed
+    for number in range(args.repeats):
+        for name in random.Random(number).sample(names, len(names)):
+            times[name].append(seconds(COMMANDS[name]))
+    medians = {name: 1e3 * statistics.median(found) for name, found in times.items()}
+    report = Report(args.output, device, COLUMNS)
+    report.add(
+        {
+            "dtype": "float32",
+            "command": name,
+            "median_ms": median,
+            "ratio_to_timm": median / medians[TIMM],
+            "peak_mb": memory[name],
+        }
+        for name, median in medians.items()
+    )
+    for name, median in medians.items():
+        print(f"{name}: {median:.0f} ms, {median / medians[TIMM]:.2f}x import timm, {memory[name]:.0f} MiB")
+    if args.output:
+        print(f"wrote {args.output}")
+    return 0
+
+
+def seconds(command: list[str]) -> float:
+    """How long a command runs.
+
+    Raises:
+        ValueError: It fails.
+    """
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"python {' '.join(command)} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
+    return time.perf_counter() - began
+
+
+def peak_mb(command: list[str]) -> float:
+    """Most memory that a command held, in MiB.
+
+    Raises:
+        ValueError: It fails.
+    """
+    words = [sys.executable, "-c", CHILD, sys.executable, *command]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"python {' '.join(command)} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
