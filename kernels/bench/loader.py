@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import SCALE, write_digits
+from loops import SCALE, check_root, write_digits
 from measure import time_in_turn
 from peers import OURS
 from results import Report, package_version
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=3200, help="of the digits, where no folder is given")
     parser.add_argument("--root", type=Path, help="folder with train/CLASS and val/CLASS (default: digits)")
     args = parser.parse_args(argv)
+    check_root(args.root)
     device = prepare(args, "loader")
     if args.size < 1 or args.pictures < args.batch:
         raise ValueError(f"--size must be at least 1 and --pictures at least --batch; got {args.size}, {args.pictures}")

@@ -228,6 +228,16 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def check_root(root: Path | None) -> None:
+    """Checks `--root`, where it is given.
+
+    Raises:
+        ValueError: It is no folder with a training split.
+    """
+    if root is not None and not (root / "train").is_dir():
+        raise ValueError(f"--root must be a folder with train/CLASS and val/CLASS; got {root}")
+
+
 def write_digits(root: Path, pictures: int, size: int = 32) -> None:
     """A folder of scikit-learn's digits as JPEG files, again and again until there are enough; 20 for validation."""
     import numpy as np

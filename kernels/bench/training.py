@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loops import LOOPS, STARTED, Record, Task, write_digits
+from loops import LOOPS, STARTED, Record, Task, check_root, write_digits
 from peers import OURS
 from results import Report, package_version
 from script import choose, new_parser, prepare, run
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=100, help="timed steps of a round (default: 100)")
     parser.add_argument("--root", type=Path, help="folder with train/CLASS and val/CLASS (default: digits)")
     args = parser.parse_args(argv)
+    check_root(args.root)
     device = prepare(args, "training")
     if device.type != "cpu":
         raise ValueError("--device cuda: the loops are compared on cpu, where what surrounds a step is not hidden")

@@ -374,6 +374,7 @@ def test_commands_whose_start_is_measured_are_there(bench):
         ("training", ["--models", "resnet81"], "--models takes any of .*; did you mean 'resnet18'"),
         ("training", ["--steps", "0"], "--steps must be at least 1; got 0"),
         ("loader", ["--workers", "3"], "--workers takes any of 0, 2; got '3'"),
+        ("training", ["--root", "no/such"], "--root must be a folder with train/CLASS and val/CLASS; got no/such"),
         ("loader", ["--size", "0"], "--size must be at least 1"),
         ("attention", ["--dtype", "float31"], "--dtype takes any of float32, .*'float31'; did you mean 'float32'"),
         ("attention", ["--backend", "tilde"], "--backend takes any of .*'tilde'; did you mean 'tiled'"),
