@@ -63,7 +63,7 @@ def test_a_checkpoint_that_is_cut_short(reader: Reader, digits_checkpoint: Path,
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
 def test_wherever_it_is_cut(zipped: bool, checkpoint: Path, tmp_path: Path) -> None:
-    torch.save(torch.load(checkpoint), checkpoint, _use_new_zipfile_serialization=zipped)
+    torch.save(torch.load(checkpoint, weights_only=True), checkpoint, _use_new_zipfile_serialization=zipped)
     content, path = checkpoint.read_bytes(), tmp_path / "cut.ckpt"
     for length in [0, 1, *range(100, len(content), len(content) // 10), len(content) - 1]:
         path.write_bytes(content[:length])
@@ -173,7 +173,7 @@ def test_safetensors_that_are_cut_short(classifier: nn.Module, tmp_path: Path, f
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Changes what a checkpoint holds."""
-    content = torch.load(path)
+    content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
     return path

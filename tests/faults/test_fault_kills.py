@@ -49,7 +49,9 @@ def options(epochs: int, batches: int, *, save_every: int, num_workers: int = 0)
 
 def assert_same(run_folder: Path, expected: Path, epochs: int, batches: int) -> None:
     """Compares what two runs ended with: checkpoints bit by bit, and their metrics."""
-    ours, theirs = (torch.load(path / "checkpoints" / "last.ckpt") for path in (run_folder, expected))
+    ours, theirs = (
+        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run_folder, expected)
+    )
     assert ours["global_step"] == theirs["global_step"] == epochs * batches
     for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert_equal(ours[part], theirs[part])
@@ -237,7 +239,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
             rest = process.communicate()[0]
         assert "\nerror: " not in said + rest, said + rest
         newest = [path for run_folder in folder.glob("runs/*/*") if (path := RunFolder(run_folder).newest_checkpoint())]
-        step = max((torch.load(path)["global_step"] for path in newest), default=0)
+        step = max((torch.load(path, weights_only=True)["global_step"] for path in newest), default=0)
         print(f"kill {number + 1}: {' '.join(words[-2:])}, at step {step} of {epochs * batches}", flush=True)
     with training(options(epochs, batches, save_every=5), folder) as process:
         output = process.communicate()[0]
