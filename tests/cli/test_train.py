@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -71,6 +72,14 @@ def test_last_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> 
 def test_last_of_nothing_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--ckpt_path=last", "--trainer.max_epochs=1") == 0
     assert "training starts anew" in capsys.readouterr().out
+
+
+def test_going_on_wants_no_initial_weights_again(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "initial.pth")
+    assert fit("--model.checkpoint_path=initial.pth", "--trainer.max_epochs=1") == 0
+    (tmp_path / "initial.pth").unlink()
+    assert fit("--model.checkpoint_path=initial.pth", "--ckpt_path=last") == 0
+    assert fit("--model.checkpoint_path=initial.pth", "--run_name=another") == 1
 
 
 def test_a_half_written_checkpoint_never_shadows_a_good_one() -> None:

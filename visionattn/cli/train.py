@@ -275,6 +275,7 @@ class TrainingCLI(LightningCLI):
         """Builds data, model and trainer."""
         super().instantiate_classes()
         if self.resume is not None:
+            self.model.resumed = True
             self.datamodule.expect_classes(self.spec.class_names)
             if self.place is not None:
                 # Lightning tells it, too; with models that are divided, only once the loader is there.

@@ -137,7 +137,7 @@ class ObjectDiscoveryTask(TrainingTask):
         if self._frozen:
             encoder.requires_grad_(False)
             self.train(self.training)
-            if not (hparams.pretrained or hparams.checkpoint_path or self.trainer.ckpt_path):
+            if not (hparams.pretrained or hparams.checkpoint_path or self.resumed):
                 rank_zero_warn(
                     f"the frozen {hparams.name} has random weights, whose features tell little: pass "
                     "--model.pretrained or --model.checkpoint_path FILE"

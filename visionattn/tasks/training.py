@@ -86,6 +86,8 @@ class TrainingTask(LightningModule):
     task_name: ClassVar[TaskName]
     shardable: ClassVar[bool] = False
     """Whether all parameters are the model's and used by its ``forward`` alone, as FSDP2 wants it."""
+    resumed: bool = False
+    """Whether all weights will come from a checkpoint; the trainer knows it only once the model is built."""
     spec: ClassifierSpec  # known once the model is built
 
     def __init__(
@@ -235,7 +237,7 @@ class TrainingTask(LightningModule):
         options = self._model_kwargs | {key: value for key, value in rates.items() if value}
         options |= {} if num_classes is None else {"num_classes": num_classes}
         # Weights that a checkpoint will overwrite are not worth fetching.
-        fresh = self.trainer.ckpt_path is None
+        fresh = not self.resumed
         model = create_classifier(hparams.name, pretrained=hparams.pretrained and fresh, **options)
         if hparams.pretrained:
             self._compare_preprocessing(model)
