@@ -1,6 +1,6 @@
 """Config files as their writers see them: what is wrong with one is told with its name and line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ import yaml
 OPTIONS = ("--config", "-c")
 
 
-def named_configs(argv: Sequence[str]) -> list[str]:
-    """The config files that a command line names, in their order."""
-    found = []
+def given_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word of a command line, with the value that it has if it is an option: ``--a=b`` or ``--a b``."""
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         option, equals, value = word.partition("=")
-        if option in OPTIONS:
-            found.append(value if equals else following)
-    return found
+        yield option, value if equals else following
+
+
+def named_configs(argv: Sequence[str]) -> list[str]:
+    """The config files that a command line names, in their order."""
+    return [value for option, value in given_options(argv) if option in OPTIONS]
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
 
-from visionattn.cli.configs import OPTIONS, read_config
+from visionattn.cli.configs import OPTIONS, given_options, read_config
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.data.scenes import SceneData
@@ -62,9 +62,7 @@ def find_task(argv: Sequence[str]) -> TaskName:
         UsageError: an unknown task.
     """
     found: Any = "classification"
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        option, equals, value = word.partition("=")
-        value = value if equals else following
+    for option, value in given_options(argv):
         if option == "--task":
             found = value
         elif option in OPTIONS:
