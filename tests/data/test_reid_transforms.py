@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from visionattn.data.reid.transforms import reid_transform
-from visionattn.data.sampling import seeded
+from visionattn.data.sampling import generators_kept, seed_generators
 
 PREPROCESSING = {"input_size": (3, 8, 4), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "nearest"}
 OFF: dict[str, Any] = {"hflip": 0.0, "padding": 0, "re_prob": 0.0, "re_mode": "const"}
@@ -27,7 +27,8 @@ def transformed(picture: Image.Image, times: int, size: tuple[int, int] = (8, 4)
     transform = reid_transform({**PREPROCESSING, "input_size": (3, *size)}, {**OFF, **augmentation})
     images = []
     for seed in range(times):
-        with seeded(seed):
+        with generators_kept():
+            seed_generators(seed)
             images.append(transform(picture))
     return images
 

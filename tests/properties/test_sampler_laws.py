@@ -14,7 +14,7 @@ from PIL import Image
 from visionattn.data import DataError
 from visionattn.data.loading import PictureDataset
 from visionattn.data.pk_sampler import PKBatchSampler
-from visionattn.data.sampling import Draw, EvalSampler, TrainSampler, seeded
+from visionattn.data.sampling import Draw, EvalSampler, TrainSampler, generators_kept, seed_generators
 
 SIZES, WORLDS, SEEDS, EPOCHS = st.integers(5, 40), st.integers(1, 5), st.integers(0, 2**31), st.integers(0, 9)
 
@@ -166,7 +166,8 @@ def test_augmentations_depend_on_their_seeds_alone(draws: list[Draw]) -> None:
     for one, other, draw in zip(together, alone, draws, strict=True):
         assert one.index == other.index == draw.picture
         if draw.picture >= 0:
-            with seeded(draw.seed):
+            with generators_kept():
+                seed_generators(draw.seed)
                 expected = noise(Image.new("RGB", (2, 2)))
             assert torch.equal(one.image, expected)
             assert torch.equal(other.image, expected)

@@ -80,8 +80,7 @@ class PictureDataset(Dataset[Item]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Item:
-        with nullcontext() if draw.seed is None else generators_kept():
-            return self._read(draw)
+        return self.__getitems__([draw])[0]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Item]:
         """A batch. To put the generators back takes much longer than to seed them: once is enough."""

@@ -116,14 +116,3 @@ def generators_kept() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds these generators within, and leaves them as they were. None does nothing."""
-    if seed is None:
-        yield
-        return
-    with generators_kept():
-        seed_generators(seed)
-        yield
