@@ -228,10 +228,10 @@ def test_shared_memory_of_a_gpu_is_another() -> None:
 
 @pytest.fixture
 def _sigint() -> Iterator[None]:
-    """Lightning leaves SIGINT ignored."""
-    handler = signal.getsignal(signal.SIGINT)
+    """Python's handler, before and after: a training that was interrupted in this process leaves SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.usefixtures("_sigint")
