@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,23 @@ def test_splits_are_found(tmp_path: Path, val: str) -> None:
     assert torch.cat([batch.target for batch in batches]).tolist() == [0, 1, 1]
     assert batches[0].image.shape == (2, 3, 16, 16)
     assert batches[0].name[0] == str(root / val / "a" / "00.jpg")
+
+
+SCRIPT = """
+import sys
+from visionattn.data import ImageClassificationData, loading
+loading.SIGTERM_GRACE = 3600
+data = ImageClassificationData(root=sys.argv[1], img_size=16, batch_size=2, num_workers=1, seed=0)
+data.setup("fit")
+batches = iter(data.train_dataloader())
+next(batches)
+"""
+
+
+def test_a_script_that_leaves_a_loader_open_ends_at_once(pictures: Path) -> None:
+    """Python ends its workers by the signal that they outlive when a scheduler sends it."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(pictures)], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_splits_in_tars(pictures: Path) -> None:
@@ -280,6 +299,51 @@ def test_training_on_some_pictures_of_each_class(pictures: Path) -> None:
     assert data.describe().endswith("2 train, 5 validation pictures of 2 classes")
 
 
+def held_out(root: Path, count: int, **options: object) -> tuple[list[str], list[str]]:
+    """Names of the pictures that are trained on, and of those that are validated on."""
+    data = fitted(root, holdout_per_class=count, batch_size=1, **options)
+    train, val = (
+        sorted(name for batch in loader for name in batch.name)
+        for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    return train, val
+
+
+def test_validation_on_pictures_held_out_of_the_training_split(pictures: Path) -> None:
+    train, val = held_out(pictures, 2)
+    assert sorted(train + val) == sorted(map(str, (pictures / "train").rglob("*.jpg")))
+    assert [Path(name).parent.name for name in val] == ["cat", "cat", "dog", "dog"]
+    assert held_out(pictures, 2, seed=5) == (train, val), "the same whatever the seed"
+    assert held_out(pictures, 2, limit_per_class=1)[1] == val
+    assert set(held_out(pictures, 2, limit_per_class=1)[0]) < set(train)
+    data = module(pictures, holdout_per_class=2)
+    data.setup("test")
+    assert sum(len(batch.image) for batch in data.test_dataloader()) == 5, "testing takes the pictures of val"
+
+
+def test_held_out_pictures_are_not_augmented(pictures: Path) -> None:
+    batches = [list(fitted(pictures, holdout_per_class=2, hflip=1.0).val_dataloader()) for _ in range(2)]
+    plain = fitted(pictures, no_aug=True, holdout_per_class=2).val_dataloader()
+    for batch, again, expected in zip(*batches, plain, strict=True):
+        assert torch.equal(batch.image, again.image)
+        assert torch.equal(batch.image, expected.image)
+
+
+def test_too_many_held_out(pictures: Path) -> None:
+    with pytest.raises(DataError, match=r"--data.holdout_per_class 5 leaves no picture of class dog to train on"):
+        fitted(pictures, holdout_per_class=5)
+
+
+def test_a_tar_without_splits_can_be_held_out_of(pictures: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with tarfile.open(pictures / "all.tar", "w") as tar:
+        tar.add(pictures / "train", arcname=".")
+    train, val = held_out(pictures / "all.tar", 2)
+    assert len(train) == 7
+    assert len(val) == 4
+    assert not set(train) & set(val)
+    assert not [warning for warning in recwarn if "has no splits" in str(warning.message)]
+
+
 def test_some_pictures_of_digits_and_tars(pictures: Path) -> None:
     assert len(limited(None, 2)) == 20
     expected = [(Path(name).name, label) for name, label in limited(pictures, 2)]
@@ -314,5 +378,7 @@ def test_contradictions_are_told() -> None:
         fitted(name="cifar")
     with pytest.raises(DataError, match=r"--data.limit_per_class must be at least 1, got 0"):
         module(limit_per_class=0)
+    with pytest.raises(DataError, match=r"--data.holdout_per_class takes the place of --data.val_split val"):
+        module(holdout_per_class=1, val_split="val")
     with pytest.raises(DataError, match=r"--data.crop_padding 4 .* not with --data.no_aug"):
         module(crop_padding=4, no_aug=True)

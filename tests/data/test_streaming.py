@@ -159,6 +159,7 @@ def test_shards_can_be_named_and_counted(shards: Path) -> None:
             "6 of 10 shards are not in --data.root .*, first train-0004.tar",
         ),
         ({"limit_per_class": 2}, "is read in order: leave out --data.limit_per_class"),
+        ({"holdout_per_class": 2}, "is read in order: leave out --data.holdout_per_class"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

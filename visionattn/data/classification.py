@@ -19,7 +19,7 @@ from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
 from visionattn.data.streams import stream_workers
-from visionattn.data.subsets import first_per_class
+from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, picture_transform
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -46,6 +46,8 @@ class ImageClassificationData(PictureData):
         download: let torchvision or timm fetch a data set that is not there.
         limit_per_class: train on so many pictures of each class, the first ones after shuffling with the seed; by
             default on all.
+        holdout_per_class: validate on so many pictures of each class of the training split, and train on the others:
+            the same ones whatever the seed. So the best epoch is chosen without the test pictures.
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
         in_chans: 3 for colour, 1 for grey.
         sequence: hand out pictures as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
@@ -93,6 +95,7 @@ class ImageClassificationData(PictureData):
         num_classes: int | None = None,
         download: bool = False,
         limit_per_class: int | None = None,
+        holdout_per_class: int | None = None,
         img_size: int | None = None,
         in_chans: int = 3,
         sequence: SequenceKind | None = None,
@@ -132,6 +135,7 @@ class ImageClassificationData(PictureData):
         for option, number, low, high in (
             ("num_classes", num_classes, 1, math.inf),
             ("limit_per_class", limit_per_class, 1, math.inf),
+            ("holdout_per_class", holdout_per_class, 1, math.inf),
             ("img_size", img_size, 1, MAX_SIZE),
             ("crop_from", crop_from, 1, MAX_SIZE),
             ("crop_pct", crop_pct, 0.05, 2),
@@ -149,6 +153,8 @@ class ImageClassificationData(PictureData):
         check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
         if in_chans not in (1, 3):
             raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
+        if holdout_per_class is not None and val_split is not None:
+            raise DataError(f"--data.holdout_per_class takes the place of --data.val_split {val_split}: leave one out")
         for option, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
             if not 0 < low <= high <= most:
                 bounds = "above 0" if most == math.inf else f"above 0 and at most {most}"
@@ -165,7 +171,8 @@ class ImageClassificationData(PictureData):
             )
         self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
-        self.aug_repeats, self.limit_per_class = aug_repeats, limit_per_class
+        self.aug_repeats = aug_repeats
+        self.limit_per_class, self.holdout_per_class = limit_per_class, holdout_per_class
         self._given_num_classes = num_classes
         self._sources: dict[str, Source | IterableImageDataset] = {}
 
@@ -228,31 +235,39 @@ class ImageClassificationData(PictureData):
         for split in wanted:
             if split in self._sources:
                 continue
-            source = open_source(
-                self.name,
-                self.root,
-                split,
-                wanted=self.splits[split],
-                class_to_idx=numbering,
-                mode=self._mode,
-                download=self.download,
-                batch_size=self.batch_size,
-                seed=self.seed,
-            )
-            self._sources[split] = self._limit(source) if split == "train" else source
+            source = self._open(split, numbering)
+            self._sources[split] = source
             if numbering is None and split == "train" and self.name in ("folder", "tar"):
                 numbering = dict(_class_to_idx(source) or {})
             self._compare_classes(split, source)
-        if stage == "fit" and self.root and Path(self.root).is_file():
+        if stage == "fit" and self.root and Path(self.root).is_file() and self.holdout_per_class is None:
             rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
 
-    def _limit(self, source: Source | IterableImageDataset) -> Source | IterableImageDataset:
-        """The pictures per class that are wanted."""
-        if self.limit_per_class is None:
+    def _open(self, split: str, numbering: dict[str, int] | None) -> Source | IterableImageDataset:
+        """The pictures of a split that are wanted."""
+        held_out = split == "validation" and self.holdout_per_class is not None
+        place = "train" if held_out else split
+        source = open_source(
+            self.name,
+            self.root,
+            place,
+            wanted=self.splits[place],
+            class_to_idx=numbering,
+            mode=self._mode,
+            download=self.download,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        if place != "train":
             return source
-        if isinstance(source, IterableImageDataset):
-            raise DataError(f"data set {self.name!r} is read in order: leave out --data.limit_per_class")
-        return first_per_class(source, self.limit_per_class, self.seed)
+        for option in ("holdout_per_class", "limit_per_class"):
+            if isinstance(source, IterableImageDataset) and getattr(self, option) is not None:
+                raise DataError(f"data set {self.name!r} is read in order: leave out --data.{option}")
+        if self.holdout_per_class is not None:
+            source = hold_out(source, self.holdout_per_class)[held_out]
+        if self.limit_per_class is not None and not held_out:
+            source = first_per_class(source, self.limit_per_class, self.seed)
+        return source
 
     def _compare_classes(self, split: str, source: Source | IterableImageDataset) -> None:
         """Remote data sets and digits bring their own numbering, which must be the training split's."""

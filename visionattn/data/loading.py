@@ -1,7 +1,9 @@
 """From a source of pictures to batches of tensors; broken pictures are named, never passed over in silence."""
 
+import os
 import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
@@ -10,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data.dataset import IterableImageDataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from visionattn.data.errors import DataError
 from visionattn.data.pictures import upright
@@ -61,6 +63,11 @@ class Batch(NamedTuple):
     target: Tensor
     name: list[str]
     errors: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its tensors there; without it Lightning looks at each name to see whether it can be moved."""
+        there = {"device": device, "non_blocking": device.type == "cuda"}
+        return self._replace(image=self.image.to(**there), target=self.target.to(**there))
 
 
 class PictureDataset(Dataset[Item]):
@@ -168,7 +175,8 @@ class Collate:
         good = [item for item in items if item.image is not None]
         images = [item.image for item in good if item.image is not None]
         return Batch(
-            image=torch.stack(images) if images else torch.empty(0, *self.input_size),
+            # default_collate lets workers write into the memory that they share with the training.
+            image=default_collate(images) if images else torch.empty(0, *self.input_size),
             target=torch.tensor([item.target for item in good], dtype=torch.long),
             name=[item.name for item in good],
             errors=[error for item in items for error in item.errors],
@@ -212,7 +220,10 @@ class ImageLoader(DataLoader[Any]):
 
     def _check_targets(self, batch: Batch) -> None:
         """Losses take what they find for a class, and on GPUs end in an error that tells nothing."""
-        if self.num_classes is None:
+        if self.num_classes is None or not len(batch.target):
+            return
+        low, high = batch.target.aminmax()
+        if low >= 0 and high < self.num_classes:
             return
         wrong = (batch.target < 0) | (batch.target >= self.num_classes)
         for place in wrong.nonzero().flatten().tolist()[:1]:
@@ -223,19 +234,26 @@ class ImageLoader(DataLoader[Any]):
 
 
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
-    """Initialises a loader worker: upon SIGTERM it goes on for a while.
+    """Initialises a loader worker: it outlives a SIGTERM of others than its parent for a while.
 
     Schedulers that want a job to end tell all of its processes, and the training needs pictures until it has come to a
-    batch's end and written its checkpoint.
+    batch's end and written its checkpoint. The parent sends one when it ends, and waits.
 
     Args:
         also: what else is to be called in it.
         worker: its number.
     """
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE))
+    if hasattr(signal, "sigwaitinfo"):  # not on every system; it tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_sigterm, args=(os.getppid(),), daemon=True).start()
     if also is not None:
         also(worker)
+
+
+def _await_sigterm(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        signal.alarm(SIGTERM_GRACE)
+    os._exit(0)
 
 
 def _reason(error: BaseException) -> str:

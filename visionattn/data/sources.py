@@ -114,7 +114,9 @@ class TorchvisionSource:
         targets = getattr(self.dataset, "targets", None)
         if targets is None:
             name = type(self.dataset).__name__
-            raise DataError(f"{name} keeps no list of its pictures' classes: leave out --data.limit_per_class")
+            raise DataError(
+                f"{name} keeps no list of its pictures' classes: leave out --data.limit_per_class and holdout_per_class"
+            )
         return [int(target) for target in targets]
 
 

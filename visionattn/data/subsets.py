@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from visionattn.data.errors import DataError
 from visionattn.data.sources import Source
 
 
@@ -42,7 +43,27 @@ def first_per_class(source: Source, count: int, seed: int) -> Subset:
 
     With the same seed, a smaller subset is part of a larger one. They keep the order that they have in the source.
     """
+    return Subset(source, sorted(_first(source, count, seed)))
+
+
+def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
+    """What is left to train on, and ``count`` pictures of each class that are held out, the same ones every time.
+
+    Raises:
+        DataError: a class with no pictures left.
+    """
+    held = _first(source, count, seed=0)
+    rest = Subset(source, [index for index in range(len(source)) if index not in held])
+    if lost := set(source.targets()) - set(rest.targets()):
+        number, names = min(lost), {index: name for name, index in (source.class_to_idx or {}).items()}
+        raise DataError(
+            f"--data.holdout_per_class {count} leaves no picture of class {names.get(number, number)} to train on: "
+            "hold out fewer"
+        )
+    return rest, Subset(source, sorted(held))
+
+
+def _first(source: Source, count: int, seed: int) -> set[int]:
     targets = np.asarray(source.targets())
     shuffled = np.random.default_rng(seed).permutation(len(targets))
-    kept = [shuffled[targets[shuffled] == label][:count] for label in np.unique(targets)]
-    return Subset(source, sorted(int(index) for indices in kept for index in indices))
+    return {int(index) for label in np.unique(targets) for index in shuffled[targets[shuffled] == label][:count]}
