@@ -48,7 +48,7 @@ def test_a_run_keeps_its_files_and_the_next_one_takes_another_folder(capsys: pyt
     summary = capsys.readouterr().out
     run_folder = Path("runs/test_resnet/0")
     names = {path.name for path in run_folder.iterdir() if not path.name.startswith(".")}
-    assert names == {"checkpoints", "config.yaml", "curve.png", "metrics.csv"}
+    assert names == {"checkpoints", "config.yaml", "curve.png", "metrics.csv", "summary.json"}
     assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"]["name"] == "test_resnet"
     assert steps("runs/test_resnet/0") == list(range(8))

@@ -22,6 +22,7 @@ LOCK = ".lock"
 class RunFolder:
     """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``.
 
+    A training that came to its end leaves ``summary.json``: what was reached, how long it took, on which hardware.
     Models with hyper-kernels leave ``kernels.png``, too.
     """
 

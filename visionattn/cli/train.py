@@ -24,10 +24,17 @@ from visionattn.checks import check_range
 from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
 from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
-from visionattn.cli.report import check_writable
+from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
 from visionattn.data.module import MAX_SEED
-from visionattn.tasks.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, PredictionWriter
+from visionattn.tasks.callbacks import (
+    EpochReport,
+    ExampleSheet,
+    KernelSheet,
+    LearningCurve,
+    PredictionWriter,
+    Stopwatch,
+)
 from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, require_own_model, stored_spec
 from visionattn.tasks.checkpointing import (
     BEST,
@@ -37,6 +44,7 @@ from visionattn.tasks.checkpointing import (
     read_training,
 )
 from visionattn.tasks.weight_files import is_sharded
+from visionattn_kernels.provenance import provenance
 
 NOISE = (
     # Lightning's hints, each of which is dealt with here or is the user's choice.
@@ -329,10 +337,11 @@ class TrainingCLI(LightningCLI):
             "default_root_dir": str(self.run.path),
         }
         self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
+        self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
         pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *pictures, self.best, self.last]
+        return [*averaging, *pictures, self.stopwatch, self.best, self.last]
 
     # Running
 
@@ -381,6 +390,8 @@ class TrainingCLI(LightningCLI):
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         done = f"{self.trainer.current_epoch} epochs, {self.trainer.global_step} steps in {minutes} min {seconds} s"
         score = self.best.best_model_score
+        if is_rank_zero():
+            write_json(self._summary(None if score is None else float(score)), self.run.path / "summary.json")
         kept = self.best.best_model_path or self.last.last_model_path or (self.resume and str(self.resume))
         if not kept:
             say(done)
@@ -388,6 +399,24 @@ class TrainingCLI(LightningCLI):
         checkpoint = relative(Path(kept))
         best = "no validation" if score is None else f"best val {self.kind.tell(float(score))}"
         say(f"{best}, {done}\ncheckpoint: {checkpoint}\n{self._next_step(checkpoint)}")
+
+    def _summary(self, score: float | None) -> dict[str, Any]:
+        """What is to be known of a training that has ended."""
+        model: Any = self.model
+        return {
+            "model": model.spec.model,
+            "task": self.task_name,
+            "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+            "data": self.datamodule.describe(),
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "best": {self.kind.monitor: score},
+            "train_seconds": round(self.stopwatch.seconds, 1),
+            "precision": str(self.trainer.precision),
+            "seed": self.options.get("seed_everything"),
+            **provenance(self.trainer.strategy.root_device),
+            "command": shlex.join([*shell_words(self.prog), *self.argv]),
+        }
 
     def _next_step(self, checkpoint: Path) -> str:
         """The command that comes next: it evaluates, or fine-tunes what was pretrained."""

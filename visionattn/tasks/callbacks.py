@@ -65,6 +65,38 @@ class EpochReport(Callback):
             print(line, flush=True)
 
 
+class Stopwatch(Callback):
+    """How long a training took, over all resumes; Lightning's Timer would stand in the way of ``trainer.max_time``.
+
+    Attributes:
+        seconds: from the start of the training until now, or to its end.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._began: float | None = None
+
+    @property
+    def seconds(self) -> float:  # noqa: D102  above
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts it."""
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops it."""
+        self._before, self._began = self.seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it shows, for checkpoints."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._before = state_dict["seconds"]
+
+
 class LearningCurve(Callback):
     """Draws ``curve.png`` beside ``metrics.csv``; a failure to do so is told and goes no further.
 
