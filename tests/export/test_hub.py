@@ -109,6 +109,8 @@ def write_run(checkpoint: Path) -> None:
     (folder / "metrics.csv").write_text(
         "epoch,step,train_loss,val_top1,val_loss\n1,59,,0.5,1.2\n2,80,0.9,,\n2,89,,0.7512346,0.8\n"
     )
+    hardware = {"device": "cpu", "name": "A processor", "threads": 2}
+    (folder / "summary.json").write_text(json.dumps({"train_seconds": 90.0, "hardware": hardware}))
     options: dict[str, Any] = {
         "task": "classification",
         "seed_everything": 3,
@@ -141,7 +143,7 @@ def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> Non
     (result,) = about["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.751235, "name": "top-1"}]
     assert "| top-1 | 75.12% |" in text
-    assert "Epochs: 3; updates: 90." in text
+    assert "Epochs: 3; updates: 90. The whole training took 1.5 min on A processor, 2 threads." in text
     assert "| License | cc-by-4.0 |" in text
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
     assert recipe == {
@@ -155,6 +157,23 @@ def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> Non
     assert "/home" not in everything
     assert str(tmp_path) not in everything
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-4.0"
+
+
+def test_the_card_tells_of_an_evaluation(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save("nat_pico", model_kwargs=NARROW_NAT)
+    found = {"model": "nat_pico.cifar10", "split": "test", "num_images": 1200, "top1": 0.5, "top5": 0.75}
+    (tmp_path / "test.json").write_text(json.dumps(found))
+    words = ("--checkpoint", path, "--output", tmp_path / "hub", "--evaluation", tmp_path / "test.json")
+    export(*words, "--data_name", "some pictures")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "measured top-1 50.00%, top-5 75.00% on 1,200 pictures: `test`." in card
+    assert "| Trained on | some pictures |" in card
+    (tmp_path / "test.json").write_text(json.dumps({**found, "model": "halo_pico"}))
+    assert "is of halo_pico, not nat_pico: name what eval.py classify --output wrote" in refusal(capsys, *words)
+    (tmp_path / "test.json").write_text(json.dumps({"model": "nat_pico", "split": None, "num_images": 3, "top1": 1}))
+    assert "lacks top5: name what" in refusal(capsys, *words)
+    (tmp_path / "test.json").write_text("[1, 2]")
+    assert "cannot be read: name what" in refusal(capsys, *words)
 
 
 def test_the_card_invents_nothing(save: Save, tmp_path: Path) -> None:

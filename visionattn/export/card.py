@@ -1,6 +1,7 @@
 """The model card of an exported folder: what is known of a model, and nothing else."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -23,7 +24,14 @@ TASKS = {
 }
 
 
-def write_card(network: Network, run: Run, dtype: str, license: str | None) -> str:
+def write_card(
+    network: Network,
+    run: Run,
+    dtype: str,
+    license: str | None,
+    data_name: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
     """The text of `README.md`: YAML for the hub, then a page.
 
     Args:
@@ -31,16 +39,19 @@ def write_card(network: Network, run: Run, dtype: str, license: str | None) -> s
         run: The training behind it.
         dtype: Of the weights.
         license: Of the weights; None where nobody has said it.
+        data_name: What the data set is called, where it was a folder of pictures.
+        evaluation: What `eval.py classify` found on other pictures.
     """
     parts = [
-        f"---\n{_front_matter(network, run, license)}\n---",
+        f"---\n{_front_matter(network, run, license, data_name)}\n---",
         f"# {network.spec.model}",
         f"This is {TASKS[network.spec.task]}.",
-        _table(_facts(network, run, dtype, license)),
+        _table(_facts(network, run, dtype, license, data_name)),
         "## Use",
         _usage(network),
         "## Results",
         _results(network, run),
+        *([_evaluation(evaluation)] if evaluation else []),
         *(
             ["## Classes", _fence("json", json.dumps(network.class_names[:SHOWN_CLASSES], ensure_ascii=False))]
             * bool(network.class_names)
@@ -55,14 +66,14 @@ def write_card(network: Network, run: Run, dtype: str, license: str | None) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(network: Network, run: Run, license: str | None) -> str:
+def _front_matter(network: Network, run: Run, license: str | None, data_name: str | None) -> str:
     spec = network.spec
     pipeline = "image-classification" if spec.num_classes else "image-feature-extraction"
     results = [
         EvalResult(
             task_type=pipeline,
             dataset_type=spec.dataset,
-            dataset_name=spec.dataset,
+            dataset_name=data_name or spec.dataset,
             dataset_split="validation",
             metric_type="accuracy",
             metric_name=SCORES[name],
@@ -83,7 +94,7 @@ def _front_matter(network: Network, run: Run, license: str | None) -> str:
     return str(data.to_yaml()).rstrip()
 
 
-def _facts(network: Network, run: Run, dtype: str, license: str | None) -> dict[str, str]:
+def _facts(network: Network, run: Run, dtype: str, license: str | None, data_name: str | None) -> dict[str, str]:
     spec, preprocessing = network.spec, network.spec.preprocessing
     parameters = sum(parameter.numel() for parameter in network.module.parameters())
     names = {
@@ -97,7 +108,7 @@ def _facts(network: Network, run: Run, dtype: str, license: str | None) -> dict[
         "Weights": f"{names[network.weights]}, {dtype}",
         "Input": " × ".join(map(str, network.input_size)) + " (channels, height, width)",
         "Output": f"{spec.num_classes} classes" if spec.num_classes else "features",
-        "Trained on": f"`{spec.dataset}`" if spec.dataset else NOT_RECORDED,
+        "Trained on": data_name or (f"`{spec.dataset}`" if spec.dataset else NOT_RECORDED),
         "Mean, standard deviation": f"{_numbers(preprocessing['mean'])}; {_numbers(preprocessing['std'])}",
         "Resizing": f"{preprocessing['interpolation']}, crop_pct {preprocessing['crop_pct']:g} "
         f"({preprocessing['crop_mode']})",
@@ -140,8 +151,15 @@ def _results(network: Network, run: Run) -> str:
     return f"{_table(shown)}\n\nMeasured on the validation split during training.{chosen if run.is_best else ''}"
 
 
+def _evaluation(found: Mapping[str, Any]) -> str:
+    scores = ", ".join(f"{SCORES[name]} {found[name]:.2%}" for name in ("top1", "top5"))
+    split = f"`{found['split']}`" if found["split"] else "those that training did not read"
+    return f"Of these weights `eval.py classify` measured {scores} on {found['num_images']:,} pictures: {split}."
+
+
 def _training(network: Network, run: Run) -> str:
-    lines = [f"Epochs: {run.epochs or NOT_RECORDED}; updates: {run.steps or NOT_RECORDED}."]
+    took = f" The whole training took {run.took}." if run.took else ""
+    lines = [f"Epochs: {run.epochs or NOT_RECORDED}; updates: {run.steps or NOT_RECORDED}.{took}"]
     if not run.recipe:
         return f"{lines[0]} Recipe: {NOT_RECORDED}."
     task = f" --task {network.spec.task}" if network.spec.task != "classification" else ""

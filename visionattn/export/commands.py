@@ -24,6 +24,8 @@ def hub(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     license: str | None = None,
     overwrite: bool = False,
+    data_name: str | None = None,
+    evaluation: Path | None = None,
 ) -> None:
     """Write a folder as timm and the Hugging Face hub have it: weights, config.json and a model card.
 
@@ -39,6 +41,8 @@ def hub(
         dtype: in which weights are stored.
         license: of the weights, for the model card, such as apache-2.0.
         overwrite: write to a folder that holds something else, too; files of other names stay.
+        data_name: what the model card calls the data set, where it was a folder of pictures.
+        evaluation: file that eval.py classify --output wrote, whose figures the model card tells.
 
     Raises:
         UsageError: options that contradict each other.
@@ -47,7 +51,7 @@ def hub(
     if output is None:
         raise UsageError("missing: --output FOLDER")
     network = load_network(checkpoint, model, pretrained, model_kwargs, weights)
-    save_folder(network, output, checkpoint, dtype, license, overwrite)
+    save_folder(network, output, checkpoint, dtype, license, overwrite, data_name, evaluation)
     print(
         f"{output}: {network.spec.model}, {_size(output / 'model.safetensors')} of {dtype} weights ({network.weights})"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import save_for_hf
+from timm.models import save_for_hf, split_model_name_tag
 from timm.models._input import update_model_input_size
 
 from visionattn.cli.report import check_folder
@@ -20,7 +20,14 @@ KEY = "visionattn"
 
 
 def save_folder(
-    network: Network, folder: Path, checkpoint: Path | None, dtype: str, license: str | None, overwrite: bool
+    network: Network,
+    folder: Path,
+    checkpoint: Path | None,
+    dtype: str,
+    license: str | None = None,
+    overwrite: bool = False,
+    data_name: str | None = None,
+    evaluation: Path | None = None,
 ) -> None:
     """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
 
@@ -31,10 +38,14 @@ def save_folder(
         dtype: Of the weights in the file.
         license: Of the weights, for the card.
         overwrite: Whether a folder may hold something else. Files of other names stay.
+        data_name: What the card calls the data set.
+        evaluation: What `eval.py classify --output` wrote, for the card.
 
     Raises:
-        ValueError: The folder cannot be written, or holds something else; or the model cannot be built again.
+        ValueError: The folder cannot be written, or holds something else; the evaluation is of another model; or the
+            model cannot be built again.
     """
+    found = None if evaluation is None else _read_evaluation(evaluation, network.spec.model)
     check_folder(folder)
     if not overwrite and not _is_ours(folder):
         raise ValueError(f"{folder} is not empty and holds no earlier export: name another folder, or pass --overwrite")
@@ -55,9 +66,22 @@ def save_folder(
         preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}
         save_for_hf(model, str(aside), config, data_config=preprocessing, safe_serialization=True)
         run = Run.of(checkpoint) if checkpoint is not None else Run()
-        (aside / "README.md").write_text(write_card(network, run, dtype, license), encoding="utf-8")
+        card = write_card(network, run, dtype, license, data_name, found)
+        (aside / "README.md").write_text(card, encoding="utf-8")
         for file in aside.iterdir():
             file.replace(folder / file.name)
+
+
+def _read_evaluation(path: Path, model: str) -> dict[str, Any]:
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        missing = {"model", "split", "num_images", "top1", "top5"} - found.keys()
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: name what eval.py classify --output wrote") from error
+    if missing or split_model_name_tag(found["model"])[0] != model:
+        what = f"lacks {', '.join(sorted(missing))}" if missing else f"is of {found['model']}, not {model}"
+        raise ValueError(f"{path} {what}: name what eval.py classify --output wrote for this model")
+    return found
 
 
 def _is_ours(folder: Path) -> bool:

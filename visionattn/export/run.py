@@ -1,6 +1,7 @@
 """What is known of the training that a checkpoint comes from: what the file says, and what lies beside it."""
 
 import csv
+import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -25,6 +26,7 @@ class Run:
         has_average: Whether there is a moving average of the weights, which is then what was validated.
         is_best: Whether validation chose these weights among all epochs'.
         scores: What validation measured of these weights, by names such as `top1`.
+        took: Time and hardware.
         recipe: The options of the run, without places on its machine.
     """
 
@@ -33,6 +35,7 @@ class Run:
     has_average: bool = False
     is_best: bool = False
     scores: dict[str, float] = field(default_factory=dict)
+    took: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -49,6 +52,7 @@ class Run:
             has_average="current_model_state" in content,
             is_best=checkpoint.name == BEST,
             scores=(_measured(folder / "metrics.csv", steps) if steps else {}) or _monitored(content, checkpoint),
+            took=_took(folder / "summary.json"),
             recipe=_recipe(folder / "config.yaml"),
         )
 
@@ -66,6 +70,17 @@ def _measured(path: Path, steps: int) -> dict[str, float]:
         }
     except (OSError, ValueError, csv.Error):
         return {}
+
+
+def _took(path: Path) -> str:
+    """Time and hardware of a training that came to its end, from its `summary.json`."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        hardware, minutes = summary["hardware"], summary["train_seconds"] / 60
+        threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+        return f"{minutes:.1f} min on {hardware['name']}{threads}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _monitored(content: dict[str, Any], checkpoint: Path) -> dict[str, float]:
