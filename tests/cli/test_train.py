@@ -1,6 +1,7 @@
 """train.py as a user meets it: run folders, resuming, one-line errors."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,22 @@ def test_a_run_keeps_its_files_and_the_next_one_takes_another_folder(capsys: pyt
     assert fit() == 0
     assert before == {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
     assert Path("runs/test_resnet/1/metrics.csv").exists()
+
+
+def test_a_summary_of_the_whole_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.max_epochs=1", "--run_name=x") == 0
+    path = Path("runs/x/0/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["Stopwatch"]["seconds"] += 3600.0
+    torch.save(checkpoint, path)
+    capsys.readouterr()
+    assert fit("--run_name=x", "--ckpt_path=last", "--seed_everything=0") == 0
+    summary = json.loads(Path("runs/x/0/summary.json").read_text())
+    assert (summary["model"], summary["epochs"], summary["steps"], summary["seed"]) == ("test_resnet", 2, 8, 0)
+    assert f"best val top-1 {100 * summary['best']['val_top1']:.2f}%" in capsys.readouterr().out
+    assert 3600 < summary["train_seconds"] < 7200, "over all resumes"
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert summary["command"].startswith("python train.py fit --")
 
 
 def test_last_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> None:

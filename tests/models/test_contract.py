@@ -12,16 +12,16 @@ from torch import Tensor, nn
 import visionattn  # registers the models
 from visionattn.layers.slow_network import FilterNetwork
 
-# Models of tokens, not of maps, have tests of their own.
-TOKENS = ("dcal_", "vit_pico_", "slot_vit_")
+# Models of tokens, not of maps, and controls of timm's classes have tests of their own.
+OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")
 MODELS = sorted(
     x
     for x in timm.list_models()
-    if timm.models.model_entrypoint(x).__module__.startswith("visionattn.") and not x.startswith(TOKENS)
+    if timm.models.model_entrypoint(x).__module__.startswith("visionattn.") and not x.startswith(OTHERS)
 )
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
 # models of pictures of one size; plain convolutions.
-NATS = ("nat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
+NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
 ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small")
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
 FIXED = ("terminator_pico",)

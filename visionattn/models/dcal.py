@@ -21,6 +21,8 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
+from visionattn.models._weights import checked, packaged
+from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
 __all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
 
@@ -29,6 +31,14 @@ PAPER: dict[str, Any] = {
     "paper_name": ("Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object Re-Identification"),
 }
 
+
+_PICO: dict[str, Any] = {
+    **VIT_CFG,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "classifier": ("head", "glca_head"),
+    **PAPER,
+}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -47,20 +57,8 @@ default_cfgs = generate_default_cfgs(
             {**PAPER, "classifier": "head.fc"},
             *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
         ),
-        "dcal_vit_pico": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "fixed_input_size": True,
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "first_conv": "patch_embed.proj",
-            "classifier": ("head", "glca_head"),
-            "license": "apache-2.0",
-            **PAPER,
-        },
+        "dcal_vit_nano.cifar10": {**_PICO, **packaged("dcal_vit_nano.cifar10")},
+        "dcal_vit_pico": _PICO,
     }
 )
 
@@ -70,7 +68,7 @@ def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: 
         DcalVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=checked(filter_checkpoint),
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )
@@ -145,8 +143,13 @@ def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVi
 @register_model
 def dcal_vit_pico(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
     """A small one for small pictures, of ours: six blocks of width 128 on patches of 4 pixels."""
-    arch = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": 10}
-    return _create_vit("dcal_vit_pico", pretrained, arch, **kwargs)
+    return _create_vit("dcal_vit_pico", pretrained, {**VIT_32, "embed_dim": 128, "num_heads": 4}, **kwargs)
+
+
+@register_model
+def dcal_vit_nano(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
+    """DCAL on `vit_nano_patch4_32`: six blocks of width 96."""
+    return _create_vit("dcal_vit_nano", pretrained, VIT_NANO, **kwargs)
 
 
 @register_model

@@ -15,10 +15,9 @@ Shapes: B pictures of P patches, of which V are visible and M hidden; E prefix t
 from typing import Any, NamedTuple
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, named_apply, register_model
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn, get_init_weights_vit
+from timm.models import checkpoint_seq, named_apply
+from timm.models.vision_transformer import Block, VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
 
 __all__ = ["MaskedDecoder"]
@@ -204,45 +203,3 @@ def _take(patches: Tensor, places: Tensor) -> Tensor:
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the pixels of each patch."""
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + EPSILON).sqrt()
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        "vit_pico_patch4_32.untrained": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "fixed_input_size": True,
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "license": "apache-2.0",
-        }
-    }
-)
-
-PICO: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 4,
-    "embed_dim": 192,
-    "depth": 6,
-    "num_heads": 3,
-    "num_classes": 10,
-}
-
-
-@register_model
-def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A ViT for pictures of 32 pixels and for CPUs, of our own making: six blocks of ViT-Tiny's width."""
-    model: VisionTransformer = build_model_with_cfg(
-        VisionTransformer,
-        "vit_pico_patch4_32",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**PICO, **kwargs},
-    )
-    return model

@@ -33,6 +33,7 @@ from visionattn.models._nat_blocks import (
     relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
+from visionattn.models._weights import checked, packaged
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -178,13 +179,11 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+_DINAT_PAPER = {"paper_ids": "arXiv:2209.15001", "paper_name": "Dilated Neighborhood Attention Transformer"}
+
+
 def _dinat_cfg(file: str, **kwargs: Any) -> dict[str, Any]:
-    return _cfg(
-        url=f"{_SHI}/dinat/checkpoints/{file}",
-        paper_ids="arXiv:2209.15001",
-        paper_name="Dilated Neighborhood Attention Transformer",
-        **kwargs,
-    )
+    return _cfg(url=f"{_SHI}/dinat/checkpoints/{file}", **_DINAT_PAPER, **kwargs)
 
 
 def _dinat_s_cfg(file: str, **kwargs: Any) -> dict[str, Any]:
@@ -192,14 +191,21 @@ def _dinat_s_cfg(file: str, **kwargs: Any) -> dict[str, Any]:
     return _dinat_cfg(file, first_conv="patch_embed.proj", **kwargs)
 
 
+_AT_32: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "crop_pct": 1.0,
+    "num_classes": 10,
+    "license": "apache-2.0",
+    "origin_url": "",
+}
 _AT_384: dict[str, Any] = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 _IN22K: dict[str, Any] = {"num_classes": 21841}
 
 default_cfgs = generate_default_cfgs(
     {
-        "nat_pico.untrained": _cfg(
-            input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, num_classes=10, license="apache-2.0", origin_url=""
-        ),
+        "nat_pico.cifar10": _cfg(**_AT_32, **packaged("nat_pico.cifar10")),
+        "dinat_pico.cifar10": _cfg(**_AT_32, **_DINAT_PAPER, **packaged("dinat_pico.cifar10")),
         "nat_mini.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_mini.pth"),
         "nat_tiny.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_tiny.pth"),
         "nat_small.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_small.pth"),
@@ -233,7 +239,7 @@ def _create_nat(
         NeighborhoodAttentionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=checked(checkpoint_filter_fn),
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
         **{**arch, **kwargs},
     )
@@ -260,6 +266,12 @@ _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_rati
 def nat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
     """NAT for pictures of 32 to 64 pixels and for CPUs, of our own making: three levels, stride 2 at the stem."""
     return _create_nat("nat_pico", pretrained, _PICO, **kwargs)
+
+
+@register_model
+def dinat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
+    """DiNAT of the same size, of our own making: windows of 3, with the largest dilations for pictures of 32 pixels."""
+    return _create_nat("dinat_pico", pretrained, {**_PICO, "kernel_size": 3, "dilations": (5, 2, 1)}, **kwargs)
 
 
 @register_model

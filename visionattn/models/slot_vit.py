@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
 from visionattn.models._configs import configs_like
-from visionattn.models.masked_autoencoder import PICO
+from visionattn.models.controls import VIT_PICO
 
 __all__ = ["SlotVisionTransformer"]
 
@@ -134,7 +134,7 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
 @register_model
 def slot_vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> SlotVisionTransformer:
     """Slots on `vit_pico_patch4_32`, for pictures of 32 pixels."""
-    return _create("slot_vit_pico_patch4_32", pretrained, PICO, **kwargs)
+    return _create("slot_vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
 
 
 @register_model

@@ -1,0 +1,192 @@
+"""Makes weights, table and plot of trainings on CIFAR-10, from their run folders.
+
+    python results/cifar10.py --root data/cifar10 runs/cifar10-*/0
+
+The best epoch of each run, by the pictures that were held out of the training split, is exported in half precision, and
+these weights are shown the test pictures, once; `test.json` in the run folder keeps what came out. Of each model, the
+run of the lowest seed goes to visionattn/models/weights. results/cifar10.csv gets a row for each run and keeps those of
+earlier calls; of it are made results/cifar10.png and the table in README.md, also where no run folder is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visionattn.cli.classify import EvaluationData, classify
+from visionattn.cli.report import write_csv, write_text
+from visionattn.export.hub import save_folder
+from visionattn.export.network import load_network
+from visionattn.models._weights import CHECKSUMS, FOLDER
+from visionattn.viz.figure import BLUE, new_figure, save_figure, style_axes
+
+ROOT = Path(__file__).parent.parent
+TABLE, PLOT, README = ROOT / "results" / "cifar10.csv", ROOT / "results" / "cifar10.png", ROOT / "README.md"
+SPEEDS = ROOT / "docs" / "zoo-cpu.json"
+BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends -->"
+TAG = "cifar10"
+DATA = "CIFAR-10, 45,000 of its 50,000 training pictures"
+PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
+"""What the papers, or their authors' logs, say of the nearest model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Updates all that is made of run folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders of train.py")
+    parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="pictures, in train/ and test/")
+    args = parser.parse_args(argv)
+    rows = {(row["model"], row["seed"]): row for row in read_table()}
+    for run in args.runs:
+        if not (run / "summary.json").is_file():
+            print(f"{run}: this training did not come to its end, it is left out", file=sys.stderr)
+            continue
+        row = evaluate(run, args.root)
+        rows[row["model"], row["seed"]] = row
+    ordered = sorted(rows.values(), key=lambda row: (row["model"], int(row["seed"])))
+    write_csv(ordered, TABLE)
+    for run in args.runs:
+        ship(run, ordered)
+    write_checksums()
+    entries = summaries(ordered)
+    speeds = {row["model"]: row["images_per_second"] for row in json.loads(SPEEDS.read_text())["results"]}
+    if missing := {entry["model"] for entry in entries} - speeds.keys():
+        print(
+            f"error: no speed of {', '.join(sorted(missing))} in {SPEEDS}: see its page, docs/zoo.md", file=sys.stderr
+        )
+        return 1
+    draw(entries, speeds)
+    text = README.read_text(encoding="utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    write_text(f"{before}{BEGIN}\n{markdown(entries, speeds)}\n{END}{after}", README)
+    return 0
+
+
+def read_table() -> list[dict[str, Any]]:
+    """Rows of earlier calls."""
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluate(run: Path, root: Path) -> dict[str, Any]:
+    """The row of a run, whose export shows the test pictures once."""
+    summary = json.loads((run / "summary.json").read_text())
+    checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
+    network = load_network(checkpoint, None, False, None, "average")
+    options: dict[str, Any] = {"dtype": "float16", "license": "apache-2.0", "data_name": DATA}
+    save_folder(network, folder, checkpoint, **options)
+    if not found.exists():
+        classify(
+            checkpoint=folder / "model.safetensors",
+            model=summary["model"],
+            data=EvaluationData(root=str(root), split="test"),
+            device="cpu",
+            output=found,
+        )
+    save_folder(network, folder, checkpoint, **options, evaluation=found)
+    test = json.loads(found.read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return {
+        "model": summary["model"],
+        "seed": str(summary["seed"]),
+        "parameters": summary["parameters"],
+        "epochs": config["trainer"]["max_epochs"],
+        "minutes": round(summary["train_seconds"] / 60, 1),
+        "held_out_top1": round(100 * summary["best"]["val_top1"], 2),
+        "test_top1": round(100 * test["top1"], 2),
+        "test_top5": round(100 * test["top5"], 2),
+        "hardware": f"{summary['hardware']['name']}, {summary['hardware'].get('threads', '')} threads",
+        "torch": summary["versions"]["torch"],
+        "command": summary["command"],
+    }
+
+
+def ship(run: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Puts the export of a run into the package, if its seed is the lowest of its model."""
+    if not (run / "summary.json").is_file():
+        return
+    summary = json.loads((run / "summary.json").read_text())
+    if summary["seed"] == min(int(row["seed"]) for row in rows if row["model"] == summary["model"]):
+        name = f"{summary['model']}.{TAG}"
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
+        shutil.copytree(run / "export", FOLDER / name)
+        card = FOLDER / name / "README.md"
+        use = '"local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME'
+        write_text(card.read_text(encoding="utf-8").replace(use, f'"{name}", pretrained=True).eval()'), card)
+
+
+def write_checksums() -> None:
+    """A line for each file of weights."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(FOLDER).as_posix()}\n"
+        for path in sorted(FOLDER.glob("*/model.safetensors"))
+    ]
+    write_text("".join(lines), CHECKSUMS)
+
+
+def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each model: the row of its lowest seed, with mean and spread over all seeds; the best first."""
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        scores = [float(row["test_top1"]) for row in own]
+        spread = statistics.stdev(scores) if len(scores) > 1 else None
+        found.append({**own[0], "mean": statistics.mean(scores), "spread": spread, "seeds": len(own)})
+    return sorted(found, key=lambda entry: -float(entry["test_top1"]))
+
+
+def markdown(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str:
+    """The table of README.md."""
+    lines = [
+        "| weights | parameters | img/s | epochs, minutes | test top-1 | over seeds | published |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for entry in entries:
+        model = entry["model"]
+        spread = "–" if entry["spread"] is None else f"{entry['mean']:.2f} ± {entry['spread']:.2f} ({entry['seeds']})"
+        lines.append(
+            f"| `{model}.{TAG}` | {float(entry['parameters']) / 1e6:.2f} M | {speeds[model]:,.0f} | "
+            f"{entry['epochs']}, {float(entry['minutes']):.0f} | {float(entry['test_top1']):.2f} | {spread} | "
+            f"{PUBLISHED.get(model, '–')} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
+    """Accuracy against parameters and against images per second."""
+    figure = new_figure(9.0, 3.6)
+    for axes, label, values in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("parameters (M)", "images per second, one at a time, CPU"),
+        ([float(e["parameters"]) / 1e6 for e in entries], [speeds[e["model"]] for e in entries]),
+        strict=True,
+    ):
+        style_axes(axes, xlabel=label, ylabel="CIFAR-10 test top-1 (%)", xscale="log")
+        axes.errorbar(
+            values,
+            [float(e["test_top1"]) for e in entries],
+            yerr=[e["spread"] or 0.0 for e in entries],
+            fmt="o",
+            color=BLUE,
+            capsize=3,
+        )
+        for entry, value in zip(entries, values, strict=True):
+            place = (value, float(entry["test_top1"]))
+            axes.annotate(entry["model"], place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    save_figure(figure, PLOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

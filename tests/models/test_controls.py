@@ -1,0 +1,39 @@
+"""Models of timm's classes at sizes for small pictures."""
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from visionattn.models import SmallPictureResNet
+
+
+def vit_parameters(width: int, depth: int = 6, patches: int = 64, classes: int = 10) -> int:
+    """Blocks, patch embedding, class token with positions, last norm, head."""
+    blocks = depth * (12 * width**2 + 13 * width)
+    return blocks + (3 * 16 + 1) * width + (patches + 2) * width + 2 * width + (width + 1) * classes
+
+
+SIZES = {"vit_pico_patch4_32": vit_parameters(192), "vit_nano_patch4_32": vit_parameters(96), "resnet_pico": 503_850}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_size_and_configuration(name: str) -> None:
+    model = timm.create_model(name).eval()
+    assert isinstance(model, VisionTransformer | SmallPictureResNet)
+    assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[name]
+    cfg = model.pretrained_cfg
+    assert model.get_submodule(cfg["first_conv"]).weight.shape[1] == 3
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert model(torch.randn(2, *cfg["input_size"])).shape == (2, cfg["num_classes"]) == (2, 10)
+    assert timm.create_model(name, num_classes=3, in_chans=1)(torch.randn(2, 1, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_maps_of_the_resnet_are_as_large_as_it_says(size: int) -> None:
+    model = timm.create_model("resnet_pico", features_only=True).eval()
+    maps = model(torch.randn(1, 3, size, size))
+    assert [(m.shape[1], size // m.shape[2]) for m in maps] == list(
+        zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
+    )
+    assert model.feature_info.reduction() == [2, 2, 4, 8, 16]

@@ -1,0 +1,84 @@
+"""Weights that come with the package."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import get_pretrained_cfg
+
+from visionattn.models import _weights
+from visionattn.models._weights import CHECKSUMS, FOLDER, check
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
+each = pytest.mark.parametrize("name", NAMES)
+MODELS = {name.partition(".")[0] for name in NAMES}
+
+
+def test_there_are_some_of_every_family() -> None:
+    families = {"nat", "dinat", "halo", "terminator", "dcal", "vit", "resnet"}
+    assert {name.partition("_")[0] for name in NAMES} == families
+    assert set(timm.list_models("*.cifar10", include_tags=True)) == set(NAMES)
+
+
+def test_they_are_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 10e6
+
+
+@each
+def test_timm_loads_them_without_a_network(name: str) -> None:
+    model = timm.create_model(name, pretrained=True).eval()
+    held = load_file(FOLDER / name / "model.safetensors")
+    assert {value.dtype for value in held.values() if value.is_floating_point()} == {torch.float16}
+    assert model.state_dict().keys() == held.keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, held[key].to(value.dtype)), key
+    assert torch.equal(
+        timm.create_model(name.partition(".")[0], pretrained=True).eval()(torch.ones(1, 3, 32, 32)),
+        model(torch.ones(1, 3, 32, 32)),
+    )
+    assert timm.create_model(name, pretrained=True, num_classes=3)(torch.ones(2, 3, 32, 32)).shape == (2, 3)
+
+
+@each
+def test_what_timm_says_of_them_is_what_they_were_trained_with(name: str) -> None:
+    said = get_pretrained_cfg(name).to_dict()
+    trained = json.loads((FOLDER / name / "config.json").read_text())["pretrained_cfg"]
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes", "license"):
+        assert json.loads(json.dumps(said[key])) == trained[key], key
+
+
+@each
+def test_their_cards_say_what_the_table_says(name: str) -> None:
+    with (REPOSITORY / "results" / "cifar10.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if f"{row['model']}.cifar10" == name]
+    row = min(rows, key=lambda row: int(row["seed"]))
+    card = (FOLDER / name / "README.md").read_text()
+    assert f"top-1 {float(row['test_top1']):.2f}%, top-5 {float(row['test_top5']):.2f}% on 10,000 pictures" in card
+    for words in ("CIFAR-10", "| License | apache-2.0 |", "holdout_per_class: 500", "## Limits"):
+        assert words in card
+
+
+@each
+def test_files_have_the_checksums_that_are_noted(name: str) -> None:
+    assert f"  {name}/model.safetensors\n" in CHECKSUMS.read_text()
+    check(FOLDER / name / "model.safetensors")
+
+
+def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = NAMES[0]
+    path = tmp_path / name / "model.safetensors"
+    path.parent.mkdir()
+    held = load_file(FOLDER / name / "model.safetensors")
+    key = next(iter(held))
+    held[key].view(-1)[0] += 1
+    save_file(held, path)
+    (tmp_path / "SHA256SUMS").write_text(CHECKSUMS.read_text())
+    monkeypatch.setattr(_weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(_weights, "CHECKSUMS", tmp_path / "SHA256SUMS")
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged.*install visionattn again"):
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})

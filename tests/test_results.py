@@ -1,0 +1,106 @@
+"""results/cifar10.py: from run folders to weights, table and plot."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import load_file
+
+from visionattn.cli.errors import run
+from visionattn.cli.train import main as train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, which writes to another folder."""
+    spec = importlib.util.spec_from_file_location("cifar10_results", ROOT / "results" / "cifar10.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    places = {
+        "TABLE": "t.csv",
+        "PLOT": "p.png",
+        "README": "README.md",
+        "FOLDER": "weights",
+        "CHECKSUMS": "weights/SUMS",
+    }
+    for name, place in places.items():
+        monkeypatch.setattr(module, name, tmp_path / place)
+    speeds = {"results": [{"model": "vit_nano_patch4_32", "images_per_second": 1234.5}]}
+    (tmp_path / "speeds.json").write_text(json.dumps(speeds))
+    monkeypatch.setattr(module, "SPEEDS", tmp_path / "speeds.json")
+    (tmp_path / "README.md").write_text(f"before\n{module.BEGIN}\nold\n{module.END}\nafter\n")
+    return module
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two seeds of a training of one step."""
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 3), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "pictures" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.effect_noise((32, 32), 60).convert("RGB").save(folder / f"{number}.png")
+    for seed in (1, 0):
+        options = ["--data.root=pictures", "--data.num_workers=0", "--data.holdout_per_class=1", "--data.batch_size=8"]
+        options += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
+        options += [f"--seed_everything={seed}", f"--run_name=seed{seed}"]
+        assert run(train, ["fit", f"--config={ROOT / 'configs' / 'cifar10' / 'vit.yaml'}", *options]) == 0
+    return ["runs/seed1/0", "runs/seed0/0"]
+
+
+def test_weights_table_and_plot(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
+    assert script.main(["--root", "pictures", runs[0]]) == 0
+    assert script.main(["--root", "pictures", runs[1], "pictures"]) == 0, "what is no run is left out"
+    with (tmp_path / "t.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["seed"], row["epochs"]) for row in rows] == [
+        ("vit_nano_patch4_32", "0", "1"),
+        ("vit_nano_patch4_32", "1", "1"),
+    ]
+    found = [json.loads((Path(folder) / "test.json").read_text()) for folder in reversed(runs)]
+    assert [float(row["test_top1"]) for row in rows] == [round(100 * each["top1"], 2) for each in found]
+    assert [each["num_images"] for each in found] == [20, 20]
+    held = load_file(tmp_path / "weights" / "vit_nano_patch4_32.cifar10" / "model.safetensors")
+    best = timm.create_model(f"local-dir:{tmp_path / 'runs' / 'seed0' / '0' / 'export'}", pretrained=True).state_dict()
+    assert all((held[key].float() == best[key]).all() for key in best), "the lowest seed's"
+    (line,) = (tmp_path / "weights" / "SUMS").read_text().splitlines()
+    assert line.endswith("  vit_nano_patch4_32.cifar10/model.safetensors")
+    card = (tmp_path / "weights" / "vit_nano_patch4_32.cifar10" / "README.md").read_text()
+    assert 'timm.create_model("vit_nano_patch4_32.cifar10", pretrained=True).eval()\n' in card
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n<!-- cifar10")
+    assert text.endswith("<!-- cifar10 ends -->\nafter\n")
+    mean = sum(each["top1"] for each in found) / 2
+    assert (
+        f"| `vit_nano_patch4_32.cifar10` | 0.68 M | 1,234 | 1, 0 | {100 * found[0]['top1']:.2f} | {100 * mean:.2f} ±"
+        in text
+    )
+    assert Image.open(tmp_path / "p.png").size[0] > 1000
+
+
+def test_the_test_pictures_are_read_once(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
+    assert script.main(["--root", "pictures", runs[0]]) == 0
+    before = (tmp_path / "t.csv").read_text()
+    assert script.main(["--root", "gone", runs[0]]) == 0
+    assert (tmp_path / "t.csv").read_text() == before
+    assert script.main([]) == 0
+    assert (tmp_path / "t.csv").read_text() == before
+
+
+def test_a_speed_that_was_not_measured_is_named(
+    script: ModuleType, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "speeds.json").write_text('{"results": []}')
+    assert script.main(["--root", "pictures", runs[0]]) == 1
+    assert "error: no speed of vit_nano_patch4_32" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Models of timm at sizes for pictures of 32 pixels and for CPUs: what the others build on, and are compared with."""
+
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from visionattn.models._weights import checked, packaged
+
+__all__ = ["SmallPictureResNet"]
+
+
+class SmallPictureResNet(ResNet):
+    """timm's ResNet without the pooling after the first convolution: maps are twice as large throughout."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.maxpool = nn.Identity()
+        for info in self.feature_info[1:]:
+            info["reduction"] //= 2
+
+
+_CFG: dict[str, Any] = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "license": "apache-2.0",
+}
+VIT_CFG: dict[str, Any] = {
+    **_CFG,
+    "fixed_input_size": True,
+    "pool_size": None,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "vit_pico_patch4_32.untrained": VIT_CFG,
+        "vit_nano_patch4_32.cifar10": {**VIT_CFG, **packaged("vit_nano_patch4_32.cifar10")},
+        "resnet_pico.cifar10": {
+            **_CFG,
+            "pool_size": (2, 2),
+            "first_conv": "conv1",
+            "classifier": "fc",
+            **packaged("resnet_pico.cifar10"),
+        },
+    }
+)
+
+VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6, "num_classes": 10}
+VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
+VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
+RESNET_PICO: dict[str, Any] = {
+    "block": BasicBlock,
+    "layers": (2, 2, 2, 2),
+    "channels": (16, 32, 64, 96),
+    "num_classes": 10,
+}
+
+
+def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> VisionTransformer:
+    model: VisionTransformer = build_model_with_cfg(
+        VisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checked(checkpoint_filter_fn),
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **{**arch, **kwargs},
+    )
+    return model
+
+
+@register_model
+def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A ViT of our own making: six blocks of ViT-Tiny's width."""
+    return _create_vit("vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
+
+
+@register_model
+def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A ViT of our own making: six blocks of width 96."""
+    return _create_vit("vit_nano_patch4_32", pretrained, VIT_NANO, **kwargs)
+
+
+@register_model
+def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallPictureResNet:
+    """A ResNet of our own making: ResNet-18 with 16 to 96 channels."""
+    model: SmallPictureResNet = build_model_with_cfg(
+        SmallPictureResNet,
+        "resnet_pico",
+        pretrained,
+        pretrained_filter_fn=checked(),
+        feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
+        **{**RESNET_PICO, **kwargs},
+    )
+    return model
