@@ -173,7 +173,8 @@ def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
         ([float(e["parameters"]) / 1e6 for e in entries], [speeds[e["model"]] for e in entries]),
         strict=True,
     ):
-        style_axes(axes, xlabel=label, ylabel="CIFAR-10 test top-1 (%)", xscale="log")
+        style_axes(axes, xlabel=label, ylabel="CIFAR-10 test top-1 (%)")
+        axes.margins(x=0.25, y=0.15)
         axes.errorbar(
             values,
             [float(e["test_top1"]) for e in entries],

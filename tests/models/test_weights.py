@@ -19,9 +19,9 @@ each = pytest.mark.parametrize("name", NAMES)
 MODELS = {name.partition(".")[0] for name in NAMES}
 
 
-def test_there_are_some_of_every_family() -> None:
+def test_each_tag_has_its_weights() -> None:
     families = {"nat", "dinat", "halo", "terminator", "dcal", "vit", "resnet"}
-    assert {name.partition("_")[0] for name in NAMES} == families
+    assert {"vit", "resnet"} <= {name.partition("_")[0] for name in NAMES} <= families
     assert set(timm.list_models("*.cifar10", include_tags=True)) == set(NAMES)
 
 
