@@ -23,7 +23,7 @@ from gate import Gate
 from measure import Rates, measure_rates, peak_bytes, time_in_turn
 from peers import OURS, PEERS, Contender, Run, ours, peers
 from problems import DIRECTIONS, Direction, Problem, attention_problems
-from results import Report, published
+from report import Report, published
 from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor
 

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import timm
 import torch
 from measure import peak_bytes, time_in_turn
-from results import Report, package_version
+from report import Report, package_version
 from script import choose, new_parser, prepare, run
 from torch import Tensor
 

@@ -22,7 +22,7 @@ import torch
 from loops import SCALE, check_root, write_digits
 from measure import time_in_turn
 from peers import OURS
-from results import Report, package_version
+from report import Report, package_version
 from script import choose, new_parser, prepare, run
 from torch import Tensor
 

@@ -16,7 +16,7 @@ import torch
 from measure import peak_bytes
 from peers import Contender, gather, ours
 from problems import Problem
-from results import Report, fit_exponent
+from report import Report, fit_exponent
 from script import DTYPES, choose, new_parser, prepare, run
 
 from visionattn_kernels import Window

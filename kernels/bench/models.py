@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from measure import peak_bytes, time_in_turn
 from peers import OURS, gather
-from results import Report, package_version, published
+from report import Report, package_version, published
 from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from problems import HaloLayer, Problem
-from results import package_version
+from report import package_version
 from torch import Tensor, nn
 
 from visionattn_kernels import Window, windowed_attention

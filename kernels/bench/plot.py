@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from peers import PEERS
 from problems import DIRECTIONS
-from results import fit_exponent, read_rows
+from report import fit_exponent, read_rows
 from script import RESULTS, run
 from table import group
 

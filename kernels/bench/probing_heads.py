@@ -15,7 +15,7 @@ import torch
 from measure import time_in_turn
 from models import inference_step, training_step
 from peers import OURS
-from results import Report, package_version
+from report import Report, package_version
 from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor, nn
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from measure import time_in_turn
 from peers import OURS
-from results import Report, package_version
+from report import Report, package_version
 from script import choose, new_parser, prepare, run
 from torch import Tensor
 

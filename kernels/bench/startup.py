@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from results import Report
+from report import Report
 from script import new_parser, prepare, run
 
 COLUMNS = ("dtype", "command", "median_ms", "ratio_to_timm", "peak_mb")

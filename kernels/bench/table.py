@@ -17,7 +17,7 @@ from typing import Any
 
 from peers import OURS, PEERS
 from problems import DIRECTIONS
-from results import fit_exponent, geometric_mean, published, read_origin, read_rows
+from report import fit_exponent, geometric_mean, published, read_origin, read_rows
 from script import RESULTS, run
 
 README = Path(__file__).parent.parent / "README.md"

@@ -29,7 +29,7 @@ from typing import Any
 
 from loops import LOOPS, STARTED, Record, Task, check_root, write_digits
 from peers import OURS
-from results import Report, package_version
+from report import Report, package_version
 from script import choose, new_parser, prepare, run
 
 COLUMNS = (

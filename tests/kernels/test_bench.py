@@ -18,7 +18,7 @@ MODULES = (
     "script",
     "problems",
     "measure",
-    "results",
+    "report",
     "gate",
     "peers",
     "attention",
@@ -209,7 +209,7 @@ def test_bytes_of_each_pass(bench):
 
 
 def test_attention_rows(bench, results):
-    rows = bench.results.read_rows(results / "attention-cpu.csv")
+    rows = bench.report.read_rows(results / "attention-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.attention.COLUMNS]
     found = {(row["problem"].split()[0], row["contender"], row["direction"]) for row in rows}
     peers = {"nat-tiny-1": ("visionattn", "gather", "sdpa-full"), "halonet-layer": ("visionattn", "timm")}
@@ -224,7 +224,7 @@ def test_attention_rows(bench, results):
 
 
 def test_backends_are_timed_beside_the_automatic_choice(bench, results):
-    rows = bench.results.read_rows(results / "backends-cpu.csv")
+    rows = bench.report.read_rows(results / "backends-cpu.csv")
     assert {row["contender"] for row in rows} == {"visionattn", "tiled", "reference"}
     assert all(row["fraction_of_floor"] for row in rows)
 
@@ -237,11 +237,11 @@ def test_origin_stands_beside_the_rows(results, what):
 
 
 def test_absent_package_is_named_so(bench):
-    assert bench.results.package_version("no-such-package-anywhere") == "absent"
+    assert bench.report.package_version("no-such-package-anywhere") == "absent"
 
 
 def test_memory_of_tiled_grows_with_the_map_not_its_square(bench, results):
-    rows = bench.results.read_rows(results / "memory-cpu.csv")
+    rows = bench.report.read_rows(results / "memory-cpu.csv")
     peak = {(row["contender"], row["map"]): float(row["peak_mb"]) for row in rows}
     small, large = bench.memory.QUICK_MAPS
     growth = {name: peak[name, f"{large}x{large}"] / peak[name, f"{small}x{small}"] for name in ("tiled", "reference")}
@@ -263,7 +263,7 @@ def test_peak_counts_what_is_held_at_once(bench):
 
 
 def test_models_rows(bench, results):
-    rows = bench.results.read_rows(results / "models-cpu.csv")
+    rows = bench.report.read_rows(results / "models-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.models.COLUMNS]
     found = [(row["model"], row["direction"], row["contender"]) for row in rows]
     directions, contenders = ("inference", "training"), ("visionattn", "gather")
@@ -279,7 +279,7 @@ def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
 
 
 def test_halonet_rows(bench, results):
-    rows = bench.results.read_rows(results / "halonet-cpu.csv")
+    rows = bench.report.read_rows(results / "halonet-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.halonet.COLUMNS]
     parts = {(row["part"].partition(" ")[0], row["direction"]) for row in rows}
     layers = {"stages.2.1.self_attn", "stages.3.0.self_attn", "stages.3.1.self_attn"}
@@ -314,7 +314,7 @@ def test_other_terminator_is_not_timed(bench, tmp_path, monkeypatch, capsys):
 
 
 def test_training_loops_do_the_same_work(bench, surroundings):
-    rows = bench.results.read_rows(surroundings / "training-cpu.csv")
+    rows = bench.report.read_rows(surroundings / "training-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.training.COLUMNS]
     assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "timm"]
     for row in rows:
@@ -348,7 +348,7 @@ def test_loops_run_in_processes_of_their_own(bench, tmp_path):
 
 
 def test_loaders_give_the_same_pictures(bench, surroundings, monkeypatch, capsys):
-    rows = bench.results.read_rows(surroundings / "loader-cpu.csv")
+    rows = bench.report.read_rows(surroundings / "loader-cpu.csv")
     assert [row["contender"] for row in rows] == ["visionattn", "timm", "torchvision"]
     theirs = bench.loader.timm_loader
     monkeypatch.setattr(bench.loader, "timm_loader", lambda root, size, *rest: theirs(root, size + 1, *rest))
@@ -357,7 +357,7 @@ def test_loaders_give_the_same_pictures(bench, surroundings, monkeypatch, capsys
 
 
 def test_startup_rows(bench, surroundings):
-    rows = bench.results.read_rows(surroundings / "startup-cpu.csv")
+    rows = bench.report.read_rows(surroundings / "startup-cpu.csv")
     assert [row["command"] for row in rows] == ["import timm", "import visionattn"]
     assert rows[0]["ratio_to_timm"] == "1"
     assert all(float(row["peak_mb"]) > 1 for row in rows)
@@ -462,14 +462,14 @@ def test_published_figures_belong_to_problems_that_are_measured(bench):
     names = [problem.name for problem in problems]
     assert len(set(names)) == len(names)
     models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"].split(",")]
-    rows = bench.results.read_rows(bench.results.PUBLISHED)
+    rows = bench.report.read_rows(bench.results.PUBLISHED)
     assert {row["problem"] for row in rows} <= {*names, *models}
     assert all(row["source"] and row["hardware"] for row in rows)
 
 
 def test_exponent_of_a_power_law(bench):
     x = [1.0, 4.0, 9.0, 100.0]
-    assert bench.results.fit_exponent(x, [3 * value**1.5 for value in x]) == pytest.approx(1.5)
+    assert bench.report.fit_exponent(x, [3 * value**1.5 for value in x]) == pytest.approx(1.5)
 
 
 def test_pictures_are_drawn(bench, results):
@@ -481,5 +481,5 @@ def test_pictures_are_drawn(bench, results):
 def test_every_peer_that_is_installed_is_right(bench, tmp_path):
     output = tmp_path / "attention-cpu.csv"
     assert bench.attention.main(["--quick", "--repeats", "1", "--output", str(output)]) == 0
-    found = {row["contender"] for row in bench.results.read_rows(output)}
+    found = {row["contender"] for row in bench.report.read_rows(output)}
     assert found >= {"visionattn", "gather", "flex", "sdpa-full", "timm"}

@@ -258,11 +258,11 @@ class ImageClassificationData(PictureData):
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        if place != "train":
+        asked = [option for option in ("holdout_per_class", "limit_per_class") if getattr(self, option) is not None]
+        if place != "train" or not asked:
             return source
-        for option in ("holdout_per_class", "limit_per_class"):
-            if isinstance(source, IterableImageDataset) and getattr(self, option) is not None:
-                raise DataError(f"data set {self.name!r} is read in order: leave out --data.{option}")
+        if isinstance(source, IterableImageDataset):
+            raise DataError(f"data set {self.name!r} is read in order: leave out --data.{asked[0]}")
         if self.holdout_per_class is not None:
             source = hold_out(source, self.holdout_per_class)[held_out]
         if self.limit_per_class is not None and not held_out:

@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its tensors there; without it Lightning looks at each name to see whether it can be moved."""
-        there = {"device": device, "non_blocking": device.type == "cuda"}
+        there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
         return self._replace(image=self.image.to(**there), target=self.target.to(**there))
 
 

@@ -18,9 +18,10 @@ class SmallPictureResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.maxpool = nn.Identity()
-        for info in self.feature_info[1:]:
-            info["reduction"] //= 2
+        self.maxpool = nn.Sequential()
+        levels: list[Any] = self.feature_info[1:]
+        for level in levels:
+            level["reduction"] //= 2
 
 
 _CFG: dict[str, Any] = {

@@ -356,8 +356,9 @@ class TrainingTask(LightningModule):
         loss = sum(extra.values(), start=loss)
         self._pending = loss.detach(), self.global_step, self.current_epoch
         self.log("train_loss", loss, prog_bar=True, batch_size=count)
-        if self.trainer.log_every_n_steps and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self.log("lr-max", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+        trainer: Any = self.trainer
+        if trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0:
+            self.log("lr-max", max(group["lr"] for group in trainer.optimizers[0].param_groups))
         return loss
 
     def require_finite_loss(self) -> None:
