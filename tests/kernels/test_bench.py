@@ -462,7 +462,7 @@ def test_published_figures_belong_to_problems_that_are_measured(bench):
     names = [problem.name for problem in problems]
     assert len(set(names)) == len(names)
     models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"].split(",")]
-    rows = bench.report.read_rows(bench.results.PUBLISHED)
+    rows = bench.report.read_rows(bench.report.PUBLISHED)
     assert {row["problem"] for row in rows} <= {*names, *models}
     assert all(row["source"] and row["hardware"] for row in rows)
 

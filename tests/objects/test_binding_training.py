@@ -172,7 +172,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
         bench = importlib.import_module("binding")
         arguments = ["--quick", "--threads", "1", "--repeats", "1"]
         assert bench.main([*arguments, "--output", str(tmp_path / "binding.csv")]) == 0
-        rows = sys.modules["results"].read_rows(tmp_path / "binding.csv")
+        rows = sys.modules["report"].read_rows(tmp_path / "binding.csv")
         directions = ["training", "evaluation"]
         assert [row["direction"] for row in rows] == [*directions, "forward", *directions, *directions]
         assert all(row["peak_mb"] for row in rows[:2])

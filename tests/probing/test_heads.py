@@ -456,7 +456,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
         bench = importlib.import_module("probing_heads")
         arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
         assert bench.main(arguments) == 0
-        rows = sys.modules["results"].read_rows(tmp_path / "heads.csv")
+        rows = sys.modules["report"].read_rows(tmp_path / "heads.csv")
         assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
             ("ep_32", direction, contender)
             for direction in ("inference", "training")

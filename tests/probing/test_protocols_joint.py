@@ -336,7 +336,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
         bench = importlib.import_module("probing_joint")
         arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_3"]
         assert bench.main([*arguments, "--output", str(tmp_path / "joint.csv")]) == 0
-        rows = sys.modules["results"].read_rows(tmp_path / "joint.csv")
+        rows = sys.modules["report"].read_rows(tmp_path / "joint.csv")
         assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "singly"]
 
         monkeypatch.setattr(bench, "random_order", lambda count, *seed: torch.arange(count))

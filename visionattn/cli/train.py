@@ -390,7 +390,7 @@ class TrainingCLI(LightningCLI):
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         done = f"{self.trainer.current_epoch} epochs, {self.trainer.global_step} steps in {minutes} min {seconds} s"
         score = self.best.best_model_score
-        if is_rank_zero():
+        if is_rank_zero() and self.trainer.global_step:
             write_json(self._summary(None if score is None else float(score)), self.run.path / "summary.json")
         kept = self.best.best_model_path or self.last.last_model_path or (self.resume and str(self.resume))
         if not kept:
