@@ -17,7 +17,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="pictures, in train/ and test/")
     args = parser.parse_args(argv)
     rows = {(row["model"], row["seed"]): row for row in read_table()}
+    runs: dict[tuple[str, str], Path] = {}
     for run in args.runs:
         if not (run / "summary.json").is_file():
             print(f"{run}: this training did not come to its end, it is left out", file=sys.stderr)
             continue
         row = evaluate(run, args.root)
         rows[row["model"], row["seed"]] = row
+        runs[row["model"], row["seed"]] = run
     ordered = sorted(rows.values(), key=lambda row: (row["model"], int(row["seed"])))
     write_csv(ordered, TABLE)
-    for run in args.runs:
-        ship(run, ordered)
-    write_checksums()
     entries = summaries(ordered)
+    for entry in entries:
+        if run := runs.get((entry["model"], entry["seed"])):
+            ship(run, f"{entry['model']}.{TAG}")
+    write_checksums()
     speeds = {row["model"]: row["images_per_second"] for row in json.loads(SPEEDS.read_text())["results"]}
     if missing := {entry["model"] for entry in entries} - speeds.keys():
         print(
@@ -86,8 +89,8 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
     checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
     network = load_network(checkpoint, None, False, None, "average")
     options: dict[str, Any] = {"dtype": "float16", "license": "apache-2.0", "data_name": DATA}
-    save_folder(network, folder, checkpoint, **options)
-    if not found.exists():
+    if not found.exists() or found.stat().st_mtime < checkpoint.stat().st_mtime:
+        save_folder(network, folder, checkpoint, **options)
         classify(
             checkpoint=folder / "model.safetensors",
             model=summary["model"],
@@ -113,18 +116,13 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
     }
 
 
-def ship(run: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Puts the export of a run into the package, if its seed is the lowest of its model."""
-    if not (run / "summary.json").is_file():
-        return
-    summary = json.loads((run / "summary.json").read_text())
-    if summary["seed"] == min(int(row["seed"]) for row in rows if row["model"] == summary["model"]):
-        name = f"{summary['model']}.{TAG}"
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-        shutil.copytree(run / "export", FOLDER / name)
-        card = FOLDER / name / "README.md"
-        use = '"local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME'
-        write_text(card.read_text(encoding="utf-8").replace(use, f'"{name}", pretrained=True).eval()'), card)
+def ship(run: Path, name: str) -> None:
+    """Puts the export of a run into the package."""
+    shutil.rmtree(FOLDER / name, ignore_errors=True)
+    shutil.copytree(run / "export", FOLDER / name)
+    card = FOLDER / name / "README.md"
+    use = '"local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME'
+    write_text(card.read_text(encoding="utf-8").replace(use, f'"{name}", pretrained=True).eval()'), card)
 
 
 def write_checksums() -> None:

@@ -80,5 +80,13 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "SHA256SUMS").write_text(CHECKSUMS.read_text())
     monkeypatch.setattr(_weights, "FOLDER", tmp_path)
     monkeypatch.setattr(_weights, "CHECKSUMS", tmp_path / "SHA256SUMS")
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged.*install visionattn again"):
+    refused(name, path, "is damaged")
+    path.write_bytes(path.read_bytes()[:5000])
+    refused(name, path, "is damaged")
+    path.unlink()
+    refused(name, path, "is missing")
+
+
+def refused(name: str, path: Path, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"model.safetensors {says}.*install visionattn again"):
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
-    return torch.load(folder / f"{name}-{rank}.pt")
+    return torch.load(folder / f"{name}-{rank}.pt", weights_only=True)
 
 
 def seen(folder: Path, *names: str) -> list[dict[str, float]]:

@@ -220,17 +220,14 @@ class ImageLoader(DataLoader[Any]):
 
     def _check_targets(self, batch: Batch) -> None:
         """Losses take what they find for a class, and on GPUs end in an error that tells nothing."""
-        if self.num_classes is None or not len(batch.target):
+        if self.num_classes is None:
             return
-        low, high = batch.target.aminmax()
-        if low >= 0 and high < self.num_classes:
-            return
-        wrong = (batch.target < 0) | (batch.target >= self.num_classes)
-        for place in wrong.nonzero().flatten().tolist()[:1]:
-            raise DataError(
-                f"{batch.name[place]} is of class {batch.target[place]}, where classes are 0 to "
-                f"{self.num_classes - 1}: correct its label, or choose a split that has labels"
-            )
+        for name, target in zip(batch.name, batch.target.tolist(), strict=True):
+            if not 0 <= target < self.num_classes:
+                raise DataError(
+                    f"{name} is of class {target}, where classes are 0 to {self.num_classes - 1}: correct its label, "
+                    "or choose a split that has labels"
+                )
 
 
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:

@@ -3,12 +3,12 @@
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from visionattn.models._weights import checked, packaged
+from visionattn.models._weights import build_model, packaged
 
 __all__ = ["SmallPictureResNet"]
 
@@ -67,11 +67,11 @@ RESNET_PICO: dict[str, Any] = {
 
 
 def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> VisionTransformer:
-    model: VisionTransformer = build_model_with_cfg(
+    model: VisionTransformer = build_model(
         VisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checked(checkpoint_filter_fn),
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )
@@ -93,11 +93,10 @@ def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 @register_model
 def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallPictureResNet:
     """A ResNet of our own making: ResNet-18 with 16 to 96 channels."""
-    model: SmallPictureResNet = build_model_with_cfg(
+    model: SmallPictureResNet = build_model(
         SmallPictureResNet,
         "resnet_pico",
         pretrained,
-        pretrained_filter_fn=checked(),
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
         **{**RESNET_PICO, **kwargs},
     )

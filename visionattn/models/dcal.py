@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from timm.layers import StdConv2dSame
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter_fn
 from timm.models.vision_transformer_hybrid import HybridEmbed
@@ -21,7 +21,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
-from visionattn.models._weights import checked
+from visionattn.models._weights import build_model
 from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
 __all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
@@ -64,11 +64,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalVisionTransformer:
-    model: DcalVisionTransformer = build_model_with_cfg(
+    model: DcalVisionTransformer = build_model(
         DcalVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checked(filter_checkpoint),
+        pretrained_filter_fn=filter_checkpoint,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )
@@ -76,7 +76,7 @@ def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: 
 
 
 def _create_swin(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalSwinTransformer:
-    model: DcalSwinTransformer = build_model_with_cfg(
+    model: DcalSwinTransformer = build_model(
         DcalSwinTransformer,
         variant,
         pretrained,

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import BatchNormAct2d, ConvNormAct, DropPath
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, resize_table
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import checked
+from visionattn.models._weights import build_model
 
 __all__ = ["HaloNet"]
 
@@ -283,11 +283,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_halonet(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> HaloNet:
-    model: HaloNet = build_model_with_cfg(
+    model: HaloNet = build_model(
         HaloNet,
         variant,
         pretrained,
-        pretrained_filter_fn=checked(checkpoint_filter_fn),
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
         **{**arch, **kwargs},
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize
@@ -33,7 +33,7 @@ from visionattn.models._nat_blocks import (
     relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
-from visionattn.models._weights import checked
+from visionattn.models._weights import build_model
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -235,11 +235,11 @@ default_cfgs = generate_default_cfgs(
 def _create_nat(
     variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any
 ) -> NeighborhoodAttentionTransformer:
-    model: NeighborhoodAttentionTransformer = build_model_with_cfg(
+    model: NeighborhoodAttentionTransformer = build_model(
         NeighborhoodAttentionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checked(checkpoint_filter_fn),
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
         **{**arch, **kwargs},
     )

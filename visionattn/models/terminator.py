@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -37,7 +37,7 @@ from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import checked
+from visionattn.models._weights import build_model
 from visionattn_kernels.hyper import GlobalMode
 
 __all__ = ["Terminator"]
@@ -339,11 +339,10 @@ default_cfgs = generate_default_cfgs(
 def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> Terminator:
     arch = {**arch, **kwargs}
     blocks = len(arch.get("embed_dims", range(5)))
-    model: Terminator = build_model_with_cfg(
+    model: Terminator = build_model(
         Terminator,
         variant,
         pretrained,
-        pretrained_filter_fn=checked(),
         feature_cfg={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
         **arch,
     )
