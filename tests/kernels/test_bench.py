@@ -217,7 +217,8 @@ def test_attention_rows(bench, results):
     assert found == {(p, c, d) for p, names in peers.items() for c in names for d in directions}
     for row in rows:
         ours = row["contender"] == "visionattn"
-        assert (row["ratio_to_ours"] == "1") == ours
+        ratio = row["ratio_to_ours"]
+        assert ratio == "1" if ours else float(ratio) > 0  # a peer can come out as fast as we are
         assert bool(row["fraction_of_floor"]) == ours
         assert float(row["median_ms"]) > 0
         assert float(row["peak_mb"]) > 0
