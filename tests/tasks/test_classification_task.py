@@ -8,12 +8,14 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
+from torch import Tensor, nn
 
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
 from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask, DivergenceError
+from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.tasks.objective import decayed_weights
 
 MODEL = "test_resnet"
@@ -211,6 +213,23 @@ def test_mixing_softens_targets_and_keeps_odd_batches() -> None:
 @pytest.mark.parametrize("mix", [0.0, 0.8])
 def test_binary_cross_entropy(mix: float) -> None:
     assert fit(ClassificationTask(MODEL, loss="bce", mixup=mix)).global_step == 4
+
+
+@pytest.mark.parametrize("kind", [ClassificationTask, FineGrainedTask])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("64-true", torch.float64)])
+def test_losses_are_computed_in_float32_at_least(
+    kind: type[ClassificationTask], precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    original = LabelSmoothingCrossEntropy.forward
+
+    def forward(self: LabelSmoothingCrossEntropy, x: Tensor, target: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return original(self, x, target)
+
+    monkeypatch.setattr(LabelSmoothingCrossEntropy, "forward", forward)
+    fit(kind("nat_pico", smoothing=0.1), precision=precision, limit_train_batches=1, limit_val_batches=0)
+    assert seen == {dtype}
 
 
 def test_adaptive_gradient_clipping_spares_the_head() -> None:

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.objective import widened
 from visionattn.tasks.training import DivergenceError, TrainingTask
 
 __all__ = ["ClassificationTask", "DivergenceError"]
@@ -138,7 +139,7 @@ class ClassificationTask(TrainingTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mixes the pictures where wanted and gives the loss, with what the model and the weights add to it."""
         image, target = self._mix(batch)
-        return self._finish_step({self.options.loss: self.criterion(self(image), target)}, len(image))
+        return self._finish_step({self.options.loss: self.criterion(widened(self(image)), target)}, len(image))
 
     def _mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and targets, mixed where that is wanted: targets are then shares of classes [B, num_classes]."""

@@ -8,6 +8,7 @@ from visionattn.data import Batch
 from visionattn.tasks.branches import branch_logits
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.tasks.objective import widened
 
 
 class FineGrainedTask(ClassificationTask):
@@ -40,4 +41,4 @@ class FineGrainedTask(ClassificationTask):
         assert self.model is not None
         image, target = self._mix(batch)
         logits = branch_logits(self.model, self._arrange(image))
-        return self._finish_step({name: self.criterion(x, target) for name, x in logits.items()}, len(image))
+        return self._finish_step({name: self.criterion(widened(x), target) for name, x in logits.items()}, len(image))

@@ -26,6 +26,11 @@ def extra_losses(model: nn.Module, l2_penalty: float = 0.0, weights: Sequence[Te
     return losses
 
 
+def widened(x: Tensor) -> Tensor:
+    """What a loss is computed of: ``x``, in float32 where it has less, as autocast does for losses on GPUs alone."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def decayed_weights(model: nn.Module) -> list[Tensor]:
     """The trained tensors that weight decay applies to: no biases, no norms, nothing in ``no_weight_decay()``.
 

@@ -14,6 +14,7 @@ from visionattn.losses.center import CenterLoss
 from visionattn.losses.triplet import BatchHardTripletLoss
 from visionattn.tasks.branches import branch_features, branch_names, num_features, reid_features
 from visionattn.tasks.checkpoint import TaskName
+from visionattn.tasks.objective import widened
 from visionattn.tasks.retrieval import Gallery, gather, measure, merge
 from visionattn.tasks.training import TrainingTask
 
@@ -94,7 +95,8 @@ class ReidTask(TrainingTask):
         """What one branch's features [B, D] of identities [B] are trained by."""
         hparams = self.options
         neck = name if name in self.necks else SHARED_NECK[name]
-        losses = {"ce": F.cross_entropy(self.necks[neck](features), target, label_smoothing=hparams.smoothing)}
+        features, logits = widened(features), widened(self.necks[neck](features))
+        losses = {"ce": F.cross_entropy(logits, target, label_smoothing=hparams.smoothing)}
         if hparams.triplet_weight:
             losses["triplet"] = hparams.triplet_weight * self.triplet(features, target)
         if hparams.center_weight:
