@@ -110,7 +110,7 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
         "held_out_top1": round(100 * summary["best"]["val_top1"], 2),
         "test_top1": round(100 * test["top1"], 2),
         "test_top5": round(100 * test["top5"], 2),
-        "hardware": f"{summary['hardware']['name']}, {summary['hardware'].get('threads', '')} threads",
+        "hardware": f"{summary['hardware']['name']}, threads: {summary['hardware'].get('threads', '')}",
         "torch": summary["versions"]["torch"],
         "command": summary["command"],
     }
@@ -181,9 +181,9 @@ def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
             color=BLUE,
             capsize=3,
         )
-        for entry, value in zip(entries, values, strict=True):
-            place = (value, float(entry["test_top1"]))
-            axes.annotate(entry["model"], place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for rank, (entry, value) in enumerate(zip(entries, values, strict=True)):
+            place, beside = (value, float(entry["test_top1"])), (5, -11 if rank % 2 else 4)  # neighbours may be close
+            axes.annotate(entry["model"], place, xytext=beside, textcoords="offset points", fontsize=8)
     save_figure(figure, PLOT)
 
 

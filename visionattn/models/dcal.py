@@ -21,7 +21,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
-from visionattn.models._weights import build_model
+from visionattn.models._weights import build_model, packaged
 from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
 __all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
@@ -57,7 +57,7 @@ default_cfgs = generate_default_cfgs(
             {**PAPER, "classifier": "head.fc"},
             *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
         ),
-        "dcal_vit_nano": _PICO,
+        "dcal_vit_nano.cifar10": {**_PICO, **packaged("dcal_vit_nano.cifar10")},
         "dcal_vit_pico": _PICO,
     }
 )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, resize_table
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import build_model
+from visionattn.models._weights import build_model, packaged
 
 __all__ = ["HaloNet"]
 
@@ -271,7 +271,9 @@ _PICO = {
 
 default_cfgs = generate_default_cfgs(
     {
-        "halo_pico.untrained": _cfg(32, pool_size=(4, 4), crop_pct=1.0, num_classes=10),
+        "halo_pico.cifar10": _cfg(
+            32, pool_size=(4, 4), crop_pct=1.0, num_classes=10, **packaged("halo_pico.cifar10")
+        ),
         **{f"{name}.untrained": _cfg(row[0]) for name, row in _H.items()},
         "halo_h4_conv12.untrained": _cfg(384),
         "halo_h7_conv12.untrained": _cfg(600),

@@ -33,7 +33,7 @@ from visionattn.models._nat_blocks import (
     relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
-from visionattn.models._weights import build_model
+from visionattn.models._weights import build_model, packaged
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -204,8 +204,8 @@ _IN22K: dict[str, Any] = {"num_classes": 21841}
 
 default_cfgs = generate_default_cfgs(
     {
-        "nat_pico.untrained": _cfg(**_AT_32),
-        "dinat_pico.untrained": _cfg(**_AT_32, **_DINAT_PAPER),
+        "nat_pico.cifar10": _cfg(**_AT_32, **packaged("nat_pico.cifar10")),
+        "dinat_pico.cifar10": _cfg(**_AT_32, **_DINAT_PAPER, **packaged("dinat_pico.cifar10")),
         "nat_mini.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_mini.pth"),
         "nat_tiny.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_tiny.pth"),
         "nat_small.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_small.pth"),
