@@ -143,7 +143,7 @@ def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> Non
     (result,) = about["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.751235, "name": "top-1"}]
     assert "| top-1 | 75.12% |" in text
-    assert "Epochs: 3; updates: 90. The whole training took 1.5 min on A processor, 2 threads." in text
+    assert "Epochs: 3; updates: 90. The whole training took 1.5 min on A processor, threads: 2." in text
     assert "| License | cc-by-4.0 |" in text
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
     assert recipe == {

@@ -77,7 +77,7 @@ def _took(path: Path) -> str:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         hardware, minutes = summary["hardware"], summary["train_seconds"] / 60
-        threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+        threads = f", threads: {hardware['threads']}" if "threads" in hardware else ""
         return f"{minutes:.1f} min on {hardware['name']}{threads}"
     except (OSError, ValueError, LookupError, TypeError):
         return ""

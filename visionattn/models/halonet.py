@@ -271,9 +271,7 @@ _PICO = {
 
 default_cfgs = generate_default_cfgs(
     {
-        "halo_pico.cifar10": _cfg(
-            32, pool_size=(4, 4), crop_pct=1.0, num_classes=10, **packaged("halo_pico.cifar10")
-        ),
+        "halo_pico.cifar10": _cfg(32, pool_size=(4, 4), crop_pct=1.0, num_classes=10, **packaged("halo_pico.cifar10")),
         **{f"{name}.untrained": _cfg(row[0]) for name, row in _H.items()},
         "halo_h4_conv12.untrained": _cfg(384),
         "halo_h7_conv12.untrained": _cfg(600),
