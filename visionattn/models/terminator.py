@@ -37,7 +37,7 @@ from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import build_model
+from visionattn.models._weights import build_model, packaged
 from visionattn_kernels.hyper import GlobalMode
 
 __all__ = ["Terminator"]
@@ -320,7 +320,7 @@ default_cfgs = generate_default_cfgs(
     {
         "terminator.untrained": _cfg(),
         "terminator_nine.untrained": _cfg(),
-        "terminator_pico.untrained": _cfg(),
+        "terminator_pico.cifar10": _cfg(**packaged("terminator_pico.cifar10")),
         "terminator_1d.untrained": _cfg((1, 1, 784)),
         "terminator_1d_pico.untrained": _cfg((1, 1, 784)),
         "terminator_patch4_224.untrained": _cfg(
