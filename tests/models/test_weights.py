@@ -35,7 +35,7 @@ def test_timm_loads_them_without_a_network(name: str) -> None:
     half = timm.create_model(name).half().state_dict()
     assert {key: value.dtype for key, value in held.items()} == {key: value.dtype for key, value in half.items()}
     wide = [value for value in held.values() if value.dtype == torch.float32]
-    if name == "terminator_pico.cifar10":  # what makes its kernels stays in float32: there are frequencies beyond float16
+    if name == "terminator_pico.cifar10":  # what makes its kernels has frequencies beyond float16
         assert max(value.abs().max() for value in wide) > torch.finfo(torch.float16).max
     else:
         assert not wide

@@ -12,7 +12,7 @@ CHECKSUMS = FOLDER / "SHA256SUMS"
 """A line `DIGEST  PATH` for each file of weights, as the command `sha256sum` writes it."""
 
 
-def packaged(name: str) -> dict[str, str]:
+def packaged(name: str) -> dict[str, Any]:
     """The part of timm's configuration that says where the weights of `MODEL.TAG` are."""
     return {"file": str(FOLDER / name / "model.safetensors")}
 
