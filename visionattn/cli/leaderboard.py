@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.probing_report import head_label
-from visionattn.cli.report import check_writable
+from visionattn.cli.report import check_writable, write_text
 
 NEEDED = (
     *("model", "checkpoint", "weights", "layers", "dataset", "root", "num_train", "views", "epochs", "seed"),
@@ -69,9 +69,7 @@ def show_leaderboard(patterns: Sequence[Path], output: Path | None) -> None:
     entries = collect([row for path in _expand(patterns) for row in read_results(path)])
     text = to_markdown(entries)
     if output is not None:
-        temporary = output.with_name(f".{output.name}.part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
+        write_text(text, output)
         _draw(entries, output.with_suffix(".png"))
     print(text, end="")
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from visionattn.files import replacing
 
 
 def write_text(text: str, path: str | Path) -> None:
@@ -81,23 +82,9 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
     path = Path(path).expanduser()
     try:
-        _replace(path, write)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            write(file)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"cannot write {path}: {reason}; make room there, or name a place elsewhere") from error
-
-
-def _replace(path: Path, write: Callable[[Any], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            write(file)
-        # mkstemp makes files that nobody else may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor
 
 from visionattn.cli.errors import UsageError, near_matches, one_line, run
+from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.tasks.weight_files import check_whole
@@ -82,7 +82,7 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
         weights, resized = fit(mapped, model)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    _write(weights, target, {"format": "pt", "architecture": arch, "num_classes": str(num_classes)})
+    save_weights(weights, target, {"format": "pt", "architecture": arch, "num_classes": str(num_classes)})
     return _report(mapped, weights, resized, target)
 
 
@@ -98,17 +98,6 @@ def _read(path: Path) -> dict[str, Any]:
         # A file of another kind fails in whatever way its bytes lead to; timm's own words tell of pickled code.
         reason = f": {one_line(str(error))}" if isinstance(error, RuntimeError) and "weights_only" in str(error) else ""
         raise ValueError(f"{path} is not a checkpoint, or only part of one{reason}") from error
-
-
-def _write(weights: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Never leaves part of a file at `target`."""
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        # Tensors that share memory, the two scales of a block, would be refused.
-        save_file({name: value.clone().contiguous() for name, value in weights.items()}, partial, metadata)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], target: Path) -> list[str]:

@@ -13,6 +13,7 @@ from visionattn.cli.report import check_folder
 from visionattn.export.card import write_card
 from visionattn.export.network import Network
 from visionattn.export.run import Run
+from visionattn.files import allow_reading
 
 CONFIG = "config.json"
 KEY = "visionattn"
@@ -69,6 +70,7 @@ def save_folder(
         card = write_card(network, run, dtype, license, data_name, found)
         (aside / "README.md").write_text(card, encoding="utf-8")
         for file in aside.iterdir():
+            allow_reading(file)
             file.replace(folder / file.name)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from visionattn.files import replacing, save_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
@@ -128,8 +129,8 @@ def export_probe(
     digest = weights_hash(backbone.model)
     stored = None if published else f"backbone-{digest}.safetensors"
     if stored and not (folder / stored).exists():
-        _write(folder / stored, backbone.model)
-    _write(folder / f"{name}.safetensors", probe.head)
+        save_weights(backbone.model.state_dict(), folder / stored)
+    save_weights(probe.head.state_dict(), folder / f"{name}.safetensors")
     # Of ridge and logistic regression the head is a linear one on the vectors that were chosen.
     options = dict(probe.result.options)
     head_name = options.pop("features") if "features" in options else probe.result.name
@@ -155,9 +156,9 @@ def export_probe(
         "result": probe.result.to_dict(),
     }
     path = folder / f"{name}.json"
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClassifier:
@@ -221,18 +222,6 @@ def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{file} is damaged or does not fit {made['model']!r}; export the head again") from error
     return model
-
-
-def _write(path: Path, module: nn.Module) -> None:
-    """Writes weights whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    # Copies, as safetensors refuses weights that share their memory.
-    weights = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    try:
-        save_file(weights, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _bytes(path: Path) -> bytes:

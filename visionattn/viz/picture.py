@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.files import replacing
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -20,12 +22,8 @@ def save_picture(picture: Any, path: str | Path) -> Path:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot write a picture to {path}: its suffix must be one of .png, .jpg, .webp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
