@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import shutil
 import statistics
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.transforms import Bbox
 
 from visionattn.cli.classify import EvaluationData, classify
 from visionattn.cli.report import write_csv, write_text
@@ -165,26 +167,34 @@ def markdown(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str
 def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
     """Accuracy against parameters and against images per second."""
     figure = new_figure(9.0, 3.6)
-    for axes, label, values in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("parameters (M)", "images per second, one at a time, CPU"),
-        ([float(e["parameters"]) / 1e6 for e in entries], [speeds[e["model"]] for e in entries]),
-        strict=True,
-    ):
+    plots = figure.subplots(1, 2, sharey=True)
+    top1 = [float(e["test_top1"]) for e in entries]
+    columns = {
+        "parameters (M)": [float(e["parameters"]) / 1e6 for e in entries],
+        "images per second, one at a time, CPU": [speeds[e["model"]] for e in entries],
+    }
+    for axes, (label, values) in zip(plots, columns.items(), strict=True):
         style_axes(axes, xlabel=label, ylabel="CIFAR-10 test top-1 (%)")
         axes.margins(x=0.25, y=0.15)
-        axes.errorbar(
-            values,
-            [float(e["test_top1"]) for e in entries],
-            yerr=[e["spread"] or 0.0 for e in entries],
-            fmt="o",
-            color=BLUE,
-            capsize=3,
-        )
-        for rank, (entry, value) in enumerate(zip(entries, values, strict=True)):
-            place, beside = (value, float(entry["test_top1"])), (5, -11 if rank % 2 else 4)  # neighbours may be close
-            axes.annotate(entry["model"], place, xytext=beside, textcoords="offset points", fontsize=8)
+        axes.errorbar(values, top1, yerr=[e["spread"] or 0.0 for e in entries], fmt="o", color=BLUE, capsize=3)
+    figure.draw_without_rendering()  # only then is it known where things are
+    for axes, values in zip(plots, columns.values(), strict=True):
+        label_points(axes, [e["model"] for e in entries], list(zip(values, top1, strict=True)))
     save_figure(figure, PLOT)
+
+
+def label_points(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+    """Writes names beside points, each at the first place within the axes where no other name and no point is."""
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
+    for name, point in zip(names, points, strict=True):
+        for right, above in itertools.product((True, False), (4, -11, 12, -19, 20)):
+            place = {"xytext": (5 if right else -5, above), "ha": "left" if right else "right"}
+            text = axes.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+            box = text.get_window_extent()
+            if axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 if __name__ == "__main__":

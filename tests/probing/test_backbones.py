@@ -256,6 +256,18 @@ def test_layers_that_are_not_there(layers: list[Layer], message: str) -> None:
         Backbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 32, 32)})
 
 
+def test_dcal_gives_the_tokens_of_self_attention() -> None:
+    model = build("dcal_vit_pico")
+    x = torch.randn(2, *model.default_cfg["input_size"])
+    with torch.no_grad():
+        combined = model.forward_features(x)
+    backbone = Backbone(model, "dcal_vit_pico")
+    tokens = backbone(x)["last"]
+    assert torch.equal(tokens, combined[:, :-1]), "all but the global-local one"
+    layout = backbone.layouts["last"]
+    assert (layout.num_prefix_tokens, layout.num_tokens) == (1, tokens.shape[1])
+
+
 def test_models_that_give_no_tokens() -> None:
     with pytest.raises(ValueError, match=r"ends in 1 tokens.*grid of 7 × 7; tap a block"):
         Backbone(timm.create_model("pit_ti_224"), "pit_ti_224")

@@ -88,6 +88,8 @@ class Backbone(nn.Module):
         self.name, self.model_kwargs, self.amp_dtype = name, dict(model_kwargs or {}), amp_dtype
         self.norm_blocks = norm_blocks
         self.preprocessing: dict[str, Any] = dict(preprocessing or resolve_model_data_config(model))
+        if hasattr(model, "set_inference"):
+            self.model.set_inference("sa")  # DCAL's global-local features have no place among class token and patches
         final, taps = self._probe()
         self.depth = len(taps)
         self.layers = _resolve_layers(range(self.depth) if layers is None else layers, self.depth, name)
