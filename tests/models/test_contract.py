@@ -282,3 +282,15 @@ def test_bfloat16_autocast_and_training_in_channels_last() -> None:
 
 def test_registered_names_are_known_to_timm() -> None:
     assert all(is_model(name) for name in MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        ("nat_pico", {"depths": (1, 1), "num_heads": (2, 4)}),
+        ("halo_pico", {"depths": (1, 1), "num_heads": (2, 4)}),
+        ("terminator_pico", {"embed_dims": (12, 24), "slow_depths": (2, 2)}),
+    ],
+)
+def test_features_only_of_fewer_levels(name: str, arch: dict[str, Any]) -> None:
+    assert len(timm.create_model(name, features_only=True, **arch)(torch.randn(1, 3, 32, 32))) == 2

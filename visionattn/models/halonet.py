@@ -283,13 +283,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_halonet(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> HaloNet:
+    arch = {**arch, **kwargs}
     model: HaloNet = build_model(
         HaloNet,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **{**arch, **kwargs},
+        **arch,
     )
     return model
 

@@ -235,13 +235,14 @@ default_cfgs = generate_default_cfgs(
 def _create_nat(
     variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any
 ) -> NeighborhoodAttentionTransformer:
+    arch = {**arch, **kwargs}
     model: NeighborhoodAttentionTransformer = build_model(
         NeighborhoodAttentionTransformer,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **{**arch, **kwargs},
+        **arch,
     )
     return model
 
