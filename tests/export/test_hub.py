@@ -89,9 +89,8 @@ def test_weights_and_their_types(save: Save, tmp_path: Path, capsys: pytest.Capt
     export("--checkpoint", path, "--output", tmp_path / "a")
     export("--checkpoint", path, "--output", tmp_path / "b", "--weights", "raw", "--dtype", "float16")
     average, raw = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
-    assert len({file.stat().st_mode for file in (tmp_path / "a").iterdir()}) == 1, (
-        "weights are read by whom the card is"
-    )
+    modes = {file.stat().st_mode for file in (tmp_path / "a").iterdir()}
+    assert len(modes) == 1, "who may read the card may read the weights"
     for name, value in average.items():
         torch.testing.assert_close(raw[name], (value / 2).half())
     loaded = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True)
