@@ -184,7 +184,7 @@ def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
 
 
 def label_points(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Writes names beside points, each at the first place within the axes that is free of points and other names, if any."""
+    """Writes names beside points, each at the first place that is free, if there is one."""
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
     for name, point in zip(names, points, strict=True):
         for right, above in itertools.product((True, False), (4, -11, 12, -19, 20)):
