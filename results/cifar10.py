@@ -150,7 +150,7 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str:
     """The table of README.md."""
     lines = [
-        "| weights | parameters | img/s | epochs, minutes | test top-1 | over seeds | published |",
+        "| weights | parameters | img/s | epochs, minutes | test top-1 | mean ± deviation (seeds) | published |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for entry in entries:
