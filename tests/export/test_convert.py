@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_nothing(model: nn.Module, tmp_path: Path, mon
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("visionattn.export.convert.save_file", fail)
+    monkeypatch.setattr("visionattn.files.save_file", fail)
     torch.save(authors(model), tmp_path / "in.pth")
     with pytest.raises(OSError, match="no space left"):
         convert(tmp_path / "in.pth", tmp_path / "out.safetensors", ARCH)
