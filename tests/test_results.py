@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as train
+from visionattn.viz.figure import new_figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,3 +106,17 @@ def test_a_speed_that_was_not_measured_is_named(
     (tmp_path / "speeds.json").write_text('{"results": []}')
     assert script.main(["--root", "pictures", runs[0]]) == 1
     assert "error: no speed of vit_nano_patch4_32" in capsys.readouterr().err
+
+
+def test_names_in_the_plot_keep_clear_of_each_other(script: ModuleType) -> None:
+    figure = new_figure(4.0, 3.0)
+    axes = figure.subplots()
+    names = ["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"]
+    points = [(0.0, 0.0), (0.01, 0.01), (0.02, 0.0), (1.0, 1.0)]  # three nearly on one another, one at the edge
+    axes.plot(*zip(*points, strict=True), "o")
+    figure.draw_without_rendering()
+    script.label_points(axes, names, points)
+    assert [text.get_text() for text in axes.texts] == names
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
