@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from visionattn.cli import evaluate
+from visionattn.cli.configs import find_config
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 
@@ -117,3 +118,25 @@ def test_the_header_says_what_to_expect(config: Path) -> None:
     command = re.search(r"python (?:train\.py fit|eval\.py binding) --config (\S+)", header)
     assert command is not None
     assert REPOSITORY / command[1] == config
+
+
+@pytest.mark.parametrize("name", ["configs/cifar10/nat.yaml", "cifar10/nat.yaml", "cifar10/nat"])
+def test_shipped_config_needs_no_checkout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == str(REPOSITORY / "configs/cifar10/nat.yaml")
+
+
+def test_config_of_the_user_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").touch()
+    assert find_config("quickstart") == "quickstart"
+
+
+def test_shipped_config_by_name_names_the_run_and_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = "--trainer.max_epochs=1 --trainer.limit_train_batches=1 --trainer.limit_val_batches=1"
+    assert run(main, ["fit", "--config=reid/identities", "--trainer.accelerator=cpu", *options.split()]) == 0
+    assert "on identities" in capsys.readouterr().out
+    assert (tmp_path / "runs/reid-identities/0/config.yaml").is_file()

@@ -44,7 +44,7 @@ Quick = tuple[str, ...]
         pytest.param("--ema=2", "--ema must be at least 0 and at most 1, got 2.0", id="ema"),
         pytest.param("--run_name=a/../../b", "--run_name a/../../b leads out of --runs", id="run name"),
         pytest.param("--config=", "--config takes the name of a file", id="no config"),
-        pytest.param("--config=absent.yaml", "file does not exist", id="absent config"),
+        pytest.param("--config=absent.yaml", "no config file absent.yaml: --config takes a file", id="absent config"),
         pytest.param("--config=.", "path is not a file", id="folder config"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 OPTIONS = ("--config", "-c")
+PACKAGE = Path(__file__).parents[1]
 
 
 def given_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -16,8 +17,37 @@ def given_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, value if equals else following
 
 
+def shipped_configs() -> Path:
+    """Return the folder of the configs that come with the package: inside it in a wheel, beside it in a checkout."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def find_config(name: str) -> str:
+    """Return the file that ``--config`` names: one that exists, or a shipped one.
+
+    Shipped configs need neither a checkout nor the suffix: ``configs/cifar10/nat.yaml`` and ``cifar10/nat`` name the
+    same file. What is neither comes back as it is.
+    """
+    shipped = shipped_configs() / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
+    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+
+
+def find_configs(argv: Sequence[str]) -> list[str]:
+    """Return a command line with the file of each config in place of its name."""
+    found: list[str] = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        if option in OPTIONS and equals:
+            word = f"{option}={find_config(value)}"
+        elif found and found[-1] in OPTIONS:
+            word = find_config(word)
+        found.append(word)
+    return found
+
+
 def named_configs(argv: Sequence[str]) -> list[str]:
-    """The config files that a command line names, in their order."""
+    """Return the config files that a command line names, in their order."""
     return [value for option, value in given_options(argv) if option in OPTIONS]
 
 
@@ -29,6 +59,11 @@ def read_config(path: str) -> dict[str, Any]:
     """
     if not path:
         raise ValueError("--config takes the name of a file")
+    if not Path(path).exists():
+        raise ValueError(
+            f"no config file {path}: --config takes a file, or a shipped config such as quickstart or cifar10/nat "
+            f"({shipped_configs()} holds them all)"
+        )
     if not Path(path).is_file():
         return {}
     try:

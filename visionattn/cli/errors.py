@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import set_parsing_settings
 
-from visionattn.cli.configs import line_of, named_configs, read_config
+from visionattn.cli.configs import find_configs, line_of, named_configs, read_config
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -36,11 +36,12 @@ class ConciseParser(argparse.ArgumentParser):
     configs: Sequence[str] = ()
     """The config files of the command line."""
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
         # What a config file names is imported, and some of it is called: nothing that runs commands or code.
         set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
-        self.configs = named_configs((args[0] if args else kwargs.get("args")) or [])
+        args = None if args is None else find_configs(args)
+        self.configs = named_configs(args or [])
         try:
             for config in self.configs:
                 read_config(config)
@@ -55,7 +56,7 @@ class ConciseParser(argparse.ArgumentParser):
                 # --trainer.limit_train_batches 1 would be the whole of an epoch, 1.0.
                 ordered = reduce(or_, sorted(get_args(hint), key=lambda x: x is float))
                 action._typehint = ordered  # type: ignore[attr-defined]
-        return super().parse_args(*args, **kwargs)
+        return super().parse_args(args, *others, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Checks null, too, which jsonargparse lets pass for any type, and that options of a group are a mapping."""

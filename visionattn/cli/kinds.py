@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
 
-from visionattn.cli.configs import OPTIONS, given_options, read_config
+from visionattn.cli.configs import OPTIONS, find_configs, given_options, read_config
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.data.scenes import SceneData
@@ -62,7 +62,7 @@ def find_task(argv: Sequence[str]) -> TaskName:
         UsageError: an unknown task.
     """
     found: Any = "classification"
-    for option, value in given_options(argv):
+    for option, value in given_options(find_configs(argv)):
         if option == "--task":
             found = value
         elif option in OPTIONS:

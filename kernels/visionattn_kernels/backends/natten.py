@@ -39,7 +39,7 @@ def can_run(problem: Problem) -> str | None:
     if p.q.device.type != "cuda":
         return f"its kernels run on CUDA devices, and the maps are on {p.q.device}"
     if natten is None:
-        return "natten is not installed"
+        return "natten is not installed: pip install 'visionattn[natten]', which compiles it where CUDA and CMake are"
     if not natten.HAS_LIBNATTEN:
         return f"natten {natten.__version__} is installed without libnatten, its kernels"
     if not _kernel(p):
