@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from email import message_from_string
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -107,11 +108,12 @@ def test_wheel_runs_every_kind_of_command_without_a_checkout(installed: Path, tm
     images.mkdir(parents=True)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     drawing = "from PIL import Image; [Image.effect_noise((32, 32), 60).save(f'images/{i}.png') for i in range(3)]"
+    options: Any = {"cwd": folder, "env": variables, "capture_output": True, "text": True, "check": False}
     for words in (
         ["-c", drawing],
         ["-c", "import timm, visionattn; timm.create_model('nat_pico.cifar10', pretrained=True)"],
         *(["-m", "visionattn", *shlex.split(command.replace("IMAGES", str(images)))] for command in COMMANDS),
     ):
-        done = subprocess.run([installed, *words], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+        done = subprocess.run([installed, *words], **options)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert len((folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 4

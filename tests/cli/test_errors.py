@@ -136,7 +136,7 @@ def main(argv):
         ([], "a command is wanted: train, evaluate"),
         (["train"], "missing: --root"),
         (["train", "--root", "a", "--epochs", "many"], "--epochs: expected int. Got value: many"),
-        (["train", "--config", "gone.yaml"], "--config: "),
+        (["train", "--config", "gone.yaml"], "no config file gone.yaml: --config takes a file, or a shipped config"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
