@@ -88,7 +88,7 @@ def test_pictures_outside_of_class_folders(colour_folder: Path, beside: bool) ->
 @pytest.mark.parametrize(
     ("folder", "says"),
     [
-        pytest.param("violet", "train has empty folders, which are no classes: violet", id="empty"),
+        pytest.param("violet", "train has folders without images, which are no classes: violet", id="empty"),
         pytest.param("Red", "train has classes that differ in case alone: Red, red", id="case"),
         pytest.param(
             "warm/orange", "warm/orange lies deeper than .*train/CLASS: the innermost folder is taken", id="deep"
