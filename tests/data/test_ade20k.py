@@ -103,3 +103,12 @@ def test_annotations_that_do_not_fit_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             scenes[index]
+
+
+def test_hidden_and_system_files_are_no_scenes(ade20k: Path) -> None:
+    street = ade20k / "ADE20K_2021_17_01" / "images" / "ADE" / "training" / "urban" / "street"
+    for name in ("._ADE_train_00000002.jpg", "._ADE_train_00000002_seg.png", "ADE_train_00000002.json"):
+        (street / name).write_bytes(b"x")
+    write(street / "@eaDir", "ADE_train_00000002")
+    with pytest.warns(UserWarning, match=r"training: passed over hidden or system files and folders: 3 \([^;]*$"):
+        assert len(opened(ade20k, "train")) == 3

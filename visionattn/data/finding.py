@@ -107,7 +107,7 @@ class Finder:
 
     def report(self) -> None:
         """Warn of all that was passed over, in one line."""
-        kinds = [kind for kind, _ in self._others.most_common()]
+        kinds = sorted(self._others, key=lambda kind: (-self._others[kind], kind))
         passed = [
             f"{what}: {count:,} ({as_text(', '.join(names[:3]))}{', …' if len(names) > 3 else ''})"
             for count, what, names in (
