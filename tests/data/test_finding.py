@@ -1,11 +1,13 @@
 """Which files of a folder or an archive are images, whatever reads them."""
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
+from visionattn.data import DataError
 from visionattn.data.finding import Finder, image_extensions, natural_key
 from visionattn.data.folders import class_name
 
@@ -53,6 +55,21 @@ def test_place_of_images_alone_needs_no_warning(tmp_path: Path) -> None:
     finder = Finder(tmp_path)
     assert list(finder.walk()) == [(str(tmp_path), [], ["0.png"])]
     finder.report()
+
+
+def test_folder_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated, for root may read all. A walk passes over such folders."""
+    locked, scan = tmp_path / "a" / "b", os.scandir
+    locked.mkdir(parents=True)
+
+    def guarded(path: str) -> object:
+        if path == str(locked):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match=f"no permission to read {locked}: grant it"):
+        list(Finder(tmp_path).walk())
 
 
 def test_numbers_in_names_are_sorted_as_numbers() -> None:

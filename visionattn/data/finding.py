@@ -90,10 +90,10 @@ class Finder:
             the images in it.
 
         Raises:
-            DataError: a symbolic link shows images once more.
+            DataError: a symbolic link shows images once more, or a folder must not be read.
         """
         seen: dict[str, str] = {}
-        for folder, folders, files in os.walk(self.place, followlinks=True):
+        for folder, folders, files in os.walk(self.place, onerror=_refuse, followlinks=True):
             below = Path(folder).relative_to(self.place).as_posix()
             within = "" if below == "." else f"{below}/"
             self._hidden.update(within + name for name in folders if is_hidden(name))
@@ -118,3 +118,11 @@ class Finder:
         ]
         if passed:
             rank_zero_warn(f"{self.place}: passed over {'; '.join(passed)}")
+
+
+def _refuse(error: OSError) -> None:
+    """Raise what a walk would pass over: a folder that must not be read may hold images."""
+    if isinstance(error, PermissionError):
+        raise DataError(
+            f"no permission to read {error.filename}: grant it (chmod u+rX), or choose another --data.root"
+        ) from error

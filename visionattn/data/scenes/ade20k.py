@@ -1,7 +1,10 @@
 """ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each picture."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from visionattn.data.errors import DataError
 from visionattn.data.finding import Finder
@@ -17,6 +20,8 @@ EXPECTED = (
 
 COMPANIONS = (".json", ".txt")
 """Of the files beside an image, those that describe its parts and its scene."""
+
+MASK = re.compile(r"_(seg|parts_\d+)\.png$")
 
 NUM_CLASSES = 3688
 STUFF = {
@@ -71,8 +76,10 @@ class Ade20k:
         if folder is None:
             raise DataError(f"no {split} split of ADE20K under {root}. {remedy}")
         finder = Finder(folder, companions=COMPANIONS)
-        self.files = list(_pictures(finder))
+        self.files, unmasked = _pictures(finder)
         finder.report()
+        if unmasked:
+            rank_zero_warn(f"{folder}: passed over images without NAME_seg.png: {len(unmasked):,} (first {unmasked[0]})")
         if not self.files:
             raise DataError(f"no pictures with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
 
@@ -116,14 +123,17 @@ def _folder(root: Path, split: str) -> Path | None:
     return root if is_whole else None
 
 
-def _pictures(finder: Finder) -> Iterator[Path]:
-    """Yield the images that have a mask, in the order of their paths.
+def _pictures(finder: Finder) -> tuple[list[Path], list[Path]]:
+    """Return the images that have a mask, and those that have none, in the order of their paths.
 
     Beside an image lies a folder of its name with a mask for each instance, parts that are hidden included: not these.
     """
+    masked: list[Path] = []
+    unmasked: list[Path] = []
     for place, folders, names in finder.walk():
-        masks = set(names)
-        images = [Path(place, name) for name in names if f"{Path(name).stem}_seg.png" in masks]
-        own = {image.stem for image in images}
-        folders[:] = [name for name in folders if name not in own]
-        yield from images
+        images = [Path(place, name) for name in names if not MASK.search(name)]
+        known = {image.stem for image in images if f"{image.stem}_seg.png" in names}
+        folders[:] = [name for name in folders if name not in known]
+        masked += (image for image in images if image.stem in known)
+        unmasked += (image for image in images if image.stem not in known)
+    return masked, unmasked
