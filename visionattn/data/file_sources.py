@@ -6,18 +6,34 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from PIL import Image
 
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.pictures import read_picture
 
+File = TypeVar("File")
+
 UNNAMED = ""
 """The class of images that lie in no class folder, as those for pretraining may."""
 
 
-class FileSource:
+class _Images(Generic[File]):
+    """What sources of images in files have in common."""
+
+    def __init__(self, files: Sequence[tuple[File, int]], class_to_idx: Mapping[str, int] | None, mode: str) -> None:
+        self.files, self.class_to_idx, self.mode = files, class_to_idx, mode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def targets(self) -> Sequence[int]:
+        """Return the class indices of all images."""
+        return [target for _, target in self.files]
+
+
+class FileSource(_Images[str]):
     """Images in files.
 
     Args:
@@ -25,12 +41,6 @@ class FileSource:
         class_to_idx: class indices by name.
         mode: Pillow's mode of the images.
     """
-
-    def __init__(self, files: Sequence[tuple[str, int]], class_to_idx: Mapping[str, int] | None, mode: str) -> None:
-        self.files, self.class_to_idx, self.mode = files, class_to_idx, mode
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Return the image in the wanted mode, and its class index."""
@@ -41,10 +51,6 @@ class FileSource:
         """Return the path of the file."""
         return self.files[index][0]
 
-    def targets(self) -> Sequence[int]:
-        """Return the class indices of all images."""
-        return [target for _, target in self.files]
-
 
 class Member(NamedTuple):
     """A file in an archive: its path there, and where its bytes are."""
@@ -54,7 +60,7 @@ class Member(NamedTuple):
     size: int
 
 
-class TarSource:
+class TarSource(_Images[Member]):
     """Images in a tar archive. It keeps no file open, so that processes can share it however they start.
 
     Args:
@@ -67,25 +73,19 @@ class TarSource:
     def __init__(
         self, archive: Path, members: Sequence[tuple[Member, int]], class_to_idx: Mapping[str, int] | None, mode: str
     ) -> None:
-        self.archive, self.members, self.class_to_idx, self.mode = archive, members, class_to_idx, mode
-
-    def __len__(self) -> int:
-        return len(self.members)
+        super().__init__(members, class_to_idx, mode)
+        self.archive = archive
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Return the image in the wanted mode, and its class index."""
-        member, target = self.members[index]
+        member, target = self.files[index]
         with self.archive.open("rb") as file:
             file.seek(member.offset)
             return read_picture(io.BytesIO(file.read(member.size)), self.mode), target
 
     def name_of(self, index: int) -> str:
         """Return the path of the image in the archive."""
-        return self.members[index][0].name
-
-    def targets(self) -> Sequence[int]:
-        """Return the class indices of all images."""
-        return [target for _, target in self.members]
+        return self.files[index][0].name
 
 
 def list_folder(finder: Finder) -> list[tuple[str, str]]:

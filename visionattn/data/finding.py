@@ -123,6 +123,9 @@ class Finder:
 def _refuse(error: OSError) -> None:
     """Raise what a walk would pass over: a folder that must not be read may hold images."""
     if isinstance(error, PermissionError):
-        raise DataError(
-            f"no permission to read {error.filename}: grant it (chmod u+rX), or choose another --data.root"
-        ) from error
+        raise no_permission(error.filename) from error
+
+
+def no_permission(path: str | Path) -> DataError:
+    """Return the error of a folder or file that must not be read."""
+    return DataError(f"no permission to read {path}: grant it (chmod u+rX), or choose another --data.root")

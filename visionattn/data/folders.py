@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import UNNAMED
-from visionattn.data.finding import is_hidden
+from visionattn.data.finding import is_hidden, no_permission
 from visionattn.files import as_text
 
 
@@ -33,7 +33,7 @@ def check_readable(place: Path) -> None:
     below = (path for path in (place.iterdir() if listed else ()) if path.is_dir() and not is_hidden(path.name))
     for path in (place, *below):
         if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-            raise DataError(f"no permission to read {path}: grant it (chmod u+rX), or choose another --data.root")
+            raise no_permission(path)
 
 
 def check_class_names(place: Path, labels: Iterable[str]) -> None:

@@ -79,7 +79,9 @@ class Ade20k:
         self.files, unmasked = _pictures(finder)
         finder.report()
         if unmasked:
-            rank_zero_warn(f"{folder}: passed over images without NAME_seg.png: {len(unmasked):,} (first {unmasked[0]})")
+            rank_zero_warn(
+                f"{folder}: passed over images without NAME_seg.png: {len(unmasked):,} (first {unmasked[0]})"
+            )
         if not self.files:
             raise DataError(f"no pictures with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
 
@@ -131,9 +133,9 @@ def _pictures(finder: Finder) -> tuple[list[Path], list[Path]]:
     masked: list[Path] = []
     unmasked: list[Path] = []
     for place, folders, names in finder.walk():
-        images = [Path(place, name) for name in names if not MASK.search(name)]
-        known = {image.stem for image in images if f"{image.stem}_seg.png" in names}
-        folders[:] = [name for name in folders if name not in known]
-        masked += (image for image in images if image.stem in known)
-        unmasked += (image for image in images if image.stem not in known)
+        images, masks = [Path(place, name) for name in names if not MASK.search(name)], set(names)
+        stems = {image.stem for image in images}
+        folders[:] = [name for name in folders if name not in stems]
+        for image in images:
+            (masked if f"{image.stem}_seg.png" in masks else unmasked).append(image)
     return masked, unmasked

@@ -124,11 +124,12 @@ def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], picture: st
     Raises:
         DataError: a key is missing, or the category is none of the table's.
     """
-    number = _value(segment, "id", f"a segment of {picture}")
-    name = f"segment {number} of {picture}"
-    is_crowd, category = (_value(segment, key, name) for key in ("iscrowd", "category_id"))
-    if is_crowd:
-        return number, -1
-    if category not in targets:
-        raise DataError(f"{name} has category_id {category}, which is not among the categories")
-    return number, targets[category]
+    try:
+        return segment["id"], -1 if segment["iscrowd"] else targets[segment["category_id"]]
+    except KeyError as error:
+        name = f"segment {segment.get('id', '?')} of {picture}"
+        for key in ("id", "iscrowd", "category_id"):
+            _value(segment, key, name)
+        raise DataError(
+            f"{name} has category_id {segment['category_id']}, which is not among the categories"
+        ) from error
