@@ -80,7 +80,7 @@ def loaders(tmp_path: Path, colour_folder: Path, mnist_root: Path, market: Path)
         "digits": {"sequence": "permuted", "permutation_seed": 0},
         "mnist": {"name": "mnist", "root": str(mnist_root), "in_chans": 1, "crop_padding": 2},
         "folder": {"root": str(colour_folder), "img_size": 16, **augmented},
-        "tar": {"root": str(write_tars(tmp_path / "tars")), "img_size": 16, "holdout_per_class": None},
+        "tar": {"root": str(write_tars(tmp_path / "tars")), "img_size": 16},
     }
     found = {name: list(loaders_of(ImageClassificationData, **options)) for name, options in images.items()}
     found["identities"] = list(loaders_of(ReidData, instances=2))
