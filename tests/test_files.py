@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visionattn.cli.report import write_text
-from visionattn.files import replacing, save_weights
+from visionattn.cli.report import write_json, write_text
+from visionattn.files import as_text, replacing, save_weights
 
 
 def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
@@ -22,6 +23,17 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
         temporary.write_text("after")
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_are_text_whatever_bytes_they_hold() -> None:
+    assert as_text(os.fsdecode(b"caf\xe9 \xff") + " Käse 猫") == r"caf\xe9 \xff Käse 猫"
+    assert as_text("\ud83d") == r"\ud83d"
+
+
+def test_results_with_a_path_that_is_not_utf8_read_back(tmp_path: Path) -> None:
+    root = os.fsdecode(b"caf\xe9")
+    write_json({"root": root}, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {"root": root}
 
 
 def test_weights_that_share_memory(tmp_path: Path) -> None:

@@ -1,12 +1,27 @@
-"""Files that are there whole or not at all, and that those may read whom the user's umask lets."""
+"""Atomic file writes with the user's umask, and the names of files as text."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+def as_text(name: str) -> str:
+    r"""Return a name that any file, terminal and figure takes.
+
+    Python keeps the bytes of a file's name that are not UTF-8 as surrogates, which cannot be written: they become
+    ``\xe9`` and the like.
+    """
+    return re.sub("[\ud800-\udfff]", _escape, name)
+
+
+def _escape(surrogate: re.Match[str]) -> str:
+    code = ord(surrogate[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 @contextmanager

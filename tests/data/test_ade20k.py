@@ -103,3 +103,19 @@ def test_annotations_that_do_not_fit_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             scenes[index]
+
+
+def test_images_without_a_mask_are_counted(ade20k: Path) -> None:
+    (street,) = ade20k.rglob("validation/urban/street")
+    Image.new("RGB", (4, 3)).save(street / "ADE_val_00000002.jpg")
+    with pytest.warns(UserWarning, match=r"passed over images without NAME_seg.png: 1 \(first .*ADE_val_00000002.jpg"):
+        assert len(opened(ade20k)) == 1
+
+
+def test_hidden_and_system_files_are_no_scenes(ade20k: Path) -> None:
+    street = ade20k / "ADE20K_2021_17_01" / "images" / "ADE" / "training" / "urban" / "street"
+    for name in ("._ADE_train_00000002.jpg", "._ADE_train_00000002_seg.png", "ADE_train_00000002.json"):
+        (street / name).write_bytes(b"x")
+    write(street / "@eaDir", "ADE_train_00000002")
+    with pytest.warns(UserWarning, match=r"training: passed over hidden or system files and folders: 3 \([^;]*$"):
+        assert len(opened(ade20k, "train")) == 3

@@ -115,19 +115,28 @@ def test_missing_annotations_are_named(tmp_path: Path) -> None:
         opened(write(tmp_path), "train")
 
 
+def without(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name != key} for record in records]
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "says"),
     [
-        {"categories": [{"id": 1, "name": "person"}]},
-        {"categories": CATEGORIES[:1]},
-        {"images": []},
-        {"annotations": [{"image_id": 5}]},
-        {"annotations": None},
+        ({"categories": without(CATEGORIES, "isthing")}, "category 1 has no isthing"),
+        ({"categories": CATEGORIES[:1]}, "of 000005.jpg has category_id .*, which is not among the categories"),
+        ({"images": []}, "an annotation is of image 2, which is not among the images"),
+        ({"annotations": [{"image_id": 5}]}, "the annotation of 000005.jpg has no segments_info"),
+        ({"annotations": [{"image_id": 5, "segments_info": [{"id": 7}]}]}, "segment 7 of 000005.jpg has no iscrowd"),
     ],
 )
-def test_damaged_annotations_are_named(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"panoptic_val2017.json is damaged or holds no panoptic annotations .*anew"):
+def test_annotation_without_a_key_is_named_with_its_image(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=rf"panoptic_val2017.json: .*{says}; correct it, or fetch the file anew"):
         opened(write(tmp_path, **changes))
+
+
+def test_damaged_annotations_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"panoptic_val2017.json is damaged or holds no panoptic annotations .*anew"):
+        opened(write(tmp_path, annotations=None))
 
 
 def test_annotations_that_are_cut_off_or_empty_are_named(tmp_path: Path) -> None:

@@ -73,7 +73,17 @@ def test_pictures_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: 
 def test_what_is_no_picture_is_passed_over(tmp_path: Path) -> None:
     # Market-1501's archive holds Thumbs.db; macOS adds ._ files.
     touch(tmp_path / "query", "0002_c1s1_000451_03.JPG", "Thumbs.db", "._0002_c1s1_000451_03.jpg", "readme.txt")
-    assert [picture[1:] for picture in listed("market1501", tmp_path, "query")] == [(2, 1)]
+    says = (
+        r"passed over hidden or system files and folders: 2 \(.*\); files that are not images Pillow reads: 1 \(.txt\)"
+    )
+    with pytest.warns(UserWarning, match=says):
+        assert [picture[1:] for picture in listed("market1501", tmp_path, "query")] == [(2, 1)]
+
+
+def test_pictures_of_every_format_are_listed(tmp_path: Path) -> None:
+    names = [f"000{n}_c1s1_000451_03{suffix}" for n, suffix in enumerate((".bmp", ".jfif", ".jpe", ".png", ".webp"))]
+    touch(tmp_path / "query", *names)
+    assert [Path(picture.name).name for picture in listed("market1501", tmp_path, "query")] == names
 
 
 MSMT17 = {

@@ -129,3 +129,14 @@ def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             scenes[index]
+
+
+def test_hidden_system_and_other_files_are_counted(tmp_path: Path) -> None:
+    write(write(tmp_path), ".ipynb_checkpoints/a")
+    for name in ("Thumbs.db", "._a.jpg", "notes.txt"):
+        (tmp_path / "images" / name).touch()
+    says = (
+        r"passed over hidden or system files and folders: 3 \(.*\); files that are not images Pillow reads: 1 \(.txt\)"
+    )
+    with pytest.warns(UserWarning, match=says):
+        assert len(opened(tmp_path)) == 1

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,23 @@ def test_hugging_face(folder: Path, tmp_path: Path, kind: str) -> None:
         halves = [list(OneOf(of=(rank, 2), name=f"{kind}/{folder}", **options).val_dataloader()) for rank in (0, 1)]
         assert sorted(numbers(halves[0] + halves[1])) == list(range(5))
     assert torch.is_tensor(batches[0].image)
+
+
+UNFORKED = """
+import multiprocessing, sys
+from visionattn.data import ImageClassificationData
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    options = {"num_classes": 3, "batch_size": 4, "img_size": 16, "num_workers": 1}
+    data = ImageClassificationData(name="wds/pictures", root=sys.argv[1], **options)
+    data.setup("fit")
+    print(*(sum(len(batch.image) for batch in loader) for loader in (data.train_dataloader(), data.val_dataloader())))
+"""
+
+
+@pytest.mark.slow
+def test_shards_are_read_in_an_unforked_process(shards: Path) -> None:
+    script = shards / "script.py"
+    script.write_text(UNFORKED)
+    done = subprocess.run([sys.executable, script, shards], capture_output=True, text=True, timeout=600, check=True)
+    assert done.stdout.split() == ["20", "11"]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -16,6 +17,7 @@ from PIL import Image
 
 from visionattn.cli.errors import describe
 from visionattn.data import DataError, ImageClassificationData
+from visionattn.export import commands as exporting
 
 Run = Callable[..., Any]
 Fails = Callable[..., str]
@@ -88,7 +90,7 @@ def test_pictures_outside_of_class_folders(colour_folder: Path, beside: bool) ->
 @pytest.mark.parametrize(
     ("folder", "says"),
     [
-        pytest.param("violet", "train has empty folders, which are no classes: violet", id="empty"),
+        pytest.param("violet", "train has folders without images, which are no classes: violet", id="empty"),
         pytest.param("Red", "train has classes that differ in case alone: Red, red", id="case"),
         pytest.param(
             "warm/orange", "warm/orange lies deeper than .*train/CLASS: the innermost folder is taken", id="deep"
@@ -141,6 +143,117 @@ def test_a_root_as_shells_and_people_write_it(colour_folder: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(colour_folder.parent))
     for root in (f"{colour_folder}/", f"{colour_folder}/./", f"~/{colour_folder.name}", f"{colour_folder}/val/.."):
         assert [Path(name).resolve() for name in validated(opened(root))] == [Path(name) for name in expected]
+
+
+# Files that are passed over, and names
+
+
+def litter(root: Path) -> None:
+    """What notebooks, file servers and other systems leave beside images."""
+    for split in ("train", "val"):
+        image = (root / split / "red" / "0.jpg").read_bytes()
+        for name in (".ipynb_checkpoints/0.jpg", "@eaDir/0.jpg", "__MACOSX/red/0.jpg", "red/.ipynb_checkpoints/0.jpg"):
+            (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / split / name).write_bytes(image)
+        for name in ("red/._0.jpg", "red/Thumbs.db", ".DS_Store"):
+            (root / split / name).write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_hidden_and_system_files_are_neither_classes_nor_images(colour_folder: Path, stage: str, packed: bool) -> None:
+    litter(colour_folder)
+    if packed:
+        for split in ("train", "val"):
+            with tarfile.open(colour_folder / f"{split}.tar", "w") as tar:
+                tar.add(colour_folder / split, arcname=".")
+            shutil.rmtree(colour_folder / split)
+    place = colour_folder / ("val.tar" if packed else "val")
+    with pytest.warns(UserWarning, match="val(.tar)?: passed over hidden or system files and folders: 7"):
+        data = opened(colour_folder if stage == "fit" else place, stage)
+    if stage == "fit":
+        assert data.class_names == ["blue", "green", "red"]
+        assert len(validated(data)) == 9
+    else:
+        assert sum(len(batch.name) for batch in data.predict_dataloader()) == 9
+
+
+def test_torchvision_reader_of_folders_stands_for_ours(colour_folder: Path) -> None:
+    litter(colour_folder)
+    assert opened(colour_folder, name="torch/image_folder").class_names == ["blue", "green", "red"]
+
+
+def test_images_of_every_format_are_read_and_other_files_counted(colour_folder: Path) -> None:
+    for split in ("train", "val"):
+        for number, suffix in enumerate((".jfif", ".jpe", ".webp", ".bmp")):
+            folder = colour_folder / split / f"kind {number}"
+            folder.mkdir()
+            with Image.open(colour_folder / split / "red" / "0.jpg") as image:
+                image.save(folder / f"0{suffix}")
+        (colour_folder / split / "phone").mkdir()
+        (colour_folder / split / "phone" / "0.heic").touch()
+    with pytest.warns(UserWarning, match="passed over") as warned:
+        data = opened(colour_folder)
+    said = {str(warning.message) for warning in warned}
+    assert f"{colour_folder}/val: passed over files that are not images Pillow reads: 1 (.heic)" in said
+    assert f"{colour_folder}/val has folders without images, which are no classes: phone" in said
+    assert data.class_names == ["blue", "green", "kind 0", "kind 1", "kind 2", "kind 3", "red"]
+    assert len(validated(data)) == 13
+
+
+COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"
+
+
+def test_folders_of_one_name_in_two_unicode_forms_are_one_class(colour_folder: Path) -> None:
+    (colour_folder / "train" / "blue").rename(colour_folder / "train" / COMPOSED)
+    (colour_folder / "train" / "green").rename(colour_folder / "train" / DECOMPOSED)
+    (colour_folder / "val" / "blue").rename(colour_folder / "val" / DECOMPOSED)
+    shutil.rmtree(colour_folder / "val" / "green")
+    says = f"train has folders whose names differ in their Unicode form alone, and are one class: {COMPOSED}"
+    with pytest.warns(UserWarning, match=says):
+        data = opened(colour_folder)
+    assert data.class_names == [COMPOSED, "red"]
+    assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0] * 3 + [1] * 3
+
+
+def test_checkpoint_with_the_other_unicode_form_keeps_its_names(colour_folder: Path) -> None:
+    for split in ("train", "val"):
+        (colour_folder / split / "blue").rename(colour_folder / split / COMPOSED)
+    data = ImageClassificationData(root=str(colour_folder), img_size=16, num_workers=0)
+    data.expect_classes(["green", "red", DECOMPOSED])
+    data.setup("validate")
+    assert data.class_names == ["green", "red", DECOMPOSED]
+    assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0] * 3 + [2] * 3 + [1] * 3
+
+
+def test_names_that_are_not_utf8_are_escaped_wherever_they_are_written(
+    colour_folder: Path, command: Run, quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the locale: for files that are opened without an encoding, it is simulated to be ASCII."""
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
+    latin = os.fsdecode(b"caf\xe9")
+    for split in ("train", "val"):
+        (colour_folder / split / "blue").rename(colour_folder / split / latin)
+        (colour_folder / split / "green").rename(colour_folder / split / "grün")
+    (colour_folder / "val" / "red" / f"{latin}.jpg").write_bytes(b"no image")
+    assert command("fit", *quick, f"--data.root={colour_folder}", "--data.on_error=skip").status == 0
+    (best,) = Path("runs").rglob("best.ckpt")
+    skip = ["--data.num_workers=0", "--data.on_error=skip"]
+    words = ["--output=r.json", "--per_class=r.csv", "--confusion_matrix=r.svg", f"--data.root={colour_folder}"]
+    found = command("classify", f"--checkpoint={best}", *words, *skip)
+    assert found.status == 0
+    assert r"red/caf\xe9.jpg: not a picture that Pillow knows" in found.out
+    assert r"red/caf\xe9.jpg" in json.loads(Path("r.json").read_text(encoding="utf-8"))["unreadable"][0]
+    assert r"caf\xe9,3," in Path("r.csv").read_text(encoding="utf-8")
+    assert r"<!-- caf\xe9 -->" in Path("r.svg").read_text(encoding="utf-8")
+    words = [f"--ckpt_path={best}", f"--data.root={colour_folder}/val", "--output=p.csv"]
+    assert command("predict", *words, *skip).status == 0
+    predicted = Path("p.csv").read_text(encoding="utf-8")
+    assert r"/caf\xe9/0.jpg," in predicted
+    assert "/grün/0.jpg," in predicted
+    exporting.main(["hub", f"--checkpoint={best}", "--output=hub"])
+    config = json.loads(Path("hub/config.json").read_text(encoding="utf-8"))
+    assert config["label_names"] == [r"caf\xe9", "grün", "red"]
 
 
 # Archives

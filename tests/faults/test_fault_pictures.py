@@ -84,14 +84,14 @@ def test_a_file_that_cannot_be_decoded(colour_folder: Path, write: Write, says: 
 
 def test_a_picture_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated, for root may read all."""
-    locked = colour_folder / "val" / "red" / "1.jpg"
+    locked, original = colour_folder / "val" / "red" / "1.jpg", Image.open
 
-    def guarded(path: str, mode: str) -> Any:
+    def guarded(path: str) -> Any:
         if path == str(locked):
             raise PermissionError(13, "Permission denied", path)
-        return Path(path).open(mode)
+        return original(path)
 
-    monkeypatch.setattr("timm.data.readers.reader_image_folder.open", guarded, raising=False)
+    monkeypatch.setattr(Image, "open", guarded)
     with pytest.raises(UnreadableImageError, match=f"cannot read {locked}: Permission denied; repair or remove it"):
         list(opened(colour_folder).val_dataloader())
 

@@ -36,6 +36,11 @@ def test_spec_survives_a_weights_only_checkpoint(tmp_path, spec):
     assert stored.preprocessing["input_size"] == [3, 32, 32]
 
 
+def test_class_names_of_earlier_checkpoints_are_text(spec):
+    stored = ClassifierSpec.from_dict({**spec.to_dict(), "class_names": ["caf\udce9", "b"]})
+    assert stored.class_names == [r"caf\xe9", "b"]
+
+
 def test_spec_refuses_values_that_a_safe_checkpoint_cannot_hold(spec):
     spec.model_kwargs["norm_layer"] = nn.LayerNorm
     with pytest.raises(TypeError, match=r"model_kwargs\.norm_layer"):

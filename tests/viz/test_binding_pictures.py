@@ -45,3 +45,9 @@ def test_maps_are_bright_where_the_same_object_is(tmp_path):
     assert predicted[:10, 40:].mean() > predicted[:10, :24].mean() + 20
     # The click is in the middle of the lower right patch.
     assert (photo[48, 48] == 0).all()
+
+
+def test_captions_of_any_bytes_are_drawn(tmp_path):
+    """OpenCV ends the process upon them."""
+    click = Click(np.zeros((8, 8, 3), np.uint8), (0, 0), np.zeros((8, 8), bool), [np.zeros((2, 2))])
+    assert save_similarity_sheet([click], ["caf\udce9"], tmp_path / "sheet.png").is_file()

@@ -72,3 +72,11 @@ def test_arguments_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"m\.xls: its suffix must be one of \.png"):
         save_confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "m.xls")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_any_bytes_and_with_dollars_are_drawn(tmp_path, drawn):
+    save_confusion_matrix(np.eye(2), ["caf\udce9", r"$\frac{"], tmp_path / "few.svg")
+    text = (tmp_path / "few.svg").read_text(encoding="utf-8")
+    assert r"<!-- caf\xe9 -->" in text
+    assert r"<!-- $\frac{ -->" in text
+    save_confusion_matrix(np.ones((30, 30)), ["caf\udce9$"] * 30, tmp_path / "many.svg")

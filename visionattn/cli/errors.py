@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import re
 import sys
@@ -87,6 +88,9 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths, and terminals, are not always of UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         with contextlib.nullcontext() if debug else _warnings_of_one_line():
             main(normalize(arguments))

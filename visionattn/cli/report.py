@@ -83,7 +83,11 @@ def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
     path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        # Paths may hold bytes that are not UTF-8: what they are escaped to, JSON reads as the same path again.
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        ):
             write(file)
     except OSError as error:
         reason = error.strerror or error

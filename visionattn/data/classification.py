@@ -24,6 +24,8 @@ from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX
 
 EDGES = {"digits": 32, "mnist": 28}
 """Pixels of the embedded and small sets; others are brought to 224."""
+TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
+"""torchvision's reader of folders takes hidden ones for classes: these names stand for ``folder``."""
 
 
 class ImageClassificationData(PictureData):
@@ -31,7 +33,8 @@ class ImageClassificationData(PictureData):
 
     Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
     where there is nothing else, ``test``; each a folder (or a ``.tar``) of class folders. For ``predict`` the root is
-    any folder of pictures.
+    any folder of pictures. Every format that Pillow decodes is read. Hidden and system files and folders, and files
+    that are not images, are passed over and counted in a warning.
 
     Args:
         name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
@@ -126,6 +129,8 @@ class ImageClassificationData(PictureData):
         seed: int | None = None,
     ) -> None:
         self.name: str = name or ("folder" if root else "digits")
+        if self.name in TORCH_FOLDERS:
+            self.name = "folder"
         in_memory = self.name == "digits"
         super().__init__(
             batch_size, eval_batch_size, 0 if in_memory and num_workers is None else num_workers, on_error, seed

@@ -2,50 +2,19 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from PIL import Image
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
-from visionattn.data.pictures import read_picture
+from visionattn.data.file_sources import FileSource
 
 Split = Literal["train", "test"]
 Files = list[tuple[str, int]]
-
-
-class FileSource:
-    """Files with known classes.
-
-    Args:
-        files: paths and class indices.
-        classes: their names, in the order of the indices.
-        mode: Pillow's mode of the pictures.
-    """
-
-    def __init__(self, files: Files, classes: Sequence[str], mode: str) -> None:
-        self.files, self.mode = files, mode
-        self.class_to_idx: Mapping[str, int] | None = {name: index for index, name in enumerate(classes)}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture in the wanted mode, and its class index."""
-        path, target = self.files[index]
-        return read_picture(path, self.mode), target
-
-    def name_of(self, index: int) -> str:
-        """Path of the file."""
-        return self.files[index][0]
-
-    def targets(self) -> Sequence[int]:
-        """Class indices of all pictures."""
-        return [target for _, target in self.files]
 
 
 @dataclass(frozen=True)
@@ -91,7 +60,7 @@ class FineGrained:
                 f"{home} has {found[0]:,} {split} pictures of {found[1]:,} classes, where {self.title} was published "
                 f"with {published[0]:,} of {published[1]:,}"
             )
-        return FileSource(files, classes, mode)
+        return FileSource(files, {name: index for index, name in enumerate(classes)}, mode)
 
 
 def _in_words(error: Exception) -> str:

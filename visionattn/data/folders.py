@@ -1,16 +1,22 @@
-"""What may be wrong with folders of pictures even where pictures are found in them."""
+"""What folders of images say of their classes, and what may be wrong with them even if images are found."""
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from visionattn.data.errors import DataError
+from visionattn.data.file_sources import UNNAMED
+from visionattn.data.finding import is_hidden, no_permission
+from visionattn.files import as_text
 
-UNNAMED = ""
-"""The class of pictures that lie in no class folder, as those for pretraining may."""
+
+def class_name(folder: str) -> str:
+    """Return the class that a folder's name stands for: text, in Unicode's composed form (a Mac writes the other)."""
+    return as_text(unicodedata.normalize("NFC", folder))
 
 
 def check_readable(place: Path) -> None:
@@ -24,47 +30,47 @@ def check_readable(place: Path) -> None:
     if place.is_file() and place.suffix != ".tar":
         raise DataError(f"{place} is a file: --data.root takes a folder, or a .tar file")
     listed = place.is_dir() and os.access(place, os.R_OK | os.X_OK)
-    for path in (place, *(path for path in (place.iterdir() if listed else ()) if path.is_dir())):
+    below = (path for path in (place.iterdir() if listed else ()) if path.is_dir() and not is_hidden(path.name))
+    for path in (place, *below):
         if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-            raise DataError(f"no permission to read {path}: grant it (chmod u+rX), or choose another --data.root")
+            raise no_permission(path)
 
 
-def check_seen_once(folders: Iterable[str]) -> None:
-    """Checks that no folder is met twice, as happens where a symbolic link leads back up.
-
-    Raises:
-        DataError: one is.
-    """
-    seen: dict[str, str] = {}
-    for folder in sorted(folders, key=len):
-        first = seen.setdefault(os.path.realpath(folder), folder)
-        if first != folder:
-            raise DataError(
-                f"{folder} is {first} once more, by a symbolic link: remove the link, or its pictures count twice"
-            )
-
-
-def check_class_folders(
-    place: Path, folders: Mapping[str, str], classes: Collection[str], expected: Collection[str] | None
-) -> None:
-    """Warns of folders that may not mean what their owner thinks.
+def check_class_names(place: Path, labels: Iterable[str]) -> None:
+    """Warn of folders that differ in their Unicode form alone, which are one class, or in case alone.
 
     Args:
         place: where they are.
-        folders: those with pictures, each with one of them.
-        classes: what they are taken for.
-        expected: the classes that there should be, where they are known.
+        labels: their names.
+    """
+    forms = Counter(class_name(label) for label in set(labels))
+    if joined := sorted(name for name, count in forms.items() if count > 1):
+        rank_zero_warn(
+            f"{place} has folders whose names differ in their Unicode form alone, and are one class: "
+            f"{', '.join(joined[:3])}"
+        )
+    lower = Counter(name.casefold() for name in forms)
+    if alike := sorted(name for name in forms if lower[name.casefold()] > 1):
+        rank_zero_warn(f"{place} has classes that differ in case alone: {', '.join(alike[:3])}")
+
+
+def check_class_folders(place: Path, files: Iterable[str], expected: Collection[str] | None) -> None:
+    """Warn of folders that may not mean what their owner thinks.
+
+    Args:
+        place: where they are.
+        files: paths of the images in them.
+        expected: the classes that there should be, if they are known.
 
     Raises:
-        DataError: pictures that lie in no class folder, where others do.
+        DataError: images that lie in no class folder, if others do.
     """
+    folders = {path.rpartition(os.sep)[0]: path for path in files}
     if str(place) in folders and (len(folders) > 1 or (expected is not None and UNNAMED not in expected)):
         raise DataError(f"{folders[str(place)]} lies in no class folder: move it to {place}/CLASS, or elsewhere")
-    empty = sorted({path.name for path in place.iterdir() if path.is_dir() and not any(path.iterdir())})
-    if empty:
-        rank_zero_warn(f"{place} has empty folders, which are no classes: {', '.join(empty[:3])}")
+    used = {Path(folder).relative_to(place).parts[:1] for folder in folders}
+    below = [path.name for path in place.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    if empty := sorted(name for name in below if (name,) not in used):
+        rank_zero_warn(f"{place} has folders without images, which are no classes: {', '.join(empty[:3])}")
     if deeper := sorted(folder for folder in folders if Path(folder).parent != place):
         rank_zero_warn(f"{deeper[0]} lies deeper than {place}/CLASS: the innermost folder is taken for the class")
-    lower = Counter(name.casefold() for name in classes)
-    if alike := sorted(name for name in classes if lower[name.casefold()] > 1):
-        rank_zero_warn(f"{place} has classes that differ in case alone: {', '.join(alike[:3])}")

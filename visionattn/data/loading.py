@@ -1,5 +1,6 @@
 """From a source of pictures to batches of tensors; broken pictures are named, never passed over in silence."""
 
+import multiprocessing
 import os
 import signal
 import struct
@@ -18,6 +19,7 @@ from visionattn.data.errors import DataError
 from visionattn.data.pictures import upright
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
+from visionattn.files import as_text
 
 OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image], Tensor]
@@ -55,7 +57,7 @@ class Batch(NamedTuple):
         image: normalised pictures [B, C, H, W]; B may be smaller than the batch size, and 0, where pictures were left
             out.
         target: class indices [B], -1 where they are unknown.
-        name: file names, B of them.
+        name: file names, B of them, as :func:`visionattn.files.as_text` gives them.
         errors: one line for each broken picture that was met.
     """
 
@@ -100,11 +102,11 @@ class PictureDataset(Dataset[Item]):
         errors: list[str] = []
         for offset in range(MAX_NEIGHBOURS if self.replace_broken else 1):
             index = (draw.picture + offset) % len(self.source)
-            name = self.source.name_of(index)
+            name = as_text(self.source.name_of(index))
             try:
                 picture, target = self.source.read(index)
             except BROKEN as error:
-                errors.append(f"{name}: {_reason(error)}")
+                errors.append(f"{name}: {as_text(_reason(error))}")
                 continue
             if draw.seed is not None:
                 seed_generators(draw.seed)
@@ -242,7 +244,9 @@ def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
     """
     if hasattr(signal, "sigwaitinfo"):  # not on every system; it tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_sigterm, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()  # by os.getppid() it is the fork server, if there is one
+        assert parent is not None
+        threading.Thread(target=_await_sigterm, args=(parent.pid,), daemon=True).start()
     if also is not None:
         also(worker)
 

@@ -5,12 +5,8 @@ from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from timm.data.readers.img_extensions import add_img_extensions
 
 SIXTEEN_BITS = 65535
-
-# What folders and tars are searched for; by itself, timm knows .png, .jpg and .jpeg.
-add_img_extensions((".avif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def read_picture(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:

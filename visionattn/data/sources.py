@@ -1,8 +1,7 @@
 """Finds a split of a data set and opens it with timm's readers, with errors that say what is missing."""
 
-import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +10,13 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
+from visionattn.data.file_sources import FileSource, TarSource, list_folder, list_tar
+from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
-from visionattn.data.folders import check_class_folders, check_readable, check_seen_once
+from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
 from visionattn.data.mnist import MNIST
 from visionattn.data.pictures import read_picture, to_mode, upright
 from visionattn.data.streams import check_package, check_shards
@@ -52,14 +52,12 @@ class Source(Protocol):
 
 
 class ReaderSource:
-    """timm's readers (folder, tar, Hugging Face) without the retries of its ImageDataset, which hide broken files."""
+    """timm's readers of Hugging Face's data sets, without its ImageDataset's retries, which hide broken files."""
 
     def __init__(self, reader: Any, mode: str) -> None:
         self.reader = reader
         self.mode = mode
-        self.class_to_idx: Mapping[str, int] | None = getattr(
-            reader, "class_to_idx", getattr(reader, "class_name_to_idx", None)
-        )
+        self.class_to_idx: Mapping[str, int] | None = getattr(reader, "class_to_idx", None)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -71,16 +69,12 @@ class ReaderSource:
             return read_picture(file, self.mode), -1 if target is None else int(target)
 
     def name_of(self, index: int) -> str:
-        """Path of the file; inside a tar, its path there."""
+        """Path of the file, or the like."""
         return str(self.reader.filename(index, absolute=True))
 
     def targets(self) -> Sequence[int]:
-        """Class indices, from wherever this kind of reader keeps them."""
-        if hasattr(self.reader, "iter_targets"):  # Hugging Face
-            return [int(target) for target in self.reader.iter_targets()]
-        if hasattr(self.reader, "targets"):  # tar
-            return [int(target) for target in self.reader.targets]
-        return [int(target) for _, target in self.reader.samples]
+        """Class indices of all pictures."""
+        return [int(target) for target in self.reader.iter_targets()]
 
 
 class TorchvisionSource:
@@ -194,40 +188,52 @@ def open_source(
 
 def open_place(
     place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None, *, labelled: bool = True
-) -> ReaderSource:
+) -> FileSource | TarSource:
     """Opens a folder of class folders, or a tar of them; unless ``labelled``, of pictures anywhere.
 
     Raises:
         DataError: no pictures in it, pictures outside of class folders, or classes that ``class_to_idx`` does not know.
     """
     check_readable(place)
+    finder, is_tar = Finder(place), place.is_file()
+    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if is_tar else list_folder
     try:
-        # Without the given numbers first: timm would leave out pictures of unknown classes without a word.
-        reader = create_dataset("", root=str(place), search_split=False).reader
-    except (RuntimeError, ValueError, AssertionError, OSError, tarfile.TarError) as error:
-        if "Found 0 images" in str(error) or isinstance(error, ValueError | AssertionError):
-            expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
-            raise DataError(f"no pictures under {place}{expected}") from error
+        found = list_images(finder)
+    except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {place}: {error}") from error
-    source = ReaderSource(reader, mode)
-    if isinstance(reader, ReaderImageFolder):
-        folders = {path.rpartition(os.sep)[0]: path for path, _ in reader.samples}
-        check_seen_once(folders)
-        if labelled:
-            check_class_folders(place, folders, reader.class_to_idx, class_to_idx)
-    if class_to_idx is None or source.class_to_idx == class_to_idx:
-        return source
-    unknown = sorted(set(source.class_to_idx or ()) - set(class_to_idx))
-    if unknown:
+    finder.report()
+    if not found:
+        expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
+        raise DataError(f"no pictures under {place}{expected}")
+    labels = {label for _, label in found}
+    if labelled:
+        check_class_names(place, labels)
+        if not is_tar:
+            check_class_folders(place, (path for path, _ in found), class_to_idx)
+    if class_to_idx is None:
+        classes = sorted({class_name(label) for label in labels}, key=natural_key)
+        class_to_idx = {name: index for index, name in enumerate(classes)}
+    numbers = _number(place, labels, class_to_idx)
+    samples = [(file, numbers[label]) for file, label in found]
+    return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
+
+
+def _number(place: Path, labels: Collection[str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
+    """The class index of each folder by its name; warns of classes without a folder.
+
+    Raises:
+        DataError: a folder of another class.
+    """
+    numbers = {class_name(name): index for name, index in class_to_idx.items()}
+    names = {label: class_name(label) for label in labels}
+    if unknown := sorted(set(names.values()) - set(numbers)):
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
             f"({', '.join(list(class_to_idx)[:3])}, …) do not include: all splits need the same class folders"
         )
-    missing = sorted(set(class_to_idx) - set(source.class_to_idx or ()))
-    rank_zero_warn(f"{place} has no pictures of {some(missing)}")
-    return ReaderSource(
-        create_dataset("", root=str(place), search_split=False, class_map=dict(class_to_idx)).reader, mode
-    )
+    if missing := sorted(set(numbers) - set(names.values())):
+        rank_zero_warn(f"{place} has no pictures of {some(missing)}")
+    return {label: numbers[name] for label, name in names.items()}
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"
@@ -249,7 +255,8 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
         for place in (candidate, candidate.with_name(candidate.name + ".tar")):
             if place.exists():
                 return place
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+    places = (path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
+    found = sorted(path.name for path in places if not is_hidden(path.name))
     if not found:
         raise DataError(f"no pictures under {root} (expected {LAYOUT.format(root=root)})")
     raise DataError(

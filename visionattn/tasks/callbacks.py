@@ -199,7 +199,7 @@ class ExampleSheet(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes predictions as a CSV file: ``file,class,probability``.
+    """Write predictions as a CSV file in UTF-8, whatever the locale: ``file,class,probability``.
 
     Args:
         path: of the file; each further process writes one of its own, with its rank in the name.
@@ -215,7 +215,7 @@ class PredictionWriter(Callback):
         if trainer.global_rank:
             self.path = self.path.with_stem(f"{self.path.stem}.rank{trainer.global_rank}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w", newline="")
+        self.file = self.path.open("w", encoding="utf-8", newline="")
         csv.writer(self.file).writerow(["file", "class", "probability"])
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:

@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
+from visionattn.files import as_text
 from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
@@ -79,7 +80,9 @@ class ClassifierSpec:
         size = values["preprocessing"].get("input_size")
         if not (isinstance(size, list | tuple) and len(size) == 3 and all(type(x) is int and x > 0 for x in size)):
             raise ValueError(f"the checkpoint's description of its model has an input_size of {size!r}")
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        # Earlier versions kept class folders' names as they were, bytes that are not UTF-8 included.
+        return cls(**known | {"class_names": [as_text(str(name)) for name in known["class_names"]]})
 
 
 _KINDS: dict[str, type] = {

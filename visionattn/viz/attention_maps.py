@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.files import as_text
 from visionattn.viz.picture import Pixels, read_picture, save_picture
 
 # Okabe and Ito's colours, without black, which colour-blind readers can tell apart.
@@ -169,6 +170,6 @@ def _captions(captions: Sequence[str], width: int) -> Pixels:
         tile = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
         if number > 1:
             tile[-4:] = COLOURS[number - 2]
-        cv2.putText(tile, caption, (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
+        cv2.putText(tile, as_text(caption), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
         tiles.append(tile)
     return _row(tiles)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from visionattn.files import as_text
 from visionattn.viz.attention_maps import BACKGROUND, CAPTION, COLOURS, DIMMED, GAP, INK
-from visionattn.viz.figure import GREY, new_figure, save_figure, style_axes
+from visionattn.viz.figure import GREY, as_label, new_figure, save_figure, style_axes
 from visionattn.viz.picture import Pixels, read_picture, save_picture
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def save_depth_curves(curves: Sequence[DepthCurve], chance: float, path: str | P
     """
     if not curves:
         raise ValueError("there are no results to draw")
+    curves = [curve._replace(model=as_label(curve.model), probe=as_label(curve.probe)) for curve in curves]
     models = list(dict.fromkeys(curve.model for curve in curves))
     probes = list(dict.fromkeys(curve.probe for curve in curves))
     colours = dict(zip(probes, cycle(_colours()), strict=False))
@@ -158,7 +160,7 @@ def _caption(text: str, width: int) -> Pixels:
     import cv2
 
     tile = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
-    cv2.putText(tile, text, (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
+    cv2.putText(tile, as_text(text), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
     return tile
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionattn.viz.figure import new_figure, save_figure
+from visionattn.viz.figure import as_label, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,4 +104,4 @@ def _list_mistakes(axes: "Axes", counts: Matrix, names: Sequence[str]) -> None:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return as_label(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionattn.files import replacing
+from visionattn.files import as_text, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,11 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+
+
+def as_label(name: str) -> str:
+    """Return a name of the user's as a figure draws it: as text, and with dollars that begin no formula."""
+    return as_text(name).replace("$", r"\$")
 
 
 def style_axes(axes: "Axes", **labels: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, style_axes
+from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, as_label, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,10 @@ def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
     """
     if not points:
         raise ValueError("there are no results to draw")
+    points = [
+        point._replace(panel=as_label(point.panel), series=as_label(point.series), label=as_label(point.label))
+        for point in points
+    ]
     panels = list(dict.fromkeys(point.panel for point in points))
     series = list(dict.fromkeys(point.series for point in points))
     figure = new_figure(6.4 * len(panels), 4.4)

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
 from visionattn.data.errors import DataError
+from visionattn.data.finding import Finder
 from visionattn.data.pictures import read_picture
 
 Split = Literal["train", "query", "gallery"]
@@ -18,7 +20,6 @@ JUNK = -1
 """Identity of detections that show nobody, which are left out. Market-1501's 0 stays: no query looks for it."""
 
 NAMED = re.compile(r"(-?\d+)_c(\d+)")
-SUFFIXES = {".jpg", ".jpeg", ".png"}
 PERSON, VEHICLE = (256, 128), (256, 256)
 
 
@@ -129,23 +130,20 @@ def _find(places: list[Path], wanted: str, kind: Callable[[Path], bool] = Path.i
     return having[0]
 
 
-def _by_name(folders: Mapping[Split, str]) -> Callable[[list[Path], Split, Options], list[Picture]]:
-    """Market-1501's way: a folder for each split, and names that begin with ``PID_cCAMERA``."""
-
-    def parse(places: list[Path], split: Split, options: Options) -> list[Picture]:
-        return list(_named(_find(places, folders[split], Path.is_dir)))
-
-    return parse
-
-
-def _named(folder: Path) -> Iterator[Picture]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        match = NAMED.match(path.name)
+def _by_name(folders: Mapping[Split, str], places: list[Path], split: Split, options: Options) -> list[Picture]:
+    """List images in Market-1501's way: a folder for each split, and names that begin with ``PID_cCAMERA``."""
+    folder = _find(places, folders[split], Path.is_dir)
+    finder, found = Finder(folder), []
+    _, _, names = next(finder.walk())
+    finder.report()
+    for name in names:
+        match = NAMED.match(name)
         if match is None:
-            raise DataError(f"{path} is not named PID_cCAMERA…, such as 0002_c1s1_000451_03.jpg: rename or remove it")
-        yield Picture(str(path), int(match[1]), int(match[2]))
+            raise DataError(
+                f"{folder / name} is not named PID_cCAMERA…, such as 0002_c1s1_000451_03.jpg: rename or remove it"
+            )
+        found.append(Picture(str(folder / name), int(match[1]), int(match[2])))
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
@@ -192,12 +190,28 @@ def _vehicleid(places: list[Path], split: Split, options: Options) -> list[Pictu
     return [Picture(str(folder / f"{picture}.jpg"), pid, 0) for picture, pid in _lines(path)]
 
 
+# Loader processes that are not forked get their data set pickled: a layout holds neither closures nor lambdas.
+
+
 def _constant(**counts: Count) -> Callable[[Options], Mapping[Split, Count]]:
-    return lambda options: counts  # type: ignore[return-value]  # the names of splits
+    return partial(_published, counts)  # type: ignore[arg-type]  # the names of splits
 
 
-MARKET = _by_name({"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"})
-VERI = _by_name({"train": "image_train", "query": "image_query", "gallery": "image_test"})
+def _published(counts: Mapping[Split, Count], options: Options) -> Mapping[Split, Count]:
+    return counts
+
+
+def _msmt17_counts(options: Options) -> Mapping[Split, Count]:
+    train = Count(32621 if options.train_val else 30248, 1041)
+    return {"train": train, "query": Count(11659, 3060), "gallery": Count(82161, 3060)}
+
+
+def _vehicleid_counts(options: Options) -> Mapping[Split, Count]:
+    return {"train": Count(None, 13164), "gallery": Count(None, options.gallery_size)}
+
+
+MARKET = partial(_by_name, {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"})
+VERI = partial(_by_name, {"train": "image_train", "query": "image_query", "gallery": "image_test"})
 WITHDRAWN = (
     "Its authors have withdrawn DukeMTMC, from which it is taken, and it cannot be obtained any more: use it only "
     "where you already have the right to, or take another data set"
@@ -231,11 +245,7 @@ LAYOUTS: dict[str, Layout] = {
         REQUEST.format("Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identification, CVPR 2018"),
         ("MSMT17", "MSMT17_V1", "MSMT17_V2"),
         _msmt17,
-        lambda options: {
-            "train": Count(32621 if options.train_val else 30248, 1041),
-            "query": Count(11659, 3060),
-            "gallery": Count(82161, 3060),
-        },
+        _msmt17_counts,
         zero_counts=True,
     ),
     "veri776": Layout(
@@ -251,7 +261,7 @@ LAYOUTS: dict[str, Layout] = {
         REQUEST.format("Liu et al., Deep Relative Distance Learning, CVPR 2016"),
         ("VehicleID", "VehicleID_V1.0"),
         _vehicleid,
-        lambda options: {"train": Count(None, 13164), "gallery": Count(None, options.gallery_size)},
+        _vehicleid_counts,
         VEHICLE,
         "vehicleid",
     ),

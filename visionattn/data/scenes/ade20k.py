@@ -1,10 +1,13 @@
 """ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each picture."""
 
-import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from visionattn.data.errors import DataError
+from visionattn.data.finding import Finder
 from visionattn.data.scenes.annotation import Label, channels, labelled_scene, open_mask, read_rgb
 from visionattn.data.scenes.scene import Scene
 from visionattn.data.sources import SPLITS
@@ -14,6 +17,11 @@ EXPECTED = (
     f"ADE20K is expected as {{root}}/{HOME}/images/ADE/{{{{training,validation}}}}/…/NAME.jpg with NAME_seg.png beside "
     "it. Nothing is downloaded: ask for it at ade20k.csail.mit.edu (the scene parsing benchmark has no instances)"
 )
+
+COMPANIONS = (".json", ".txt")
+"""Of the files beside an image, those that describe its parts and its scene."""
+
+MASK = re.compile(r"_(seg|parts_\d+)\.png$")
 
 NUM_CLASSES = 3688
 STUFF = {
@@ -67,7 +75,13 @@ class Ade20k:
         folder = _folder(root, split)
         if folder is None:
             raise DataError(f"no {split} split of ADE20K under {root}. {remedy}")
-        self.files = list(_pictures(folder))
+        finder = Finder(folder, companions=COMPANIONS)
+        self.files, unmasked = _pictures(finder)
+        finder.report()
+        if unmasked:
+            rank_zero_warn(
+                f"{folder}: passed over images without NAME_seg.png: {len(unmasked):,} (first {unmasked[0]})"
+            )
         if not self.files:
             raise DataError(f"no pictures with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
 
@@ -111,12 +125,17 @@ def _folder(root: Path, split: str) -> Path | None:
     return root if is_whole else None
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Those that have a mask, in the order of their paths.
+def _pictures(finder: Finder) -> tuple[list[Path], list[Path]]:
+    """Return the images that have a mask, and those that have none, in the order of their paths.
 
-    Beside a picture lies a folder of its name with a mask for each instance, parts that are hidden included: not these.
+    Beside an image lies a folder of its name with a mask for each instance, parts that are hidden included: not these.
     """
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if f"{name}.jpg" not in files)
-        known = set(files)
-        yield from (Path(place, name) for name in sorted(files) if f"{name.removesuffix('.jpg')}_seg.png" in known)
+    masked: list[Path] = []
+    unmasked: list[Path] = []
+    for place, folders, names in finder.walk():
+        images, masks = [Path(place, name) for name in names if not MASK.search(name)], set(names)
+        stems = {image.stem for image in images}
+        folders[:] = [name for name in folders if name not in stems]
+        for image in images:
+            (masked if f"{image.stem}_seg.png" in masks else unmasked).append(image)
+    return masked, unmasked

@@ -1,7 +1,7 @@
 """COCO panoptic: a picture, a PNG whose colours are numbers of segments, and a JSON that says what these show."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class CocoPanoptic:
         self.images = root / self.masks.name.removeprefix("panoptic_")
         try:
             self._index(json.loads(table.read_bytes()))
+        except DataError as error:
+            raise DataError(f"{table}: {error}; correct it, or fetch the file anew") from error
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{table} is damaged or holds no panoptic annotations ({error!r}): fetch it anew"
@@ -56,18 +58,24 @@ class CocoPanoptic:
     def _index(self, table: dict[str, Any]) -> None:
         """Keeps of the table what is needed, in arrays: a training split of Python objects would take gigabytes."""
         categories = sorted(table["categories"], key=lambda category: category["id"])
-        self.class_names: Sequence[str] = [category["name"] for category in categories]
-        self.things = [bool(category["isthing"]) for category in categories]
+        self.class_names: Sequence[str] = [
+            _value(category, "name", f"category {category['id']}") for category in categories
+        ]
+        self.things = [bool(_value(category, "isthing", f"category {category['id']}")) for category in categories]
         targets = {category["id"]: target for target, category in enumerate(categories)}
         pictures = {image["id"]: image["file_name"] for image in table["images"]}
         entries = sorted(table["annotations"], key=lambda entry: entry["image_id"])
-        self.files = [(pictures[entry["image_id"]], entry["file_name"]) for entry in entries]
-        self.segments = [
-            np.array(
-                [(s["id"], -1 if s["iscrowd"] else targets[s["category_id"]]) for s in entry["segments_info"]], np.int32
-            ).reshape(-1, 2)
-            for entry in entries
-        ]
+        self.files, self.segments = [], []
+        for entry in entries:
+            if entry["image_id"] not in pictures:
+                raise DataError(f"an annotation is of image {entry['image_id']}, which is not among the images")
+            picture = pictures[entry["image_id"]]
+            segments = [
+                _segment(segment, targets, picture)
+                for segment in _value(entry, "segments_info", f"the annotation of {picture}")
+            ]
+            self.files.append((picture, _value(entry, "file_name", f"the annotation of {picture}")))
+            self.segments.append(np.array(segments, np.int32).reshape(-1, 2))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -97,3 +105,31 @@ class CocoPanoptic:
         image = read_rgb(self.images / picture)
         red, green, blue = channels(open_mask(self.masks / mask))
         return labelled_scene(image, red + 256 * green + 65536 * blue, label)
+
+
+def _value(record: Mapping[str, Any], key: str, name: str) -> Any:
+    """Return the value of a key.
+
+    Raises:
+        DataError: the record, which goes by ``name``, lacks it.
+    """
+    if key not in record:
+        raise DataError(f"{name} has no {key}")
+    return record[key]
+
+
+def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], picture: str) -> tuple[int, int]:
+    """Return the number and the class of a segment, -1 for a crowd.
+
+    Raises:
+        DataError: a key is missing, or the category is none of the table's.
+    """
+    try:
+        return segment["id"], -1 if segment["iscrowd"] else targets[segment["category_id"]]
+    except KeyError as error:
+        name = f"segment {segment.get('id', '?')} of {picture}"
+        for key in ("id", "iscrowd", "category_id"):
+            _value(segment, key, name)
+        raise DataError(
+            f"{name} has category_id {segment['category_id']}, which is not among the categories"
+        ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.data.errors import DataError
+from visionattn.data.finding import Finder
 from visionattn.data.scenes.annotation import Keys, Label, channels, labelled_scene, open_mask, read_rgb
 from visionattn.data.scenes.scene import Scene
 from visionattn.data.sources import SPLITS
@@ -14,7 +15,6 @@ EXPECTED = (
     "expected are {root}/images/…/NAME.jpg (or .png) and {root}/instances/…/NAME.png, or both in a folder for each "
     "split, {root}/train and {root}/val"
 )
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 BACKGROUND = 0
 """What masks have where there is no object."""
 
@@ -45,8 +45,10 @@ class SceneFolder:
         if place is None:
             raise DataError(f"no images folder for {split} in {root}: {remedy}")
         self.images, self.masks = place / "images", place / "instances"
-        found = (path.relative_to(self.images) for path in self.images.rglob("*"))
-        self.files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+        finder = Finder(self.images)
+        found = (Path(folder, name) for folder, _, names in finder.walk() for name in names)
+        self.files = sorted(path.relative_to(self.images) for path in found)
+        finder.report()
         if not self.files:
             raise DataError(f"no pictures under {self.images}: {remedy}")
         if lonely := [path for path in self.files if not self._mask(path).is_file()]:

@@ -1,0 +1,126 @@
+"""Images with known classes in files and in tar archives."""
+
+import io
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from PIL import Image
+
+from visionattn.data.finding import Finder, is_hidden, natural_key
+from visionattn.data.pictures import read_picture
+
+File = TypeVar("File")
+
+UNNAMED = ""
+"""The class of images that lie in no class folder, as those for pretraining may."""
+
+
+class _Images(Generic[File]):
+    """What sources of images in files have in common."""
+
+    def __init__(self, files: Sequence[tuple[File, int]], class_to_idx: Mapping[str, int] | None, mode: str) -> None:
+        self.files, self.class_to_idx, self.mode = files, class_to_idx, mode
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def targets(self) -> Sequence[int]:
+        """Return the class indices of all images."""
+        return [target for _, target in self.files]
+
+
+class FileSource(_Images[str]):
+    """Images in files.
+
+    Args:
+        files: paths and class indices.
+        class_to_idx: class indices by name.
+        mode: Pillow's mode of the images.
+    """
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return the image in the wanted mode, and its class index."""
+        path, target = self.files[index]
+        return read_picture(path, self.mode), target
+
+    def name_of(self, index: int) -> str:
+        """Return the path of the file."""
+        return self.files[index][0]
+
+
+class Member(NamedTuple):
+    """A file in an archive: its path there, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class TarSource(_Images[Member]):
+    """Images in a tar archive. It keeps no file open, so that processes can share it however they start.
+
+    Args:
+        archive: the file.
+        members: the images in it, and their class indices.
+        class_to_idx: class indices by name.
+        mode: Pillow's mode of the images.
+    """
+
+    def __init__(
+        self, archive: Path, members: Sequence[tuple[Member, int]], class_to_idx: Mapping[str, int] | None, mode: str
+    ) -> None:
+        super().__init__(members, class_to_idx, mode)
+        self.archive = archive
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return the image in the wanted mode, and its class index."""
+        member, target = self.files[index]
+        with self.archive.open("rb") as file:
+            file.seek(member.offset)
+            return read_picture(io.BytesIO(file.read(member.size)), self.mode), target
+
+    def name_of(self, index: int) -> str:
+        """Return the path of the image in the archive."""
+        return self.files[index][0].name
+
+
+def list_folder(finder: Finder) -> list[tuple[str, str]]:
+    """Return the images in a folder, each a path with the name of its innermost folder, in the order of the paths."""
+    found = [
+        (os.path.join(folder, name), UNNAMED if folder == str(finder.place) else os.path.basename(folder))  # noqa: PTH118, PTH119  a million strings
+        for folder, _, images in finder.walk()
+        for name in images
+    ]
+    return sorted(found, key=lambda image: natural_key(image[0]))
+
+
+def list_tar(finder: Finder) -> list[tuple[Member, str]]:
+    """Return the images in a tar archive and in the archives in it, as :func:`list_folder` does.
+
+    Raises:
+        OSError: the file cannot be read.
+        TarError: it is no uncompressed tar, or only part of one.
+    """
+    with tarfile.open(finder.place, "r:") as archive:
+        members = [member for member in _members(archive) if finder.is_image(member.name)]
+    members.sort(key=lambda member: natural_key(member.name))
+    labels = (posixpath.basename(posixpath.dirname(member.name)) for member in members)
+    return [(member, UNNAMED if label in (".", "..") else label) for member, label in zip(members, labels, strict=True)]
+
+
+def _members(archive: tarfile.TarFile, within: str = "", start: int = 0) -> Iterator[Member]:
+    """Yield the files of an archive whose bytes begin at ``start``; one in another one counts as a folder."""
+    for info in archive:
+        if not info.isreg():
+            continue
+        name, offset = within + info.name, start + info.offset_data
+        stem, extension = posixpath.splitext(name)
+        if extension.lower() == ".tar" and not any(map(is_hidden, name.split("/"))):
+            with tarfile.open(fileobj=archive.extractfile(info), mode="r:") as inner:
+                yield from _members(inner, f"{stem}/", offset)
+        else:
+            yield Member(name, offset, info.size)
