@@ -18,6 +18,7 @@ from visionattn.cli.errors import UsageError
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
+from visionattn.data.class_map import ClassMap
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
@@ -43,6 +44,8 @@ class EvaluationData:
         root: folder of pictures; for the other data sets, where they are downloaded to.
         split: name of the split, by default the one that training validates on.
         num_classes: where the data set does not say how many classes it has.
+        class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
+            that; for a model that does not know its classes, a class is the number of an output.
         download: let torchvision or timm fetch a data set that is not there.
         img_size: height and width in pixels.
         crop_pct: part of the resized picture's edge that is kept.
@@ -56,6 +59,7 @@ class EvaluationData:
     root: str | None = None
     split: str | None = None
     num_classes: int | None = None
+    class_map: ClassMap = None
     download: bool = False
     img_size: int | None = None
     crop_pct: float | None = None
@@ -206,6 +210,7 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         root=data.root,
         val_split=data.split,
         num_classes=data.num_classes,
+        class_map=data.class_map,
         download=data.download,
         img_size=height if data.img_size is None else data.img_size,
         in_chans=channels,
@@ -220,14 +225,9 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         permutation_seed=trained.get("permutation_seed"),
         on_error=data.on_error,
     )
-    module.expect_classes(spec.class_names)
+    module.expect_head(spec.class_names, spec.num_classes)
     module.setup("validate")
-    # Where the names are known, folders have been matched with them, and the head may have room for more.
-    if module.num_classes > spec.num_classes or (not spec.class_names and module.num_classes != spec.num_classes):
-        raise ValueError(
-            f"data set {module.name!r} has {module.num_classes} classes, the head of {spec.model} has "
-            f"{spec.num_classes}: evaluate on the data set that it was trained for"
-        )
+    module.check_head(spec.model, spec.num_classes)
     return module
 
 

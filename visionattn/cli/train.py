@@ -26,6 +26,7 @@ from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks.callbacks import (
     EpochReport,
@@ -35,7 +36,7 @@ from visionattn.tasks.callbacks import (
     PredictionWriter,
     Stopwatch,
 )
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, require_own_model, stored_spec
+from visionattn.tasks.checkpoint import TaskName, require_own_model, stored_spec
 from visionattn.tasks.checkpointing import (
     BEST,
     AtomicCheckpointIO,
@@ -253,38 +254,20 @@ class TrainingCLI(LightningCLI):
         if command != "fit":
             if self.options.model.get("name") != spec.model:
                 require_own_model(spec, self.resume, "--model.name")
-            self._adopt(spec)
-
-    def _adopt(self, spec: ClassifierSpec) -> None:
-        """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
-        defaults = self._parser(self.config.subcommand).get_defaults()
-        channels, height, width = spec.preprocessing["input_size"]
-        data = {
-            "img_size": height,
-            "image_size": height,
-            "height": height,
-            "width": width,
-            "in_chans": channels,
-        } | spec.preprocessing
-        if not self.options.data.root or spec.task == "reid":
-            data["name"] = spec.dataset
-        for key, value in data.items():
-            if key in defaults.data and self.options.data.get(key) == defaults.data.get(key):
-                self.options.data[key] = value
-        model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
-        for key, value in model.items():
-            if key in defaults.model:
-                self.options.model[key] = value
-        self.options.model.pretrained = False
+            adopt_model(self.options, spec)
 
     # Building
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer."""
+        resumed = None if self.resume is None else self.spec
+        spec = start_from(self.options, self.kind.data, self.task_name, self.config.subcommand, resumed)
         super().instantiate_classes()
+        if spec is not None:
+            say(describe_start(spec, self.datamodule, self.options.model, self.resume))
+            match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
         if self.resume is not None:
             self.model.resumed = True
-            self.datamodule.expect_classes(self.spec.class_names)
             if self.place is not None:
                 # Lightning tells it, too; with models that are divided, only once the loader is there.
                 self.datamodule.load_state_dict(self.place)

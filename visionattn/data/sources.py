@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.utils import natural_key
 
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
@@ -127,6 +128,7 @@ def open_source(
     *,
     wanted: str | None = None,
     class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
     mode: str = "RGB",
     download: bool = False,
     **options: Any,
@@ -142,6 +144,7 @@ def open_source(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
         class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
+        class_map: classes of folders that have other names.
         mode: Pillow's mode of the pictures.
         download: let torchvision or timm fetch what is missing.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
@@ -164,7 +167,7 @@ def open_source(
         if root is None:
             raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
         place = find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx)
+        return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -193,7 +196,12 @@ def open_source(
 
 
 def open_place(
-    place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None, *, labelled: bool = True
+    place: Path,
+    mode: str = "RGB",
+    class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
+    *,
+    labelled: bool = True,
 ) -> ReaderSource:
     """Opens a folder of class folders, or a tar of them; unless ``labelled``, of pictures anywhere.
 
@@ -215,19 +223,35 @@ def open_place(
         check_seen_once(folders)
         if labelled:
             check_class_folders(place, folders, reader.class_to_idx, class_to_idx)
-    if class_to_idx is None or source.class_to_idx == class_to_idx:
+    return _number_classes(source, place, class_to_idx, class_map or {}) if labelled else source
+
+
+def _number_classes(
+    source: ReaderSource, place: Path, class_to_idx: Mapping[str, int] | None, class_map: Mapping[str, str]
+) -> ReaderSource:
+    """Number folders by the names of their classes, in natural order unless numbers are given."""
+    folders = source.class_to_idx or {}
+    if strange := sorted(set(class_map) - set(folders)):
+        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no folder")
+    classes = {folder: class_map.get(folder, folder) for folder in folders}
+    if class_to_idx is None and class_map:
+        class_to_idx = {name: number for number, name in enumerate(sorted(set(classes.values()), key=natural_key))}
+    if class_to_idx is None or (source.class_to_idx == class_to_idx and not class_map):
         return source
-    unknown = sorted(set(source.class_to_idx or ()) - set(class_to_idx))
-    if unknown:
+    missing = [name for name in class_to_idx if name not in classes.values()]
+    if unknown := sorted(set(classes.values()) - set(class_to_idx)):
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
-            f"({', '.join(list(class_to_idx)[:3])}, …) do not include: all splits need the same class folders"
+            f"({', '.join((missing or list(class_to_idx))[:3])}, …) do not include: rename the folders, or pass "
+            f"--data.class_map '{{{unknown[0]}: CLASS, ...}}'"
         )
-    missing = sorted(set(class_to_idx) - set(source.class_to_idx or ()))
-    rank_zero_warn(f"{place} has no pictures of {some(missing)}")
-    return ReaderSource(
-        create_dataset("", root=str(place), search_split=False, class_map=dict(class_to_idx)).reader, mode
-    )
+    if missing:
+        rank_zero_warn(f"{place} has no pictures of {some(missing)}")
+    numbers = {folder: class_to_idx[name] for folder, name in classes.items()}
+    reader = create_dataset("", root=str(place), search_split=False, class_map=numbers).reader
+    numbered = ReaderSource(reader, source.mode)
+    numbered.class_to_idx = class_to_idx
+    return numbered
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"

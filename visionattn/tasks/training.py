@@ -29,6 +29,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.preprocessing import adapt_preprocessing, differing_keys, model_preprocessing
 from visionattn.tasks.sharding import shard_model
 
 DEFAULT_LR = 1e-3
@@ -247,10 +248,12 @@ class TrainingTask(LightningModule):
         return model
 
     def _compare_preprocessing(self, model: nn.Module) -> None:
-        config: Any = model.pretrained_cfg
-        for key in ("mean", "std"):
-            ours, theirs = list(self.data.preprocessing[key]), list(config.get(key) or ())
-            if theirs and ours != theirs:
+        """Warn of a normalisation other than the weights', with the options that mend it."""
+        used = self.data.preprocessing
+        wanted = adapt_preprocessing(model_preprocessing(model), {"in_chans": used["input_size"][0]})
+        for key in differing_keys(used, wanted):
+            if key in ("mean", "std"):
+                ours, theirs = list(used[key]), [round(value, 6) for value in wanted[key]]
                 rank_zero_warn(
                     f"{self.options.name} was pretrained with {key} {theirs}, the data have {ours}: "
                     f"--data.{key} '{theirs}' makes them agree"
