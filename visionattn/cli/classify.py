@@ -28,6 +28,7 @@ from visionattn.tasks.checkpoint import (
     load_classifier,
 )
 from visionattn.tasks.classification import require_finite
+from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
@@ -114,7 +115,7 @@ def classify(
         UsageError: options that contradict each other.
         ValueError: a model, checkpoint or data set that is not there or does not fit the others.
     """
-    check_writable(output, per_class, confusion_matrix)
+    check_writable(confusion_matrix, json=output, csv=per_class)
     check_folder(rollout)
     check_number(pictures)
     if confusion_matrix:
@@ -133,6 +134,7 @@ def classify(
     if rollout:
         check_rollout(classifier, spec.model)
     module = _open(data, spec)
+    print(describe_preprocessing(module.preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     classifier = classifier.to(resolved).to(memory_format=layout)
     metrics = _metrics(spec.num_classes, with_matrix=confusion_matrix is not None).to(resolved)

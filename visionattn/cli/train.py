@@ -33,7 +33,6 @@ from visionattn.tasks.callbacks import (
     ExampleSheet,
     KernelSheet,
     LearningCurve,
-    PredictionWriter,
     Stopwatch,
 )
 from visionattn.tasks.checkpoint import TaskName, require_own_model, stored_spec
@@ -44,6 +43,7 @@ from visionattn.tasks.checkpointing import (
     LastCheckpoint,
     read_training,
 )
+from visionattn.tasks.predictions import PredictionWriter, check_predictions
 from visionattn.tasks.weight_files import is_sharded
 from visionattn_kernels.provenance import provenance
 
@@ -169,7 +169,7 @@ class TrainingCLI(LightningCLI):
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
         parser.add_argument(
-            "--output", type=Path | None, default=None, help="CSV file for predict; by default a new predictions.csv."
+            "--output", type=Path | None, default=None, help="file for predict, .csv or .json; by default a new predictions.csv."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -202,6 +202,7 @@ class TrainingCLI(LightningCLI):
             where = f"--runs says where {self.config.subcommand} writes"
             raise UsageError(f"--output {options.output} is for predict: {where}")
         check_writable(options.output)
+        check_predictions(options.output)
         name = Path(options.run_name or "")
         if name.is_absolute() or ".." in name.parts:
             raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")

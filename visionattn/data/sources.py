@@ -242,7 +242,7 @@ def _number_classes(
     if unknown := sorted(set(classes.values()) - set(class_to_idx)):
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
-            f"({', '.join((missing or list(class_to_idx))[:3])}, …) do not include: rename the folders, or pass "
+            f"({few(missing or list(class_to_idx))}) do not include: rename the folders, or pass "
             f"--data.class_map '{{{unknown[0]}: CLASS, ...}}'"
         )
     if missing:
@@ -285,4 +285,9 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
 
 def some(names: Sequence[str]) -> str:
     """``class a`` or ``classes a, b, c, …``."""
-    return f"class{'es' if len(names) > 1 else ''} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    return f"class{'es' if len(names) > 1 else ''} {few(names)}"
+
+
+def few(names: Sequence[str]) -> str:
+    """``a, b, c, …``."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
