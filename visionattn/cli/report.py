@@ -12,7 +12,6 @@ from rich.table import Table
 
 from visionattn.files import replacing
 
-
 OTHER_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
 """Suffixes that say what a file holds."""
 

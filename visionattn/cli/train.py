@@ -169,7 +169,10 @@ class TrainingCLI(LightningCLI):
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
         parser.add_argument(
-            "--output", type=Path | None, default=None, help="file for predict, .csv or .json; by default a new predictions.csv."
+            "--output",
+            type=Path | None,
+            default=None,
+            help="file for predict, .csv or .json; by default a new predictions.csv.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -410,6 +413,8 @@ class TrainingCLI(LightningCLI):
             program = self.prog.replace("train", "eval")
             what, words = "evaluate:  ", [*shell_words(program), self.kind.command, "--checkpoint", str(checkpoint)]
             options |= {"data.split": data.splits["validation"]}
+            class_map = getattr(data, "class_map", {})
+            options |= {"data.class_map": json.dumps(class_map, ensure_ascii=False) if class_map else None}
         else:
             spec = self.model.spec
             what, words = "fine-tune: ", [*shell_words(self.prog), "fit", "--model.name", spec.model]

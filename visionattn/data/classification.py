@@ -188,8 +188,8 @@ class ImageClassificationData(PictureData):
         self.aug_repeats = aug_repeats
         self.limit_per_class, self.holdout_per_class = limit_per_class, holdout_per_class
         self._given_num_classes = num_classes
-        self._class_map = read_class_map(class_map)
-        if self._class_map and self.name not in ("folder", "tar"):
+        self.class_map = read_class_map(class_map)
+        if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, Source | IterableImageDataset] = {}
 
@@ -238,7 +238,7 @@ class ImageClassificationData(PictureData):
 
     def expect_head(self, names: list[str], num_classes: int) -> None:
         """Number the classes as a head does; a head without names has numbers, to which a class map may lead."""
-        self.expect_classes(names or ([str(number) for number in range(num_classes)] if self._class_map else []))
+        self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
     def check_head(self, model: str, num_classes: int) -> None:
         """Check that the classes of the data are those of a trained head; to be called after ``setup``.
@@ -298,7 +298,7 @@ class ImageClassificationData(PictureData):
             place,
             wanted=self.splits[place],
             class_to_idx=numbering,
-            class_map=self._class_map,
+            class_map=self.class_map,
             mode=self._mode,
             download=self.download,
             batch_size=self.batch_size,
