@@ -54,7 +54,7 @@ def test_class_map_puts_folders_of_one_class_together_in_training(colour_folder:
 def test_classes_are_numbered_as_the_head_that_a_training_starts_with(colour_folder: Path) -> None:
     for names, numbered in ((["red", "green", "blue"], [2, 1, 0]), (["red", "green", "teal"], [0, 1, 2])):
         data = data_of(colour_folder)
-        data.prefer_classes(names)
+        data.preferred_classes = names
         data.setup("fit")
         assert targets(data)[::3] == numbered
 
@@ -70,7 +70,9 @@ def test_folders_of_unknown_classes_are_named_with_the_remedy(colour_folder: Pat
 def test_folders_numbered_by_their_order_are_told(colour_folder: Path) -> None:
     data = data_of(colour_folder)
     data.setup("validate")
-    with pytest.warns(UserWarning, match="m does not say its classes: blue is taken for output 0, green for output 1"):
+    with pytest.warns(
+        UserWarning, match="m does not say its classes: blue for output 0, green for output 1, and so on, are a guess"
+    ):
         data.check_head("m", 3)
     with pytest.raises(DataError, match="has 3 classes, the head of m has 1000"):
         data.check_head("m", 1000)

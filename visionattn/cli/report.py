@@ -12,7 +12,7 @@ from rich.table import Table
 
 from visionattn.files import replacing
 
-OTHER_FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
+FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
 """Suffixes that say what a file holds."""
 
 
@@ -48,7 +48,7 @@ def check_writable(*paths: str | Path | None, **formats: Path | None) -> None:
         ValueError: one of the paths is a folder, lies where no file can be made, or has the suffix of another format.
     """
     for suffix, path in formats.items():
-        if path is not None and path.suffix.lower() in OTHER_FORMATS and path.suffix.lower() != f".{suffix}":
+        if path is not None and path.suffix.lower() in FORMATS and path.suffix.lower() != f".{suffix}":
             raise ValueError(f"{path} would hold {suffix.upper()}: name it {path.with_suffix(f'.{suffix}').name}")
     for path in [Path(path).expanduser() for path in (*paths, *formats.values()) if path is not None]:
         if path.is_dir():

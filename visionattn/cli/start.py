@@ -58,6 +58,8 @@ def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> Classi
             f"nothing to {command}, for the weights of {model.name} are random: give --ckpt_path FILE, or --model.name "
             "NAME with --model.pretrained true or --model.checkpoint_path FILE"
         )
+    if task in WITH_HEAD and spec.task not in WITH_HEAD:
+        raise UsageError(f"nothing to {command}: {_origin(model)}, of --task {spec.task}, has no head: fit one first")
     if "num_classes" in model:
         if model.num_classes not in (None, spec.num_classes):
             raise UsageError(
@@ -116,7 +118,7 @@ def match_classes(spec: ClassifierSpec, data: PictureData, *, fresh: bool) -> No
         fresh: whether a training starts, whose head may be another one.
     """
     if fresh:
-        data.prefer_classes(spec.class_names if spec.task in WITH_HEAD else [])
+        data.preferred_classes = spec.class_names if spec.task in WITH_HEAD else []
     elif isinstance(data, ImageClassificationData) and spec.task in WITH_HEAD:
         data.expect_head(spec.class_names, spec.num_classes)
     else:

@@ -253,11 +253,13 @@ class ImageClassificationData(PictureData):
                 f"data set {self.name!r} has {len(names)} classes, the head of {model} has {num_classes}: evaluate on "
                 "the data set that it was trained for, or name the number of each folder's output in --data.class_map"
             )
-        telling = all(re.fullmatch(r"\d+|n\d{8}", name) for name in names)  # numbers, or ImageNet's in its order
+        # The outputs' own numbers, or ImageNet's classes, whose order is that of their names.
+        telling = all(name == str(number) or re.fullmatch(r"n\d{8}", name) for number, name in enumerate(names))
         if self._expected is None and self.name in ("folder", "tar") and not telling:
+            taken = ", ".join(f"{name} for output {number}" for number, name in enumerate(names[:2]))
             rank_zero_warn(
-                f"{model} does not say its classes: {names[0]} is taken for output 0, {names[1]} for output 1, and so "
-                "on; where that is wrong, pass --data.class_map"
+                f"{model} does not say its classes: {taken}, and so on, are a guess by the order of names; where it is "
+                "wrong, pass --data.class_map"
             )
 
     @property

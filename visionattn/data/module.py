@@ -22,7 +22,7 @@ class PictureData(LightningDataModule):
 
     Attributes:
         preprocessing: how pictures are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
-        preferred_classes: those of the head that a training starts from.
+        preferred_classes: those of the head that a training starts from, which number the same classes alike.
 
     Args:
         batch_size: pictures per step and per device.
@@ -100,10 +100,6 @@ class PictureData(LightningDataModule):
     def expect_classes(self, names: list[str]) -> None:
         """Numbers the classes as a checkpoint does; to be called before ``setup``."""
         self._expected = list(names) or None
-
-    def prefer_classes(self, names: list[str]) -> None:
-        """Number the classes as the weights do that a training starts from, if these are the same classes."""
-        self.preferred_classes = list(names)
 
     def broken(self, split: str) -> list[str]:
         """One line for each unreadable picture that this process met in ``split`` so far."""

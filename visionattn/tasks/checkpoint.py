@@ -187,9 +187,10 @@ def describe_weights(
     checkpoint = {} if checkpoint_path is None else read_checkpoint(Path(checkpoint_path))
     if stored := stored_spec(checkpoint, checkpoint_path or ""):
         return replace(stored, preprocessing=adapt_preprocessing(stored.preprocessing, model_kwargs))
+    kwargs = {key: value for key, value in model_kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     with torch.device("meta"):
-        model = create_classifier(name, **model_kwargs)
-    spec = describe_classifier(model, name, **model_kwargs)
+        model = create_classifier(name, **kwargs)
+    spec = describe_classifier(model, name, **kwargs)
     if checkpoint_path is None:
         return spec
     width = _head_width(model, _select_weights(checkpoint, "average"))
