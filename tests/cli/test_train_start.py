@@ -170,3 +170,16 @@ def test_a_head_for_other_classes_is_told_when_training_starts(command: Commands
 def test_a_file_never_holds_another_format_than_its_suffix_says(command: Commands, capsys, argv, says: str) -> None:
     assert command(*argv) == 1
     assert capsys.readouterr().err == f"error: {says}\n"
+
+
+def test_a_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: Path, capsys, monkeypatch) -> None:
+    """Whatever loads it."""
+    body = timm.create_model("test_resnet", num_classes=0)
+    torch.save(timm.create_model("test_resnet").state_dict(), "body.pth")
+    monkeypatch.setattr("visionattn.tasks.training.load_plain", lambda *args, **kwargs: body)
+    options = ["validate", *QUICK, "--model.name=test_resnet", "--model.checkpoint_path=body.pth"]
+    named = "--data.class_map={blue: 0, green: 1, red: 2}"
+    assert command(*options, f"--data.root={colour_folder}", "--data.img_size=32", named) == 1
+    assert (
+        capsys.readouterr().err == "error: body.pth has no weights for the head, fc.weight: train.py fit trains one\n"
+    )

@@ -53,6 +53,6 @@ def test_class_names_come_from_a_list_or_from_numbers() -> None:
 def test_class_names_of_published_weights_are_those_of_their_head() -> None:
     overlay = {"label_names": [f"c{number}" for number in range(10)]}
     for num_classes, known in ((10, 10), (3, 0)):
-        kwargs = {"pretrained_cfg_overlay": overlay, "num_classes": num_classes}
+        kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}
         spec = describe_classifier(timm.create_model("resnet_pico.cifar10", **kwargs), "resnet_pico.cifar10", **kwargs)
         assert len(spec.class_names) == known

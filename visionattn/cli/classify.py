@@ -196,7 +196,7 @@ def build_classifier(
     classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
         print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
-    return classifier.eval(), describe_classifier(classifier, model, **model_kwargs)
+    return classifier.eval(), describe_classifier(classifier, model, pretrained=pretrained, **model_kwargs)
 
 
 def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData:

@@ -190,7 +190,7 @@ def describe_weights(
     kwargs = {key: value for key, value in model_kwargs.items() if key not in ("pretrained", "checkpoint_path")}
     with torch.device("meta"):
         model = create_classifier(name, **kwargs)
-    spec = describe_classifier(model, name, **kwargs)
+    spec = describe_classifier(model, name, pretrained=pretrained, **kwargs)
     if checkpoint_path is None:
         return spec
     width = _head_width(model, _select_weights(checkpoint, "average"))

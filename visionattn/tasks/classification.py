@@ -49,6 +49,7 @@ class ClassificationTask(TrainingTask):
 
     task_name: ClassVar[TaskName] = "classification"
     shardable: ClassVar[bool] = True
+    answers_by_head: ClassVar[bool] = True
 
     def __init__(
         self,
