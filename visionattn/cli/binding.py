@@ -19,6 +19,7 @@ from visionattn.cli.report import check_folder, check_writable
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
 from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
 
@@ -92,7 +93,7 @@ def binding(
     if overlays and wanted[0] not in OF_PAIRS:
         raise UsageError(f"--overlays draws the first probe: name one of {', '.join(OF_PAIRS)} before {wanted[0]}")
     chosen = _parse_layers(layers)
-    check_writable(output, csv, plot)
+    check_writable(plot, json=output, csv=csv)
     check_folder(overlays)
     check_number(pictures)
     if plot:
@@ -111,12 +112,15 @@ def binding(
                 }
                 if randomized:
                     network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}
+                preprocessing = prepare_scenes(spec, data)
+                if seed == training.seed and not randomized:
+                    print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
                 backbone = Backbone(
                     network.to(resolved),
                     spec.model,
                     chosen,
                     spec.model_kwargs,
-                    prepare_scenes(spec, data),
+                    preprocessing,
                     AUTOCAST_DTYPES.get(precision),
                     norm_blocks=False,
                 )

@@ -18,6 +18,7 @@ from visionattn.cli.errors import UsageError
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
+from visionattn.data.class_map import ClassMap
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
@@ -27,6 +28,7 @@ from visionattn.tasks.checkpoint import (
     load_classifier,
 )
 from visionattn.tasks.classification import require_finite
+from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
@@ -43,6 +45,8 @@ class EvaluationData:
         root: folder of pictures; for the other data sets, where they are downloaded to.
         split: name of the split, by default the one that training validates on.
         num_classes: where the data set does not say how many classes it has.
+        class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
+            that; for a model that does not know its classes, a class is the number of an output.
         download: let torchvision or timm fetch a data set that is not there.
         img_size: height and width in pixels.
         crop_pct: part of the resized picture's edge that is kept.
@@ -56,6 +60,7 @@ class EvaluationData:
     root: str | None = None
     split: str | None = None
     num_classes: int | None = None
+    class_map: ClassMap = None
     download: bool = False
     img_size: int | None = None
     crop_pct: float | None = None
@@ -110,7 +115,7 @@ def classify(
         UsageError: options that contradict each other.
         ValueError: a model, checkpoint or data set that is not there or does not fit the others.
     """
-    check_writable(output, per_class, confusion_matrix)
+    check_writable(confusion_matrix, json=output, csv=per_class)
     check_folder(rollout)
     check_number(pictures)
     if confusion_matrix:
@@ -129,6 +134,7 @@ def classify(
     if rollout:
         check_rollout(classifier, spec.model)
     module = _open(data, spec)
+    print(describe_preprocessing(module.preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     classifier = classifier.to(resolved).to(memory_format=layout)
     metrics = _metrics(spec.num_classes, with_matrix=confusion_matrix is not None).to(resolved)
@@ -190,7 +196,7 @@ def build_classifier(
     classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
         print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
-    return classifier.eval(), describe_classifier(classifier, model, **model_kwargs)
+    return classifier.eval(), describe_classifier(classifier, model, pretrained=pretrained, **model_kwargs)
 
 
 def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData:
@@ -206,6 +212,7 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         root=data.root,
         val_split=data.split,
         num_classes=data.num_classes,
+        class_map=data.class_map,
         download=data.download,
         img_size=height if data.img_size is None else data.img_size,
         in_chans=channels,
@@ -220,14 +227,9 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
         permutation_seed=trained.get("permutation_seed"),
         on_error=data.on_error,
     )
-    module.expect_classes(spec.class_names)
+    module.expect_head(spec.class_names, spec.num_classes)
     module.setup("validate")
-    # Where the names are known, folders have been matched with them, and the head may have room for more.
-    if module.num_classes > spec.num_classes or (not spec.class_names and module.num_classes != spec.num_classes):
-        raise ValueError(
-            f"data set {module.name!r} has {module.num_classes} classes, the head of {spec.model} has "
-            f"{spec.num_classes}: evaluate on the data set that it was trained for"
-        )
+    module.check_head(spec.model, spec.num_classes)
     return module
 
 

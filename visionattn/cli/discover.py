@@ -87,7 +87,7 @@ def discover(
         UsageError: no scene is to be drawn.
         ValueError: a checkpoint or data set that is not there or does not fit the other.
     """
-    check_writable(output, csv)
+    check_writable(json=output, csv=csv)
     check_folder(pictures)
     check_number(num_pictures)
     resolved = resolve_device(device)

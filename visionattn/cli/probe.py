@@ -20,6 +20,7 @@ from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.export import export_probe
 from visionattn.probing.heads import list_heads
 from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn_kernels.provenance import provenance
 
 DATA, FEATURES, TRAINING = ProbingData(), FeatureOptions(), HeadTraining()
@@ -86,7 +87,7 @@ def probe(
     layers, shots = features.parse_layers(), training.parse_shots()
     if shots and (attention or export):
         raise UsageError("--attention and --export want heads that learn from all pictures: leave out --training.shots")
-    check_writable(output, csv)
+    check_writable(json=output, csv=csv)
     check_folder(attention, export, features.cache)
     check_number(pictures)
     resolved = resolve_device(device)
@@ -95,12 +96,14 @@ def probe(
     report = Report(output, csv, list(wanted), {**settings, "precision": precision, **provenance(resolved)})
     for name in names:
         network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights)
+        preprocessing = prepare(spec, data)
+        print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
         backbone = Backbone(
             network.to(resolved),
             spec.model,
             layers,
             spec.model_kwargs,
-            prepare(spec, data),
+            preprocessing,
             AUTOCAST_DTYPES.get(precision),
         )
         origin = {

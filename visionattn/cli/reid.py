@@ -19,6 +19,7 @@ from visionattn.data import ReidData
 from visionattn.data.loading import OnError
 from visionattn.tasks.branches import Inference, choose_inference, reid_features
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.tasks.retrieval import Gallery, measure, merge
 from visionattn_kernels.provenance import provenance
 
@@ -95,7 +96,7 @@ def reid(
         UsageError: options that contradict each other.
         ValueError: a model, checkpoint or data set that is not there or does not fit the others.
     """
-    check_writable(output)
+    check_writable(json=output)
     check_folder(ranked_lists, rollout)
     check_number(pictures)
     resolved = resolve_device(device)
@@ -105,6 +106,7 @@ def reid(
     if rollout:
         check_rollout(network, spec.model)
     module = _open(data, spec)
+    print(describe_preprocessing(module.preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
     if module.protocol == "vehicleid" and (rerank or ranked_lists):
         raise UsageError("VehicleID has no queries and no gallery of its own: leave out --rerank and --ranked_lists")
     network = network.to(resolved)

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from visionattn.files import replacing
 
+FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
+"""Suffixes that say what a file holds."""
+
 
 def write_text(text: str, path: str | Path) -> None:
     """Writes ``text`` whole or not at all; folders that are missing are made."""
@@ -34,13 +37,20 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     _write_atomically(path, write)
 
 
-def check_writable(*paths: str | Path | None) -> None:
+def check_writable(*paths: str | Path | None, **formats: Path | None) -> None:
     """Makes the folders of files that are to be written, so that what is wrong with them shows before the work.
 
+    Args:
+        *paths: files of any format.
+        **formats: files of a format, by its suffix, as in ``json=output``.
+
     Raises:
-        ValueError: one of the paths is a folder, or lies where no file can be made.
+        ValueError: one of the paths is a folder, lies where no file can be made, or has the suffix of another format.
     """
-    for path in [Path(path).expanduser() for path in paths if path is not None]:
+    for suffix, path in formats.items():
+        if path is not None and path.suffix.lower() in FORMATS and path.suffix.lower() != f".{suffix}":
+            raise ValueError(f"{path} would hold {suffix.upper()}: name it {path.with_suffix(f'.{suffix}').name}")
+    for path in [Path(path).expanduser() for path in (*paths, *formats.values()) if path is not None]:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file in it")
         _check_folder(path.parent, path)

@@ -71,7 +71,7 @@ def throughput(
         if value is not None and value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
     names = _expand(models)
-    check_writable(output, csv, markdown)
+    check_writable(json=output, csv=csv, md=markdown)
     resolved = resolve_device(device)
     conditions = Conditions(
         img_size, batch_size, str(resolved), precision, train, channels_last, torch.get_num_threads(), seconds,

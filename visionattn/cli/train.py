@@ -26,16 +26,16 @@ from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks.callbacks import (
     EpochReport,
     ExampleSheet,
     KernelSheet,
     LearningCurve,
-    PredictionWriter,
     Stopwatch,
 )
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, require_own_model, stored_spec
+from visionattn.tasks.checkpoint import TaskName, require_own_model, stored_spec
 from visionattn.tasks.checkpointing import (
     BEST,
     AtomicCheckpointIO,
@@ -43,6 +43,7 @@ from visionattn.tasks.checkpointing import (
     LastCheckpoint,
     read_training,
 )
+from visionattn.tasks.predictions import PredictionWriter, check_predictions
 from visionattn.tasks.weight_files import is_sharded
 from visionattn_kernels.provenance import provenance
 
@@ -168,7 +169,10 @@ class TrainingCLI(LightningCLI):
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
         parser.add_argument(
-            "--output", type=Path | None, default=None, help="CSV file for predict; by default a new predictions.csv."
+            "--output",
+            type=Path | None,
+            default=None,
+            help="file for predict, .csv or .json; by default a new predictions.csv.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -201,6 +205,7 @@ class TrainingCLI(LightningCLI):
             where = f"--runs says where {self.config.subcommand} writes"
             raise UsageError(f"--output {options.output} is for predict: {where}")
         check_writable(options.output)
+        check_predictions(options.output)
         name = Path(options.run_name or "")
         if name.is_absolute() or ".." in name.parts:
             raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")
@@ -253,38 +258,20 @@ class TrainingCLI(LightningCLI):
         if command != "fit":
             if self.options.model.get("name") != spec.model:
                 require_own_model(spec, self.resume, "--model.name")
-            self._adopt(spec)
-
-    def _adopt(self, spec: ClassifierSpec) -> None:
-        """Takes model and preprocessing from the checkpoint, but for what the command line or config set."""
-        defaults = self._parser(self.config.subcommand).get_defaults()
-        channels, height, width = spec.preprocessing["input_size"]
-        data = {
-            "img_size": height,
-            "image_size": height,
-            "height": height,
-            "width": width,
-            "in_chans": channels,
-        } | spec.preprocessing
-        if not self.options.data.root or spec.task == "reid":
-            data["name"] = spec.dataset
-        for key, value in data.items():
-            if key in defaults.data and self.options.data.get(key) == defaults.data.get(key):
-                self.options.data[key] = value
-        model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
-        for key, value in model.items():
-            if key in defaults.model:
-                self.options.model[key] = value
-        self.options.model.pretrained = False
+            adopt_model(self.options, spec)
 
     # Building
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer."""
+        resumed = None if self.resume is None else self.spec
+        spec = start_from(self.options, self.kind.data, self.task_name, self.config.subcommand, resumed)
         super().instantiate_classes()
+        if spec is not None:
+            say(describe_start(spec, self.datamodule, self.options.model, self.resume))
+            match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
         if self.resume is not None:
             self.model.resumed = True
-            self.datamodule.expect_classes(self.spec.class_names)
             if self.place is not None:
                 # Lightning tells it, too; with models that are divided, only once the loader is there.
                 self.datamodule.load_state_dict(self.place)
@@ -426,6 +413,8 @@ class TrainingCLI(LightningCLI):
             program = self.prog.replace("train", "eval")
             what, words = "evaluate:  ", [*shell_words(program), self.kind.command, "--checkpoint", str(checkpoint)]
             options |= {"data.split": data.splits["validation"]}
+            class_map = getattr(data, "class_map", {})
+            options |= {"data.class_map": json.dumps(class_map, ensure_ascii=False) if class_map else None}
         else:
             spec = self.model.spec
             what, words = "fine-tune: ", [*shell_words(self.prog), "fit", "--model.name", spec.model]

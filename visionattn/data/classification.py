@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.checks import check_choice, check_range
+from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
 from visionattn.data.module import PictureData, per_channel
@@ -36,6 +38,9 @@ class ImageClassificationData(PictureData):
     any folder of pictures. Every format that Pillow decodes is read. Hidden and system files and folders, and files
     that are not images, are passed over and counted in a warning.
 
+    Defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are for
+    training from scratch: commands of ``train.py`` take what is not given from the weights that they start from.
+
     Args:
         name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
             ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm's: ``torch/cifar10``,
@@ -51,8 +56,11 @@ class ImageClassificationData(PictureData):
             default on all.
         holdout_per_class: validate on so many pictures of each class of the training split, and train on the others:
             the same ones whatever the seed. So the best epoch is chosen without the test pictures.
+        class_map: classes of folders whose names are not the model's, as ``{plane: airplane}``, or a YAML or JSON file
+            with that. Folders of one class are put together. For a model that does not know its classes, a class is the
+            number of an output.
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
-        in_chans: 3 for colour, 1 for grey.
+        in_chans: 3 for colour, the default, 1 for grey.
         sequence: hand out pictures as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
             in the random order that ``permutation_seed`` gives, the same for all pictures.
         permutation_seed: of that order.
@@ -61,9 +69,9 @@ class ImageClassificationData(PictureData):
         num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
         mean: of each channel, by default ImageNet's.
         std: of each channel, by default ImageNet's.
-        interpolation: for validation: ``bicubic``, ``bilinear``, ``nearest``, ….
-        crop_pct: part of the resized picture's edge that validation keeps.
-        crop_mode: ``center``, ``squash`` or ``border``, as in timm.
+        interpolation: for validation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        crop_pct: part of the resized picture's edge that validation keeps, by default 0.875.
+        crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
         no_aug: train on plainly resized pictures.
         train_interpolation: as ``interpolation``, or ``random``.
         crop_padding: train on random crops of the picture with so many mirrored pixels added on each side, in place of
@@ -88,6 +96,8 @@ class ImageClassificationData(PictureData):
         DataError: upon ``setup``, where data are missing or not as expected.
     """
 
+    weights_decide = frozenset({"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"})
+
     def __init__(
         self,
         name: str | None = None,
@@ -99,8 +109,9 @@ class ImageClassificationData(PictureData):
         download: bool = False,
         limit_per_class: int | None = None,
         holdout_per_class: int | None = None,
+        class_map: ClassMap = None,
         img_size: int | None = None,
-        in_chans: int = 3,
+        in_chans: int | None = None,
         sequence: SequenceKind | None = None,
         permutation_seed: int | None = None,
         batch_size: int = 128,
@@ -108,9 +119,9 @@ class ImageClassificationData(PictureData):
         num_workers: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        interpolation: str = "bicubic",
-        crop_pct: float = 0.875,
-        crop_mode: str = "center",
+        interpolation: str | None = None,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
         no_aug: bool = False,
         train_interpolation: str = "random",
         crop_padding: int = 0,
@@ -137,6 +148,9 @@ class ImageClassificationData(PictureData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
+        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
+        crop_pct = 0.875 if crop_pct is None else crop_pct
+        in_chans = 3 if in_chans is None else in_chans
         for option, number, low, high in (
             ("num_classes", num_classes, 1, math.inf),
             ("limit_per_class", limit_per_class, 1, math.inf),
@@ -179,6 +193,9 @@ class ImageClassificationData(PictureData):
         self.aug_repeats = aug_repeats
         self.limit_per_class, self.holdout_per_class = limit_per_class, holdout_per_class
         self._given_num_classes = num_classes
+        self.class_map = read_class_map(class_map)
+        if self.class_map and self.name not in ("folder", "tar"):
+            raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, Source | IterableImageDataset] = {}
 
         self.preprocessing: dict[str, Any] = {
@@ -224,6 +241,32 @@ class ImageClassificationData(PictureData):
             raise DataError(f"data set {self.name!r} does not say its classes: pass --data.num_classes N")
         return [str(index) for index in range(self._given_num_classes)]
 
+    def expect_head(self, names: list[str], num_classes: int) -> None:
+        """Number the classes as a head does; a head without names has numbers, to which a class map may lead."""
+        self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
+
+    def check_head(self, model: str, num_classes: int) -> None:
+        """Check that the classes of the data are those of a trained head; to be called after ``setup``.
+
+        Raises:
+            DataError: there are others.
+        """
+        names = self.class_names
+        # Where the head's names are known, folders have been matched with them, and it may have room for more.
+        if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
+            raise DataError(
+                f"data set {self.name!r} has {len(names)} classes, the head of {model} has {num_classes}: evaluate on "
+                "the data set that it was trained for, or name the number of each folder's output in --data.class_map"
+            )
+        # The outputs' own numbers, or ImageNet's classes, whose order is that of their names.
+        telling = all(name == str(number) or re.fullmatch(r"n\d{8}", name) for number, name in enumerate(names))
+        if self._expected is None and self.name in ("folder", "tar") and not telling:
+            taken = ", ".join(f"{name} for output {number}" for number, name in enumerate(names[:2]))
+            rank_zero_warn(
+                f"{model} does not say its classes: {taken}, and so on, are a guess by the order of names; where it is "
+                "wrong, pass --data.class_map"
+            )
+
     @property
     def item_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the loaders hand out: of the pictures, or (C, 1, H·W) of sequences."""
@@ -241,9 +284,13 @@ class ImageClassificationData(PictureData):
             if split in self._sources:
                 continue
             source = self._open(split, numbering)
-            self._sources[split] = source
             if numbering is None and split == "train" and self.name in ("folder", "tar"):
                 numbering = dict(_class_to_idx(source) or {})
+                preferred = {name: index for index, name in enumerate(self.preferred_classes)}
+                if preferred.keys() == numbering.keys() and preferred != numbering:
+                    self.expect_classes(self.preferred_classes)
+                    numbering, source = preferred, self._open(split, preferred)
+            self._sources[split] = source
             self._compare_classes(split, source)
         if stage == "fit" and self.root and Path(self.root).is_file() and self.holdout_per_class is None:
             rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
@@ -258,6 +305,7 @@ class ImageClassificationData(PictureData):
             place,
             wanted=self.splits[place],
             class_to_idx=numbering,
+            class_map=self.class_map,
             mode=self._mode,
             download=self.download,
             batch_size=self.batch_size,

@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -22,6 +22,7 @@ class PictureData(LightningDataModule):
 
     Attributes:
         preprocessing: how pictures are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
+        preferred_classes: those of the head that a training starts from, which number the same classes alike.
 
     Args:
         batch_size: pictures per step and per device.
@@ -35,6 +36,8 @@ class PictureData(LightningDataModule):
     """
 
     preprocessing: dict[str, Any]
+    weights_decide: ClassVar[frozenset[str]] = frozenset({"input_size", "mean", "std", "interpolation"})
+    """The parts of the preprocessing that pretrained weights decide, unless options do."""
     worker_setup: Callable[[int], None] | None = None  # called in each loader worker, with its number
 
     def __init__(
@@ -51,6 +54,7 @@ class PictureData(LightningDataModule):
         self.on_error = on_error
         self._seed = seed
         self._expected: list[str] | None = None  # a checkpoint's classes
+        self.preferred_classes: list[str] = []
         self._loaders: dict[str, ImageLoader] = {}
         self._resumed: dict[str, int] = {"epoch": 0, "batches": 0, "batch_size": batch_size}  # what a checkpoint says
 

@@ -121,6 +121,7 @@ def open_source(
     *,
     wanted: str | None = None,
     class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
     mode: str = "RGB",
     download: bool = False,
     **options: Any,
@@ -136,6 +137,7 @@ def open_source(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
         class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
+        class_map: classes of folders that have other names.
         mode: Pillow's mode of the pictures.
         download: let torchvision or timm fetch what is missing.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
@@ -158,7 +160,7 @@ def open_source(
         if root is None:
             raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
         place = find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx)
+        return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -187,7 +189,12 @@ def open_source(
 
 
 def open_place(
-    place: Path, mode: str = "RGB", class_to_idx: Mapping[str, int] | None = None, *, labelled: bool = True
+    place: Path,
+    mode: str = "RGB",
+    class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
+    *,
+    labelled: bool = True,
 ) -> FileSource | TarSource:
     """Opens a folder of class folders, or a tar of them; unless ``labelled``, of pictures anywhere.
 
@@ -210,30 +217,41 @@ def open_place(
         check_class_names(place, labels)
         if not is_tar:
             check_class_folders(place, (path for path, _ in found), class_to_idx)
+    classes = _name_classes(place, labels, class_map or {})
     if class_to_idx is None:
-        classes = sorted({class_name(label) for label in labels}, key=natural_key)
-        class_to_idx = {name: index for index, name in enumerate(classes)}
-    numbers = _number(place, labels, class_to_idx)
+        names = sorted(set(classes.values()), key=natural_key)
+        class_to_idx = {name: index for index, name in enumerate(names)}
+    numbers = _number(place, classes, class_to_idx)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
 
-def _number(place: Path, labels: Collection[str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
+def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str]) -> dict[str, str]:
+    """The class of each folder by its name; warns of a class map's folders that are not there."""
+    given = {class_name(folder): class_name(name) for folder, name in class_map.items()}
+    names = {label: class_name(label) for label in labels}
+    if strange := sorted(set(given) - set(names.values())):
+        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no folder")
+    return {label: given.get(name, name) for label, name in names.items()}
+
+
+def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
     """The class index of each folder by its name; warns of classes without a folder.
 
     Raises:
         DataError: a folder of another class.
     """
     numbers = {class_name(name): index for name, index in class_to_idx.items()}
-    names = {label: class_name(label) for label in labels}
-    if unknown := sorted(set(names.values()) - set(numbers)):
+    missing = [name for name in numbers if name not in classes.values()]
+    if unknown := sorted(set(classes.values()) - set(numbers)):
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
-            f"({', '.join(list(class_to_idx)[:3])}, …) do not include: all splits need the same class folders"
+            f"({few(missing or list(class_to_idx))}) do not include: rename the folders, or pass "
+            f"--data.class_map '{{{unknown[0]}: CLASS, ...}}'"
         )
-    if missing := sorted(set(numbers) - set(names.values())):
+    if missing:
         rank_zero_warn(f"{place} has no pictures of {some(missing)}")
-    return {label: numbers[name] for label, name in names.items()}
+    return {label: numbers[name] for label, name in classes.items()}
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"
@@ -268,4 +286,9 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
 
 def some(names: Sequence[str]) -> str:
     """``class a`` or ``classes a, b, c, …``."""
-    return f"class{'es' if len(names) > 1 else ''} {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    return f"class{'es' if len(names) > 1 else ''} {few(names)}"
+
+
+def few(names: Sequence[str]) -> str:
+    """``a, b, c, …``."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -12,6 +12,7 @@ from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
 from visionattn.tasks.branches import Inference
 from visionattn.tasks.checkpoint import Weights
+from visionattn.tasks.preprocessing import describe_preprocessing
 
 
 def hub(
@@ -55,6 +56,7 @@ def hub(
     print(
         f"{output}: {network.spec.model}, {_size(output / 'model.safetensors')} of {dtype} weights ({network.weights})"
     )
+    _tell_preprocessing(network)
     print(f'load: timm.create_model("local-dir:{output}", pretrained=True)')
 
 
@@ -175,7 +177,12 @@ def _check_output(path: Path | None, suffix: str) -> Path:
 def _tell(path: Path, network: Network, found: str) -> None:
     size = "×".join(map(str, network.input_size))
     print(f"{path}: {network.spec.model}, {_size(path)}, pictures of {size}; {found}")
+    _tell_preprocessing(network)
     print(f"{path}.json: how pictures are prepared, and what the outputs are")
+
+
+def _tell_preprocessing(network: Network) -> None:
+    print(describe_preprocessing(network.spec.preprocessing, network.spec.preprocessing, network.spec.model))
 
 
 def _size(path: Path) -> str:

@@ -1,9 +1,8 @@
-"""What a run tells: a line per epoch, learning curves, pictures of kernels and of examples, predictions."""
+"""What a run tells: a line per epoch, learning curves, pictures of kernels and of examples."""
 
-import csv
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -196,35 +195,3 @@ class ExampleSheet(Callback):
             examples.save(self.folder / f"{examples.title}-{which}.png", mean, std)
         except Exception as error:
             rich_print(f"[yellow]no picture of the {examples.title}: {error}[/yellow]")
-
-
-class PredictionWriter(Callback):
-    """Write predictions as a CSV file in UTF-8, whatever the locale: ``file,class,probability``.
-
-    Args:
-        path: of the file; each further process writes one of its own, with its rank in the name.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self.file: IO[str] | None = None
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the file."""
-        if trainer.global_rank:
-            self.path = self.path.with_stem(f"{self.path.stem}.rank{trainer.global_rank}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w", encoding="utf-8", newline="")
-        csv.writer(self.file).writerow(["file", "class", "probability"])
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        """Adds a batch."""
-        assert self.file is not None
-        csv.writer(self.file).writerows((name, label, f"{share:.6f}") for name, label, share in outputs)
-        self.count += len(outputs)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Closes the file."""
-        if self.file is not None:
-            self.file.close()

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from timm.data.config import resolve_model_data_config
+import torch
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.files import as_text
+from visionattn.tasks.preprocessing import adapt_preprocessing, model_preprocessing
 from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
@@ -149,19 +150,54 @@ def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> Classifie
         name: its name.
         **kwargs: the arguments that it was built with.
     """
-    config = resolve_model_data_config(model)
-    channels, height, width = config["input_size"]
-    size = kwargs.get("img_size") or (height, width)
-    config["input_size"] = (kwargs.get("in_chans", channels), *((size, size) if isinstance(size, int) else size))
-    if config["input_size"][0] != channels:
-        for key in ("mean", "std"):
-            config[key] = (sum(config[key]) / channels,) * config["input_size"][0]
+    preprocessing = adapt_preprocessing(model_preprocessing(model), kwargs)
     num_classes = int(getattr(model, "num_classes", 0))
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "num_classes")}
-    # Folders and repositories of the hub may name the classes of the head that they hold.
-    names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
-    class_names = [str(name) for name in names] if len(names) == num_classes else []
-    return ClassifierSpec(name, kwargs, num_classes, class_names, preprocessing=config, dataset="")
+    class_names = label_names(getattr(model, "pretrained_cfg", {}))
+    if len(class_names) != num_classes:
+        class_names = []
+    return ClassifierSpec(name, kwargs, num_classes, class_names, preprocessing, dataset="")
+
+
+def label_names(pretrained_cfg: Mapping[str, Any]) -> list[str]:
+    """Return the class names that weights come with, in the order of the outputs; empty where they have none."""
+    names: Any = pretrained_cfg.get("label_names") or ()
+    if isinstance(names, Mapping):  # from numbers, which JSON makes strings of
+        names = [names[number] for number in sorted(names, key=int)]
+    return [str(name) for name in names]
+
+
+def describe_weights(
+    name: str, pretrained: bool, checkpoint_path: str | Path | None, model_kwargs: Mapping[str, Any]
+) -> ClassifierSpec | None:
+    """Return the spec of the weights that a training or evaluation starts from, without loading them.
+
+    Args:
+        name: the model, as in `create_classifier`.
+        pretrained: whether its published weights are asked for.
+        checkpoint_path: a file of weights, which is loaded over them.
+        model_kwargs: further arguments of the model.
+
+    Returns:
+        None where weights are random.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown model, or a file that is not a checkpoint.
+    """
+    if checkpoint_path is None and not pretrained:
+        return None
+    checkpoint = {} if checkpoint_path is None else read_checkpoint(Path(checkpoint_path))
+    if stored := stored_spec(checkpoint, checkpoint_path or ""):
+        return replace(stored, preprocessing=adapt_preprocessing(stored.preprocessing, model_kwargs))
+    kwargs = {key: value for key, value in model_kwargs.items() if key not in ("pretrained", "checkpoint_path")}
+    with torch.device("meta"):
+        model = create_classifier(name, **kwargs)
+    spec = describe_classifier(model, name, pretrained=pretrained, **kwargs)
+    if checkpoint_path is None:
+        return spec
+    width = _head_width(model, _select_weights(checkpoint, "average"))
+    return replace(spec, class_names=[], num_classes=width or spec.num_classes)
 
 
 def load_classifier(
@@ -202,7 +238,7 @@ def load_classifier(
         num_classes = _head_width(model, state_dict) if stored is None else stored.num_classes
         if "num_classes" not in kwargs and num_classes not in (None, getattr(model, "num_classes", None)):
             model = create_classifier(model_name, **kwargs, num_classes=num_classes)
-        spec = describe_classifier(model, model_name, **kwargs)
+        spec = _described_by_file(describe_classifier(model, model_name, **kwargs), stored, kwargs)
     elif stored is None:
         raise ValueError(
             f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
@@ -214,6 +250,20 @@ def load_classifier(
     _check_finite(state_dict, path)
     model.load_state_dict(state_dict)
     return model.eval(), spec
+
+
+def _described_by_file(
+    spec: ClassifierSpec, stored: ClassifierSpec | None, model_kwargs: Mapping[str, Any]
+) -> ClassifierSpec:
+    """Return the spec of an architecture with what the file says about its weights, class names above all.
+
+    Those that the architecture's tag comes with belong to other weights.
+    """
+    if stored is None:
+        return replace(spec, class_names=[])
+    names = stored.class_names if stored.num_classes == spec.num_classes else []
+    preprocessing = adapt_preprocessing(stored.preprocessing, model_kwargs)
+    return replace(spec, class_names=names, preprocessing=preprocessing)
 
 
 def load_plain(path: str | Path, model_name: str, model_kwargs: Mapping[str, Any] | None = None) -> nn.Module:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.mixup import Mixup
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -14,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from visionattn.checks import check_range
 from visionattn.data import Batch
+from visionattn.data.sources import some
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.objective import widened
 from visionattn.tasks.training import DivergenceError, TrainingTask
@@ -47,6 +49,7 @@ class ClassificationTask(TrainingTask):
 
     task_name: ClassVar[TaskName] = "classification"
     shardable: ClassVar[bool] = True
+    answers_by_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,6 +84,9 @@ class ClassificationTask(TrainingTask):
                 f"the data have {len(names)} classes, the head only {hparams.num_classes} (--model.num_classes): "
                 f"pass --model.num_classes {len(names)} or leave it out"
             )
+        if self.trainer.state.fn != "fit" and names and hparams.num_classes:
+            self.data.check_head(hparams.name, hparams.num_classes)
+        self._compare_heads(names)
         if len(names) == 1 and not hparams.num_classes:
             raise ValueError(
                 f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
@@ -117,6 +123,15 @@ class ClassificationTask(TrainingTask):
             for k in (1, 5):
                 metric = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
                 setattr(self, f"{split}_top{k}", metric)
+
+    def _compare_heads(self, names: list[str]) -> None:
+        """Warn where training goes on with a head of as many outputs, but for other classes."""
+        known = self.data.preferred_classes
+        if known and len(known) == (self.options.num_classes or len(names)) and set(known) != set(names):
+            rank_zero_warn(
+                f"{self.options.name} starts with a head for {some(known)}; the data have {some(names)}: its outputs "
+                "learn these in place of those, in their order; where some are the same, pass --data.class_map"
+            )
 
     def train(self, mode: bool = True) -> "ClassificationTask":
         """As usual, but a probed backbone stays in evaluation mode, for its norm statistics are frozen too."""

@@ -29,6 +29,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.preprocessing import adapt_preprocessing, differing_keys, model_preprocessing
 from visionattn.tasks.sharding import shard_model
 
 DEFAULT_LR = 1e-3
@@ -86,6 +87,8 @@ class TrainingTask(LightningModule):
     task_name: ClassVar[TaskName]
     shardable: ClassVar[bool] = False
     """Whether all parameters are the model's and used by its ``forward`` alone, as FSDP2 wants it."""
+    answers_by_head: ClassVar[bool] = False
+    """Whether evaluation and prediction need the classifier's weights."""
     resumed: bool = False
     """Whether all weights will come from a checkpoint; the trainer knows it only once the model is built."""
     spec: ClassifierSpec  # known once the model is built
@@ -244,13 +247,17 @@ class TrainingTask(LightningModule):
         if hparams.checkpoint_path and fresh:
             initial = load_plain(hparams.checkpoint_path, hparams.name, model_kwargs=self._model_kwargs).state_dict()
             _load_all_but_heads(model, initial)
+            if self.answers_by_head and self.trainer.state.fn != "fit":
+                _require_heads(model, initial, hparams.checkpoint_path)
         return model
 
     def _compare_preprocessing(self, model: nn.Module) -> None:
-        config: Any = model.pretrained_cfg
-        for key in ("mean", "std"):
-            ours, theirs = list(self.data.preprocessing[key]), list(config.get(key) or ())
-            if theirs and ours != theirs:
+        """Warn of a normalisation other than the weights', with the options that mend it."""
+        used = self.data.preprocessing
+        wanted = adapt_preprocessing(model_preprocessing(model), {"in_chans": used["input_size"][0]})
+        for key in differing_keys(used, wanted):
+            if key in ("mean", "std"):
+                ours, theirs = list(used[key]), [round(value, 6) for value in wanted[key]]
                 rank_zero_warn(
                     f"{self.options.name} was pretrained with {key} {theirs}, the data have {ours}: "
                     f"--data.{key} '{theirs}' makes them agree"
@@ -422,6 +429,18 @@ def _heads(model: Any) -> tuple[nn.Module, ...]:
     """The classifier, or several, as models with several branches have them."""
     classifier = model.get_classifier()
     return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
+def _require_heads(model: nn.Module, initial: Mapping[str, Tensor], path: str) -> None:
+    """Check that a file had weights for the classifiers, which would otherwise answer at random.
+
+    Raises:
+        ValueError: it had none, or some of another width.
+    """
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name in (own[id(parameter)] for head in _heads(model) for parameter in head.parameters()):
+        if name not in initial or initial[name].shape != model.get_parameter(name).shape:
+            raise ValueError(f"{path} has no weights for the head, {name}: train.py fit trains one")
 
 
 def _load_all_but_heads(model: nn.Module, initial: Mapping[str, Tensor]) -> None:

@@ -96,7 +96,7 @@ class ReidData(PictureData):
             pictures.
         mean: of each channel, by default 0.5.
         std: of each channel, by default 0.5.
-        interpolation: ``bicubic``, ``bilinear``, ``nearest``, ….
+        interpolation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
         hflip: probability of a horizontal flip.
         padding: black pixels on each side, of which a random crop takes its share; by default 10, and 3 for the
             embedded pictures; 0 for no crop.
@@ -109,6 +109,9 @@ class ReidData(PictureData):
     Raises:
         DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
     """
+
+    # Persons and vehicles have sizes of their own, which the models are resized to.
+    weights_decide = frozenset({"mean", "std", "interpolation"})
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class ReidData(PictureData):
         num_workers: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        interpolation: str = "bicubic",
+        interpolation: str | None = None,
         hflip: float = 0.5,
         padding: int | None = None,
         re_prob: float = 0.5,
@@ -157,6 +160,7 @@ class ReidData(PictureData):
                 f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
                 f"got {gallery_size} for {self.name}"
             )
+        interpolation = interpolation or "bicubic"
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width

@@ -41,8 +41,10 @@ class SceneData(PictureData):
         num_workers: loader processes per device, by default as many as there are cores, at most 8.
         mean: of each channel, by default ImageNet's.
         std: of each channel, by default ImageNet's.
-        interpolation: of pictures: ``bicubic``, ``bilinear``, ``nearest``, …; that of segments is always ``nearest``.
-        crop_mode: ``center`` keeps the aspect and cuts off what is too much of the longer side; ``squash`` keeps all.
+        interpolation: of pictures: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; that of segments is always
+            ``nearest``.
+        crop_mode: ``center``, the default, keeps the aspect and cuts off what is too much of the longer side;
+            ``squash`` keeps all.
         hflip: probability of a horizontal flip in training.
         on_error: a scene that cannot be read: ``raise`` names it and stops; ``skip`` counts it and goes on, with
             another one in its place in training and without it in validation.
@@ -69,8 +71,8 @@ class SceneData(PictureData):
         num_workers: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        interpolation: str = "bicubic",
-        crop_mode: CropMode = "center",
+        interpolation: str | None = None,
+        crop_mode: CropMode | None = None,
         hflip: float = 0.5,
         on_error: OnError = "raise",
         seed: int | None = None,
@@ -79,6 +81,7 @@ class SceneData(PictureData):
         self.name: str = name or ("folder" if root else "synthetic")
         self.worker_setup = single_threaded if self.name == "synthetic" else None
         self.root, self.limit, self.hflip = root and str(Path(root).expanduser()), limit, hflip
+        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
         size = (SYNTHETIC_SIZE if self.name == "synthetic" else PHOTOGRAPH_SIZE) if image_size is None else image_size
         check_range("data.image_size", size, 1, MAX_SIZE, error=DataError)
         check_range("data.hflip", hflip, 0, 1, error=DataError)

@@ -1,0 +1,39 @@
+"""Class folders under other names than those that a model knows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visionattn.data.errors import DataError
+
+ClassMap = str | dict[str, Any] | None
+"""A mapping from folders to classes, the same as text, a file that holds one (YAML or JSON), or nothing."""
+
+
+def read_class_map(given: ClassMap) -> dict[str, str]:
+    """Return the class of each folder that a class map names.
+
+    Args:
+        given: as ``--data.class_map`` takes it.
+
+    Raises:
+        DataError: no such file, or no mapping from folders to classes.
+    """
+    if given is None:
+        return {}
+    content: Any = given
+    if isinstance(given, str):
+        is_text = given.lstrip().startswith("{")
+        try:
+            content = yaml.safe_load(given if is_text else Path(given).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or type(error).__name__
+            raise DataError(f"--data.class_map: cannot read {given}: {reason}; {EXPECTED}") from error
+    if not isinstance(content, Mapping) or not all(isinstance(name, str | int) for name in content.values()):
+        raise DataError(f"--data.class_map {given} is no mapping from folders to classes: {EXPECTED}")
+    return {str(folder): str(name) for folder, name in content.items()}
+
+
+EXPECTED = "expected is '{FOLDER: CLASS, ...}', or a YAML or JSON file with that"
