@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from visionattn_kernels import choices
 from visionattn_kernels.backends import gemm, native, plain, reference, tiled
+from visionattn_kernels.operators import is_exporting
 from visionattn_kernels.problem import Problem
 
 
@@ -105,7 +105,7 @@ def choose(problem: Problem, backend: str | None = None) -> Implementation:
 
 
 def _order(problem: Problem) -> list[str]:
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return [EXPORTED]
     return [name for name in choices.find(problem).order if name in BACKENDS]
 

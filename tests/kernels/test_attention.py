@@ -10,7 +10,6 @@ from torch import Tensor
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import tiled
-from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 FUSED = ["native", "tiled"]
@@ -219,15 +218,6 @@ def test_gradients_to_second_order(backend: str) -> None:
 
     assert torch.autograd.gradcheck(attend, tuple(x.values()), check_forward_ad=backend == "reference")
     assert torch.autograd.gradgradcheck(attend, tuple(x.values()))
-
-
-@each_fused_backend
-@pytest.mark.parametrize("full", [False, True])
-def test_registration(full: bool, backend: str) -> None:
-    window = Window.create(3)
-    x = make_inputs(window, (5, 6), dtype=torch.float32, rpb=full, rel=full, num_extra=2 * full)
-    operator = getattr(torch.ops.visionattn, f"{backend}_attention").default
-    torch.library.opcheck(operator, (*(x.get(name) for name in TENSORS), window.to_ints(), 0.3))
 
 
 @each_fused_backend

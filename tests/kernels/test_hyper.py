@@ -109,14 +109,6 @@ def test_local_operator_has_gradients_of_two_orders(taps):
     assert torch.autograd.gradgradcheck(hyper_zzw_local, inputs)
 
 
-def test_compiled_operators_keep_the_rules_of_torch():
-    needs_compiler()
-    maps, kernels = randn(4, 3, 5), randn(3, 3, 5)
-    torch.library.opcheck(stacked.multiply_stacked, (maps, randn(3, 2, 5)))
-    torch.library.opcheck(stacked.correlate_stacked, (maps, kernels, 1, 1))
-    torch.library.opcheck(stacked.correlate_taps, (maps, maps, [3, 3], 1, 1))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stacks_may_be_views_and_of_any_count(dtype):
     needs_compiler()
