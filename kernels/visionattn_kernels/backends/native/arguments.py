@@ -11,7 +11,6 @@ from torch import Tensor
 from visionattn_kernels.backends.native.build import load
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import accumulation_dtype
-from visionattn_kernels.threads import num_threads
 from visionattn_kernels.window import AxisTables, tabulate_axis
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -61,7 +60,7 @@ class Call:
         self.dtype = accumulation_dtype(p.q.dtype)
         self.alive: list[Any] = []
         self.arguments = a = _Arguments()
-        a.dtype, a.scale, a.num_threads = DTYPES[p.q.dtype], p.scale, num_threads()
+        a.dtype, a.scale, a.num_threads = DTYPES[p.q.dtype], p.scale, torch.get_num_threads()
         a.batch, a.queries_h, a.queries_w, a.heads, a.head_dim = p.q.shape
         a.keys_h, a.keys_w, a.v_dim = *size, p.v.shape[-1]
         a.kernel_h, a.kernel_w = p.window.kernel_size
@@ -102,4 +101,6 @@ class Call:
         """Calls a kernel."""
         library = load()
         assert not isinstance(library, str), library
-        getattr(library, function)(ctypes.byref(self.arguments))
+        if not getattr(library, function)(ctypes.byref(self.arguments)):
+            kernel_size = self.problem.window.kernel_size
+            raise RuntimeError(f"can't allocate memory for the keys of a window of {kernel_size}: pass a smaller one")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from visionattn_kernels.backends.native.build import load
 from visionattn_kernels.operators import define_operator, is_forward_mode
-from visionattn_kernels.threads import num_threads
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 _ENDINGS = ("sum", "gelu", "product")
@@ -88,7 +87,7 @@ def convolve_maps(maps: list[Tensor], weights: list[Tensor], bias: Tensor, endin
 def _run_convolution(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str) -> Tensor:
     maps, weights, bias = [_by_rows(x) for x in maps], [_by_rows(x) for x in weights], bias.contiguous()
     out = _empty_out(maps, weights, bias, ending)
-    numbers = (_CODES[out.dtype], out.shape[0], len(maps), _ENDINGS.index(ending), num_threads())
+    numbers = (_CODES[out.dtype], out.shape[0], len(maps), _ENDINGS.index(ending), torch.get_num_threads())
     stacks = ((_Matrix * len(xs))(*(_matrix(x) for x in xs)) for xs in (maps, weights))
     _call("visionattn_convolve_maps", _Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr()))
     return out
@@ -114,7 +113,7 @@ _convolve_maps = define_operator(
 
 def _run_moments(x: Tensor) -> Tensor:
     x, out = _by_rows(x), _empty_moments(x)
-    numbers = (_CODES[x.dtype], x.shape[0], num_threads())
+    numbers = (_CODES[x.dtype], x.shape[0], torch.get_num_threads())
     _call("visionattn_column_moments", _Moments(*numbers, _matrix(x), _matrix(out)))
     return out
 
@@ -135,7 +134,7 @@ def _run_standardization(
     x, mean, scale = _by_rows(x), mean.contiguous(), scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     assert out.stride(1) == 1 or out.shape[1] == 1
-    numbers = (_CODES[x.dtype], x.shape[0], activate, num_threads())
+    numbers = (_CODES[x.dtype], x.shape[0], activate, torch.get_num_threads())
     columns = (mean.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr())
     _call("visionattn_standardize_columns", _Standardization(*numbers, _matrix(x), _matrix(out), *columns))
 

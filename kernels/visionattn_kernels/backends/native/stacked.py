@@ -13,7 +13,6 @@ from torch import Tensor
 
 from visionattn_kernels.backends.native.build import load, missing
 from visionattn_kernels.operators import Call, define_operator, is_exporting, is_forward_mode
-from visionattn_kernels.threads import num_threads
 
 Shape = tuple[int, ...]
 
@@ -40,7 +39,10 @@ class _Correlation(ctypes.Structure):
 
 
 def can_run(*stacks: Tensor) -> bool:
-    """Whether the operators take such tensors; compiles them the first time. Exported graphs and forward-mode derivatives do without."""
+    """Whether the operators take such tensors; compiles them the first time.
+
+    Exported graphs and forward-mode derivatives do without them.
+    """
     if is_exporting() or is_forward_mode():
         return False
     (first, *others) = stacks
@@ -52,7 +54,7 @@ def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ..
     first, library = stacks[0], load()
     assert not isinstance(library, str), library
     stacks = tuple(x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous() for x in stacks)
-    numbers = (_CODES[first.dtype], first.shape[2], *sizes, num_threads())
+    numbers = (_CODES[first.dtype], first.shape[2], *sizes, torch.get_num_threads())
     arguments = structure(*numbers, *(_Stack(x.data_ptr(), *x.stride()[:2]) for x in stacks))
     getattr(library, function)(ctypes.byref(arguments))
 
