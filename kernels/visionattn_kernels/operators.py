@@ -151,7 +151,7 @@ def _differentiate(operator: Any, backward: Backward, saves_outputs: bool) -> Ca
             return *backward(call, *grads), *(None for _ in ctx.settings)
 
     operator.register_autograd(Apply.backward, setup_context=Apply.setup_context)
-    return Apply.apply  # type: ignore[no-any-return]
+    return Apply.apply
 
 
 def _first_tensor(args: Sequence[Any]) -> Tensor:
