@@ -8,6 +8,7 @@ from visionattn_kernels.attention import (
     window_attention_2d,
     windowed_attention,
 )
+from visionattn_kernels.forking import run_serially_in_forked_children
 from visionattn_kernels.hyper import hyper_zzw_global, hyper_zzw_local
 from visionattn_kernels.unfused import (
     neighborhood_av_1d,
@@ -18,6 +19,8 @@ from visionattn_kernels.unfused import (
     windowed_qk,
 )
 from visionattn_kernels.window import Window
+
+run_serially_in_forked_children()
 
 __all__ = [
     "Window",

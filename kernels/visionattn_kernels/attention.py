@@ -6,6 +6,7 @@ argument is an int, or one value per axis. Every argument error is a ValueError 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
@@ -18,6 +19,7 @@ from visionattn_kernels.window import Window
 IntOrPair = int | tuple[int, int]
 BoolOrPair = bool | tuple[bool, bool]
 Result = Tensor | tuple[Tensor, Tensor]
+Scale = float | Tensor | None
 
 # Asked here, for torch 2.11 does not trace the question.
 AUTOCAST_DEVICES = tuple(name for name in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(name))
@@ -43,7 +45,7 @@ def windowed_attention(
     rel_w: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    scale: float | None = None,
+    scale: Scale = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Result:
@@ -60,7 +62,7 @@ def windowed_attention(
         rel_w: Logits of each query by column offset, `[B, Q_h, Q_w, heads, 2 k_w - 1]`.
         extra_k: Keys `[B, M, heads, head_dim]` that every query sees too, in the same softmax (class tokens).
         extra_v: Values `[B, M, heads, v_dim]` of `extra_k`.
-        scale: Factor of `q.k`; `head_dim ** -0.5` by default.
+        scale: Factor of `q.k`, a finite number; `head_dim ** -0.5` by default. A tensor of one element has a gradient.
         return_lse: Also returns the log-sum-exp of each query's scores, `[B, Q_h, Q_w, heads]`, in float32 or wider.
         backend: Name of the backend; by default the first that can run. A named one is never replaced by another.
 
@@ -74,7 +76,8 @@ def windowed_attention(
     q, k, v = autocast_inputs(q, k, v)
     if extra_k is not None and extra_v is not None:
         extra_k, extra_v = autocast_inputs(extra_k, extra_v)
-    problem = check_problem(q, k, v, window, rpb, scale, rel_h, rel_w, extra_k, extra_v, return_lse)
+    q, factor = scale_queries(q, scale)
+    problem = check_problem(q, k, v, window, rpb, factor, rel_h, rel_w, extra_k, extra_v, return_lse)
     out, lse = dispatch.choose(problem, backend).attention(problem, return_lse)
     if not return_lse:
         return out
@@ -91,7 +94,7 @@ def neighborhood_attention_2d(
     dilation: IntOrPair = 1,
     is_causal: BoolOrPair = False,
     rpb: Tensor | None = None,
-    scale: float | None = None,
+    scale: Scale = None,
     return_lse: bool = False,
     backend: str | None = None,
     **tensors: Unpack[MoreTensors],
@@ -123,7 +126,7 @@ def neighborhood_attention_1d(
     dilation: int = 1,
     is_causal: bool = False,
     rpb: Tensor | None = None,
-    scale: float | None = None,
+    scale: Scale = None,
     return_lse: bool = False,
     backend: str | None = None,
     *,
@@ -178,7 +181,7 @@ def halo_attention_2d(
     boundary: Literal["mask", "zero"] = "mask",
     query_stride: IntOrPair = 1,
     rpb: Tensor | None = None,
-    scale: float | None = None,
+    scale: Scale = None,
     return_lse: bool = False,
     backend: str | None = None,
     **tensors: Unpack[MoreTensors],
@@ -225,7 +228,7 @@ def window_attention_2d(
     v: Tensor,
     window_size: IntOrPair,
     rpb: Tensor | None = None,
-    scale: float | None = None,
+    scale: Scale = None,
     return_lse: bool = False,
     backend: str | None = None,
     **tensors: Unpack[MoreTensors],
@@ -288,6 +291,15 @@ def autocast_inputs(*maps: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) if x.dtype == torch.float32 else x for x in maps)
 
 
+def scale_queries(q: Tensor, scale: Scale) -> tuple[Tensor, float | None]:
+    """Queries and the factor that remains: a tensor goes into the queries, where autograd sees it."""
+    if not isinstance(scale, Tensor):
+        return q, scale
+    if scale.numel() != 1:
+        raise ValueError(f"scale must be a number or a tensor of one element; got shape {tuple(scale.shape)}")
+    return q * scale.reshape(()).to(q.dtype), 1.0
+
+
 def check_dims_1d(**tensors: tuple[Tensor | None, int]) -> None:
     """Holds tensors of a 1-D operator to their numbers of dimensions. Raises ValueError with the name of one."""
     for name, (x, dims) in tensors.items():
@@ -342,8 +354,8 @@ def check_problem(
         q,
         k,
         v,
-        window,
-        head_dim**-0.5 if scale is None else float(scale),
+        window.fit((height, width)),
+        head_dim**-0.5 if scale is None else _check_scale(scale),
         rpb,
         rel_h,
         rel_w,
@@ -351,6 +363,16 @@ def check_problem(
         extra_v,
         need_lse,
     )
+
+
+def _check_scale(scale: Any) -> float:
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not -math.inf < number < math.inf:  # which the compiler traces, unlike math.isfinite
+        raise ValueError(f"scale must be a finite number; got {scale!r}")
+    return number
 
 
 def _check_shape(name: str, x: Tensor | None, shape: tuple[int, ...], fitting: str) -> None:

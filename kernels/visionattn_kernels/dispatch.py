@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionattn_kernels import choices
 from visionattn_kernels.backends import gemm, native, plain, reference, tiled
+from visionattn_kernels.operators import NO_FORWARD_MODE, is_exporting, is_forward_mode
 from visionattn_kernels.problem import Problem
 
 
@@ -71,8 +72,8 @@ BACKENDS = {
 }
 """By name; `choices.json` holds the orders of preference."""
 
-EXPORTED = "plain"
-"""What `torch.export` gets: other runtimes know none of our operators."""
+PLAIN = ("plain", "reference")
+"""Backends of torch's own operators, for `torch.export`, as other runtimes know none of ours, and for forward mode."""
 
 
 def get_backend(name: str) -> Implementation:
@@ -92,21 +93,34 @@ def choose(problem: Problem, backend: str | None = None) -> Implementation:
         backend: Asks for one by name; then no other one is taken in its place.
 
     Raises:
-        ValueError: The named backend is unknown or cannot run the problem, or none can.
+        ValueError: The named backend is unknown or cannot run the problem, or none can, or maps of any size are to be
+            exported.
     """
+    if is_exporting() and any(isinstance(n, torch.SymInt) for n in problem.size):
+        raise ValueError(
+            "torch.export needs one height and width of the maps, for a graph holds index tables of one size: "
+            "leave both out of dynamic_shapes (the batch may be dynamic)"
+        )
     reasons = []
     for name in _order(problem) if backend is None else (backend,):
         candidate = get_backend(name)
-        reason = candidate.can_run(problem)
+        reason = _refuse(name, problem)
         if reason is None:
             return candidate
         reasons.append(f"{name}: {reason}")
     raise ValueError(f"no backend can run this problem ({'; '.join(reasons)})")
 
 
+def _refuse(name: str, problem: Problem) -> str | None:
+    """The reason why a backend cannot run a problem, or None."""
+    if is_forward_mode() and name not in PLAIN:
+        return f"{NO_FORWARD_MODE}, which {' and '.join(PLAIN)} have"
+    return get_backend(name).can_run(problem)
+
+
 def _order(problem: Problem) -> list[str]:
-    if torch.compiler.is_exporting():
-        return [EXPORTED]
+    if is_exporting() or is_forward_mode():
+        return [*PLAIN]
     return [name for name in choices.find(problem).order if name in BACKENDS]
 
 
@@ -116,7 +130,7 @@ def explain(problem: Problem, backend: str | None = None) -> str:
     order = _order(problem)
     for name in [*order, *(name for name in BACKENDS if name not in order)]:
         summary = BACKENDS[name].summary
-        reason = get_backend(name).can_run(problem)
+        reason = _refuse(name, problem)
         if reason is not None:
             verdict = f"cannot run: {reason}"
         elif backend is not None:

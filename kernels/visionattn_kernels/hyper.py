@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visionattn_kernels.attention import autocast_inputs
 from visionattn_kernels.backends.native.stacked import can_run, correlate_stacked, multiply_stacked
+from visionattn_kernels.operators import is_exporting
 from visionattn_kernels.unfused import windowed_av
 from visionattn_kernels.window import Window
 
@@ -107,7 +108,7 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
         taps = kernel.expand(batch, *kernel.shape[-3:])
         return _from_stack(correlate_stacked(_as_stack(z), _as_stack(taps), top, left), z)
     z = F.pad(z, (left, kernel.shape[-1] - 1 - left, top, kernel.shape[-2] - 1 - top))
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # A convolution has a number of groups for good, hence of pictures.
         patches = F.unfold(z, kernel.shape[-2:]).unflatten(1, (channels, -1))
         return (kernel.flatten(-2).unsqueeze(-2) @ patches).reshape(batch, channels, height, width)

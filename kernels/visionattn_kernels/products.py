@@ -27,8 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from visionattn_kernels.operators import Call, define_operator
 from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, TilePlan, Window, plan_tiles, tile_axis
 
@@ -220,10 +220,10 @@ def _run_atx(a: Tensor, x: Tensor, window: Window, size: Size) -> Tensor:
     return out.view(tiles.batch, tiles.heads, *size, channels).permute(0, 2, 3, 1, 4).contiguous()
 
 
-def _register(
+def _define(
     name: str, run: Product, fake: Product, grad_first: Callable[..., Tensor], grad_second: Callable[..., Tensor]
 ) -> Product:
-    """Registers `visionattn::window_NAME` and returns it as a function.
+    """Define `visionattn::window_NAME` and return it as a function.
 
     Args:
         name: Of the product.
@@ -234,71 +234,50 @@ def _register(
     """
 
     def compute(a: Tensor, b: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
-        with torch.autocast(a.device.type, enabled=False):
-            return run(a, b, *_geometry(window, size))
+        return run(a, b, *_geometry(window, size))
 
-    operator = torch.library.custom_op(
-        f"visionattn::window_{name}",
-        compute,
-        mutates_args=(),
-        schema="(Tensor a, Tensor b, int[] w, SymInt[] size) -> Tensor",
-    )
-    operator.register_fake(lambda a, b, window, size: fake(a, b, *_geometry(window, size)))
-
-    class Apply(torch.autograd.Function):
-        """The gradient of the operator; stands in for it under `torch.func`, to which custom operators are opaque."""
-
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return operator(*args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs[:2])
-            ctx.where = inputs[2:]
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            a, b = ctx.saved_tensors
-            where = _geometry(*ctx.where)
-            first, second = ctx.needs_input_grad[:2]
-            return (
-                grad_first(grad, a, b, *where) if first else None,
-                grad_second(grad, a, b, *where) if second else None,
-                None,
-                None,
-            )
-
-    def map_batch(info: Any, in_dims: tuple[Any, ...], a: Tensor, b: Tensor, *where: Any) -> tuple[Tensor, int]:
-        count = info.batch_size
-        a, b = (
-            x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((a, b), in_dims[:2], strict=True)
-        )
-        return operator(a.flatten(0, 1), b.flatten(0, 1), *where).unflatten(0, (count, a.shape[1])), 0
+    def backward(call: Call, grad: Tensor) -> list[Tensor | None]:
+        arguments = (grad, *call.tensors, *_geometry(*call.settings))
+        return [f(*arguments) if x else None for f, x in zip((grad_first, grad_second), call.needed, strict=True)]
 
     def count_flops(a: Any, b: Any, window: Sequence[int], size: Sequence[int], **kwargs: Any) -> int:
         rule, (height, width) = _geometry(window, size)
         return int(2 * b[0] * b[3] * b[4] * rule.count_pairs((height, width)))
 
-    operator.register_autograd(Apply.backward, setup_context=Apply.setup_context)
-    operator.register_vmap(map_batch)
-    register_flop_formula(getattr(torch.ops.visionattn, f"window_{name}"))(count_flops)
+    operator = define_operator(
+        f"window_{name}",
+        "(Tensor a, Tensor b, int[] w, SymInt[] size) -> Tensor",
+        compute,
+        fake=lambda a, b, window, size: fake(a, b, *_geometry(window, size)),
+        backward=backward,
+        flops=count_flops,
+        vmap=_map_batch,
+    )
 
     def product(a: Tensor, b: Tensor, window: Window, size: Size) -> Tensor:
-        call = Apply.apply if torch._C._are_functorch_transforms_active() else operator
-        return call(a, b, window.to_ints(), size)
+        out: Tensor = operator(a, b, window.to_ints(), size)
+        return out
 
     return product
+
+
+def _map_batch(
+    operator: Any, info: Any, in_dims: tuple[Any, ...], a: Tensor, b: Tensor, *where: Any
+) -> tuple[Tensor, int]:
+    """Run an operator once, the mapped dimension being a part of the batch."""
+    count = info.batch_size
+    a, b = (
+        x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip((a, b), in_dims[:2], strict=True)
+    )
+    return operator(a.flatten(0, 1), b.flatten(0, 1), *where).unflatten(0, (count, a.shape[1])), 0
 
 
 def _geometry(window: Sequence[int], size: Sequence[int]) -> tuple[Window, Size]:
     return Window.from_ints(window), (size[0], size[1])
 
 
-qk: Product = _register(
+qk: Product = _define(
     "qk",
     _run_qk,
     lambda q, k, window, size: q.new_empty(*q.shape[:-1], window.kernel_size[0] * window.kernel_size[1]),
@@ -307,7 +286,7 @@ qk: Product = _register(
 )
 """`[B, Q_h, Q_w, heads, c]` and `[B, H, W, heads, c]` to `[B, Q_h, Q_w, heads, E]`."""
 
-av: Product = _register(
+av: Product = _define(
     "av",
     _run_av,
     lambda a, v, window, size: v.new_empty(*a.shape[:-1], v.shape[-1]),
@@ -316,7 +295,7 @@ av: Product = _register(
 )
 """`[B, Q_h, Q_w, heads, E]` and `[B, H, W, heads, c]` to `[B, Q_h, Q_w, heads, c]`."""
 
-atx: Product = _register(
+atx: Product = _define(
     "atx",
     _run_atx,
     lambda a, x, window, size: x.new_empty(x.shape[0], *size, *x.shape[3:]),

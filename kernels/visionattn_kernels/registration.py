@@ -1,8 +1,8 @@
-"""How a fused backend becomes a pair of torch operators: schema, shapes, autograd, vmap and FLOP counts, once for all.
+"""How a fused backend becomes a pair of torch operators, once for all.
 
 A backend gives two plain functions of a `Problem`; `register` makes `visionattn::NAME_attention` and
-`visionattn::NAME_attention_backward` of them and returns what the dispatch table wants. The operators are opaque to
-`torch.compile`, `torch.export` and FX; they have a first-order gradient.
+`visionattn::NAME_attention_backward` of them and returns what the dispatch table wants. They have a first-order
+gradient.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from visionattn_kernels.operators import Call, define_operator, first_order_alone
 from visionattn_kernels.problem import TENSORS, Problem
 from visionattn_kernels.window import Window
 
@@ -50,82 +50,46 @@ def register(
     Returns:
         The backend's `attention` for the dispatch table.
     """
-    library = torch.library
 
     def run_forward(*args: Any) -> tuple[Tensor, Tensor]:
-        problem = _problem(args)
-        with torch.autocast(problem.q.device.type, enabled=False):
-            return forward(problem)
+        return forward(_problem(args))
 
     def run_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
         problem = _problem(args)
-        with torch.autocast(problem.q.device.type, enabled=False):
-            grads = backward(problem, out, lse, grad_out, grad_lse)
+        grads = backward(problem, out, lse, grad_out, grad_lse)
         return [
-            problem.q.new_empty(0) if x is None or g is None else g.reshape(x.shape).to(x.dtype)
+            problem.q.new_empty(0) if x is None or g is None else g.reshape(x.shape).to(x.dtype).contiguous()
             for x, g in zip(args, grads, strict=False)
         ]
 
-    attend = library.custom_op(f"visionattn::{name}_attention", run_forward, mutates_args=(), schema=FORWARD_SCHEMA)
-    attend_backward = library.custom_op(
-        f"visionattn::{name}_attention_backward", run_backward, mutates_args=(), schema=BACKWARD_SCHEMA
+    def differentiate(call: Call, grad_out: Tensor | None, grad_lse: Tensor | None) -> list[Tensor | None]:
+        out, lse = call.outputs
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grads = attend_backward(grad_out, grad_lse, out, lse, *call.tensors, *call.settings)
+        return [None if x is None else g for x, g in zip(call.tensors, grads, strict=True)]
+
+    attend = define_operator(
+        f"{name}_attention",
+        FORWARD_SCHEMA,
+        run_forward,
+        fake=_fake_forward,
+        backward=differentiate,
+        saves_outputs=True,
+        flops=_flops,
     )
-    attend.register_fake(_fake_forward)
-    attend_backward.register_fake(_fake_backward)
-
-    class Attend(torch.autograd.Function):
-        """The gradient of the operator; stands in for it under `torch.func`, to which custom operators are opaque."""
-
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return attend(*args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-            ctx.save_for_backward(*output, *inputs[: len(TENSORS)])
-            ctx.settings = inputs[len(TENSORS) :]
-            ctx.set_materialize_grads(False)
-
-        @staticmethod
-        def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
-            grad_out, grad_lse = grad_outputs
-            out, lse, *tensors = ctx.saved_tensors
-            grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-            run = AttendBackward.apply if torch._C._are_functorch_transforms_active() else attend_backward
-            grads = run(grad_out, grad_lse, out, lse, *tensors, *ctx.settings)
-            return *(None if x is None else g for x, g in zip(tensors, grads, strict=True)), None, None
-
-    class AttendBackward(torch.autograd.Function):
-        """The backward operator under `torch.func`; it has no gradient of its own."""
-
-        generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return tuple(attend_backward(*args))
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            pass
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            raise RuntimeError(
-                f"backend {name!r} has first-order gradients alone; to differentiate a gradient, ask for backend='gemm'"
-            )
-
-    attend.register_autograd(Attend.backward, setup_context=Attend.setup_context)
-    attend_backward.register_autograd(AttendBackward.backward)
-    attend.register_vmap(_vmap(attend))
-    attend_backward.register_vmap(_vmap(attend_backward))
-    register_flop_formula(getattr(torch.ops.visionattn, f"{name}_attention"))(_flops)
-    register_flop_formula(getattr(torch.ops.visionattn, f"{name}_attention_backward"))(_backward_flops)
+    attend_backward = define_operator(
+        f"{name}_attention_backward",
+        BACKWARD_SCHEMA,
+        run_backward,
+        fake=_fake_backward,
+        backward=first_order_alone(
+            f"backend {name!r} has first-order gradients alone; to differentiate a gradient, ask for backend='gemm'"
+        ),
+        flops=_backward_flops,
+    )
 
     def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-        run = Attend.apply if torch._C._are_functorch_transforms_active() else attend
-        out, lse = run(*(getattr(problem, x) for x in TENSORS), problem.window.to_ints(), problem.scale)
+        out, lse = attend(*(getattr(problem, x) for x in TENSORS), problem.window.to_ints(), problem.scale)
         return out, lse if need_lse else None
 
     return attention
@@ -141,21 +105,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, 
 
 
 def _fake_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
-    return [args[0].new_empty(0 if x is None else x.shape) for x in args[: len(TENSORS)]]
-
-
-def _vmap(operator: Any) -> Callable[..., Any]:
-    """Runs an operator once per element of the mapped dimension: a bias may differ from one to the next."""
-
-    def run(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        def element(i: int) -> list[Any]:
-            return [x.select(d, i) if isinstance(d, int) else x for x, d in zip(args, in_dims, strict=True)]
-
-        results = [operator(*element(i)) for i in range(info.batch_size)]
-        outs = [torch.stack(same) for same in zip(*results, strict=True)]
-        return (outs, [0] * len(outs)) if isinstance(results[0], list) else (tuple(outs), (0,) * len(outs))
-
-    return run
+    return [args[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in args[: len(TENSORS)]]
 
 
 def _flops(q: Any, k: Any, v: Any, rpb: Any, rel_h: Any, rel_w: Any, extra_k: Any, *args: Any, **kwargs: Any) -> int:

@@ -80,7 +80,7 @@ def run_with_gradients(
     leaves = {name: x.detach().to(dtype or x.dtype).requires_grad_() for name, x in inputs.items()}
     q, k, v = (leaves[name] for name in "qkv")
     rest = {name: x for name, x in leaves.items() if name not in ("q", "k", "v")}
-    out, lse = windowed_attention(q, k, v, window, **rest, return_lse=True, backend=backend)  # type: ignore[arg-type]
+    out, lse = windowed_attention(q, k, v, window, **rest, return_lse=True, backend=backend)
     generator = torch.Generator().manual_seed(seed)
     grads = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in (out, lse)]
     found = torch.autograd.grad((out, lse), list(leaves.values()), grads)

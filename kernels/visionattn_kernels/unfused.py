@@ -11,12 +11,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from visionattn_kernels import products
-from visionattn_kernels.attention import BoolOrPair, IntOrPair, autocast_inputs, check_dims_1d, check_problem
+from visionattn_kernels.attention import (
+    BoolOrPair,
+    IntOrPair,
+    autocast_inputs,
+    check_dims_1d,
+    check_problem,
+    scale_queries,
+)
 from visionattn_kernels.slots import finish_scores
 from visionattn_kernels.window import Boundary, Window
 
 
-def windowed_qk(q: Tensor, k: Tensor, window: Window, rpb: Tensor | None = None, scale: float = 1.0) -> Tensor:
+def windowed_qk(q: Tensor, k: Tensor, window: Window, rpb: Tensor | None = None, scale: float | Tensor = 1.0) -> Tensor:
     """Scores of each query with the keys of its window: `scale q.k + rpb`.
 
     Args:
@@ -33,9 +40,10 @@ def windowed_qk(q: Tensor, k: Tensor, window: Window, rpb: Tensor | None = None,
         ValueError: A tensor does not fit the others or the window.
     """
     q, k = autocast_inputs(q, k)
-    check_problem(q, k, k, window, rpb, scale)
-    size = (k.shape[1], k.shape[2])
-    scores = products.qk(q if scale == 1 else q * scale, k, window, size)
+    q, factor = scale_queries(q, scale)
+    problem = check_problem(q, k, k, window, rpb, factor)
+    window, size = problem.window, problem.size
+    scores = products.qk(q if problem.scale == 1 else q * problem.scale, k, window, size)
     return finish_scores(scores, window, size, rpb).to(q.dtype)
 
 
@@ -67,7 +75,8 @@ def windowed_av(attn: Tensor, v: Tensor, window: Window) -> Tensor:
     shape = (batch, *window.num_queries((height, width)), heads, slots)
     if attn.shape != shape:
         raise ValueError(f"attn must have shape {list(shape)} to fit v and the window; got {list(attn.shape)}")
-    return products.av(attn, v, window, (height, width))
+    size = (height, width)
+    return products.av(attn, v, window.fit(size), size)
 
 
 def neighborhood_qk_2d(
@@ -78,7 +87,7 @@ def neighborhood_qk_2d(
     dilation: IntOrPair = 1,
     is_causal: BoolOrPair = False,
     rpb: Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     boundary: Boundary = "shift",
 ) -> Tensor:
     """Scores of each query with its neighborhood; see `windowed_qk`, and `Window` for the other arguments."""
@@ -106,7 +115,7 @@ def neighborhood_qk_1d(
     dilation: int = 1,
     is_causal: bool = False,
     rpb: Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     boundary: Boundary = "shift",
 ) -> Tensor:
     """As `neighborhood_qk_2d` on sequences: `[B, L, heads, head_dim]` and `[heads, 2 k - 1]` to `[B, L, heads, k]`."""

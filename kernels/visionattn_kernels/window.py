@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,9 @@ from torch import Tensor
 
 Boundary = Literal["shift", "mask", "zero"]
 BOUNDARIES: tuple[str, ...] = get_args(Boundary)
+
+MAX_KEYS = 1 << 22
+"""Keys of a window, at most: larger tables and panels would fill the memory before anything is said."""
 
 MAX_CACHED_PLANS = 64
 """How many tile plans are kept; a plan takes about 16 bytes per query and key slot (0.4 MB at 56x56, kernel 7)."""
@@ -126,6 +129,10 @@ class Window:
             raise ValueError(f"is_causal must be a bool, or one per axis; got {self.is_causal!r}")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}; got {self.boundary!r}")
+        if self.kernel_size[0] * self.kernel_size[1] > MAX_KEYS:
+            raise ValueError(
+                f"kernel_size must be at most {MAX_KEYS} keys per window, rows times columns; got {self.kernel_size}"
+            )
         if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
             raise ValueError(
                 f"stride must be <= kernel_size on each axis, or some keys would be seen by no query; "
@@ -144,6 +151,16 @@ class Window:
     ) -> Window:
         """A window from values that are given once or per axis. Raises ValueError with the argument's name."""
         return cls(_pair(kernel_size), _pair(stride), _pair(dilation), _pair(is_causal), boundary, _pair(query_stride))
+
+    def fit(self, size: tuple[int, int]) -> Window:
+        """The same rule on a key map of `size`, with no more dilation groups than there are keys on an axis.
+
+        Keys further apart than the map is long leave each query alone with itself, however far.
+        """
+        if all(d <= n for d, n in zip(self.dilation, size, strict=True)):
+            return self
+        rows, columns = (min(d, n) for d, n in zip(self.dilation, size, strict=True))
+        return replace(self, dilation=(rows, columns))
 
     @property
     def axes(self) -> tuple[AxisWindow, AxisWindow]:

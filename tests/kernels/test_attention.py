@@ -10,7 +10,6 @@ from torch import Tensor
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import tiled
-from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 FUSED = ["native", "tiled"]
@@ -197,6 +196,82 @@ def test_scale_of_zero_is_a_mean(backend: str) -> None:
     torch.testing.assert_close(out, x["v"].mean((1, 2), keepdim=True).expand_as(x["v"]))
 
 
+@each_backend
+def test_scale_that_is_a_tensor_has_its_gradient(backend: str) -> None:
+    x = make_inputs(Window.create(3), (4, 5), num_extra=1)
+    scale = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    found = windowed_attention(**x, window=Window.create(3), scale=scale, backend=backend)  # type: ignore[arg-type]
+    scaled = {**x, "q": scale * x["q"]}
+    expected = windowed_attention(**scaled, window=Window.create(3), scale=1, backend="reference")  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(out.square().sum(), scale) for out in (found, expected)]  # type: ignore[union-attr]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "a", torch.ones(2)], ids=str)
+def test_scale_that_is_no_finite_number_is_refused(scale: object) -> None:
+    x = make_inputs(Window.create(3), (4, 5))
+    with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
+        windowed_attention(x["q"], x["k"], x["v"], Window.create(3), scale=scale)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
+        vk.neighborhood_qk_2d(x["q"], x["k"], 3, scale=scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("boundary", ["shift", "mask", "zero"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_dilation_beyond_the_map_leaves_each_query_alone(backend: str, boundary: str) -> None:
+    x = make_inputs(Window.create(3), (4, 5))
+    far, near = (
+        windowed_attention(
+            x["q"], x["k"], x["v"], Window.create(3, dilation=dilation, boundary=boundary), backend=backend
+        )
+        for dilation in (10**9, (4, 5))
+    )
+    assert torch.equal(far, near)
+    if boundary != "zero":
+        torch.testing.assert_close(far, x["v"])
+
+
+def test_products_take_a_dilation_beyond_the_map() -> None:
+    x = make_inputs(Window.create(3), (4, 5))
+    scores = vk.neighborhood_qk_2d(x["q"], x["k"], 3, dilation=10**9)
+    out = vk.neighborhood_av_2d(scores.softmax(-1), x["v"], 3, dilation=10**9)
+    torch.testing.assert_close(out, x["v"])
+
+
+@each_fused_backend
+def test_forward_mode_is_refused_in_one_line(backend: str) -> None:
+    """A tangent would be dropped in silence: custom operators pass none on."""
+    x = {name: t.detach() for name, t in make_inputs(Window.create(3), (4, 5)).items()}
+
+    def attend(q: Tensor, backend: str | None) -> Tensor:
+        out = vk.neighborhood_attention_2d(q, x["k"], x["v"], 3, backend=backend)
+        assert isinstance(out, Tensor)
+        return out
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x["q"], torch.ones_like(x["q"]))
+        with pytest.raises(ValueError, match=rf"\({backend}: it has no forward-mode derivative, which plain and refer"):
+            attend(dual, backend)
+    found, expected = (
+        torch.func.jvp(lambda q, name=name: attend(q, name), (x["q"],), (x["k"],)) for name in (None, "reference")
+    )
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(RuntimeError, match="window_qk: it has no forward-mode derivative"):
+        torch.func.jvp(lambda q: vk.neighborhood_qk_2d(q, x["k"], 3), (x["q"],), (x["k"],))
+
+
+def test_export_of_maps_of_any_size_is_refused_in_one_line() -> None:
+    class Attend(torch.nn.Module):
+        def forward(self, q: Tensor) -> object:
+            return vk.neighborhood_attention_2d(q, q, q, 3)
+
+    q = torch.randn(2, 6, 6, 2, 8)
+    any_size = {1: torch.export.Dim("H", min=4), 2: torch.export.Dim("W", min=4)}
+    with pytest.raises(ValueError, match=r"torch.export needs one height and width .* leave both out"):
+        torch.export.export(Attend(), (q,), dynamic_shapes=[any_size])
+
+
 def test_what_lies_behind_a_mask_does_not_leak() -> None:
     """Keys that no query of a tile sees may hold anything finite."""
     x = {name: t.detach() for name, t in make_inputs(Window.create(3), (12, 12)).items()}
@@ -219,15 +294,6 @@ def test_gradients_to_second_order(backend: str) -> None:
 
     assert torch.autograd.gradcheck(attend, tuple(x.values()), check_forward_ad=backend == "reference")
     assert torch.autograd.gradgradcheck(attend, tuple(x.values()))
-
-
-@each_fused_backend
-@pytest.mark.parametrize("full", [False, True])
-def test_registration(full: bool, backend: str) -> None:
-    window = Window.create(3)
-    x = make_inputs(window, (5, 6), dtype=torch.float32, rpb=full, rel=full, num_extra=2 * full)
-    operator = getattr(torch.ops.visionattn, f"{backend}_attention").default
-    torch.library.opcheck(operator, (*(x.get(name) for name in TENSORS), window.to_ints(), 0.3))
 
 
 @each_fused_backend
@@ -330,6 +396,7 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(rel_h=torch.randn(2, 5, 5, 2, 3)), "rel_h must have shape"),
         (bad(extra_k=torch.randn(2, 1, 2, 8)), "extra_k and extra_v must be given together"),
         (bad(stride=5), "stride must be <= kernel_size"),
+        (bad(kernel_size=10**5), r"kernel_size must be at most 4194304 keys per window, .* got \(100000, 100000\)"),
         (
             bad(backend="tilde"),
             r"backend must be one of .*gemm, plain, reference; got 'tilde'; did you mean 'tiled'",

@@ -13,6 +13,7 @@ import torch
 import visionattn_kernels as vk
 from visionattn_kernels import Window, choices, dispatch
 from visionattn_kernels.attention import check_problem
+from visionattn_kernels.backends.native.build import load
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.testing import make_inputs
 
@@ -158,6 +159,24 @@ def test_considering_backends_breaks_no_graph(monkeypatch: pytest.MonkeyPatch) -
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*x.values()), attend(*x.values()))
+
+
+def test_compiled_graphs_hold_fused_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no operators of export, though the compiler of torch 2.11 takes `is_exporting()` for true everywhere."""
+    held: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        held.extend(str(node.target) for node in graph.graph.nodes if "visionattn" in str(node.target))
+        return graph
+
+    @torch.compile(backend=compiler, fullgraph=True)
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
+        return vk.neighborhood_attention_2d(q, k, v, 3), vk.hyper_zzw_local(q[:, 0], k[0, 0, :, :, :3])
+
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    attend(*(x.detach() for x in make_inputs(WINDOW, (5, 5), batch=2, heads=5, dtype=torch.float32).values()))
+    compiled = [] if isinstance(load(), str) else ["visionattn.correlate_stacked.default"]
+    assert held == [f"visionattn.{'native' if compiled else 'tiled'}_attention.default", *compiled]
 
 
 def test_flex_is_refused_inside_a_graph_on_a_cpu() -> None:

@@ -128,17 +128,6 @@ def test_results_are_repeatable_to_the_bit() -> None:
         assert torch.equal(maps.column_moments(x), moments)
 
 
-def test_operators_keep_the_rules_of_torch() -> None:
-    x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
-    rules = ("test_schema", "test_faketensor")
-    for ending in ("sum", "gelu", "product"):
-        torch.library.opcheck(maps.convolve_maps, ([x], [weight], bias, ending), test_utils=rules)
-    torch.library.opcheck(maps.column_moments, (x,), test_utils=rules)
-    moments = torch.randn(2, 3)
-    arguments = (x, moments[0], moments[1], None, True, torch.empty_like(x))
-    torch.library.opcheck(maps.standardize_columns, arguments, test_utils=rules)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "counts"), [((6, 7), (64, 65, 150)), ((70, 71), (17, 40))], ids=str)
 def test_stacks_of_several_vectors_and_large_maps(

@@ -1,9 +1,13 @@
 """The fused CPU kernels: tiles of every size, threads, narrower vectors, and machines without a compiler."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,11 +135,100 @@ def forget_kernels() -> Iterator[None]:
 def test_without_a_compiler_another_backend_runs_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    slow = r"compiled CPU kernels are missing \(it needs a C\+\+ compiler .*\): .* is 2 to 5 times slower"
+    with pytest.warns(UserWarning, match=slow):
+        windowed_attention(**make_inputs(Window.create(3), (5, 5)), window=Window.create(3))  # type: ignore[arg-type]
+    with warnings.catch_warnings(action="error"):  # once is enough
+        windowed_attention(**make_inputs(Window.create(3), (5, 5)), window=Window.create(3))  # type: ignore[arg-type]
     assert "cannot run: it needs a C++ compiler ($CXX)" in problem_line()
     x = make_inputs(Window.create(3), (5, 5), dtype=torch.float32)
-    windowed_attention(**x, window=Window.create(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="native: it needs a C\\+\\+ compiler"):
         windowed_attention(**x, window=Window.create(3), backend="native")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("forget_kernels")
+def test_without_a_home_another_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id without an entry in passwd, as in containers."""
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.warns(UserWarning, match=r"it needs \$TORCH_EXTENSIONS_DIR or a home directory"):
+        windowed_attention(**make_inputs(Window.create(3), (5, 5)), window=Window.create(3))  # type: ignore[arg-type]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("forget_kernels")
+@pytest.mark.parametrize("size", [0, 60_000, -1])
+def test_kernels_cut_short_are_compiled_again(size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The system's loader would end the process, without a word, by a bus error."""
+    path, compiled = build._place("c++"), []
+    whole = path.read_bytes()
+    cut = tmp_path / path.name
+    cut.write_bytes(whole[:size])
+
+    def compile_again(compiler: str, path: Path) -> None:
+        compiled.append(path)
+        path.unlink()
+        path.write_bytes(whole)
+
+    monkeypatch.setattr(build, "_place", lambda _: cut)
+    monkeypatch.setattr(build, "_compile", compile_again)
+    assert not isinstance(build.load(), str)
+    build.load.cache_clear()
+    build.load()
+    assert compiled == [cut]
+
+
+def run_in_child(call: Callable[[], object]) -> int | None:
+    """The status of a child made by fork that calls something; None if it hangs."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            call()
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (ended := os.waitpid(child, os.WNOHANG)) != (0, 0):
+            return os.waitstatus_to_exitcode(ended[1])
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+@needs_fork
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_compiler), "tiled"])
+def test_a_forked_child_does_not_wait_for_threads_of_its_parent(backend: str) -> None:
+    x = [torch.randn(2, 28, 28, 4, 32) for _ in range(3)]
+    attend = partial(windowed_attention, *x, Window.create(7), backend=backend)
+    attend()
+    assert run_in_child(attend) == 0
+
+
+@needs_fork
+@needs_compiler
+def test_memory_without_room_for_a_window_is_an_error() -> None:
+    """An exception of C++ would end the process without a word."""
+
+    def attend() -> None:
+        import resource  # of POSIX alone
+
+        q = torch.randn(1, 8, 8, 1, 8)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 26, 1 << 26))
+        with pytest.raises(RuntimeError, match="can't allocate memory for the keys of a window of"):
+            windowed_attention(q, q, q, Window.create(2000, boundary="zero"), backend="native")
+
+    assert run_in_child(attend) == 0
 
 
 @pytest.mark.usefixtures("forget_kernels")
@@ -145,5 +238,6 @@ def test_a_failed_compilation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    assert "could not compile it: attention.cpp:1: error: no luck" in problem_line()
+    with pytest.warns(UserWarning, match="could not compile it: attention.cpp:1: error: no luck"):
+        assert "could not compile it: attention.cpp:1: error: no luck" in problem_line()
     assert not list(tmp_path.glob("visionattn/*"))

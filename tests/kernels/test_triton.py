@@ -20,7 +20,6 @@ from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import triton as backend
 from visionattn_kernels.backends.triton import plan
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import TENSORS
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 from visionattn_kernels.window import AxisWindow, tabulate_axis
 
@@ -197,15 +196,6 @@ def test_bias_may_be_more_precise_than_the_maps() -> None:
     torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
     (grad,) = torch.autograd.grad(out.sum(), bias["rpb"])
     assert grad.dtype == torch.float32
-
-
-@interpreted
-@pytest.mark.parametrize("full", [False, True])
-def test_registration(full: bool) -> None:
-    window = Window.create(3)
-    x = make_inputs(window, (4, 5), batch=1, dtype=torch.float32, rpb=full, rel=full, num_extra=2 * full)
-    operator = torch.ops.visionattn.triton_attention.default
-    torch.library.opcheck(operator, (*(x.get(name) for name in TENSORS), window.to_ints(), 0.3))
 
 
 @interpreted

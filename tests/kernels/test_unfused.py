@@ -232,15 +232,6 @@ def test_constant_weights_are_a_depthwise_convolution() -> None:
     torch.testing.assert_close(ours.flatten(3), expected)
 
 
-@pytest.mark.parametrize("name", ["qk", "av", "atx"])
-def test_registration(name: str) -> None:
-    window, size = Window.create(3, query_stride=2), (5, 6)
-    q, k, attn = make_products(window, size)
-    inputs = {"qk": (q, k), "av": (attn, k), "atx": (attn, q)}[name]
-    operator = getattr(torch.ops.visionattn, f"window_{name}").default
-    torch.library.opcheck(operator, (*inputs, window.to_ints(), size))
-
-
 def test_flops_are_those_of_the_window() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.products import choose_tile
 from visionattn_kernels.registration import accumulation_dtype
@@ -66,7 +67,7 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
     return _join(out, rows, columns).to(p.v.dtype), lse
 
 
-@torch.compiler.assume_constant_result
+@graph_constant
 def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
     """The tables of both axes, as plain tuples, which the compiler takes for constants."""
     return _cached_tables(window, size, device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.backends.native.arguments import DTYPES, Call
-from visionattn_kernels.backends.native.build import load
+from visionattn_kernels.backends.native.build import missing
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import register
 from visionattn_kernels.window import AxisWindow
@@ -29,17 +29,7 @@ def can_run(problem: Problem) -> str | None:
         return f"it runs on CPUs, and the maps are on {problem.q.device}"
     if problem.q.dtype not in DTYPES:
         return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return _missing(problem.q.dtype)
-
-
-@torch.compiler.assume_constant_result
-def _missing(dtype: torch.dtype) -> str | None:
-    library = load()
-    if isinstance(library, str):
-        return library
-    if dtype == torch.float16 and not library.visionattn_has_float16():
-        return "the compiler knows no 16-bit floats on this machine"
-    return None
+    return missing(problem.q.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:

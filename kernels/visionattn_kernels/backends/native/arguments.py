@@ -101,4 +101,6 @@ class Call:
         """Calls a kernel."""
         library = load()
         assert not isinstance(library, str), library
-        getattr(library, function)(ctypes.byref(self.arguments))
+        if not getattr(library, function)(ctypes.byref(self.arguments)):
+            kernel_size = self.problem.window.kernel_size
+            raise RuntimeError(f"can't allocate memory for the keys of a window of {kernel_size}: pass a smaller one")

@@ -6,12 +6,13 @@ Operators of torch, in float32 and float64, without gradients. Shape letters: N 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from visionattn_kernels.backends.native.build import load
+from visionattn_kernels.operators import define_operator, is_forward_mode
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 _ENDINGS = ("sum", "gelu", "product")
@@ -20,7 +21,7 @@ _ENDINGS = ("sum", "gelu", "product")
 def can_run(*xs: Tensor) -> bool:
     """Whether the operators take such tensors together; compiles them the first time."""
     fitting = xs[0].dtype in _CODES and all(x.device.type == "cpu" and x.dtype == xs[0].dtype for x in xs)
-    return fitting and not isinstance(load(), str)
+    return fitting and not is_forward_mode() and not isinstance(load(), str)
 
 
 class _Matrix(ctypes.Structure):
@@ -65,7 +66,6 @@ def _matrix(x: Tensor) -> _Matrix:
     return _Matrix(x.data_ptr(), x.stride(0), x.shape[1])
 
 
-@torch.library.custom_op("visionattn::convolve_maps", mutates_args=(), device_types="cpu")
 def convolve_maps(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str = "sum") -> Tensor:
     """Makes `[N, C_out]` of the sum of maps `[N, C_i]` times transposed weights `[C, C_i]`, and of `bias` `[C]`.
 
@@ -80,35 +80,57 @@ def convolve_maps(maps: list[Tensor], weights: list[Tensor], bias: Tensor, endin
     if not all(fitting):
         shapes = ", ".join(str([list(x.shape) for x in xs]) for xs in (maps, weights, [bias]))
         raise ValueError(f"maps must be [N, C_i], weights [C, C_i] and the bias [C]; got {shapes}")
+    out: Tensor = _convolve_maps(maps, weights, bias, ending)
+    return out
+
+
+def _run_convolution(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str) -> Tensor:
     maps, weights, bias = [_by_rows(x) for x in maps], [_by_rows(x) for x in weights], bias.contiguous()
-    out = _empty_out(maps, weights, ending)
+    out = _empty_out(maps, weights, bias, ending)
     numbers = (_CODES[out.dtype], out.shape[0], len(maps), _ENDINGS.index(ending), torch.get_num_threads())
     stacks = ((_Matrix * len(xs))(*(_matrix(x) for x in xs)) for xs in (maps, weights))
     _call("visionattn_convolve_maps", _Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr()))
     return out
 
 
-def _empty_out(maps: list[Tensor], weights: list[Tensor], ending: str) -> Tensor:
+def _empty_out(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str) -> Tensor:
     return maps[0].new_empty(maps[0].shape[0], weights[0].shape[0] // (2 if ending == "product" else 1))
 
 
-@torch.library.custom_op("visionattn::column_moments", mutates_args=(), device_types="cpu")
-def column_moments(x: Tensor) -> Tensor:
-    """Means and variances of the columns of `[N, C]`, over N rows: `[2, C]`."""
-    x, out = _by_rows(x), x.new_empty(2, x.shape[1])
+def _count_convolution(maps: list[tuple[int, ...]], weights: list[tuple[int, ...]], *_: Any, **__: Any) -> int:
+    return sum(2 * x[0] * x[1] * w[0] for x, w in zip(maps, weights, strict=True))
+
+
+_convolve_maps = define_operator(
+    "convolve_maps",
+    "(Tensor[] maps, Tensor[] weights, Tensor bias, str ending) -> Tensor",
+    _run_convolution,
+    fake=_empty_out,
+    flops=_count_convolution,
+    device="cpu",
+)
+
+
+def _run_moments(x: Tensor) -> Tensor:
+    x, out = _by_rows(x), _empty_moments(x)
     numbers = (_CODES[x.dtype], x.shape[0], torch.get_num_threads())
     _call("visionattn_column_moments", _Moments(*numbers, _matrix(x), _matrix(out)))
     return out
 
 
-@torch.library.custom_op("visionattn::standardize_columns", mutates_args=("out",), device_types="cpu")
-def standardize_columns(
+def _empty_moments(x: Tensor) -> Tensor:
+    return x.new_empty(2, x.shape[1])
+
+
+column_moments = define_operator(
+    "column_moments", "(Tensor x) -> Tensor", _run_moments, fake=_empty_moments, device="cpu"
+)
+"""Means and variances of the columns of `[N, C]`, over N rows: `[2, C]`."""
+
+
+def _run_standardization(
     x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None, activate: bool, out: Tensor
 ) -> None:
-    """Puts `(x - mean) * scale` or its GELU, plus `bias`, in `out`, `[N, C]`, which may be `x`.
-
-    Means and scales are `[C]`, biases `[N]`. The columns of `out` are contiguous.
-    """
     x, mean, scale = _by_rows(x), mean.contiguous(), scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     assert out.stride(1) == 1 or out.shape[1] == 1
@@ -117,16 +139,15 @@ def standardize_columns(
     _call("visionattn_standardize_columns", _Standardization(*numbers, _matrix(x), _matrix(out), *columns))
 
 
-@convolve_maps.register_fake
-def _(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str = "sum") -> Tensor:
-    return _empty_out(maps, weights, ending)
+standardize_columns = define_operator(
+    "standardize_columns",
+    "(Tensor x, Tensor mean, Tensor scale, Tensor? bias, bool activate, Tensor(a!) out) -> ()",
+    _run_standardization,
+    fake=lambda *_: None,
+    mutates=("out",),
+    device="cpu",
+)
+"""Put `(x - mean) * scale` or its GELU, plus `bias`, in `out`, `[N, C]`, which may be `x`.
 
-
-@column_moments.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(2, x.shape[1])
-
-
-@register_flop_formula(torch.ops.visionattn.convolve_maps)
-def _(maps: list[tuple[int, ...]], weights: list[tuple[int, ...]], *_: object, **__: object) -> int:
-    return sum(2 * x[0] * x[1] * w[0] for x, w in zip(maps, weights, strict=True))
+Means and scales are `[C]`, biases `[N]`. The columns of `out` are contiguous.
+"""

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from visionattn_kernels.backends.native.build import load
+from visionattn_kernels.backends.native.build import load, missing
+from visionattn_kernels.operators import Call, define_operator, is_exporting, is_forward_mode
+
+Shape = tuple[int, ...]
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -37,17 +39,15 @@ class _Correlation(ctypes.Structure):
 
 
 def can_run(*stacks: Tensor) -> bool:
-    """Whether the operators take such tensors; compiles them the first time. Exported graphs do without them."""
-    if torch.compiler.is_exporting():
+    """Whether the operators take such tensors; compiles them the first time.
+
+    Exported graphs and forward-mode derivatives do without them.
+    """
+    if is_exporting() or is_forward_mode():
         return False
     (first, *others) = stacks
     fitting = first.device.type == "cpu" and first.dtype in _CODES
-    return fitting and all(x.dtype == first.dtype for x in others) and _is_there()
-
-
-@torch.compiler.assume_constant_result
-def _is_there() -> bool:
-    return not isinstance(load(), str)
+    return fitting and all(x.dtype == first.dtype for x in others) and missing(first.dtype) is None
 
 
 def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ...], *stacks: Tensor) -> None:
@@ -59,109 +59,115 @@ def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ..
     getattr(library, function)(ctypes.byref(arguments))
 
 
-@torch.library.custom_op("visionattn::multiply_stacked", mutates_args=(), device_types="cpu")
-def multiply_stacked(a: Tensor, b: Tensor) -> Tensor:
-    """Products `[H, W, N]` of `[H, M, N]` and `[M, W, N]`."""
-    out = a.new_empty(a.shape[0], b.shape[1], a.shape[2])
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    out = _empty_product(a, b)
     _call("visionattn_multiply_stacked", _Product, (a.shape[0], a.shape[1], b.shape[1]), a, b, out)
     return out
 
 
-@torch.library.custom_op("visionattn::correlate_stacked", mutates_args=(), device_types="cpu")
-def correlate_stacked(maps: Tensor, kernels: Tensor, top: int, left: int) -> Tensor:
-    """Correlations `[H, W, N]` of `[H, W, N]` and `[kH, kW, N]`, zeros beyond the border.
-
-    Tap `(i, j)` of a kernel meets the number of the map at `(h + i - top, w + j - left)`.
-    """
-    out = torch.empty_like(maps, memory_format=torch.contiguous_format)
-    _call(
-        "visionattn_correlate_stacked",
-        _Correlation,
-        (*maps.shape[:2], *kernels.shape[:2], top, left),
-        maps,
-        kernels,
-        out,
-    )
-    return out
-
-
-@torch.library.custom_op("visionattn::correlate_taps", mutates_args=(), device_types="cpu")
-def correlate_taps(maps: Tensor, grad: Tensor, taps: list[int], top: int, left: int) -> Tensor:
-    """The gradient `[kH, kW, N]` of `correlate_stacked` with respect to its kernels, of `taps` `[kH, kW]`."""
-    out = maps.new_empty(*taps, maps.shape[2])
-    _call("visionattn_correlate_taps", _Correlation, (*maps.shape[:2], *taps, top, left), maps, grad, out)
-    return out
-
-
-@multiply_stacked.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _empty_product(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1], a.shape[2])
 
 
-@correlate_stacked.register_fake
-def _(maps: Tensor, kernels: Tensor, top: int, left: int) -> Tensor:
-    return torch.empty_like(maps, memory_format=torch.contiguous_format)
+def _multiply_backward(call: Call, grad: Tensor) -> list[Tensor | None]:
+    a, b = call.tensors
+    assert a is not None
+    assert b is not None
+    return [
+        multiply_stacked(grad, b.transpose(0, 1)) if call.needed[0] else None,
+        multiply_stacked(a.transpose(0, 1), grad) if call.needed[1] else None,
+    ]
 
 
-@correlate_taps.register_fake
-def _(maps: Tensor, grad: Tensor, taps: list[int], top: int, left: int) -> Tensor:
-    return maps.new_empty(*taps, maps.shape[2])
+def _correlate(maps: Tensor, kernels: Tensor, top: int, left: int) -> Tensor:
+    out = _empty_map(maps)
+    sizes = (*maps.shape[:2], *kernels.shape[:2], top, left)
+    _call("visionattn_correlate_stacked", _Correlation, sizes, maps, kernels, out)
+    return out
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.others = inputs[2:]
+def _empty_map(maps: Tensor, *_: Any) -> Tensor:
+    return maps.new_empty(maps.shape)
 
 
-def _multiply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    a, b = ctx.saved_tensors
-    return (
-        multiply_stacked(grad, b.transpose(0, 1)) if ctx.needs_input_grad[0] else None,
-        multiply_stacked(a.transpose(0, 1), grad) if ctx.needs_input_grad[1] else None,
-    )
+def _correlate_backward(call: Call, grad: Tensor) -> list[Tensor | None]:
+    (maps, kernels), (top, left) = call.tensors, call.settings
+    assert kernels is not None
+    return [
+        _correlate_back(grad, kernels, top, left) if call.needed[0] else None,
+        correlate_taps(maps, grad, list(kernels.shape[:2]), top, left) if call.needed[1] else None,
+    ]
 
 
 def _correlate_back(grad: Tensor, kernels: Tensor, top: int, left: int) -> Tensor:
     """The gradient of a correlation with respect to its maps."""
-    return correlate_stacked(grad, kernels.flip(0, 1), kernels.shape[0] - 1 - top, kernels.shape[1] - 1 - left)
+    out: Tensor = correlate_stacked(grad, kernels.flip(0, 1), kernels.shape[0] - 1 - top, kernels.shape[1] - 1 - left)
+    return out
 
 
-def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (maps, kernels), (top, left) = ctx.saved_tensors, ctx.others
-    return (
-        _correlate_back(grad, kernels, top, left) if ctx.needs_input_grad[0] else None,
-        correlate_taps(maps, grad, list(kernels.shape[:2]), top, left) if ctx.needs_input_grad[1] else None,
-        None,
-        None,
-    )
+def _correlate_taps(maps: Tensor, grad: Tensor, taps: list[int], top: int, left: int) -> Tensor:
+    out = _empty_taps(maps, grad, taps)
+    _call("visionattn_correlate_taps", _Correlation, (*maps.shape[:2], *taps, top, left), maps, grad, out)
+    return out
 
 
-def _taps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (maps, other), (_, top, left) = ctx.saved_tensors, ctx.others
-    return (
-        _correlate_back(other, grad, top, left) if ctx.needs_input_grad[0] else None,
-        correlate_stacked(maps, grad, top, left) if ctx.needs_input_grad[1] else None,
-        None,
-        None,
-        None,
-    )
+def _empty_taps(maps: Tensor, grad: Tensor, taps: list[int], *_: int) -> Tensor:
+    return maps.new_empty(*taps, maps.shape[2])
 
 
-multiply_stacked.register_autograd(_multiply_backward, setup_context=_remember)
-correlate_stacked.register_autograd(_correlate_backward, setup_context=_remember)
-correlate_taps.register_autograd(_taps_backward, setup_context=_remember)
+def _taps_backward(call: Call, grad: Tensor) -> list[Tensor | None]:
+    (maps, other), (_, top, left) = call.tensors, call.settings
+    assert other is not None
+    return [
+        _correlate_back(other, grad, top, left) if call.needed[0] else None,
+        correlate_stacked(maps, grad, top, left) if call.needed[1] else None,
+    ]
 
 
-@register_flop_formula(torch.ops.visionattn.multiply_stacked)
-def _(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
+def _product_flops(a: Shape, b: Shape, **_: Any) -> int:
     return 2 * a[0] * a[1] * a[2] * b[1]
 
 
-@register_flop_formula(torch.ops.visionattn.correlate_stacked)
-def _(maps: tuple[int, ...], kernels: tuple[int, ...], *_: Any, **__: Any) -> int:
+def _correlation_flops(maps: Shape, kernels: Shape, *_: Any, **__: Any) -> int:
     return 2 * maps[0] * maps[1] * maps[2] * kernels[0] * kernels[1]
 
 
-@register_flop_formula(torch.ops.visionattn.correlate_taps)
-def _(maps: tuple[int, ...], grad: tuple[int, ...], taps: list[int], *_: Any, **__: Any) -> int:
+def _taps_flops(maps: Shape, grad: Shape, taps: list[int], *_: Any, **__: Any) -> int:
     return 2 * maps[0] * maps[1] * maps[2] * taps[0] * taps[1]
+
+
+multiply_stacked = define_operator(
+    "multiply_stacked",
+    "(Tensor a, Tensor b) -> Tensor",
+    _multiply,
+    fake=_empty_product,
+    backward=_multiply_backward,
+    flops=_product_flops,
+    device="cpu",
+)
+"""Products `[H, W, N]` of `[H, M, N]` and `[M, W, N]`."""
+
+correlate_stacked = define_operator(
+    "correlate_stacked",
+    "(Tensor maps, Tensor kernels, SymInt top, SymInt left) -> Tensor",
+    _correlate,
+    fake=_empty_map,
+    backward=_correlate_backward,
+    flops=_correlation_flops,
+    device="cpu",
+)
+"""Correlations `[H, W, N]` of `[H, W, N]` and `[kH, kW, N]`, zeros beyond the border.
+
+Tap `(i, j)` of a kernel meets the number of the map at `(h + i - top, w + j - left)`.
+"""
+
+correlate_taps = define_operator(
+    "correlate_taps",
+    "(Tensor maps, Tensor grad, SymInt[] taps, SymInt top, SymInt left) -> Tensor",
+    _correlate_taps,
+    fake=_empty_taps,
+    backward=_taps_backward,
+    flops=_taps_flops,
+    device="cpu",
+)
+"""The gradient `[kH, kW, N]` of `correlate_stacked` with respect to its kernels, of `taps` `[kH, kW]`."""

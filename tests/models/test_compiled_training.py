@@ -1,0 +1,60 @@
+"""Whole training steps through torch's default compiler, which holds operators to what their fakes say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import visionattn  # noqa: F401  registers the models
+from visionattn_kernels import choices
+from visionattn_kernels.backends import triton
+from visionattn_kernels.backends.native.build import load
+
+FEW_BLOCKS: dict[str, dict[str, Any]] = {
+    "nat_pico": {"depths": (1, 1, 1)},
+    "halo_pico": {"depths": (1, 1, 1)},
+    "dcal_vit_nano": {},
+    "terminator_pico": {"slow_depths": (1, 1, 1)},
+}
+CASES = [
+    *((name, backend) for name in ("nat_pico", "halo_pico") for backend in ("native", "tiled", "triton")),
+    ("dcal_vit_nano", "native"),
+    ("terminator_pico", "native"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "backend"), CASES)
+def test_compiled_step_under_autocast_is_the_plain_step(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if backend == "triton" and not (triton.INSTALLED and triton.INTERPRETED):
+        pytest.skip("triton does not interpret here")
+    if backend == "native" and isinstance(load(), str):
+        pytest.skip(f"no kernels: {load()}")
+    rules = [{"order": [backend], "because": "it is tested"}]
+    tables = {device: {"measured": False, "rules": rules} for device in ("cpu", "other")}
+    monkeypatch.setattr(choices, "RULES", choices.read(tables))
+    # What torch compiled before is found by the graph alone, whatever has become of the fakes.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4, **FEW_BLOCKS[name]).eval()
+    image = torch.randn(2, *model.pretrained_cfg["input_size"])
+
+    def step(run: Any) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(image).float().logsumexp(1).sum()
+        model.zero_grad()
+        loss.backward()
+        return [loss.detach(), *(x.grad.clone() for x in model.parameters() if x.grad is not None)]
+
+    plain, compiled = step(model), step(torch.compile(model))
+    assert len(plain) == len(compiled) > 1
+    for expected, found in zip(plain, compiled, strict=True):
+        bound = 0.1 * expected.abs().max().item() + 1e-3  # of bfloat16, which is rounded in other places
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
