@@ -18,6 +18,7 @@ from visionattn.cli.errors import UsageError
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
+from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
@@ -134,7 +135,8 @@ def classify(
     metrics = _metrics(spec.num_classes, with_matrix=confusion_matrix is not None).to(resolved)
 
     start = time.perf_counter()
-    num_images = _evaluate(classifier, module, metrics, resolved, precision, spec)
+    with frozen_weights(classifier):
+        num_images = _evaluate(classifier, module, metrics, resolved, precision, spec)
     seconds = time.perf_counter() - start
 
     counts = metrics.compute()

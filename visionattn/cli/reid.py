@@ -17,6 +17,7 @@ from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lis
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
+from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference, reid_features
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
 from visionattn.tasks.retrieval import Gallery, measure, merge
@@ -110,7 +111,8 @@ def reid(
     network = network.to(resolved)
 
     start = time.perf_counter()
-    found = _extract(network, module, resolved, precision, flip, spec)
+    with frozen_weights(network):
+        found = _extract(network, module, resolved, precision, flip, spec)
     seconds = time.perf_counter() - start
     plain = measure(found, module.num_query, module.protocol, device=resolved)
     measured = measure(found, module.num_query, module.protocol, reranked=True) if rerank else plain

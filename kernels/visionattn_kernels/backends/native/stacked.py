@@ -37,8 +37,8 @@ class _Correlation(ctypes.Structure):
 
 
 def can_run(*stacks: Tensor) -> bool:
-    """Whether the operators take such tensors; compiles them the first time. Exported graphs do without them."""
-    if torch.compiler.is_exporting():
+    """Whether the operators take such tensors; compiles them the first time. Exported graphs and vmap do without."""
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return False
     (first, *others) = stacks
     fitting = first.device.type == "cpu" and first.dtype in _CODES
