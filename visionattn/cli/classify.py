@@ -125,6 +125,11 @@ def classify(
             f"{checkpoint} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "
             f"--model.checkpoint_path {checkpoint} fine-tunes it"
         )
+    if not spec.num_classes:
+        raise ValueError(
+            f"{checkpoint or model} holds no classifier: eval.py probe trains one on its features, "
+            f"train.py fit --model.name {spec.model} --model.checkpoint_path FILE fine-tunes it"
+        )
     if inference is not None:
         choose_inference(classifier, spec.model, inference)
     if rollout:

@@ -17,6 +17,7 @@ from visionattn.cli.errors import UsageError, near_matches, one_line, run
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
+from visionattn.models._nat_padding import PADDING
 from visionattn.tasks.weight_files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
@@ -111,8 +112,14 @@ def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], targ
     parameters = sum(value.numel() for value in weights.values()) / 1e6
     tables = f", {len(resized)} tables interpolated" if resized else ""
     classifier = "" if CLASSIFIER[0] in weights else ", no classifier"
+    padding = (
+        [f"{PADDING}: the weights were trained with zeros around maps smaller than a window; models that load them pad"]
+        if PADDING in weights
+        else []
+    )
     return [
         *lines,
+        *padding,
         f"{target}: {len(weights)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
     ]
 

@@ -20,7 +20,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
-from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
+from visionattn.models._dcal_vit import DcalVisionTransformer, checkpoint_filter_fn
 from visionattn.models._weights import build_model, packaged
 from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
@@ -68,7 +68,7 @@ def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: 
         DcalVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )

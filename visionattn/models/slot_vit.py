@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
@@ -108,9 +109,9 @@ class SlotVisionTransformer(VisionTransformer):
         return self.attn_pool.slots(patches)[1].unflatten(-1, self.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
 
-def filter_checkpoint(state_dict: dict[str, Any], model: SlotVisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SlotVisionTransformer) -> dict[str, Tensor]:
     """As timm's; to weights of a ViT, the slots of the model are added as they are."""
-    found: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+    found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if not any(name.startswith(POOL) for name in found):
         found |= {name: value for name, value in model.state_dict().items() if name.startswith(POOL)}
     return found
@@ -124,7 +125,7 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
         SlotVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )

@@ -3,7 +3,7 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
+from visionattn.tasks.fitting import adapt_weights, head_width, load_weights
 from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
@@ -171,10 +172,12 @@ def load_classifier(
 
     Args:
         path: a checkpoint that ``train.py`` wrote; together with ``model_name`` also a ``.safetensors`` file, a
-            ``torch.save``d state dict or a checkpoint of timm's training script.
+            ``torch.save``d state dict or a checkpoint of another training script, see
+            :func:`~visionattn.tasks.fitting.adapt_weights`.
         weights: where the run kept an exponential moving average, whether to take that or the weights as trained;
             without one the two are the same.
-        model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has.
+        model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has; for
+            a file without a head, it gives features.
         model_kwargs: further arguments of that architecture.
 
     Raises:
@@ -184,22 +187,17 @@ def load_classifier(
             are not finite.
     """
     checkpoint = read_checkpoint(Path(path))
-    state_dict = _select_weights(checkpoint, weights)
+    held = _select_weights(checkpoint, weights)
     stored = stored_spec(checkpoint, path)
     if stored is not None and model_name is None:
         require_own_model(stored, path)
     if stored is not None and model_name in (None, stored.model) and not model_kwargs:
-        spec = stored
         # Every weight comes from the file, so nothing is to be fetched.
-        kwargs = {**spec.model_kwargs, "pretrained": False, "num_classes": spec.num_classes}
-        model = create_classifier(spec.model, **kwargs)
+        kwargs = {**stored.model_kwargs, "pretrained": False, "num_classes": stored.num_classes}
+        model, spec = create_classifier(stored.model, **kwargs), stored
+        load_weights(model, held, path, stored.model)
     elif model_name is not None:
-        kwargs = dict(model_kwargs or {})
-        model = create_classifier(model_name, **kwargs)
-        num_classes = _head_width(model, state_dict) if stored is None else stored.num_classes
-        if "num_classes" not in kwargs and num_classes not in (None, getattr(model, "num_classes", None)):
-            model = create_classifier(model_name, **kwargs, num_classes=num_classes)
-        spec = describe_classifier(model, model_name, **kwargs)
+        model, spec = _load_as(model_name, dict(model_kwargs or {}), held, path, stored)
     elif stored is None:
         raise ValueError(
             f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
@@ -207,10 +205,22 @@ def load_classifier(
         )
     else:
         raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model need --model NAME, too")
-    _check_fit(model, state_dict, path, spec.model, stored.model if stored else "")
-    _check_finite(state_dict, path)
-    model.load_state_dict(state_dict)
     return model.eval(), spec
+
+
+def _load_as(
+    name: str, kwargs: dict[str, Any], held: Mapping[str, Tensor], path: str | Path, stored: ClassifierSpec | None
+) -> tuple[nn.Module, ClassifierSpec]:
+    """The model of a name with the weights of a file that was not written for just this model."""
+    body = create_classifier(name, **{**kwargs, "num_classes": 0})
+    adapted = adapt_weights(held, body, path)
+    width = head_width(body, adapted)
+    model = create_classifier(name, **({} if width is None else {"num_classes": width}) | kwargs)
+    load_weights(model, adapted, path, name, stored.model if stored else "", exact=False)
+    spec = describe_classifier(model, name, **kwargs)
+    if stored is not None and len(stored.class_names) == spec.num_classes:
+        spec = replace(spec, class_names=stored.class_names)
+    return model, spec
 
 
 def load_plain(path: str | Path, model_name: str, model_kwargs: Mapping[str, Any] | None = None) -> nn.Module:
@@ -275,8 +285,8 @@ def require_own_model(spec: ClassifierSpec, path: str | Path, option: str = "--m
 
 
 def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
-    """The classifier's state dict from a training checkpoint of Lightning or timm, or from a bare state dict."""
-    averaged, raw = ("state_dict_ema", "model_ema"), ("current_model_state",)
+    """The classifier's state dict from a training checkpoint of Lightning, timm or DINO, or from a bare state dict."""
+    averaged, raw = ("state_dict_ema", "model_ema", "teacher"), ("current_model_state", "student")
     preferred = averaged if weights == "average" else raw
     key = next((key for key in (*preferred, "state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     held = {
@@ -289,51 +299,6 @@ def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str
         held = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
     # torch.compile and DistributedDataParallel wrap the model and prefix every name.
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in held.items()}
-
-
-def _head_width(model: nn.Module, state_dict: Mapping[str, Tensor]) -> int | None:
-    """Number of classes of the head in ``state_dict``, where the model says which key that is."""
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
-    name = classifier if isinstance(classifier, str) else next(iter(classifier or ()), None)
-    weight = state_dict.get(f"{name}.weight")
-    return None if weight is None else weight.shape[0]
-
-
-def _check_fit(
-    model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path, model_name: str, trained_as: str
-) -> None:
-    """What a strict ``load_state_dict`` checks, in one line that names the first key of each kind that does not fit."""
-    own = model.state_dict()
-    reshaped = [
-        f"{name} ({_shape(value)} in the file, {_shape(own[name])} in the model)"
-        for name, value in state_dict.items()
-        if name in own and own[name].shape != value.shape
-    ]
-    findings = [
-        _first("missing in the file", [name for name in own if name not in state_dict]),
-        _first("unknown to the model", [name for name in state_dict if name not in own]),
-        _first("of another shape", reshaped),
-    ]
-    if any(findings):
-        origin = f", trained as {trained_as}," if trained_as != model_name and trained_as else ""
-        raise ValueError(
-            f"{path}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
-            "Name the architecture and the arguments that it was trained with"
-        )
-
-
-def _check_finite(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    bad = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise ValueError(f"{path} holds weights that are not finite, first {bad[0]}: take an earlier checkpoint")
-
-
-def _first(kind: str, keys: Sequence[str]) -> str:
-    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}, first {keys[0]}" if keys else ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
 
 
 def _plain(value: Any, where: str) -> Any:
