@@ -8,6 +8,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+WEIGHT_SOURCES = {"url", "file", "hf_hub_id", "state_dict"}
+"""Keys of timm's ``pretrained_cfg`` under which it finds weights."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from visionattn.tasks.checkpoint import (
     create_classifier,
     describe_classifier,
     load_classifier,
+    weights_origin,
 )
 from visionattn.tasks.classification import require_finite
 from visionattn.viz.confusion import save_confusion_matrix
@@ -149,7 +150,7 @@ def classify(
     result = {
         "model": spec.model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         "inference": getattr(classifier, "inference", None),
         "dataset": module.name,
         "root": data.root,
@@ -197,7 +198,7 @@ def build_classifier(
     classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
         print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
-    return classifier.eval(), describe_classifier(classifier, model, **model_kwargs)
+    return classifier.eval(), describe_classifier(classifier, model, pretrained=pretrained, **model_kwargs)
 
 
 def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData:

@@ -19,7 +19,7 @@ from visionattn.data import ReidData
 from visionattn.data.loading import OnError
 from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference, reid_features
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
 from visionattn.tasks.retrieval import Gallery, measure, merge
 from visionattn_kernels.provenance import provenance
 
@@ -122,7 +122,7 @@ def reid(
     result = {
         "model": spec.model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         "dataset": module.name,
         "root": data.root,
         "protocol": module.protocol,

@@ -12,7 +12,7 @@ from visionattn.cli.classify import build_classifier
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.probing.export import load_probe
 from visionattn.tasks.branches import Inference, choose_inference
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1
@@ -26,7 +26,7 @@ class Network:
     Attributes:
         module: The network, in evaluation mode on the CPU.
         spec: How it was built, and how it wants pictures.
-        weights: Whether they are a moving average or raw, of a checkpoint; else `pretrained` or `random`.
+        weights: Where they come from, see `weights_origin`; `probe` for a backbone with a head.
     """
 
     module: nn.Module
@@ -126,7 +126,7 @@ def load_network(
         choose_inference(module, spec.model, inference)
     if img_size is not None:
         spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    origin = weights if checkpoint is not None else "pretrained" if pretrained else "random"
+    origin = weights_origin(pretrained, model_kwargs, checkpoint, weights)
     return Network(module.requires_grad_(False), spec, origin)
 
 

@@ -5,6 +5,9 @@ picture from its class token and the patches that matter most to it, and pair-wi
 all weights with SA and mixes the keys and values of another picture in. Inference takes SA and GLCA, or SA alone; PWCA
 costs nothing then. Weights of timm's backbones load unchanged; GLCA starts as a copy of their last block.
 
+What of timm's contract cannot hold: without a classifier, a model with GLCA gives the features of both branches side by
+side, `head_hidden_size` of them, twice `num_features`.
+
 Source: Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object
 Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151. The authors published no code.
 """

@@ -1,7 +1,8 @@
 """An object-centric classifier: a ViT of timm whose pooling is slot attention.
 
 Patches are bound to a few slots, and what the picture is of is read from the set of slots: their mean, or a mean with
-learned weights. Weights of timm's ViTs load into the backbone. Beyond that it is the ViT that it is based on.
+learned weights. Weights of timm's ViTs load into the backbone. Beyond that it is the ViT that it is based on: its
+unpooled features are tokens `[B, N, D]`, so that its configuration has no `pool_size`.
 
 Source of slot attention: Locatello et al., "Object-Centric Learning with Slot Attention", NeurIPS 2020,
 https://arxiv.org/abs/2006.15055; its section 4.2 predicts sets of properties from slots. The classifier is of our own

@@ -13,11 +13,18 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
+from visionattn.files import WEIGHT_SOURCES
 from visionattn.tasks.fitting import adapt_weights, head_width, load_weights
 from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
 """Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
+
+AVERAGE_BESIDE = "current_model_state"
+"""Under this key Lightning keeps the raw weights where the state dict is their moving average."""
+
+NUMPY_SUFFIXES = (".npz", ".npy")
+"""Files of weights that models of timm read by themselves."""
 
 MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
@@ -106,6 +113,7 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
             pretrained weights that do not exist or cannot be fetched.
     """
     check_model_name(name)
+    _check_overlay(kwargs)
     try:
         return timm.create_model(name, **kwargs)
     except Exception as error:
@@ -114,12 +122,29 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
         # A size that the model cannot have, a folder that is not there, weights that cannot be fetched; and timm's own
         # words for a missing or unknown pretrained tag. Anything else is not known to be the user's,
         if isinstance(error, ValueError | OSError) or (isinstance(error, RuntimeError) and "retrained" in str(error)):
-            raise ValueError(f"model {name!r}: {error}") from error
+            raise ValueError(f"model {name!r}: {error or type(error).__name__}") from error
+        if str(error).startswith("Error(s) in loading state_dict"):
+            reason = textwrap.shorten(str(error).partition(":")[2], 200)
+            raise ValueError(
+                f"model {name!r}: its weights do not fit the arguments that were given: {reason}"
+            ) from error
         # unless it comes from a folder or repository with whatever in it.
         if _is_elsewhere(name):
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
             raise ValueError(f"model {name!r}: its config.json or weights are of no use ({reason})") from error
         raise
+
+
+def _check_overlay(kwargs: Mapping[str, Any]) -> None:
+    """Looks at a file of weights before timm does, whose errors do not name it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no file of weights, or a damaged one.
+    """
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    if kwargs.get("pretrained") and file and Path(file).suffix not in NUMPY_SUFFIXES:
+        read_checkpoint(Path(file))
 
 
 def check_model_name(name: str) -> None:
@@ -155,11 +180,42 @@ def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> Classifie
         for key in ("mean", "std"):
             config[key] = (sum(config[key]) / channels,) * config["input_size"][0]
     num_classes = int(getattr(model, "num_classes", 0))
+    pretrained = bool(kwargs.get("pretrained"))
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "num_classes")}
-    # Folders and repositories of the hub may name the classes of the head that they hold.
-    names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
-    class_names = [str(name) for name in names] if len(names) == num_classes else []
+    # What timm's configuration says of classes holds for the head that comes with it.
+    labels = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
+    named = len(labels) == num_classes and weights_origin(pretrained, kwargs) == "pretrained"
+    class_names = [str(label) for label in labels] if named else []
     return ClassifierSpec(name, kwargs, num_classes, class_names, preprocessing=config, dataset="")
+
+
+def weights_origin(
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] | None,
+    checkpoint: Path | None = None,
+    weights: Weights = "average",
+) -> str:
+    """Where weights come from, as results and model cards say it.
+
+    Args:
+        pretrained: whether the model was built with weights that timm finds.
+        model_kwargs: what else it was built with.
+        checkpoint: the file that its weights were read from instead.
+        weights: which of that file's.
+
+    Returns:
+        ``average`` or ``raw`` of a checkpoint of ``train.py``, ``pretrained`` for weights that timm knows for the name,
+        ``file`` for those of any other file or address, ``random`` for none.
+    """
+    if checkpoint is not None:
+        content = read_checkpoint(checkpoint)
+        return "file" if METADATA_KEY not in content else weights if AVERAGE_BESIDE in content else "raw"
+    kwargs = model_kwargs or {}
+    if kwargs.get("checkpoint_path") or (
+        pretrained and WEIGHT_SOURCES & set(kwargs.get("pretrained_cfg_overlay") or {})
+    ):
+        return "file"
+    return "pretrained" if pretrained else "random"
 
 
 def load_classifier(
@@ -286,7 +342,7 @@ def require_own_model(spec: ClassifierSpec, path: str | Path, option: str = "--m
 
 def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
     """The classifier's state dict from a training checkpoint of Lightning, timm or DINO, or from a bare state dict."""
-    averaged, raw = ("state_dict_ema", "model_ema", "teacher"), ("current_model_state", "student")
+    averaged, raw = ("state_dict_ema", "model_ema", "teacher"), (AVERAGE_BESIDE, "student")
     preferred = averaged if weights == "average" else raw
     key = next((key for key in (*preferred, "state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     held = {
@@ -294,7 +350,7 @@ def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str
         for name, value in (checkpoint[key] if key else checkpoint).items()
         if isinstance(value, Tensor) and isinstance(name, str)
     }
-    if key in ("state_dict", "current_model_state") and any(name.startswith(prefix) for name in held):
+    if key in ("state_dict", AVERAGE_BESIDE) and any(name.startswith(prefix) for name in held):
         # The rest is the LightningModule's own: losses, metrics.
         held = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
     # torch.compile and DistributedDataParallel wrap the model and prefix every name.
