@@ -109,7 +109,8 @@ def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], targ
             line += f", interpolated from {list(mapped.state_dict[name].shape)}"
         lines.append(line)
     lines += [f"{name} -> dropped" for name in mapped.dropped]
-    parameters = sum(value.numel() for value in weights.values()) / 1e6
+    tensors = [value for name, value in weights.items() if name != PADDING]
+    parameters = sum(value.numel() for value in tensors) / 1e6
     tables = f", {len(resized)} tables interpolated" if resized else ""
     classifier = "" if CLASSIFIER[0] in weights else ", no classifier"
     padding = (
@@ -120,7 +121,7 @@ def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], targ
     return [
         *lines,
         *padding,
-        f"{target}: {len(weights)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
+        f"{target}: {len(tensors)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionattn.checks import reason
 from visionattn.cli.classify import build_classifier
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.probing.export import load_probe
@@ -64,7 +65,7 @@ class Network:
                 found = self.module(pictures)
         except (AssertionError, RuntimeError, ValueError) as error:
             size = "×".join(map(str, self.input_size))
-            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(str(error))}") from error
+            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(reason(error))}") from error
         if not isinstance(found, Tensor):
             raise ValueError(  # noqa: TRY004  it is the model that does not fit
                 f"{self.spec.model} gives a {type(found).__name__}, which cannot be exported: one tensor can"
@@ -159,5 +160,5 @@ def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> Classif
         try:
             module.set_input_size(size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {error}") from error
+            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {reason(error)}") from error
     return replace(spec, preprocessing={**spec.preprocessing, "input_size": (channels, *size)})

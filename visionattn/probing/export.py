@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
@@ -228,7 +229,7 @@ def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
         model = timm.create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path}: cannot create its backbone {made['model']!r}: {error}; pass it as load_probe(…, backbone=…)"
+            f"{path}: no backbone {made['model']!r}: {reason(error)}; pass it as load_probe(…, backbone=…)"
         ) from error
     if made["file"] is not None:
         file = path.parent / Path(made["file"]).name  # never from another folder

@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
+from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES
 from visionattn.tasks.fitting import adapt_weights, head_width, load_weights
 from visionattn.tasks.weight_files import read_checkpoint
@@ -119,19 +120,17 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
     except Exception as error:
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise ValueError(f"model {name!r} takes no argument {match[1]!r}") from error
+        if str(error).startswith("Error(s) in loading state_dict"):
+            keys = textwrap.shorten(str(error).partition(":")[2], 200)
+            raise ValueError(f"model {name!r}: its weights do not fit the arguments that were given: {keys}") from error
         # A size that the model cannot have, a folder that is not there, weights that cannot be fetched; and timm's own
         # words for a missing or unknown pretrained tag. Anything else is not known to be the user's,
         if isinstance(error, ValueError | OSError) or (isinstance(error, RuntimeError) and "retrained" in str(error)):
-            raise ValueError(f"model {name!r}: {error or type(error).__name__}") from error
-        if str(error).startswith("Error(s) in loading state_dict"):
-            reason = textwrap.shorten(str(error).partition(":")[2], 200)
-            raise ValueError(
-                f"model {name!r}: its weights do not fit the arguments that were given: {reason}"
-            ) from error
+            raise ValueError(f"model {name!r}: {reason(error)}") from error
         # unless it comes from a folder or repository with whatever in it.
         if _is_elsewhere(name):
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-            raise ValueError(f"model {name!r}: its config.json or weights are of no use ({reason})") from error
+            kind = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+            raise ValueError(f"model {name!r}: its config.json or weights are of no use ({kind})") from error
         raise
 
 
