@@ -81,10 +81,10 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     """Let a model compute only once what depends on its weights alone, such as Terminator's kernels.
 
     The caller promises not to change parameters or buffers within the context; a change in place has no effect there.
-    Changing the mode, loading a state dict and moving the model end the saving early, for their results differ. Where
-    gradients of parameters are wanted, tensors are computed as usual. A graph that is traced holds them as data:
-    otherwise another runtime would repeat the computation in its own rounding, and sines of the frequencies of
-    Terminator's slow networks would make another kernel.
+    A new mode, a loaded state dict or a move to another device or type ends this early. Where gradients of parameters
+    are wanted, tensors are computed as usual. A graph that is traced holds the tensors as data. Otherwise another
+    runtime would compute them in its own rounding, and sines of the frequencies of Terminator's slow networks would
+    make another kernel.
 
     Args:
         model: Any module; models without such tensors are left as they are.

@@ -85,7 +85,7 @@ def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dic
     """A state dict for `model` from a checkpoint in any of the layouts above.
 
     Relative bias tables of another kernel size are interpolated. A checkpoint without a classifier leaves that of the
-    model as it is, with a warning. So does a warning say that small maps are padded, as in the training of the weights.
+    model as it is, with a warning. Another warning says if small maps are padded, as in the training of the weights.
 
     Args:
         checkpoint: What the file holds.
