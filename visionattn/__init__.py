@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from visionattn import models
 from visionattn.layers.accelerate import accelerate
+from visionattn.layers.prepared import frozen_weights
 
 if TYPE_CHECKING:
     from visionattn.probing.export import load_probe
 
-__all__ = ["__version__", "accelerate", "load_probe", "models"]
+__all__ = ["__version__", "accelerate", "frozen_weights", "load_probe", "models"]
 __version__ = version("visionattn")
 
 

@@ -48,3 +48,8 @@ def check_choice(
     """
     if value is not None and value not in choices:
         raise error(f"--{option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, or its kind if it says nothing, as bare assertions of other packages do."""
+    return str(error) or type(error).__name__

@@ -9,6 +9,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+WEIGHT_SOURCES = {"url", "file", "hf_hub_id", "state_dict"}
+"""Keys of timm's ``pretrained_cfg`` under which it finds weights."""
+
 
 def as_text(name: str) -> str:
     r"""Return a name that any file, terminal and figure takes.

@@ -95,7 +95,7 @@ def define_operator(
     def call(*args: Any) -> Any:
         if is_forward_mode():
             raise RuntimeError(f"{name}: {NO_FORWARD_MODE}; torch.func.vjp and jacrev work")
-        return under_transforms(*args) if torch._C._are_functorch_transforms_active() else operator(*args)
+        return under_transforms(*args) if is_transformed() else operator(*args)
 
     return call
 
@@ -103,6 +103,11 @@ def define_operator(
 def is_forward_mode() -> bool:
     """Whether forward-mode derivatives are being taken; operators would pass no tangent on, without a word."""
     return bool(forward_ad._current_level >= 0)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func`, such as vmap or grad, is being taken."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_exporting() -> bool:
@@ -146,8 +151,9 @@ def _differentiate(operator: Any, backward: Backward, saves_outputs: bool) -> Ca
         def backward(ctx: Any, *grads: Any) -> Any:
             if all(grad is None for grad in grads):
                 return (None,) * len(ctx.needs_input_grad)
-            tensors, outputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-            call = Call(tensors, ctx.settings, outputs, ctx.needs_input_grad[: ctx.count])
+            saved = ctx.saved_tensors  # activation checkpointing unpacks them only once
+            needed = ctx.needs_input_grad[: ctx.count]
+            call = Call(saved[: ctx.count], ctx.settings, saved[ctx.count :], needed)
             return *backward(call, *grads), *(None for _ in ctx.settings)
 
     operator.register_autograd(Apply.backward, setup_context=Apply.setup_context)

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 
 import visionattn
 from visionattn.cli.errors import run
@@ -99,6 +102,29 @@ def test_table_files_and_exported_heads_agree(tmp_path, colour_folder, capsys):
         assert accuracy(classifier, classifier.preprocessing, colour_folder) == row["top1"]
     assert len(list(folder.glob("backbone-*"))) == 1
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("source", ["overlay", "folder"])
+def test_head_on_local_weights_loads_from_another_folder(source, tmp_path, colour_folder, monkeypatch):
+    model = timm.create_model("test_vit", **KWARGS)
+    if source == "overlay":
+        torch.save(model.state_dict(), "own.pth")
+        options = {**KWARGS, "pretrained_cfg_overlay": {"file": "own.pth"}}
+        backbone = ["--model", "test_vit", "--model_kwargs", json.dumps(options)]
+    else:
+        save_for_hf(model, "own", model_config={"model_args": KWARGS}, safe_serialization=True)
+        backbone = ["--model", "local-dir:own"]
+    argv = [*backbone, "--pretrained", "--data.root", colour_folder, "--data.img_size", "32", "--heads", "linear"]
+    assert probe(*argv, "--export", "heads", "--output", "r.json") == 0
+    (head,) = Path("heads").glob("*-linear.json")
+    content = json.loads(head.read_text())["backbone"]
+    assert content["model"] == "test_vit"
+    assert "own" not in json.dumps(content)
+    shutil.move("heads", tmp_path / "elsewhere")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    classifier = visionattn.load_probe(tmp_path / "elsewhere" / head.name)
+    assert torch.equal(classifier.backbone.model.state_dict()["cls_token"], model.state_dict()["cls_token"])
 
 
 def test_a_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monkeypatch):

@@ -122,6 +122,17 @@ def test_rows_that_are_written_again_are_kept_aside() -> None:
     assert ",".join(later) in Path("runs/test_resnet/0/metrics-interrupted.csv").read_text()
 
 
+def test_predict_names_the_classes_of_packaged_weights(
+    colour_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ("--model.name=resnet_pico", "--model.pretrained=true", "--data.img_size=32", "--data.num_workers=0")
+    assert run(main, ["predict", *model, f"--data.root={colour_folder / 'val'}", "--trainer.accelerator=cpu"]) == 0
+    with Path("predictions.csv").open() as file:
+        found = {row["class"] for row in csv.DictReader(file)}
+    assert found <= set(timm.get_pretrained_cfg("resnet_pico").label_names)
+
+
 def test_validate_and_predict_take_model_and_preprocessing_from_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -50,9 +50,12 @@ def test_as_a_command(model: nn.Module, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "levels.0.downsample.norm.weight -> levels.1.downsample.norm.weight [96]" in lines
-    assert len(lines) == len(model.state_dict()) + 1
+    assert len(lines) == len(model.state_dict()) + 2
+    assert lines[-2].startswith("legacy_pad: the weights were trained with zeros around maps smaller than a window")
     assert re.fullmatch(r"out\.safetensors: \d+ tensors, 1\.08 M parameters, from the authors' layout", lines[-1])
-    torch.testing.assert_close(load_file(tmp_path / "out.safetensors"), model.state_dict())
+    written = load_file(tmp_path / "out.safetensors")
+    assert written.pop("legacy_pad")
+    torch.testing.assert_close(written, model.state_dict())
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "architecture": ARCH, "num_classes": "4"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "out.safetensors"]
@@ -65,9 +68,13 @@ def test_what_it_writes_loads_through_timm(model: nn.Module, tmp_path: Path) -> 
     save_file(authors(model), tmp_path / "in.safetensors")
     convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", ARCH)
     overlay = {"file": str(tmp_path / "out.safetensors"), "num_classes": 4}
-    loaded = timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay)
+    with pytest.warns(UserWarning, match="trained with zeros around maps"):
+        loaded = timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay)
+    padded = timm.create_model(ARCH, num_classes=4, legacy_pad=True)
+    padded.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
+    torch.testing.assert_close(loaded.eval()(x), padded.eval()(x))
+    assert not torch.allclose(loaded(x), model.eval()(x))
 
 
 def test_interpolated_tables_and_dropped_keys_are_reported(tmp_path: Path) -> None:
@@ -83,7 +90,7 @@ def test_interpolated_tables_and_dropped_keys_are_reported(tmp_path: Path) -> No
     assert "norm2.weight -> norm.weight [192]" in lines
     assert lines[-1].endswith("from the authors' layout of a detection backbone, 7 tables interpolated, no classifier")
     written = load_file(tmp_path / "out.safetensors")
-    assert written.keys() == timm.create_model(ARCH, num_classes=0).state_dict().keys()
+    assert written.keys() == timm.create_model(ARCH, num_classes=0).state_dict().keys() | {"legacy_pad"}
     # The classifier is the model's own then.
     overlay = {"file": str(tmp_path / "out.safetensors"), "num_classes": 4}
     with pytest.warns(UserWarning, match="no classifier"):

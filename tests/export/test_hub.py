@@ -243,3 +243,19 @@ def test_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "nothing to export: give --checkpoint FILE" in refusal(capsys, "--output", tmp_path / "hub")
     assert "missing: --output" in refusal(capsys, "--model", "nat_pico")
     assert "no checkpoint at" in refusal(capsys, "--checkpoint", tmp_path / "no.ckpt", "--output", tmp_path / "hub")
+
+
+def test_packaged_weights_keep_their_class_names(tmp_path: Path) -> None:
+    export("--model", "resnet_pico", "--pretrained", "--output", tmp_path / "hub")
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["label_names"][3] == "cat"
+    export("--model", "resnet_pico", "--output", tmp_path / "random")
+    config = json.loads((tmp_path / "random" / "config.json").read_text())
+    assert not config.get("label_names")
+    assert not config["pretrained_cfg"].get("label_names")
+
+
+def test_weights_of_a_plain_file_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(timm.create_model("resnet_pico").state_dict(), tmp_path / "own.pth")
+    export("--model", "resnet_pico", "--checkpoint", tmp_path / "own.pth", "--output", tmp_path / "hub")
+    assert "float32 weights (file)" in capsys.readouterr().out
+    assert "from a file of weights, float32" in (tmp_path / "hub" / "README.md").read_text()

@@ -306,6 +306,43 @@ def test_a_model_folder_with_anything_in_it(config: Any, model_folder: Path, tmp
     assert not (tmp_path / "ran").exists()
 
 
+# Weights that a model is built with
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no checkpoint at own.safetensors"),
+        (b"no weights", "own.safetensors is not a safetensors file, or only part of one"),
+        (safetensors(entry(16), bytes(16)), "model 'test_resnet': its weights do not fit the arguments"),
+    ],
+    ids=["missing", "damaged", "of another model"],
+)
+def test_an_overlay_that_is_of_no_use(content: bytes | None, says: str, colour_folder: Path, fails: Fails) -> None:
+    if content is not None:
+        Path("own.safetensors").write_bytes(content)
+    overlay = json.dumps({"pretrained_cfg_overlay": {"file": "own.safetensors"}})
+    model = ("--model=test_resnet", "--pretrained", f"--model_kwargs={overlay}")
+    fails("classify", *model, f"--data.root={colour_folder}", says=says)
+
+
+def test_weights_for_other_channels(colour_folder: Path, fails: Fails) -> None:
+    model = ("--model=terminator_pico", "--pretrained", "--model_kwargs={in_chans: 1}")
+    says = "the weights of terminator_pico are for images of 3 channels, got in_chans 1"
+    fails("classify", *model, f"--data.root={colour_folder}", says=says)
+
+
+def test_a_file_without_a_classifier(
+    quick: tuple[str, ...], classifier: nn.Module, colour_folder: Path, fails: Fails, command: Callable[..., Any]
+) -> None:
+    path = Path("own.safetensors").absolute()
+    save_file({name: value for name, value in classifier.state_dict().items() if not name.startswith("fc.")}, path)
+    says = f"{path} holds no classifier: eval.py probe trains one on its features, train.py fit "
+    fails("classify", "--model=test_resnet", f"--checkpoint={path}", f"--data.root={colour_folder}", says=says)
+    start = ("--data.name=folder", f"--data.root={colour_folder}", f"--model.checkpoint_path={path}")
+    assert command("fit", *quick, *start).status == 0
+
+
 # The newest of a run
 
 

@@ -110,6 +110,17 @@ def test_pictures_do_not_depend_on_their_batch(name: str) -> None:
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["nat_pico", "halo_pico", "slot_cnn_pico"])
+def test_weights_can_be_mapped_over(name: str) -> None:
+    models = [create(name).eval() for _ in range(2)]
+    x = picture(models[0], size=32)
+    states = [model.state_dict() for model in models]
+    stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    with torch.no_grad():
+        mapped = torch.vmap(lambda state: torch.func.functional_call(models[0], state, (x,)))(stacked)
+        torch.testing.assert_close(mapped, torch.stack([model(x) for model in models]), rtol=1e-3, atol=1e-4)
+
+
 @each_kind
 def test_classifier_and_pooling_can_change(name: str) -> None:
     model = create(name).eval()

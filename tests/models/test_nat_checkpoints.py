@@ -5,6 +5,7 @@ below reads the weights by the names of its layout and gathers a copy of the key
 package takes part in it.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import visionattn  # noqa: F401 (registers the models)
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
+from visionattn.models._nat_padding import PADDING
 
 Weights = Mapping[str, Tensor]
 PYRAMID: dict[str, Any] = {"embed_dim": 16, "depths": (2, 1, 2, 1), "num_heads": (1, 2, 4, 8), "kernel_size": 3}
@@ -237,6 +239,11 @@ def load(name: str, weights: Mapping[str, Any], folder: Path, **options: Any) ->
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
 
 
+def weights_of(model: nn.Module) -> Weights:
+    """The state dict without its word on padding."""
+    return {name: value for name, value in model.state_dict().items() if name != PADDING}
+
+
 LAYOUTS: dict[str, tuple[str, dict[str, Any], Callable[[Weights], dict[str, Tensor]], Callable[..., Tensor], int]] = {
     "nat": ("nat_mini", PYRAMID, to_authors, nat, 96),
     "nat-layer-scale": ("nat_base", PYRAMID, to_authors, nat, 96),
@@ -263,7 +270,7 @@ def test_every_tensor_and_the_logits(layout: str, tmp_path: Path) -> None:
     ours = random_weights(name, **options)
     theirs = to_theirs(ours)
     model = load(name, theirs, tmp_path, **options)
-    torch.testing.assert_close(model.state_dict(), ours, rtol=0, atol=0)
+    torch.testing.assert_close(weights_of(model), ours, rtol=0, atol=0)
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         logits = model(x)
@@ -301,7 +308,7 @@ def test_hugging_face_model_and_backbone_without_classifier(tmp_path: Path) -> N
     backbone |= {f"hidden_states_norms.stage2.{part}": torch.zeros(32) for part in ("weight", "bias")}
     for weights in (bare, backbone):
         model = load("nat_mini", weights, tmp_path, num_classes=0, **PYRAMID)
-        torch.testing.assert_close(model.state_dict(), {k: v for k, v in ours.items() if not k.startswith("head.")})
+        torch.testing.assert_close(weights_of(model), {k: v for k, v in ours.items() if not k.startswith("head.")})
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "state_dict_ema", "model_ema"])
@@ -310,7 +317,7 @@ def test_wrappers_and_prefixes(wrapper: str) -> None:
     wrapped = {wrapper: {f"module.{name}": value for name, value in to_authors(ours).items()}, "epoch": 3}
     model = timm.create_model("nat_mini", num_classes=5, **PYRAMID)
     model.pretrained_cfg["num_classes"] = 5
-    torch.testing.assert_close(checkpoint_filter_fn(wrapped, model), ours)
+    torch.testing.assert_close(checkpoint_filter_fn(wrapped, model), ours | {PADDING: torch.tensor(True)})
 
 
 def test_our_own_layout_passes_as_it_is(tmp_path: Path) -> None:
@@ -404,3 +411,48 @@ def test_pretrained_tags_build_what_they_were_trained_with() -> None:
     assert model.pretrained_cfg["input_size"] == (3, 384, 384)
     assert model.levels[0].blocks[1].attn.rpb.shape == (6, 21, 21)
     assert timm.get_pretrained_cfg("dinat_large_384.in22k_ft_in1k").crop_pct == 1.0
+
+
+def outputs(model: nn.Module, size: int = 56) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.linspace(-2, 2, 3 * size * size).view(1, 3, size, size))
+
+
+SMALL_MAPS: dict[str, Any] = {**PYRAMID, "dilations": DILATIONS}
+
+
+def fitting(legacy_pad: bool, ours: Weights) -> Tensor:
+    model = timm.create_model("dinat_mini", num_classes=5, legacy_pad=legacy_pad, **SMALL_MAPS)
+    model.load_state_dict(ours)
+    return outputs(model)
+
+
+@pytest.mark.parametrize("to_theirs", [to_authors, to_hugging_face])
+def test_published_weights_pad_unless_told_otherwise(to_theirs: Callable[..., Any], tmp_path: Path) -> None:
+    ours = random_weights("dinat_mini", **SMALL_MAPS)
+    with pytest.warns(UserWarning, match="trained with zeros around maps that are smaller than a window") as said:
+        model = load("dinat_mini", to_theirs(ours), tmp_path, **SMALL_MAPS)
+    assert len([warning for warning in said if "zeros" in str(warning.message)]) == 1
+    torch.testing.assert_close(outputs(model), fitting(True, ours))
+    told = load("dinat_mini", to_theirs(ours), tmp_path, legacy_pad=False, **SMALL_MAPS)
+    torch.testing.assert_close(outputs(told), fitting(False, ours))
+    assert not torch.allclose(outputs(told), outputs(model))
+    scratch = timm.create_model("dinat_mini", num_classes=5, **SMALL_MAPS)
+    scratch.load_state_dict(ours)
+    torch.testing.assert_close(outputs(scratch), outputs(told))
+
+
+@pytest.mark.filterwarnings("ignore:these weights")
+def test_padding_travels_with_the_weights(tmp_path: Path) -> None:
+    ours = random_weights("dinat_mini", **SMALL_MAPS)
+    model = load("dinat_mini", to_authors(ours), tmp_path, **SMALL_MAPS)
+    other = timm.create_model("dinat_mini", num_classes=5, **SMALL_MAPS)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(outputs(other), outputs(model))
+    whole = nn.ModuleDict({"model": timm.create_model("dinat_mini", num_classes=5, **SMALL_MAPS)})
+    whole.load_state_dict({f"model.{name}": value for name, value in model.state_dict().items()})
+    torch.testing.assert_close(outputs(copy.deepcopy(whole)["model"]), outputs(model))
+    other.load_state_dict({name: ours[name] for name in ours if name.startswith("head.")}, strict=False)
+    torch.testing.assert_close(outputs(other), outputs(model))
+    other.load_state_dict(ours)  # weights that say nothing were trained without
+    torch.testing.assert_close(outputs(other), fitting(False, ours))

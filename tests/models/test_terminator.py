@@ -2,17 +2,19 @@
 
 import copy
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import visionattn
 from visionattn.layers.prepared import Prepared
 from visionattn.layers.sfne import tile_channels
 
@@ -151,30 +153,67 @@ def test_prediction_outlives_saving_and_conversion(tmp_path: Path) -> None:
     assert (half - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_what_is_kept_is_never_stale() -> None:
-    model = create(**PICTURE).eval()
-    x = pictures(model)
-
-    def fresh() -> Tensor:
-        other = timm.create_model("terminator_pico", **PICTURE).eval()
-        other.load_state_dict(model.state_dict())
+def fresh_answer(model: nn.Module, x: Tensor) -> Tensor:
+    other = timm.create_model("terminator_pico", **PICTURE).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
         return other(x)
 
+
+def load_in_inference_mode(model: nn.Module) -> None:
+    with torch.inference_mode():
+        model.load_state_dict(create(**PICTURE).state_dict())
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "in place": lambda model: [p.mul_(1.05) for p in model.parameters()],
+    "buffers": lambda model: [b.add_(0.1) for b in model.buffers()],
+    "data": lambda model: [p.data.mul_(1.05) for p in model.parameters()],
+    "NumPy view": lambda model: [np.multiply(a := p.detach().numpy(), 1.05, out=a) for p in model.parameters()],
+    "load": lambda model: model.load_state_dict(create(**PICTURE).state_dict()),
+    "load, in inference mode": load_in_inference_mode,
+    "load, assigned": lambda model: model.load_state_dict(create(**PICTURE).state_dict(), assign=True),
+    "new parameter": lambda model: setattr(model.blocks[0].kernel.proj, "weight", nn.Parameter(torch.randn(3, 64))),
+    "training": lambda model: model.train()(pictures(model)) is not None and model.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_answer_follows_any_change_of_weights(change: str) -> None:
+    model = create(**PICTURE).eval()
+    x = pictures(model)
     with torch.no_grad():
-        for change in (
-            lambda: [p.mul_(1.01) for p in model.parameters()],
-            lambda: [b.add_(0.1) for b in model.buffers()],
-            lambda: model.load_state_dict(create(**PICTURE).state_dict(), assign=True),
-            lambda: setattr(model.blocks[0].kernel.proj, "weight", nn.Parameter(torch.randn(3, 64))),
-            lambda: model.train()(x) is not None and model.eval(),
-        ):
-            before = model(x)
-            change()
-            assert not torch.equal(model(x), before)
-            torch.testing.assert_close(model(x), fresh())
+        before = model(x)
+        CHANGES[change](model)
+        after = model(x)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, fresh_answer(model, x), rtol=0, atol=0)
 
 
-def test_kernels_are_made_once_at_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["load", "load, in inference mode", "load, assigned", "training"])
+def test_frozen_weights_end_with_loading_and_training(change: str) -> None:
+    model = create(**PICTURE).eval()
+    x = pictures(model)
+    with visionattn.frozen_weights(model), torch.no_grad():
+        CHANGES[change](model)
+        torch.testing.assert_close(model(x), fresh_answer(model, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("with_grad", [False, True], ids=["no grad", "grad"])
+def test_functional_call_and_vmap_over_weights(with_grad: bool) -> None:
+    models = [create(**PICTURE).eval() for _ in range(2)]
+    x = pictures(models[0])
+    states = [model.state_dict() for model in models]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    with torch.set_grad_enabled(with_grad):
+        expected = [model(x) for model in models]
+        for state, answer in zip(states, expected, strict=True):
+            torch.testing.assert_close(torch.func.functional_call(models[0], state, (x,)), answer)
+        mapped = torch.vmap(lambda state: torch.func.functional_call(models[0], state, (x,)))(stacked)
+    torch.testing.assert_close(mapped, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_weights_make_kernels_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     model = create(**PICTURE).eval()
     for module in model.modules():
@@ -183,13 +222,28 @@ def test_kernels_are_made_once_at_evaluation(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(module, "prepare", lambda f=prepare: (calls.append(1), f())[1])
     x = pictures(model)
     with torch.inference_mode():
+        expected = model(x)
+        calls.clear()
+        with visionattn.frozen_weights(model):
+            first = len(calls)
+            assert torch.equal(model(x), expected)
+            assert torch.equal(model(x), expected)
+            assert len(calls) == first > 0
         model(x)
-        first = len(calls)
-        model(x)
-    assert first > 0
-    assert len(calls) == first
-    model(x).sum().backward()  # what was kept in inference mode must not be met here
-    assert len(calls) > first
+        assert len(calls) == 2 * first
+    with visionattn.frozen_weights(model):
+        loss = model(x).sum()  # gradients reach what the kernels are made of, and inference mode left nothing behind
+        loss.backward()
+    assert all(block.kernel.filters.weight.grad.any() for block in model.blocks)
+
+
+def test_frozen_weights_bind_no_copy() -> None:
+    model = create(**PICTURE).eval()
+    x = pictures(model)
+    with visionattn.frozen_weights(model), torch.no_grad():
+        copied = copy.deepcopy(model)
+        CHANGES["data"](copied)
+        torch.testing.assert_close(copied(x), fresh_answer(copied, x), rtol=0, atol=0)
 
 
 def test_kernels_of_another_size_are_interpolated() -> None:

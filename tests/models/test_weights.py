@@ -12,6 +12,7 @@ from timm.models import get_pretrained_cfg
 
 from visionattn.models import _weights
 from visionattn.models._weights import CHECKSUMS, FOLDER, check
+from visionattn.tasks.checkpoint import describe_classifier
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
@@ -95,3 +96,33 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def refused(name: str, path: Path, says: str) -> None:
     with pytest.raises(ValueError, match=rf"model.safetensors {says}.*install visionattn again"):
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+
+
+@each
+def test_timm_knows_their_classes(name: str) -> None:
+    model = timm.create_model(name, pretrained=True)
+    assert (
+        list(model.pretrained_cfg["label_names"])
+        == json.loads((FOLDER / name / "config.json").read_text())["label_names"]
+    )
+    assert describe_classifier(model, name, pretrained=True).class_names[3] == "cat"
+
+
+def test_their_classes_are_of_no_other_weights() -> None:
+    overlay = {"file": str(FOLDER / "nat_pico.cifar10" / "model.safetensors")}
+    for options in (
+        {},
+        {"pretrained": True, "num_classes": 3},
+        {"pretrained": True, "pretrained_cfg_overlay": overlay},
+    ):
+        model = timm.create_model("nat_pico", **options)
+        assert describe_classifier(model, "nat_pico", **options).class_names == []
+
+
+def test_terminator_refuses_other_channels_for_its_weights() -> None:
+    with pytest.raises(
+        ValueError, match="weights of terminator_pico are for images of 3 channels, got in_chans 1"
+    ) as error:
+        timm.create_model("terminator_pico", pretrained=True, in_chans=1)
+    assert "\n" not in str(error.value)
+    assert timm.create_model("terminator_pico", in_chans=1).in_chans == 1

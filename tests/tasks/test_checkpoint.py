@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier, describe_classifier, load_classifier
+from visionattn.tasks.checkpoint import (
+    ClassifierSpec,
+    create_classifier,
+    describe_classifier,
+    load_classifier,
+    weights_origin,
+)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -167,3 +173,16 @@ def test_preprocessing_follows_the_input_that_the_model_was_built_for():
     preprocessing = describe_classifier(create_classifier("test_vit", **kwargs), "test_vit", **kwargs).preprocessing
     assert tuple(preprocessing["input_size"]) == (1, 48, 48)
     assert len(preprocessing["mean"]) == len(preprocessing["std"]) == 1
+
+
+def test_origin_of_weights_is_told(tmp_path, checkpoint, digits_checkpoint, classifier):
+    torch.save(classifier.state_dict(), tmp_path / "plain.pth")
+    assert weights_origin(False, None, tmp_path / "plain.pth") == "file"
+    assert weights_origin(False, None, checkpoint) == "average"
+    assert weights_origin(False, None, checkpoint, "raw") == "raw"
+    assert weights_origin(False, None, digits_checkpoint) == "raw"  # there is no average
+    assert weights_origin(True, {"num_classes": 3}) == "pretrained"
+    assert weights_origin(True, {"pretrained_cfg_overlay": {"file": "own.pth"}}) == "file"
+    assert weights_origin(True, {"pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}) == "pretrained"
+    assert weights_origin(False, {"checkpoint_path": "own.pth"}) == "file"
+    assert weights_origin(False, {}) == "random"

@@ -18,7 +18,7 @@ from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
-from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
@@ -108,7 +108,7 @@ def binding(
                 network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights, seed)
                 origin = {
                     "checkpoint": None if checkpoint is None else str(checkpoint),
-                    "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+                    "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
                 }
                 if randomized:
                     network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}

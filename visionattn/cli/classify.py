@@ -19,6 +19,7 @@ from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
 from visionattn.data.class_map import ClassMap
+from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
@@ -26,6 +27,7 @@ from visionattn.tasks.checkpoint import (
     create_classifier,
     describe_classifier,
     load_classifier,
+    weights_origin,
 )
 from visionattn.tasks.classification import require_finite
 from visionattn.tasks.preprocessing import describe_preprocessing
@@ -129,6 +131,11 @@ def classify(
             f"{checkpoint} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "
             f"--model.checkpoint_path {checkpoint} fine-tunes it"
         )
+    if not spec.num_classes:
+        raise ValueError(
+            f"{checkpoint or model} holds no classifier: eval.py probe trains one on its features, "
+            f"train.py fit --model.name {spec.model} --model.checkpoint_path FILE fine-tunes it"
+        )
     if inference is not None:
         choose_inference(classifier, spec.model, inference)
     if rollout:
@@ -140,7 +147,8 @@ def classify(
     metrics = _metrics(spec.num_classes, with_matrix=confusion_matrix is not None).to(resolved)
 
     start = time.perf_counter()
-    num_images = _evaluate(classifier, module, metrics, resolved, precision, spec)
+    with frozen_weights(classifier):
+        num_images = _evaluate(classifier, module, metrics, resolved, precision, spec)
     seconds = time.perf_counter() - start
 
     counts = metrics.compute()
@@ -148,7 +156,7 @@ def classify(
     result = {
         "model": spec.model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         "inference": getattr(classifier, "inference", None),
         "dataset": module.name,
         "root": data.root,

@@ -4,6 +4,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionattn.cli.device import Precision, autocast
+from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.checkpoint import create_classifier, describe_classifier
 
 
@@ -45,7 +47,8 @@ def measure(name: str, conditions: Conditions) -> dict[str, Any]:
     memory_before = _restart_memory(device)
     model, images = _prepare(name, conditions)
     step = _training_step(model, images, conditions) if conditions.train else _inference_step(model, images, conditions)
-    times = _time(step, device, conditions.seconds)
+    with nullcontext() if conditions.train else frozen_weights(model):
+        times = _time(step, device, conditions.seconds)
     memory = _peak_memory(device) - memory_before
     median = statistics.median(times)
     macs, reason = _try_count_macs(model, images.shape[1:])

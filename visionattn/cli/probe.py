@@ -19,7 +19,7 @@ from visionattn.cli.report import check_folder, check_writable
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.export import export_probe
 from visionattn.probing.heads import list_heads
-from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn_kernels.provenance import provenance
 
@@ -108,7 +108,7 @@ def probe(
         )
         origin = {
             "checkpoint": None if checkpoint is None else str(checkpoint),
-            "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+            "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         }
         subject = Subject(backbone, spec, origin, data, features, training, resolved)
         subject.check(wanted, attention is not None)
@@ -121,7 +121,8 @@ def probe(
                 report.add(subject.about(group), [found.result])
                 stem = _stem(spec.model, group, found.result.name)
                 if export and found.head:
-                    export_probe(export, stem, found, backbone, group, subject.class_names, published=pretrained)
+                    published = origin["weights"] == "pretrained"
+                    export_probe(export, stem, found, backbone, group, subject.class_names, published=published)
                 if attention and found.head and found.head.has_attention:
                     save_attention(attention / f"{stem}.png", found.head, subject, group, pictures)
     report.print()

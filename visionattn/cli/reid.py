@@ -17,8 +17,9 @@ from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lis
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
+from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference, reid_features
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.tasks.retrieval import Gallery, measure, merge
 from visionattn_kernels.provenance import provenance
@@ -112,7 +113,8 @@ def reid(
     network = network.to(resolved)
 
     start = time.perf_counter()
-    found = _extract(network, module, resolved, precision, flip, spec)
+    with frozen_weights(network):
+        found = _extract(network, module, resolved, precision, flip, spec)
     seconds = time.perf_counter() - start
     plain = measure(found, module.num_query, module.protocol, device=resolved)
     measured = measure(found, module.num_query, module.protocol, reranked=True) if rerank else plain
@@ -122,7 +124,7 @@ def reid(
     result = {
         "model": spec.model,
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "weights": weights if checkpoint is not None else ("pretrained" if pretrained else "random"),
+        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         "dataset": module.name,
         "root": data.root,
         "protocol": module.protocol,

@@ -101,6 +101,7 @@ def _facts(network: Network, run: Run, dtype: str, license: str | None, data_nam
         "average": "exponential moving average" if run.has_average else "as trained",
         "raw": "as trained, not the moving average" if run.has_average else "as trained",
         "pretrained": "those that are published for the model",
+        "file": "from a file of weights",
         "random": "random: nothing was trained",
     }
     facts = {

@@ -17,6 +17,7 @@ from visionattn.cli.errors import UsageError, near_matches, one_line, run
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
+from visionattn.models._nat_padding import PADDING
 from visionattn.tasks.weight_files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
@@ -108,12 +109,19 @@ def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], targ
             line += f", interpolated from {list(mapped.state_dict[name].shape)}"
         lines.append(line)
     lines += [f"{name} -> dropped" for name in mapped.dropped]
-    parameters = sum(value.numel() for value in weights.values()) / 1e6
+    tensors = [value for name, value in weights.items() if name != PADDING]
+    parameters = sum(value.numel() for value in tensors) / 1e6
     tables = f", {len(resized)} tables interpolated" if resized else ""
     classifier = "" if CLASSIFIER[0] in weights else ", no classifier"
+    padding = (
+        [f"{PADDING}: the weights were trained with zeros around maps smaller than a window; models that load them pad"]
+        if PADDING in weights
+        else []
+    )
     return [
         *lines,
-        f"{target}: {len(weights)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
+        *padding,
+        f"{target}: {len(tensors)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
     ]
 
 

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from visionattn.cli.errors import one_line
 from visionattn.export.network import Network
-from visionattn.layers.prepared import prepared_as_constants
+from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"
 TRACED_BATCH = 2  # one picture would be taken for a size that never changes
@@ -64,7 +64,7 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
     pictures = network.pictures(TRACED_BATCH if dynamic_batch else 1)
     shapes = ({0: Dim.DYNAMIC} if dynamic_batch else None,)
     try:
-        with torch.no_grad(), prepared_as_constants(network.module):
+        with torch.no_grad(), frozen_weights(network.module):
             program = torch.export.export(network.module, (pictures,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         # Whatever a network does that a graph cannot; the first line says it, the rest is advice on debugging.

@@ -57,11 +57,12 @@ def save_folder(
     config: dict[str, Any] = {KEY: {**network.describe(), "dtype": dtype}}
     if network.class_names:
         config["label_names"] = network.class_names
+    # What timm's registry says of the weights that are published holds for those alone.
+    config["pretrained_cfg"] = {} if network.class_names else {"label_names": None}
     if checkpoint is not None:
-        # What timm's registry says of the weights that are published holds for those alone.
-        config["pretrained_cfg"] = {"license": license, "tag": None, "origin_url": None, "notes": None}
+        config["pretrained_cfg"] |= {"license": license, "tag": None, "origin_url": None, "notes": None}
     elif license is not None:
-        config["pretrained_cfg"] = {"license": license}
+        config["pretrained_cfg"] |= {"license": license}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
         aside = Path(name)
         preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionattn.checks import reason
 from visionattn.cli.classify import build_classifier
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.probing.export import load_probe
 from visionattn.tasks.branches import Inference, choose_inference
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1
@@ -26,7 +27,7 @@ class Network:
     Attributes:
         module: The network, in evaluation mode on the CPU.
         spec: How it was built, and how it wants pictures.
-        weights: Whether they are a moving average or raw, of a checkpoint; else `pretrained` or `random`.
+        weights: Where they come from, see `weights_origin`; `probe` for a backbone with a head.
     """
 
     module: nn.Module
@@ -64,7 +65,7 @@ class Network:
                 found = self.module(pictures)
         except (AssertionError, RuntimeError, ValueError) as error:
             size = "×".join(map(str, self.input_size))
-            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(str(error))}") from error
+            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(reason(error))}") from error
         if not isinstance(found, Tensor):
             raise ValueError(  # noqa: TRY004  it is the model that does not fit
                 f"{self.spec.model} gives a {type(found).__name__}, which cannot be exported: one tensor can"
@@ -126,7 +127,7 @@ def load_network(
         choose_inference(module, spec.model, inference)
     if img_size is not None:
         spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    origin = weights if checkpoint is not None else "pretrained" if pretrained else "random"
+    origin = weights_origin(pretrained, model_kwargs, checkpoint, weights)
     return Network(module.requires_grad_(False), spec, origin)
 
 
@@ -159,5 +160,5 @@ def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> Classif
         try:
             module.set_input_size(size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {error}") from error
+            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {reason(error)}") from error
     return replace(spec, preprocessing={**spec.preprocessing, "input_size": (channels, *size)})

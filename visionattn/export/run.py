@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from visionattn.tasks.checkpoint import METADATA_KEY
+from visionattn.tasks.checkpoint import AVERAGE_BESIDE, METADATA_KEY
 from visionattn.tasks.checkpointing import BEST
 from visionattn.tasks.weight_files import read_checkpoint
 
@@ -49,7 +49,7 @@ class Run:
         return cls(
             epochs=int(content["epoch"]) + 1 if "epoch" in content else None,
             steps=steps,
-            has_average="current_model_state" in content,
+            has_average=AVERAGE_BESIDE in content,
             is_best=checkpoint.name == BEST,
             scores=(_measured(folder / "metrics.csv", steps) if steps else {}) or _monitored(content, checkpoint),
             took=_took(folder / "summary.json"),

@@ -80,11 +80,17 @@ def _tables_of_timm(table: Tensor, num_queries: int, block_size: int, halo_size:
     return F.pad(table, (0, 0, 0, halo_size + block_size))[entry]  # what is padded is never read
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return a map `[B, C, H, W]` in this memory format, by means that vmap has, too."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 @register_notrace_function
 @torch.jit.ignore
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
     """`out`, which is channels-last, in the memory format of `x`."""
-    return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
+    # vmap cannot be asked for a memory format, but for whether a view is contiguous.
+    return out if x.permute(0, 2, 3, 1).is_contiguous() else out.contiguous()
 
 
 class RelativeTables(nn.Module):
@@ -183,7 +189,7 @@ class HaloAttention2d(nn.Module):
         """Maps `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
         # In this format a convolution gives the heads-last maps of attention; on CPUs it is also twice as fast as a
         # linear layer.
-        x_last = x.contiguous(memory_format=torch.channels_last)
+        x_last = channels_last(x)
         out = attend_halo(
             self.q(x_last).permute(0, 2, 3, 1),
             self.kv(x_last).permute(0, 2, 3, 1),

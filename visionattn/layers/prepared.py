@@ -1,4 +1,4 @@
-"""What modules compute from parameters alone: anew in training, once at evaluation."""
+"""Tensors that modules compute from their parameters alone, as Terminator's hyper-kernels are."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,72 +16,88 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class Prepared(nn.Module):
-    """A module that derives tensors from its parameters and buffers before it meets any input."""
+    """A module that derives tensors from its parameters and buffers before it meets any input.
+
+    It does so at every call. Nothing could be kept safely: a change through `.data`, a NumPy view or inference mode
+    leaves no trace in a tensor. `frozen_weights` keeps the tensors for a caller who promises that nothing changes.
+    """
 
     def __init__(self) -> None:
-        """Keeps nothing yet."""
+        """Keep nothing yet."""
         super().__init__()
         self._kept: list[Tensor] | None = None
-        self._kept_for: list[tuple[int, int]] = []
-        self._constants: list[Tensor] | None = None
+        self.register_load_state_dict_pre_hook(_forget)  # type: ignore[no-untyped-call]
 
     def prepare(self) -> list[Tensor]:
-        """Computes what depends on parameters and buffers alone."""
+        """Compute what depends on parameters and buffers alone."""
         raise NotImplementedError
 
-    @torch.jit.ignore
-    def sources(self) -> list[Tensor]:
-        """The parameters and buffers of which `prepare` makes something."""
-        return [*self.parameters(), *self.buffers()]
-
     def prepared(self) -> list[Tensor]:
-        """What `prepare` gives; at evaluation it is kept until one of `sources` or the mode changes."""
+        """Return what `prepare` gives, computed in the precision of the parameters."""
         if torch.jit.is_scripting():
             return self.prepare()
-        return self._keep()
+        return self._find()
 
     @torch.jit.unused
-    def _keep(self) -> list[Tensor]:
-        if self._constants is not None:
-            return self._constants
-        sources = self.sources()
-        device = sources[0].device
-        with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
-        if self.training or with_gradient or torch.compiler.is_compiling():
-            with without_autocast(device):
-                return self.prepare()
-        current = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in sources]
-        if self._kept is None or current != self._kept_for:
-            # A tensor made in inference mode could not take part in a later computation of gradients.
-            with torch.inference_mode(False), torch.no_grad(), without_autocast(device):
-                self._kept, self._kept_for = self.prepare(), current
-        return self._kept
+    def _find(self) -> list[Tensor]:
+        if self._kept is not None and not (torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters())):
+            return self._kept
+        with without_autocast(next(self.parameters()).device):
+            return self.prepare()
+
+    def keep(self) -> None:
+        """Give the tensors of now at every call, except where gradients of parameters are wanted."""
+        self.forget()
+        # A tensor made in inference mode could not take part in a later computation of gradients. A graph's file holds
+        # whole storages, of which a view would be a part.
+        with torch.inference_mode(False), torch.no_grad():
+            self._kept = [x.clone(memory_format=torch.contiguous_format) for x in self._find()]
+
+    def forget(self) -> None:
+        """Compute the tensors at every call again."""
+        self._kept = None
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode; what is kept is dropped."""
-        self._kept = None
+        """Set the mode, on which the tensors may depend."""
+        self.forget()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept = None
+        self.forget()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept: nobody has promised anything about the weights of a copy."""
+        return {**self.__dict__, "_kept": None}
+
+
+def _forget(module: nn.Module, *_: Any) -> None:
+    assert isinstance(module, Prepared)
+    module.forget()
 
 
 @contextmanager
-def prepared_as_constants(model: nn.Module) -> Iterator[None]:
-    """Within it, all that modules of `model` prepare stays what it is, so that a graph that is traced has it as data.
+def frozen_weights(model: nn.Module) -> Iterator[None]:
+    """Let a model compute only once what depends on its weights alone, such as Terminator's kernels.
 
-    Otherwise a graph repeats the computation at every call, and another runtime in its own rounding, of which sines of
-    the frequencies of Terminator's slow networks make another kernel.
+    The caller promises not to change parameters or buffers within the context; a change in place has no effect there.
+    A new mode, a loaded state dict or a move to another device or type ends this early. Where gradients of parameters
+    are wanted, tensors are computed as usual. A graph that is traced holds the tensors as data. Otherwise another
+    runtime would compute them in its own rounding, and sines of the frequencies of Terminator's slow networks would
+    make another kernel.
+
+    Args:
+        model: Any module; models without such tensors are left as they are.
     """
     modules = [module for module in model.modules() if isinstance(module, Prepared)]
     try:
-        with torch.no_grad():
-            for module in modules:
-                with without_autocast(module.sources()[0].device):
-                    # Files hold whole storages, of which these might be parts.
-                    module._constants = [x.clone(memory_format=torch.contiguous_format) for x in module.prepare()]
+        for module in modules:
+            module.keep()
         yield
     finally:
         for module in modules:
-            module._constants = None
+            module.forget()
+
+
+prepared_as_constants = frozen_weights
+"""The name of `frozen_weights` in version 0.1.0."""

@@ -64,11 +64,6 @@ class LocalMixing(Prepared):
         self.norm = BatchStandardization(dim, running_stats=not paper_compat, **dd)
         self.scalar = nn.Parameter(torch.zeros(1, **dd)) if paper_compat else None
 
-    @torch.jit.ignore
-    def sources(self) -> list[Tensor]:
-        """The 1x1 map and running statistics."""
-        return [*self.proj.parameters(), *self.norm.buffers()]
-
     def prepare(self) -> list[Tensor]:
         """Weight and bias of the 1x1 map, with BS in them where its statistics are constants."""
         weight, bias = self.proj.weight.flatten(1), bias_of(self.proj.weight, self.proj.bias)
@@ -153,13 +148,6 @@ class SlowFastBlock(Prepared):
         for conv in (self.mix, self.proj):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
-
-    @torch.jit.ignore
-    def sources(self) -> list[Tensor]:
-        """All 1x1 maps of the block itself."""
-        units = (self.rgu_slow, self.rgu_fast)
-        maps = [conv for unit in units for conv in (unit.key, unit.value, unit.query, unit.proj)]
-        return [p for conv in (*maps, self.mix, self.proj) for p in conv.parameters()]
 
     def prepare(self) -> list[Tensor]:
         """Weights and biases of the 1x1 maps: of the RGUs' beginnings, of `mix`, of the RGUs' ends, of the branches."""

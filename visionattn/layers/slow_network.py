@@ -134,7 +134,7 @@ class SlowNetwork(FilterNetwork):
     def set_size(self, size: Size) -> None:
         """Gives kernels of another size from now on, interpolated from those of the grid, ends to ends."""
         self.out_size = size
-        self._kept = None
+        self.forget()
 
     def prepare(self) -> list[Tensor]:
         """Computes the kernel."""

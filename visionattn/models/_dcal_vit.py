@@ -315,7 +315,7 @@ def mean_probability(first: Tensor, second: Tensor) -> Tensor:
     return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - math.log(2)
 
 
-def filter_checkpoint(state_dict: dict[str, Any], model: DcalVisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: DcalVisionTransformer) -> dict[str, Tensor]:
     """As timm's; weights without GLCA get a copy of the last block, its norm and its classifier as GLCA's."""
     found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if model.glca is not None and not any(name.startswith("glca") for name in found):

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, cat, nn
+from torch import Tensor, cat, nn, tensor
 
 from visionattn.layers.neighborhood_attention import resize_rpb
+from visionattn.models._nat_padding import PADDING
 
 Name = str | Callable[[re.Match[str]], str] | None
 Piece = tuple[str, tuple[str, ...], Any]  # name in the authors' spirit, names in the file, value
 
+OURS = "our layout"
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 DETECTOR_HEADS = ("neck.", "rpn_head.", "roi_head.", "decode_head.", "auxiliary_head.")
 CLASSIFIER = ("head.fc.weight", "head.fc.bias")
@@ -68,6 +70,7 @@ class Mapped:
         sources: By our names those in the file, more than one where several were joined.
         dropped: Names in the file of what our models have no use for.
         unknown: Names in the file of what no layout accounts for.
+        is_padded: Whether zeros were attended to around maps smaller than a window.
     """
 
     layout: str
@@ -75,13 +78,14 @@ class Mapped:
     sources: dict[str, tuple[str, ...]]
     dropped: list[str]
     unknown: list[str]
+    is_padded: bool
 
 
 def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """A state dict for `model` from a checkpoint in any of the layouts above.
 
     Relative bias tables of another kernel size are interpolated. A checkpoint without a classifier leaves that of the
-    model as it is, with a warning.
+    model as it is, with a warning. Another warning says if small maps are padded, as in the training of the weights.
 
     Args:
         checkpoint: What the file holds.
@@ -90,20 +94,30 @@ def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dic
     Raises:
         ValueError: Keys are left over, missing or of another shape; the message names them.
     """
-    return fit(map_checkpoint(checkpoint), model)[0]
+    mapped = map_checkpoint(checkpoint)
+    if mapped.is_padded and getattr(model, PADDING, False) is None:
+        warnings.warn(
+            f"these weights ({mapped.layout}) were trained with zeros around maps that are smaller than a window, and "
+            f"the model pads such maps, too; {PADDING}=False leaves the zeros out",
+            stacklevel=2,
+        )
+    return fit(mapped, model)[0]
 
 
 def map_checkpoint(checkpoint: Mapping[str, Any]) -> Mapped:
     """Names what a checkpoint holds as our models do; knows of no model and compares no shape."""
     held = _unwrap(checkpoint)
+    told = held.pop(PADDING, None)
     layout, rules, pieces = _recognise(held)
+    # Whoever has another layout than ours trained with the code of the authors.
+    is_padded = layout != OURS if told is None else bool(told)
     last = max(
         (int(m[1]) for name in held if (m := re.match(r"(?:encoder\.)?(?:levels|layers)\.(\d+)\.", name))), default=0
     )
     # Of the norms of a backbone, one per level, the last is what a classifier has as its only one.
     rules = (*rules, (rf"(?:norm{last}|hidden_states_norms\.stage{last + 1})\.(.+)", r"norm.\1"))
     rules = (*rules, (r"(?:norm\d+|hidden_states_norms\.\w+)\.(?:weight|bias)", None))
-    mapped = Mapped(layout, {}, {}, [], [])
+    mapped = Mapped(layout, {}, {}, [], [], is_padded)
     for name, sources, value in pieces:
         ours = _rename(name, rules)
         if ours is None or name.startswith(DETECTOR_HEADS):
@@ -126,7 +140,7 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
         ValueError: Keys are left over, missing or of another shape; the message names them.
     """
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    own = model.state_dict()
+    own = {name: value for name, value in model.state_dict().items() if name != PADDING}
     fitted = dict(mapped.state_dict)
     resized = []
     for name in fitted.keys() & own.keys():
@@ -158,6 +172,8 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
         raise ValueError(
             f"the checkpoint ({mapped.layout}) does not fit {architecture}: {'; '.join(filter(None, findings))}"
         )
+    if mapped.is_padded:
+        fitted[PADDING] = tensor(True)
     return fitted, sorted(resized)
 
 
@@ -181,7 +197,7 @@ def _recognise(held: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, Name]]
         return "the authors' layout of a detection backbone", AUTHORS, pieces
     if any(re.match(r"layers\.|levels\.0\.downsample\.|head\.(weight|bias)$", name) for name in held):
         return "the authors' layout", AUTHORS, pieces
-    return "our layout", (), pieces
+    return OURS, (), pieces
 
 
 def _join_hugging_face(held: Mapping[str, Any]) -> Iterator[Piece]:

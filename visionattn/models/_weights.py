@@ -1,6 +1,7 @@
 """Weights that come with the package, in `weights/MODEL.TAG`, folders as `visionattn export hub` writes them."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ CHECKSUMS = FOLDER / "SHA256SUMS"
 
 
 def packaged(name: str) -> dict[str, Any]:
-    """The part of timm's configuration that says where the weights of `MODEL.TAG` are."""
-    return {"file": str(FOLDER / name / "model.safetensors")}
+    """The part of timm's configuration that says where the weights of `MODEL.TAG` are, and what their classes are."""
+    config = json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
+    return {"file": str(FOLDER / name / "model.safetensors"), "label_names": tuple(config["label_names"])}
 
 
 def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:

@@ -5,6 +5,9 @@ picture from its class token and the patches that matter most to it, and pair-wi
 all weights with SA and mixes the keys and values of another picture in. Inference takes SA and GLCA, or SA alone; PWCA
 costs nothing then. Weights of timm's backbones load unchanged; GLCA starts as a copy of their last block.
 
+What of timm's contract cannot hold: without a classifier, a model with GLCA gives the features of both branches side by
+side, `head_hidden_size` of them, twice `num_features`.
+
 Source: Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object
 Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151. The authors published no code.
 """
@@ -20,7 +23,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
-from visionattn.models._dcal_vit import DcalVisionTransformer, filter_checkpoint
+from visionattn.models._dcal_vit import DcalVisionTransformer, checkpoint_filter_fn
 from visionattn.models._weights import build_model, packaged
 from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
@@ -68,7 +71,7 @@ def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: 
         DcalVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )

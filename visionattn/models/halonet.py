@@ -19,7 +19,7 @@ from timm.layers import BatchNormAct2d, ConvNormAct, DropPath
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionattn.layers.halo_attention import HaloAttention2d, resize_table
+from visionattn.layers.halo_attention import HaloAttention2d, channels_last, resize_table
 from visionattn.models._backbone import Backbone
 from visionattn.models._weights import build_model, packaged
 
@@ -83,7 +83,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
-        return self.pool(self.conv(x)).contiguous(memory_format=torch.channels_last)
+        return channels_last(self.pool(self.conv(x)))
 
 
 class HaloNet(Backbone):

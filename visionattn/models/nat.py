@@ -33,6 +33,7 @@ from visionattn.models._nat_blocks import (
     relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
+from visionattn.models._nat_padding import follow_padding
 from visionattn.models._weights import build_model, packaged
 
 __all__ = ["NeighborhoodAttentionTransformer"]
@@ -55,7 +56,7 @@ class NeighborhoodAttentionTransformer(Backbone):
         layer_scale: float | None = None,
         embed: Literal["conv", "patch"] = "conv",
         stem_strides: tuple[int, int] = (2, 2),
-        legacy_pad: bool = False,
+        legacy_pad: bool | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -81,8 +82,9 @@ class NeighborhoodAttentionTransformer(Backbone):
             embed: "conv" for overlapping convolutions at the stem and between levels; "patch" for patches side by side
                 and their merging, as in DiNAT_s.
             stem_strides: Strides of the two convolutions of the stem; their product is the size of a patch.
-            legacy_pad: Attends to appended zeros on maps smaller than a window, as published weights did; otherwise a
-                query sees no more than its map has.
+            legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
+                weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
+                trained, and without zeros from scratch.
             in_chans: Channels of a picture.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -127,7 +129,7 @@ class NeighborhoodAttentionTransformer(Backbone):
                     layer_scale,
                     proj_drop_rate,
                     next(drop_path),
-                    legacy_pad,
+                    bool(legacy_pad),
                     **dd,
                 )
                 for dilation in block_dilations(level_dilations[i], depth)
@@ -137,6 +139,7 @@ class NeighborhoodAttentionTransformer(Backbone):
         self.norm: nn.Module = LayerNorm2d(dim, **dd)
         self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_weights)
+        follow_padding(self, legacy_pad)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -25,6 +25,7 @@ from visionattn.models._nat_blocks import (
     relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
+from visionattn.models._nat_padding import follow_padding
 
 __all__ = ["IsotropicNeighborhoodTransformer"]
 
@@ -63,7 +64,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         layer_scale: float | None = None,
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
-        legacy_pad: bool = False,
+        legacy_pad: bool | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -86,8 +87,9 @@ class IsotropicNeighborhoodTransformer(Backbone):
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
             patch_size: Pixels of a patch per axis.
             img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None.
-            legacy_pad: Attends to appended zeros on maps smaller than a window, as published weights did; otherwise a
-                query sees no more than its map has.
+            legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
+                weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
+                trained, and without zeros from scratch.
             in_chans: Channels of a picture.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -120,7 +122,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
                     layer_scale,
                     proj_drop_rate,
                     drop_path[i],
-                    legacy_pad,
+                    bool(legacy_pad),
                     **dd,
                 )
                 for i, block_dilation in enumerate(block_dilations(dilation, depth))
@@ -130,6 +132,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_weights)
+        follow_padding(self, legacy_pad)
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

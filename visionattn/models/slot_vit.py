@@ -1,7 +1,8 @@
 """An object-centric classifier: a ViT of timm whose pooling is slot attention.
 
 Patches are bound to a few slots, and what the picture is of is read from the set of slots: their mean, or a mean with
-learned weights. Weights of timm's ViTs load into the backbone. Beyond that it is the ViT that it is based on.
+learned weights. Weights of timm's ViTs load into the backbone. Beyond that it is the ViT that it is based on: its
+unpooled features are tokens `[B, N, D]`, so that its configuration has no `pool_size`.
 
 Source of slot attention: Locatello et al., "Object-Centric Learning with Slot Attention", NeurIPS 2020,
 https://arxiv.org/abs/2006.15055; its section 4.2 predicts sets of properties from slots. The classifier is of our own
@@ -12,7 +13,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
@@ -108,9 +110,9 @@ class SlotVisionTransformer(VisionTransformer):
         return self.attn_pool.slots(patches)[1].unflatten(-1, self.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
 
-def filter_checkpoint(state_dict: dict[str, Any], model: SlotVisionTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SlotVisionTransformer) -> dict[str, Tensor]:
     """As timm's; to weights of a ViT, the slots of the model are added as they are."""
-    found: dict[str, Tensor] = checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+    found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if not any(name.startswith(POOL) for name in found):
         found |= {name: value for name, value in model.state_dict().items() if name.startswith(POOL)}
     return found
@@ -124,7 +126,7 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
         SlotVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=filter_checkpoint,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**arch, **kwargs},
     )

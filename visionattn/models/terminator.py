@@ -16,9 +16,9 @@ A further scalar between blocks was not registered as a parameter there, hence n
 
 What of timm's contract cannot hold: hyper-kernels and position biases have the size of the map, so that another input
 size wants `img_size` or `set_input_size`; mode "matmul" wants square maps; all features have one resolution. There are
-no residual branches, hence no `drop_path_rate`. Nearly all layers of the first block have as many channels as a
-picture, so that weights are not converted to other `in_chans`. Slow networks keep float32 where a half precision is
-asked for, see `visionattn.layers.slow_network`.
+no residual branches, hence no `drop_path_rate`. Nearly all layers of the first block have as many channels as an
+image, so that weights for other `in_chans` are refused. Sequences are maps of one row, with `pool_size` (1, L). Slow
+networks keep float32 where a half precision is asked for, see `visionattn.layers.slow_network`.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -338,6 +338,8 @@ default_cfgs = generate_default_cfgs(
 
 def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> Terminator:
     arch = {**arch, **kwargs}
+    if pretrained:
+        _check_channels(variant, arch)
     blocks = len(arch.get("embed_dims", range(5)))
     model: Terminator = build_model(
         Terminator,
@@ -347,6 +349,16 @@ def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **k
         **arch,
     )
     return model
+
+
+def _check_channels(variant: str, arch: dict[str, Any]) -> None:
+    given = {name: arch.get(name) for name in ("pretrained_cfg", "pretrained_cfg_overlay")}
+    trained, wanted = resolve_pretrained_cfg(variant, **given).input_size[0], arch.get("in_chans", 3)
+    if wanted != trained and arch.get("patch_size", 1) == 1:
+        raise ValueError(
+            f"the weights of {variant} are for images of {trained} channels, got in_chans {wanted}: without patches, "
+            f"layers are as wide as the image; give it {trained} channels, or build the model with pretrained=False"
+        )
 
 
 _PICO: dict[str, Any] = {"embed_dims": (12, 24, 36), "slow_depths": (3, 2, 2)}

@@ -11,6 +11,8 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from visionattn.checks import reason
+
 Layer = int | Literal["last"]
 """What is tapped: a block, in hierarchical models a stage, by its number, or the features that a classifier gets."""
 
@@ -177,7 +179,7 @@ class Backbone(nn.Module):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {error}; "
+                f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {reason(error)}; "
                 "pass preprocessing with another input_size"
             ) from error
 

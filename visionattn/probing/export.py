@@ -18,13 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visionattn.files import replacing, save_weights
+from visionattn.checks import reason
+from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
 from visionattn.probing.protocols.results import Probe
 
 FORMAT = 1
+LOCAL = "local-dir:"
 AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
@@ -127,7 +129,9 @@ def export_probe(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digest = weights_hash(backbone.model)
-    stored = None if published else f"backbone-{digest}.safetensors"
+    model, model_kwargs = _describe_anywhere(backbone.name, backbone.model_kwargs)
+    # A folder on this machine is not where others find weights.
+    stored = None if published and model == backbone.name else f"backbone-{digest}.safetensors"
     if stored and not (folder / stored).exists():
         save_weights(backbone.model.state_dict(), folder / stored)
     save_weights(probe.head.state_dict(), folder / f"{name}.safetensors")
@@ -144,8 +148,8 @@ def export_probe(
         },
         "weights": hashlib.blake2b((folder / f"{name}.safetensors").read_bytes(), digest_size=16).hexdigest(),
         "backbone": {
-            "model": backbone.name,
-            "model_kwargs": backbone.model_kwargs,
+            "model": model,
+            "model_kwargs": model_kwargs,
             "weights": digest,
             "file": stored,
             "layers": list(layers),
@@ -159,6 +163,20 @@ def export_probe(
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def _describe_anywhere(name: str, model_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The architecture and its arguments, without places on this machine."""
+    kwargs = dict(model_kwargs)
+    if name.startswith(LOCAL):
+        config = json.loads((Path(name.removeprefix(LOCAL)) / "config.json").read_text(encoding="utf-8"))
+        name = config["architecture"]
+        kwargs = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"} | kwargs
+    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    if kept := {key: overlay[key] for key in overlay if key not in WEIGHT_SOURCES}:
+        kwargs["pretrained_cfg_overlay"] = kept
+    kwargs.pop("checkpoint_path", None)
+    return name, kwargs
 
 
 def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClassifier:
@@ -211,7 +229,7 @@ def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
         model = timm.create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path}: cannot create its backbone {made['model']!r}: {error}; pass it as load_probe(…, backbone=…)"
+            f"{path}: no backbone {made['model']!r}: {reason(error)}; pass it as load_probe(…, backbone=…)"
         ) from error
     if made["file"] is not None:
         file = path.parent / Path(made["file"]).name  # never from another folder

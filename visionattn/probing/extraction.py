@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout
 from visionattn.probing.cache import Field, ShardedArrays
 from visionattn.probing.heads import select_tokens
@@ -201,7 +202,7 @@ def extract_features(
         "dtype": dtype,
     }
     arrays = ShardedArrays(Path(folder), identity, LABELS | pooled | tokens, len(pictures), rows_per_shard)
-    with arrays.only_writer():
+    with arrays.only_writer(), frozen_weights(backbone):
         arrays.claim(rebuild)
         wanted = [[*LABELS, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
         plans = [_Plan(view, names, arrays.missing(view, names, verify)) for view, names in enumerate(wanted)]

@@ -3,7 +3,7 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
-from visionattn.files import as_text
+from visionattn.checks import reason
+from visionattn.files import WEIGHT_SOURCES, as_text
+from visionattn.tasks.fitting import adapt_weights, head_width, load_weights
 from visionattn.tasks.preprocessing import adapt_preprocessing, model_preprocessing
 from visionattn.tasks.weight_files import read_checkpoint
 
 METADATA_KEY = "visionattn"
 """Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
+
+AVERAGE_BESIDE = "current_model_state"
+"""Under this key Lightning keeps the raw weights where the state dict is their moving average."""
+
+NUMPY_SUFFIXES = (".npz", ".npy")
+"""Files of weights that models of timm read by themselves."""
 
 MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
@@ -109,20 +117,36 @@ def create_classifier(name: str, **kwargs: Any) -> nn.Module:
             pretrained weights that do not exist or cannot be fetched.
     """
     check_model_name(name)
+    _check_overlay(kwargs)
     try:
         return timm.create_model(name, **kwargs)
     except Exception as error:
         if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
             raise ValueError(f"model {name!r} takes no argument {match[1]!r}") from error
+        if str(error).startswith("Error(s) in loading state_dict"):
+            keys = textwrap.shorten(str(error).partition(":")[2], 200)
+            raise ValueError(f"model {name!r}: its weights do not fit the arguments that were given: {keys}") from error
         # A size that the model cannot have, a folder that is not there, weights that cannot be fetched; and timm's own
         # words for a missing or unknown pretrained tag. Anything else is not known to be the user's,
         if isinstance(error, ValueError | OSError) or (isinstance(error, RuntimeError) and "retrained" in str(error)):
-            raise ValueError(f"model {name!r}: {error}") from error
+            raise ValueError(f"model {name!r}: {reason(error)}") from error
         # unless it comes from a folder or repository with whatever in it.
         if _is_elsewhere(name):
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-            raise ValueError(f"model {name!r}: its config.json or weights are of no use ({reason})") from error
+            kind = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+            raise ValueError(f"model {name!r}: its config.json or weights are of no use ({kind})") from error
         raise
+
+
+def _check_overlay(kwargs: Mapping[str, Any]) -> None:
+    """Looks at a file of weights before timm does, whose errors do not name it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no file of weights, or a damaged one.
+    """
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    if kwargs.get("pretrained") and file and Path(file).suffix not in NUMPY_SUFFIXES:
+        read_checkpoint(Path(file))
 
 
 def check_model_name(name: str) -> None:
@@ -152,11 +176,12 @@ def describe_classifier(model: nn.Module, name: str, **kwargs: Any) -> Classifie
     """
     preprocessing = adapt_preprocessing(model_preprocessing(model), kwargs)
     num_classes = int(getattr(model, "num_classes", 0))
+    pretrained = bool(kwargs.get("pretrained"))
     kwargs = {key: value for key, value in kwargs.items() if key not in ("pretrained", "num_classes")}
-    class_names = label_names(getattr(model, "pretrained_cfg", {}))
-    if len(class_names) != num_classes:
-        class_names = []
-    return ClassifierSpec(name, kwargs, num_classes, class_names, preprocessing, dataset="")
+    # What timm's configuration says of classes holds for the head that comes with it.
+    names = label_names(getattr(model, "pretrained_cfg", {}))
+    named = len(names) == num_classes and weights_origin(pretrained, kwargs) == "pretrained"
+    return ClassifierSpec(name, kwargs, num_classes, names if named else [], preprocessing, dataset="")
 
 
 def label_names(pretrained_cfg: Mapping[str, Any]) -> list[str]:
@@ -196,8 +221,37 @@ def describe_weights(
     spec = describe_classifier(model, name, pretrained=pretrained, **kwargs)
     if checkpoint_path is None:
         return spec
-    width = _head_width(model, _select_weights(checkpoint, "average"))
+    width = head_width(model, _select_weights(checkpoint, "average"))
     return replace(spec, class_names=[], num_classes=width or spec.num_classes)
+
+
+def weights_origin(
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] | None,
+    checkpoint: Path | None = None,
+    weights: Weights = "average",
+) -> str:
+    """Where weights come from, as results and model cards say it.
+
+    Args:
+        pretrained: whether the model was built with weights that timm finds.
+        model_kwargs: what else it was built with.
+        checkpoint: the file that its weights were read from instead.
+        weights: which of that file's.
+
+    Returns:
+        ``average`` or ``raw`` of a checkpoint of ``train.py``, ``pretrained`` for weights that timm knows for the name,
+        ``file`` for those of any other file or address, ``random`` for none.
+    """
+    if checkpoint is not None:
+        content = read_checkpoint(checkpoint)
+        return "file" if METADATA_KEY not in content else weights if AVERAGE_BESIDE in content else "raw"
+    kwargs = model_kwargs or {}
+    if kwargs.get("checkpoint_path") or (
+        pretrained and WEIGHT_SOURCES & set(kwargs.get("pretrained_cfg_overlay") or {})
+    ):
+        return "file"
+    return "pretrained" if pretrained else "random"
 
 
 def load_classifier(
@@ -210,10 +264,12 @@ def load_classifier(
 
     Args:
         path: a checkpoint that ``train.py`` wrote; together with ``model_name`` also a ``.safetensors`` file, a
-            ``torch.save``d state dict or a checkpoint of timm's training script.
+            ``torch.save``d state dict or a checkpoint of another training script, see
+            :func:`~visionattn.tasks.fitting.adapt_weights`.
         weights: where the run kept an exponential moving average, whether to take that or the weights as trained;
             without one the two are the same.
-        model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has.
+        model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has; for
+            a file without a head, it gives features.
         model_kwargs: further arguments of that architecture.
 
     Raises:
@@ -223,22 +279,17 @@ def load_classifier(
             are not finite.
     """
     checkpoint = read_checkpoint(Path(path))
-    state_dict = _select_weights(checkpoint, weights)
+    held = _select_weights(checkpoint, weights)
     stored = stored_spec(checkpoint, path)
     if stored is not None and model_name is None:
         require_own_model(stored, path)
     if stored is not None and model_name in (None, stored.model) and not model_kwargs:
-        spec = stored
         # Every weight comes from the file, so nothing is to be fetched.
-        kwargs = {**spec.model_kwargs, "pretrained": False, "num_classes": spec.num_classes}
-        model = create_classifier(spec.model, **kwargs)
+        kwargs = {**stored.model_kwargs, "pretrained": False, "num_classes": stored.num_classes}
+        model, spec = create_classifier(stored.model, **kwargs), stored
+        load_weights(model, held, path, stored.model)
     elif model_name is not None:
-        kwargs = dict(model_kwargs or {})
-        model = create_classifier(model_name, **kwargs)
-        num_classes = _head_width(model, state_dict) if stored is None else stored.num_classes
-        if "num_classes" not in kwargs and num_classes not in (None, getattr(model, "num_classes", None)):
-            model = create_classifier(model_name, **kwargs, num_classes=num_classes)
-        spec = _described_by_file(describe_classifier(model, model_name, **kwargs), stored, kwargs)
+        model, spec = _load_as(model_name, dict(model_kwargs or {}), held, path, stored)
     elif stored is None:
         raise ValueError(
             f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
@@ -246,10 +297,19 @@ def load_classifier(
         )
     else:
         raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model need --model NAME, too")
-    _check_fit(model, state_dict, path, spec.model, stored.model if stored else "")
-    _check_finite(state_dict, path)
-    model.load_state_dict(state_dict)
     return model.eval(), spec
+
+
+def _load_as(
+    name: str, kwargs: dict[str, Any], held: Mapping[str, Tensor], path: str | Path, stored: ClassifierSpec | None
+) -> tuple[nn.Module, ClassifierSpec]:
+    """The model of a name with the weights of a file that was not written for just this model."""
+    body = create_classifier(name, **{**kwargs, "num_classes": 0})
+    adapted = adapt_weights(held, body, path)
+    width = head_width(body, adapted)
+    model = create_classifier(name, **({} if width is None else {"num_classes": width}) | kwargs)
+    load_weights(model, adapted, path, name, stored.model if stored else "", exact=False)
+    return model, _described_by_file(describe_classifier(model, name, **kwargs), stored, kwargs)
 
 
 def _described_by_file(
@@ -328,8 +388,8 @@ def require_own_model(spec: ClassifierSpec, path: str | Path, option: str = "--m
 
 
 def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
-    """The classifier's state dict from a training checkpoint of Lightning or timm, or from a bare state dict."""
-    averaged, raw = ("state_dict_ema", "model_ema"), ("current_model_state",)
+    """The classifier's state dict from a training checkpoint of Lightning, timm or DINO, or from a bare state dict."""
+    averaged, raw = ("state_dict_ema", "model_ema", "teacher"), (AVERAGE_BESIDE, "student")
     preferred = averaged if weights == "average" else raw
     key = next((key for key in (*preferred, "state_dict", "model") if isinstance(checkpoint.get(key), Mapping)), None)
     held = {
@@ -337,56 +397,11 @@ def _select_weights(checkpoint: Mapping[str, Any], weights: Weights, prefix: str
         for name, value in (checkpoint[key] if key else checkpoint).items()
         if isinstance(value, Tensor) and isinstance(name, str)
     }
-    if key in ("state_dict", "current_model_state") and any(name.startswith(prefix) for name in held):
+    if key in ("state_dict", AVERAGE_BESIDE) and any(name.startswith(prefix) for name in held):
         # The rest is the LightningModule's own: losses, metrics.
         held = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
     # torch.compile and DistributedDataParallel wrap the model and prefix every name.
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in held.items()}
-
-
-def _head_width(model: nn.Module, state_dict: Mapping[str, Tensor]) -> int | None:
-    """Number of classes of the head in ``state_dict``, where the model says which key that is."""
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
-    name = classifier if isinstance(classifier, str) else next(iter(classifier or ()), None)
-    weight = state_dict.get(f"{name}.weight")
-    return None if weight is None else weight.shape[0]
-
-
-def _check_fit(
-    model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path, model_name: str, trained_as: str
-) -> None:
-    """What a strict ``load_state_dict`` checks, in one line that names the first key of each kind that does not fit."""
-    own = model.state_dict()
-    reshaped = [
-        f"{name} ({_shape(value)} in the file, {_shape(own[name])} in the model)"
-        for name, value in state_dict.items()
-        if name in own and own[name].shape != value.shape
-    ]
-    findings = [
-        _first("missing in the file", [name for name in own if name not in state_dict]),
-        _first("unknown to the model", [name for name in state_dict if name not in own]),
-        _first("of another shape", reshaped),
-    ]
-    if any(findings):
-        origin = f", trained as {trained_as}," if trained_as != model_name and trained_as else ""
-        raise ValueError(
-            f"{path}{origin} does not fit {model_name}: {'; '.join(filter(None, findings))}. "
-            "Name the architecture and the arguments that it was trained with"
-        )
-
-
-def _check_finite(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    bad = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise ValueError(f"{path} holds weights that are not finite, first {bad[0]}: take an earlier checkpoint")
-
-
-def _first(kind: str, keys: Sequence[str]) -> str:
-    return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind}, first {keys[0]}" if keys else ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
 
 
 def _plain(value: Any, where: str) -> Any:

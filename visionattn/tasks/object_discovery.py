@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
+from visionattn.checks import reason
 from visionattn.data.scenes import SceneBatch
 from visionattn.layers.slot_attention import SlotInit
 from visionattn.metrics.segmentation import ARI, CorLoc, ForegroundARI, MeanBestOverlap
@@ -256,7 +257,7 @@ def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: A
     except AssertionError as error:  # how timm's models say that they are for pictures of another size
         size = "×".join(map(str, shape[1:]))
         raise ValueError(
-            f"{name} does not take pictures of {size} pixels ({error}): pass --data.image_size N, or "
+            f"{name} does not take pictures of {size} pixels ({reason(error)}): pass --data.image_size N, or "
             "--model.model_kwargs '{img_size: N}'"
         ) from error
     finally:

@@ -25,6 +25,7 @@ from visionattn.tasks.checkpoint import (
     TaskName,
     check_model_name,
     create_classifier,
+    describe_classifier,
     load_plain,
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
@@ -179,11 +180,14 @@ class TrainingTask(LightningModule):
             self.model.compile()
             compile_branches(self.model)
         self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
+        # Images to predict come without classes; those of published weights are known.
+        is_published = hparams.pretrained and not hparams.checkpoint_path
+        published = describe_classifier(self.model, hparams.name, pretrained=is_published, **self._model_kwargs)
         self.spec = ClassifierSpec(
             hparams.name,
             self._model_kwargs,
             int(self.model.num_classes),
-            self.data.class_names,
+            self.data.class_names or published.class_names,
             self.data.preprocessing,
             self.data.name,
             self.task_name,

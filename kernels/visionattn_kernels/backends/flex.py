@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from visionattn_kernels.operators import is_transformed
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
 
@@ -40,7 +41,7 @@ def can_run(problem: Problem) -> str | None:
         return f"dtype {p.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
     if 0 in p.q.shape or 0 in p.v.shape:
         return "it does not take empty tensors"
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return "torch.func does not reach through it"
     if device == "cpu":
         if p.needs_grad:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visionattn_kernels.operators import is_transformed
 from visionattn_kernels.problem import Problem
 
 try:
@@ -34,7 +35,7 @@ def can_run(problem: Problem) -> str | None:
         return "it takes a scale of 0 for none given"
     if p.need_lse and p.needs_grad:
         return "it drops the gradient of the log-sum-exp"
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return "torch.func does not reach through it"
     if p.q.device.type != "cuda":
         return f"its kernels run on CUDA devices, and the maps are on {p.q.device}"

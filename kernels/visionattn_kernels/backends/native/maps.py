@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.backends.native.build import load
-from visionattn_kernels.operators import define_operator, is_forward_mode
+from visionattn_kernels.operators import define_operator, is_forward_mode, is_transformed
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 _ENDINGS = ("sum", "gelu", "product")
 
 
 def can_run(*xs: Tensor) -> bool:
-    """Whether the operators take such tensors together; compiles them the first time."""
+    """Whether the operators take such tensors together; compiles them the first time.
+
+    Transforms of `torch.func` do without: `standardize_columns` writes to an argument.
+    """
     fitting = xs[0].dtype in _CODES and all(x.device.type == "cpu" and x.dtype == xs[0].dtype for x in xs)
-    return fitting and not is_forward_mode() and not isinstance(load(), str)
+    return fitting and not is_forward_mode() and not is_transformed() and not isinstance(load(), str)
 
 
 class _Matrix(ctypes.Structure):
