@@ -5,7 +5,6 @@ Never its `flex` path, which on CPUs holds all scores of the map: a problem with
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from visionattn_kernels.operators import is_transformed
