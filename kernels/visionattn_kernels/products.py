@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from visionattn_kernels.registration import accumulation_dtype
+from visionattn_kernels.selected import sum_seen, until_clean
 from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, TilePlan, Window, plan_tiles, tile_axis
 
 SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between product and gather
@@ -173,6 +174,18 @@ class _Tiles:
         return columns.scatter_(-1, chunk.column, slots)[..., : self.num_keys]
 
 
+    def sums(self, weights: Tensor, rows: Tensor, chunk: _Chunk, by_key: bool = False) -> Tensor:
+        """`weights @ rows` over what is seen: of the keys of each query, or of the queries of each key."""
+
+        def compute(selects: bool) -> tuple[Tensor]:
+            if not selects:
+                return (weights @ rows,)
+            seen = self.plan.visible[self.plan.pattern[chunk.tiles]]
+            return (sum_seen(weights, rows, seen.mT if by_key else seen),)
+
+        return until_clean(compute, rows.device)[0]
+
+
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))
@@ -193,7 +206,8 @@ def _run_av(a: Tensor, v: Tensor, window: Window, size: Size) -> Tensor:
     out = v.new_empty(*a.shape[:-1], v.shape[-1])
     rows = out.view(-1, out.shape[-1]) if out.numel() else out
     for chunk in tiles.chunks(slice(0, tiles.num_heads)):
-        sums = tiles.to_columns(tiles.at_queries(a, chunk), chunk) @ tiles.at_keys(v, chunk)
+        columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
+        sums = tiles.sums(columns, tiles.at_keys(v, chunk), chunk)
         rows.index_copy_(0, chunk.query.flatten(), sums.flatten(0, 2).to(out.dtype))
     return out
 
@@ -211,7 +225,8 @@ def _run_atx(a: Tensor, x: Tensor, window: Window, size: Size) -> Tensor:
             if plan.padding is not None:
                 rows.masked_fill_(plan.padding[chunk.tiles][..., None], 0)
             columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
-            parts[chunk.heads.start - heads.start : chunk.heads.stop - heads.start, chunk.tiles] = columns.mT @ rows
+            here = slice(chunk.heads.start - heads.start, chunk.heads.stop - heads.start), chunk.tiles
+            parts[here] = tiles.sums(columns.mT, rows, chunk, by_key=True)
         head = torch.arange(count, device=x.device)[:, None]
         bag = (head * plan.key.numel() + plan.bag).flatten()
         bag_start = (head * plan.bag.numel() + plan.bag_start).flatten()
