@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-Outcome = TypeVar("Outcome", bound=tuple[Tensor, ...])
+Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 
 
 def products(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def until_clean(compute: Callable[[bool], Outcome], device: torch.device) -> Out
     GPU would have to be waited for, so there the other way is taken at once.
 
     Args:
-        compute: Gives tensors, of which the first one is NaN somewhere if anything got through.
+        compute: Gives a tuple, whose first tensor is NaN somewhere if anything got through.
         device: Of the tensors.
     """
     if device.type == "cpu":
@@ -95,7 +95,7 @@ def _apply(function: type[_Products], x: Tensor, y: Tensor, seen: Tensor) -> Ten
         return function.forward(x, y, seen)
     if not torch.compiler.is_compiling():  # the compiler takes no function with a forward mode
         function = _FORWARD_MODE[function]
-    return function.apply(x, y, seen)  # type: ignore[no-any-return, no-untyped-call]
+    return function.apply(x, y, seen)
 
 
 def _add_forward_mode(function: type[_Products]) -> type[_Products]:

@@ -1,7 +1,7 @@
 """Unfused attention: scores by batched matrix products, a softmax, and the weighted sums by products again.
 
-All scores are held in memory, `k_h * k_w` per query, in float32 or wider. In exchange every gradient can be differentiated again, and each
-step is open: see `neighborhood_qk_2d` and `neighborhood_av_2d`.
+All scores are held in memory, `k_h * k_w` per query, in float32 or wider. In exchange every gradient can be
+differentiated again, and each step is open: see `neighborhood_qk_2d` and `neighborhood_av_2d`.
 """
 
 from __future__ import annotations

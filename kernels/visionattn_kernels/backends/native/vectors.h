@@ -175,6 +175,15 @@ INLINE R sum_lanes(Vec<R> x) {
   return fold<R>(x, [](Vec<R> a, Vec<R> b) { return a + b; });
 }
 
+// Whether there is NaN among n numbers, a multiple of the lanes; infinities of both signs count as such.
+template <class R>
+INLINE bool has_nan(const R* x, int64_t n) {
+  Vec<R> sum = {};
+  for (int64_t i = 0; i < n; i += kLanes<R>) sum += load(x + i);
+  R total = sum_lanes<R>(sum);
+  return total != total;
+}
+
 // Exchanges the off-diagonal squares of size S in a square block of lanes, then those of the larger sizes.
 template <class R, int S = 1>
 INLINE void transpose_lanes(Vec<R>* x) {
