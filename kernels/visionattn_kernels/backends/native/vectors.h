@@ -19,6 +19,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define UNLIKELY(x) __builtin_expect(x, 0)
 
 template <class R>
 struct VectorOf {

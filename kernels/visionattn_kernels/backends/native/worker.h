@@ -96,8 +96,8 @@ class Worker {
     for_each_block([&](int64_t M, const Run& run) {
       load_queries(M);
       for (int64_t m = 0; m < M; ++m) prefetch<1>(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim);
-      attend(M, run, false);
-      if (has_nan(out, M * v_dim)) attend(M, run, true);
+      attend<false>(M, run);
+      if (UNLIKELY(has_nan(out, M * v_dim))) attend<true>(M, run);
       for (int64_t m = 0; m < M; ++m) write(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim, out + m * v_dim, 1 / total[m]);
     });
   }
@@ -120,10 +120,10 @@ class Worker {
         for (int64_t i = 0; i < v_dim; i += L) sum += load(g + i) * load(out + i);
         delta[m] = sum_lanes<R>(sum) - (a->grad_lse ? static_cast<const R*>(a->grad_lse)[query[m]] : 0);
       }
-      differentiate(M, run, delta, false);
+      differentiate<false>(M, run, delta);
       // Whatever gets through to a key has got through to the gradient of its query, too.
-      bool selects = has_nan(out, M * k_dim);
-      if (selects) differentiate(M, run, delta, true);
+      bool selects = UNLIKELY(has_nan(out, M * k_dim));
+      if (selects) differentiate<true>(M, run, delta);
       for (int64_t m = 0; m < M; ++m) {
         add_bias_gradients(m, run, grads + m * score_pitch);
         R* to = static_cast<R*>(a->grad_q) + query[m] * a->head_dim;
@@ -193,8 +193,9 @@ class Worker {
   Int *slot_row, *slot_column;  // of each slot, counted from the first of a run
 
   // Probabilities of a block, not normalised, in `scores`; their totals, log-sum-exp, and the sums of values in `out`.
-  void attend(int64_t M, const Run& run, bool selects) {
-    score(M, run, selects);
+  template <bool kSelects>
+  void attend(int64_t M, const Run& run) {
+    score<kSelects>(M, run);
     for (int64_t m = 0; m < M; ++m) {
       R* s = scores + m * score_pitch;
       Vec<R> most = load(s);
@@ -210,12 +211,13 @@ class Worker {
       total[m] = sum_lanes<R>(sum);
       static_cast<R*>(a->lse)[query[m]] = top + std::log(total[m]);
     }
-    sum_slots(M, run, scores, values, extra_values, v_dim, selects);
+    sum_slots<kSelects>(M, run, scores, values, extra_values, v_dim);
   }
 
   // Probabilities of a block in `scores`, gradients of its scores in `grads`, and of its queries, unscaled, in `out`.
-  void differentiate(int64_t M, const Run& run, const R* delta, bool selects) {
-    score(M, run, selects);
+  template <bool kSelects>
+  void differentiate(int64_t M, const Run& run, const R* delta) {
+    score<kSelects>(M, run);
     product(M, run.count, a->v_dim, grad_out, v_dim, values_t + run.first, pitch, grads, score_pitch);
     if (a->num_extra)
       product(M, a->num_extra, a->v_dim, grad_out, v_dim, extra_values_t, extra_pitch, grads + run.padded, score_pitch);
@@ -227,16 +229,17 @@ class Worker {
         store(s + i, p);
         store(g + i, p * (load(g + i) - delta[m]));
       }
-      if (selects) hide(m, run, g, R(0));
+      if constexpr (kSelects) hide(m, run, g, R(0));
     }
-    sum_slots(M, run, grads, keys, extra_keys, k_dim, selects);
+    sum_slots<kSelects>(M, run, grads, keys, extra_keys, k_dim);
   }
 
   // out[M, C] = weights[M, slots] times rows of the slots and of the extra keys. A weight of zero leaves NaN out only
-  // where the sum `selects`: it then takes what each query sees, one number at a time.
-  void sum_slots(int64_t M, const Run& run, const R* weights, const R* rows, const R* extra, int64_t C, bool selects) {
+  // where `kSelects`: it then takes what each query sees, one number at a time.
+  template <bool kSelects>
+  void sum_slots(int64_t M, const Run& run, const R* weights, const R* rows, const R* extra, int64_t C) {
     rows += run.first * C;
-    if (selects) {
+    if constexpr (kSelects) {
       std::fill_n(out, M * C, R(0));
       for_each_seen(M, run, [&](int64_t m, int64_t i) {
         for (int64_t c = 0; c < C; ++c) out[m * C + c] += weights[m * score_pitch + i] * rows[i * C + c];
@@ -388,8 +391,9 @@ class Worker {
   }
 
   // Scores of a block with every bias: [M, padded slots, padded extra keys]; -inf where a query sees no key, which the
-  // sum with a table makes of numbers, and what `selects` of NaN as well.
-  void score(int64_t M, const Run& run, bool selects) {
+  // sum with a table makes of numbers, and `kSelects` of NaN as well.
+  template <bool kSelects>
+  void score(int64_t M, const Run& run) {
     product(M, run.count, a->head_dim, q, k_dim, keys_t + run.first, pitch, scores, score_pitch);
     if (a->num_extra)
       product(M, a->num_extra, a->head_dim, q, k_dim, extra_keys_t, extra_pitch, scores + run.padded, score_pitch);
@@ -400,7 +404,7 @@ class Worker {
         for (int64_t i = 0; i < run.count; i += L) store(s + i, load(s + i) + load(bias + i));
       }
       if (a->rel_h || a->rel_w) add_relative(m, run, s);
-      if (selects) hide(m, run, s, -std::numeric_limits<R>::infinity());
+      if constexpr (kSelects) hide(m, run, s, -std::numeric_limits<R>::infinity());
       for (int64_t i = run.count; i < run.padded; ++i) s[i] = -std::numeric_limits<R>::infinity();
       for (int64_t i = a->num_extra; i < extra_pitch; ++i) s[run.padded + i] = -std::numeric_limits<R>::infinity();
     }
