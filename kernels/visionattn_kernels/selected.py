@@ -1,13 +1,15 @@
-"""The two matrix products of attention, over the pairs that a mask keeps: what is masked is left out.
+"""The two matrix products of attention, of which the second leaves out what a mask hides.
 
 A weight of zero does not leave a key out, because zero times NaN or infinity is NaN. With `seen [..., m, n]`:
 
-    products(x, y)[m, n] = sum over c of x[m, c] * y[n, c]   where seen, else 0
+    products(x, y)[m, n] = sum over c of x[m, c] * y[n, c]
     sums(a, y)[m, c]     = sum over the seen n of a[m, n] * y[n, c]
 
-The gradient of each is made of the other one, so both are differentiable to any order and leave out in every gradient
-what they leave out in the result. A row that meets a vector which is not finite becomes NaN as a whole. Nothing here
-depends on data, so both run under `torch.func`, in compiled and exported graphs, and without waiting for a GPU.
+The caller masks the products, and the weights of sums: both are zero, or have a gradient of zero, where not seen. The
+gradient of each product is made of sums and products again, so both are differentiable to any order, and leave out in
+every gradient what they leave out in the result. A row that meets a vector which is not finite becomes NaN as a whole.
+Nothing here depends on data, so both run under `torch.func`, in compiled and exported graphs, and without waiting for
+a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 
 
 def products(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """Products `[..., m, n]` of the rows of `x [..., m, c]` and `y [..., n, c]`; 0 where not `seen [..., m, n]`."""
+    """Products `[..., m, n]` of rows `x [..., m, c]` and `y [..., n, c]`, of which those `seen [..., m, n]` are used."""
     return _apply(_Products, x, y, seen)
 
 
@@ -34,10 +36,11 @@ def sums(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
 
 def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
     """`sums` without a gradient."""
-    finite = y.isfinite()
-    total = a.masked_fill(~seen, 0) @ y.masked_fill(~finite, 0)
-    spoilt = (~finite).any(-1, keepdim=True)
-    return total.masked_fill(seen.to(y.dtype) @ spoilt.to(y.dtype) > 0, torch.nan)
+    spoilt = (y * 0).sum(-1) != 0  # what is not finite becomes NaN; far cheaper than `isfinite`
+    total = a @ y.masked_fill(spoilt[..., None], 0)
+    # An einsum, unlike a product of matrices, makes no copy of the mask for each head.
+    reached = torch.einsum("...mn,...n->...m", seen.to(y.dtype), spoilt.to(y.dtype)) > 0
+    return total.masked_fill(reached[..., None], torch.nan)
 
 
 def until_clean(compute: Callable[[bool], Outcome], device: torch.device) -> Outcome:
@@ -64,7 +67,7 @@ class _Products(Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-        return (x @ y.mT).masked_fill(~seen, 0)
+        return x @ y.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -62,7 +62,7 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
     if p.extra_k is not None:
         scores = torch.cat([scores, q @ _per_tile(p.extra_k.to(dtype)).mT], -1)
     probs = scores.softmax(-1)
-    out = sums(probs[..., :num_keys], v, seen)
+    out = sums(probs[..., :num_keys].masked_fill(~seen, 0), v, seen)
     if p.extra_v is not None:
         out = out + probs[..., num_keys:] @ _per_tile(p.extra_v.to(dtype))
     lse = _join(scores.logsumexp(-1, keepdim=True), rows, columns).squeeze(-1) if need_lse else None

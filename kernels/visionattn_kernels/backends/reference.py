@@ -52,7 +52,7 @@ def _attend(problem: Problem) -> tuple[Tensor, Tensor]:
         scores = torch.cat([scores, problem.scale * q @ tensors["extra_k"].transpose(1, 2).mT], -1)
 
     probs = scores.softmax(-1)
-    out = sums(probs[..., : len(seen.T)], v, seen)
+    out = sums(probs[..., : len(seen.T)].masked_fill(~seen, 0), v, seen)
     if "extra_v" in tensors:
         out = out + probs[..., len(seen.T) :] @ tensors["extra_v"].transpose(1, 2)
     size = problem.q.shape[1:3]

@@ -209,6 +209,8 @@ def _attend(tiles: _Tiles, chunk: _Chunk, selects: bool) -> tuple[Tensor, Tensor
     probs = scores.softmax(-1)
     # The largest probability is exp(largest score - lse).
     lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+    if seen is not None:
+        probs.masked_fill_(~seen, 0)
     return _multiply(probs, chunk.v, seen), lse
 
 
@@ -299,6 +301,7 @@ def _differentiate(
     if grad_lse is not None:
         grad_scores.addcmul_(probs, grad_lse)
     if seen is not None:
+        probs.masked_fill_(~seen, 0)
         grad_scores.masked_fill_(~seen, 0)
     return _multiply(grad_scores, chunk.k, seen), probs, grad_scores, seen
 
