@@ -173,7 +173,6 @@ class _Tiles:
         columns = slots.new_zeros(*slots.shape[:-1], self.num_keys + (not self.layout.complete))
         return columns.scatter_(-1, chunk.column, slots)[..., : self.num_keys]
 
-
     def sums(self, weights: Tensor, rows: Tensor, chunk: _Chunk, by_key: bool = False) -> Tensor:
         """`weights @ rows` over what is seen: of the keys of each query, or of the queries of each key."""
 

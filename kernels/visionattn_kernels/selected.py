@@ -25,7 +25,7 @@ Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 
 
 def products(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """Products `[..., m, n]` of rows `x [..., m, c]` and `y [..., n, c]`, of which those `seen [..., m, n]` are used."""
+    """Products `[..., m, n]` of rows `x [..., m, c]` and `y [..., n, c]`; those `seen [..., m, n]` are of use."""
     return _apply(_Products, x, y, seen)
 
 
