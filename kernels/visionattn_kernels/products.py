@@ -31,7 +31,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.selected import sum_seen, until_clean
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, TilePlan, Window, plan_tiles, tile_axis
+from visionattn_kernels.window import (
+    MAX_CACHED_PLANS,
+    AxisWindow,
+    TilePlan,
+    Window,
+    outside_modes,
+    plan_tiles,
+    tile_axis,
+)
 
 SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between product and gather
 KEY_VALUES_PER_GROUP = 1 << 21  # 8 MB of parts of key sums
@@ -61,6 +69,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
     plan = plan_tiles(window, size, choose_tile(window, size), device)
     visible = plan.visible.unflatten(-1, plan.size[1])
@@ -79,6 +88,7 @@ def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
 
 
 @lru_cache(maxsize=1024)
+@outside_modes
 def choose_tile(window: Window, size: Size) -> Size:
     """The tile of queries with the least estimated work."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
+from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, outside_modes, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
@@ -92,6 +92,7 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """The blocks of queries and keys that hold pairs of the window, and the rule inside them; cached."""
     mask = _see(window, size, device)

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.products import choose_tile
 from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.selected import products, sums
-from visionattn_kernels.window import MAX_CACHED_PLANS, Window, tile_axis
+from visionattn_kernels.window import MAX_CACHED_PLANS, Window, outside_modes, tile_axis
 
 
 class _Axis(NamedTuple):
@@ -72,21 +71,18 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
 @torch.compiler.assume_constant_result
 def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
     """The tables of both axes, as plain tuples, which the compiler takes for constants."""
-    return _cached_tables(window, size, device)
+    return _outside_modes(window, size, device)
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
-def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    found = []
-    # A trace would record how the tables come about, and could not, as their shapes depend on their contents. Tables
-    # that were made in inference mode could take part in no gradient.
-    with _disable_current_modes(), torch.inference_mode(False):
-        window = Window.from_ints(ints)
-        for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
-            tiles = tile_axis(axis, length, tile)
-            offset, seen = (x[tiles.pattern] for x in (tiles.offset, tiles.visible))
-            tables = tiles.query, tiles.slot, tiles.key, tiles.inside, offset, seen
-            found.append(tuple(table.to(device) for table in tables))
+@outside_modes
+def _outside_modes(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    found, window = [], Window.from_ints(ints)
+    for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
+        tiles = tile_axis(axis, length, tile)
+        offset, seen = (x[tiles.pattern] for x in (tiles.offset, tiles.visible))
+        tables = tiles.query, tiles.slot, tiles.key, tiles.inside, offset, seen
+        found.append(tuple(table.to(device) for table in tables))
     return found
 
 
