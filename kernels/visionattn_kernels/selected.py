@@ -36,11 +36,16 @@ def sums(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
 
 def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
     """`sums` without a gradient."""
-    spoilt = (y * 0).sum(-1) != 0  # what is not finite becomes NaN; far cheaper than `isfinite`
+    spoilt = find_spoilt(y)
     total = a @ y.masked_fill(spoilt[..., None], 0)
     # An einsum, unlike a product of matrices, makes no copy of the mask for each head.
     reached = torch.einsum("...mn,...n->...m", seen.to(y.dtype), spoilt.to(y.dtype)) > 0
     return total.masked_fill(reached[..., None], torch.nan)
+
+
+def find_spoilt(x: Tensor) -> Tensor:
+    """Which vectors `[..., c]` hold NaN or infinity: `[...]`."""
+    return (x * 0).sum(-1) != 0  # zero or NaN, and far cheaper than `isfinite`
 
 
 def until_clean(compute: Callable[[bool], Outcome], device: torch.device) -> Outcome:
