@@ -99,7 +99,7 @@ class _Sums(_Products):
 
 
 def _apply(function: type[_Products], x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    if torch.compiler.is_exporting():  # an exported graph holds plain operators alone
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # such a graph holds plain operators alone
         return function.forward(x, y, seen)
     if not torch.compiler.is_compiling():  # the compiler takes no function with a forward mode
         function = _FORWARD_MODE[function]

@@ -71,12 +71,12 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
 @torch.compiler.assume_constant_result
 def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
     """The tables of both axes, as plain tuples, which the compiler takes for constants."""
-    return _outside_modes(window, size, device)
+    return _cached_tables(window, size, device)
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
 @outside_modes
-def _outside_modes(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
     found, window = [], Window.from_ints(ints)
     for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
         tiles = tile_axis(axis, length, tile)
