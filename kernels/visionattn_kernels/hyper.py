@@ -33,7 +33,8 @@ def hyper_zzw_global(w_hat: Tensor, z: Tensor | Sequence[Tensor], mode: GlobalMo
     - "matmul": per channel the product of two matrices, `out[h, w] = sum over m of w_hat[h, m] * z[m, w]`; square maps.
     - "elementwise": `w_hat * z`; maps of any size, positions do not mix.
     - "fftconv": convolution with zeros beyond the border, kernel position `(H // 2, W // 2)` being its centre,
-      `out[p] = sum over q of w_hat[q] * z[p - q + centre]`; maps of any size.
+      `out[p] = sum over q of w_hat[q] * z[p - q + centre]`; maps of any size. It is computed by Fourier transforms of
+      whole maps, so NaN at one position reaches every position of its map.
 
     Args:
         w_hat: Context-dependent kernels `[B, C, H, W]`.

@@ -30,7 +30,16 @@ from torch import Tensor
 
 from visionattn_kernels.operators import Call, define_operator
 from visionattn_kernels.registration import accumulation_dtype
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, TilePlan, Window, plan_tiles, tile_axis
+from visionattn_kernels.selected import sum_seen, until_clean
+from visionattn_kernels.window import (
+    MAX_CACHED_PLANS,
+    AxisWindow,
+    TilePlan,
+    Window,
+    outside_modes,
+    plan_tiles,
+    tile_axis,
+)
 
 SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between product and gather
 KEY_VALUES_PER_GROUP = 1 << 21  # 8 MB of parts of key sums
@@ -60,6 +69,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
     plan = plan_tiles(window, size, choose_tile(window, size), device)
     visible = plan.visible.unflatten(-1, plan.size[1])
@@ -78,6 +88,7 @@ def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
 
 
 @lru_cache(maxsize=1024)
+@outside_modes
 def choose_tile(window: Window, size: Size) -> Size:
     """The tile of queries with the least estimated work."""
 
@@ -172,6 +183,17 @@ class _Tiles:
         columns = slots.new_zeros(*slots.shape[:-1], self.num_keys + (not self.layout.complete))
         return columns.scatter_(-1, chunk.column, slots)[..., : self.num_keys]
 
+    def sums(self, weights: Tensor, rows: Tensor, chunk: _Chunk, by_key: bool = False) -> Tensor:
+        """`weights @ rows` over what is seen: of the keys of each query, or of the queries of each key."""
+
+        def compute(selects: bool) -> tuple[Tensor]:
+            if not selects:
+                return (weights @ rows,)
+            seen = self.plan.visible[self.plan.pattern[chunk.tiles]]
+            return (sum_seen(weights, rows, seen.mT if by_key else seen),)
+
+        return until_clean(compute, rows.device)[0]
+
 
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
     for first in range(start, stop, step):
@@ -193,7 +215,8 @@ def _run_av(a: Tensor, v: Tensor, window: Window, size: Size) -> Tensor:
     out = v.new_empty(*a.shape[:-1], v.shape[-1])
     rows = out.view(-1, out.shape[-1]) if out.numel() else out
     for chunk in tiles.chunks(slice(0, tiles.num_heads)):
-        sums = tiles.to_columns(tiles.at_queries(a, chunk), chunk) @ tiles.at_keys(v, chunk)
+        columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
+        sums = tiles.sums(columns, tiles.at_keys(v, chunk), chunk)
         rows.index_copy_(0, chunk.query.flatten(), sums.flatten(0, 2).to(out.dtype))
     return out
 
@@ -211,7 +234,8 @@ def _run_atx(a: Tensor, x: Tensor, window: Window, size: Size) -> Tensor:
             if plan.padding is not None:
                 rows.masked_fill_(plan.padding[chunk.tiles][..., None], 0)
             columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
-            parts[chunk.heads.start - heads.start : chunk.heads.stop - heads.start, chunk.tiles] = columns.mT @ rows
+            here = slice(chunk.heads.start - heads.start, chunk.heads.stop - heads.start), chunk.tiles
+            parts[here] = tiles.sums(columns.mT, rows, chunk, by_key=True)
         head = torch.arange(count, device=x.device)[:, None]
         bag = (head * plan.key.numel() + plan.bag).flatten()
         bag_start = (head * plan.bag.numel() + plan.bag_start).flatten()

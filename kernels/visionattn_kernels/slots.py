@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.registration import accumulation_dtype
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window
+from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window, outside_modes
 
 
 def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple
     return offset.to(device), (key < stop[:, None]).to(device)
 
 
-_cached_slots = lru_cache(maxsize=MAX_CACHED_PLANS)(tabulate_slots)
+_cached_slots = lru_cache(maxsize=MAX_CACHED_PLANS)(outside_modes(tabulate_slots))
 
 
 def is_complete(axis: AxisWindow, length: int) -> bool:
@@ -61,7 +61,8 @@ def finish_scores(
     Returns:
         The same shape, in float32 or wider where there is a bias.
     """
-    tabulate = tabulate_slots if torch.compiler.is_compiling() else _cached_slots  # a trace warns of caches
+    # A trace warns of caches, and fake scores want fake tables.
+    tabulate = tabulate_slots if torch.compiler.is_compiling() or type(scores) is not Tensor else _cached_slots
     (offset_h, exists_h), (offset_w, exists_w) = (
         tabulate(axis, length, scores.device) for axis, length in zip(window.axes, size, strict=True)
     )

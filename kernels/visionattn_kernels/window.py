@@ -12,13 +12,14 @@ k keys of a tile, C distinct tile patterns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal, get_args
+from functools import lru_cache, wraps
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 Boundary = Literal["shift", "mask", "zero"]
 BOUNDARIES: tuple[str, ...] = get_args(Boundary)
@@ -28,6 +29,25 @@ MAX_KEYS = 1 << 22
 
 MAX_CACHED_PLANS = 64
 """How many tile plans are kept; a plan takes about 16 bytes per query and key slot (0.4 MB at 56x56, kernel 7)."""
+
+Build = TypeVar("Build", bound=Callable[..., Any])
+
+
+def outside_modes(build: Build) -> Build:
+    """Makes tables, which a cache keeps, fit for any later use wherever the first call was.
+
+    Tensors made in inference mode could take part in no gradient, and those made under fake tensors or a trace hold no
+    numbers. A function that names device and dtype of its tables depends on no default either.
+    """
+
+    @wraps(build)
+    def run(*args: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # which traces through, and makes them constants itself
+            return build(*args)
+        with _disable_current_modes(), torch.inference_mode(False):
+            return build(*args)
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -205,6 +225,7 @@ def _pair(value: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
+@outside_modes
 def _count_axis_pairs(axis: AxisWindow, length: int) -> int:
     _, index, group_length = axis.groups(length)
     start, stop = axis.interval(index, group_length)
@@ -238,6 +259,7 @@ class AxisTables:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def tabulate_axis(axis: AxisWindow, length: int, device: torch.device) -> AxisTables:
     """The tables of an axis of `length` keys, int32 on `device`; cached."""
     group, index, group_length = axis.groups(length)
@@ -348,6 +370,7 @@ class TilePlan:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def plan_tiles(window: Window, size: tuple[int, int], tile: tuple[int, int], device: torch.device) -> TilePlan:
     """The tiles of a key map of `size`, in tiles of at most `tile` queries; cached, see `MAX_CACHED_PLANS`."""
     rows, columns = (tile_axis(*args) for args in zip(window.axes, size, tile, strict=True))

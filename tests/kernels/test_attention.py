@@ -1,11 +1,13 @@
 """The operators: every backend against the oracle in float64, and the oracle against plain formulas."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
@@ -272,14 +274,61 @@ def test_export_of_maps_of_any_size_is_refused_in_one_line() -> None:
         torch.export.export(Attend(), (q,), dynamic_shapes=[any_size])
 
 
-def test_what_lies_behind_a_mask_does_not_leak() -> None:
-    """Keys that no query of a tile sees may hold anything finite."""
+@pytest.mark.parametrize("value", [1e30, torch.inf, torch.nan])
+@each_backend
+def test_what_lies_behind_a_mask_does_not_leak(backend: str, value: float) -> None:
+    """Keys that a query does not see may hold anything."""
     x = {name: t.detach() for name, t in make_inputs(Window.create(3), (12, 12)).items()}
     far = {name: t.clone() for name, t in x.items()}
-    far["k"][:, 6:] = 1e30
-    far["v"][:, 6:] = -1e30
-    near, changed = (vk.neighborhood_attention_2d(y["q"], y["k"], y["v"], 3) for y in (x, far))
-    assert torch.equal(near[:, :4], changed[:, :4])  # type: ignore[index]
+    far["k"][:, 6:] = value
+    far["v"][:, 6:] = -value
+    near, changed = (vk.neighborhood_attention_2d(y["q"], y["k"], y["v"], 3, backend=backend) for y in (x, far))
+    torch.testing.assert_close(near[:, :5], changed[:, :5])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_scores_beyond_the_range_of_half_precision(backend: str) -> None:
+    q = torch.full((1, 3, 4, 1, 8), 200.0, dtype=torch.float16)
+    v = torch.randn(1, 3, 4, 1, 8).half()
+    found, truth = (
+        vk.neighborhood_attention_2d(q.to(t), q.to(t), v.to(t), 3, scale=1, backend=backend)
+        for t in (torch.float16, torch.float64)
+    )
+    torch.testing.assert_close(found, truth.half())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_float32_biases_beside_half_maps_and_autocast(backend: str) -> None:
+    x = make_inputs(Window.create(3), (5, 6), dtype=torch.float32, rpb=True, rel=True, num_extra=2)
+    half = {name: t.detach().bfloat16() if name in "qkv" else t for name, t in x.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = windowed_attention(**x, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
+    mixed = windowed_attention(**half, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
+    truth = windowed_attention(**x, window=Window.create(3), backend="reference")  # type: ignore[arg-type]
+    for out in (cast, mixed):
+        assert out.dtype == torch.bfloat16  # type: ignore[union-attr]
+        torch.testing.assert_close(out.float(), truth, rtol=0.02, atol=0.02)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("first", ["inference", "fake", "float64"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_a_first_call_in_any_mode_does_not_spoil_later_ones(backend: str, first: str) -> None:
+    modes = {"inference": torch.inference_mode, "fake": FakeTensorMode, "float64": nullcontext}
+    window = Window.create(3, dilation=(1, 2))
+    size = (4, 50 + 5 * list(modes).index(first) + FAST.index(backend) if backend in FAST else 49)  # in no cache yet
+    x = make_inputs(window, size, batch=1, dtype=torch.float32, rpb=True, rel=True)
+    expected = windowed_attention(**x, window=window, backend="tiled" if backend == "native" else "native")  # type: ignore[arg-type]
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64 if first == "float64" else default)
+        with modes[first](), suppress(AssertionError):  # some want no fake tensors
+            shaped = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in x.items()}
+            windowed_attention(**shaped, window=window, backend=backend)  # type: ignore[arg-type]
+    finally:
+        torch.set_default_dtype(default)
+    found = windowed_attention(**x, window=window, backend=backend)  # type: ignore[arg-type]
+    found.sum().backward()  # type: ignore[union-attr]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", "gemm", "plain"])

@@ -48,6 +48,12 @@ def check_forward(window: Window, size: tuple[int, int], options: dict[str, obje
 @pytest.mark.parametrize(("window", "size", "options"), COMPILED.values(), ids=COMPILED.keys())
 def test_forward_on_a_cpu(window: Window, size: tuple[int, int], options: dict[str, object]) -> None:
     check_forward(window, size, options, torch.float32)
+    x = {name: t.detach() for name, t in make_inputs(window, size, **options, dtype=torch.float32).items()}  # type: ignore[arg-type]
+    x["k"][0, 0, 0, 0, 0] = x["v"][0, 0, 0, 0, -1] = x["q"][0, -1, -1, 0, 0] = torch.nan
+    found, expected = (windowed_attention(**x, window=window, backend=name) for name in ("flex", "native"))  # type: ignore[arg-type]
+    lost = [out.isfinite().all(-1, keepdim=True) for out in (found, expected)]  # type: ignore[union-attr]
+    assert torch.equal(*lost), "NaN reaches those who see it"
+    torch.testing.assert_close(found.where(lost[0], 0), expected.where(lost[0], 0))  # type: ignore[union-attr]
 
 
 @needs_compiler

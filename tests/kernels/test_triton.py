@@ -20,7 +20,12 @@ from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import triton as backend
 from visionattn_kernels.backends.triton import plan
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
+from visionattn_kernels.testing import (
+    assert_matches_reference,
+    assert_reaches_who_sees,
+    make_inputs,
+    run_with_gradients,
+)
 from visionattn_kernels.window import AxisWindow, tabulate_axis
 
 triton = pytest.importorskip("triton")
@@ -116,6 +121,25 @@ def test_half_precision_matches_reference(
 )
 def test_many_tiles_match_reference(window: Window, size: tuple[int, int], options: dict[str, Any]) -> None:
     assert_matches_reference(window, inputs_for(window, size, options, heads=1), "triton", torch.float32)
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["q", "k", "v", "grad"])
+def test_what_is_not_finite_reaches_those_alone_who_see_it(name: str) -> None:
+    window = Window.create(3, 2, boundary="mask")
+    inputs = make_inputs(window, (4, 5), batch=1, heads=1, rpb=True, rel=name == "k", dtype=torch.float32)
+    assert_reaches_who_sees(window, inputs, "triton", name)
+
+
+@interpreted
+def test_very_low_scores_beside_extra_keys() -> None:
+    """A block of extra keys is filled up with zeros, whose weights would be infinite here."""
+    window = Window.create(3)
+    x = make_inputs(window, (3, 3), batch=1, heads=1, rpb=True, num_extra=1, dtype=torch.float32)
+    x["rpb"].data.fill_(-200)
+    x["q"].data.fill_(1)
+    x["extra_k"].data.fill_(-100)
+    assert all(result.isfinite().all() for result in run_with_gradients(window, x, "triton").values())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from visionattn_kernels import Window, neighborhood_av_2d, neighborhood_qk_2d, windowed_attention
-from visionattn_kernels.testing import assert_matches_reference, make_inputs
+from visionattn_kernels.testing import assert_matches_reference, assert_reaches_who_sees, make_inputs
 from visionattn_kernels.window import BOUNDARIES
 
 BACKENDS = ("native", "tiled", "gemm", "reference")
@@ -139,6 +139,20 @@ def test_pictures_and_heads_do_not_meet(problem: Problem, backend: str) -> None:
     for x in changed.values():
         x[0] = torch.randn_like(x[0])
     close(attend(window, inputs, backend, **changed)[1:], out[1:])
+
+
+@holds_for(
+    problems(),
+    st.sampled_from([*BACKENDS, "plain"]),
+    st.sampled_from(["q", "k", "v", "grad"]),
+    st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+    st.integers(0, 2**16),
+    few=30,
+)
+def test_what_is_not_finite_reaches_those_alone_who_see_it(
+    problem: Problem, backend: str, name: str, value: float, seed: int
+) -> None:
+    assert_reaches_who_sees(*problem, backend, name, value, seed)
 
 
 @holds_for(

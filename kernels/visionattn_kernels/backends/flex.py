@@ -18,7 +18,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from visionattn_kernels.operators import is_transformed
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
+from visionattn_kernels.selected import find_spoilt
+from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, outside_modes, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
@@ -63,7 +64,10 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     p, where = problem, (problem.window, problem.size, problem.q.device)
     # Without a graph to record, leaves are still refused on CPUs for requiring gradients.
     given = p.tensors if torch.is_grad_enabled() else {name: x.detach() for name, x in p.tensors.items()}
-    q, k, v = (given[name].flatten(1, 2).transpose(1, 2) for name in "qkv")
+    # Torch multiplies by zeros, and on CPUs drops scores of NaN: its kernels get neither, and what saw them is marked.
+    spoilt = {name: find_spoilt(given[name]) for name in "qkv"}
+    spoilt["out"] = spoilt["q"] | _see_any(spoilt["k"] | spoilt["v"], p.window)
+    q, k, v = (given[name].masked_fill(spoilt[name][..., None], 0).flatten(1, 2).transpose(1, 2) for name in "qkv")
     score_mod = _add_bias(given["rpb"], *where) if "rpb" in given else None
     if torch.compiler.is_compiling():
         attend = _attend
@@ -72,9 +76,19 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
         attend = _compile(*where, p.scale, need_lse, torch.is_grad_enabled(), *kinds)
     out, lse = attend(q, k, v, score_mod, make_block_mask(*where), p.scale, need_lse)
     queries = p.q.shape[1:3]
+    out = out.transpose(1, 2).unflatten(1, queries).masked_fill(spoilt["out"][..., None], torch.nan)
     if lse is not None:
-        lse = lse.transpose(1, 2).unflatten(1, queries)
-    return out.transpose(1, 2).unflatten(1, queries), lse
+        lse = lse.transpose(1, 2).unflatten(1, queries).masked_fill(spoilt["out"], torch.nan)
+    return out, lse
+
+
+def _see_any(marked: Tensor, window: Window) -> Tensor:
+    """Which queries `[B, Q_h, Q_w, heads]` see any of the marked keys `[B, H, W, heads]`."""
+    see_h, see_w = (
+        axis.visible(length)[0].to(marked.device, torch.float32)
+        for axis, length in zip(window.axes, marked.shape[1:3], strict=True)
+    )
+    return torch.einsum("yi,bijn,xj->byxn", see_h, marked.to(see_h.dtype), see_w) > 0
 
 
 def _attend(
@@ -93,6 +107,7 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """The blocks of queries and keys that hold pairs of the window, and the rule inside them; cached."""
     mask = _see(window, size, device)

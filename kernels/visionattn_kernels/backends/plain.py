@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.products import choose_tile
 from visionattn_kernels.registration import accumulation_dtype
-from visionattn_kernels.window import MAX_CACHED_PLANS, Window, tile_axis
+from visionattn_kernels.selected import products, sums
+from visionattn_kernels.window import MAX_CACHED_PLANS, Window, outside_modes, tile_axis
 
 
 class _Axis(NamedTuple):
@@ -31,7 +31,7 @@ class _Axis(NamedTuple):
     key: Tensor  # [T, k]
     inside: Tensor  # [T, k]
     offset: Tensor  # [T, q, k]
-    mask: Tensor  # [T, q, k] what is added to scores: 0 or -inf
+    seen: Tensor  # [T, q, k]
 
 
 def can_run(problem: Problem) -> str | None:
@@ -55,12 +55,14 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
     if p.window.boundary == "zero":
         outside = ~(rows.inside[:, None, :, None] & columns.inside[:, None]).flatten(2)[..., None]  # [T, T, k, 1]
         k, v = k.masked_fill(outside, 0), v.masked_fill(outside, 0)
-    scores = _add_biases(q @ k.mT, p, rows, columns)
+    seen = rows.seen[:, None, :, None, :, None] & columns.seen[:, None, :, None]
+    seen = seen.flatten(4).flatten(2, 3)  # [T, T, q, k]
+    scores = _add_biases(products(q, k, seen), p, rows, columns).masked_fill(~seen, -torch.inf)
     num_keys = scores.shape[-1]
     if p.extra_k is not None:
         scores = torch.cat([scores, q @ _per_tile(p.extra_k.to(dtype)).mT], -1)
     probs = scores.softmax(-1)
-    out = probs[..., :num_keys] @ v
+    out = sums(probs[..., :num_keys].masked_fill(~seen, 0), v, seen)
     if p.extra_v is not None:
         out = out + probs[..., num_keys:] @ _per_tile(p.extra_v.to(dtype))
     lse = _join(scores.logsumexp(-1, keepdim=True), rows, columns).squeeze(-1) if need_lse else None
@@ -74,17 +76,14 @@ def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.devi
 
 
 @lru_cache(maxsize=MAX_CACHED_PLANS)
+@outside_modes
 def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    found = []
-    # A trace would record how the tables come about, and could not, as their shapes depend on their contents. Tables
-    # that were made in inference mode could take part in no gradient.
-    with _disable_current_modes(), torch.inference_mode(False):
-        window = Window.from_ints(ints)
-        for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
-            tiles = tile_axis(axis, length, tile)
-            mask = torch.zeros(tiles.visible.shape).masked_fill_(~tiles.visible, -torch.inf)
-            tables = tiles.query, tiles.slot, tiles.key, tiles.inside, tiles.offset[tiles.pattern], mask[tiles.pattern]
-            found.append(tuple(table.to(device) for table in tables))
+    found, window = [], Window.from_ints(ints)
+    for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):
+        tiles = tile_axis(axis, length, tile)
+        offset, seen = (x[tiles.pattern] for x in (tiles.offset, tiles.visible))
+        tables = tiles.query, tiles.slot, tiles.key, tiles.inside, offset, seen
+        found.append(tuple(table.to(device) for table in tables))
     return found
 
 
@@ -106,7 +105,7 @@ def _per_tile(extra: Tensor) -> Tensor:
 
 
 def _add_biases(scores: Tensor, p: Problem, rows: _Axis, columns: _Axis) -> Tensor:
-    """Biases and mask on the scores of tiles `[B, n, T, T, q, k]`."""
+    """Adds biases to the scores of tiles `[B, n, T, T, q, k]`."""
     queries, keys = (rows.query.shape[1], columns.query.shape[1]), (rows.key.shape[1], columns.key.shape[1])
     scores = scores.unflatten(-1, keys).unflatten(-3, queries)  # [B, n, T_h, T_w, q_h, q_w, k_h, k_w]
     if p.rpb is not None:
@@ -121,5 +120,4 @@ def _add_biases(scores: Tensor, p: Problem, rows: _Axis, columns: _Axis) -> Tens
         if logits is not None:
             cut = _cut(logits.to(scores.dtype), rows.query, columns.query).unflatten(-2, queries)
             scores = scores + cut.gather(-1, offset.expand(*cut.shape[:-1], -1)).unsqueeze(axis)
-    scores = scores + rows.mask[:, None, :, None, :, None] + columns.mask[:, None, :, None]
     return scores.flatten(-2).flatten(-3, -2)

@@ -1,7 +1,7 @@
 """The oracle: an explicit mask over all keys and a plain softmax.
 
 Differentiable to any order in forward and reverse mode, in any floating dtype, on any device; its memory grows with
-the square of the map. Every other backend is tested against it in float64.
+the square of the map. Half precision is computed in float32. Every other backend is tested against it in float64.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.problem import Problem
+from visionattn_kernels.registration import accumulation_dtype
+from visionattn_kernels.selected import products, sums
 
 
 def can_run(problem: Problem) -> str | None:
@@ -20,35 +22,42 @@ def can_run(problem: Problem) -> str | None:
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
-    q, k, v = problem.q, problem.k, problem.v
-    size = (k.shape[1], k.shape[2])
-    (see_h, offset_h), (see_w, offset_w) = (
-        tuple(x.to(q.device) for x in axis.visible(length))
-        for axis, length in zip(problem.window.axes, size, strict=True)
-    )
-    margin_h, margin_w = (axis.margin(length) for axis, length in zip(problem.window.axes, size, strict=True))
-    k, v = (F.pad(x, (0, 0, 0, 0, margin_w, margin_w, margin_h, margin_h)) for x in (k, v))
+    with torch.autocast(problem.q.device.type, enabled=False):  # it would round what is accumulated
+        return _attend(problem)
 
-    # Letters: b batch, n heads, y x query, i j key, m extra key, c channel.
-    scores = problem.scale * torch.einsum("byxnc,bijnc->bnyxij", q, k)
-    if problem.rpb is not None:
-        scores = scores + problem.rpb[:, offset_h[:, None, :, None], offset_w[None, :, None, :]]
-    if problem.rel_h is not None:
-        scores = scores + _look_up(problem.rel_h, offset_h[:, None, :])[..., :, None]
-    if problem.rel_w is not None:
-        scores = scores + _look_up(problem.rel_w, offset_w[None, :, :])[..., None, :]
-    visible = see_h[:, None, :, None] & see_w[None, :, None, :]
-    scores = scores.masked_fill(~visible, -torch.inf).flatten(-2)
-    if problem.extra_k is not None:
-        scores = torch.cat([scores, problem.scale * torch.einsum("byxnc,bmnc->bnyxm", q, problem.extra_k)], -1)
+
+def _attend(problem: Problem) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(problem.q.dtype)
+    tensors = {name: x.to(dtype) for name, x in problem.tensors.items()}
+    axes = tuple(zip(problem.window.axes, problem.size, strict=True))
+    (see_h, offset_h), (see_w, offset_w) = (
+        tuple(x.to(problem.q.device) for x in axis.visible(length)) for axis, length in axes
+    )
+    margin_h, margin_w = (axis.margin(length) for axis, length in axes)
+    k, v = (F.pad(tensors[name], (0, 0, 0, 0, margin_w, margin_w, margin_h, margin_h)) for name in "kv")
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (tensors["q"], k, v))  # [B, heads, positions, c]
+    seen = (see_h[:, None, :, None] & see_w[None, :, None, :]).flatten(2).flatten(0, 1)  # [queries, keys]
+
+    # Letters: b batch, n heads, y x query, i j key.
+    scores = problem.scale * products(q, k, seen)
+    scores = scores.unflatten(2, (len(see_h), len(see_w))).unflatten(4, (see_h.shape[1], see_w.shape[1]))  # bnyxij
+    if "rpb" in tensors:
+        scores = scores + tensors["rpb"][:, offset_h[:, None, :, None], offset_w[None, :, None, :]]
+    if "rel_h" in tensors:
+        scores = scores + _look_up(tensors["rel_h"], offset_h[:, None, :])[..., :, None]
+    if "rel_w" in tensors:
+        scores = scores + _look_up(tensors["rel_w"], offset_w[None, :, :])[..., None, :]
+    scores = scores.flatten(4).flatten(2, 3).masked_fill(~seen, -torch.inf)
+    if "extra_k" in tensors:
+        scores = torch.cat([scores, problem.scale * q @ tensors["extra_k"].transpose(1, 2).mT], -1)
 
     probs = scores.softmax(-1)
-    num_keys = visible.shape[2] * visible.shape[3]
-    out = torch.einsum("bnyxk,bknc->byxnc", probs[..., :num_keys], v.flatten(1, 2))
-    if problem.extra_v is not None:
-        out = out + torch.einsum("bnyxm,bmnc->byxnc", probs[..., num_keys:], problem.extra_v)
-    lse = scores.logsumexp(-1).permute(0, 2, 3, 1)
-    return out, lse.to(torch.promote_types(lse.dtype, torch.float32))
+    out = sums(probs[..., : len(seen.T)].masked_fill(~seen, 0), v, seen)
+    if "extra_v" in tensors:
+        out = out + probs[..., len(seen.T) :] @ tensors["extra_v"].transpose(1, 2)
+    size = problem.q.shape[1:3]
+    lse = scores.logsumexp(-1).transpose(1, 2).unflatten(1, size)
+    return out.transpose(1, 2).unflatten(1, size).to(problem.q.dtype), lse
 
 
 def _look_up(logits: Tensor, offset: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Shape letters: T tiles of a map, u tiles of a chunk, q queries of a tile, k keys
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import accumulation_dtype, register
+from visionattn_kernels.selected import sum_seen, until_clean
 from visionattn_kernels.window import AxisWindow, TilePlan, Window, plan_tiles
 
 SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between the two products
@@ -65,6 +66,7 @@ class _Chunk:
 
     tiles: slice
     head: Tensor  # [u] batch * heads + head
+    pattern: Tensor  # [u] row of the plan's patterns
     bias: Tensor  # [u] row of the bias table
     query: Tensor  # [u, q] rows of the flattened query tensors
     q: Tensor  # [u, q, c]
@@ -114,6 +116,7 @@ class _Tiles:
             yield _Chunk(
                 tiles=slice(lo, lo + len(unit)),
                 head=head,
+                pattern=pattern,
                 bias=pattern if self.problem.rpb is None else head % self.heads * len(plan.visible) + pattern,
                 query=query,
                 q=F.embedding(query, self.q),
@@ -136,14 +139,18 @@ class _Tiles:
             keys.masked_fill_(outside[..., None], 0)
         return keys if extra is None else torch.cat([keys, extra[head]], 1)
 
-    def scores(self, chunk: _Chunk) -> Tensor:
-        """Scaled products, mask and biases of a chunk, `[u, q, k + M]`."""
+    def seen(self, chunk: _Chunk) -> Tensor:
+        """Whether a query sees a key, `[u, q, k + M]`."""
+        return F.pad(self.plan.visible[chunk.pattern], (0, self.num_extra), value=True)
+
+    def scores(self, chunk: _Chunk, seen: Tensor | None) -> Tensor:
+        """Scaled products, mask and biases of a chunk, `[u, q, k + M]`; a mask that is `seen` hides NaN as well."""
         scores = self.bias.index_select(0, chunk.bias).baddbmm_(chunk.q, chunk.k.mT, alpha=self.problem.scale)
         if chunk.offset_h is not None and self.rel_h is not None:
             self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_h).gather(-1, chunk.offset_h)[..., :, None])
         if chunk.offset_w is not None and self.rel_w is not None:
             self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_w).gather(-1, chunk.offset_w)[..., None, :])
-        return scores
+        return scores if seen is None else scores.masked_fill_(~seen, -torch.inf)
 
     def by_axis(self, scores: Tensor) -> Tensor:
         """The window's part of `[u, q, k + M]` scores as a view `[u, q, k_h, k_w]`."""
@@ -190,13 +197,28 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     out = tiles.v.new_empty(tiles.num_heads * tiles.num_tiles, tiles.num_queries, tiles.v.shape[-1])
     lse = out.new_empty(*out.shape[:2], 1)
     for chunk in tiles.chunks(0, tiles.num_heads):
-        scores = tiles.scores(chunk)
-        probs = scores.softmax(-1)
-        torch.bmm(probs, chunk.v, out=out[chunk.tiles])
-        # The largest probability is exp(largest score - lse).
-        lse[chunk.tiles] = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+        out[chunk.tiles], lse[chunk.tiles] = until_clean(partial(_attend, tiles, chunk), out.device)
     shape = problem.q.shape[:-1]
     return tiles.untile(out).view(*shape, out.shape[-1]).to(problem.v.dtype), tiles.untile(lse).view(shape)
+
+
+def _attend(tiles: _Tiles, chunk: _Chunk, selects: bool) -> tuple[Tensor, Tensor]:
+    """Output `[u, q, c]` and log-sum-exp `[u, q, 1]`; see `until_clean`."""
+    seen = tiles.seen(chunk) if selects else None
+    scores = tiles.scores(chunk, seen)
+    probs = scores.softmax(-1)
+    # The largest probability is exp(largest score - lse).
+    lse = scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+    if seen is not None:
+        probs.masked_fill_(~seen, 0)
+    return _multiply(probs, chunk.v, seen), lse
+
+
+def _multiply(weights: Tensor, rows: Tensor, seen: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if seen is None:
+        return torch.bmm(weights, rows, out=out)
+    total = sum_seen(weights, rows, seen)
+    return total if out is None else out.copy_(total)
 
 
 def backward(
@@ -228,17 +250,16 @@ def backward(
         for chunk in tiles.chunks(first, last):
             here = slice(chunk.tiles.start - first * tiles.num_tiles, chunk.tiles.stop - first * tiles.num_tiles)
             grad = F.embedding(chunk.query, out_rows)
-            probs = tiles.scores(chunk).softmax(-1)
-            grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(grad, chunk.v.mT), probs, -1, probs.dtype)
-            if lse_rows is not None:
-                grad_scores.addcmul_(probs, F.embedding(chunk.query, lse_rows))
+            grad_lse_tile = None if lse_rows is None else F.embedding(chunk.query, lse_rows)
+            differentiate = partial(_differentiate, tiles, chunk, grad, grad_lse_tile)
+            grad_q[chunk.tiles], probs, grad_scores, seen = until_clean(differentiate, grad.device)
             if chunk.padding is not None:
                 grad.masked_fill_(chunk.padding[..., None], 0)
                 grad_scores.masked_fill_(chunk.padding[..., None], 0)
 
-            torch.bmm(probs.mT, grad, out=tile_v[here])
-            torch.bmm(grad_scores.mT, chunk.q, out=tile_k[here])
-            torch.bmm(grad_scores, chunk.k, out=grad_q[chunk.tiles])
+            seen_by = None if seen is None else seen.mT
+            _multiply(probs.mT, grad, seen_by, out=tile_v[here])
+            _multiply(grad_scores.mT, chunk.q, seen_by, out=tile_k[here])
             if grad_bias is not None:
                 grad_bias.index_add_(0, chunk.bias, grad_scores)
             if grad_rel_h is not None and chunk.offset_h is not None:
@@ -263,6 +284,26 @@ def backward(
         None if grad_extra_k is None else heads_last(grad_extra_k) * scale,
         None if grad_extra_v is None else heads_last(grad_extra_v),
     ]
+
+
+def _differentiate(
+    tiles: _Tiles, chunk: _Chunk, grad: Tensor, grad_lse: Tensor | None, selects: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradient of the queries, probabilities, gradient of the scores, and the mask if it `selects`.
+
+    A key that a query does not see gets nothing but zeros from it, unless the gradient of the query is NaN.
+    """
+    seen = tiles.seen(chunk) if selects else None
+    probs, grad_probs = tiles.scores(chunk, seen).softmax(-1), torch.bmm(grad, chunk.v.mT)
+    if seen is not None:
+        grad_probs.masked_fill_(~seen, 0)
+    grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+    if grad_lse is not None:
+        grad_scores.addcmul_(probs, grad_lse)
+    if seen is not None:
+        probs.masked_fill_(~seen, 0)
+        grad_scores.masked_fill_(~seen, 0)
+    return _multiply(grad_scores, chunk.k, seen), probs, grad_scores, seen
 
 
 attention = register("tiled", forward, backward)

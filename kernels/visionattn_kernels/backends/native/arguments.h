@@ -1,8 +1,10 @@
-// The arguments of a call, which the ctypes structures of arguments.py mirror, and reading and writing of its maps.
+// The arguments of a call, which the ctypes structures of arguments.py mirror; tiles of an axis; access to maps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "vectors.h"
 
@@ -13,6 +15,25 @@ enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 struct Axis {
   int64_t num_groups, query_step, tile;
   const int32_t *keys, *queries, *first_query, *index, *start, *stop;
+};
+
+// Neighbouring queries of one dilation group on one axis, and the keys that any of them sees.
+struct Tile {
+  int64_t group, first, count, key, num_keys;
+};
+
+struct Cut {
+  const Axis& axis;
+  std::vector<Tile> tiles;
+
+  explicit Cut(const Axis& axis) : axis(axis) {
+    for (int64_t g = 0; g < axis.num_groups; ++g)
+      for (int64_t n = 0; n < axis.queries[g]; n += axis.tile) {
+        int64_t count = std::min<int64_t>(axis.tile, axis.queries[g] - n);
+        int64_t first = axis.first_query[g] + n * axis.query_step, last = first + (count - 1) * axis.query_step;
+        tiles.push_back({g, first, count, axis.start[first], axis.stop[last] - axis.start[first]});
+      }
+  }
 };
 
 // A heads-last map; strides in elements, the last dimension contiguous.

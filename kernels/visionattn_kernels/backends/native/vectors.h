@@ -19,6 +19,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define UNLIKELY(x) __builtin_expect(x, 0)
 
 template <class R>
 struct VectorOf {
@@ -173,6 +174,15 @@ INLINE Vec<R> larger(Vec<R> x, Vec<R> y) {
 template <class R>
 INLINE R sum_lanes(Vec<R> x) {
   return fold<R>(x, [](Vec<R> a, Vec<R> b) { return a + b; });
+}
+
+// Whether there is NaN among n numbers, a multiple of the lanes; infinities of both signs count as such.
+template <class R>
+INLINE bool has_nan(const R* x, int64_t n) {
+  Vec<R> sum = {};
+  for (int64_t i = 0; i < n; i += kLanes<R>) sum += load(x + i);
+  R total = sum_lanes<R>(sum);
+  return total != total;
 }
 
 // Exchanges the off-diagonal squares of size S in a square block of lanes, then those of the larger sizes.

@@ -12,25 +12,6 @@
 
 namespace {
 
-// Neighbouring queries of one dilation group on one axis, and the keys that any of them sees.
-struct Tile {
-  int64_t group, first, count, key, num_keys;
-};
-
-struct Cut {
-  const Axis& axis;
-  std::vector<Tile> tiles;
-
-  explicit Cut(const Axis& axis) : axis(axis) {
-    for (int64_t g = 0; g < axis.num_groups; ++g)
-      for (int64_t n = 0; n < axis.queries[g]; n += axis.tile) {
-        int64_t count = std::min<int64_t>(axis.tile, axis.queries[g] - n);
-        int64_t first = axis.first_query[g] + n * axis.query_step, last = first + (count - 1) * axis.query_step;
-        tiles.push_back({g, first, count, axis.start[first], axis.stop[last] - axis.start[first]});
-      }
-  }
-};
-
 constexpr int64_t kBlock = 8;  // queries that share one pass over their keys
 
 template <class R>
@@ -115,28 +96,8 @@ class Worker {
     for_each_block([&](int64_t M, const Run& run) {
       load_queries(M);
       for (int64_t m = 0; m < M; ++m) prefetch<1>(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim);
-      score(M, run);
-      for (int64_t m = 0; m < M; ++m) {
-        R* s = scores + m * score_pitch;
-        Vec<R> most = load(s);
-        for (int64_t i = L; i < width; i += L)
-          most = larger<R>(most, load(s + i));
-        R top = fold<R>(most, larger<R>);
-        Vec<R> sum = {};
-        for (int64_t i = 0; i < width; i += L) {
-          Vec<R> p = exponential(load(s + i) - top);
-          sum += p;
-          store(s + i, p);
-        }
-        total[m] = sum_lanes<R>(sum);
-        static_cast<R*>(a->lse)[query[m]] = top + std::log(total[m]);
-      }
-      product(M, v_dim, run.count, scores, score_pitch, values + run.first * v_dim, v_dim, out, v_dim);
-      if (a->num_extra) {
-        R* more = extra_out.reserve(kBlock * v_dim);
-        product(M, v_dim, a->num_extra, scores + run.padded, score_pitch, extra_values, v_dim, more, v_dim);
-        for (int64_t i = 0; i < M * v_dim; ++i) out[i] += more[i];
-      }
+      attend<false>(M, run);
+      if (UNLIKELY(has_nan(out, M * v_dim))) attend<true>(M, run);
       for (int64_t m = 0; m < M; ++m) write(a->out.data, a->dtype, query[m] * a->v_dim, a->v_dim, out + m * v_dim, 1 / total[m]);
     });
   }
@@ -159,34 +120,21 @@ class Worker {
         for (int64_t i = 0; i < v_dim; i += L) sum += load(g + i) * load(out + i);
         delta[m] = sum_lanes<R>(sum) - (a->grad_lse ? static_cast<const R*>(a->grad_lse)[query[m]] : 0);
       }
-      score(M, run);
-      product(M, run.count, a->v_dim, grad_out, v_dim, values_t + run.first, pitch, grads, score_pitch);
-      if (a->num_extra)
-        product(M, a->num_extra, a->v_dim, grad_out, v_dim, extra_values_t, extra_pitch, grads + run.padded, score_pitch);
+      differentiate<false>(M, run, delta);
+      // Whatever gets through to a key has got through to the gradient of its query, too.
+      bool selects = UNLIKELY(has_nan(out, M * k_dim));
+      if (selects) differentiate<true>(M, run, delta);
       for (int64_t m = 0; m < M; ++m) {
-        R *s = scores + m * score_pitch, *g = grads + m * score_pitch;
-        R lse = static_cast<const R*>(a->lse)[query[m]];
-        for (int64_t i = 0; i < width; i += L) {
-          Vec<R> p = exponential(load(s + i) - lse);
-          store(s + i, p);
-          store(g + i, p * (load(g + i) - delta[m]));
-        }
-        add_bias_gradients(m, run, g);
-      }
-      product(M, k_dim, run.count, grads, score_pitch, keys + run.first * k_dim, k_dim, out, k_dim);
-      if (a->num_extra) {
-        R* more = extra_out.reserve(kBlock * k_dim);
-        product(M, k_dim, a->num_extra, grads + run.padded, score_pitch, extra_keys, k_dim, more, k_dim);
-        for (int64_t i = 0; i < M * k_dim; ++i) out[i] += more[i];
-        add_outer(M, a->num_extra, k_dim, grads + run.padded, score_pitch, q, k_dim, grad_extra_keys, k_dim);
-        add_outer(M, a->num_extra, v_dim, scores + run.padded, score_pitch, grad_out, v_dim, grad_extra_values, v_dim);
-      }
-      for (int64_t m = 0; m < M; ++m) {
+        add_bias_gradients(m, run, grads + m * score_pitch);
         R* to = static_cast<R*>(a->grad_q) + query[m] * a->head_dim;
         for (int64_t i = 0; i < a->head_dim; ++i) to[i] = out[m * k_dim + i] * R(a->scale);
       }
-      add_outer(M, run.count, k_dim, grads, score_pitch, q, k_dim, grad_keys + run.first * k_dim, k_dim);
-      add_outer(M, run.count, v_dim, scores, score_pitch, grad_out, v_dim, grad_values + run.first * v_dim, v_dim);
+      if (a->num_extra) {
+        add_outer(M, a->num_extra, k_dim, grads + run.padded, score_pitch, q, k_dim, grad_extra_keys, k_dim);
+        add_outer(M, a->num_extra, v_dim, scores + run.padded, score_pitch, grad_out, v_dim, grad_extra_values, v_dim);
+      }
+      add_to_keys(M, run, grads, q, k_dim, grad_keys, selects);
+      add_to_keys(M, run, scores, grad_out, v_dim, grad_values, selects);
     });
     for_each_key([&](int64_t slot, int64_t y, int64_t x) {
       int64_t key = ((batch * a->keys_h + y) * a->keys_w + x) * a->heads + head;
@@ -243,6 +191,92 @@ class Worker {
       grad_extra_values_buffer, grad_table_buffer, relative_buffer, extra_out;
   Buffer<Int> slot_row_buffer, slot_column_buffer;
   Int *slot_row, *slot_column;  // of each slot, counted from the first of a run
+
+  // Probabilities of a block, not normalised, in `scores`; their totals, log-sum-exp, and the sums of values in `out`.
+  template <bool kSelects>
+  void attend(int64_t M, const Run& run) {
+    score<kSelects>(M, run);
+    for (int64_t m = 0; m < M; ++m) {
+      R* s = scores + m * score_pitch;
+      Vec<R> most = load(s);
+      for (int64_t i = L; i < width; i += L)
+        most = larger<R>(most, load(s + i));
+      R top = fold<R>(most, larger<R>);
+      Vec<R> sum = {};
+      for (int64_t i = 0; i < width; i += L) {
+        Vec<R> p = exponential(load(s + i) - top);
+        sum += p;
+        store(s + i, p);
+      }
+      total[m] = sum_lanes<R>(sum);
+      static_cast<R*>(a->lse)[query[m]] = top + std::log(total[m]);
+    }
+    sum_slots<kSelects>(M, run, scores, values, extra_values, v_dim);
+  }
+
+  // Probabilities of a block in `scores`, gradients of its scores in `grads`, and of its queries, unscaled, in `out`.
+  template <bool kSelects>
+  void differentiate(int64_t M, const Run& run, const R* delta) {
+    score<kSelects>(M, run);
+    product(M, run.count, a->v_dim, grad_out, v_dim, values_t + run.first, pitch, grads, score_pitch);
+    if (a->num_extra)
+      product(M, a->num_extra, a->v_dim, grad_out, v_dim, extra_values_t, extra_pitch, grads + run.padded, score_pitch);
+    for (int64_t m = 0; m < M; ++m) {
+      R *s = scores + m * score_pitch, *g = grads + m * score_pitch;
+      R lse = static_cast<const R*>(a->lse)[query[m]];
+      for (int64_t i = 0; i < width; i += L) {
+        Vec<R> p = exponential(load(s + i) - lse);
+        store(s + i, p);
+        store(g + i, p * (load(g + i) - delta[m]));
+      }
+      if constexpr (kSelects) hide(m, run, g, R(0));
+    }
+    sum_slots<kSelects>(M, run, grads, keys, extra_keys, k_dim);
+  }
+
+  // out[M, C] = weights[M, slots] times rows of the slots and of the extra keys. A weight of zero leaves NaN out only
+  // where `kSelects`: it then takes what each query sees, one number at a time.
+  template <bool kSelects>
+  void sum_slots(int64_t M, const Run& run, const R* weights, const R* rows, const R* extra, int64_t C) {
+    rows += run.first * C;
+    if constexpr (kSelects) {
+      std::fill_n(out, M * C, R(0));
+      for_each_seen(M, run, [&](int64_t m, int64_t i) {
+        for (int64_t c = 0; c < C; ++c) out[m * C + c] += weights[m * score_pitch + i] * rows[i * C + c];
+      });
+    } else {
+      product(M, C, run.count, weights, score_pitch, rows, C, out, C);
+    }
+    if (!a->num_extra) return;
+    R* more = extra_out.reserve(kBlock * C);
+    product(M, C, a->num_extra, weights + run.padded, score_pitch, extra, C, more, C);
+    for (int64_t i = 0; i < M * C; ++i) out[i] += more[i];
+  }
+
+  // Adds weights[M, slots] times rows[M, C] of the queries to the slots; see `sum_slots`.
+  void add_to_keys(int64_t M, const Run& run, const R* weights, const R* rows, int64_t C, R* to, bool selects) {
+    to += run.first * C;
+    if (!selects) return add_outer(M, run.count, C, weights, score_pitch, rows, C, to, C);
+    for_each_seen(M, run, [&](int64_t m, int64_t i) {
+      for (int64_t c = 0; c < C; ++c) to[i * C + c] += weights[m * score_pitch + i] * rows[m * C + c];
+    });
+  }
+
+  // Calls `f` for each query of a block and each slot of the run that it sees.
+  template <class F>
+  void for_each_seen(int64_t M, const Run& run, F f) {
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t first = 0; first < run.count; first += strip.num_keys)
+        for (int64_t c = first_column(m); c < last_column(m); ++c) f(m, first + c);
+  }
+
+  // Replaces what belongs to slots of the run that a query does not see.
+  void hide(int64_t m, const Run& run, R* row, R value) {
+    for (int64_t first = 0; first < run.count; first += strip.num_keys) {
+      std::fill_n(row + first, first_column(m), value);
+      std::fill_n(row + first + last_column(m), strip.num_keys - last_column(m), value);
+    }
+  }
 
   template <class F>
   void for_each_key(F f) {
@@ -356,7 +390,9 @@ class Worker {
     }
   }
 
-  // Scores of a block with every bias: [M, padded slots, padded extra keys]; -inf where a query sees no key.
+  // Scores of a block with every bias: [M, padded slots, padded extra keys]; -inf where a query sees no key, which the
+  // sum with a table makes of numbers, and `kSelects` of NaN as well.
+  template <bool kSelects>
   void score(int64_t M, const Run& run) {
     product(M, run.count, a->head_dim, q, k_dim, keys_t + run.first, pitch, scores, score_pitch);
     if (a->num_extra)
@@ -368,6 +404,7 @@ class Worker {
         for (int64_t i = 0; i < run.count; i += L) store(s + i, load(s + i) + load(bias + i));
       }
       if (a->rel_h || a->rel_w) add_relative(m, run, s);
+      if constexpr (kSelects) hide(m, run, s, -std::numeric_limits<R>::infinity());
       for (int64_t i = run.count; i < run.padded; ++i) s[i] = -std::numeric_limits<R>::infinity();
       for (int64_t i = a->num_extra; i < extra_pitch; ++i) s[run.padded + i] = -std::numeric_limits<R>::infinity();
     }

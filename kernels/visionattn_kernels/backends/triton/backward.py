@@ -14,11 +14,14 @@ from torch import Tensor
 from visionattn_kernels.backends.triton import tuning
 from visionattn_kernels.backends.triton.blocks import (
     Map,
+    Queries,
     Sizes,
     add_biases,
+    add_sums,
     as_map,
     describe_queries,
     dot,
+    has_nan,
     load_gradients,
     load_span,
     load_vectors,
@@ -67,25 +70,67 @@ def by_query(
 
     delta `[B, Q_h, Q_w, heads]` is sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
     """
-    M: tl.constexpr = QUERY_H * QUERY_W
-    N: tl.constexpr = KEY_H * KEY_W
-    REL: tl.constexpr = (rel_h is not None) or (rel_w is not None)
     batch, head, tile_h, tile_w = locate(rows, columns, sizes.heads)
     queries = tile_queries(rows, columns, sizes, batch, head, tile_h, tile_w, QUERY_H, QUERY_W)
-    valid = queries.valid
-    query = load_vectors(q, batch, head, queries.row, queries.column, valid)
-    grad = load_vectors(grad_out, batch, head, queries.row, queries.column, valid)
-    span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
-    n = tl.arange(0, N)
+    query = load_vectors(q, batch, head, queries.row, queries.column, queries.valid)
+    grad = load_vectors(grad_out, batch, head, queries.row, queries.column, queries.valid)
 
-    result = load_vectors(out, batch, head, queries.row, queries.column, valid)
+    result = load_vectors(out, batch, head, queries.row, queries.column, queries.valid)
     slope = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1)
     if grad_lse is not None:
-        slope -= tl.load(grad_lse + queries.number, mask=valid, other=0.0)
-    tl.store(delta + queries.number, slope, mask=valid)
-    log_sum = tl.load(lse + queries.number, mask=valid, other=float("inf"))
+        slope -= tl.load(grad_lse + queries.number, mask=queries.valid, other=0.0)
+    tl.store(delta + queries.number, slope, mask=queries.valid)
+    log_sum = tl.load(lse + queries.number, mask=queries.valid, other=float("inf"))
 
-    total = tl.zeros((M, q.block), tl.float32)
+    total = _walk_keys(
+        query, grad, log_sum, slope, queries, k, v, rpb, rel_h, rel_w, extra_k, extra_v, grad_rel_h, grad_rel_w,
+        rows, columns, sizes, scale, batch, head, tile_h, tile_w, PRECISION, KEY_H, KEY_W, False,
+    )  # fmt: skip
+    if has_nan(total):
+        total = _walk_keys(
+            query, grad, log_sum, slope, queries, k, v, rpb, rel_h, rel_w, extra_k, extra_v, grad_rel_h, grad_rel_w,
+            rows, columns, sizes, scale, batch, head, tile_h, tile_w, PRECISION, KEY_H, KEY_W, True,
+        )  # fmt: skip
+    store_vectors(grad_q, batch, head, queries.row, queries.column, queries.valid, total * scale)
+
+
+@triton.jit
+def _walk_keys(
+    query: tl.tensor,
+    grad: tl.tensor,
+    log_sum: tl.tensor,
+    slope: tl.tensor,
+    queries: Queries,
+    k: Map,
+    v: Map,
+    rpb: tl.tensor,
+    rel_h: tl.tensor,
+    rel_w: tl.tensor,
+    extra_k: Map,
+    extra_v: Map,
+    grad_rel_h: tl.tensor,
+    grad_rel_w: tl.tensor,
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    scale: tl.tensor,
+    batch: tl.tensor,
+    head: tl.tensor,
+    tile_h: tl.tensor,
+    tile_w: tl.tensor,
+    PRECISION: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+    SELECTS: tl.constexpr,
+) -> tl.tensor:
+    """Walks over the keys of a tile: gradients of its queries, before the scale; writes those of relative logits."""
+    M: tl.constexpr = query.shape[0]
+    N: tl.constexpr = KEY_H * KEY_W
+    REL: tl.constexpr = (rel_h is not None) or (rel_w is not None)
+    span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
+    n = tl.arange(0, N)
+    total = tl.zeros((M, k.block), tl.float32)
+    spoilt = tl.zeros((M,), tl.int32)
     high, wide = tl.cdiv(span_h.hi - span_h.lo, KEY_H), tl.cdiv(span_w.hi - span_w.lo, KEY_W)
     # Gradients of relative logits are written one column of rectangles after another; else one walk takes all.
     if REL:
@@ -102,37 +147,54 @@ def by_query(
             masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
             scores = dot(query, tl.trans(key), PRECISION) * scale
             scores = add_biases(
-                scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns, KEY_H, KEY_W, False
+                scores,
+                queries,
+                first_h,
+                first_w,
+                masked,
+                rpb,
+                rel_h,
+                rel_w,
+                head,
+                rows,
+                columns,
+                KEY_H,
+                KEY_W,
+                False,
+                SELECTS,
             )
             value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
             grad_weights = dot(grad, tl.trans(value), PRECISION)
             grad_scores = tl.exp(scores - log_sum[:, None]) * (grad_weights - slope[:, None])
-            total += dot(grad_scores.to(key.dtype), key, PRECISION)
+            seen = scores != float("-inf")
+            if SELECTS:
+                grad_scores = tl.where(seen, grad_scores, 0.0)
+            total, spoilt = add_sums(total, spoilt, grad_scores, key, seen, PRECISION, SELECTS)
             if REL:
                 rectangles = tl.reshape(grad_scores, (M, KEY_H, KEY_W))
                 by_column += tl.sum(rectangles, 1)
                 if rel_h is not None:
                     entry, exists = rel_entries(rows, queries.number, queries.index_h, first_h, KEY_H)
-                    exists = exists & valid[:, None]
+                    exists = exists & queries.valid[:, None]
                     earlier = tl.load(grad_rel_h + entry, mask=exists & (strip > 0), other=0.0)
                     tl.store(grad_rel_h + entry, earlier + tl.sum(rectangles, 2), mask=exists)
         if rel_w is not None:
             entry, exists = rel_entries(columns, queries.number, queries.index_w, span_w.lo + strip * KEY_W, KEY_W)
-            tl.store(grad_rel_w + entry, by_column, mask=exists & valid[:, None])
+            tl.store(grad_rel_w + entry, by_column, mask=exists & queries.valid[:, None])
         if rel_h is not None:
             tl.debug_barrier()  # the next strip reads what other threads have written
 
     if extra_k is not None:
         for first in range(0, sizes.num_extra, N):
             token = first + n
-            inside = token < sizes.num_extra  # those beyond are zeros, and add nothing
+            inside = token < sizes.num_extra
             key = load_vectors(extra_k, batch, head, token, token, inside)
             value = load_vectors(extra_v, batch, head, token, token, inside)
-            weights = tl.exp(dot(query, tl.trans(key), PRECISION) * scale - log_sum[:, None])
-            grad_scores = weights * (dot(grad, tl.trans(value), PRECISION) - slope[:, None])
-            total += dot(grad_scores.to(key.dtype), key, PRECISION)
-
-    store_vectors(grad_q, batch, head, queries.row, queries.column, valid, total * scale)
+            scores = tl.where(inside[None, :], dot(query, tl.trans(key), PRECISION) * scale, float("-inf"))
+            grad_weights = dot(grad, tl.trans(value), PRECISION)
+            grad_scores = tl.exp(scores - log_sum[:, None]) * (grad_weights - slope[:, None])
+            total, spoilt = add_sums(total, spoilt, grad_scores, key, inside[None, :], PRECISION, SELECTS)
+    return tl.where(spoilt[:, None] > 0, float("nan"), total) if SELECTS else total
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -160,18 +222,62 @@ def by_key(
 ) -> None:
     """Writes grad_k and grad_v; the axes hold tiles of keys, and scores have keys first."""
     batch, head, tile_h, tile_w = locate(rows, columns, sizes.heads)
-    m, n = tl.arange(0, QUERY_H * QUERY_W), tl.arange(0, KEY_H * KEY_W)
+    n = tl.arange(0, KEY_H * KEY_W)
     table_h, table_w = rows.tiles + tile_h * 8, columns.tiles + tile_w * 8
     inside = (n // KEY_W < tl.load(table_h + 1)) & (n % KEY_W < tl.load(table_w + 1))
     row = tl.load(table_h) + rows.dilation * (n // KEY_W)
     column = tl.load(table_w) + columns.dilation * (n % KEY_W)
     key, value = load_vectors(k, batch, head, row, column, inside), load_vectors(v, batch, head, row, column, inside)
+
+    total_k, total_v = _walk_queries(
+        key, value, q, grad_out, lse, delta, rpb, rel_h, rel_w, rows, columns, sizes, scale,
+        batch, head, tile_h, tile_w, PRECISION, QUERY_H, QUERY_W, KEY_H, KEY_W, False,
+    )  # fmt: skip
+    if has_nan(total_k) | has_nan(total_v):
+        total_k, total_v = _walk_queries(
+            key, value, q, grad_out, lse, delta, rpb, rel_h, rel_w, rows, columns, sizes, scale,
+            batch, head, tile_h, tile_w, PRECISION, QUERY_H, QUERY_W, KEY_H, KEY_W, True,
+        )  # fmt: skip
+
+    store_vectors(grad_k, batch, head, row, column, inside, total_k * scale)
+    store_vectors(grad_v, batch, head, row, column, inside, total_v)
+
+
+@triton.jit
+def _walk_queries(
+    key: tl.tensor,
+    value: tl.tensor,
+    q: Map,
+    grad_out: Map,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    rpb: tl.tensor,
+    rel_h: tl.tensor,
+    rel_w: tl.tensor,
+    rows: Axis,
+    columns: Axis,
+    sizes: Sizes,
+    scale: tl.tensor,
+    batch: tl.tensor,
+    head: tl.tensor,
+    tile_h: tl.tensor,
+    tile_w: tl.tensor,
+    PRECISION: tl.constexpr,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+    SELECTS: tl.constexpr,
+) -> tl.tuple:
+    """Walks over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
+    m = tl.arange(0, QUERY_H * QUERY_W)
+    table_h, table_w = rows.tiles + tile_h * 8, columns.tiles + tile_w * 8
     query_h, query_w = tl.load(table_h + 2), tl.load(table_w + 2)
     first_h, first_w = tl.load(table_h + 3), tl.load(table_w + 3)
     span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
-
-    total_k = tl.zeros((KEY_H * KEY_W, k.block), tl.float32)
-    total_v = tl.zeros((KEY_H * KEY_W, v.block), tl.float32)
+    total_k = tl.zeros((KEY_H * KEY_W, key.shape[1]), tl.float32)
+    total_v = tl.zeros((KEY_H * KEY_W, value.shape[1]), tl.float32)
+    spoilt_k, spoilt_v = tl.zeros((KEY_H * KEY_W,), tl.int32), tl.zeros((KEY_H * KEY_W,), tl.int32)
     high, wide = tl.cdiv(span_h.hi - span_h.lo, QUERY_H), tl.cdiv(span_w.hi - span_w.lo, QUERY_W)
     for step in range(high * wide):
         from_h, from_w = span_h.lo + step // wide * QUERY_H, span_w.lo + step % wide * QUERY_W
@@ -187,15 +293,31 @@ def by_key(
         masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
         scores = dot(key, tl.trans(query), PRECISION) * scale
         scores = add_biases(
-            scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns, KEY_H, KEY_W, True
+            scores,
+            queries,
+            first_h,
+            first_w,
+            masked,
+            rpb,
+            rel_h,
+            rel_w,
+            head,
+            rows,
+            columns,
+            KEY_H,
+            KEY_W,
+            True,
+            SELECTS,
         )
         weights = tl.exp(scores - log_sum[None, :])
-        total_v += dot(weights.to(grad.dtype), grad, PRECISION)
         grad_scores = weights * (dot(value, tl.trans(grad), PRECISION) - slope[None, :])
-        total_k += dot(grad_scores.to(query.dtype), query, PRECISION)
-
-    store_vectors(grad_k, batch, head, row, column, inside, total_k * scale)
-    store_vectors(grad_v, batch, head, row, column, inside, total_v)
+        seen = (scores != float("-inf")) & valid[None, :]
+        total_v, spoilt_v = add_sums(total_v, spoilt_v, weights, grad, seen, PRECISION, SELECTS)
+        total_k, spoilt_k = add_sums(total_k, spoilt_k, grad_scores, query, seen, PRECISION, SELECTS)
+    if SELECTS:
+        total_k = tl.where(spoilt_k[:, None] > 0, float("nan"), total_k)
+        total_v = tl.where(spoilt_v[:, None] > 0, float("nan"), total_v)
+    return total_k, total_v
 
 
 def backward(

@@ -123,6 +123,36 @@ def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def has_nan(x: tl.tensor) -> tl.tensor:
+    """Whether there is NaN in a matrix."""
+    return tl.max(tl.max(tl.where(x == x, 0, 1), 1), 0) > 0
+
+
+@triton.jit
+def add_sums(
+    total: tl.tensor,
+    spoilt: tl.tensor,
+    weights: tl.tensor,
+    rows: tl.tensor,
+    seen: tl.tensor,
+    PRECISION: tl.constexpr,
+    SELECTS: tl.constexpr,
+) -> tl.tuple:
+    """Adds `weights [M, N]` times `rows [N, c]` to a total, and what is `spoilt [M]` to that.
+
+    A weight of zero leaves NaN out only with SELECTS: then a row of the total is spoilt if it has seen a vector that is
+    not finite, and others are clean. Without it whatever gets through is NaN in the total; see `has_nan`.
+    """
+    if SELECTS:
+        finite = tl.abs(rows.to(tl.float32)) < float("inf")
+        infinite = tl.max(tl.where(finite, 0, 1), 1)
+        spoilt = tl.maximum(spoilt, tl.max(tl.where(seen, infinite[None, :], 0), 1))
+        rows = tl.where(finite, rows, 0.0).to(rows.dtype)
+        weights = tl.where(seen, weights, 0.0)
+    return total + dot(weights.to(rows.dtype), rows, PRECISION), spoilt
+
+
+@triton.jit
 def locate(rows: Axis, columns: Axis, heads: tl.tensor) -> tl.tuple:
     """Batch, head and tile of this program; the heads of a tile, beside each other in memory, run together."""
     program = tl.program_id(0)
@@ -280,12 +310,13 @@ def add_biases(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
     BY_KEY: tl.constexpr,
+    SELECTS: tl.constexpr,
 ) -> tl.tensor:
     """Adds every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
 
     The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups. Of the biases,
     contiguous rpb `[heads, R_h, R_w]`, rel_h `[queries, R_h]` and rel_w `[queries, R_w]`, each may be None.
-    Where `masked` is false, every query sees all the keys.
+    Where `masked` is false, every query sees all the keys. Scores of NaN are certain to be masked only with SELECTS.
     """
     if (rel_h is not None) or (rel_w is not None):
         M: tl.constexpr = queries.row.shape[0]
@@ -310,7 +341,10 @@ def add_biases(
             table = rpb + head * (2 * rows.kernel_size - 1) * width
             origin = (queries.index_h - rows.kernel_size + 1) * width + queries.index_w - columns.kernel_size + 1
             entry = key_h * width + key_w - tl.expand_dims(origin, Q)
-            scores += tl.load(table + entry, mask=visible, other=float("-inf")).to(tl.float32)
+            bias = tl.load(table + entry, mask=visible, other=float("-inf")).to(tl.float32)
+            scores += bias
+            if SELECTS:
+                scores = tl.where(bias == float("-inf"), bias, scores)
         else:
             scores = tl.where(visible, scores, float("-inf"))
     return scores

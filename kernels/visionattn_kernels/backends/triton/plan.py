@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
+from visionattn_kernels.window import AxisWindow, Window, outside_modes, tabulate_axis
 
 MAX_CACHED_TABLES = 512
 """Tables kept: one per axis, map length, tile size and device; each takes about 32 bytes per tile."""
@@ -62,6 +62,7 @@ class Axis(NamedTuple):
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
 def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
     """Tiles of `size` queries, `[T, 8]` int32 on the CPU.
 
@@ -78,6 +79,7 @@ def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
 def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
     """Tiles of `size` keys, `[T, 8]` int32 on the CPU.
 
@@ -104,6 +106,7 @@ def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
 def place_axis(axis: AxisWindow, length: int, size: int, by_key: bool, device: torch.device) -> Axis:
     """The tables of one axis on the device, in tiles of `size` queries or keys."""
     tables = tabulate_axis(axis, length, device)
@@ -146,6 +149,7 @@ class OffsetAxis(NamedTuple):
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
 def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: torch.device) -> OffsetAxis:
     """Groups the tiles of `query` queries by the rectangles of `key` keys that they see, counted from the tile."""
     tiles = query_tiles(axis, length, query)
@@ -164,6 +168,7 @@ def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: tor
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
 def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> int:
     """Tiles of an axis, times the rectangles that each of them meets."""
     tiles, step = (key_tiles(axis, length, key), query) if by_key else (query_tiles(axis, length, query), key)
@@ -171,6 +176,7 @@ def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> 
 
 
 @lru_cache(maxsize=1024)
+@outside_modes
 def best_rectangles(
     window: Window, size: tuple[int, int], num_queries: int, num_keys: int, by_key: bool
 ) -> tuple[int, Rectangle, Rectangle]:

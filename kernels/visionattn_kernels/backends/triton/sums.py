@@ -150,10 +150,25 @@ def by_offset(
             value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
             scores = dot(query, tl.trans(key), PRECISION) * scale
             scores = add_biases(
-                scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns, KEY_H, KEY_W, False
+                scores,
+                queries,
+                first_h,
+                first_w,
+                masked,
+                rpb,
+                rel_h,
+                rel_w,
+                head,
+                rows,
+                columns,
+                KEY_H,
+                KEY_W,
+                False,
+                True,
             )
             weights = tl.exp(scores - log_sum[:, None])
-            total += weights * (dot(grad, tl.trans(value), PRECISION) - slope[:, None])
+            products = weights * (dot(grad, tl.trans(value), PRECISION) - slope[:, None])
+            total += tl.where(scores == float("-inf"), 0.0, products)
 
     start = grad_scores + tl.cast(program, tl.int64) * (M * N)
     tl.store(start + m[:, None] * N + n[None, :], total)

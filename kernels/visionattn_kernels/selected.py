@@ -1,0 +1,119 @@
+"""The two matrix products of attention, of which the second leaves out what a mask hides.
+
+A weight of zero does not leave a key out, because zero times NaN or infinity is NaN. With `seen [..., m, n]`:
+
+    products(x, y)[m, n] = sum over c of x[m, c] * y[n, c]
+    sums(a, y)[m, c]     = sum over the seen n of a[m, n] * y[n, c]
+
+The caller masks the products, and the weights of sums: both are zero, or have a gradient of zero, where not seen. The
+gradient of each product is made of sums and products again, so both are differentiable to any order, and leave out in
+every gradient what they leave out in the result. A row that meets a vector which is not finite becomes NaN as a whole.
+Nothing here depends on data, so both run under `torch.func`, in compiled and exported graphs, and without waiting for
+a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
+
+
+def products(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    """Products `[..., m, n]` of rows `x [..., m, c]` and `y [..., n, c]`; those `seen [..., m, n]` are of use."""
+    return _apply(_Products, x, y, seen)
+
+
+def sums(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    """Sums `[..., m, c]` of the rows of `y [..., n, c]` with weights `a [..., m, n]`, over those that are `seen`."""
+    return _apply(_Sums, a, y, seen)
+
+
+def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    """`sums` without a gradient."""
+    spoilt = find_spoilt(y)
+    total = a @ y.masked_fill(spoilt[..., None], 0)
+    # An einsum, unlike a product of matrices, makes no copy of the mask for each head.
+    reached = torch.einsum("...mn,...n->...m", seen.to(y.dtype), spoilt.to(y.dtype)) > 0
+    return total.masked_fill(reached[..., None], torch.nan)
+
+
+def find_spoilt(x: Tensor) -> Tensor:
+    """Which vectors `[..., c]` hold NaN or infinity: `[...]`."""
+    return (x * 0).sum(-1) != 0  # zero or NaN, and far cheaper than `isfinite`
+
+
+def until_clean(compute: Callable[[bool], Outcome], device: torch.device) -> Outcome:
+    """The result of `compute(selects)`, which multiplies by zeros if that is enough, and else leaves out.
+
+    Whatever gets through a weight of zero is NaN. On a CPU the faster way is tried first and its result looked at; a
+    GPU would have to be waited for, so there the other way is taken at once.
+
+    Args:
+        compute: Gives a tuple, whose first tensor is NaN somewhere if anything got through.
+        device: Of the tensors.
+    """
+    if device.type == "cpu":
+        outcome = compute(False)
+        if not outcome[0].sum().isnan():
+            return outcome
+    return compute(True)
+
+
+class _Products(Function):
+    """`products`, and its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        return x @ y.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, y, seen = ctx.saved_tensors
+        return sums(grad, y, seen), sums(grad.mT, x, seen.mT), None
+
+
+class _Sums(_Products):
+    """`sums`, and its gradient."""
+
+    @staticmethod
+    def forward(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+        return sum_seen(a, y, seen)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        a, y, seen = ctx.saved_tensors
+        return products(grad, y, seen), sums(a.mT, grad, seen.mT), None
+
+
+def _apply(function: type[_Products], x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # such a graph holds plain operators alone
+        return function.forward(x, y, seen)
+    if not torch.compiler.is_compiling():  # the compiler takes no function with a forward mode
+        function = _FORWARD_MODE[function]
+    return function.apply(x, y, seen)
+
+
+def _add_forward_mode(function: type[_Products]) -> type[_Products]:
+    class WithForwardMode(function):  # type: ignore[valid-type, misc]
+        @staticmethod
+        def jvp(ctx: Any, dx: Tensor, dy: Tensor, _: None) -> Tensor:
+            x, y, seen = ctx.saved_tensors
+            return _apply(function, dx, y, seen) + _apply(function, x, dy, seen)
+
+    return WithForwardMode
+
+
+_FORWARD_MODE = {function: _add_forward_mode(function) for function in (_Products, _Sums)}
