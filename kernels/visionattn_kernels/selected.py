@@ -38,8 +38,9 @@ def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
     """`sums` without a gradient."""
     spoilt = find_spoilt(y)
     total = a @ y.masked_fill(spoilt[..., None], 0)
-    # An einsum, unlike a product of matrices, makes no copy of the mask for each head.
-    reached = torch.einsum("...mn,...n->...m", seen.to(y.dtype), spoilt.to(y.dtype)) > 0
+    # An einsum, unlike a product of matrices, makes no copy of the mask for each head. ONNX wants as many dimensions.
+    mask = seen[(None,) * (y.dim() - seen.dim())].to(y.dtype)
+    reached = torch.einsum("...mn,...n->...m", mask, spoilt.to(y.dtype)) > 0
     return total.masked_fill(reached[..., None], torch.nan)
 
 
