@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -13,6 +16,7 @@ import visionattn
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.data import ImageClassificationData
+from visionattn.files import save_weights
 from visionattn.probing.backbone import Backbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.tasks.checkpoint import load_classifier
@@ -154,6 +158,67 @@ def test_other_pictures_under_the_same_names_are_seen(tmp_path, colour_folder):
     assert [row["top1"] for row in results(tmp_path / "c.json")] == [pytest.approx(2 / 3)] * 2
 
 
+def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write the files of MNIST, train and test alike, with dates of before if they are there."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix in ("train", "t10k"):
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{prefix}-{name}-ubyte"
+            header = np.array([0x0800 + values.ndim, *values.shape], ">u4").tobytes()
+            before = path.stat() if path.exists() else None
+            path.write_bytes(header + values.astype(np.uint8).tobytes())
+            if before is not None:
+                assert path.stat().st_size == before.st_size
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("protocol", ["held_out", "paper"])
+def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, monkeypatch, protocol):
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28))
+    labels = np.arange(30) % 3
+    images[labels == 1] //= 4
+    images[labels == 2, :14] = 0
+    argv = ["--data.name", "mnist", "--data.root", tmp_path, "--data.img_size", "32", "--heads", "ridge,knn,ep_4"]
+    training = FAST if protocol == "held_out" else [*FAST[:-2], "--training.protocol", "paper"]
+
+    def found(name: str, *more: str | Path) -> list[dict[str, Any]]:
+        command = [*VIT, *argv, *training, "--output", tmp_path / name, *more]
+        assert run(main, ["probe", *map(str, command)]) == 0
+        return results(tmp_path / name)
+
+    write_mnist(tmp_path, images, labels)
+    before = found("a.json")
+    write_mnist(tmp_path, images, relabelled := np.roll(labels, 7) // 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "forward", lambda *_: pytest.fail("features do not depend on labels"))
+        after = found("b.json")
+    assert before != after == found("fresh.json", *OTHER_CACHE)
+    if protocol == "paper":
+        return
+    write_mnist(tmp_path, 255 - images[::-1], relabelled)
+    with pytest.warns(UserWarning, match=r"is stale \(it was made with other pictures\)"):
+        edited = found("c.json")
+    assert after != edited == found("fresh.json", "--features.cache", "third")
+
+
+def test_backbone_whose_file_was_rewritten_is_extracted_again(tmp_path, colour_folder):
+    def found(name: str, *more: str | Path) -> list[dict[str, Any]]:
+        options = ["--checkpoint", "w.safetensors", "--heads", "ridge,ep_4", "--output", tmp_path / name]
+        assert probe(*VIT, "--data.root", colour_folder, *options, *more) == 0
+        return results(tmp_path / name)
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_weights(timm.create_model("test_vit", **KWARGS).state_dict(), Path("w.safetensors"))
+        os.utime("w.safetensors", (0, 0))
+        if not seed:
+            before = found("a.json")
+    with pytest.warns(UserWarning, match=r"is stale \(it was made with other weights\)"):
+        after = found("b.json")
+    assert before != after == found("fresh.json", *OTHER_CACHE)
+
+
 def test_val_decides_nothing_unless_the_protocol_says_so(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
@@ -180,7 +245,9 @@ def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
     assert not json.loads((tmp_path / "online.json").read_text())["models"][0]["tokens_cached"]
     views = ["--features.views", "2"]
     assert probe(*argv, tmp_path / "views.json", *views) == 0
-    assert probe(*argv, tmp_path / "anew.json", *views, "--features.token_budget_gb", "0", *OTHER_CACHE) == 0
+    for options in ([], views):
+        assert probe(*argv, tmp_path / "anew.json", *options, "--features.token_budget_gb", "0", *OTHER_CACHE) == 0
+    assert len(list(Path("other/training").iterdir())) == 2, "heads that see views are trained anew"
     assert results(tmp_path / "online.json") == results(tmp_path / "cached.json")
     folders = {path.parent.name for path in (tmp_path / "runs").rglob("*.tokens.npy")}
     assert folders == {"view0", "view1"}

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
@@ -16,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
+from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.branches import Inference, choose_inference
@@ -255,9 +254,7 @@ def _evaluate(
 ) -> int:
     """Shows every picture to the classifier once and counts in ``metrics``; returns how many there were."""
     num_images = 0
-    loader = module.val_dataloader()
-    console = Console(stderr=True)
-    for batch in track(loader, f"evaluating {spec.model}", console=console, disable=not console.is_terminal):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if not len(batch.image):
             continue
         with autocast(device, precision):

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.pictures import check_number, spread
+from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
@@ -174,11 +173,8 @@ def _measure(finder: Finder, module: SceneData, spec: ClassifierSpec) -> tuple[d
     scores = {name: create_scores() for name in ("slots", "blocks", "random")}
     count, num_slots = 0, finder.slots.slot_attention.num_slots
     generator = torch.Generator().manual_seed(0)
-    console = Console(stderr=True)
     batch: Any  # of SceneBatch
-    for batch in track(
-        module.val_dataloader(), f"evaluating {spec.model}", console=console, disable=not console.is_terminal
-    ):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if not len(batch.image):
             continue
         truth = batch.segments, batch.classes, batch.things

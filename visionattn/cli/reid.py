@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lists, save_rollouts
+from visionattn.cli.progress import adding, show_progress, track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
@@ -112,10 +111,13 @@ def reid(
     start = time.perf_counter()
     found = _extract(network, module, resolved, precision, flip, spec)
     seconds = time.perf_counter() - start
-    plain = measure(found, module.num_query, module.protocol, device=resolved)
-    measured = measure(found, module.num_query, module.protocol, reranked=True) if rerank else plain
-
     num_query = int((found.place < module.num_query).sum())
+    ranked = (found, module.num_query, module.protocol)
+    with show_progress("ranking", "queries") as progress:
+        measured = plain = measure(*ranked, device=resolved, progress=adding(progress, num_query))
+    if rerank:
+        with show_progress("re-ranking", "queries") as progress:
+            measured = measure(*ranked, reranked=True, progress=adding(progress, num_query))
     unreadable = module.broken("validation")
     result = {
         "model": spec.model,
@@ -176,9 +178,7 @@ def _extract(
     """Features of every picture of query and gallery."""
     parts = []
     batch: Any  # of ReidBatch
-    console = Console(stderr=True)
-    loader = module.val_dataloader()
-    for batch in track(loader, f"evaluating {spec.model}", console=console, disable=not console.is_terminal):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if len(batch.image):
             with autocast(device, precision):
                 features: Tensor = reid_features(network, batch.image.to(device, non_blocking=True), flip)

@@ -47,6 +47,10 @@ class FileSource:
         """Class indices of all pictures."""
         return [target for _, target in self.files]
 
+    def archives(self) -> Sequence[Path | bytes]:
+        """None: pictures are files."""
+        return []
+
 
 @dataclass(frozen=True)
 class FineGrained:
