@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.probing_data import ProbingData, prepare
 from visionattn.cli.progress import show_progress, track
 from visionattn.data import UnreadableImageError
@@ -236,6 +237,7 @@ def prepare_scenes(spec: ClassifierSpec, data: BindingData) -> dict[str, Any]:
     return preprocessing
 
 
+@renamed(image_size="img_size")
 def _open(data: BindingData, preprocessing: Mapping[str, Any], seed: int) -> SceneData:
     """Both splits of the data set, prepared so."""
     module = SceneData(

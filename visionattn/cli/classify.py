@@ -1,7 +1,7 @@
 """Accuracy of a classifier on a data set."""
 
-import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
@@ -188,10 +189,11 @@ def build_classifier(
         raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
     classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
-        print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
+        warnings.warn(f"{model} has random weights; give --pretrained or --checkpoint FILE", stacklevel=2)
     return classifier.eval(), describe_classifier(classifier, model, **model_kwargs)
 
 
+@renamed(val_split="split")
 def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData:
     """The validation split, preprocessed and numbered as the classifier wants it."""
     trained = spec.preprocessing

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.device import Precision, autocast, resolve_device
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, spread
 from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
@@ -88,7 +89,7 @@ def discover(
     """
     check_writable(output, csv)
     check_folder(pictures)
-    check_number(num_pictures)
+    check_number(num_pictures, "num_pictures")
     resolved = resolve_device(device)
     encoder, slots, spec = load_slots(checkpoint, weights)
     module = _open(data, spec)
@@ -145,6 +146,7 @@ class Finder:
         return found.segments(image.shape[-2:]).cpu(), rebuilt
 
 
+@renamed(val_split="split", eval_batch_size="batch_size")
 def _open(data: SceneEvaluationData, spec: ClassifierSpec) -> SceneData:
     """The scenes, preprocessed as the model wants it."""
     trained = spec.preprocessing

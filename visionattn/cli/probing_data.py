@@ -11,12 +11,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
 from visionattn.data.loading import OnError, PictureDataset
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource
-from visionattn.data.transforms import picture_transform
+from visionattn.data.transforms import MAX_SIZE, picture_transform
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.contents import fingerprint
 from visionattn.probing.extraction import FeatureCache, PictureBatch, collate_pictures, extract_features, view_seed
@@ -195,6 +196,7 @@ def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
     Raises:
         ValueError: the backbone takes no square pictures, or sequences of pixels.
     """
+    check_range("data.img_size", data.img_size, 1, MAX_SIZE, error=UsageError)
     trained = dict(spec.preprocessing)
     if trained.pop("sequence", None) is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for pictures")

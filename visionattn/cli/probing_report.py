@@ -84,8 +84,9 @@ class Report:
         row, model = self.rows[0], self.models[0]
         data = Path(row["root"]).name if row["root"] else row["dataset"]
         name = f"{row['model']} ({row['weights']}) on " if len(self.models) == 1 else ""
-        chosen = "val, as in the paper" if row["protocol"] == "paper" else "a part of train"
-        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} pictures, chosen on {chosen}"
+        chosen = "chosen on val, as in the paper" if row["protocol"] == "paper" else "chosen on a part of train"
+        chosen = "fixed" if {row["selected_on"] for row in self.rows} == {"fixed"} else chosen
+        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} pictures, {chosen}"
 
 
 def save_attention(path: Path, head: ProbingHead, subject: Subject, group: Sequence[Layer], number: int) -> None:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from visionattn.checks import check_range
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import numbers
@@ -43,7 +45,7 @@ from visionattn.probing.protocols import (
 )
 from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
 from visionattn.probing.protocols.results import SelectedOn, middle
-from visionattn.probing.protocols.split import can_hold_out
+from visionattn.probing.protocols.split import can_hold_out, draw
 from visionattn.tasks.checkpoint import ClassifierSpec
 
 FITTED: dict[str, Callable[..., Probe]] = {"knn": knn, "ridge": ridge, "logistic": logistic_regression}
@@ -95,6 +97,9 @@ class HeadTraining:
         ]
         if self.protocol == "paper" and given:
             raise UsageError(f"--training.protocol paper has its own {given[0]}: leave out --training.{given[0]}")
+        check_range("training.repeats", self.repeats, 1, error=UsageError)
+        for count in self.parse_shots():
+            check_range("training.shots", count, 1, error=UsageError)
 
     def selected_on(self, targets: Tensor) -> SelectedOn:
         """Where hyper-parameters are chosen for pictures of these classes."""
@@ -186,11 +191,13 @@ class Subject:
         """Makes each head once, so that what does not fit shows before the work.
 
         Raises:
-            ValueError: a number that is out of its bounds, a head that does not fit the backbone, or none with the
-                attention that is to be drawn.
+            ValueError: a number that is out of its bounds, more shots than there are pictures of a class, a head that
+                does not fit the backbone, or none with the attention that is to be drawn.
         """
         has_attention = False
         self.training.plan(self._trained(heads, self.groups[0]), self.training.seed)
+        for count in self.training.parse_shots():
+            draw(torch.tensor(self.pictures["train"].targets), count)
         for group in self.groups:
             layouts = [self.backbone.layouts[layer] for layer in group]
             tokens = [(torch.zeros(1, layout.num_tokens, layout.dim), layout) for layout in layouts]
@@ -234,6 +241,12 @@ class Subject:
         self.unreadable = [name for split, cache in caches.items() for name in self.pictures[split].missing(cache)]
         self.extraction_seconds = time.perf_counter() - start
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """What tells apart backbones, and data sets, of the same name."""
+        data = [[pictures.identity, list(pictures.targets)] for pictures in self.pictures.values()]
+        return {"weights_hash": weights_hash(self.backbone.model), "data_hash": short_hash(data)}
+
     def about(self, group: Sequence[Layer]) -> dict[str, Any]:
         """What a row of results says of backbone and data."""
         return {
@@ -247,6 +260,7 @@ class Subject:
             "protocol": self.training.protocol,
             "epochs": self.training.plan([], 0)[1].epochs,
             "seed": self.training.seed,
+            **self.hashes,
         }
 
     def describe(self) -> dict[str, Any]:
@@ -255,7 +269,7 @@ class Subject:
             "model": self.backbone.name,
             **self.origin,
             "model_kwargs": self.backbone.model_kwargs,
-            "weights_hash": weights_hash(self.backbone.model),
+            **self.hashes,
             "preprocessing": self.backbone.preprocessing,
             "num_train": len(self.train.targets),
             "num_val": len(self.val.targets),

@@ -64,7 +64,7 @@ class LightningProgress(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, in the first of several processes."""
         if trainer.is_global_zero:
-            self._progress = self._shown.enter_context(show_progress(str(trainer.state.fn), "batches"))
+            self._progress = self._shown.enter_context(show_progress(_name_of(trainer), "batches"))
 
     def on_predict_batch_end(
         self,
@@ -76,10 +76,14 @@ class LightningProgress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
-        loops = {"validate": "num_val_batches", "test": "num_test_batches", "predict": "num_predict_batches"}
-        total = sum(getattr(trainer, loops[str(trainer.state.fn)]))
         if self._progress is not None:
-            self._progress(batch_idx + 1, None if total == float("inf") else int(total))
+            loops = {
+                "validate": trainer.num_val_batches,
+                "test": trainer.num_test_batches,
+                "predict": trainer.num_predict_batches,
+            }
+            total = sum(loops[_name_of(trainer)])
+            self._progress(batch_idx + 1, None if total == float("inf") else int(total))  # of a stream it is not known
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End."""
@@ -92,6 +96,11 @@ class LightningProgress(Callback):
     on_validation_start = on_test_start = on_predict_start
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end
     on_validation_end = on_test_end = on_predict_end
+
+
+def _name_of(trainer: Trainer) -> str:
+    """Return validate, test or predict."""
+    return "" if trainer.state.fn is None else trainer.state.fn.value
 
 
 class _Lines:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lists, save_rollouts
 from visionattn.cli.progress import adding, show_progress, track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
@@ -151,6 +152,7 @@ def reid(
     _print(result)
 
 
+@renamed(eval_batch_size="batch_size")
 def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
     """Queries and gallery, preprocessed as the model wants it."""
     trained = spec.preprocessing
@@ -159,8 +161,8 @@ def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
         name=data.name or (spec.dataset if spec.task == "reid" else None),
         root=data.root,
         gallery_size=data.gallery_size,
-        height=data.height or height,
-        width=data.width or width,
+        height=height if data.height is None else data.height,
+        width=width if data.width is None else data.width,
         eval_batch_size=data.batch_size,
         num_workers=data.num_workers,
         mean=list(trained["mean"]),

@@ -178,7 +178,7 @@ class Backbone(nn.Module):
                 raise
             raise ValueError(
                 f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {error}; "
-                "pass preprocessing with another input_size"
+                "choose --data.img_size, or input_size of preprocessing"
             ) from error
 
     def _tap_tokens(self, prefix: Tensor | None, features: Tensor) -> Tensor:

@@ -235,8 +235,8 @@ class ReidData(PictureData):
         if not any(cameras.get(picture.pid, set()) - {picture.camera} for picture in queries):
             number = len(set().union(*cameras.values()))
             raise DataError(
-                f"none of the {len(queries)} queries of {self.root or self.name} has a match in the gallery, which is an "
-                f"image of its identity by another camera; the gallery has {number} camera{'s' * (number != 1)}"
+                f"none of the {len(queries)} queries of {self.root or self.name} has a match in the gallery, which is "
+                f"an image of its identity by another camera; the gallery has {number} camera{'s' * (number != 1)}"
             )
 
     def _compare_classes(self) -> None:
