@@ -15,6 +15,7 @@ from PIL import Image
 import visionattn
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
+from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
 from visionattn.files import save_weights
 from visionattn.probing.backbone import Backbone
@@ -304,23 +305,33 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn"]
     for seed in (0, 1):
         assert probe(*argv, "--training.seed", str(seed), "--output", tmp_path / f"seed{seed}.json") == 0
-    shots = ["--training.shots", "2,3", "--training.repeats", "2"]
+    shots = ["--training.shots", "1,2,3", "--training.repeats", "2"]
     assert probe(*argv, *shots, "--output", tmp_path / "shots.json", "--csv", tmp_path / "shots.csv") == 0
     rows = results(tmp_path / "shots.json")
     assert [(row["shots"], row["head"]) for row in rows] == [
-        (shots, head) for shots in (2, 3) for head in ("linear", "ep_4", "knn")
+        (shots, head) for shots in (1, 2, 3) for head in ("linear", "ep_4", "knn")
     ]
     for row in rows:
+        assert row["selected_on"] == ("fixed" if row["shots"] == 1 else "held_out")
         assert row["top1"] == pytest.approx(sum(draw["top1"] for draw in row["draws"]) / 2)
-    assert "±" in capsys.readouterr().out
+    chosen = {row["head"]: [(draw["lr"], draw["epoch"], draw["options"]) for draw in row["draws"]] for row in rows[:3]}
+    assert chosen["linear"] == chosen["ep_4"] == [(1e-3, 2, {})] * 2, "the first of two rates, and the last epoch"
+    assert chosen["knn"] == [(None, None, {"features": "cls", "k": 20, "temperature": 0.1})] * 2
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "linear, ep_4, knn with one picture per class: fixed, not chosen" in printed
 
     files = [tmp_path / f"{name}.json" for name in ("seed0", "seed1", "shots")]
-    assert run(main, ["probe", "--leaderboard", *map(str, files), "--output", str(tmp_path / "new" / "board.md")]) == 0
+    board = ["--output", str(tmp_path / "new" / "board.md")]
+    assert run(main, ["leaderboard", *board, "--results", *map(str, files)]) == 0
     text = (tmp_path / "new" / "board.md").read_text()
+    assert capsys.readouterr().out == text
+    assert run(main, ["probe", "--leaderboard", *map(str, files)]) == 0
     assert capsys.readouterr().out == text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## colours, 12 training pictures",
+        "## colours, 1 training pictures per class",
         "## colours, 2 training pictures per class",
         "## colours, 3 training pictures per class",
     ]
@@ -334,6 +345,29 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert {row[-1] for row in table[2:]} == {"2"}
     with Image.open(tmp_path / "new" / "board.png") as picture:
         assert picture.size[0] > picture.size[1]
+
+
+def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
+    assert probe(*VIT, "--data.root", colour_folder, "--heads", "knn", "--output", tmp_path / "r.json") == 0
+    (row,) = results(tmp_path / "r.json")
+    older = {key: value for key, value in row.items() if not key.endswith("hash")}
+    seeds = [row, {**row, "seed": 1}, {**row, "weights_hash": "f00dfeed00"}, {**row, "data_hash": "beef"}, older]
+    named = [(subject.table, subject.backbone, len(entry.top1)) for subject, entry in collect(seeds).items()]
+    title, weights, data = "colours, 12 training pictures", row["weights_hash"][:8], row["data_hash"][:8]
+    assert named == [
+        (f"{title}, data {data}", f"test_vit (random), weights {weights}", 2),
+        (f"{title}, data {data}", "test_vit (random), weights f00dfeed", 1),
+        (f"{title}, data beef", f"test_vit (random), weights {weights}", 1),
+        (f"{title}, data unknown", "test_vit (random), weights unknown", 1),
+    ]
+    assert [subject.backbone for subject in collect(seeds[:2])] == ["test_vit (random)"]
+
+
+def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
+    monkeypatch.setattr(Backbone, "forward", lambda *_: pytest.fail("extracted"))
+    argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
+    assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1
+    assert "model 'test_resnet' has no layer 5; there are 0 to 4" in error_line(capsys)
 
 
 def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, capsys):
@@ -378,6 +412,9 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, caps
         (["--training.lrs", "-1"], 1, "must be above 0; got -1"),
         (["--training.batch_size", "0"], 1, "batch_size must be at least 2; got 0"),
         (["--training.protocol", "paper"], 2, "paper has its own lrs: leave out --training.lrs"),
+        (["--training.shots", "5,0"], 2, "--training.shots must be at least 1, got 0"),
+        (["--training.repeats", "0"], 2, "--training.repeats must be at least 1, got 0"),
+        (["--data.img_size", "0"], 2, "--data.img_size must be at least 1 and at most 16384, got 0"),
         (["--training.shots", "9"], 1, "9 pictures per class were asked for and class 0 has 4"),
         (["--training.shots", "2", "--export", "heads"], 2, "leave out --training.shots"),
         (["--heads", "linear,knn", "--attention", "maps"], 1, "none of the heads linear, knn has attention"),

@@ -125,6 +125,7 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._write_if_due()  # a short loop may end before its thread has run
 
     def update(self, done: int, total: int | None) -> None:
         """See `Progress`."""
@@ -134,7 +135,12 @@ class _Lines:
 
     def _write(self) -> None:
         while not self._ended.wait(max(0.0, _Lines.written + LINE_EVERY - time.monotonic())):
-            _Lines.written = time.monotonic()
+            self._write_if_due()
+
+    def _write_if_due(self) -> None:
+        now = time.monotonic()
+        if now >= _Lines.written + LINE_EVERY:
+            _Lines.written = now
             print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:
