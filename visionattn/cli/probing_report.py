@@ -58,7 +58,7 @@ class Report:
         if all(row["layers"] == rows[0]["layers"] for row in rows):
             kept.remove("layers")
         print_table([{column: row[column] for column in kept} for row in rows], title=self._title())
-        if fixed := [row for row in self.rows if row["selected_on"] == "fixed"]:
+        if fixed := [row for row in self._ordered() if row["selected_on"] == "fixed"]:
             heads = ", ".join(dict.fromkeys(row["head"] for row in fixed))
             print(f"{heads} with one picture per class: fixed, not chosen, as none can be held out")
         for model in self.models:
