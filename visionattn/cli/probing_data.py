@@ -138,7 +138,7 @@ class SplitPictures:
         parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
         self.identity: Mapping[str, Any] = {
             "dataset": module.name,
-            "split": split,
+            "split": [split, module.splits[split]],
             "fingerprint": fingerprint(parts, memory, progress),
         }
         self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
@@ -262,7 +262,7 @@ def extract(
             there was made from the same weights and pictures is seen by their hashes.
         progress: see `extract_features`.
     """
-    names = {"split": pictures.identity["split"], "views": views, "dtype": options.dtype, "layers": backbone.layers}
+    names = {"split": pictures.identity["split"][0], "views": views, "dtype": options.dtype, "layers": backbone.layers}
     key = short_hash({**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)})
     return extract_features(
         backbone,

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 import timm
@@ -119,6 +120,7 @@ class Backbone(nn.Module):
             **({} if self.norm_blocks else {"norm_blocks": False}),  # without it, keys of caches stay what they were
             "autocast": str(self.amp_dtype),
             "timm": timm.__version__,
+            "visionattn": version("visionattn"),  # whose models may compute otherwise in another release, as timm's may
         }
 
     def forward(self, images: Tensor) -> dict[Layer, Tensor]:
