@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,9 @@ def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(t
         (f"{title}, data unknown", "test_vit (random), weights unknown", 1),
     ]
     assert [subject.backbone for subject in collect(seeds[:2])] == ["test_vit (random)"]
+    shutil.copytree(colour_folder, elsewhere := tmp_path / "elsewhere" / "colours")
+    assert probe(*VIT, "--data.root", elsewhere, "--heads", "knn", "--output", tmp_path / "c.json") == 0
+    assert len(collect([row, *results(tmp_path / "c.json")])) == 1, "a copy is no other data set"
 
 
 def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):

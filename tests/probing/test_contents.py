@@ -34,6 +34,13 @@ def test_fingerprint_is_of_names_order_and_contents(files: list[Path]) -> None:
     rewrite(files[0], b"12345")
     os.utime(files[0], (0, 0))
     assert fingerprint(files) == hashes[0], "dates are no contents"
+    copies = [path.parent / "copy" / path.name for path in files]
+    copies[0].parent.mkdir()
+    for path, copy in zip(files, copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    assert fingerprint(copies) != hashes[0]
+    bases = [str(path.parent) for path in (files[0], copies[0])]
+    assert fingerprint(files, base=bases[0]) == fingerprint(copies, base=bases[1])
 
 
 def test_memory_reads_files_again_once_they_were_touched(

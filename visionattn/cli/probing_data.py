@@ -136,10 +136,11 @@ class SplitPictures:
         self._num_workers, self._on_error = module.num_workers, module.on_error
         self.targets = self.source.targets()
         parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
+        base = "" if module.root is None else str(Path(module.root).resolve())
         self.identity: Mapping[str, Any] = {
             "dataset": module.name,
             "split": [split, module.splits[split]],
-            "fingerprint": fingerprint(parts, memory, progress),
+            "fingerprint": fingerprint(parts, memory, progress, base),
         }
         self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
 

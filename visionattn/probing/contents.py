@@ -17,7 +17,10 @@ SETTLED_NS = 2 * 10**9
 
 
 def fingerprint(
-    parts: Iterable[Part], memory: Path | None = None, progress: Callable[[int, int], None] | None = None
+    parts: Iterable[Part],
+    memory: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    base: str = "",
 ) -> str:
     """Return a hash of names and, of files among them, of contents.
 
@@ -26,16 +29,17 @@ def fingerprint(
         memory: Folder that remembers hashes. Files whose sizes, dates and inodes are what they were are not read again.
             A date of change (`ctime`) cannot be set back, so that no edit escapes where the file system keeps one.
         progress: Called with the number of parts that were read, and of all.
+        base: Beginning of names that does not count: the folder, which may be a copy elsewhere.
     """
     every = list(parts)
     if memory is None:
-        return _hash_contents(every, progress)
+        return _hash_contents(every, progress, base)
     began = time.time_ns()
     record = memory / f"{hashlib.blake2b(b''.join(map(_label, every)), digest_size=8).hexdigest()}.json"
-    state, newest = _hash_states(every)
+    state, newest = _hash_states([base.encode(), *every])
     if (known := _recall(record, state)) is not None:
         return known
-    contents = _hash_contents(every, progress)
+    contents = _hash_contents(every, progress, base)
     if newest < began - SETTLED_NS:
         with contextlib.suppress(OSError):  # without the record, contents are read again: slower, never wrong
             memory.mkdir(parents=True, exist_ok=True)
@@ -44,10 +48,10 @@ def fingerprint(
     return contents
 
 
-def _hash_contents(parts: Sequence[Part], progress: Callable[[int, int], None] | None) -> str:
+def _hash_contents(parts: Sequence[Part], progress: Callable[[int, int], None] | None, base: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for number, part in enumerate(parts, 1):
-        digest.update(_label(part))
+        digest.update(_label(part, base))
         digest.update(_digest_of(part))
         if progress is not None:
             progress(number, len(parts))
@@ -81,8 +85,10 @@ def _hash_states(parts: Sequence[Part]) -> tuple[str, int]:
     return digest.hexdigest(), newest
 
 
-def _label(part: Part) -> bytes:
-    return b"\0bytes\0" if isinstance(part, bytes) else f"\0{part}\0".encode(errors="surrogateescape")
+def _label(part: Part, base: str = "") -> bytes:
+    if isinstance(part, bytes):
+        return b"\0bytes\0"
+    return f"\0{str(part).removeprefix(base)}\0".encode(errors="surrogateescape")
 
 
 def _recall(record: Path, state: str) -> str | None:
