@@ -115,8 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_features(folder: Path, layout: TokenLayout, pictures: int) -> FeatureSource:
     """A cache of random tokens in float16, as that of a backbone is laid out."""
     rng = np.random.default_rng(0)
-    fields = {"index": Field("int64"), "target": Field("int64")}
-    fields["last.tokens"] = Field("float16", (layout.num_tokens, layout.dim))
+    fields = {"index": Field("int64"), "last.tokens": Field("float16", (layout.num_tokens, layout.dim))}
     arrays = ShardedArrays(folder, {}, fields, pictures)
     with arrays.only_writer():
         arrays.claim()
@@ -124,9 +123,9 @@ def make_features(folder: Path, layout: TokenLayout, pictures: int) -> FeatureSo
             index = np.array(arrays.pictures(shard))
             tokens = rng.standard_normal((len(index), layout.num_tokens, layout.dim), dtype=np.float32)
             tokens[:, :, :NUM_CLASSES] += np.eye(NUM_CLASSES)[index % NUM_CLASSES][:, None]
-            content = {"index": index, "target": index % NUM_CLASSES, "last.tokens": tokens.astype(np.float16)}
-            arrays.write(0, shard, content)
-    return CachedFeatures(FeatureCache(arrays, {"last": layout}, 1))
+            arrays.write(0, shard, {"index": index, "last.tokens": tokens.astype(np.float16)})
+    targets = [number % NUM_CLASSES for number in range(pictures)]
+    return CachedFeatures(FeatureCache(arrays, {"last": layout}, 1, targets))
 
 
 def train_alone(

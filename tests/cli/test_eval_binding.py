@@ -167,6 +167,15 @@ def test_bad_input_is_one_line_that_names_it(capsys, options, status, says):
     assert says in lines[0]
 
 
+def test_option_that_only_the_config_gives_is_told_with_its_line(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("model: test_vit\npretrained: true\n")
+    assert binding("--config", config, "--checkpoint", "f.safetensors") == 2
+    assert f"give one of them (--pretrained: {config}, line 2)" in capsys.readouterr().err
+    assert binding("--config", config, "--checkpoint", "f.safetensors", "--pretrained") == 2
+    assert capsys.readouterr().err.endswith("give one of them\n")
+
+
 def test_layers_on_a_sheet():
     assert shown_layers(range(3), 1) == [0, 1, 2]
     assert shown_layers(range(12), 8) == [0, 3, 6, 8, 11]

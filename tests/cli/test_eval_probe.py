@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,7 +17,9 @@ from timm.models import save_for_hf
 import visionattn
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
+from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
+from visionattn.files import save_weights
 from visionattn.probing.backbone import Backbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.tasks.checkpoint import load_classifier
@@ -180,6 +184,67 @@ def test_other_pictures_under_the_same_names_are_seen(tmp_path, colour_folder):
     assert [row["top1"] for row in results(tmp_path / "c.json")] == [pytest.approx(2 / 3)] * 2
 
 
+def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write the files of MNIST, train and test alike, with dates of before if they are there."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix in ("train", "t10k"):
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{prefix}-{name}-ubyte"
+            header = np.array([0x0800 + values.ndim, *values.shape], ">u4").tobytes()
+            before = path.stat() if path.exists() else None
+            path.write_bytes(header + values.astype(np.uint8).tobytes())
+            if before is not None:
+                assert path.stat().st_size == before.st_size
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("protocol", ["held_out", "paper"])
+def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, monkeypatch, protocol):
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28))
+    labels = np.arange(30) % 3
+    images[labels == 1] //= 4
+    images[labels == 2, :14] = 0
+    argv = ["--data.name", "mnist", "--data.root", tmp_path, "--data.img_size", "32", "--heads", "ridge,knn,ep_4"]
+    training = FAST if protocol == "held_out" else [*FAST[:-2], "--training.protocol", "paper"]
+
+    def found(name: str, *more: str | Path) -> list[dict[str, Any]]:
+        command = [*VIT, *argv, *training, "--output", tmp_path / name, *more]
+        assert run(main, ["probe", *map(str, command)]) == 0
+        return results(tmp_path / name)
+
+    write_mnist(tmp_path, images, labels)
+    before = found("a.json")
+    write_mnist(tmp_path, images, relabelled := np.roll(labels, 7) // 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "forward", lambda *_: pytest.fail("features do not depend on labels"))
+        after = found("b.json")
+    assert before != after == found("fresh.json", *OTHER_CACHE)
+    if protocol == "paper":
+        return
+    write_mnist(tmp_path, 255 - images[::-1], relabelled)
+    with pytest.warns(UserWarning, match=r"is stale \(it was made with other pictures\)"):
+        edited = found("c.json")
+    assert after != edited == found("fresh.json", "--features.cache", "third")
+
+
+def test_backbone_whose_file_was_rewritten_is_extracted_again(tmp_path, colour_folder):
+    def found(name: str, *more: str | Path) -> list[dict[str, Any]]:
+        options = ["--checkpoint", "w.safetensors", "--heads", "ridge,ep_4", "--output", tmp_path / name]
+        assert probe(*VIT, "--data.root", colour_folder, *options, *more) == 0
+        return results(tmp_path / name)
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_weights(timm.create_model("test_vit", **KWARGS).state_dict(), Path("w.safetensors"))
+        os.utime("w.safetensors", (0, 0))
+        if not seed:
+            before = found("a.json")
+    with pytest.warns(UserWarning, match=r"is stale \(it was made with other weights\)"):
+        after = found("b.json")
+    assert before != after == found("fresh.json", *OTHER_CACHE)
+
+
 def test_val_decides_nothing_unless_the_protocol_says_so(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
@@ -206,7 +271,9 @@ def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
     assert not json.loads((tmp_path / "online.json").read_text())["models"][0]["tokens_cached"]
     views = ["--features.views", "2"]
     assert probe(*argv, tmp_path / "views.json", *views) == 0
-    assert probe(*argv, tmp_path / "anew.json", *views, "--features.token_budget_gb", "0", *OTHER_CACHE) == 0
+    for options in ([], views):
+        assert probe(*argv, tmp_path / "anew.json", *options, "--features.token_budget_gb", "0", *OTHER_CACHE) == 0
+    assert len(list(Path("other/training").iterdir())) == 2, "heads that see views are trained anew"
     assert results(tmp_path / "online.json") == results(tmp_path / "cached.json")
     folders = {path.parent.name for path in (tmp_path / "runs").rglob("*.tokens.npy")}
     assert folders == {"view0", "view1"}
@@ -263,23 +330,33 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn"]
     for seed in (0, 1):
         assert probe(*argv, "--training.seed", str(seed), "--output", tmp_path / f"seed{seed}.json") == 0
-    shots = ["--training.shots", "2,3", "--training.repeats", "2"]
+    shots = ["--training.shots", "1,2,3", "--training.repeats", "2"]
     assert probe(*argv, *shots, "--output", tmp_path / "shots.json", "--csv", tmp_path / "shots.csv") == 0
     rows = results(tmp_path / "shots.json")
     assert [(row["shots"], row["head"]) for row in rows] == [
-        (shots, head) for shots in (2, 3) for head in ("linear", "ep_4", "knn")
+        (shots, head) for shots in (1, 2, 3) for head in ("linear", "ep_4", "knn")
     ]
     for row in rows:
+        assert row["selected_on"] == ("fixed" if row["shots"] == 1 else "held_out")
         assert row["top1"] == pytest.approx(sum(draw["top1"] for draw in row["draws"]) / 2)
-    assert "±" in capsys.readouterr().out
+    chosen = {row["head"]: [(draw["lr"], draw["epoch"], draw["options"]) for draw in row["draws"]] for row in rows[:3]}
+    assert chosen["linear"] == chosen["ep_4"] == [(1e-3, 2, {})] * 2, "the first of two rates, and the last epoch"
+    assert chosen["knn"] == [(None, None, {"features": "cls", "k": 20, "temperature": 0.1})] * 2
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "linear, ep_4, knn with one picture per class: fixed, not chosen" in printed
 
     files = [tmp_path / f"{name}.json" for name in ("seed0", "seed1", "shots")]
-    assert run(main, ["probe", "--leaderboard", *map(str, files), "--output", str(tmp_path / "new" / "board.md")]) == 0
+    board = ["--output", str(tmp_path / "new" / "board.md")]
+    assert run(main, ["leaderboard", *board, "--results", *map(str, files)]) == 0
     text = (tmp_path / "new" / "board.md").read_text()
+    assert capsys.readouterr().out == text
+    assert run(main, ["probe", "--leaderboard", *map(str, files)]) == 0
     assert capsys.readouterr().out == text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## colours, 12 training pictures",
+        "## colours, 1 training pictures per class",
         "## colours, 2 training pictures per class",
         "## colours, 3 training pictures per class",
     ]
@@ -293,6 +370,32 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert {row[-1] for row in table[2:]} == {"2"}
     with Image.open(tmp_path / "new" / "board.png") as picture:
         assert picture.size[0] > picture.size[1]
+
+
+def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
+    assert probe(*VIT, "--data.root", colour_folder, "--heads", "knn", "--output", tmp_path / "r.json") == 0
+    (row,) = results(tmp_path / "r.json")
+    older = {key: value for key, value in row.items() if not key.endswith("hash")}
+    seeds = [row, {**row, "seed": 1}, {**row, "weights_hash": "f00dfeed00"}, {**row, "data_hash": "beef"}, older]
+    named = [(subject.table, subject.backbone, len(entry.top1)) for subject, entry in collect(seeds).items()]
+    title, weights, data = "colours, 12 training pictures", row["weights_hash"][:8], row["data_hash"][:8]
+    assert named == [
+        (f"{title}, data {data}", f"test_vit (random), weights {weights}", 2),
+        (f"{title}, data {data}", "test_vit (random), weights f00dfeed", 1),
+        (f"{title}, data beef", f"test_vit (random), weights {weights}", 1),
+        (f"{title}, data unknown", "test_vit (random), weights unknown", 1),
+    ]
+    assert [subject.backbone for subject in collect(seeds[:2])] == ["test_vit (random)"]
+    shutil.copytree(colour_folder, elsewhere := tmp_path / "elsewhere" / "colours")
+    assert probe(*VIT, "--data.root", elsewhere, "--heads", "knn", "--output", tmp_path / "c.json") == 0
+    assert len(collect([row, *results(tmp_path / "c.json")])) == 1, "a copy is no other data set"
+
+
+def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
+    monkeypatch.setattr(Backbone, "forward", lambda *_: pytest.fail("extracted"))
+    argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
+    assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1
+    assert "model 'test_resnet' has no layer 5; there are 0 to 4" in error_line(capsys)
 
 
 def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, capsys):
@@ -337,6 +440,9 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, caps
         (["--training.lrs", "-1"], 1, "must be above 0; got -1"),
         (["--training.batch_size", "0"], 1, "batch_size must be at least 2; got 0"),
         (["--training.protocol", "paper"], 2, "paper has its own lrs: leave out --training.lrs"),
+        (["--training.shots", "5,0"], 2, "--training.shots must be at least 1, got 0"),
+        (["--training.repeats", "0"], 2, "--training.repeats must be at least 1, got 0"),
+        (["--data.img_size", "0"], 2, "--data.img_size must be at least 1 and at most 16384, got 0"),
         (["--training.shots", "9"], 1, "9 pictures per class were asked for and class 0 has 4"),
         (["--training.shots", "2", "--export", "heads"], 2, "leave out --training.shots"),
         (["--heads", "linear,knn", "--attention", "maps"], 1, "none of the heads linear, knn has attention"),

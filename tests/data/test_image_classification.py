@@ -7,15 +7,20 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import dataset_factory
-from torchvision.datasets import FakeData
+from torchvision.datasets import FakeData, ImageFolder
 
 from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
+from visionattn.data.digits import Digits
 from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.sources import TorchvisionSource, open_place
+from visionattn.data.subsets import Subset
 
 Write = Callable[..., Path]
 
@@ -365,8 +370,39 @@ def test_some_pictures_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", Fake)
     assert len(limited(tmp_path / "listed", 1, name="torch/cifar10")) == 2
-    with pytest.raises(DataError, match="Fake keeps no list of its pictures' classes"):
-        limited(tmp_path, 1, name="torch/cifar10")
+    assert limited(tmp_path, 1, name="torch/cifar10") == limited(tmp_path / "listed", 1, name="torch/cifar10")
+
+
+def test_torchvision_set_that_opens_files_tells_their_names_and_classes(pictures: Path) -> None:
+    opened: list[str] = []
+
+    def load(path: str) -> Image.Image:
+        opened.append(path)
+        return Image.open(path).convert("RGB")
+
+    source = TorchvisionSource(ImageFolder(str(pictures / "train"), loader=load), "RGB")
+    targets, names = source.targets(), [source.name_of(index) for index in range(len(source))]
+    assert not opened, "nothing is decoded for this"
+    assert [source.read(index)[1] for index in range(len(source))] == targets
+    assert opened == names
+    assert source.archives() == []
+
+
+def test_archives_are_what_pixels_lie_in_besides_named_files(pictures: Path, tmp_path: Path) -> None:
+    tar_file = tmp_path / "t.tar"
+    with tarfile.open(tar_file, "w") as tar:
+        tar.add(pictures / "train", arcname=".")
+    tarred, folder = open_place(tar_file), open_place(pictures / "train")
+    assert (tarred.archives(), folder.archives()) == ([tar_file.resolve()], [])
+    assert [tarred.read(index)[1] for index in range(len(tarred))] == tarred.targets()
+    digits = Digits("validation")
+    assert Subset(digits, [0, 1]).archives() == digits.archives() != Digits("train").archives()
+    in_memory = SimpleNamespace(data=np.zeros((2, 4, 4, 3), np.uint8), targets=[0, 1])
+    assert TorchvisionSource(in_memory, "RGB").archives() == [bytes(2 * 4 * 4 * 3)]
+    elsewhere = TorchvisionSource(SimpleNamespace(root=str(tmp_path)), "RGB")
+    before = elsewhere.archives()
+    (tmp_path / "new").touch()
+    assert before != elsewhere.archives() == elsewhere.archives()
 
 
 def test_contradictions_are_told() -> None:

@@ -324,6 +324,14 @@ def test_too_few_identities_for_a_batch_are_told(market: Path) -> None:
         opened(market, batch_size=64, instances=4).train_dataloader()
 
 
+def test_gallery_of_the_queries_camera_is_told_at_once(market: Path) -> None:
+    for folder in ("query", "bounding_box_test"):
+        for path in (market / folder).iterdir():
+            path.rename(path.with_name(re.sub("_c[0-9]", "_c1", path.name)))
+    with pytest.raises(DataError, match=r"none of the \d+ queries of .*; the gallery has 1 camera"):
+        opened(market).val_dataloader()
+
+
 def test_nothing_is_predicted(market: Path) -> None:
     with pytest.raises(DataError, match=r"use eval.py reid"):
         opened(market, "predict")

@@ -186,6 +186,19 @@ def test_reranking_of_fewer_pictures_than_neighbours() -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("number", [5, 60])
+@pytest.mark.parametrize("kind", ["ones", "noise", "zeros", "mixed"])
+def test_reranked_distances_of_identical_features_are_finite(kind: str, number: int) -> None:
+    torch.manual_seed(0)
+    # Noise has length 1 up to rounding, and its distances are what is rounded.
+    feature = {"ones": torch.ones(1, 8), "zeros": torch.zeros(1, 8)}.get(kind, torch.randn(1, 8))
+    others = torch.randn(number if kind == "mixed" else 0, 8)
+    features = torch.cat([feature.repeat(number, 1), others])
+    found = torch.cat(list(rerank(features[:2], features[2:])))
+    assert found.isfinite().all()
+    assert 0 <= found.min() <= found.max() <= 1 + 1e-6
+
+
 NAN = torch.tensor([[0.0, torch.nan], [1.0, 2.0]])
 
 

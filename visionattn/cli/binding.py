@@ -102,31 +102,37 @@ def binding(
     options = {"data": asdict(data), "training": asdict(training), "intervention_options": asdict(interventions)}
     settings = {**options, "precision": precision, **provenance(resolved)}
     report = BindingReport(output, csv, plot, settings)
+
+    def open_subject(name: str | None, randomized: bool, seed: int, announce: bool) -> BindingSubject:
+        network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights, seed)
+        origin = {
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
+        }
+        if randomized:
+            network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}
+        preprocessing = prepare_scenes(spec, data)
+        if announce:
+            print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
+        backbone = Backbone(
+            network.to(resolved),
+            spec.model,
+            chosen,
+            spec.model_kwargs,
+            preprocessing,
+            AUTOCAST_DTYPES.get(precision),
+            norm_blocks=False,
+        )
+        if interventions.layers is not None:
+            Experiments.check(backbone, interventions, training.rank)
+        return BindingSubject(backbone, origin, data, training, wanted, seed)
+
+    for name in names[1:]:  # what is wrong with the last one should not show after hours with the others
+        open_subject(name, randomized=False, seed=training.seed, announce=False)
     for name in names:
         for randomized in (False, True) if control else (False,):
             for seed in range(training.seed, training.seed + seeds):
-                network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights, seed)
-                origin = {
-                    "checkpoint": None if checkpoint is None else str(checkpoint),
-                    "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
-                }
-                if randomized:
-                    network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}
-                preprocessing = prepare_scenes(spec, data)
-                if seed == training.seed and not randomized:
-                    print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
-                backbone = Backbone(
-                    network.to(resolved),
-                    spec.model,
-                    chosen,
-                    spec.model_kwargs,
-                    preprocessing,
-                    AUTOCAST_DTYPES.get(precision),
-                    norm_blocks=False,
-                )
-                if interventions.layers is not None:
-                    Experiments.check(backbone, interventions, training.rank)
-                subject = BindingSubject(backbone, origin, data, training, wanted, seed)
+                subject = open_subject(name, randomized, seed, announce=seed == training.seed and not randomized)
                 subject.train()
                 subject.evaluate()
                 rows = subject.results()
@@ -135,7 +141,7 @@ def binding(
                     experiments = Experiments(subject, interventions)
                     report.add_experiments(experiments.segment(), experiments.correlate())
                 if overlays and seed == training.seed:
-                    stem = "-".join([slug(spec.model), *(["random"] if randomized else [])])
+                    stem = "-".join([slug(subject.backbone.name), *(["random"] if randomized else [])])
                     best = best_layer(rows, wanted[0])
                     save_overlays(overlays / f"{stem}.png", subject, wanted[0], best, pictures)
     report.print()

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.probing_data import ProbingData, prepare
-from visionattn.cli.probing_run import progress_bar
+from visionattn.cli.progress import show_progress, track
 from visionattn.data import UnreadableImageError
 from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneBatch, SceneData
@@ -144,7 +145,7 @@ class BindingSubject:
         start = time.perf_counter()
         loader = self.module.train_dataloader()
         self.num_train, total = len(loader.dataset), self.training.epochs * len(loader)  # type: ignore[arg-type]
-        with progress_bar(f"probes on {self.backbone.name}, seed {self.seed}") as progress:
+        with show_progress(f"probes on {self.backbone.name}, seed {self.seed}") as progress:
             for epoch in range(self.training.epochs):
                 loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # SceneData's has it
                 for number, batch in enumerate(self._batches(loader), 1):
@@ -164,11 +165,8 @@ class BindingSubject:
 
     def validation(self, description: str) -> Iterator[SceneBatch]:
         """Batches of val, on the device, with a progress bar."""
-        loader = self.module.val_dataloader()
-        with progress_bar(f"{description}, {self.backbone.name}, seed {self.seed}") as progress:
-            for number, batch in enumerate(self._batches(loader), 1):
-                yield batch
-                progress(number, len(loader))
+        loader = track(self.module.val_dataloader(), f"{description}, {self.backbone.name}, seed {self.seed}")
+        yield from self._batches(loader)
 
     def results(self) -> list[dict[str, Any]]:
         """A row for each probe of each layer."""
@@ -239,6 +237,7 @@ def prepare_scenes(spec: ClassifierSpec, data: BindingData) -> dict[str, Any]:
     return preprocessing
 
 
+@renamed(image_size="img_size")
 def _open(data: BindingData, preprocessing: Mapping[str, Any], seed: int) -> SceneData:
     """Both splits of the data set, prepared so."""
     module = SceneData(

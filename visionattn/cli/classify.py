@@ -1,21 +1,21 @@
 """Accuracy of a classifier on a data set."""
 
-import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
+from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
 from visionattn.data.class_map import ClassMap
@@ -203,10 +203,11 @@ def build_classifier(
         raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
     classifier = create_classifier(model, pretrained=pretrained, **model_kwargs)
     if not pretrained:
-        print(f"warning: {model} has random weights; give --pretrained or --checkpoint FILE", file=sys.stderr)
+        warnings.warn(f"{model} has random weights; give --pretrained or --checkpoint FILE", stacklevel=2)
     return classifier.eval(), describe_classifier(classifier, model, pretrained=pretrained, **model_kwargs)
 
 
+@renamed(val_split="split")
 def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData:
     """The validation split, preprocessed and numbered as the classifier wants it."""
     trained = spec.preprocessing
@@ -265,9 +266,7 @@ def _evaluate(
 ) -> int:
     """Shows every picture to the classifier once and counts in ``metrics``; returns how many there were."""
     num_images = 0
-    loader = module.val_dataloader()
-    console = Console(stderr=True)
-    for batch in track(loader, f"evaluating {spec.model}", console=console, disable=not console.is_terminal):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if not len(batch.image):
             continue
         with autocast(device, precision):

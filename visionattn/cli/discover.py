@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.device import Precision, autocast, resolve_device
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, spread
+from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
@@ -89,7 +89,7 @@ def discover(
     """
     check_writable(json=output, csv=csv)
     check_folder(pictures)
-    check_number(num_pictures)
+    check_number(num_pictures, "num_pictures")
     resolved = resolve_device(device)
     encoder, slots, spec = load_slots(checkpoint, weights)
     module = _open(data, spec)
@@ -146,6 +146,7 @@ class Finder:
         return found.segments(image.shape[-2:]).cpu(), rebuilt
 
 
+@renamed(val_split="split", eval_batch_size="batch_size")
 def _open(data: SceneEvaluationData, spec: ClassifierSpec) -> SceneData:
     """The scenes, preprocessed as the model wants it."""
     trained = spec.preprocessing
@@ -174,11 +175,8 @@ def _measure(finder: Finder, module: SceneData, spec: ClassifierSpec) -> tuple[d
     scores = {name: create_scores() for name in ("slots", "blocks", "random")}
     count, num_slots = 0, finder.slots.slot_attention.num_slots
     generator = torch.Generator().manual_seed(0)
-    console = Console(stderr=True)
     batch: Any  # of SceneBatch
-    for batch in track(
-        module.val_dataloader(), f"evaluating {spec.model}", console=console, disable=not console.is_terminal
-    ):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if not len(batch.image):
             continue
         truth = batch.segments, batch.classes, batch.things

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import set_parsing_settings
 
-from visionattn.cli.configs import find_configs, line_of, named_configs, read_config
+from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -52,6 +52,9 @@ class ConciseParser(argparse.ArgumentParser):
             hint = getattr(action, "_typehint", None)
             if hint in (bool, bool | None) and action.nargs is None:
                 action.nargs, action.const = "?", True
+            if hint in (list[Path], list[Path] | None) and action.nargs is None:
+                # As shells write out a pattern: all words up to the next option.
+                action.nargs, action.metavar, action._typehint = "+", "FILE", Path  # type: ignore[attr-defined]
             if {int, float} <= set(get_args(hint)):
                 # Types are tried in their order, and typing's cache of equal unions may hand out the other one:
                 # --trainer.limit_train_batches 1 would be the whole of an epoch, 1.0.
@@ -108,7 +111,9 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _fail(describe(error), 2 if isinstance(error, UsageError) else 1)
+        if isinstance(error, UsageError):
+            return _fail(describe(error) + _set_by_config(str(error), normalize(arguments)), 2)
+        return _fail(describe(error), 1)
     return 0
 
 
@@ -242,6 +247,15 @@ def _place(parser: argparse.ArgumentParser, option: str) -> str:
     """Where a config file sets ``option``, if one does."""
     places = ((config, line_of(config, option)) for config in getattr(parser, "configs", ()))
     return next((f" ({config}, line {line})" for config, line in places if line), "")
+
+
+def _set_by_config(message: str, argv: Sequence[str]) -> str:
+    """Where config files set options that a message names and the command line does not."""
+    given = {option for option, _ in given_options(argv)}
+    options = [option for option in dict.fromkeys(re.findall(r"--([\w.]+\w)", message)) if f"--{option}" not in given]
+    lines = [(option, config, line_of(config, option)) for config in named_configs(argv) for option in options]
+    places = [f"--{option}: {config}, line {line}" for option, config, line in lines if line and config not in message]
+    return f" ({'; '.join(places)})" if places else ""
 
 
 def _expected(message: str) -> str:

@@ -2,7 +2,7 @@
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ class Subject(NamedTuple):
         head: with its options.
         training: epochs, optimizer and views.
         chosen_on: where rates, epochs and the like were chosen.
+        hashes: of the backbone's weights and of the data; empty in files of earlier versions.
     """
 
     table: str
@@ -35,6 +36,7 @@ class Subject(NamedTuple):
     head: str
     training: str
     chosen_on: str
+    hashes: tuple[str, str]
 
 
 class Entry(NamedTuple):
@@ -51,12 +53,12 @@ class Entry(NamedTuple):
     top5: dict[int, float]
 
 
-def show_leaderboard(patterns: Sequence[Path], output: Path | None) -> None:
-    """Prints the results of JSON files as tables in Markdown, and writes these and a picture of them.
+def leaderboard(results: list[Path], output: Path | None = None) -> None:
+    """Print a table of what several runs of probe found, and draw it.
 
     Args:
-        patterns: the files, or patterns of their names.
-        output: the Markdown file; the picture beside it has the same name and ends in .png.
+        results: JSON files of earlier runs, or patterns of their names.
+        output: Markdown file for the table; an image beside it has the same name and ends in .png.
 
     Raises:
         UsageError: a file of another kind is to be written.
@@ -64,9 +66,9 @@ def show_leaderboard(patterns: Sequence[Path], output: Path | None) -> None:
         ValueError: a file holds no such results.
     """
     if output is not None and output.suffix != ".md":
-        raise UsageError(f"--output of --leaderboard must be a Markdown file, NAME.md, got {output}")
+        raise UsageError(f"--output of a leaderboard must be a Markdown file, NAME.md, got {output}")
     check_writable(output)
-    entries = collect([row for path in _expand(patterns) for row in read_results(path)])
+    entries = collect([row for path in _expand(results) for row in read_results(path)])
     text = to_markdown(entries)
     if output is not None:
         write_text(text, output)
@@ -103,12 +105,24 @@ def collect(rows: Sequence[Mapping[str, Any]]) -> dict[Subject, Entry]:
             head=head_label(row),
             training=_training(row),
             chosen_on="part of train" if chosen_on == "held_out" else chosen_on or "–",
+            hashes=(row.get("weights_hash", ""), row.get("data_hash", "")),
         )
         entry = entries.setdefault(subject, Entry(row["num_parameters"], {}, {}))
         # Each draw of few-shot learning has a seed of its own.
         for seed, found in enumerate(row.get("draws") or [row], row["seed"]):
             entry.top1[seed], entry.top5[seed] = found["top1"], found["top5"]
-    return entries
+    return {_tell_apart(subject, entries): entry for subject, entry in entries.items()}
+
+
+def _tell_apart(subject: Subject, all_of_them: Iterable[Subject]) -> Subject:
+    """Add hashes to the names of what has other weights, or other data, than its namesakes."""
+    weights, data = subject.hashes
+    namesakes = [other.hashes for other in all_of_them if other[:-1] == subject[:-1]]
+    if len({hashes[0] for hashes in namesakes}) > 1:
+        subject = subject._replace(backbone=f"{subject.backbone}, weights {weights[:8] or 'unknown'}")
+    if len({hashes[1] for hashes in namesakes}) > 1:
+        subject = subject._replace(table=f"{subject.table}, data {data[:8] or 'unknown'}")
+    return subject
 
 
 def to_markdown(entries: Mapping[Subject, Entry]) -> str:
@@ -162,7 +176,7 @@ def _training(row: Mapping[str, Any]) -> str:
     if not row["optimizer"]:
         return "–"
     views = f", {row['views']} views" if row["views"] > 1 else ""
-    return f"{row['epochs']} epochs, {row['optimizer']}{views}"
+    return f"{row['epochs']} epoch{'s' * (row['epochs'] != 1)}, {row['optimizer']}{views}"
 
 
 def _mean(rates: Mapping[int, float]) -> str:

@@ -21,14 +21,14 @@ def spread(count: int, number: int) -> list[int]:
     return [index * count // number for index in range(number)] if number < count else list(range(count))
 
 
-def check_number(pictures: int) -> None:
-    """Checks --pictures.
+def check_number(pictures: int, option: str = "pictures") -> None:
+    """Check how many images are to be drawn.
 
     Raises:
         UsageError: there would be none.
     """
     if pictures < 1:
-        raise UsageError(f"--pictures must be at least 1, got {pictures}")
+        raise UsageError(f"--{option} must be at least 1, got {pictures}")
 
 
 def save_ranked_lists(

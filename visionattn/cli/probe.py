@@ -9,7 +9,7 @@ from typing import Any
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError, near_matches
 from visionattn.cli.frozen import load_frozen
-from visionattn.cli.leaderboard import show_leaderboard
+from visionattn.cli.leaderboard import leaderboard as show_leaderboard
 from visionattn.cli.options import words
 from visionattn.cli.pictures import check_number
 from visionattn.cli.probing_data import FeatureOptions, ProbingData, prepare, slug
@@ -69,7 +69,7 @@ def probe(
         attention: folder for pictures of what heads attend, in colours that mean the same in all pictures of a sheet.
         pictures: number of pictures of val that are drawn there, evenly spaced.
         export: folder for the heads, of which visionattn.load_probe makes classifiers.
-        leaderboard: JSON files of earlier runs, of which a table is made in place of probing.
+        leaderboard: the same as the command leaderboard --results, in place of probing.
 
     Raises:
         UsageError: options that contradict each other.
@@ -94,24 +94,26 @@ def probe(
     settings = {"data": asdict(data), "features": asdict(features), "training": asdict(training)}
     settings["features"]["cache"] = str(features.cache)
     report = Report(output, csv, list(wanted), {**settings, "precision": precision, **provenance(resolved)})
-    for name in names:
+    origin = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
+    }
+
+    def open_subject(name: str | None, announce: bool) -> Subject:
         network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights)
-        preprocessing = prepare(spec, data)
-        print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
-        backbone = Backbone(
-            network.to(resolved),
-            spec.model,
-            layers,
-            spec.model_kwargs,
-            preprocessing,
-            AUTOCAST_DTYPES.get(precision),
-        )
-        origin = {
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-            "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
-        }
+        preprocessing, dtype = prepare(spec, data), AUTOCAST_DTYPES.get(precision)
+        if announce:
+            print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
+        backbone = Backbone(network.to(resolved), spec.model, layers, spec.model_kwargs, preprocessing, dtype)
         subject = Subject(backbone, spec, origin, data, features, training, resolved)
         subject.check(wanted, attention is not None)
+        return subject
+
+    for name in names[1:]:  # what is wrong with the last one should not show after hours with the others
+        open_subject(name, announce=False)
+    for name in names:
+        subject = open_subject(name, announce=True)
+        backbone = subject.backbone
         subject.extract(wanted, attention is not None)
         report.add_model(subject.describe())
         for group in subject.groups:
@@ -119,7 +121,7 @@ def probe(
                 report.add(subject.about(group), subject.few_shot(wanted, group, count))
             for found in () if shots else subject.probe(wanted, group):
                 report.add(subject.about(group), [found.result])
-                stem = _stem(spec.model, group, found.result.name)
+                stem = _stem(backbone.name, group, found.result.name)
                 if export and found.head:
                     published = origin["weights"] == "pretrained"
                     export_probe(export, stem, found, backbone, group, subject.class_names, published=published)

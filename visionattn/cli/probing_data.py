@@ -11,15 +11,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
 from visionattn.data.loading import OnError, PictureDataset
 from visionattn.data.sampling import Draw
-from visionattn.data.sources import Source
-from visionattn.data.transforms import picture_transform
+from visionattn.data.sources import ImageSource
+from visionattn.data.transforms import MAX_SIZE, picture_transform
 from visionattn.probing.backbone import Backbone, Layer
+from visionattn.probing.contents import fingerprint
 from visionattn.probing.extraction import FeatureCache, PictureBatch, collate_pictures, extract_features, view_seed
-from visionattn.probing.extraction import fingerprint as hash_names
 from visionattn.probing.features import CachedFeatures, FeatureSource, LayerFeatures, OnlineFeatures, TensorFeatures
 from visionattn.tasks.checkpoint import ClassifierSpec
 
@@ -116,20 +117,30 @@ class SplitPictures:
     Args:
         module: after ``setup``.
         split: which one.
+        memory: folder that remembers the hashes of pictures that were not touched.
+        progress: called with the number of pictures whose contents were read, and of all.
     """
 
-    def __init__(self, module: ImageClassificationData, split: Literal["train", "validation"]) -> None:
+    def __init__(
+        self,
+        module: ImageClassificationData,
+        split: Literal["train", "validation"],
+        memory: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         loader = module.train_dataloader() if split == "train" else module.val_dataloader()
         if not isinstance(loader.dataset, PictureDataset):
             raise DataError(f"data set {module.name!r} is read in order: probing needs pictures with random access")
-        self.source: Source = loader.dataset.source
+        self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
         self.preprocessing = module.preprocessing
         self._num_workers, self._on_error = module.num_workers, module.on_error
+        self.targets = self.source.targets()
+        parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
+        base = "" if module.root is None else str(Path(module.root).resolve())
         self.identity: Mapping[str, Any] = {
             "dataset": module.name,
-            "split": split,
-            "classes": module.class_names,
-            "fingerprint": hash_names([*_archives(module.root), *(self.name_of(i) for i in range(len(self.source)))]),
+            "split": [split, module.splits[split]],
+            "fingerprint": fingerprint(parts, memory, progress, base),
         }
         self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
 
@@ -186,6 +197,7 @@ def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
     Raises:
         ValueError: the backbone takes no square pictures, or sequences of pixels.
     """
+    check_range("data.img_size", data.img_size, 1, MAX_SIZE, error=UsageError)
     trained = dict(spec.preprocessing)
     if trained.pop("sequence", None) is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for pictures")
@@ -251,7 +263,7 @@ def extract(
             there was made from the same weights and pictures is seen by their hashes.
         progress: see `extract_features`.
     """
-    names = {"split": pictures.identity["split"], "views": views, "dtype": options.dtype, "layers": backbone.layers}
+    names = {"split": pictures.identity["split"][0], "views": views, "dtype": options.dtype, "layers": backbone.layers}
     key = short_hash({**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)})
     return extract_features(
         backbone,
@@ -296,9 +308,3 @@ def short_hash(values: Any) -> str:
 def slug(name: str) -> str:
     """A name as part of a file's: what else than letters, digits, dots and hyphens it has becomes an underscore."""
     return re.sub(r"[^\w.-]+", "_", name)
-
-
-def _archives(root: str | None) -> list[Path]:
-    """Files that pictures lie in: the root itself or tars under it."""
-    place = Path(root or "").expanduser()
-    return [] if root is None else [place.resolve()] if place.is_file() else sorted(place.resolve().glob("*.tar"))

@@ -50,7 +50,7 @@ class Report:
             write_csv([_flat(row) for row in self._ordered()], self.csv)
 
     def print(self) -> None:
-        """Prints the table, and how many pictures could not be read."""
+        """Prints the table, what was not chosen, and how many pictures could not be read."""
         rows = [_displayed(row) for row in self._ordered()]
         kept = [column for column in rows[0] if any(row[column] for row in rows)]
         if len(self.models) == 1:
@@ -58,6 +58,9 @@ class Report:
         if all(row["layers"] == rows[0]["layers"] for row in rows):
             kept.remove("layers")
         print_table([{column: row[column] for column in kept} for row in rows], title=self._title())
+        if fixed := [row for row in self._ordered() if row["selected_on"] == "fixed"]:
+            heads = ", ".join(dict.fromkeys(row["head"] for row in fixed))
+            print(f"{heads} with one picture per class: fixed, not chosen, as none can be held out")
         for model in self.models:
             if model["num_unreadable"]:
                 print(f"unreadable pictures left out: {model['num_unreadable']}, the first: {model['unreadable'][0]}")
@@ -81,8 +84,9 @@ class Report:
         row, model = self.rows[0], self.models[0]
         data = Path(row["root"]).name if row["root"] else row["dataset"]
         name = f"{row['model']} ({row['weights']}) on " if len(self.models) == 1 else ""
-        chosen = "val, as in the paper" if row["protocol"] == "paper" else "a part of train"
-        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} pictures, chosen on {chosen}"
+        chosen = "chosen on val, as in the paper" if row["protocol"] == "paper" else "chosen on a part of train"
+        chosen = "fixed" if {row["selected_on"] for row in self.rows} == {"fixed"} else chosen
+        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} pictures, {chosen}"
 
 
 def save_attention(path: Path, head: ProbingHead, subject: Subject, group: Sequence[Layer], number: int) -> None:

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
+from torch import Tensor
 
+from visionattn.checks import check_range
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import numbers
@@ -23,6 +23,7 @@ from visionattn.cli.probing_data import (
     open_data,
     short_hash,
 )
+from visionattn.cli.progress import show_progress
 from visionattn.probing.backbone import Backbone, Layer, weights_hash
 from visionattn.probing.export import head_tokens
 from visionattn.probing.extraction import FeatureCache
@@ -43,6 +44,8 @@ from visionattn.probing.protocols import (
     train_heads,
 )
 from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
+from visionattn.probing.protocols.results import SelectedOn, middle
+from visionattn.probing.protocols.split import can_hold_out, draw
 from visionattn.tasks.checkpoint import ClassifierSpec
 
 FITTED: dict[str, Callable[..., Probe]] = {"knn": knn, "ridge": ridge, "logistic": logistic_regression}
@@ -71,7 +74,8 @@ class HeadTraining:
         race: whether the worse half of a head's rates stops after a third and again after two thirds of the epochs, by
             default true; false takes about twice as long.
         seed: of initial weights, of the order of pictures, of the part that is held out, and of few-shot draws.
-        shots: learn from so few pictures per class instead; several numbers are separated by commas.
+        shots: learn from so few pictures per class instead; several numbers are separated by commas. Of 1 none can be
+            held out: rates and the like are the middle ones of those to choose from, and epochs the last.
         repeats: how many times these pictures are drawn.
     """
 
@@ -93,9 +97,25 @@ class HeadTraining:
         ]
         if self.protocol == "paper" and given:
             raise UsageError(f"--training.protocol paper has its own {given[0]}: leave out --training.{given[0]}")
+        check_range("training.repeats", self.repeats, 1, error=UsageError)
+        for count in self.parse_shots():
+            check_range("training.shots", count, 1, error=UsageError)
 
-    def plan(self, heads: Sequence[tuple[str, Mapping[str, Any]]], seed: int) -> tuple[list[Candidate], Recipe]:
+    def selected_on(self, targets: Tensor) -> SelectedOn:
+        """Where hyper-parameters are chosen for pictures of these classes."""
+        if self.protocol == "paper":
+            return "val"
+        return "held_out" if can_hold_out(targets) else "fixed"
+
+    def plan(
+        self, heads: Sequence[tuple[str, Mapping[str, Any]]], seed: int, selected_on: SelectedOn = "held_out"
+    ) -> tuple[list[Candidate], Recipe]:
         """Heads at learning rates, and what they share.
+
+        Args:
+            heads: names and options.
+            seed: of the training.
+            selected_on: where rates and epochs are chosen; the paper's protocol does so on val.
 
         Raises:
             ValueError: a number that is out of its bounds.
@@ -106,12 +126,13 @@ class HeadTraining:
         else:
             optimizer, batch_size = self.optimizer or "adamw", 256 if self.batch_size is None else self.batch_size
             lrs = ADAMW_LRS if optimizer == "adamw" else PAPER_LRS
-            lrs = lrs if self.lrs is None else tuple(numbers("training.lrs", self.lrs, float))
+            rates = list(lrs) if self.lrs is None else numbers("training.lrs", self.lrs, float)
+            rates = [middle(rates)] if selected_on == "fixed" else rates
             scale = batch_size / 256 if optimizer == "lars" else 1.0
-            candidates = sweep(heads, [scale * lr for lr in lrs], optimizer, self.weight_decay or 0.0)
+            candidates = sweep(heads, [scale * lr for lr in rates], optimizer, self.weight_decay or 0.0)
             patience = 10 if self.patience is None else self.patience or None
             race = self.race is not False
-            recipe = Recipe(epochs=30, batch_size=batch_size, patience=patience, race=race, seed=seed)
+            recipe = Recipe(30, batch_size, patience=patience, race=race, selected_on=selected_on, seed=seed)
         return candidates, recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
     def parse_shots(self) -> list[int]:
@@ -157,20 +178,26 @@ class Subject:
         self.module = open_data(spec, data, backbone.preprocessing)
         self.root = data.root
         self.class_names = self.module.class_names
-        self.pictures = {split: SplitPictures(self.module, split) for split in ("train", "validation")}
+        self.pictures = {split: self._open(split) for split in ("train", "validation")}
         self.groups: list[list[Layer]] = [list(backbone.layers)]
         if features.each_layer:
             self.groups = [[layer] for layer in backbone.layers]
+
+    def _open(self, split: Literal["train", "validation"]) -> SplitPictures:
+        with show_progress(f"reading {split} to see whether it has changed", "files") as progress:
+            return SplitPictures(self.module, split, self.features.cache.expanduser() / "contents", progress)
 
     def check(self, heads: Heads, attention: bool) -> None:
         """Makes each head once, so that what does not fit shows before the work.
 
         Raises:
-            ValueError: a number that is out of its bounds, a head that does not fit the backbone, or none with the
-                attention that is to be drawn.
+            ValueError: a number that is out of its bounds, more shots than there are pictures of a class, a head that
+                does not fit the backbone, or none with the attention that is to be drawn.
         """
         has_attention = False
         self.training.plan(self._trained(heads, self.groups[0]), self.training.seed)
+        for count in self.training.parse_shots():
+            draw(torch.tensor(self.pictures["train"].targets), count)
         for group in self.groups:
             layouts = [self.backbone.layouts[layer] for layer in group]
             tokens = [(torch.zeros(1, layout.num_tokens, layout.dim), layout) for layout in layouts]
@@ -199,7 +226,7 @@ class Subject:
         asked |= {"dataset": self.module.name, "root": self.root and str(Path(self.root).resolve())}
         caches = {}
         for split, pictures in self.pictures.items():
-            with progress_bar(f"features of {self.backbone.name}, {split}") as progress:
+            with show_progress(f"features of {self.backbone.name}, {split}", "pictures") as progress:
                 caches[split] = extract(
                     self.backbone,
                     pictures,
@@ -214,6 +241,12 @@ class Subject:
         self.unreadable = [name for split, cache in caches.items() for name in self.pictures[split].missing(cache)]
         self.extraction_seconds = time.perf_counter() - start
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """What tells apart backbones, and data sets, of the same name."""
+        data = [[pictures.identity, list(pictures.targets)] for pictures in self.pictures.values()]
+        return {"weights_hash": weights_hash(self.backbone.model), "data_hash": short_hash(data)}
+
     def about(self, group: Sequence[Layer]) -> dict[str, Any]:
         """What a row of results says of backbone and data."""
         return {
@@ -227,6 +260,7 @@ class Subject:
             "protocol": self.training.protocol,
             "epochs": self.training.plan([], 0)[1].epochs,
             "seed": self.training.seed,
+            **self.hashes,
         }
 
     def describe(self) -> dict[str, Any]:
@@ -235,7 +269,7 @@ class Subject:
             "model": self.backbone.name,
             **self.origin,
             "model_kwargs": self.backbone.model_kwargs,
-            "weights_hash": weights_hash(self.backbone.model),
+            **self.hashes,
             "preprocessing": self.backbone.preprocessing,
             "num_train": len(self.train.targets),
             "num_val": len(self.val.targets),
@@ -257,8 +291,10 @@ class Subject:
 
     def probe(self, heads: Heads, group: Sequence[Layer]) -> Iterator[Probe]:
         """Evaluates heads, first those that are fitted."""
-        key = {"features": self.train.arrays.key, "layers": group, "tokens": self.with_tokens}
         train, val = self.sources(group)
+        key = {"layers": group, "tokens": self.with_tokens, "views": self.features.views}
+        for cache in (self.train, self.val) if self.training.selected_on(train.targets) == "val" else (self.train,):
+            key[cache.arrays.key] = [len(self.class_names), cache.targets.tolist(), cache.views]
         return self._probe(heads, group, train, val, self.training.seed, key)
 
     def few_shot(self, heads: Heads, group: Sequence[Layer], shots: int) -> list[FewShotResult]:
@@ -281,21 +317,21 @@ class Subject:
     ) -> Iterator[Probe]:
         """Evaluates heads; the state of their training is kept where there is a key for it."""
         num_classes = len(self.class_names)
-        selected_on: Literal["held_out", "val"] = "val" if self.training.protocol == "paper" else "held_out"
+        selected_on = self.training.selected_on(train.targets)
         selection = Selection(selected_on=selected_on, seed=seed, device=self.device)
         for name in heads:
             if name in FITTED:
-                with progress_bar(name) as progress:
+                with show_progress(name, "pictures") as progress:
                     yield FITTED[name](train, val, num_classes, selection=selection, progress=progress)
         if not (trained := self._trained(heads, group)):
             return
-        candidates, recipe = self.training.plan(trained, seed)
+        candidates, recipe = self.training.plan(trained, seed, selected_on)
         state, identity = None, ""
         if key is not None:
             identity = short_hash({**key, "candidates": candidates, "recipe": recipe})
             state = self.features.cache.expanduser() / "training" / f"{identity}.pt"
         names = ", ".join(name for name, _ in trained)
-        with progress_bar(f"{len(candidates)} × {names}" if len(trained) == 1 else names) as progress:
+        with show_progress(f"{len(candidates)} × {names}" if len(trained) == 1 else names) as progress:
             options: dict[str, Any] = {"device": self.device, "state_file": state, "identity": identity}
             found = train_heads(train, val, candidates, num_classes, recipe, progress=progress, **options)
         yield from found
@@ -308,12 +344,3 @@ class Subject:
             if name == "clip":
                 options.setdefault("num_tokens", rows * columns + (options.get("tokens") == "all"))
         return trained
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, if that is a terminal; told how much is done, and how much there is."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

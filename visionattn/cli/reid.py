@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.options import renamed
 from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lists, save_rollouts
+from visionattn.cli.progress import adding, show_progress, track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
@@ -116,10 +116,13 @@ def reid(
     with frozen_weights(network):
         found = _extract(network, module, resolved, precision, flip, spec)
     seconds = time.perf_counter() - start
-    plain = measure(found, module.num_query, module.protocol, device=resolved)
-    measured = measure(found, module.num_query, module.protocol, reranked=True) if rerank else plain
-
     num_query = int((found.place < module.num_query).sum())
+    ranked = (found, module.num_query, module.protocol)
+    with show_progress("ranking", "queries") as progress:
+        measured = plain = measure(*ranked, device=resolved, progress=adding(progress, num_query))
+    if rerank:
+        with show_progress("re-ranking", "queries") as progress:
+            measured = measure(*ranked, reranked=True, progress=adding(progress, num_query))
     unreadable = module.broken("validation")
     result = {
         "model": spec.model,
@@ -153,6 +156,7 @@ def reid(
     _print(result)
 
 
+@renamed(eval_batch_size="batch_size")
 def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
     """Queries and gallery, preprocessed as the model wants it."""
     trained = spec.preprocessing
@@ -161,8 +165,8 @@ def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
         name=data.name or (spec.dataset if spec.task == "reid" else None),
         root=data.root,
         gallery_size=data.gallery_size,
-        height=data.height or height,
-        width=data.width or width,
+        height=height if data.height is None else data.height,
+        width=width if data.width is None else data.width,
         eval_batch_size=data.batch_size,
         num_workers=data.num_workers,
         mean=list(trained["mean"]),
@@ -180,9 +184,7 @@ def _extract(
     """Features of every picture of query and gallery."""
     parts = []
     batch: Any  # of ReidBatch
-    console = Console(stderr=True)
-    loader = module.val_dataloader()
-    for batch in track(loader, f"evaluating {spec.model}", console=console, disable=not console.is_terminal):
+    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if len(batch.image):
             with autocast(device, precision):
                 features: Tensor = reid_features(network, batch.image.to(device, non_blocking=True), flip)

@@ -10,12 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from timm.models import model_entrypoint
 
 from visionattn.cli.device import Precision, resolve_device
 from visionattn.cli.errors import one_line
 from visionattn.cli.measure import Conditions, measure
+from visionattn.cli.progress import show_progress
 from visionattn.cli.report import check_writable, print_table, write_csv, write_json
 from visionattn.cli.zoo import read_results, write_zoo
 from visionattn.tasks.checkpoint import check_model_name
@@ -82,9 +82,8 @@ def throughput(
     others = None if beside is None else read_results(beside)
     held = _held(output, origin) if resume else {}
     rows = []
-    console = Console(stderr=True)
     for number, name in enumerate(names, 1):
-        with console.status(f"{name} ({number} of {len(names)})"):
+        with show_progress(f"measuring {name} ({number} of {len(names)})"):
             rows.append(held.get(name) or _measure_apart(name, conditions))
         # The files are whole after every model: an interrupted run keeps what it has.
         kept = rows + [row for other, row in held.items() if other not in names[:number]]

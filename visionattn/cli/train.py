@@ -24,6 +24,7 @@ from visionattn.checks import check_range
 from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
 from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
+from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
 from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
@@ -282,6 +283,8 @@ class TrainingCLI(LightningCLI):
         interactive = given.enable_progress_bar is not False and sys.stdout.isatty()
         callbacks: list[Callback] = [*(self._get(self.config_init, "trainer").callbacks or [])]
         callbacks += [RichProgressBar(leave=True)] if interactive else []
+        if self.subcommand != "fit" and not interactive and given.enable_progress_bar is not False:
+            callbacks.append(LightningProgress())
         callbacks.append(SameCheckpoint(self.resume))
         plugins = self._get(self.config_init, "trainer").plugins or []
         settings: dict[str, Any] = {

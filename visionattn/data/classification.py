@@ -19,7 +19,7 @@ from visionattn.data.loading import Collate, ImageLoader, Item, OnError, Picture
 from visionattn.data.module import PictureData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
-from visionattn.data.sources import REMOTE, Source, open_place, open_source, some
+from visionattn.data.sources import REMOTE, ImageSource, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, picture_transform
@@ -196,7 +196,7 @@ class ImageClassificationData(PictureData):
         self.class_map = read_class_map(class_map)
         if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
-        self._sources: dict[str, Source | IterableImageDataset] = {}
+        self._sources: dict[str, ImageSource | IterableImageDataset] = {}
 
         self.preprocessing: dict[str, Any] = {
             "input_size": (in_chans, size, size),
@@ -295,7 +295,7 @@ class ImageClassificationData(PictureData):
         if stage == "fit" and self.root and Path(self.root).is_file() and self.holdout_per_class is None:
             rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
 
-    def _open(self, split: str, numbering: dict[str, int] | None) -> Source | IterableImageDataset:
+    def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """The pictures of a split that are wanted."""
         held_out = split == "validation" and self.holdout_per_class is not None
         place = "train" if held_out else split
@@ -322,7 +322,7 @@ class ImageClassificationData(PictureData):
             source = first_per_class(source, self.limit_per_class, self.seed)
         return source
 
-    def _compare_classes(self, split: str, source: Source | IterableImageDataset) -> None:
+    def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Remote data sets and digits bring their own numbering, which must be the training split's."""
         found = _class_to_idx(source)
         if not found:
@@ -339,7 +339,7 @@ class ImageClassificationData(PictureData):
     def _mode(self) -> str:
         return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
 
-    def _open_for_prediction(self) -> Source:
+    def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of pictures")
         return open_place(Path(self.root), self._mode, labelled=False)
@@ -425,7 +425,7 @@ class ImageClassificationData(PictureData):
         return self._loaders[split]
 
 
-def _size(source: Source | IterableImageDataset) -> str:
+def _size(source: ImageSource | IterableImageDataset) -> str:
     """Number of pictures, of a stream as far as it says so: its length is that of its share in whole batches."""
     known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
     return f"{known:,}" if known else "any number of"

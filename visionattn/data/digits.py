@@ -1,6 +1,7 @@
 """The embedded data set: scikit-learn's handwritten digits, which need no download."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -50,3 +51,7 @@ class Digits:
     def targets(self) -> Sequence[int]:
         """The digits of all pictures."""
         return self._targets
+
+    def archives(self) -> Sequence[Path | bytes]:
+        """The scans, from memory."""
+        return [self.scans.tobytes()]

@@ -51,6 +51,10 @@ class FileSource(_Images[str]):
         """Return the path of the file."""
         return self.files[index][0]
 
+    def archives(self) -> Sequence[Path | bytes]:
+        """Return nothing: images are files."""
+        return []
+
 
 class Member(NamedTuple):
     """A file in an archive: its path there, and where its bytes are."""
@@ -86,6 +90,10 @@ class TarSource(_Images[Member]):
     def name_of(self, index: int) -> str:
         """Return the path of the image in the archive."""
         return self.files[index][0].name
+
+    def archives(self) -> Sequence[Path | bytes]:
+        """Return the archive."""
+        return [self.archive]
 
 
 def list_folder(finder: Finder) -> list[tuple[str, str]]:

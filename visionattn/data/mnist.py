@@ -55,6 +55,10 @@ class MNIST:
         """The digits of all pictures."""
         return self._targets
 
+    def archives(self) -> Sequence[Path | bytes]:
+        """The scans, from memory."""
+        return [self.scans.tobytes()]
+
 
 def _read(root: Path, name: str, axes: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """An array from a file in the IDX format: a magic number, the length of each axis, the bytes."""

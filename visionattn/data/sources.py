@@ -2,10 +2,13 @@
 
 import tarfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
@@ -48,7 +51,14 @@ class Source(Protocol):
         """File name or the like."""
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all pictures, without decoding them."""
+        """Class indices of all pictures, if possible without decoding them."""
+
+
+class ImageSource(Source, Protocol):
+    """The same, which tells what its pixels depend on."""
+
+    def archives(self) -> Sequence[Path | bytes]:
+        """What pictures are read from, besides files that ``name_of`` names: other files, or bytes in memory."""
 
 
 class ReaderSource:
@@ -76,6 +86,10 @@ class ReaderSource:
         """Class indices of all pictures."""
         return [int(target) for target in self.reader.iter_targets()]
 
+    def archives(self) -> Sequence[Path | bytes]:
+        """The tables of Hugging Face."""
+        return [Path(table["filename"]) for table in self.reader.dataset.cache_files]
+
 
 class TorchvisionSource:
     """One of torchvision's data sets, as timm names them (``torch/cifar10``)."""
@@ -95,23 +109,40 @@ class TorchvisionSource:
         picture, target = self.dataset[index]
         return to_mode(upright(picture), self.mode), int(target)
 
+    @cached_property
+    def files(self) -> list[tuple[str, int]] | None:
+        """Paths and class indices, of data sets that leave it to a loader to open files; None of others."""
+        if not hasattr(self.dataset, "loader"):
+            return None
+        undecoded = copy(self.dataset)
+        undecoded.loader, undecoded.transform = str, None  # with this loader, pictures are their paths
+        return [(path, int(target)) for path, target in (undecoded[index] for index in range(len(self)))]
+
     def name_of(self, index: int) -> str:
-        """Its number in the data set."""
+        """Path of the file, where the data set opens files; otherwise the number in the data set."""
+        if self.files is not None:
+            return self.files[index][0]
         return f"{type(self.dataset).__name__.lower()}/{index}"
 
     def targets(self) -> Sequence[int]:
-        """Class indices, where the data set keeps them.
+        """Class indices; where the data set keeps no list of them, each picture is read."""
+        if self.files is not None:
+            return [target for _, target in self.files]
+        lists = (getattr(self.dataset, name, None) for name in ("targets", "labels"))
+        known = next((targets for targets in lists if targets is not None), None)
+        if known is None:
+            known = [self.dataset[index][1] for index in range(len(self))]
+        return [int(target) for target in known]
 
-        Raises:
-            DataError: it does not.
-        """
-        targets = getattr(self.dataset, "targets", None)
-        if targets is None:
-            name = type(self.dataset).__name__
-            raise DataError(
-                f"{name} keeps no list of its pictures' classes: leave out --data.limit_per_class and holdout_per_class"
-            )
-        return [int(target) for target in targets]
+    def archives(self) -> Sequence[Path | bytes]:
+        """Pictures that are in memory; else, as the data set does not tell its files, a list of all at its root."""
+        if self.files is not None:
+            return []
+        if (data := getattr(self.dataset, "data", None)) is not None:
+            return [np.ascontiguousarray(data).tobytes()]
+        below = sorted(Path(self.dataset.root).rglob("*")) if self.dataset.root else []
+        states = ((path, path.stat()) for path in below if path.is_file())
+        return ["\n".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in states).encode()]
 
 
 def open_source(
@@ -125,7 +156,7 @@ def open_source(
     mode: str = "RGB",
     download: bool = False,
     **options: Any,
-) -> Source | IterableImageDataset:
+) -> ImageSource | IterableImageDataset:
     """Opens one split.
 
     Args:

@@ -1,12 +1,13 @@
 """Parts of a data set."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from visionattn.data.errors import DataError
-from visionattn.data.sources import Source
+from visionattn.data.sources import ImageSource
 
 
 class Subset:
@@ -17,7 +18,7 @@ class Subset:
         indices: theirs in the source, in the order of the subset.
     """
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, indices
         self.class_to_idx: Mapping[str, int] | None = source.class_to_idx
 
@@ -37,8 +38,12 @@ class Subset:
         targets = self.source.targets()
         return [targets[index] for index in self.indices]
 
+    def archives(self) -> Sequence[Path | bytes]:
+        """The source's."""
+        return self.source.archives()
 
-def first_per_class(source: Source, count: int, seed: int) -> Subset:
+
+def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
     """So many pictures of each class, the first ones after shuffling with ``seed``; all of a class that has fewer.
 
     With the same seed, a smaller subset is part of a larger one. They keep the order that they have in the source.
@@ -46,7 +51,7 @@ def first_per_class(source: Source, count: int, seed: int) -> Subset:
     return Subset(source, sorted(_first(source, count, seed)))
 
 
-def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
+def hold_out(source: ImageSource, count: int) -> tuple[Subset, Subset]:
     """What is left to train on, and ``count`` pictures of each class that are held out, the same ones every time.
 
     Raises:
@@ -63,7 +68,7 @@ def hold_out(source: Source, count: int) -> tuple[Subset, Subset]:
     return rest, Subset(source, sorted(held))
 
 
-def _first(source: Source, count: int, seed: int) -> set[int]:
+def _first(source: ImageSource, count: int, seed: int) -> set[int]:
     targets = np.asarray(source.targets())
     shuffled = np.random.default_rng(seed).permutation(len(targets))
     return {int(index) for label in np.unique(targets) for index in shuffled[targets[shuffled] == label][:count]}

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 << 20
 """Of one chunk's distances."""
 
+ROUNDING = 1e-6
+"""Distances of features that are the same may come out as large."""
+
 EXPANSION_ROWS = 1024
 """Pictures whose neighbours are expanded at once."""
 
@@ -69,8 +72,9 @@ class Neighbours:
     """The nearest pictures of each of N.
 
     Attributes:
-        index: Their numbers `[N, K]`, the nearest first; as a rule the picture itself.
-        farthest: The largest distance of each to any `[N]`.
+        index: Their numbers `[N, K]`, the picture itself first, then the nearest.
+        farthest: The largest distance of each to any `[N]`; infinity where all features are the same, so that shares of
+            it are 0.
     """
 
     index: Tensor
@@ -81,13 +85,15 @@ def find_neighbours(features: Tensor, count: int, progress: Callable[[int], obje
     """The `count` nearest of each of `features` `[N, D]`, which have length 1."""
     index, farthest = [], []
     step = max(1, CHUNK_BYTES // (4 * len(features)))
-    for part in features.split(step):
+    for start, part in zip(range(0, len(features), step), features.split(step), strict=True):
         similarity = part @ features.T
-        index.append(similarity.topk(count, sorted=True).indices)
         farthest.append(2 - 2 * similarity.amin(1))
+        similarity.diagonal(start).fill_(torch.inf)  # of several pictures of the same features, each is its own nearest
+        index.append(similarity.topk(count, sorted=True).indices)
         if progress is not None:
             progress(len(part))
-    return Neighbours(torch.cat(index).cpu(), torch.cat(farthest).cpu())
+    distance = torch.cat(farthest).cpu()
+    return Neighbours(torch.cat(index).cpu(), distance.where(distance > ROUNDING, torch.inf))
 
 
 def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_array":

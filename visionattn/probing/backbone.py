@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 import timm
@@ -121,6 +122,7 @@ class Backbone(nn.Module):
             **({} if self.norm_blocks else {"norm_blocks": False}),  # without it, keys of caches stay what they were
             "autocast": str(self.amp_dtype),
             "timm": timm.__version__,
+            "visionattn": version("visionattn"),  # whose models may compute otherwise in another release, as timm's may
         }
 
     def forward(self, images: Tensor) -> dict[Layer, Tensor]:
@@ -180,7 +182,7 @@ class Backbone(nn.Module):
                 raise
             raise ValueError(
                 f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {reason(error)}; "
-                "pass preprocessing with another input_size"
+                "choose --data.img_size, or input_size of preprocessing"
             ) from error
 
     def _tap_tokens(self, prefix: Tensor | None, features: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 MANIFEST, LOCK = "manifest.json", ".lock"
-FORMAT = 1
+FORMAT = 2
 SHARD_BYTES = 128 * 2**20
 """About the size of the largest array of a shard; each is built in memory."""
 SHARD_ROWS = 4096

@@ -1,6 +1,5 @@
 """From pictures to a cache of features: pooled vectors always, tokens where they fit."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,13 +11,15 @@ from torch import Tensor
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout
 from visionattn.probing.cache import Field, ShardedArrays
+from visionattn.probing.contents import fingerprint as fingerprint
 from visionattn.probing.heads import select_tokens
 
 PooledKind = Literal["cls", "gap"]
 """Pooled vectors: the class token, or the mean of the patches."""
 
 
-LABELS = {"index": Field("int64"), "target": Field("int64")}
+INDEX = {"index": Field("int64")}
+"""Which pictures could be read. Their classes are not kept: these come from the data set in every run."""
 
 
 class PictureBatch(NamedTuple):
@@ -26,13 +27,11 @@ class PictureBatch(NamedTuple):
 
     Attributes:
         image: Normalised pictures `[B, C, H, W]`; B is smaller than asked for where pictures cannot be read.
-        target: Class indices `[B]`.
         index: Which pictures these are `[B]`.
         errors: A line for each picture that cannot be read.
     """
 
     image: Tensor
-    target: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     errors: list[str]
 
@@ -41,12 +40,14 @@ class Pictures(Protocol):
     """Pictures to extract features from, numbered from 0.
 
     Attributes:
-        identity: What they are, in plain values: data set, split, `fingerprint`, transform.
+        identity: All that their pixels depend on, in plain values: data set, split, `fingerprint`, transform.
         augmentation: How views are augmented, in plain values, its seed among them.
+        targets: Class indices of all pictures.
     """
 
     identity: Mapping[str, Any]
     augmentation: Mapping[str, Any]
+    targets: Sequence[int]
 
     def __len__(self) -> int: ...
 
@@ -64,11 +65,10 @@ class Pictures(Protocol):
 
 
 def collate_pictures(items: Sequence[Any]) -> PictureBatch:
-    """Makes a batch of items that have `image` (None where it cannot be read), `target`, `index` and `errors`."""
+    """Makes a batch of items that have `image` (None where it cannot be read), `index` and `errors`."""
     good = [item for item in items if item.image is not None]
     return PictureBatch(
         torch.stack([item.image for item in good]) if good else torch.empty(0),
-        torch.tensor([item.target for item in good], dtype=torch.long),
         torch.tensor([item.index for item in good], dtype=torch.long),
         [error for item in items for error in item.errors],
     )
@@ -88,16 +88,6 @@ def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_re
     return select_tokens(tokens, "cls" if kind == "cls" else "patches", num_prefix_tokens, num_reg_tokens).mean(1)
 
 
-def fingerprint(names: Iterable[str | Path]) -> str:
-    """Hash of the names of pictures and, of those that are files, of their sizes and times of modification."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in names:
-        path = Path(name)
-        state = path.stat() if path.is_file() else None
-        digest.update(f"{name}\0{state and (state.st_size, state.st_mtime_ns)}\0".encode())
-    return digest.hexdigest()
-
-
 class FeatureCache:
     """Features of pictures, by layer; row i is of the i-th picture that can be read.
 
@@ -108,7 +98,20 @@ class FeatureCache:
         targets: Their classes, `[n]`.
     """
 
-    def __init__(self, arrays: ShardedArrays, layouts: Mapping[Layer, TokenLayout], views: int) -> None:
+    def __init__(
+        self, arrays: ShardedArrays, layouts: Mapping[Layer, TokenLayout], views: int, targets: Sequence[int]
+    ) -> None:
+        """Takes up arrays that are complete.
+
+        Args:
+            arrays: The arrays.
+            layouts: How the tokens of each layer lie.
+            views: Views of which there are tokens; 0 where there are none.
+            targets: Classes of all pictures, readable or not.
+
+        Raises:
+            ValueError: Views are of different pictures.
+        """
         self.arrays, self.layouts, self.views = arrays, dict(layouts), views
         self.indices = torch.from_numpy(arrays.column(0, "index"))
         for view in range(1, views):
@@ -117,7 +120,7 @@ class FeatureCache:
                     f"view {view} in {arrays.folder} is of other pictures than the first, as some were readable once "
                     "only; remove the folder"
                 )
-        self.targets = torch.from_numpy(arrays.column(0, "target"))
+        self.targets = torch.tensor(targets, dtype=torch.long)[self.indices]
         lengths = [len(arrays.read(0, shard, "index")) for shard in range(arrays.num_shards)]
         self._starts = np.cumsum([0, *lengths[:-1]])
         self._mapped: dict[tuple[int, int, Layer], np.ndarray] = {}
@@ -201,10 +204,10 @@ def extract_features(
         "views": views,
         "dtype": dtype,
     }
-    arrays = ShardedArrays(Path(folder), identity, LABELS | pooled | tokens, len(pictures), rows_per_shard)
+    arrays = ShardedArrays(Path(folder), identity, INDEX | pooled | tokens, len(pictures), rows_per_shard)
     with arrays.only_writer(), frozen_weights(backbone):
         arrays.claim(rebuild)
-        wanted = [[*LABELS, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
+        wanted = [[*INDEX, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
         plans = [_Plan(view, names, arrays.missing(view, names, verify)) for view, names in enumerate(wanted)]
         arrays.require_space(sum(plan.nbytes(arrays) for plan in plans))
         total = views * len(pictures)
@@ -214,7 +217,7 @@ def extract_features(
                 done += count
                 if progress is not None:
                     progress(done, total)
-    return FeatureCache(arrays, backbone.layouts, views if with_tokens else 0)
+    return FeatureCache(arrays, backbone.layouts, views if with_tokens else 0, pictures.targets)
 
 
 class _Plan(NamedTuple):
@@ -260,7 +263,7 @@ def _rows(
     """What the cache keeps of the pictures of a batch."""
     if not len(batch.index):
         return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
-    values = {"index": batch.index, "target": batch.target}
+    values = {"index": batch.index}
     for layer, tokens in backbone(batch.image).items():
         layout = backbone.layouts[layer]
         values[f"{layer}.tokens"] = tokens

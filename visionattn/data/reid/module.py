@@ -228,6 +228,21 @@ class ReidData(PictureData):
                 f"{', '.join(filter(None, differing))}"
             )
 
+    def _check_matches(self) -> None:
+        """Check that there is something to measure; otherwise this would show once all features are extracted."""
+        if self.protocol != "camera":
+            return
+        cameras: dict[int, set[int]] = {}
+        for picture in self._pictures["gallery"]:
+            cameras.setdefault(picture.pid, set()).add(picture.camera)
+        queries = self._pictures["query"]
+        if not any(cameras.get(picture.pid, set()) - {picture.camera} for picture in queries):
+            number = len(set().union(*cameras.values()))
+            raise DataError(
+                f"none of the {len(queries)} queries of {self.root or self.name} has a match in the gallery, which is "
+                f"an image of its identity by another camera; the gallery has {number} camera{'s' * (number != 1)}"
+            )
+
     def _compare_classes(self) -> None:
         """A checkpoint goes on with the identities that it was trained on."""
         found = {str(picture.pid) for picture in self._pictures["train"]}
@@ -260,6 +275,7 @@ class ReidData(PictureData):
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> ReidLoader:
+        self._check_matches()
         pictures = [picture for part in EVALUATION for picture in self._pictures[part]]
         source = ReidSource(pictures, self.layout.open)
         return self._loader(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from visionattn.probing.protocols.results import SelectedOn
+from visionattn.probing.protocols.results import SelectedOn, check_selected_on
 from visionattn.probing.protocols.split import HELD_OUT
 
 OptimizerName = Literal["adamw", "lars"]
@@ -58,7 +58,8 @@ class Recipe:
         patience: Epochs without a better accuracy after which a candidate stops; None for never.
         race: Whether, after a third of the epochs and again after two thirds, the worse half of a head's candidates
             stops, of an odd number the larger half (successive halving, https://arxiv.org/abs/1502.07943).
-        selected_on: Whether rate and epoch are chosen on a part of train that is held out, or on val.
+        selected_on: Whether rate and epoch are chosen on a part of train that is held out, on val, or fixed: then there
+            is one candidate of each head, which ends with its last epoch.
         held_out: Share of train that is held out in the first case.
         seed: Of initial weights, of the order of pictures, and of the part that is held out.
     """
@@ -78,8 +79,7 @@ class Recipe:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1 epoch, or None for never; got {self.patience}")
-        if self.selected_on not in ("held_out", "val"):
-            raise ValueError(f"selected_on must be 'held_out' or 'val'; got {self.selected_on!r}")
+        check_selected_on(self.selected_on)
 
     def ends_heat(self, epoch: int) -> bool:
         """Whether candidates that trail stop after so many epochs."""

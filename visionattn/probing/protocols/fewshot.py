@@ -47,8 +47,8 @@ def few_shot(
 ) -> list[FewShotResult]:
     """Evaluates heads that learn from n pictures per class.
 
-    What is held out to choose hyper-parameters is held out of the n, so that with one picture per class there must be
-    nothing to choose.
+    What is held out to choose hyper-parameters is held out of the n, so that with one picture per class they must be
+    fixed, or chosen on val (`SelectedOn`).
 
     Args:
         evaluate: Any of the protocols, or several, from the drawn part of train and a seed to probes; the same ones in

@@ -90,7 +90,8 @@ class JointTraining:
             raise ValueError("there is no candidate to train; name at least one head and one learning rate")
         self.val, self.num_classes, self.recipe = val, num_classes, recipe
         self.device, self.dtype = torch.device(device), dtype
-        self.fitted, self.judged = train, val
+        self.fitted: FeatureSource = train
+        self.judged: FeatureSource | None = val if recipe.selected_on == "val" else None
         if recipe.selected_on == "held_out":
             rest, held = hold_out(train.targets, recipe.held_out, recipe.seed)
             self.fitted, self.judged = Subset(train, rest), Subset(train, held)
@@ -102,6 +103,8 @@ class JointTraining:
         self.epoch = 0
         # Heads of one kind start with the same weights, whatever else is trained.
         kinds = {candidate.key: candidate for candidate in candidates}
+        if self.judged is None and len(kinds) < len(candidates):
+            raise ValueError("several rates of one head and selected_on 'fixed': give each head one rate")
         made = {key: self._create(candidate) for key, candidate in kinds.items()}
         self.runs = [Run(candidate, deepcopy(made[candidate.key])) for candidate in candidates]
         warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
@@ -196,9 +199,11 @@ class JointTraining:
             self.optimizers.step(step)
             if progress is not None:
                 progress(step + 1, self.recipe.epochs * self.steps)
-        accuracies = self._count_hits(stack, self.judged)[:, 0].double() / len(self.judged)
+        accuracies: list[float | None] = [None] * len(runs)
+        if self.judged is not None:
+            accuracies = (self._count_hits(stack, self.judged)[:, 0].double() / len(self.judged)).tolist()
         seconds = time.perf_counter() - start
-        for run, loss, accuracy in zip(runs, (sums / self.used).tolist(), accuracies.tolist(), strict=True):
+        for run, loss, accuracy in zip(runs, (sums / self.used).tolist(), accuracies, strict=True):
             run.note(loss, accuracy, seconds, self.recipe.patience)
         self.epoch += 1
 
@@ -222,7 +227,10 @@ class JointTraining:
             "features": identity,
             "width": self.fitted.dim,
             "pictures": len(self.fitted),
-            "targets": zlib.crc32(self.fitted.targets.numpy().tobytes()),
+            "targets": [
+                None if part is None else zlib.crc32(part.targets.numpy().tobytes())
+                for part in (self.fitted, self.judged)
+            ],
             "num_classes": self.num_classes,
             "candidates": [asdict(run.candidate) for run in self.runs],
             "recipe": asdict(self.recipe),

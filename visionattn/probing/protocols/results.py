@@ -1,8 +1,8 @@
 """What protocols report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -10,8 +10,12 @@ from torch import Tensor
 from visionattn.probing.features import FeatureSource
 from visionattn.probing.heads import ProbingHead
 
-SelectedOn = Literal["held_out", "val"]
-"""Where a choice is made: on a part of train that is held out, or on val itself, as papers do."""
+SelectedOn = Literal["held_out", "val", "fixed"]
+"""Where a choice is made: on a part of train that is held out; on val itself, as papers do; or nowhere: the middle of
+the values there are to choose from is taken, and the last epoch, as for one picture per class, of which none can be
+held out."""
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps that are done, and of all."""
@@ -27,7 +31,7 @@ class HeadResult:
         num_parameters: Trained parameters, classifier included.
         top1: Share of val whose class comes first.
         top5: Share of val whose class is among the first five, or among all where there are fewer.
-        selected_on: Where options, rate and epoch were chosen; None where there was nothing to choose.
+        selected_on: Where options, rate and epoch were chosen (`SelectedOn`); None where there was nothing to choose.
         held_out_accuracy: Top-1 of the choice on the part of train that was held out.
         seconds: Wall time of training; of heads that train together, that of all while this one took part.
         lr: Peak learning rate.
@@ -52,6 +56,17 @@ class HeadResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
         return asdict(self)
+
+
+def check_selected_on(name: str) -> None:
+    """Check a name; raises a ValueError."""
+    if name not in get_args(SelectedOn):
+        raise ValueError(f"selected_on must be {', '.join(map(repr, get_args(SelectedOn)))}; got {name!r}")
+
+
+def middle(values: Sequence[T]) -> T:
+    """Return the value in the middle, of two the first: the fixed choice."""
+    return values[(len(values) - 1) // 2]
 
 
 class Probe(NamedTuple):

@@ -17,7 +17,8 @@ class Run:
     Attributes:
         candidate: Head and rate.
         head: The head.
-        best: Weights of its best epoch; until there is one, those that it starts with.
+        best: Weights of its best epoch, where none is judged of its last one; until there is one, those that it starts
+            with.
         best_epoch: Counted from 1.
         best_accuracy: Top-1 after that epoch, where choices are made.
         losses: Mean training loss of each epoch.
@@ -42,15 +43,18 @@ class Run:
         """Parameters of the head."""
         return sum(parameter.numel() for parameter in self.head.parameters())
 
-    def note(self, loss: float, accuracy: float, seconds: float, patience: int | None) -> None:
-        """Takes down an epoch, and stops where the loss is not finite or nothing has been better for so many epochs."""
+    def note(self, loss: float, accuracy: float | None, seconds: float, patience: int | None) -> None:
+        """Takes down an epoch, and stops where the loss is not finite or nothing has been better for so many epochs.
+
+        Without an accuracy, each epoch counts as better than the one before.
+        """
         self.losses.append(loss)
         self.seconds += seconds
         epoch = len(self.losses)
         if not math.isfinite(loss):
             self.stopped = True
-        elif not self.best_epoch or accuracy > self.best_accuracy:
-            self.best, self.best_epoch, self.best_accuracy = self._weights(), epoch, accuracy
+        elif not self.best_epoch or accuracy is None or accuracy > self.best_accuracy:
+            self.best, self.best_epoch, self.best_accuracy = self._weights(), epoch, accuracy or 0.0
         elif patience is not None and epoch - self.best_epoch >= patience:
             self.stopped = True
 

@@ -12,7 +12,16 @@ from torch import Tensor
 from visionattn.probing.extraction import PooledKind
 from visionattn.probing.features import FeatureSource
 from visionattn.probing.heads import ProbingHead
-from visionattn.probing.protocols.results import HeadResult, Probe, Progress, SelectedOn, check_sources, count_hits
+from visionattn.probing.protocols.results import (
+    HeadResult,
+    Probe,
+    Progress,
+    SelectedOn,
+    check_selected_on,
+    check_sources,
+    count_hits,
+    middle,
+)
 from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
 
 PICTURES = 1024
@@ -28,7 +37,7 @@ class Selection:
 
     Attributes:
         features: "cls" or "gap", by default the class token where there is one.
-        selected_on: Whether they are chosen on a part of train that is held out, or on val.
+        selected_on: Whether they are chosen on a part of train that is held out, on val, or fixed.
         held_out: Share of train that is held out in the first case; what was chosen is then fitted to all of train.
         seed: Of that part.
         device: Where vectors are compared and fitted.
@@ -41,8 +50,7 @@ class Selection:
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        if self.selected_on not in ("held_out", "val"):
-            raise ValueError(f"selected_on must be 'held_out' or 'val'; got {self.selected_on!r}")
+        check_selected_on(self.selected_on)
 
 
 class Classifier(NamedTuple):
@@ -101,6 +109,8 @@ def fit_and_evaluate(
         rates = _rates(fit(vectors[rest], targets[rest], options).scores, vectors[held], targets[held])
         best = int(rates[:, 0].argmax())
         options, accuracy = [options[best]], float(rates[best, 0])
+    elif selected_on == "fixed":
+        options = [{key: middle(list(dict.fromkeys(option[key] for option in options))) for key in options[0]}]
     classifier = fit(vectors, targets, options)
     seconds = time.perf_counter() - start
     queries, labels = val.pooled(kind).to(selection.device), val.targets.to(selection.device)

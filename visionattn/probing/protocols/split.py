@@ -34,16 +34,21 @@ def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[T
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of train that is held out must lie between 0 and 1; got {share}")
+    if not can_hold_out(targets):
+        raise ValueError(
+            f"none of the {len(targets)} pictures can be held out, no class has two; take at least 2 per class, or "
+            "leave nothing to choose: selected_on 'fixed'"
+        )
     held = torch.zeros(len(targets), dtype=torch.bool)
     for label, members in _by_class(targets):
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         held[members[random_order(len(members), seed, label)[:count]]] = True
-    if not held.any():
-        raise ValueError(
-            f"none of the {len(targets)} pictures can be held out, no class has two; take at least 2 per class, or "
-            "leave nothing to choose"
-        )
     return torch.where(~held)[0], torch.where(held)[0]
+
+
+def can_hold_out(targets: Tensor) -> bool:
+    """Return whether a class has two pictures, so that one can be held out."""
+    return bool((targets.bincount() > 1).any())
 
 
 def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
