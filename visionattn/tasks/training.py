@@ -28,8 +28,9 @@ from visionattn.tasks.checkpoint import (
     load_plain,
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
-from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
 from visionattn.tasks.sharding import shard_model
+from visionattn.words import counted
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
@@ -144,6 +145,8 @@ class TrainingTask(LightningModule):
         self.model: nn.Module | None = None
         self.weighting: UncertaintyWeightedLoss | None = None
         self._penalised: list[Tensor] = []
+        self.schedule: RunSchedule
+        self._updates_ahead = 0  # of those done, in a run resumed with batches of another size
         self._pending: tuple[Tensor, int, int] | None = None  # loss, step, epoch: not yet known to be finite
 
     # Building
@@ -270,8 +273,9 @@ class TrainingTask(LightningModule):
             raise ValueError("the schedule needs to know the length of the run: pass --trainer.max_epochs or max_steps")
         per_epoch = math.ceil(min(trainer.num_training_batches, updates * trainer.accumulate_grad_batches))
         seen = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        scaled = None if hparams.lr_base is None else hparams.lr_base * seen / REFERENCE_BATCH
-        lr = hparams.lr or scaled or DEFAULT_LR
+        lr = DEFAULT_LR if hparams.lr is None else hparams.lr
+        if hparams.lr_base is not None:
+            lr = hparams.lr_base * seen / REFERENCE_BATCH
         optimizer = create_optimizer(
             self.model,
             hparams.opt,
@@ -284,7 +288,7 @@ class TrainingTask(LightningModule):
         )
         if hparams.bias_lr_factor != 1:
             scale_bias_rate(optimizer, self, hparams.bias_lr_factor)
-        schedule = create_schedule(
+        self.schedule = create_schedule(
             optimizer,
             hparams.sched,
             total_updates=int(updates),
@@ -297,14 +301,41 @@ class TrainingTask(LightningModule):
             options=hparams.sched_kwargs or {},
         )
         interval = "step" if hparams.sched_on_updates else "epoch"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}  # type: ignore[return-value]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": interval}}  # type: ignore[return-value]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Schedules of timm are functions of the number of updates, or epochs, done."""
-        if self.options.sched_on_updates:
-            scheduler.step_update(self.global_step)
+        """Set the rates of the next update or epoch."""
+        if not isinstance(scheduler, RunSchedule):  # that a callback has put in its place, as Lightning's SWA does
+            super().lr_scheduler_step(scheduler, metric)
+        elif self.options.sched_on_updates:
+            scheduler.step(self.global_step + self._updates_ahead)
         else:
             scheduler.step(self.current_epoch + 1)
+
+    def on_train_start(self) -> None:
+        """Put a resumed run in its place in the schedule, which is that of its options, not of its checkpoint."""
+        trainer, schedule = self.trainer, self.schedule
+        if trainer.ckpt_path is None:
+            return
+        epoch, batches = self.data.start
+        ended = batches >= trainer.num_training_batches
+        if self.options.sched_on_updates:
+            if trainer.max_steps == -1 or schedule.length < trainer.max_steps:
+                # The run is so many epochs long, and the updates behind it may have seen batches of another size.
+                accumulated = trainer.accumulate_grad_batches
+                per_epoch = math.ceil(trainer.num_training_batches / accumulated)
+                within = per_epoch if ended else batches // accumulated
+                self._updates_ahead = epoch * per_epoch + within - self.global_step
+            done, unit = self.global_step + self._updates_ahead, "update"
+        else:
+            done, unit = epoch + ended, "epoch"
+        schedule.step(done)
+        if schedule.differs and done < schedule.length:
+            rate = max(group["lr"] for group in schedule.optimizer.param_groups)
+            rank_zero_warn(
+                f"the learning-rate schedule is laid out anew over {counted(schedule.length, unit)}, as the options "
+                f"say: it goes on from {unit} {done + 1} at {rate:.3g}"
+            )
 
     def configure_gradient_clipping(
         self,

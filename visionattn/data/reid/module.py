@@ -243,7 +243,7 @@ class ReidData(PictureData):
             self.instances,
             self.seed,
             *self.shard,
-            start=self._start,
+            start=self.start,
         )
         return self._loader("train", source, batch_sampler=sampler)
 
