@@ -78,15 +78,11 @@ def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> di
     sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (own, theirs))
     if sizes != saved_sizes:
         raise ValueError(
-            f"the checkpoint's optimizer has other groups of parameters ({_listed(saved_sizes)} tensors, here "
-            f"{_listed(sizes)}): start from its weights with --model.checkpoint_path in place of --ckpt_path"
+            f"the checkpoint's optimizer has groups of {saved_sizes} parameters, not {sizes}: start a new run from its "
+            "weights with --model.checkpoint_path in place of --ckpt_path"
         )
     kept = [{**old, **new, "params": old["params"]} for new, old in zip(own, theirs, strict=True)]
     return {**saved, "param_groups": kept}
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return " + ".join(map(str, numbers))
 
 
 def scale_bias_rate(optimizer: torch.optim.Optimizer, module: nn.Module, factor: float) -> None:

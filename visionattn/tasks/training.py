@@ -1,6 +1,7 @@
 """What all trainings share: a model of timm's registry, its optimizer and schedule, divergence, checkpoints."""
 
 import math
+import shlex
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.resuming import check_length, check_optimizer
 from visionattn.tasks.sharding import shard_model
 from visionattn.words import counted
 
@@ -51,8 +53,8 @@ class TrainingTask(LightningModule):
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         pretrained: start from the weights that come with it; a head of another width is made anew.
-        drop_rate: dropout before the head.
-        drop_path_rate: stochastic depth; by default the model's own.
+        drop_rate: dropout before the head; by default the model's own, 0 for none.
+        drop_path_rate: stochastic depth; by default the model's own, 0 for none.
         model_kwargs: further arguments of the model.
         checkpoint_path: start from the weights in this file, which must fit but for the head.
         channels_last: keep pictures and weights in NHWC order, often faster on GPUs.
@@ -70,7 +72,7 @@ class TrainingTask(LightningModule):
         momentum: for optimizers that have one.
         layer_decay: factor between the learning rates of successive layers, for fine-tuning.
         opt_kwargs: further arguments of the optimizer, e.g. ``{betas: [0.9, 0.95]}``.
-        agc: adaptive gradient clipping with this factor, everywhere but in the head.
+        agc: adaptive gradient clipping with this factor, everywhere but in the head; 0 for none.
         sched: shape of the learning-rate schedule over the run.
         warmup_epochs: linear warm-up, part of the run and at most a quarter of it.
         warmup_lr: where it starts.
@@ -95,7 +97,7 @@ class TrainingTask(LightningModule):
         self,
         name: str = "nat_pico",
         pretrained: bool = False,
-        drop_rate: float = 0.0,
+        drop_rate: float | None = None,
         drop_path_rate: float | None = None,
         model_kwargs: dict[str, Any] | None = None,
         checkpoint_path: str | None = None,
@@ -235,13 +237,15 @@ class TrainingTask(LightningModule):
 
     def _create(self, num_classes: int | None) -> nn.Module:
         hparams = self.options
-        rates = {"drop_rate": hparams.drop_rate, "drop_path_rate": hparams.drop_path_rate}
-        # A model that has no stochastic depth takes no rate of it, and timm passes over None.
-        options = self._model_kwargs | {key: value for key, value in rates.items() if value}
-        options |= {} if num_classes is None else {"num_classes": num_classes}
+        options = {**self._model_kwargs, **({} if num_classes is None else {"num_classes": num_classes})}
         # Weights that a checkpoint will overwrite are not worth fetching.
         fresh = not self.resumed
-        model = create_classifier(hparams.name, pretrained=hparams.pretrained and fresh, **options)
+        model = create_regularized(
+            hparams.name,
+            {key: hparams[key] for key in ("drop_rate", "drop_path_rate")},
+            pretrained=hparams.pretrained and fresh,
+            **options,
+        )
         if hparams.pretrained:
             self._compare_preprocessing(model)
         if hparams.checkpoint_path and fresh:
@@ -268,9 +272,15 @@ class TrainingTask(LightningModule):
         """Optimizer and schedule over the length of the run."""
         assert self.model is not None
         hparams, trainer = self.options, self.trainer
+        if trainer.limit_train_batches == 0:
+            raise ValueError(
+                "--trainer.limit_train_batches 0 leaves nothing to train on: pass 1 or more, or leave it out"
+            )
+        trainer.fit_loop.setup_data()  # which max_steps alone does not make Lightning do
         updates = trainer.estimated_stepping_batches
-        if updates == float("inf"):
+        if updates in (-1, math.inf):
             raise ValueError("the schedule needs to know the length of the run: pass --trainer.max_epochs or max_steps")
+        updates = max(updates, 1)  # of a run of no steps, too
         per_epoch = math.ceil(min(trainer.num_training_batches, updates * trainer.accumulate_grad_batches))
         seen = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         lr = DEFAULT_LR if hparams.lr is None else hparams.lr
@@ -411,9 +421,14 @@ class TrainingTask(LightningModule):
             for callback in callbacks
         ]
         kept = next((path for path in reversed(paths) if path), None) or self.trainer.ckpt_path
+        rate = "lr" if self.options.lr_base is None else "lr_base"
+        if kept:
+            return (
+                f"resume from the last good checkpoint with --ckpt_path {shlex.quote(str(kept))} and a lower "
+                f"--model.{rate} or --trainer.gradient_clip_val 1"
+            )
         return (
-            f"{f'the last good checkpoint is {kept}' if kept else 'there was no checkpoint yet'}: go on with a lower "
-            "--model.lr, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
+            f"start again with a lower --model.{rate}, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
         )
 
     def on_train_epoch_end(self) -> None:
@@ -447,6 +462,30 @@ class TrainingTask(LightningModule):
             theirs, ours = getattr(held, what), getattr(self.spec, what)
             if theirs != ours:
                 raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")
+        if self.trainer.state.fn == "fit":
+            check_optimizer(path, checkpoint["hyper_parameters"], self.options)
+            check_length(path, checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+
+
+def create_regularized(name: str, rates: Mapping[str, float | None], **options: Any) -> nn.Module:
+    """Build a model with rates of dropout and stochastic depth.
+
+    Args:
+        name: of the model.
+        rates: by argument. None leaves it to the model, and so does 0 where the model has no such argument.
+        **options: further arguments, as :func:`~visionattn.tasks.checkpoint.create_classifier` takes them.
+
+    Raises:
+        ValueError: as there.
+    """
+    given = {key: rate for key, rate in rates.items() if rate is not None}
+    try:
+        return create_classifier(name, **{**options, **given})
+    except ValueError as error:
+        unknown = next((key for key, rate in given.items() if not rate and f"no argument {key!r}" in str(error)), None)
+        if unknown is None:
+            raise
+    return create_regularized(name, {**given, unknown: None}, **options)
 
 
 def _heads(model: Any) -> tuple[nn.Module, ...]:
