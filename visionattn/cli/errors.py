@@ -9,12 +9,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import line_of, named_configs, read_config
 
@@ -40,6 +42,7 @@ class ConciseParser(argparse.ArgumentParser):
         """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
         # What a config file names is imported, and some of it is called: nothing that runs commands or code.
         set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+        register_type(timedelta, _write_duration, _read_duration, fail_already_registered=False)
         self.configs = named_configs((args[0] if args else kwargs.get("args")) or [])
         try:
             for config in self.configs:
@@ -50,10 +53,10 @@ class ConciseParser(argparse.ArgumentParser):
             hint = getattr(action, "_typehint", None)
             if hint in (bool, bool | None) and action.nargs is None:
                 action.nargs, action.const = "?", True
-            if {int, float} <= set(get_args(hint)):
-                # Types are tried in their order, and typing's cache of equal unions may hand out the other one:
-                # --trainer.limit_train_batches 1 would be the whole of an epoch, 1.0.
-                ordered = reduce(or_, sorted(get_args(hint), key=lambda x: x is float))
+            if len({*get_args(hint)} - {type(None)}) > 1 and not {int, str}.isdisjoint(get_args(hint)):
+                # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
+                # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
+                ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2}.get(kind, 0)))
                 action._typehint = ordered  # type: ignore[attr-defined]
         return super().parse_args(*args, **kwargs)
 
@@ -184,6 +187,22 @@ _KNOWN = {
     ),
 }
 """What libraries say when something outside the program is wrong, and what can be done about it."""
+
+
+def _read_duration(text: str) -> timedelta:
+    """Read a time as Python writes it: ``2:30:00``, ``1 day, 2:30:00``. Lightning's own form, 01:02:30:00, is none."""
+    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d+)?)", str(text))
+    if match is None:
+        raise ValueError(f"expected a time such as 2:30:00 or 1 day, 2:30:00, got {text!r}")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _write_duration(value: object) -> str:
+    """Write a time for a config file; in a union, jsonargparse would offer numbers and mappings, too."""
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{value!r} is no time")
+    return str(value)
 
 
 def _written_for_users(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -26,6 +26,13 @@ from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.trainer_options import (
+    check_callbacks,
+    check_plugins,
+    check_trainer_options,
+    create_profiler,
+    listed,
+)
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks.callbacks import (
     EpochReport,
@@ -80,7 +87,7 @@ class RunOptions:
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
         ema: keep an exponential moving average of the weights with this decay, e.g. 0.9999; it is what is validated
-            and saved as the best.
+            and saved as the best. By default, none is kept.
         save_every_n_steps: save last.ckpt in the middle of epochs, too; 0 for not.
     """
 
@@ -185,6 +192,7 @@ class TrainingCLI(LightningCLI):
     def _check_options(self) -> None:
         """What nobody else looks at before the work begins."""
         options = self.options
+        check_trainer_options(options.trainer)
         for option, number, low, high in (
             ("seed_everything", options.get("seed_everything"), 0, MAX_SEED),
             ("ema", options.ema, 0, 1),
@@ -291,14 +299,16 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: progress, checkpoints that are whole, loggers, averaging."""
-        given = self.options.trainer
-        interactive = given.enable_progress_bar is not False and sys.stdout.isatty()
-        callbacks: list[Callback] = [*(self._get(self.config_init, "trainer").callbacks or [])]
-        callbacks += [RichProgressBar(leave=True)] if interactive else []
+        given, built = self.options.trainer, self._get(self.config_init, "trainer")
+        callbacks, plugins = listed(built.callbacks), listed(built.plugins)
+        check_callbacks(callbacks, averaging=self.options.ema is not None)
+        check_plugins(plugins)
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        interactive = bool(bars) or (given.enable_progress_bar is not False and sys.stdout.isatty())
+        callbacks += [RichProgressBar(leave=True)] if interactive and not bars else []
         callbacks.append(SameCheckpoint(self.resume))
-        plugins = self._get(self.config_init, "trainer").plugins or []
         settings: dict[str, Any] = {
-            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
+            "plugins": [*plugins, AtomicCheckpointIO()],
             "enable_progress_bar": interactive,
             "logger": False,
             "enable_checkpointing": False,
@@ -315,6 +325,7 @@ class TrainingCLI(LightningCLI):
             self.save_config_callback = None
         if self.subcommand == "fit":
             callbacks.append(EpochReport(per_epoch=not interactive))
+        settings["profiler"] = create_profiler(built.profiler, Path(settings.get("default_root_dir", "")))
         try:
             return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -330,18 +341,19 @@ class TrainingCLI(LightningCLI):
         self.claim = self.run.claim() if is_rank_zero() else None
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
         theirs = self._get(self.config_init, "trainer").logger
-        more = [] if theirs in (None, True) else theirs if isinstance(theirs, list) else [theirs]
+        more = [] if theirs is True else listed(theirs)
+        keep = self.options.trainer.enable_checkpointing is not False
         settings |= {
             "logger": False if theirs is False else [*create_loggers(self.run, self.options.logger, step), *more],
-            "enable_checkpointing": True,
+            "enable_checkpointing": keep,
             "default_root_dir": str(self.run.path),
         }
         self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
-        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
+        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
         pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *pictures, self.stopwatch, self.best, self.last]
+        return [*averaging, *pictures, self.stopwatch, *([self.best, self.last] if keep else [])]
 
     # Running
 
