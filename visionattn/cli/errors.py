@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import reduce
+from importlib.metadata import version
 from operator import or_
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -19,6 +19,7 @@ from jsonargparse import set_parsing_settings
 from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import line_of, named_configs, read_config
+from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -84,11 +85,14 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
         argv: the arguments, by default those of the process.
 
     Returns:
-        0 on success; 1 after an error, 2 after a usage error, 130 after Ctrl-C and 143 after Lightning has wound a run
-        up upon SIGTERM, each with one line on stderr.
+        0 on success, and for ``--version``, which every command has; 1 after an error, 2 after a usage error, 130 after
+        Ctrl-C and 143 after Lightning has wound a run up upon SIGTERM, each with one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if "--version" in arguments:
+        print(f"visionattn {version('visionattn')}")
+        return 0
     try:
         with contextlib.nullcontext() if debug else _warnings_of_one_line():
             main(normalize(arguments))
@@ -149,12 +153,6 @@ def one_line(message: str) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def near_matches(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean a, b?"``, or nothing where nothing is close."""
-    near = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(near)}?" if near else ""
-
-
 _TRACEBACK = "Traceback (most recent call last)"
 
 _KNOWN = {
@@ -181,6 +179,9 @@ _KNOWN = {
     ),
     r"Expected more than 1 value per channel when training": (
         "batch norm finds nothing to average over one picture: pass --data.batch_size 2 or more, or larger pictures"
+    ),
+    r"Early stopping conditioned on metric `(\S+)` which is not available\..*following: (.*)": (
+        r"--trainer.callbacks: EarlyStopping finds no metric \1: let it monitor one of \2"
     ),
     r"No supported gpu backend|accelerator is not available": (
         "--trainer.accelerator: torch finds no such device in this machine; leave the option out, or pass cpu"
@@ -229,7 +230,7 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         option = match[1].partition("=")[0]
         if not option.startswith("-"):
             return f"unexpected argument {option!r}"
-        return f"unknown option {option}{near_matches(option, parser._option_string_actions)}"
+        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
     if match := re.match(r"(Subcommand|Group) '(\S+)' does not accept option '(\S+)'", message):
         kind, owner, key = match.groups()
         subcommands = getattr(parser, "_subcommands_action", None)
@@ -247,6 +248,13 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         commands = "|".join(getattr(getattr(parser, "_subcommands_action", None), "choices", None) or ["$"])
         names = [re.sub(rf"^({commands})\.", "", name) for name in match[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' for name in names)}"
+    if match := re.match(r'Parser key "(\S+)":.*Unable to load config "(.*?)"', message, flags=re.DOTALL):
+        option, value = match.groups()
+        meant = meant_option(f"--{option}", parser._option_string_actions) if option in ELSEWHERE else ""
+        return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is none{meant}"
+    if match := re.match(r"Parser key \"(\S+)\":.*NestedArg\(key='(\S+)', val=", message, flags=re.DOTALL):
+        option = f"--{match[1]}.{match[2]}"
+        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
     if match := re.match(r'Parser key "(\S+)":\s+(.*)', message, flags=re.DOTALL):
         return f"--{match[1]}{_place(parser, match[1])}: {_expected(match[2])}"
     return message

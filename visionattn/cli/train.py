@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -25,12 +25,14 @@ from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describ
 from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.report import check_writable, write_json
-from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
 from visionattn.cli.trainer_options import (
     check_callbacks,
     check_plugins,
     check_trainer_options,
     create_profiler,
+    default_precision,
+    describe_commands,
     listed,
 )
 from visionattn.data.module import MAX_SEED
@@ -51,6 +53,7 @@ from visionattn.tasks.checkpointing import (
     read_training,
 )
 from visionattn.tasks.weight_files import is_sharded
+from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
 NOISE = (
@@ -106,30 +109,6 @@ class TrainingParser(ConciseParser, LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
 
-class SameCheckpoint(Callback):
-    """Sees to it that all processes go on from the same checkpoint, each of which has looked for it.
-
-    Args:
-        path: what this one has found.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares with the first process.
-
-        Raises:
-            UsageError: it has found another one, or none.
-        """
-        first = trainer.strategy.broadcast(self.path)
-        if self.path != first:
-            raise UsageError(
-                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
-                f"{first or 'nothing'}: --runs must be a folder that all nodes share"
-            )
-
-
 class TrainingCLI(LightningCLI):
     """LightningCLI over the task that the command line names, and its data.
 
@@ -171,6 +150,11 @@ class TrainingCLI(LightningCLI):
             "predict": skipped | {"dataloaders", "return_predictions"},
         }
 
+    def setup_parser(self, *args: Any) -> None:
+        """Describe the commands, too."""
+        super().setup_parser(*args)
+        describe_commands(self.parser)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
@@ -202,6 +186,8 @@ class TrainingCLI(LightningCLI):
             ("trainer.gradient_clip_val", options.trainer.gradient_clip_val, 0, math.inf),
         ):
             check_range(option, number, low, high, error=UsageError)
+        if options.trainer.fast_dev_run and options.ckpt_path and self.config.subcommand == "fit":
+            raise UsageError("--trainer.fast_dev_run tries a run from its start: leave out --ckpt_path")
         interval = options.trainer.val_check_interval
         if isinstance(interval, int | float):  # it may also be a time
             check_range("trainer.val_check_interval", interval, 0, above=True, error=UsageError)
@@ -393,14 +379,15 @@ class TrainingCLI(LightningCLI):
         for split in ("train", "validation", "test", "predict"):
             if broken := self.datamodule.broken(split):
                 instead = "replaced" if split == "train" else "left out"
-                say(f"{len(broken)} unreadable {split} picture(s) {instead}; first {broken[0]}")
+                say(f"{counted(len(broken), f'unreadable {split} picture')} {instead}; first {broken[0]}")
 
     def after_fit(self) -> None:
         """One short summary."""
         if self.run is None:
             return
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
-        done = f"{self.trainer.current_epoch} epochs, {self.trainer.global_step} steps in {minutes} min {seconds} s"
+        done = f"{counted(self.trainer.current_epoch, 'epoch')}, {counted(self.trainer.global_step, 'step')}"
+        done += f" in {minutes} min {seconds} s"
         score = self.best.best_model_score
         if is_rank_zero() and self.trainer.global_step:
             write_json(self._summary(None if score is None else float(score)), self.run.path / "summary.json")
@@ -448,13 +435,7 @@ class TrainingCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Where the predictions are."""
-        say(f"{self.predictions.count} predictions in {self.predictions.path}")
-
-
-def default_precision(accelerator: Any) -> str:
-    """bf16 where a GPU computes in it, otherwise fp32."""
-    gpu = accelerator not in ("cpu",) and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
 
 
 def shell_words(prog: str) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -41,11 +42,38 @@ CALLBACKS: dict[type[Callback], str] = {
 }
 """Callbacks that do not go with a run, by what they do and what to use instead."""
 
+COMMANDS = {
+    "fit": "Train a model.",
+    "validate": "Measure a model on the validation split.",
+    "test": "Measure a model on the test split.",
+    "predict": "Write what a model says of images without labels.",
+}
+"""The commands of train.py."""
+
+CKPT_PATH = "checkpoint of an earlier run: a file, or last or best of the newest run of this name. fit resumes from it."
+
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
+
+
+def describe_commands(parser: Any) -> None:
+    """Describe commands in words of this project: the first lines of Lightning's docstrings break off in mid-sentence.
+
+    Args:
+        parser: of all commands.
+    """
+    commands = parser._subcommands_action
+    for entry in commands._choices_actions:
+        entry.help = COMMANDS[entry.dest]
+    for name, command in commands.choices.items():
+        command.description = COMMANDS[name]
+        for group in command._action_groups:
+            for action in group._group_actions:
+                if action.dest == "ckpt_path":
+                    group.title, action.help = "Where the weights come from", CKPT_PATH
 
 
 def check_trainer_options(options: Any) -> None:
@@ -112,3 +140,9 @@ def create_profiler(given: Any, folder: Path) -> Any:
 def listed(given: Any) -> list[Any]:
     """Return one, several or no objects, as an option takes them, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def default_precision(accelerator: Any) -> str:
+    """Return bfloat16 if a GPU computes in it, otherwise float32."""
+    gpu = accelerator not in ("cpu",) and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

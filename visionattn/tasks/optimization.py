@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 import visionattn.tasks.kar3  # noqa: F401  makes kar3 one of timm's optimizers
+from visionattn.words import counted
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
 
@@ -176,6 +178,17 @@ class RunSchedule:
             self._scheduler.step(done)
         else:
             self._scheduler.step_update(done)
+
+    def resume(self, done: int) -> None:
+        """Set the rates as :meth:`step` does, and warn if they are not what the checkpoint's schedule would give."""
+        self.step(done)
+        if self.differs and done < self.length:
+            unit = "epoch" if self._scheduler.t_in_epochs else "update"
+            rate = max(group["lr"] for group in self.optimizer.param_groups)
+            rank_zero_warn(
+                f"the learning-rate schedule now spans {counted(self.length, unit)}, as the options say, and not what "
+                f"the checkpoint has: it continues with {unit} {done + 1} at a rate of {rate:.3g}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the schedule is, in plain values."""

@@ -25,14 +25,13 @@ from visionattn.tasks.checkpoint import (
     ClassifierSpec,
     TaskName,
     check_model_name,
-    create_classifier,
     load_plain,
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
 from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.regularization import create_regularized
 from visionattn.tasks.resuming import check_length, check_optimizer
 from visionattn.tasks.sharding import shard_model
-from visionattn.words import counted
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
@@ -336,16 +335,9 @@ class TrainingTask(LightningModule):
                 per_epoch = math.ceil(trainer.num_training_batches / accumulated)
                 within = per_epoch if ended else batches // accumulated
                 self._updates_ahead = epoch * per_epoch + within - self.global_step
-            done, unit = self.global_step + self._updates_ahead, "update"
+            schedule.resume(self.global_step + self._updates_ahead)
         else:
-            done, unit = epoch + ended, "epoch"
-        schedule.step(done)
-        if schedule.differs and done < schedule.length:
-            rate = max(group["lr"] for group in schedule.optimizer.param_groups)
-            rank_zero_warn(
-                f"the learning-rate schedule is laid out anew over {counted(schedule.length, unit)}, as the options "
-                f"say: it goes on from {unit} {done + 1} at {rate:.3g}"
-            )
+            schedule.resume(epoch + ended)
 
     def configure_gradient_clipping(
         self,
@@ -465,27 +457,6 @@ class TrainingTask(LightningModule):
         if self.trainer.state.fn == "fit":
             check_optimizer(path, checkpoint["hyper_parameters"], self.options)
             check_length(path, checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
-
-
-def create_regularized(name: str, rates: Mapping[str, float | None], **options: Any) -> nn.Module:
-    """Build a model with rates of dropout and stochastic depth.
-
-    Args:
-        name: of the model.
-        rates: by argument. None leaves it to the model, and so does 0 where the model has no such argument.
-        **options: further arguments, as :func:`~visionattn.tasks.checkpoint.create_classifier` takes them.
-
-    Raises:
-        ValueError: as there.
-    """
-    given = {key: rate for key, rate in rates.items() if rate is not None}
-    try:
-        return create_classifier(name, **{**options, **given})
-    except ValueError as error:
-        unknown = next((key for key, rate in given.items() if not rate and f"no argument {key!r}" in str(error)), None)
-        if unknown is None:
-            raise
-    return create_regularized(name, {**given, unknown: None}, **options)
 
 
 def _heads(model: Any) -> tuple[nn.Module, ...]:
