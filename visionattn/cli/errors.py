@@ -57,7 +57,7 @@ class ConciseParser(argparse.ArgumentParser):
             if len({*get_args(hint)} - {type(None)}) > 1 and not {int, str}.isdisjoint(get_args(hint)):
                 # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
                 # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
-                ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2}.get(kind, 0)))
+                ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))
                 action._typehint = ordered  # type: ignore[attr-defined]
         return super().parse_args(*args, **kwargs)
 
