@@ -13,7 +13,8 @@ from functools import reduce
 from importlib.metadata import version
 from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import set_parsing_settings
 from jsonargparse.typing import register_type
@@ -54,7 +55,7 @@ class ConciseParser(argparse.ArgumentParser):
             hint = getattr(action, "_typehint", None)
             if hint in (bool, bool | None) and action.nargs is None:
                 action.nargs, action.const = "?", True
-            if len({*get_args(hint)} - {type(None)}) > 1 and not {int, str}.isdisjoint(get_args(hint)):
+            if get_origin(hint) in (Union, UnionType):
                 # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
                 # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
                 ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))
