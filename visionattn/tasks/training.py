@@ -455,7 +455,7 @@ class TrainingTask(LightningModule):
             if theirs != ours:
                 raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")
         if self.trainer.state.fn == "fit":
-            check_optimizer(path, checkpoint["hyper_parameters"], self.options)
+            check_optimizer(path, checkpoint.get("hyper_parameters", {}), self.options)
             check_length(path, checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
 
 
