@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from visionattn import __version__
-from visionattn.cli.errors import UsageError, near_matches, run
+from visionattn.cli.errors import UsageError, run
+from visionattn.cli.hints import near_matches
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("visionattn.cli.train", "train, validate, test and apply models, as train.py does"),
@@ -37,8 +37,6 @@ def dispatch(argv: list[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("", [])
     if name in ("-h", "--help"):
         print(USAGE)
-    elif name == "--version":
-        print(f"visionattn {__version__}")
     elif name in COMMANDS:
         command: Callable[..., None] = import_module(COMMANDS[name][0]).main
         command(rest, prog=f"visionattn {name}")

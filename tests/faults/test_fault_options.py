@@ -31,7 +31,7 @@ Quick = tuple[str, ...]
         pytest.param("--trainer.precision=33", "--trainer.precision: expected 64, 32, 16, ", id="precision"),
         pytest.param("--data.on_error=stop", "expected Literal['raise', 'skip']. Got value: stop", id="choice"),
         pytest.param("--seed_everything=-1", "--seed_everything must be at least 0 and at most 4294967295", id="seed"),
-        pytest.param("--trainer.devices=0", "Trainer(devices='0')", id="devices"),
+        pytest.param("--trainer.devices=0", "Trainer(devices=0)", id="devices"),
         pytest.param("--trainer.accelerator=gqu", "invalid accelerator name: `accelerator='gqu'`", id="accelerator"),
         pytest.param("--trainer.strategy=foo", "invalid strategy name: `strategy='foo'`", id="strategy"),
         pytest.param("--trainer.max_epochs=-5", "`max_epochs` must be a non-negative integer", id="epochs"),
@@ -60,6 +60,11 @@ def test_a_wrong_command_line(fails: Fails, quick: Quick, option: str, says: str
         pytest.param(["--model.model_kwargs={drop_pth: 1}"], "'test_resnet' takes no argument 'drop_pth'", id="kwargs"),
         pytest.param(
             ["--data.num_classes=3"], "'digits' has 10 classes, not 3: leave out --data.num_class", id="classes"
+        ),
+        pytest.param(
+            ["--trainer.limit_train_batches=0"],
+            "limit_train_batches 0 leaves nothing to train on: pass 1",
+            id="nothing",
         ),
         pytest.param(["--data.val_split=dev"], "digits has no 'dev' split: leave out --data.val_split", id="split"),
         pytest.param(["--data.name=cifar"], "unknown data set 'cifar': digits, mnist, ", id="data set"),
@@ -124,7 +129,7 @@ def test_an_option_of_the_model_that_cannot_be(options: dict[str, Any], says: st
         pytest.param("--data.img_size=0", "--data.img_size must be at least 1 and at most 16384, got 0", 1, id="size"),
         pytest.param("--data.crop_pct=0", "--data.crop_pct must be at least 0.05 and at most 2, got 0.0", 1, id="crop"),
         pytest.param("--data.split=dev", "digits has no 'dev' split", 1, id="split"),
-        pytest.param("--data=3", "--data: unable to load config '3'", 2, id="group"),
+        pytest.param("--data=3", "--data takes a config file of options --data.NAME, and '3' is none", 2, id="group"),
         pytest.param("--precision=8", "--precision: expected Literal['32-true', ", 2, id="precision"),
     ],
 )

@@ -10,8 +10,9 @@ from visionattn.cli.binding_pictures import save_overlays
 from visionattn.cli.binding_report import BindingReport, best_layer
 from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTraining, prepare_scenes
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
-from visionattn.cli.errors import UsageError, near_matches
+from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import draw_weights, load_frozen
+from visionattn.cli.hints import near_matches
 from visionattn.cli.options import numbers, words
 from visionattn.cli.pictures import check_number
 from visionattn.cli.probing_data import slug

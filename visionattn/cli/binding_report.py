@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from visionattn.cli.report import print_table, write_csv, write_json
+from visionattn.words import counted
 
 RATES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC"}
 """What is told of a probe, with its heading."""
@@ -84,7 +85,7 @@ class BindingReport:
         shares = (first[f"{part}share_different"] for part in ("", "foreground_"))
         chance, on_objects = ("–" if share is None else f"{share:.1%}" for share in shares)
         return (
-            f"{model} on {data}, {sizes}, {seeds} seed{'s' if seeds > 1 else ''}; {chance} of pairs are of two "
+            f"{model} on {data}, {sizes}, {counted(seeds, 'seed')}; {chance} of pairs are of two "
             f"segments, {on_objects} of those on objects. Layers of the best accuracy on val"
         )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -10,14 +9,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from functools import reduce
+from importlib.metadata import version
 from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
+from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -41,6 +45,7 @@ class ConciseParser(argparse.ArgumentParser):
         """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
         # What a config file names is imported, and some of it is called: nothing that runs commands or code.
         set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+        register_type(timedelta, _write_duration, _read_duration, fail_already_registered=False)
         args = None if args is None else find_configs(args)
         self.configs = named_configs(args or [])
         try:
@@ -55,10 +60,10 @@ class ConciseParser(argparse.ArgumentParser):
             if hint in (list[Path], list[Path] | None) and action.nargs is None:
                 # As shells write out a pattern: all words up to the next option.
                 action.nargs, action.metavar, action._typehint = "+", "FILE", Path  # type: ignore[attr-defined]
-            if {int, float} <= set(get_args(hint)):
-                # Types are tried in their order, and typing's cache of equal unions may hand out the other one:
-                # --trainer.limit_train_batches 1 would be the whole of an epoch, 1.0.
-                ordered = reduce(or_, sorted(get_args(hint), key=lambda x: x is float))
+            if get_origin(hint) in (Union, UnionType):
+                # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
+                # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
+                ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))
                 action._typehint = ordered  # type: ignore[attr-defined]
         return super().parse_args(args, *others, **kwargs)
 
@@ -86,14 +91,17 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
         argv: the arguments, by default those of the process.
 
     Returns:
-        0 on success; 1 after an error, 2 after a usage error, 130 after Ctrl-C and 143 after Lightning has wound a run
-        up upon SIGTERM, each with one line on stderr.
+        0 on success, and for ``--version``, which every command has; 1 after an error, 2 after a usage error, 130 after
+        Ctrl-C and 143 after Lightning has wound a run up upon SIGTERM, each with one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths, and terminals, are not always of UTF-8
             stream.reconfigure(errors="backslashreplace")
+    if "--version" in arguments:
+        print(f"visionattn {version('visionattn')}")
+        return 0
     try:
         with contextlib.nullcontext() if debug else _warnings_of_one_line():
             main(normalize(arguments))
@@ -156,12 +164,6 @@ def one_line(message: str) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def near_matches(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean a, b?"``, or nothing where nothing is close."""
-    near = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(near)}?" if near else ""
-
-
 _TRACEBACK = "Traceback (most recent call last)"
 
 _KNOWN = {
@@ -189,11 +191,30 @@ _KNOWN = {
     r"Expected more than 1 value per channel when training": (
         "batch norm finds nothing to average over one picture: pass --data.batch_size 2 or more, or larger pictures"
     ),
+    r"Early stopping conditioned on metric `(\S+)` which is not available\..*following: (.*)": (
+        r"--trainer.callbacks: EarlyStopping finds no metric \1: let it monitor one of \2"
+    ),
     r"No supported gpu backend|accelerator is not available": (
         "--trainer.accelerator: torch finds no such device in this machine; leave the option out, or pass cpu"
     ),
 }
 """What libraries say when something outside the program is wrong, and what can be done about it."""
+
+
+def _read_duration(text: str) -> timedelta:
+    """Read a time as Python writes it: ``2:30:00``, ``1 day, 2:30:00``. Lightning's own form, 01:02:30:00, is none."""
+    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d+)?)", str(text))
+    if match is None:
+        raise ValueError(f"expected a time such as 2:30:00 or 1 day, 2:30:00, got {text!r}")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _write_duration(value: object) -> str:
+    """Write a time for a config file; in a union, jsonargparse would offer numbers and mappings, too."""
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{value!r} is no time")
+    return str(value)
 
 
 def _written_for_users(error: BaseException) -> bool:
@@ -220,7 +241,7 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         option = match[1].partition("=")[0]
         if not option.startswith("-"):
             return f"unexpected argument {option!r}"
-        return f"unknown option {option}{near_matches(option, parser._option_string_actions)}"
+        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
     if match := re.match(r"(Subcommand|Group) '(\S+)' does not accept option '(\S+)'", message):
         kind, owner, key = match.groups()
         subcommands = getattr(parser, "_subcommands_action", None)
@@ -238,6 +259,13 @@ def _explain(parser: argparse.ArgumentParser, message: str) -> str:
         commands = "|".join(getattr(getattr(parser, "_subcommands_action", None), "choices", None) or ["$"])
         names = [re.sub(rf"^({commands})\.", "", name) for name in match[1].split(", ")]
         return f"missing: {', '.join(f'--{name}' for name in names)}"
+    if match := re.match(r'Parser key "(\S+)":.*Unable to load config "(.*?)"', message, flags=re.DOTALL):
+        option, value = match.groups()
+        meant = meant_option(f"--{option}", parser._option_string_actions) if option in ELSEWHERE else ""
+        return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is none{meant}"
+    if match := re.match(r"Parser key \"(\S+)\":.*NestedArg\(key='(\S+)', val=", message, flags=re.DOTALL):
+        option = f"--{match[1]}.{match[2]}"
+        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
     if match := re.match(r'Parser key "(\S+)":\s+(.*)', message, flags=re.DOTALL):
         return f"--{match[1]}{_place(parser, match[1])}: {_expected(match[2])}"
     return message

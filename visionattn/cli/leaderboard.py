@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from visionattn.cli.errors import UsageError
 from visionattn.cli.probing_report import head_label
 from visionattn.cli.report import check_writable, write_text
+from visionattn.words import counted
 
 NEEDED = (
     *("model", "checkpoint", "weights", "layers", "dataset", "root", "num_train", "views", "epochs", "seed"),
@@ -176,7 +177,7 @@ def _training(row: Mapping[str, Any]) -> str:
     if not row["optimizer"]:
         return "–"
     views = f", {row['views']} views" if row["views"] > 1 else ""
-    return f"{row['epochs']} epoch{'s' * (row['epochs'] != 1)}, {row['optimizer']}{views}"
+    return f"{counted(row['epochs'], 'epoch')}, {row['optimizer']}{views}"
 
 
 def _mean(rates: Mapping[int, float]) -> str:

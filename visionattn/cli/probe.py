@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
-from visionattn.cli.errors import UsageError, near_matches
+from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import load_frozen
+from visionattn.cli.hints import near_matches
 from visionattn.cli.leaderboard import leaderboard as show_leaderboard
 from visionattn.cli.options import words
 from visionattn.cli.pictures import check_number

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from visionattn.cli.errors import UsageError
 from visionattn.cli.report import check_folder
 from visionattn.tasks.checkpointing import BEST, LAST
 from visionattn.tasks.weight_files import is_sharded, is_whole
@@ -91,6 +93,30 @@ class RunFolder:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         return lock
+
+
+class SameCheckpoint(Callback):
+    """Sees to it that all processes go on from the same checkpoint, each of which has looked for it.
+
+    Args:
+        path: what this one has found.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compares with the first process.
+
+        Raises:
+            UsageError: it has found another one, or none.
+        """
+        first = trainer.strategy.broadcast(self.path)
+        if self.path != first:
+            raise UsageError(
+                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
+                f"{first or 'nothing'}: --runs must be a folder that all nodes share"
+            )
 
 
 def newest_run(root: Path, name: str) -> RunFolder | None:

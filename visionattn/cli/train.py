@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -26,8 +26,17 @@ from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import check_writable, write_json
-from visionattn.cli.runs import RunFolder, is_rank_zero, new_run, newest_run, run_of
+from visionattn.cli.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
 from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
+from visionattn.cli.trainer_options import (
+    check_callbacks,
+    check_plugins,
+    check_trainer_options,
+    create_profiler,
+    default_precision,
+    describe_commands,
+    listed,
+)
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks.callbacks import (
     EpochReport,
@@ -46,6 +55,7 @@ from visionattn.tasks.checkpointing import (
 )
 from visionattn.tasks.predictions import PredictionWriter, check_predictions
 from visionattn.tasks.weight_files import is_sharded
+from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
 NOISE = (
@@ -82,7 +92,7 @@ class RunOptions:
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
         ema: keep an exponential moving average of the weights with this decay, e.g. 0.9999; it is what is validated
-            and saved as the best.
+            and saved as the best. By default, none is kept.
         save_every_n_steps: save last.ckpt in the middle of epochs, too; 0 for not.
     """
 
@@ -99,30 +109,6 @@ class TrainingParser(ConciseParser, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
-
-
-class SameCheckpoint(Callback):
-    """Sees to it that all processes go on from the same checkpoint, each of which has looked for it.
-
-    Args:
-        path: what this one has found.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares with the first process.
-
-        Raises:
-            UsageError: it has found another one, or none.
-        """
-        first = trainer.strategy.broadcast(self.path)
-        if self.path != first:
-            raise UsageError(
-                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
-                f"{first or 'nothing'}: --runs must be a folder that all nodes share"
-            )
 
 
 class TrainingCLI(LightningCLI):
@@ -166,6 +152,11 @@ class TrainingCLI(LightningCLI):
             "predict": skipped | {"dataloaders", "return_predictions"},
         }
 
+    def setup_parser(self, *args: Any) -> None:
+        """Describe the commands, too."""
+        super().setup_parser(*args)
+        describe_commands(self.parser)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the run."""
         parser.add_class_arguments(RunOptions)
@@ -190,6 +181,7 @@ class TrainingCLI(LightningCLI):
     def _check_options(self) -> None:
         """What nobody else looks at before the work begins."""
         options = self.options
+        check_trainer_options(options.trainer)
         for option, number, low, high in (
             ("seed_everything", options.get("seed_everything"), 0, MAX_SEED),
             ("ema", options.ema, 0, 1),
@@ -199,6 +191,8 @@ class TrainingCLI(LightningCLI):
             ("trainer.gradient_clip_val", options.trainer.gradient_clip_val, 0, math.inf),
         ):
             check_range(option, number, low, high, error=UsageError)
+        if options.trainer.fast_dev_run and options.ckpt_path and self.config.subcommand == "fit":
+            raise UsageError("--trainer.fast_dev_run tries a run from its start: leave out --ckpt_path")
         interval = options.trainer.val_check_interval
         if isinstance(interval, int | float):  # it may also be a time
             check_range("trainer.val_check_interval", interval, 0, above=True, error=UsageError)
@@ -279,16 +273,18 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: progress, checkpoints that are whole, loggers, averaging."""
-        given = self.options.trainer
-        interactive = given.enable_progress_bar is not False and sys.stdout.isatty()
-        callbacks: list[Callback] = [*(self._get(self.config_init, "trainer").callbacks or [])]
-        callbacks += [RichProgressBar(leave=True)] if interactive else []
+        given, built = self.options.trainer, self._get(self.config_init, "trainer")
+        callbacks, plugins = listed(built.callbacks), listed(built.plugins)
+        check_callbacks(callbacks, averaging=self.options.ema is not None)
+        check_plugins(plugins)
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+        interactive = bool(bars) or (given.enable_progress_bar is not False and sys.stdout.isatty())
+        callbacks += [RichProgressBar(leave=True)] if interactive and not bars else []
         if self.subcommand != "fit" and not interactive and given.enable_progress_bar is not False:
             callbacks.append(LightningProgress())
         callbacks.append(SameCheckpoint(self.resume))
-        plugins = self._get(self.config_init, "trainer").plugins or []
         settings: dict[str, Any] = {
-            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
+            "plugins": [*plugins, AtomicCheckpointIO()],
             "enable_progress_bar": interactive,
             "logger": False,
             "enable_checkpointing": False,
@@ -305,6 +301,7 @@ class TrainingCLI(LightningCLI):
             self.save_config_callback = None
         if self.subcommand == "fit":
             callbacks.append(EpochReport(per_epoch=not interactive))
+        settings["profiler"] = create_profiler(built.profiler, Path(settings.get("default_root_dir", "")))
         try:
             return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -320,18 +317,19 @@ class TrainingCLI(LightningCLI):
         self.claim = self.run.claim() if is_rank_zero() else None
         self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
         theirs = self._get(self.config_init, "trainer").logger
-        more = [] if theirs in (None, True) else theirs if isinstance(theirs, list) else [theirs]
+        more = [] if theirs is True else listed(theirs)
+        keep = self.options.trainer.enable_checkpointing is not False
         settings |= {
             "logger": False if theirs is False else [*create_loggers(self.run, self.options.logger, step), *more],
-            "enable_checkpointing": True,
+            "enable_checkpointing": keep,
             "default_root_dir": str(self.run.path),
         }
         self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
-        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema else []
+        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
         pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *pictures, self.stopwatch, self.best, self.last]
+        return [*averaging, *pictures, self.stopwatch, *([self.best, self.last] if keep else [])]
 
     # Running
 
@@ -371,14 +369,15 @@ class TrainingCLI(LightningCLI):
         for split in ("train", "validation", "test", "predict"):
             if broken := self.datamodule.broken(split):
                 instead = "replaced" if split == "train" else "left out"
-                say(f"{len(broken)} unreadable {split} picture(s) {instead}; first {broken[0]}")
+                say(f"{counted(len(broken), f'unreadable {split} picture')} {instead}; first {broken[0]}")
 
     def after_fit(self) -> None:
         """One short summary."""
         if self.run is None:
             return
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
-        done = f"{self.trainer.current_epoch} epochs, {self.trainer.global_step} steps in {minutes} min {seconds} s"
+        done = f"{counted(self.trainer.current_epoch, 'epoch')}, {counted(self.trainer.global_step, 'step')}"
+        done += f" in {minutes} min {seconds} s"
         score = self.best.best_model_score
         if is_rank_zero() and self.trainer.global_step:
             write_json(self._summary(None if score is None else float(score)), self.run.path / "summary.json")
@@ -428,13 +427,7 @@ class TrainingCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Where the predictions are."""
-        say(f"{self.predictions.count} predictions in {self.predictions.path}")
-
-
-def default_precision(accelerator: Any) -> str:
-    """bf16 where a GPU computes in it, otherwise fp32."""
-    gpu = accelerator not in ("cpu",) and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
 
 
 def shell_words(prog: str) -> list[str]:

@@ -375,7 +375,7 @@ class ImageClassificationData(PictureData):
 
     def _enter(self, source: IterableImageDataset) -> None:
         """Begins the epoch that a resumed run is in; Lightning asks for pictures before it tells the epoch."""
-        epoch, batches = self._start
+        epoch, batches = self.start
         source.set_epoch(epoch)
         if batches:
             rank_zero_warn(
@@ -406,7 +406,7 @@ class ImageClassificationData(PictureData):
             dataset = PictureDataset(source, transform, replace_broken=training and self.on_error == "skip")
             sampler = (
                 TrainSampler(
-                    len(source), self.seed, rank, world, self.aug_repeats, (self._start[0], self._start[1] * batch_size)
+                    len(source), self.seed, rank, world, self.aug_repeats, (self.start[0], self.start[1] * batch_size)
                 )
                 if training
                 else EvalSampler(len(source), rank, world)

@@ -20,6 +20,7 @@ from visionattn.data.pictures import upright
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 from visionattn.files import as_text
+from visionattn.words import counted
 
 OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image], Tensor]
@@ -216,8 +217,8 @@ class ImageLoader(DataLoader[Any]):
             self._check_targets(batch)
             self.broken.update(dict.fromkeys(batch.errors))
             if getattr(self.dataset, "replace_broken", False) and not len(batch.image):
-                errors = set(batch.errors)
-                raise UnreadableImageError(f"{len(errors)} unreadable pictures in a row, last {batch.errors[-1]}")
+                broken = counted(len(set(batch.errors)), "unreadable picture")
+                raise UnreadableImageError(f"{broken} in a row, last {batch.errors[-1]}")
             yield batch
 
     def _check_targets(self, batch: Batch) -> None:

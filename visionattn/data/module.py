@@ -124,7 +124,7 @@ class PictureData(LightningDataModule):
         self._resumed = state_dict
 
     @property
-    def _start(self) -> tuple[int, int]:
+    def start(self) -> tuple[int, int]:
         """(epoch, batches done in it) from which the training loader starts."""
         # With another batch size, or number of processes, the count of batches that Lightning goes by means another
         # place in the epoch.

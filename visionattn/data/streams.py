@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.dataset import IterableImageDataset
 
 from visionattn.data.errors import DataError
+from visionattn.words import counted
 
 
 def check_package(name: str) -> None:
@@ -68,7 +69,10 @@ def stream_workers(name: str, dataset: IterableImageDataset, wanted: int, world:
         return wanted
     if each < wanted:
         processes = f" for {world} processes" if world > 1 else ""
-        rank_zero_warn(f"data set {name!r} has {shards} shards{processes}: {each} loader workers each, not {wanted}")
+        rank_zero_warn(
+            f"data set {name!r} has {counted(shards, 'shard')}{processes}: {counted(each, 'loader worker')} each, not "
+            f"{wanted}"
+        )
     return min(wanted, each)
 
 

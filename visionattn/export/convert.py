@@ -13,7 +13,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from visionattn.cli.errors import UsageError, near_matches, one_line, run
+from visionattn.cli.errors import UsageError, one_line, run
+from visionattn.cli.hints import near_matches
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 import visionattn.tasks.kar3  # noqa: F401  makes kar3 one of timm's optimizers
+from visionattn.words import counted
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
 
@@ -68,7 +70,21 @@ def create_optimizer(
         raise ValueError(f"optimizer {name!r}, --model.opt_kwargs {dict(options)}: {error}") from error
     for group in [] if frozen else groups:
         optimizer.add_param_group(group)
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
     return optimizer
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved state that leaves ``optimizer`` the options it was made with, its rates among them."""
+    own, theirs = optimizer.param_groups, saved["param_groups"]
+    sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (own, theirs))
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"the checkpoint's optimizer has groups of {saved_sizes} parameters, not {sizes}: start a new run from its "
+            "weights with --model.checkpoint_path in place of --ckpt_path"
+        )
+    kept = [{**old, **new, "params": old["params"]} for new, old in zip(own, theirs, strict=True)]
+    return {**saved, "param_groups": kept}
 
 
 def scale_bias_rate(optimizer: torch.optim.Optimizer, module: nn.Module, factor: float) -> None:
@@ -94,7 +110,7 @@ def create_schedule(
     min_lr: float,
     on_updates: bool,
     options: Mapping[str, Any],
-) -> Scheduler:
+) -> "RunSchedule":
     """A schedule of timm, laid out over the run: warm-up included, the cool-down at ``min_lr`` at its end.
 
     Args:
@@ -131,4 +147,53 @@ def create_schedule(
     except (TypeError, AssertionError) as error:
         raise ValueError(f"schedule {name!r}, --model.sched_kwargs {dict(options)}: {error}") from error
     assert isinstance(scheduler, Scheduler)
-    return scheduler
+    return RunSchedule(scheduler, total_updates if on_updates else round(epochs))
+
+
+class RunSchedule:
+    """A schedule of timm over a run, as Lightning takes one. The rates depend on the place in the run alone.
+
+    A checkpoint restores none of it: the options of a resumed run may give it another schedule.
+
+    Attributes:
+        length: updates of the run, or its epochs where the rates change with the epoch.
+        differs: whether the checkpoint that the run resumed from has another schedule.
+
+    Args:
+        scheduler: the schedule.
+        length: of the run.
+    """
+
+    def __init__(self, scheduler: Scheduler, length: int) -> None:
+        self._scheduler, self.length, self.differs = scheduler, length, False
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose rates are set."""
+        return self._scheduler.optimizer
+
+    def step(self, done: int) -> None:
+        """Set the rates that follow after ``done`` updates, or epochs."""
+        if self._scheduler.t_in_epochs:
+            self._scheduler.step(done)
+        else:
+            self._scheduler.step_update(done)
+
+    def resume(self, done: int) -> None:
+        """Set the rates as :meth:`step` does, and warn if they are not what the checkpoint's schedule would give."""
+        self.step(done)
+        if self.differs and done < self.length:
+            unit = "epoch" if self._scheduler.t_in_epochs else "update"
+            rate = max(group["lr"] for group in self.optimizer.param_groups)
+            rank_zero_warn(
+                f"the learning-rate schedule now spans {counted(self.length, unit)}, as the options say, and not what "
+                f"the checkpoint has: it continues with {unit} {done + 1} at a rate of {rate:.3g}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the schedule is, in plain values."""
+        return self._scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare with the schedule in a checkpoint."""
+        self.differs = state != self.state_dict()

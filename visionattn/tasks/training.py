@@ -1,6 +1,7 @@
 """What all trainings share: a model of timm's registry, its optimizer and schedule, divergence, checkpoints."""
 
 import math
+import shlex
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -24,13 +25,14 @@ from visionattn.tasks.checkpoint import (
     ClassifierSpec,
     TaskName,
     check_model_name,
-    create_classifier,
     describe_classifier,
     load_plain,
 )
 from visionattn.tasks.objective import decayed_weights, extra_losses
-from visionattn.tasks.optimization import Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
 from visionattn.tasks.preprocessing import adapt_preprocessing, differing_keys, model_preprocessing
+from visionattn.tasks.regularization import create_regularized
+from visionattn.tasks.resuming import check_length, check_optimizer
 from visionattn.tasks.sharding import shard_model
 
 DEFAULT_LR = 1e-3
@@ -52,8 +54,8 @@ class TrainingTask(LightningModule):
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         pretrained: start from the weights that come with it; a head of another width is made anew.
-        drop_rate: dropout before the head.
-        drop_path_rate: stochastic depth; by default the model's own.
+        drop_rate: dropout before the head; by default the model's own, 0 for none.
+        drop_path_rate: stochastic depth; by default the model's own, 0 for none.
         model_kwargs: further arguments of the model.
         checkpoint_path: start from the weights in this file, which must fit but for the head.
         channels_last: keep pictures and weights in NHWC order, often faster on GPUs.
@@ -71,7 +73,7 @@ class TrainingTask(LightningModule):
         momentum: for optimizers that have one.
         layer_decay: factor between the learning rates of successive layers, for fine-tuning.
         opt_kwargs: further arguments of the optimizer, e.g. ``{betas: [0.9, 0.95]}``.
-        agc: adaptive gradient clipping with this factor, everywhere but in the head.
+        agc: adaptive gradient clipping with this factor, everywhere but in the head; 0 for none.
         sched: shape of the learning-rate schedule over the run.
         warmup_epochs: linear warm-up, part of the run and at most a quarter of it.
         warmup_lr: where it starts.
@@ -98,7 +100,7 @@ class TrainingTask(LightningModule):
         self,
         name: str = "nat_pico",
         pretrained: bool = False,
-        drop_rate: float = 0.0,
+        drop_rate: float | None = None,
         drop_path_rate: float | None = None,
         model_kwargs: dict[str, Any] | None = None,
         checkpoint_path: str | None = None,
@@ -148,6 +150,8 @@ class TrainingTask(LightningModule):
         self.model: nn.Module | None = None
         self.weighting: UncertaintyWeightedLoss | None = None
         self._penalised: list[Tensor] = []
+        self.schedule: RunSchedule
+        self._updates_ahead = 0  # of those done, in a run resumed with batches of another size
         self._pending: tuple[Tensor, int, int] | None = None  # loss, step, epoch: not yet known to be finite
 
     # Building
@@ -239,13 +243,15 @@ class TrainingTask(LightningModule):
 
     def _create(self, num_classes: int | None) -> nn.Module:
         hparams = self.options
-        rates = {"drop_rate": hparams.drop_rate, "drop_path_rate": hparams.drop_path_rate}
-        # A model that has no stochastic depth takes no rate of it, and timm passes over None.
-        options = self._model_kwargs | {key: value for key, value in rates.items() if value}
-        options |= {} if num_classes is None else {"num_classes": num_classes}
+        options = {**self._model_kwargs, **({} if num_classes is None else {"num_classes": num_classes})}
         # Weights that a checkpoint will overwrite are not worth fetching.
         fresh = not self.resumed
-        model = create_classifier(hparams.name, pretrained=hparams.pretrained and fresh, **options)
+        model = create_regularized(
+            hparams.name,
+            {key: hparams[key] for key in ("drop_rate", "drop_path_rate")},
+            pretrained=hparams.pretrained and fresh,
+            **options,
+        )
         if hparams.pretrained:
             self._compare_preprocessing(model)
         if hparams.checkpoint_path and fresh:
@@ -276,13 +282,20 @@ class TrainingTask(LightningModule):
         """Optimizer and schedule over the length of the run."""
         assert self.model is not None
         hparams, trainer = self.options, self.trainer
+        if trainer.limit_train_batches == 0:
+            raise ValueError(
+                "--trainer.limit_train_batches 0 leaves nothing to train on: pass 1 or more, or leave it out"
+            )
+        trainer.fit_loop.setup_data()  # which max_steps alone does not make Lightning do
         updates = trainer.estimated_stepping_batches
-        if updates == float("inf"):
+        if updates in (-1, math.inf):
             raise ValueError("the schedule needs to know the length of the run: pass --trainer.max_epochs or max_steps")
+        updates = max(updates, 1)  # of a run of no steps, too
         per_epoch = math.ceil(min(trainer.num_training_batches, updates * trainer.accumulate_grad_batches))
         seen = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        scaled = None if hparams.lr_base is None else hparams.lr_base * seen / REFERENCE_BATCH
-        lr = hparams.lr or scaled or DEFAULT_LR
+        lr = DEFAULT_LR if hparams.lr is None else hparams.lr
+        if hparams.lr_base is not None:
+            lr = hparams.lr_base * seen / REFERENCE_BATCH
         optimizer = create_optimizer(
             self.model,
             hparams.opt,
@@ -295,7 +308,7 @@ class TrainingTask(LightningModule):
         )
         if hparams.bias_lr_factor != 1:
             scale_bias_rate(optimizer, self, hparams.bias_lr_factor)
-        schedule = create_schedule(
+        self.schedule = create_schedule(
             optimizer,
             hparams.sched,
             total_updates=int(updates),
@@ -308,14 +321,34 @@ class TrainingTask(LightningModule):
             options=hparams.sched_kwargs or {},
         )
         interval = "step" if hparams.sched_on_updates else "epoch"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}  # type: ignore[return-value]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": interval}}  # type: ignore[return-value]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Schedules of timm are functions of the number of updates, or epochs, done."""
-        if self.options.sched_on_updates:
-            scheduler.step_update(self.global_step)
+        """Set the rates of the next update or epoch."""
+        if not isinstance(scheduler, RunSchedule):  # that a callback has put in its place, as Lightning's SWA does
+            super().lr_scheduler_step(scheduler, metric)
+        elif self.options.sched_on_updates:
+            scheduler.step(self.global_step + self._updates_ahead)
         else:
             scheduler.step(self.current_epoch + 1)
+
+    def on_train_start(self) -> None:
+        """Put a resumed run in its place in the schedule, which is that of its options, not of its checkpoint."""
+        trainer, schedule = self.trainer, self.schedule
+        if trainer.ckpt_path is None:
+            return
+        epoch, batches = self.data.start
+        ended = batches >= trainer.num_training_batches
+        if self.options.sched_on_updates:
+            if trainer.max_steps == -1 or schedule.length < trainer.max_steps:
+                # The run is so many epochs long, and the updates behind it may have seen batches of another size.
+                accumulated = trainer.accumulate_grad_batches
+                per_epoch = math.ceil(trainer.num_training_batches / accumulated)
+                within = per_epoch if ended else batches // accumulated
+                self._updates_ahead = epoch * per_epoch + within - self.global_step
+            schedule.resume(self.global_step + self._updates_ahead)
+        else:
+            schedule.resume(epoch + ended)
 
     def configure_gradient_clipping(
         self,
@@ -391,9 +424,14 @@ class TrainingTask(LightningModule):
             for callback in callbacks
         ]
         kept = next((path for path in reversed(paths) if path), None) or self.trainer.ckpt_path
+        rate = "lr" if self.options.lr_base is None else "lr_base"
+        if kept:
+            return (
+                f"resume from the last good checkpoint with --ckpt_path {shlex.quote(str(kept))} and a lower "
+                f"--model.{rate} or --trainer.gradient_clip_val 1"
+            )
         return (
-            f"{f'the last good checkpoint is {kept}' if kept else 'there was no checkpoint yet'}: go on with a lower "
-            "--model.lr, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
+            f"start again with a lower --model.{rate}, a longer --model.warmup_epochs or --trainer.gradient_clip_val 1"
         )
 
     def on_train_epoch_end(self) -> None:
@@ -427,6 +465,9 @@ class TrainingTask(LightningModule):
             theirs, ours = getattr(held, what), getattr(self.spec, what)
             if theirs != ours:
                 raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")
+        if self.trainer.state.fn == "fit":
+            check_optimizer(path, checkpoint.get("hyper_parameters", {}), self.options)
+            check_length(path, checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
 
 
 def _heads(model: Any) -> tuple[nn.Module, ...]:

@@ -22,6 +22,7 @@ from visionattn.data.sampling import EvalSampler
 from visionattn.data.sources import some
 from visionattn.data.transforms import ERASURES, INTERPOLATIONS, MAX_SIZE
 from visionattn.viz.person import single_threaded
+from visionattn.words import counted
 
 DATASETS: dict[str, Layout | Identities] = {"identities": Identities(), **LAYOUTS}
 GALLERY_SIZES = (800, 1600, 2400)
@@ -262,7 +263,7 @@ class ReidData(PictureData):
             self.instances,
             self.seed,
             *self.shard,
-            start=self._start,
+            start=self.start,
         )
         return self._loader("train", source, batch_sampler=sampler)
 
@@ -301,7 +302,7 @@ class ReidData(PictureData):
         if "train" in self._pictures:
             parts.append(f"{len(self._pictures['train']):,} train pictures of {self.num_classes:,} identities")
         if "gallery" in self._pictures:
-            queries = f"{self.num_query:,} queries and " if self.num_query else ""
+            queries = f"{counted(self.num_query, 'query', 'queries')} and " if self.num_query else ""
             distractors = set() if self.layout.zero_counts else {0}
             seen = len({picture.pid for picture in self._pictures["gallery"]} - distractors)
             parts.append(f"{queries}{len(self._pictures['gallery']):,} gallery pictures of {seen:,} identities")

@@ -134,7 +134,7 @@ class SceneData(PictureData):
         scenes = self._scenes[split]
         batch_size = self.batch_size if training else self.eval_batch_size
         rank, world = self.shard
-        start = (self._start[0], self._start[1] * batch_size)
+        start = (self.start[0], self.start[1] * batch_size)
         sampler = (
             TrainSampler(len(scenes), self.seed, rank, world, start=start)
             if training

@@ -1,0 +1,171 @@
+"""Lightning's options, callbacks and plugins: those that would do nothing in a run are refused with what does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+
+from visionattn.cli.errors import UsageError, run
+from visionattn.cli.hints import meant_option
+from visionattn.cli.train import main
+from visionattn.cli.trainer_options import OPTIONS, check_callbacks, check_plugins, check_trainer_options
+from visionattn.tasks.callbacks import Stopwatch
+from visionattn.words import counted
+
+DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTIONS), "callbacks": None, "min_epochs": None, "max_epochs": 30}
+QUICK = [
+    "--model.name=test_resnet",
+    "--data.batch_size=8",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.max_epochs=1",
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"default_root_dir": "x"}, "--trainer.default_root_dir x does not go with train.py: name the folder of all"),
+        ({"overfit_batches": 2}, "--data.limit_per_class"),
+        ({"barebones": True}, "leave it out"),
+        ({"use_distributed_sampler": True}, "leave it out"),
+        ({"model_registry": "x"}, "visionattn export hub"),
+        ({"min_epochs": 31}, "--trainer.min_epochs 31 is more than --trainer.max_epochs 30"),
+        ({"callbacks": Namespace(class_path="lightning.pytorch.callbacks.Timer")}, "--trainer.max_time"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_trainer_option_without_effect_is_refused(options: dict[str, Any], remedy: str) -> None:
+    check_trainer_options(Namespace(**DEFAULTS))
+    with pytest.raises(UsageError) as error:
+        check_trainer_options(Namespace(**{**DEFAULTS, **options}))
+    assert remedy in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("callback", "remedy"),
+    [
+        (StochasticWeightAveraging(1e-3), "StochasticWeightAveraging averages weights after the last checkpoint"),
+        (LearningRateFinder(), "--model.lr"),
+        (BatchSizeFinder(), "--data.batch_size"),
+        (GradientAccumulationScheduler({0: 2}), "--trainer.accumulate_grad_batches"),
+        (ModelPruning("l1_unstructured"), "leave it out"),
+        (BackboneFinetuning(), "--model.linear_probe"),
+        (EMAWeightAveraging(), "so does --ema"),
+        (Stopwatch(), "part of train.py already"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_callback_that_does_not_fit_a_run_is_refused(callback: Any, remedy: str) -> None:
+    check_callbacks([EarlyStopping("val_loss")], averaging=True)
+    with pytest.raises(UsageError) as error:
+        check_callbacks([callback], averaging=True)
+    assert remedy in str(error.value)
+
+
+def test_plugin_that_writes_checkpoints_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"TorchCheckpointIO .* leave it out"):
+        check_plugins([TorchCheckpointIO()])
+
+
+def test_run_without_checkpoints_and_with_one_callback_and_a_profiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.enable_checkpointing=false", "--trainer.profiler=simple", "--trainer.val_check_interval=0.5"]
+    assert run(main, ["fit", *QUICK, *options, "--trainer.callbacks=LearningRateMonitor"]) == 0
+    folder = Path("runs/test_resnet/0")
+    assert not (folder / "checkpoints").exists()
+    assert "run_training_epoch" in (folder / "fit-profile.txt").read_text()
+    assert (folder / "metrics.csv").exists()
+    assert "1 epoch, 2 steps in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("val_check_interval=0.5", "0.5"),
+        ("val_check_interval=3", "3"),
+        ("val_check_interval=00:05:00:00", "00:05:00:00"),
+        ("val_check_interval={minutes: 5}", "minutes: 5"),
+        ("max_time=1 day, 0:05:00", "1 day, 0:05:00"),
+        ("strategy=DDPStrategy", "class_path: lightning.pytorch.strategies.DDPStrategy"),
+        ("devices=[0, 1]", "- 0\n  - 1"),
+    ],
+)
+@pytest.mark.slow
+def test_every_type_of_a_union_parses(given: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["fit", f"--trainer.{given}", "--print_config"]) == 0
+    written = capsys.readouterr().out
+    assert f"{given.partition('=')[0]}: {value}\n" in written.replace(":\n    ", ": ").replace(":\n  ", ": ")
+
+
+KNOWN = ["--model", "--model.name", "--model.lr", "--trainer.max_epochs", "--data", "--data.root", "--data.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--lr", "--model.lr"),
+        ("--trainer.lr", "--model.lr"),
+        ("--epochs", "--trainer.max_epochs"),
+        ("-b", "--data.batch_size"),
+        ("--data_dir", "--data.root"),
+        ("--model", "--model.name"),
+        ("--arch", "--model.name"),
+        ("--data.rot", "--data.root"),
+    ],
+)
+def test_hint_names_the_option_that_other_tools_call_so(option: str, meant: str) -> None:
+    assert meant_option(option, [*KNOWN, "--help", "-c"]).startswith(f"; did you mean {meant}")
+
+
+def test_hint_names_no_option_that_is_spelt_alike_in_dashes_only() -> None:
+    assert meant_option("--lr", ["--help", "--logger"]) == ""
+    assert meant_option("--model.name", ["--model", "--data.name"]) == "; did you mean --model?"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--model", "nat_tiny"], "--model takes a config file of options --model.NAME, and 'nat_tiny' is none"),
+        (["--model", "nat_tiny"], "did you mean --model.name?"),
+        (["--lr", "0.1"], "unknown option --lr; did you mean --model.lr?"),
+    ],
+)
+def test_misspelt_option_names_the_right_one(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["fit", *argv]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_of_commands_is_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["--help"]) == 0
+    assert "test                Measure a model on the test split.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["fit", "--version"]], ids=" ".join)
+def test_every_command_has_a_version(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, argv) == 0
+    assert capsys.readouterr().out.startswith("visionattn 0.")
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert [counted(1, "epoch"), counted(2000, "epoch"), counted(0, "query", "queries")] == [
+        "1 epoch",
+        "2,000 epochs",
+        "0 queries",
+    ]
