@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -51,6 +53,13 @@ def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_is_due() -> None:
+    """Commands write a line of progress once a process has been silent for a minute, as one that runs tests may be."""
+    if progress := sys.modules.get("visionattn.cli.progress"):
+        progress._Lines.written = time.monotonic()
 
 
 @pytest.fixture

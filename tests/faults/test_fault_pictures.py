@@ -242,7 +242,7 @@ def test_a_picture_that_breaks_while_training_goes_on(
     assert last.read_bytes() == kept
     ended = command("fit", *again, "--data.on_error=skip")
     assert ended.status == 0
-    assert f"1 unreadable train picture(s) replaced; first {broken}: " in ended.out
+    assert f"1 unreadable train picture replaced; first {broken}: " in ended.out
     assert torch.load(last, weights_only=True)["global_step"] == 6
 
 

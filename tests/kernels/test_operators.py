@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window
-from visionattn_kernels.backends import triton
 from visionattn_kernels.backends.native.build import load
 from visionattn_kernels.operators import OPERATORS
 from visionattn_kernels.problem import TENSORS
@@ -79,8 +79,8 @@ ARGUMENTS: dict[str, Callable[[bool], list[object]]] = {
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_fake_describes_the_operator(name: str, mixed: bool) -> None:
-    if name.startswith("triton") and not (triton.INSTALLED and triton.INTERPRETED):
-        pytest.skip("triton does not interpret here")
+    if name.startswith("triton") and NOT_INTERPRETED:
+        pytest.skip(NOT_INTERPRETED)
     if not name.startswith("triton") and name not in PURE_TORCH and isinstance(load(), str):
         pytest.skip(f"no kernels: {load()}")
     arguments = ARGUMENTS[name](mixed)

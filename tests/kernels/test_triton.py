@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import visionattn_kernels as vk
+from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.backends import triton as backend
 from visionattn_kernels.backends.triton import plan
@@ -32,11 +32,7 @@ triton = pytest.importorskip("triton")
 
 from visionattn_kernels.backends.triton import blocks, sums, tuning  # noqa: E402
 
-OUTDATED = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
-interpreted = pytest.mark.skipif(
-    OUTDATED or not backend.INTERPRETED,
-    reason="the interpreter of Triton 3.6 fails with NumPy 2.4" if OUTDATED else "TRITON_INTERPRET is not set",
-)
+interpreted = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 # id: window, map, and what else the inputs hold; the interpreter takes about 10 ms per tile

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import visionattn  # noqa: F401  registers the models
+from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import choices
-from visionattn_kernels.backends import triton
 from visionattn_kernels.backends.native.build import load
 
 FEW_BLOCKS: dict[str, dict[str, Any]] = {
@@ -31,8 +31,8 @@ CASES = [
 def test_compiled_step_under_autocast_is_the_plain_step(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if backend == "triton" and not (triton.INSTALLED and triton.INTERPRETED):
-        pytest.skip("triton does not interpret here")
+    if backend == "triton" and NOT_INTERPRETED:
+        pytest.skip(NOT_INTERPRETED)
     if backend == "native" and isinstance(load(), str):
         pytest.skip(f"no kernels: {load()}")
     rules = [{"order": [backend], "because": "it is tested"}]

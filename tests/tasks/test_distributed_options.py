@@ -86,7 +86,10 @@ def configure(task: Any, strategy: Any = None, tensor_parallel: int = 1, callbac
     """Builds the model, as the trainer would with this strategy."""
     data = ImageClassificationData(img_size=32, num_workers=0)
     data.setup("fit")
-    trainer = SimpleNamespace(strategy=strategy, callbacks=list(callbacks), datamodule=data, ckpt_path=None)
+    state = SimpleNamespace(fn="fit")
+    trainer = SimpleNamespace(
+        strategy=strategy, callbacks=list(callbacks), datamodule=data, ckpt_path=None, state=state
+    )
     task._trainer, task._fabric = trainer, None
     sizes = {"tensor_parallel": tensor_parallel, "data_parallel": 2}
     task._device_mesh = {name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()}

@@ -317,7 +317,11 @@ def test_what_it_is_not_for_is_told_in_one_line(
             ["discover", "--checkpoint=last.ckpt", "--num_pictures=0"],
             "--num_pictures must be at least 1, got 0",
         ),
-        (train, ["fit", *QUICK, "--ckpt_path=last.ckpt", "--model.num_slots=5"], "last.ckpt holds other slots"),
+        (
+            train,
+            ["fit", *QUICK, "--model.opt=adam", "--ckpt_path=last.ckpt", "--model.num_slots=5"],
+            "last.ckpt holds other slots",
+        ),
     ]:
         assert run(command, argv) != 0
         (line,) = capsys.readouterr().err.splitlines()

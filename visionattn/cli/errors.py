@@ -60,7 +60,7 @@ class ConciseParser(argparse.ArgumentParser):
             if hint in (list[Path], list[Path] | None) and action.nargs is None:
                 # As shells write out a pattern: all words up to the next option.
                 action.nargs, action.metavar, action._typehint = "+", "FILE", Path  # type: ignore[attr-defined]
-            if get_origin(hint) in (Union, UnionType):
+            elif get_origin(hint) in (Union, UnionType):
                 # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
                 # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
                 ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))

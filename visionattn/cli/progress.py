@@ -125,7 +125,8 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._write_if_due()  # a short loop may end before its thread has run
+        if self.first is not None:  # a short loop may end before its thread has run
+            self._write_if_due()
 
     def update(self, done: int, total: int | None) -> None:
         """See `Progress`."""
