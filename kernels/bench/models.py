@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import visionattn  # noqa: F401  (registers the models)
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d, largest_dilation
+from visionattn.layers.prepared import Prepared
 from visionattn_kernels import Window
 
 COLUMNS = (
@@ -108,11 +109,14 @@ def disagreement(contenders: dict[str, nn.Module], images: Tensor) -> float:
 
 
 def inference_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """Logits, in `dtype` throughout."""
+    """Logits, in `dtype` throughout, of weights that stay as they are."""
     model = model.eval().to(dtype)
     images = images.to(dtype)
     if compiled:
         model.compile()
+    for module in model.modules():
+        if isinstance(module, Prepared):
+            module.keep()
 
     def step() -> None:
         with torch.inference_mode():
