@@ -58,6 +58,6 @@ def test_compiled_step_under_autocast_is_the_plain_step(
     assert all(x.isfinite().all() for x in compiled)
     if name == "dcal_vit_nano":
         return  # it picks queries by rank: one rounding in bfloat16 picks others, and gradients change threefold
-    for expected, found in zip(plain, compiled, strict=True):
-        # Compiled kernels round to bfloat16 in other places.
-        assert (found - expected).norm() <= 0.25 * expected.norm() + 1e-3
+    # Compiled kernels round to bfloat16 in other places, which is much of a gradient that nearly cancels.
+    expected, found = (torch.cat([x.flatten() for x in results]) for results in (plain, compiled))
+    assert (found - expected).norm() <= 0.1 * expected.norm()
