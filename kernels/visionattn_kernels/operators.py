@@ -6,6 +6,7 @@ Operators are opaque to `torch.compile`, `torch.export` and FX. They have no for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,7 @@ def define_operator(
     """
 
     def compute(*args: Any) -> Any:
-        kind = _first_tensor(args).device.type
-        if not torch.is_autocast_enabled(kind):
-            return run(*args)
-        with torch.autocast(kind, enabled=False):
+        with without_autocast(_first_tensor(args).device):
             return run(*args)
 
     operator = torch.library.custom_op(
@@ -98,6 +96,13 @@ def define_operator(
         return under_transforms(*args) if is_transformed() else operator(*args)
 
     return call
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which tensors keep their types."""
+    # If it is off, a trace is spared the context. Autocast does not know the meta device.
+    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def is_forward_mode() -> bool:

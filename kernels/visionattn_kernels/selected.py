@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from visionattn_kernels.operators import is_exporting
+
 Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 
 
@@ -100,7 +102,7 @@ class _Sums(_Products):
 
 
 def _apply(function: type[_Products], x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # such a graph holds plain operators alone
+    if is_exporting() or torch.jit.is_tracing():  # such a graph holds plain operators alone
         return function.forward(x, y, seen)
     if not torch.compiler.is_compiling():  # the compiler takes no function with a forward mode
         function = _FORWARD_MODE[function]

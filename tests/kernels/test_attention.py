@@ -408,6 +408,14 @@ def test_autocast_casts_float32_maps() -> None:
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.parametrize("name", ["tiled", "gemm", "plain", "reference"])
+def test_meta_tensors_have_a_result_of_their_shape(name: str) -> None:
+    q = torch.empty(1, 6, 5, 2, 4, device="meta", dtype=torch.bfloat16)
+    out = vk.neighborhood_attention_2d(q, q, q, 3, backend=name)
+    assert isinstance(out, Tensor)
+    assert (out.device.type, out.shape, out.dtype) == ("meta", q.shape, q.dtype)
+
+
 def test_flops_are_those_of_the_window() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -179,6 +179,24 @@ def test_compiled_graphs_hold_fused_operators(monkeypatch: pytest.MonkeyPatch) -
     assert held == [f"visionattn.{'native' if compiled else 'tiled'}_attention.default", *compiled]
 
 
+def test_compiled_gradients_leave_out_what_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above with torch 2.11: plain operators of an exported graph would multiply it by zero."""
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    q, k, v = torch.randn(3, 1, 1, 8, 1, 4).unbind()
+    k[0, 0, 7] = torch.nan
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def attend(q: torch.Tensor) -> object:
+        return vk.neighborhood_attention_2d(q, k, v, (1, 3), backend="plain")
+
+    q.requires_grad_()
+    out = attend(q)
+    assert isinstance(out, torch.Tensor)
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad[0, 0, :6].isfinite().all()
+
+
 def test_flex_is_refused_inside_a_graph_on_a_cpu() -> None:
     x = {name: t.detach() for name, t in make_inputs(WINDOW, (6, 5), dtype=torch.float32).items()}
 

@@ -1,18 +1,13 @@
 """Tensors that modules compute from their parameters alone, as Terminator's hyper-kernels are."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors keep their types."""
-    # If it is off, a trace is spared the context. Autocast does not know the meta device.
-    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+from visionattn_kernels.operators import without_autocast
 
 
 class Prepared(nn.Module):

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.layers.prepared import Prepared, without_autocast
+from visionattn.layers.prepared import Prepared
+from visionattn_kernels.operators import without_autocast
 
 KernelInit = Literal["gamma", "band_limited"]
 Size = tuple[int, int]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels import products
+from visionattn_kernels.operators import without_autocast
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.slots import finish_scores
@@ -27,7 +28,7 @@ def can_run(problem: Problem) -> str | None:
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
     p, size = problem, problem.size
-    with torch.autocast(p.q.device.type, enabled=False):
+    with without_autocast(p.q.device):
         dtype = accumulation_dtype(p.q.dtype)  # scores need its range, weights its precision
         q, k, v = p.q.to(dtype) * p.scale, p.k.to(dtype), p.v.to(dtype)
         scores = products.qk(q, k, p.window, size)

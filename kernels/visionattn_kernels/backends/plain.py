@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.graph_constants import graph_constant
+from visionattn_kernels.operators import without_autocast
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.products import choose_tile
 from visionattn_kernels.registration import accumulation_dtype
@@ -44,7 +45,7 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     dtype = accumulation_dtype(problem.q.dtype)
     if dtype == problem.q.dtype:
         return _attend(problem, need_lse, dtype)
-    with torch.autocast(problem.q.device.type, enabled=False):  # it would round what is accumulated
+    with without_autocast(problem.q.device):  # it would round what is accumulated
         return _attend(problem, need_lse, dtype)
 
 

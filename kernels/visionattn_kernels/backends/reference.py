@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.operators import without_autocast
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.selected import products, sums
@@ -22,7 +23,7 @@ def can_run(problem: Problem) -> str | None:
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
-    with torch.autocast(problem.q.device.type, enabled=False):  # it would round what is accumulated
+    with without_autocast(problem.q.device):  # it would round what is accumulated
         return _attend(problem)
 
 

@@ -33,7 +33,7 @@ def load() -> ctypes.CDLL | str:
     They are compiled by `$CXX` (c++ by default) into `$TORCH_EXTENSIONS_DIR/visionattn` (~/.cache/torch_extensions),
     once per source, compiler and processor.
     """
-    library = _load(os.environ.get("CXX", "c++"))
+    library = _load(os.environ.get("CXX") or "c++")
     if isinstance(library, str):
         warnings.warn(
             f"visionattn's compiled CPU kernels are missing ({library}): attention on the CPU is 2 to 5 times slower",
