@@ -67,6 +67,13 @@ def test_folders_of_unknown_classes_are_named_with_the_remedy(colour_folder: Pat
     assert "classes blue, green, which the 3 classes trained on (sky, grass) do not include: " in str(error.value)
 
 
+def test_misspelt_class_of_a_class_map_is_named_with_its_folder(colour_folder: Path) -> None:
+    data = data_of(colour_folder, class_map={"blue": "skye", "green": "grass"})
+    data.expect_classes(["sky", "grass", "red"])
+    with pytest.raises(DataError, match=r"has class skye, .*\(sky\) .* --data\.class_map '{blue: CLASS, \.\.\.}'"):
+        data.setup("validate")
+
+
 def test_folders_numbered_by_their_order_are_told(colour_folder: Path) -> None:
     data = data_of(colour_folder)
     data.setup("validate")

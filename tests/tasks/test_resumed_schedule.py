@@ -1,6 +1,7 @@
 """A run that resumes with other options has the learning rates that a straight run with them has from there on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,15 @@ def test_advice_after_a_divergence_works(tmp_path: Path) -> None:
     rates = classify(tmp_path, checkpoint, lr=1e-4, max_epochs=3)
     assert 5e-5 < max(rates) <= 1e-4
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3 * BATCHES
+
+
+def test_advice_names_the_start_of_a_run_before_an_older_best_checkpoint() -> None:
+    task: Any = ClassificationTask("test_resnet", lr=1e-3)
+    best, last = SimpleNamespace(best_model_path="best.ckpt", last_model_path=""), SimpleNamespace(last_model_path="")
+    task.trainer = SimpleNamespace(checkpoint_callbacks=[best, last], ckpt_path="start.ckpt")
+    assert "--ckpt_path start.ckpt " in task._advice()
+    last.last_model_path = "last.ckpt"
+    assert "--ckpt_path last.ckpt " in task._advice()
 
 
 def test_zero_stochastic_depth_is_a_value() -> None:

@@ -275,10 +275,11 @@ def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, 
     numbers = {class_name(name): index for name, index in class_to_idx.items()}
     missing = [name for name in numbers if name not in classes.values()]
     if unknown := sorted(set(classes.values()) - set(numbers)):
+        folder = next(class_name(label) for label, name in classes.items() if name == unknown[0])
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
             f"({few(missing or list(class_to_idx))}) do not include: rename the folders, or pass "
-            f"--data.class_map '{{{unknown[0]}: CLASS, ...}}'"
+            f"--data.class_map '{{{folder}: CLASS, ...}}'"
         )
     if missing:
         rank_zero_warn(f"{place} has no pictures of {some(missing)}")

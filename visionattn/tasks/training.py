@@ -418,12 +418,12 @@ class TrainingTask(LightningModule):
             raise DivergenceError(f"the loss became {loss.item():g} at step {step} (epoch {epoch}); {self._advice()}")
 
     def _advice(self) -> str:
-        callbacks = self.trainer.checkpoint_callbacks
-        paths = [
-            getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-            for callback in callbacks
-        ]
-        kept = next((path for path in reversed(paths) if path), None) or self.trainer.ckpt_path
+        # A resumed run that has written nothing yet still knows its best, which may be far older than its start.
+        last, best = (
+            [path for callback in self.trainer.checkpoint_callbacks if (path := getattr(callback, attribute, ""))]
+            for attribute in ("last_model_path", "best_model_path")
+        )
+        kept = next(filter(None, [*last, self.trainer.ckpt_path, *best]), None)
         rate = "lr" if self.options.lr_base is None else "lr_base"
         if kept:
             return (
