@@ -73,3 +73,12 @@ def test_unreadable_file_is_another_content(files: list[Path]) -> None:
     before = fingerprint(files)
     files[0].unlink()
     assert fingerprint(files) != before
+
+
+def test_names_and_folders_that_are_not_utf8_have_a_fingerprint(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    file = folder / os.fsdecode(b"\xe9.png")
+    file.write_bytes(b"12345")
+    found = fingerprint([file], tmp_path / "memory", base=str(folder))
+    assert found == fingerprint([file], base=str(folder)) != fingerprint([file])

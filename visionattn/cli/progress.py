@@ -151,5 +151,5 @@ class _Lines:
         of = "" if self.total is None else f" of {self.total:,}"
         share = "" if self.total is None else f" ({self.done / max(self.total, 1):.0%})"
         done, since = self.first
-        rate = f", {(self.done - done) / (now - since):,.1f}/s" if self.done > done else ""
+        rate = f", {(self.done - done) / (now - since):,.1f}/s" if self.done > done and now > since else ""
         return f"{self.description}: {self.done:,}{of} {self.unit}{share}{rate}"

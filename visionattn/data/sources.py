@@ -142,7 +142,8 @@ class TorchvisionSource:
             return [np.ascontiguousarray(data).tobytes()]
         below = sorted(Path(self.dataset.root).rglob("*")) if self.dataset.root else []
         states = ((path, path.stat()) for path in below if path.is_file())
-        return ["\n".join(f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in states).encode()]
+        lines = (f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in states)
+        return ["\n".join(lines).encode(errors="surrogateescape")]  # of names that are not UTF-8, their bytes
 
 
 def open_source(

@@ -36,7 +36,7 @@ def fingerprint(
         return _hash_contents(every, progress, base)
     began = time.time_ns()
     record = memory / f"{hashlib.blake2b(b''.join(map(_label, every)), digest_size=8).hexdigest()}.json"
-    state, newest = _hash_states([base.encode(), *every])
+    state, newest = _hash_states([base.encode(errors="surrogateescape"), *every])
     if (known := _recall(record, state)) is not None:
         return known
     contents = _hash_contents(every, progress, base)
