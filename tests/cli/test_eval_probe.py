@@ -443,7 +443,7 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, caps
         (["--training.shots", "5,0"], 2, "--training.shots must be at least 1, got 0"),
         (["--training.repeats", "0"], 2, "--training.repeats must be at least 1, got 0"),
         (["--data.img_size", "0"], 2, "--data.img_size must be at least 1 and at most 16384, got 0"),
-        (["--training.shots", "9"], 1, "9 pictures per class were asked for and class 0 has 4"),
+        (["--training.shots", "9"], 1, "9 images per class: class 0 has 4"),
         (["--training.shots", "2", "--export", "heads"], 2, "leave out --training.shots"),
         (["--heads", "linear,knn", "--attention", "maps"], 1, "none of the heads linear, knn has attention"),
         (["--leaderboard", "gone*.json"], 1, "no results at gone*.json"),

@@ -311,7 +311,7 @@ def test_a_last_batch_of_one_picture_is_left_out():
         ("patience must be at least 1 epoch, or None for never; got 0", lambda: Recipe(patience=0)),
         ("between 0 and 1; got 1", lambda: hold_out(torch.zeros(4, dtype=torch.long), 1)),
         ("none of the 2 pictures can be held out", lambda: hold_out(torch.arange(2))),
-        ("5 pictures per class were asked for and class 0 has 4", lambda: draw(torch.zeros(4, dtype=torch.long), 5)),
+        ("5 images per class: class 0 has 4", lambda: draw(torch.zeros(4, dtype=torch.long), 5)),
         ("there is no candidate", lambda: train_heads(make_features(9, 0), make_features(9, 1), [], 3)),
         ("got 0 to 2; raise num_classes", lambda: knn(make_features(9, 0), make_features(9, 1), 2)),
         (

@@ -52,6 +52,9 @@ FORMATS: dict[str, Callable[[Weights], Any]] = {
         | {"module.base_encoder.head.0.weight": torch.zeros(3, 3)}
         | under("module.momentum_encoder.", {name: value * 0 for name, value in weights.items()})
     },
+    "MoCo, sorted": lambda weights: (
+        under("encoder_k.", {name: value * 0 for name, value in weights.items()}) | under("encoder_q.", weights)
+    ),
 }
 
 

@@ -130,7 +130,8 @@ class ClassificationTask(TrainingTask):
         if known and len(known) == (self.options.num_classes or len(names)) and set(known) != set(names):
             rank_zero_warn(
                 f"{self.options.name} starts with a head for {some(known)}; the data have {some(names)}: its outputs "
-                "learn these in place of those, in their order; where some are the same, pass --data.class_map"
+                "learn these in place of those, in their order"
+                + ("; where some are the same, pass --data.class_map" if self.data.name in ("folder", "tar") else "")
             )
 
     def train(self, mode: bool = True) -> "ClassificationTask":

@@ -9,6 +9,9 @@ from typing import Any
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+EVALUATED = ("encoder_q.", "base_encoder.", "teacher.")
+"""What MoCo, MoCo v3 and DINO call the network that they evaluate, beside its copy in the same file."""
+
 
 def adapt_weights(held: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     """Convert weights from the layout and sizes of a file to those of a model, as timm does for published ones.
@@ -107,12 +110,15 @@ def head_width(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
 
 
 def _find_prefix(held: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The shortest prefix, if any, with which the file has the model's first name."""
+    """Return the shortest prefix, if any, with which the file has the model's first name.
+
+    In a file of two networks, the one that its authors evaluate comes first.
+    """
     first = next(iter(own), "")
     if held.keys() & own.keys():
         return ""
     found = [key.removesuffix(first) for key in held if key.endswith(f".{first}")]
-    return min(found, key=len, default="")
+    return min(found, key=lambda prefix: (not any(name in prefix for name in EVALUATED), len(prefix)), default="")
 
 
 def _family_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:

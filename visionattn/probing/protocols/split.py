@@ -62,7 +62,7 @@ def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
     drawn = []
     for label, members in _by_class(targets):
         if len(members) < shots:
-            raise ValueError(f"{shots} pictures per class were asked for and class {label} has {len(members)}")
+            raise ValueError(f"{shots} images per class: class {label} has {len(members)}, choose that many or fewer")
         drawn.append(members[random_order(len(members), seed, label)[:shots]])
     return torch.cat(drawn).sort().values
 
