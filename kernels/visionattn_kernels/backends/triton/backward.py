@@ -147,22 +147,9 @@ def _walk_keys(
             masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
             scores = dot(query, tl.trans(key), PRECISION) * scale
             scores = add_biases(
-                scores,
-                queries,
-                first_h,
-                first_w,
-                masked,
-                rpb,
-                rel_h,
-                rel_w,
-                head,
-                rows,
-                columns,
-                KEY_H,
-                KEY_W,
-                False,
-                SELECTS,
-            )
+                scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns,
+                KEY_H, KEY_W, False, SELECTS,
+            )  # fmt: skip
             value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
             grad_weights = dot(grad, tl.trans(value), PRECISION)
             grad_scores = tl.exp(scores - log_sum[:, None]) * (grad_weights - slope[:, None])
@@ -293,22 +280,9 @@ def _walk_queries(
         masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
         scores = dot(key, tl.trans(query), PRECISION) * scale
         scores = add_biases(
-            scores,
-            queries,
-            first_h,
-            first_w,
-            masked,
-            rpb,
-            rel_h,
-            rel_w,
-            head,
-            rows,
-            columns,
-            KEY_H,
-            KEY_W,
-            True,
-            SELECTS,
-        )
+            scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns,
+            KEY_H, KEY_W, True, SELECTS,
+        )  # fmt: skip
         weights = tl.exp(scores - log_sum[None, :])
         grad_scores = weights * (dot(value, tl.trans(grad), PRECISION) - slope[None, :])
         seen = (scores != float("-inf")) & valid[None, :]

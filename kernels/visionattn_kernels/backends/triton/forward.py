@@ -115,22 +115,9 @@ def _walk(
         masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
         scores = dot(query, tl.trans(key), PRECISION) * scale
         scores = add_biases(
-            scores,
-            queries,
-            first_h,
-            first_w,
-            masked,
-            rpb,
-            rel_h,
-            rel_w,
-            head,
-            rows,
-            columns,
-            KEY_H,
-            KEY_W,
-            False,
-            SELECTS,
-        )
+            scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns,
+            KEY_H, KEY_W, False, SELECTS,
+        )  # fmt: skip
         value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
         most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, PRECISION, SELECTS)
 

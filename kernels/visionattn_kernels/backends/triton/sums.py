@@ -150,22 +150,9 @@ def by_offset(
             value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
             scores = dot(query, tl.trans(key), PRECISION) * scale
             scores = add_biases(
-                scores,
-                queries,
-                first_h,
-                first_w,
-                masked,
-                rpb,
-                rel_h,
-                rel_w,
-                head,
-                rows,
-                columns,
-                KEY_H,
-                KEY_W,
-                False,
-                True,
-            )
+                scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns,
+                KEY_H, KEY_W, False, True,
+            )  # fmt: skip
             weights = tl.exp(scores - log_sum[:, None])
             products = weights * (dot(grad, tl.trans(value), PRECISION) - slope[:, None])
             total += tl.where(scores == float("-inf"), 0.0, products)
