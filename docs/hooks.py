@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds kernels/README.md with its pictures, under the same paths."""
+    """Adds kernels/README.md with its images, under the same paths."""
     readme = ROOT / "kernels" / "README.md"
     for path in (readme, *sorted(readme.parent.glob("bench/results/*.png"))):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))

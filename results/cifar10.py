@@ -2,8 +2,8 @@
 
     python results/cifar10.py --root data/cifar10 runs/cifar10-*/0
 
-The best epoch of each run, by the pictures that were held out of the training split, is exported in half precision, and
-these weights are shown the test pictures, once; `test.json` in the run folder keeps what came out. Of each model, the
+The best epoch of each run, by the images that were held out of the training split, is exported in half precision, and
+these weights are shown the test images, once; `test.json` in the run folder keeps what came out. Of each model, the
 run of the lowest seed goes to visionattn/models/weights. results/cifar10.csv gets a row for each run and keeps those of
 earlier calls; of it are made results/cifar10.png and the table in README.md, also where no run folder is given.
 """
@@ -37,7 +37,7 @@ TABLE, PLOT, README = ROOT / "results" / "cifar10.csv", ROOT / "results" / "cifa
 SPEEDS = ROOT / "docs" / "zoo-cpu.json"
 BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends -->"
 TAG = "cifar10"
-DATA = "CIFAR-10, 45,000 of its 50,000 training pictures"
+DATA = "CIFAR-10, 45,000 of its 50,000 training images"
 PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
 """What the papers, or their authors' logs, say of the nearest model."""
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Updates all that is made of run folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders of train.py")
-    parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="pictures, in train/ and test/")
+    parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="images, in train/ and test/")
     args = parser.parse_args(argv)
     rows = {(row["model"], row["seed"]): row for row in read_table()}
     runs: dict[tuple[str, str], Path] = {}
@@ -86,7 +86,7 @@ def read_table() -> list[dict[str, Any]]:
 
 
 def evaluate(run: Path, root: Path) -> dict[str, Any]:
-    """The row of a run, whose export shows the test pictures once."""
+    """The row of a run, whose export shows the test images once."""
     summary = json.loads((run / "summary.json").read_text())
     checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
     network = load_network(checkpoint, None, False, None, "average")

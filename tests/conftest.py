@@ -37,13 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--coco-panoptic-root",
         type=Path,
         default=Path("data/coco-panoptic-100"),
-        help="folder of COCO panoptic, or of some of its pictures, for tests that are marked slow",
+        help="folder of COCO panoptic, or of some of its images, for tests that are marked slow",
     )
 
 
 @pytest.fixture
 def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
-    """Real pictures with panoptic annotations; without them the test is skipped."""
+    """Real images with panoptic annotations; without them the test is skipped."""
     root: Path = request.config.rootpath / request.config.getoption("--coco-panoptic-root")
     if not (root / "annotations").is_dir():
         pytest.skip(f"no COCO panoptic in {root} (--coco-panoptic-root)")
@@ -83,7 +83,7 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def colour_folder(tmp_path: Path) -> Path:
-    """Pictures of one colour each: ``train`` and ``val`` with three classes, 4 and 3 pictures per class."""
+    """Images of one colour each: ``train`` and ``val`` with three classes, 4 and 3 images per class."""
     root = tmp_path / "colours"
     for split, count in (("train", 4), ("val", 3)):
         for name, colour in COLOURS.items():
@@ -126,7 +126,7 @@ def classifier() -> nn.Module:
 
 @pytest.fixture
 def spec() -> ClassifierSpec:
-    """What ``classifier`` is, as trained on pictures of three colours."""
+    """What ``classifier`` is, as trained on images of three colours."""
     preprocessing = {
         "input_size": (3, 32, 32),
         "mean": (0.5, 0.5, 0.5),

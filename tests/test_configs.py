@@ -1,4 +1,4 @@
-"""Every shipped config is parsed, and makes one step of training, or evaluates, on pictures made here."""
+"""Every shipped config is parsed, and makes one step of training, or evaluates, on images made here."""
 
 import json
 import re
@@ -27,14 +27,14 @@ NARROW_SEQUENCES = "{embed_dims: [12, 24], slow_depths: [2, 2], in_chans: 3, img
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
         for label in range(2):
             (root / split / f"class{label}").mkdir(parents=True)
             for number in range(2):
-                picture = Image.effect_noise((40, 36), 60).convert("RGB")
-                picture.save(root / split / f"class{label}" / f"{number}.jpg")
+                image = Image.effect_noise((40, 36), 60).convert("RGB")
+                image.save(root / split / f"class{label}" / f"{number}.jpg")
     return root
 
 
@@ -46,16 +46,16 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir()
         for identity in range(1, 3):
             for number in range(2):
-                picture = Image.effect_noise((32, 64), 60).convert("RGB")
+                image = Image.effect_noise((32, 64), 60).convert("RGB")
                 camera = 1 + (folder == "query") + number % 2
-                picture.save(root / folder / f"{identity:04d}_c{camera}s1_{number:06d}_00.jpg")
+                image.save(root / folder / f"{identity:04d}_c{camera}s1_{number:06d}_00.jpg")
     return root
 
 
 @pytest.mark.parametrize("config", TRAININGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_one_step(
     config: Path,
-    pictures: Path,
+    images: Path,
     people: Path,
     mnist_root: Path,
     tmp_path: Path,
@@ -66,7 +66,7 @@ def test_one_step(
     scenes = config.parent.name == "objects"
     embedded = config.stem in ("quickstart", "digits", "identities") or scenes
     reid = config.parent.name == "reid"
-    options = [] if embedded else [f"--data.root={people if reid else pictures}", "--data.num_workers=0"]
+    options = [] if embedded else [f"--data.root={people if reid else images}", "--data.num_workers=0"]
     options += [] if embedded else ["--data.height=64", "--data.width=32"] if reid else ["--data.img_size=32"]
     if config.parent.name == "imagenet":
         isotropic = "isotropic" in config.stem or config.stem.startswith("vitrpb")

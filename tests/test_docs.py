@@ -4,7 +4,7 @@ For those who write pages: each page has a folder of its own, in which its block
 ```` ```python ```` share a namespace. Of ```` ```bash ````, what runs Python or ``visionattn`` runs; all else must be
 one of ``code_blocks.NOT_OURS``. The folder holds ``configs/`` of this repository,
 ``runs/quickstart/0/checkpoints/{best,last}.ckpt``, a ``nat_pico`` that has seen a few batches of the embedded digits,
-and ``data/pictures/{train,val}/{circle,square,triangle}/*.png``, drawn pictures of 48 pixels.
+and ``data/images/{train,val}/{circle,square,triangle}/*.png``, drawn images of 48 pixels.
 
 A block that is not to run every time says so: ```` ```bash { .slow } ```` runs with ``pytest -m slow``, and of
 ```` ```bash { .parse } ````, which wants GPUs, large data or hours, commands of train.py and eval.py are parsed. Other
@@ -43,7 +43,7 @@ name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every page finds in its folder."""
     root = tmp_path_factory.mktemp("docs")
-    draw_pictures(root / "data" / "pictures")
+    draw_images(root / "data" / "images")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(root)
         words = (
@@ -53,7 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def draw_pictures(root: Path) -> None:
+def draw_images(root: Path) -> None:
     """Shapes of any colour on noise: 12 of each for training, 4 for validation."""
     rng = np.random.default_rng(0)
     corners = {"circle": 40, "square": 4, "triangle": 3}
@@ -61,11 +61,11 @@ def draw_pictures(root: Path) -> None:
         for shape, sides in corners.items():
             (root / split / shape).mkdir(parents=True)
             for number in range(count):
-                picture = Image.fromarray(rng.integers(0, 120, (48, 48, 3), dtype=np.uint8))
+                image = Image.fromarray(rng.integers(0, 120, (48, 48, 3), dtype=np.uint8))
                 colour = tuple(int(channel) for channel in rng.integers(130, 255, 3))
                 x, y, radius = (int(rng.integers(*bounds)) for bounds in ((18, 30), (18, 30), (9, 17)))
-                ImageDraw.Draw(picture).regular_polygon((x, y, radius), sides, fill=colour)
-                picture.save(root / split / shape / f"{number}.png")
+                ImageDraw.Draw(image).regular_polygon((x, y, radius), sides, fill=colour)
+                image.save(root / split / shape / f"{number}.png")
 
 
 @pytest.fixture

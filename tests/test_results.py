@@ -49,12 +49,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 3), ("test", 2)):
         for label in range(10):
-            folder = tmp_path / "pictures" / split / f"class{label}"
+            folder = tmp_path / "images" / split / f"class{label}"
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.effect_noise((32, 32), 60).convert("RGB").save(folder / f"{number}.png")
     for seed in (1, 0):
-        options = ["--data.root=pictures", "--data.num_workers=0", "--data.holdout_per_class=1", "--data.batch_size=8"]
+        options = ["--data.root=images", "--data.num_workers=0", "--data.holdout_per_class=1", "--data.batch_size=8"]
         options += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
         options += [f"--seed_everything={seed}", f"--run_name=seed{seed}"]
         assert run(train, ["fit", f"--config={ROOT / 'configs' / 'cifar10' / 'vit.yaml'}", *options]) == 0
@@ -62,8 +62,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_weights_table_and_plot(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
-    assert script.main(["--root", "pictures", runs[0]]) == 0
-    assert script.main(["--root", "pictures", runs[1], "pictures"]) == 0, "what is no run is left out"
+    assert script.main(["--root", "images", runs[0]]) == 0
+    assert script.main(["--root", "images", runs[1], "images"]) == 0, "what is no run is left out"
     with (tmp_path / "t.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["seed"], row["epochs"]) for row in rows] == [
@@ -91,8 +91,8 @@ def test_weights_table_and_plot(script: ModuleType, runs: list[str], tmp_path: P
     assert Image.open(tmp_path / "p.png").size[0] > 1000
 
 
-def test_the_test_pictures_are_read_once(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
-    assert script.main(["--root", "pictures", runs[0]]) == 0
+def test_the_test_images_are_read_once(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
+    assert script.main(["--root", "images", runs[0]]) == 0
     before = (tmp_path / "t.csv").read_text()
     assert script.main(["--root", "gone", runs[0]]) == 0
     assert (tmp_path / "t.csv").read_text() == before
@@ -104,7 +104,7 @@ def test_a_speed_that_was_not_measured_is_named(
     script: ModuleType, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "speeds.json").write_text('{"results": []}')
-    assert script.main(["--root", "pictures", runs[0]]) == 1
+    assert script.main(["--root", "images", runs[0]]) == 1
     assert "error: no speed of vit_nano_patch4_32" in capsys.readouterr().err
 
 

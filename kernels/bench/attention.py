@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__, "float32 on cpu, bfloat16,float16 on cuda")
-    parser.add_argument("--batch", type=int, help="pictures of the networks' stages (4 on cpu, 128 on cuda)")
+    parser.add_argument("--batch", type=int, help="images of the networks' stages (4 on cpu, 128 on cuda)")
     parser.add_argument(
         "--backend", help="backends of this library, separated by commas, to time in place of the peers"
     )

@@ -33,14 +33,14 @@ COLUMNS = (
 )
 ALL = ("quadratic", "diagonal", "linear", "class", "identity", "cosine", "dot")
 TIMED, MEASURED = "vit_small_patch16_224", "vit_base_patch16_224"
-NUM_CLASSES, NUM_SEGMENTS = 133, 11  # as in COCO panoptic, segments of a picture on average
+NUM_CLASSES, NUM_SEGMENTS = 133, 11  # as in COCO panoptic, segments of an image on average
 TOLERANCE = 1e-10
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether scores agreed."""
     parser = new_parser(__doc__, "float32")
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
     args = parser.parse_args(argv)
     device = prepare(args, "binding")
     choose("--dtype", args.dtype or "float32", ("float32",))
@@ -122,11 +122,11 @@ def measure_memory(report: Report, step: Step) -> None:
 def make_scenes(batch: int, size: int, device: torch.device) -> SimpleNamespace:
     """Rectangles upon each other, with classes; half of the segments are objects."""
     segments = torch.ones(batch, size, size, dtype=torch.int64)
-    for picture in segments:
+    for image in segments:
         for number in range(2, NUM_SEGMENTS + 1):
             top, left = torch.randint(0, 3 * size // 4, (2,)).tolist()
             height, width = torch.randint(size // 8, size // 2, (2,)).tolist()
-            picture[top : top + height, left : left + width] = number
+            image[top : top + height, left : left + width] = number
     classes = torch.randint(0, NUM_CLASSES, (batch, NUM_SEGMENTS + 1))
     classes[:, 0] = -1
     things = (torch.arange(NUM_SEGMENTS + 1) > NUM_SEGMENTS // 2).expand(batch, -1)

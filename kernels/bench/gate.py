@@ -21,7 +21,7 @@ MAX_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}
 
 @dataclass(frozen=True)
 class Gate:
-    """What a problem's first picture must give, at the queries that are compared.
+    """What a problem's first image must give, at the queries that are compared.
 
     Attributes:
         problem: The problem.
@@ -29,7 +29,7 @@ class Gate:
         queries: `[S]` flat positions of the compared queries.
         grad: `[S, heads, head_dim]` gradient of the output at those; it is zero elsewhere.
         out: `[S, heads, head_dim]` the output, in float64.
-        grads: Gradients of the tensors (maps: of the first picture) in float64.
+        grads: Gradients of the tensors (maps: of the first image) in float64.
     """
 
     problem: Problem
@@ -82,10 +82,10 @@ def choose_queries(problem: Problem, max_scores: int) -> Tensor:
 
 
 def attend_rows(arguments: dict[str, Tensor], window: Window, queries: Tensor) -> Tensor:
-    """`windowed_attention` of one picture at some queries alone, written out: `[S, heads, head_dim]`.
+    """`windowed_attention` of one image at some queries alone, written out: `[S, heads, head_dim]`.
 
     Args:
-        arguments: Its tensors by name, of one picture.
+        arguments: Its tensors by name, of one image.
         window: Which keys a query sees.
         queries: `[S]` flat positions in the query map.
     """

@@ -2,7 +2,7 @@
 
     python kernels/bench/halonet.py --device cpu
 
-Layers run on what they are given in the network, at its own picture size (256 pixels; 224 for haloregnetz_b); each must
+Layers run on what they are given in the network, at its own image size (256 pixels; 224 for haloregnetz_b); each must
 give timm's output and gradients before it is timed, and each network timm's logits. The two H1 have the same number of
 parameters, but not the same function: timm's attends to zeros beyond the border. Training is forward, backward and an
 AdamW step.
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether all outputs agreed."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--models", help=f"timm's networks, separated by commas (default: {','.join(NETWORKS)})")
-    parser.add_argument("--batch", type=int, default=8, help="pictures per step (default: 8; H1: half of it)")
+    parser.add_argument("--batch", type=int, default=8, help="images per step (default: 8; H1: half of it)")
     args = parser.parse_args(argv)
     device = prepare(args, "halonet")
     (dtype,) = choose("--dtype", args.dtype or "float32", DTYPES)
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_network(name: str, batch: int, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """One of timm's, in which no residual branch starts at zero, and pictures."""
+    """One of timm's, in which no residual branch starts at zero, and images."""
     network: nn.Module = timm.create_model(name).to(device)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,11 +1,11 @@
-"""Measures this library's loading of pictures, without any training, beside timm's and torchvision's.
+"""Measures this library's loading of images, without any training, beside timm's and torchvision's.
 
     python kernels/bench/loader.py --device cpu
     python kernels/bench/loader.py --device cpu --root data/cifar10
 
 One pass over the same JPEG files, with the same crops, flips and normalisation, in turn, each time in another order.
-Ours seeds the augmentation of every picture, so that a training goes on as it would have; the others draw as they come.
-All must first give as many batches of the same shape, whose mean and standard deviation agree. Pictures of 32 pixels
+Ours seeds the augmentation of every image, so that a training goes on as it would have; the others draw as they come.
+All must first give as many batches of the same shape, whose mean and standard deviation agree. Images of 32 pixels
 show what surrounds the decoding; `--size 224` what a training on photographs sees.
 """
 
@@ -32,31 +32,31 @@ COLUMNS = (
 )
 WORKERS = ("0", "2")
 TOLERANCE = 0.1
-"""Difference of means and standard deviations of normalised pictures, which are about 1; crops are random."""
+"""Difference of means and standard deviations of normalised images, which are about 1; crops are random."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether all loaders do the same."""
     parser = new_parser(__doc__, "float32")
-    parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read pictures (default: 0,2)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures per batch (default: 64)")
-    parser.add_argument("--size", type=int, default=32, help="edge of the pictures (default: 32)")
-    parser.add_argument("--pictures", type=int, default=3200, help="of the digits, where no folder is given")
+    parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read images (default: 0,2)")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch (default: 64)")
+    parser.add_argument("--size", type=int, default=32, help="edge of the images (default: 32)")
+    parser.add_argument("--images", type=int, default=3200, help="of the digits, where no folder is given")
     parser.add_argument("--root", type=Path, help="folder with train/CLASS and val/CLASS (default: digits)")
     args = parser.parse_args(argv)
     check_root(args.root)
     device = prepare(args, "loader")
-    if args.size < 1 or args.pictures < args.batch:
-        raise ValueError(f"--size must be at least 1 and --pictures at least --batch; got {args.size}, {args.pictures}")
+    if args.size < 1 or args.images < args.batch:
+        raise ValueError(f"--size must be at least 1 and --images at least --batch; got {args.size}, {args.images}")
     workers = choose("--workers", args.workers, WORKERS)
-    batch, size, pictures = args.batch, args.size, args.pictures
+    batch, size, images = args.batch, args.size, args.images
     if args.quick:
-        workers, batch, size, pictures = ["0"], 8, 16, 24
+        workers, batch, size, images = ["0"], 8, 16, 24
     report = Report(args.output, device, COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         root = args.root or Path(folder)
         if args.root is None:
-            write_digits(root, pictures, size)
+            write_digits(root, images, size)
         for number in map(int, workers):
             loaders = {
                 OURS: ours(root, size, batch, number),
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"error: {difference}: not timed", file=sys.stderr)
                 return 1
             medians = time_in_turn({name: partial(drain, x) for name, x in loaders.items()}, device, args.repeats)
-            count = sum(len(image) for image in images(loaders[OURS]))
+            count = sum(len(image) for image in batches_of(loaders[OURS]))
             report.add(
                 {
                     "dtype": "float32",
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 for name, median in medians.items()
             )
             rates = ", ".join(f"{name} {1e3 * count / median:,.0f}" for name, median in medians.items())
-            print(f"{count} pictures of {size} pixels, {number} workers, pictures/s: {rates}", flush=True)
+            print(f"{count} images of {size} pixels, {number} workers, images/s: {rates}", flush=True)
     if args.output:
         print(f"wrote {args.output}")
     return 0
@@ -145,8 +145,8 @@ def torchvision_loader(root: Path, size: int, batch: int, workers: int) -> Itera
     return DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
 
 
-def images(loader: Iterable[Any]) -> Iterator[Tensor]:
-    """The pictures of each batch, whichever loader's."""
+def batches_of(loader: Iterable[Any]) -> Iterator[Tensor]:
+    """The images of each batch, whichever loader's."""
     for batch in loader:
         yield batch[0]
 
@@ -159,14 +159,14 @@ def drain(loader: Iterable[Any]) -> None:
 
 def disagreement(loaders: dict[str, Iterable[Any]]) -> str | None:
     """What the loaders do not have in common; None where they do the same."""
-    found = {name: list(images(loader)) for name, loader in loaders.items()}
+    found = {name: list(batches_of(loader)) for name, loader in loaders.items()}
     shapes = {name: [tuple(image.shape) for image in batches] for name, batches in found.items()}
     if any(shape != shapes[OURS] for shape in shapes.values()):
         return f"batches differ: { {name: (len(shape), shape[:1]) for name, shape in shapes.items()} }"
     for what in (Tensor.mean, Tensor.std):
         values = {name: float(what(torch.cat(batches))) for name, batches in found.items()}
         if not max(values.values()) - min(values.values()) <= TOLERANCE:
-            return f"pictures differ: {what.__name__} { {name: round(x, 3) for name, x in values.items()} }"
+            return f"images differ: {what.__name__} { {name: round(x, 3) for name, x in values.items()} }"
     return None
 
 

@@ -35,11 +35,11 @@ class Task:
     Attributes:
         root: Folder with `train/CLASS/*` and `val/CLASS/*`.
         model: Name of the model.
-        batch: Pictures per step.
+        batch: Images per step.
         steps: Updates.
-        workers: Processes that read pictures.
+        workers: Processes that read images.
         threads: Of torch.
-        size: Edge of the pictures.
+        size: Edge of the images.
     """
 
     root: str
@@ -63,15 +63,15 @@ class Record:
     Attributes:
         ends: When each step ended, in seconds.
         losses: Of each step.
-        pictures: Of each step.
+        images: Of each step.
         parameters: Trained ones.
         first_step_s: From the start of the process to the end of the first step.
-        peak_mb: Most memory that the process held, without those that read pictures.
+        peak_mb: Most memory that the process held, without those that read images.
     """
 
     ends: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    pictures: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
     parameters: int = 0
     first_step_s: float = 0.0
     peak_mb: float = 0.0
@@ -81,7 +81,7 @@ class Record:
         if not self.ends:
             self.first_step_s = time.time() - float(os.environ.get(STARTED, "nan"))
         self.losses.append(loss.item())
-        self.pictures.append(count)
+        self.images.append(count)
         self.ends.append(time.perf_counter())
 
 
@@ -238,20 +238,20 @@ def check_root(root: Path | None) -> None:
         raise ValueError(f"--root must be a folder with train/CLASS and val/CLASS; got {root}")
 
 
-def write_digits(root: Path, pictures: int, size: int = 32) -> None:
+def write_digits(root: Path, images: int, size: int = 32) -> None:
     """A folder of scikit-learn's digits as JPEG files, again and again until there are enough; 20 for validation."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    for split, count in (("train", pictures), ("val", 20)):
+    for split, count in (("train", images), ("val", 20)):
         for label in range(10):
             (root / split / str(label)).mkdir(parents=True)
         for index in range(count):
             scan, label = (x[index % len(digits.target)] for x in (digits.images, digits.target))
-            picture = Image.fromarray((scan * (255 / 16)).round().astype(np.uint8)).convert("RGB")
-            picture.resize((size, size), Image.Resampling.BICUBIC).save(root / split / str(label) / f"{index:05d}.jpg")
+            image = Image.fromarray((scan * (255 / 16)).round().astype(np.uint8)).convert("RGB")
+            image.resize((size, size), Image.Resampling.BICUBIC).save(root / split / str(label) / f"{index:05d}.jpg")
 
 
 def main(argv: list[str]) -> int:

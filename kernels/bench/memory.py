@@ -2,7 +2,7 @@
 
     python kernels/bench/memory.py --device cpu
 
-One picture, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
+One image, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
 torch's allocator hands out beyond the inputs: the output, what is kept for backward, gradients and scratch. The
 exponent p of `memory ~ positions ** p` is 1 where memory is linear in the map, 2 where all scores are kept.
 """

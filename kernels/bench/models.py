@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether the logits of all models agreed."""
     parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--models", help="names, separated by commas (default: those with published figures)")
-    parser.add_argument("--batch", type=int, help="pictures per step (4 on cpu, 128 on cuda)")
+    parser.add_argument("--batch", type=int, help="images per step (4 on cpu, 128 on cuda)")
     parser.add_argument("--compile", action="store_true", help="both models by torch.compile")
-    parser.add_argument("--channels-last", action="store_true", help="pictures and weights in that memory format")
+    parser.add_argument("--channels-last", action="store_true", help="images and weights in that memory format")
     args = parser.parse_args(argv)
     device = prepare(args, "models")
     dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_contenders(
     name: str, batch: int, device: torch.device, channels_last: bool
 ) -> tuple[dict[str, nn.Module], Tensor]:
-    """The model, its twin on gathered keys, and pictures."""
+    """The model, its twin on gathered keys, and images."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     ours: nn.Module = timm.create_model(name).to(device).to(memory_format=layout)
     gathered = copy.deepcopy(ours)
@@ -102,7 +102,7 @@ def make_contenders(
 
 
 def disagreement(contenders: dict[str, nn.Module], images: Tensor) -> float:
-    """Largest difference of two pictures' logits in float32, relative to the largest logit."""
+    """Largest difference of two images' logits in float32, relative to the largest logit."""
     with torch.no_grad():
         ours, gathered = (model.eval()(images[:2]) for model in contenders.values())
     return float((ours - gathered).abs().max() / gathered.abs().max())

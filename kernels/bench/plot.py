@@ -1,4 +1,4 @@
-"""Draws the pictures of kernels/bench/results from the CSV files there; needs matplotlib.
+"""Draws the images of kernels/bench/results from the CSV files there; needs matplotlib.
 
 python kernels/bench/plot.py
 """
@@ -33,7 +33,7 @@ STYLES = dict(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draws a picture beside every result file of a kind that has one."""
+    """Draws an image beside every result file of a kind that has one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether all results agreed."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--heads", default="ep_32", help=f"of {', '.join(HEADS)}, separated by commas (default: ep_32)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures per step (default: 64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step (default: 64)")
     args = parser.parse_args(argv)
     device = prepare(args, "probing-heads")
     dtypes = choose("--dtype", args.dtype or "float32", DTYPES)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def disagreement(head: nn.Module, tokens: Tensor) -> float:
-    """Largest difference of logits and gradients of four pictures in float64, each relative to the largest entry."""
+    """Largest difference of logits and gradients of four images in float64, each relative to the largest entry."""
     results = []
     for make in (lambda net: net, ProjectFirst):
         net, x = make(copy.deepcopy(head).double().train()), tokens[:4].double().requires_grad_()

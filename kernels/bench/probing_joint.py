@@ -2,7 +2,7 @@
 
     python kernels/bench/probing_joint.py --device cpu
 
-All train the same heads on the same pictures in the same order, tokens of a ViT of width 192 with 64 patches and a
+All train the same heads on the same images in the same order, tokens of a ViT of width 192 with 64 patches and a
 class token, from a memory-mapped cache, and evaluate them after each epoch on the part that is held out. Weights and
 held-out accuracies must agree in float64 before anything is timed. "plain loop" is what one would write for a single
 head: its module, torch's AdamW, its own pass over the cache. "singly" is this library's training of one candidate at a
@@ -40,7 +40,7 @@ from visionattn.probing.protocols.joint import JointTraining
 from visionattn.probing.protocols.split import hold_out, random_order
 
 COLUMNS = (
-    *("heads", "rates", "epochs", "pictures", "tokens", "dim", "batch"),
+    *("heads", "rates", "epochs", "images", "tokens", "dim", "batch"),
     *("contender", "version", "median_ms", "ratio_to_ours"),
 )
 HEADS = ("ep_1", "ep_2", "ep_3", "ep_4", "ep_6", "ep_8", "aim_3", "aim_6")
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     known = ", ".join((*HEADS, *LARGER))
     parser.add_argument("--heads", default=",".join(HEADS), help=f"of {known}; separated by commas (default: eight)")
     parser.add_argument("--contenders", default=f"{PLAIN},{SINGLY}", help="beside ours, separated by commas")
-    parser.add_argument("--pictures", type=int, default=5000, help="in the cache (default: 5000)")
+    parser.add_argument("--images", type=int, default=5000, help="in the cache (default: 5000)")
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default: 2)")
-    parser.add_argument("--batch", type=int, default=256, help="pictures per step (default: 256)")
+    parser.add_argument("--batch", type=int, default=256, help="images per step (default: 256)")
     args = parser.parse_args(argv)
     device = prepare(args, "probing-joint")
     choose("--dtype", args.dtype or "float32", ("float32",))
@@ -68,14 +68,14 @@ def main(argv: list[str] | None = None) -> int:
         choose("--heads", args.heads, (*HEADS, *LARGER)),
         choose("--contenders", args.contenders, (PLAIN, SINGLY)),
     )
-    layout, pictures, batch = TokenLayout(192, (8, 8), 1), args.pictures, args.batch
+    layout, images, batch = TokenLayout(192, (8, 8), 1), args.images, args.batch
     if args.quick:
-        layout, pictures, batch = TokenLayout(24, (3, 3), 1), 120, 32
+        layout, images, batch = TokenLayout(24, (3, 3), 1), 120, 32
     candidates = sweep([_head(name) for name in names], ADAMW_LRS)
     recipe = Recipe(epochs=args.epochs, batch_size=batch)
     report = Report(args.output, device, COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
-        features = make_features(Path(folder), layout, pictures)
+        features = make_features(Path(folder), layout, images)
         few = make_features(Path(folder) / "few", layout, 150)
         error = disagreement(few, candidates, replace(recipe, batch_size=32), device)
         if not error <= TOLERANCE:
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             ],
         }
         medians = time_in_turn({key: contenders[key] for key in (OURS, *others)}, device, args.repeats)
-    problem = {"heads": ",".join(names), "rates": len(ADAMW_LRS), "epochs": args.epochs, "pictures": pictures}
+    problem = {"heads": ",".join(names), "rates": len(ADAMW_LRS), "epochs": args.epochs, "images": images}
     report.add(
         {
             **problem,
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         for key, median in medians.items()
     )
-    what = f"{len(names)} heads × {len(ADAMW_LRS)} rates, {args.epochs} epochs of {pictures} pictures"
+    what = f"{len(names)} heads × {len(ADAMW_LRS)} rates, {args.epochs} epochs of {images} images"
     print(f"{what}: {medians[OURS] / 1e3:.2f} s")
     for key in others:
         print(f"  {key}: {medians[key] / 1e3:.2f} s ({medians[key] / medians[OURS]:.2f}x)", flush=True)
@@ -112,19 +112,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_features(folder: Path, layout: TokenLayout, pictures: int) -> FeatureSource:
+def make_features(folder: Path, layout: TokenLayout, images: int) -> FeatureSource:
     """A cache of random tokens in float16, as that of a backbone is laid out."""
     rng = np.random.default_rng(0)
     fields = {"index": Field("int64"), "last.tokens": Field("float16", (layout.num_tokens, layout.dim))}
-    arrays = ShardedArrays(folder, {}, fields, pictures)
+    arrays = ShardedArrays(folder, {}, fields, images)
     with arrays.only_writer():
         arrays.claim()
         for shard in range(arrays.num_shards):
-            index = np.array(arrays.pictures(shard))
+            index = np.array(arrays.images(shard))
             tokens = rng.standard_normal((len(index), layout.num_tokens, layout.dim), dtype=np.float32)
             tokens[:, :, :NUM_CLASSES] += np.eye(NUM_CLASSES)[index % NUM_CLASSES][:, None]
             arrays.write(0, shard, {"index": index, "last.tokens": tokens.astype(np.float16)})
-    targets = [number % NUM_CLASSES for number in range(pictures)]
+    targets = [number % NUM_CLASSES for number in range(images)]
     return CachedFeatures(FeatureCache(arrays, {"last": layout}, 1, targets))
 
 

@@ -23,7 +23,7 @@ class Problem:
         name: What it is called in the tables.
         window: Which keys a query sees.
         size: Height and width of the map.
-        batch: Pictures.
+        batch: Images.
         heads: Attention heads.
         head_dim: Channels of a head.
         rpb: Whether there is a relative bias table.

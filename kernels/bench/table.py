@@ -222,7 +222,7 @@ def training_table(rows: Rows) -> str:
 
 
 def loader_table(rows: Rows) -> str:
-    """A line per size and number of workers: pictures per second, and how many times as fast ours is."""
+    """A line per size and number of workers: images per second, and how many times as fast ours is."""
     others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
     lines = [
         [

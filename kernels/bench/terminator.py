@@ -5,7 +5,7 @@
 Both networks have the same parameters and 10 classes. Logits and the gradients of all parameters must agree in
 training and at evaluation before anything is timed. The transcription computes every map and every product by itself on
 NCHW maps, as the released network did. Training is forward, backward and an AdamW step. "default" makes local kernels
-from each picture, "compat" from the mean of the batch.
+from each image, "compat" from the mean of the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark; the exit status tells whether all results agreed."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--modes", help=f"of {', '.join(MODES)}, separated by commas (default: both)")
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
     args = parser.parse_args(argv)
     device = prepare(args, "terminator")
     (dtype,) = choose("--dtype", args.dtype or "float32", DTYPES)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def disagreement(model: nn.Module, images: Tensor, training: bool) -> float:
-    """Largest difference of logits and gradients of two pictures in float64, each relative to the largest entry."""
+    """Largest difference of logits and gradients of two images in float64, each relative to the largest entry."""
     results = []
     for make in (lambda net: net, PlainTerminator):
         net = make(copy.deepcopy(model).double()).train(training)

@@ -39,7 +39,7 @@ def shifted(x: Tensor, by: int, dim: int) -> Tensor:
 
 
 def local_product(z: Tensor, kernel: Tensor) -> Tensor:
-    """Depthwise convolution: with one kernel `[1, C, kH, kW]`, or with one per picture."""
+    """Depthwise convolution: with one kernel `[1, C, kH, kW]`, or with one per image."""
     batch, channels, height, width = z.shape
     padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
     if len(kernel) == 1:
@@ -176,7 +176,7 @@ class PlainTerminator(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps pictures to logits."""
+        """Maps images to logits."""
         x, outputs = self.model.stem(x), []
         for net, sources in zip(self.model.blocks, self.model.dense, strict=True):
             x = block(net, x, [outputs[i] for i in sources])

@@ -4,11 +4,11 @@
     python kernels/bench/training.py --device cpu --root data/cifar10
 
 Each loop runs in a process of its own, in turn, each round in another order: `--repeats` rounds after a first one that
-is not timed. In that one all must see as many pictures per step, train as many parameters, and have losses of the same
+is not timed. In that one all must see as many images per step, train as many parameters, and have losses of the same
 scale. The time of a step is the mean over all steps after the first ten, data loading, logging and schedule included,
 validation and checkpoints not; of the rounds, the median counts. Ours is to take at most 5% longer than the plain loop.
 
-The models are small, so that what surrounds them shows: a step of theirs takes milliseconds. Pictures are JPEG files of
+The models are small, so that what surrounds them shows: a step of theirs takes milliseconds. Images are JPEG files of
 32 pixels, scikit-learn's digits where no folder is given.
 """
 
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = new_parser(__doc__, "float32")
     parser.set_defaults(repeats=5)
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)} (default: all)")
-    parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read pictures (default: 0,2)")
-    parser.add_argument("--batch", type=int, default=32, help="pictures per step (default: 32)")
+    parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read images (default: 0,2)")
+    parser.add_argument("--batch", type=int, default=32, help="images per step (default: 32)")
     parser.add_argument("--steps", type=int, default=100, help="timed steps of a round (default: 100)")
     parser.add_argument("--root", type=Path, help="folder with train/CLASS and val/CLASS (default: digits)")
     args = parser.parse_args(argv)
@@ -112,7 +112,7 @@ def train(name: str, task: Task) -> Record:
 def disagreement(records: Mapping[str, Sequence[Record]]) -> str | None:
     """What the loops do not have in common, by their first round; None where they do the same."""
     first = {name: found[0] for name, found in records.items()}
-    for what in ("pictures", "parameters"):
+    for what in ("images", "parameters"):
         values: dict[str, Any] = {name: getattr(record, what) for name, record in first.items()}
         if any(value != values[OURS] for value in values.values()):
             shown = {name: sum(value) if isinstance(value, list) else value for name, value in values.items()}

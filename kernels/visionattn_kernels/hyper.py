@@ -2,7 +2,7 @@
 
 Maps are `[B, C, H, W]`; a sequence is a map of one row. The global operator takes `w_hat`, the context-dependent kernel
 `Ŵ = Z ⊙ W` of activations and a generated kernel, as large as the map. The local one takes small kernels, which may
-differ from picture to picture and from position to position. Both are plain torch and differentiable to any order.
+differ from image to image and from position to position. Both are plain torch and differentiable to any order.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
 
     Args:
         z: Activations `[B, C, H, W]`.
-        kernel: `[C, kH, kW]` for all pictures, `[B, C, kH, kW]` for each its own, or `[B, C, kH, kW, H, W]` for each
+        kernel: `[C, kH, kW]` for all images, `[B, C, kH, kW]` for each its own, or `[B, C, kH, kW, H, W]` for each
             position its own, which goes through the window operators.
 
     Returns:
@@ -110,10 +110,10 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
         return _from_stack(correlate_stacked(_as_stack(z), _as_stack(taps), top, left), z)
     z = F.pad(z, (left, kernel.shape[-1] - 1 - left, top, kernel.shape[-2] - 1 - top))
     if is_exporting():
-        # A convolution has a number of groups for good, hence of pictures.
+        # A convolution has a number of groups for good, hence of images.
         patches = F.unfold(z, kernel.shape[-2:]).unflatten(1, (channels, -1))
         return (kernel.flatten(-2).unsqueeze(-2) @ patches).reshape(batch, channels, height, width)
-    # The pictures' channels side by side are the channels of one picture.
+    # The images' channels side by side are the channels of one image.
     if kernel.dim() == 4:
         z = z.flatten(0, 1)[None]
     taps = kernel.reshape(-1, 1, *kernel.shape[-2:])

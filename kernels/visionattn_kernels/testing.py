@@ -34,7 +34,7 @@ def make_inputs(
     Args:
         window: Which keys a query sees.
         size: Height and width of the key map.
-        batch: Pictures.
+        batch: Images.
         heads: Attention heads.
         head_dim: Channels of a query's head.
         v_dim: Channels of a value's head; `head_dim` by default.

@@ -211,7 +211,7 @@ class Window:
         return rows.num_queries(size[0]), columns.num_queries(size[1])
 
     def count_pairs(self, size: tuple[int, int]) -> int:
-        """Query-key pairs that take part on a key map of `size`: what one head of one picture must compute."""
+        """Query-key pairs that take part on a key map of `size`: what one head of one image must compute."""
         rows, columns = (_count_axis_pairs(axis, length) for axis, length in zip(self.axes, size, strict=True))
         return rows * columns
 

@@ -1,4 +1,4 @@
-"""eval.py in this process, on small pictures."""
+"""eval.py in this process, on small images."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
-    """(class, predicted class) of each validation picture, one at a time and in double precision."""
+    """(class, predicted class) of each validation image, one at a time and in double precision."""
     model, spec = load_classifier(checkpoint)
     data = ImageClassificationData(
         root=str(root), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=1
@@ -71,8 +71,8 @@ def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(tmp_path, checkpoi
         assert int(row["num_images"]) == 3
         assert float(row["top1"]) == right.count(name) / 3
         assert int(row["num_predicted"]) == sum(predicted == name for _, predicted in pairs)
-    with Image.open(matrix) as picture:
-        assert picture.size[0] > 300
+    with Image.open(matrix) as image:
+        assert image.size[0] > 300
     assert "test_resnet" in capsys.readouterr().out
 
 
@@ -115,7 +115,7 @@ def test_results_are_written_even_where_the_table_cannot_be(tmp_path, checkpoint
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_truncated_picture_is_named_or_left_out(tmp_path, checkpoint, colour_folder, capsys):
+def test_a_truncated_image_is_named_or_left_out(tmp_path, checkpoint, colour_folder, capsys):
     broken = colour_folder / "val" / "green" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--output", tmp_path / "r.json"]
@@ -144,7 +144,7 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_f
         (["--checkpoint", "gone.ckpt"], 1, "no checkpoint at gone.ckpt"),
         (["--checkpoint", "{checkpoint}"], 1, "--data.root"),
         (["--checkpoint", "{checkpoint}", "--data.root", "nowhere"], 1, "no such data folder: nowhere"),
-        (["--checkpoint", "{checkpoint}", "--data.root", "{empty}"], 1, "no pictures under {empty}"),
+        (["--checkpoint", "{checkpoint}", "--data.root", "{empty}"], 1, "no images under {empty}"),
         (["--checkpoint", "{checkpoint}", "--data.root", "{others}"], 1, "purple"),
         (["--checkpoint", "{checkpoint}", "--model", "test_vit", "--data.root", "{root}"], 1, "does not fit test_vit"),
         (["--checkpoint", "{checkpoint}", "--pretrained"], 2, "--pretrained and --checkpoint"),
@@ -230,7 +230,7 @@ def test_branches_of_dcal_are_asked_together_or_alone_and_drawn(tmp_path, colour
     batch = next(iter(data.val_dataloader()))
     branches = model.forward_branches(batch.image)
     for inference, names in (("combined", ("sa", "glca")), ("sa", ("sa",))):
-        assert classify(*argv, "--inference", inference, "--rollout", tmp_path / "drawn", "--pictures", "2") == 0
+        assert classify(*argv, "--inference", inference, "--rollout", tmp_path / "drawn", "--num_examples", "2") == 0
         result = json.loads((tmp_path / "r.json").read_text())
         share = sum(branches[name].logits.softmax(1) for name in names)
         assert result["inference"] == inference

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.cli.binding_pictures import choose_patch, shown_layers
+from visionattn.cli.binding_images import choose_patch, shown_layers
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.objects.patches import PatchLabels
@@ -34,8 +34,8 @@ def results(path: Path | str) -> list[dict[str, Any]]:
     return json.loads(Path(path).read_text())["results"]
 
 
-def test_files_table_and_pictures_agree(tmp_path, capsys):
-    files = ["--output", "new/r.json", "--csv", "r.csv", "--overlays", "maps", "--pictures", "2"]
+def test_files_table_and_images_agree(tmp_path, capsys):
+    files = ["--output", "new/r.json", "--csv", "r.csv", "--overlays", "maps", "--num_examples", "2"]
     assert binding(*VIT, "--probes", ",".join(PROBES), "--seeds", "2", *files) == 0
     content = json.loads(Path("new/r.json").read_text())
     assert {"versions", "hardware", "command", "git_revision", "data", "training"} <= set(content)
@@ -65,7 +65,7 @@ def test_files_table_and_pictures_agree(tmp_path, capsys):
         assert f"{100 * max(means):.2f} ±" in line
         assert f" {means.index(max(means))} " in line
     with Image.open("maps/test_vit.png") as sheet:
-        # A photograph, the object, three layers; captions and two pictures.
+        # A photograph, the object, three layers; captions and two images.
         assert sheet.size == (6 + 5 * (128 + 6), 6 + 26 + 2 * (128 + 6))
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {"new/r.json", "r.csv", "maps/test_vit.png"}
@@ -96,7 +96,7 @@ def test_experiments_leave_probes_as_they_are(capsys):
 
 
 def test_checkpoints_stand_beside_the_same_architecture_at_random(checkpoint):
-    files = ["--output", "r.json", "--plot", "depth.svg", "--overlays", "maps", "--pictures", "1"]
+    files = ["--output", "r.json", "--plot", "depth.svg", "--overlays", "maps", "--num_examples", "1"]
     assert binding("--checkpoint", checkpoint, "--control", "random", "--probes", "linear,dot", *files) == 0
     content = json.loads(Path("r.json").read_text())
     models = content["models"]
@@ -124,7 +124,7 @@ def test_a_run_can_be_repeated():
 
 
 @pytest.mark.slow
-def test_real_pictures(coco_panoptic_root):
+def test_real_images(coco_panoptic_root):
     options = ["--data.name", "coco_panoptic", "--data.root", coco_panoptic_root, "--data.limit", "16"]
     assert binding(*VIT, *options, "--output", "r.json") == 0
     assert {row["num_pairs"] > 0 for row in results("r.json")} == {True}
@@ -151,7 +151,7 @@ def test_real_pictures(coco_panoptic_root):
         ),
         (["--interventions.layers", "0", "--model", "test_convnext"], 1, "test_convnext is no ViT"),
         (["--data.name", "coco_panoptic", "--data.root", "nowhere"], 1, "no such data folder: nowhere"),
-        (["--model_kwargs", '{"in_chans": 1, "img_size": 32}'], 1, "test_vit takes pictures of 1 channels"),
+        (["--model_kwargs", '{"in_chans": 1, "img_size": 32}'], 1, "test_vit takes images of 1 channels"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

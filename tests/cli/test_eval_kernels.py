@@ -41,10 +41,10 @@ def _with_kernels(monkeypatch):
 
 
 @pytest.mark.usefixtures("_with_kernels")
-def test_a_picture_and_its_numbers(tmp_path, checkpoint, capsys):
-    picture, numbers = tmp_path / "new" / "kernels.png", tmp_path / "kernels.json"
-    assert kernels("--checkpoint", checkpoint, "--output", picture, "--statistics", numbers) == 0
-    with Image.open(picture) as image:
+def test_an_image_and_its_numbers(tmp_path, checkpoint, capsys):
+    sheet, numbers = tmp_path / "new" / "kernels.png", tmp_path / "kernels.json"
+    assert kernels("--checkpoint", checkpoint, "--output", sheet, "--statistics", numbers) == 0
+    with Image.open(sheet) as image:
         assert image.size == (round(2 * 2.6 * 150), round(2.6 * 150))
     result = json.loads(numbers.read_text())
     assert (result["model"], result["checkpoint"]) == ("test_resnet", str(checkpoint))

@@ -1,4 +1,4 @@
-"""eval.py probe in this process, on small pictures."""
+"""eval.py probe in this process, on small images."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def accuracy(classifier: torch.nn.Module, preprocessing: dict[str, Any], root: Path) -> float:
-    """Top-1 on val, one picture at a time."""
+    """Top-1 on val, one image at a time."""
     data = ImageClassificationData(
         root=str(root),
         img_size=preprocessing["input_size"][1],
@@ -171,13 +171,13 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, colour_folde
     assert results(tmp_path / "r.json") == results(tmp_path / "whole.json")
 
 
-def test_other_pictures_under_the_same_names_are_seen(tmp_path, colour_folder):
+def test_other_images_under_the_same_names_are_seen(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "ridge,knn", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
     assert probe(*argv, tmp_path / "b.json") == 0
-    for picture in (colour_folder / "val" / "red").iterdir():
-        Image.new("RGB", (48, 48), (30, 60, 220)).save(picture)
-    with pytest.warns(UserWarning, match=r"test_vit-validation-\w+ is stale \(it was made with other pictures\)"):
+    for image in (colour_folder / "val" / "red").iterdir():
+        Image.new("RGB", (48, 48), (30, 60, 220)).save(image)
+    with pytest.warns(UserWarning, match=r"test_vit-validation-\w+ is stale \(it was made with other images\)"):
         assert probe(*argv, tmp_path / "c.json") == 0
     assert results(tmp_path / "a.json") == results(tmp_path / "b.json")
     # A third of val is blue now and still called red.
@@ -223,7 +223,7 @@ def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, mon
     if protocol == "paper":
         return
     write_mnist(tmp_path, 255 - images[::-1], relabelled)
-    with pytest.warns(UserWarning, match=r"is stale \(it was made with other pictures\)"):
+    with pytest.warns(UserWarning, match=r"is stale \(it was made with other images\)"):
         edited = found("c.json")
     assert after != edited == found("fresh.json", "--features.cache", "third")
 
@@ -281,7 +281,7 @@ def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
 
 def test_layers_are_put_side_by_side_or_probed_each_for_itself(tmp_path, colour_folder, capsys):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4", "--features.layers", "0,last"]
-    files = ["--output", tmp_path / "r.json", "--export", "heads", "--attention", "maps", "--pictures", "4"]
+    files = ["--output", tmp_path / "r.json", "--export", "heads", "--attention", "maps", "--num_examples", "4"]
     assert probe(*argv, *files) == 0
     rows = results(tmp_path / "r.json")
     assert [row["layers"] for row in rows] == [[0, "last"]] * 2
@@ -290,7 +290,7 @@ def test_layers_are_put_side_by_side_or_probed_each_for_itself(tmp_path, colour_
     assert accuracy(classifier, classifier.preprocessing, colour_folder) == rows[1]["top1"]
     assert classifier.attention(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 16)
     with Image.open("maps/test_vit-layers-0+last-ep_4.png") as sheet:
-        # A photograph, all maps together, each of four; captions and four pictures.
+        # A photograph, all maps together, each of four; captions and four images.
         assert sheet.size == (6 + 6 * (112 + 6), 6 + 26 + 4 * (112 + 6))
     capsys.readouterr()
 
@@ -344,7 +344,7 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert chosen["knn"] == [(None, None, {"features": "cls", "k": 20, "temperature": 0.1})] * 2
     printed = capsys.readouterr().out
     assert "±" in printed
-    assert "linear, ep_4, knn with one picture per class: fixed, not chosen" in printed
+    assert "linear, ep_4, knn with one image per class: fixed, not chosen" in printed
 
     files = [tmp_path / f"{name}.json" for name in ("seed0", "seed1", "shots")]
     board = ["--output", str(tmp_path / "new" / "board.md")]
@@ -355,10 +355,10 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert capsys.readouterr().out == text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
-        "## colours, 12 training pictures",
-        "## colours, 1 training pictures per class",
-        "## colours, 2 training pictures per class",
-        "## colours, 3 training pictures per class",
+        "## colours, 12 training images",
+        "## colours, 1 training images per class",
+        "## colours, 2 training images per class",
+        "## colours, 3 training images per class",
     ]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("## ")[1].splitlines()[2:] if line]
     assert table[0][2:5] == ["head", "parameters", "top-1 (%)"]
@@ -368,8 +368,8 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert shown == {head: pytest.approx(mean, abs=0.006) for head, mean in means.items()}
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
     assert {row[-1] for row in table[2:]} == {"2"}
-    with Image.open(tmp_path / "new" / "board.png") as picture:
-        assert picture.size[0] > picture.size[1]
+    with Image.open(tmp_path / "new" / "board.png") as image:
+        assert image.size[0] > image.size[1]
 
 
 def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
@@ -378,7 +378,7 @@ def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(t
     older = {key: value for key, value in row.items() if not key.endswith("hash")}
     seeds = [row, {**row, "seed": 1}, {**row, "weights_hash": "f00dfeed00"}, {**row, "data_hash": "beef"}, older]
     named = [(subject.table, subject.backbone, len(entry.top1)) for subject, entry in collect(seeds).items()]
-    title, weights, data = "colours, 12 training pictures", row["weights_hash"][:8], row["data_hash"][:8]
+    title, weights, data = "colours, 12 training images", row["weights_hash"][:8], row["data_hash"][:8]
     assert named == [
         (f"{title}, data {data}", f"test_vit (random), weights {weights}", 2),
         (f"{title}, data {data}", "test_vit (random), weights f00dfeed", 1),
@@ -398,7 +398,7 @@ def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, mon
     assert "model 'test_resnet' has no layer 5; there are 0 to 4" in error_line(capsys)
 
 
-def test_unreadable_pictures_are_named_or_left_out(tmp_path, colour_folder, capsys):
+def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys):
     broken = colour_folder / "train" / "green" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     argv = [*VIT, "--data.root", colour_folder, "--heads", "ridge", "--output", tmp_path / "r.json"]

@@ -1,4 +1,4 @@
-"""eval.py reid, in this process, on the embedded pictures."""
+"""eval.py reid, in this process, on the embedded images."""
 
 import json
 from pathlib import Path
@@ -117,17 +117,17 @@ def test_a_model_without_training_can_be_measured(tmp_path):
     assert (result["weights"], result["preprocessing"]["input_size"]) == ("random", [3, 32, 16])
 
 
-def test_pictures_of_ranks_and_of_selected_patches(tmp_path, dcal):
+def test_images_of_ranks_and_of_selected_patches(tmp_path, dcal):
     ranked, rollout = tmp_path / "ranked", tmp_path / "a" / "rollout"
-    assert reid("--checkpoint", dcal, "--ranked-lists", ranked, "--rollout", rollout, "--pictures", "3") == 0
+    assert reid("--checkpoint", dcal, "--ranked-lists", ranked, "--rollout", rollout, "--num_examples", "3") == 0
     for folder in (ranked, rollout):
         files = sorted(folder.glob("*.png"))
         assert len(files) == 3
-        with Image.open(files[0]) as picture:
-            assert min(picture.size) >= 32
+        with Image.open(files[0]) as image:
+            assert min(image.size) >= 32
 
 
-def test_a_market_folder_with_a_broken_picture(tmp_path, plain, capsys):
+def test_a_market_folder_with_a_broken_image(tmp_path, plain, capsys):
     root = tmp_path / "market"
     for folder, cameras in (("query", (1,)), ("bounding_box_test", (2, 3))):
         (root / folder).mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_a_market_folder_with_a_broken_picture(tmp_path, plain, capsys):
         (["--checkpoint", "{plain}", "--data.rot", "x"], 2, "did you mean --data.root"),
         (["--checkpoint", "{plain}", "--data.batch_size", "0"], 1, "--data.batch_size must be at least 1, got 0"),
         (["--checkpoint", "{plain}", "--data.height", "0"], 1, "--data.height must be at least 1"),
-        (["--checkpoint", "{plain}", "--pictures", "0"], 2, "--pictures must be at least 1"),
+        (["--checkpoint", "{plain}", "--num_examples", "0"], 2, "--num_examples must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -141,14 +141,14 @@ def test_validate_and_predict_take_model_and_preprocessing_from_the_checkpoint(
     for _ in range(2):
         assert run(main, ["validate", "--ckpt_path=best", "--run_name=test_resnet", "--trainer.accelerator=cpu"]) == 0
         assert "val_top1" in capsys.readouterr().out
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     for number in range(3):
-        Image.new("RGB", (30, 20)).save(f"pictures/{number}.png")
+        Image.new("RGB", (30, 20)).save(f"images/{number}.png")
     checkpoint = "runs/test_resnet/0/checkpoints/best.ckpt"
-    assert run(main, ["predict", f"--ckpt_path={checkpoint}", "--data.root=pictures", "--trainer.accelerator=cpu"]) == 0
+    assert run(main, ["predict", f"--ckpt_path={checkpoint}", "--data.root=images", "--trainer.accelerator=cpu"]) == 0
     with Path("predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["file"] for row in rows] == [f"pictures/{number}.png" for number in range(3)]
+    assert [row["file"] for row in rows] == [f"images/{number}.png" for number in range(3)]
     assert all(row["class"].isdigit() and 0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 

@@ -55,7 +55,7 @@ def test_channels_are_classes_and_instances(ade20k: Path) -> None:
 @pytest.mark.parametrize(
     "between", ["", "ADE20K_2021_17_01", "ADE20K_2021_17_01/images", "ADE20K_2021_17_01/images/ADE"]
 )
-def test_pictures_are_found_from_any_folder(ade20k: Path, between: str) -> None:
+def test_images_are_found_from_any_folder(ade20k: Path, between: str) -> None:
     assert [Path(opened(ade20k / between).name(0)).name] == ["ADE_val_00000001.jpg"]
     scenes = opened(ade20k / between, "train")
     names = [str(Path(scenes.name(index)).relative_to(ade20k)) for index in range(len(scenes))]
@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(tmp_path: Path, ade20k: Path) -> None:
         opened(tmp_path / "nowhere")
     for mask in ade20k.rglob("ADE_val_*_seg.png"):
         mask.unlink()
-    with pytest.raises(DataError, match=r"no pictures with NAME_seg.png beside NAME.jpg under .*ade20k.csail.mit.edu"):
+    with pytest.raises(DataError, match=r"no images with NAME_seg.png beside NAME.jpg under .*ade20k.csail.mit.edu"):
         opened(ade20k)
 
 
@@ -96,7 +96,7 @@ def test_annotations_that_do_not_fit_are_told(tmp_path: Path) -> None:
     write(tmp_path, "a", size=(8, 6))
     write(tmp_path, "b", classes=np.full((3, 4), NUM_CLASSES + 1))
     write(tmp_path, "c")
-    (tmp_path / "c_seg.png").write_bytes(b"no picture")
+    (tmp_path / "c_seg.png").write_bytes(b"no image")
     scenes = opened(tmp_path)
     for index, message in enumerate(
         ["it has 8×6 pixels, and its mask 4×3", "class 3689, where ADE20K has 3,688", "c_seg.png cannot be read"]

@@ -145,13 +145,13 @@ def test_annotations_that_are_cut_off_or_empty_are_named(tmp_path: Path) -> None
     with pytest.raises(DataError, match="is damaged or holds no panoptic annotations"):
         opened(tmp_path)
     write(tmp_path / "empty", annotations=[])
-    with pytest.raises(DataError, match="lists no pictures: fetch it anew"):
+    with pytest.raises(DataError, match="lists no images: fetch it anew"):
         opened(tmp_path / "empty")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_real_pictures(coco_panoptic_root: Path, split: str) -> None:
+def test_real_images(coco_panoptic_root: Path, split: str) -> None:
     scenes = opened(coco_panoptic_root, split)
     table = json.loads(next(coco_panoptic_root.glob(f"annotations/*{split[:3]}*.json")).read_text())
     assert (len(scenes), len(scenes.class_names)) == (len(table["annotations"]), 133)

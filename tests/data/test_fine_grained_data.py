@@ -49,7 +49,7 @@ def write_cub200(home: Path) -> None:
     parts = {number: int(image in TRAIN["cub200"]) for number, image in images.items()}
     (home / "train_test_split.txt").write_text("".join(f"{number} {parts[number]}\n" for number in lines))
     for name, label in images.values():
-        save_picture(home / "images" / name, label)
+        save_image(home / "images" / name, label)
 
 
 def write_stanford_cars(home: Path) -> None:
@@ -64,7 +64,7 @@ def write_stanford_cars(home: Path) -> None:
         rows = [(1, 2, 30, 40, label + 1, name) for name, label in files]
         savemat(home / path, {"annotations": np.array(rows, dtype=kinds)})
         for name, label in files:
-            save_picture(home / folder / name, label)
+            save_image(home / folder / name, label)
 
 
 def write_fgvc_aircraft(home: Path) -> None:
@@ -75,10 +75,10 @@ def write_fgvc_aircraft(home: Path) -> None:
         lines = "".join(f"{name} {names[label]}\n" for name, label in files)
         (home / "data" / f"images_variant_{split}.txt").write_text(lines)
         for name, label in files:
-            save_picture(home / "data" / "images" / f"{name}.jpg", label)
+            save_image(home / "data" / "images" / f"{name}.jpg", label)
 
 
-def save_picture(path: Path, label: int) -> None:
+def save_image(path: Path, label: int) -> None:
     """As bright as its class says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (24, 18), (40 + 80 * label,) * 3).save(path)
@@ -136,18 +136,18 @@ def test_splits_are_those_of_the_lists(tmp_path: Path, name: str, itself: bool) 
     assert [file_of(path).removesuffix(".jpg") for path in validation.name] == [
         file.removesuffix(".jpg") for file, _ in TEST[name]
     ]
-    assert data.describe() == f"{name}: 3 train, 2 validation pictures of 3 classes"
+    assert data.describe() == f"{name}: 3 train, 2 validation images of 3 classes"
 
 
 @every_data_set
-def test_testing_is_on_the_test_pictures(tmp_path: Path, name: str) -> None:
+def test_testing_is_on_the_test_images(tmp_path: Path, name: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     data = opened(name, tmp_path, limit_per_class=1)
     data.setup("test")
     assert [batch.target.tolist() for batch in data.test_dataloader()] == [[label for _, label in TEST[name]]]
 
 
-def test_grey_pictures_come_in_colour(tmp_path: Path) -> None:
+def test_grey_images_come_in_colour(tmp_path: Path) -> None:
     # Some of CUB's are.
     write_cub200(tmp_path / "CUB_200_2011")
     path = tmp_path / "CUB_200_2011" / "images" / TEST["cub200"][0][0]
@@ -170,8 +170,8 @@ def test_other_sizes_than_published_are_told(tmp_path: Path, name: str) -> None:
     told = [str(warning.message) for warning in caught if "was published" in str(warning.message)]
     title = FINE_GRAINED[name].title
     assert told == [
-        f"{tmp_path / HOMES[name]} has 3 train pictures of 3 classes, where {title} was published with {sizes[0]}",
-        f"{tmp_path / HOMES[name]} has 2 test pictures of 3 classes, where {title} was published with {sizes[1]}",
+        f"{tmp_path / HOMES[name]} has 3 train images of 3 classes, where {title} was published with {sizes[0]}",
+        f"{tmp_path / HOMES[name]} has 2 test images of 3 classes, where {title} was published with {sizes[1]}",
     ]
 
 
@@ -185,7 +185,7 @@ def test_nothing_is_downloaded(tmp_path: Path, name: str, connections: list[Any]
             opened(name, tmp_path, download=download)
     assert not any(tmp_path.iterdir())
     (tmp_path / HOMES[name]).mkdir()
-    with pytest.raises(DataError, match=rf"cannot read train pictures from .*{HOMES[name]}: .*{title} is expected in"):
+    with pytest.raises(DataError, match=rf"cannot read train images from .*{HOMES[name]}: .*{title} is expected in"):
         opened(name, tmp_path, download=True)
     assert not any((tmp_path / HOMES[name]).iterdir())
     assert not connections
@@ -214,9 +214,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str, missing: str) -> Non
     WRITE[name](tmp_path / HOMES[name])
     path = tmp_path / HOMES[name] / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(
-        DataError, match=rf"cannot read t\w+ pictures from .*: there is no .*{missing}\. .* is expected"
-    ):
+    with pytest.raises(DataError, match=rf"cannot read t\w+ images from .*: there is no .*{missing}\. .* is expected"):
         opened(name, tmp_path)
 
 
@@ -228,7 +226,7 @@ BAD = [
         "cub200",
         "train_test_split.txt",
         "1 1\n2 0\n9 2\n10 1\n11 0",
-        "picture 9 is for training .1. or testing .0., got '2'",
+        "image 9 is for training .1. or testing .0., got '2'",
     ),
     ("cub200", "image_class_labels.txt", "1 1\n2 1\n9 2\n10 99\n11 3\n", "there is no entry for 99"),
     ("cub200", "classes.txt", "1 a\n2 b\n", "there is no entry for 10"),
@@ -247,7 +245,7 @@ BAD = [
 def test_a_bad_list_is_told(tmp_path: Path, name: str, file: str, content: str, message: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     (tmp_path / HOMES[name] / file).write_text(content)
-    with pytest.raises(DataError, match=rf"cannot read train pictures from .*{message}.* is expected in ROOT/"):
+    with pytest.raises(DataError, match=rf"cannot read train images from .*{message}.* is expected in ROOT/"):
         opened(name, tmp_path)
 
 
@@ -256,9 +254,7 @@ def test_annotations_of_cars_that_are_cut_short(tmp_path: Path, length: int) -> 
     write_stanford_cars(tmp_path / "stanford_cars")
     path = tmp_path / "stanford_cars" / "devkit" / "cars_train_annos.mat"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(
-        DataError, match=r"cannot read train pictures from .*stanford_cars: .*Stanford Cars is expected"
-    ):
+    with pytest.raises(DataError, match=r"cannot read train images from .*stanford_cars: .*Stanford Cars is expected"):
         opened("stanford_cars", tmp_path)
 
 
@@ -270,7 +266,7 @@ def test_annotations_of_something_else(tmp_path: Path) -> None:
 
 
 @every_data_set
-def test_a_listed_picture_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     file = TEST[name][1][0]
     (path,) = [
@@ -291,7 +287,7 @@ SLOPES = np.stack([*np.mgrid[:20, :30] * 4, np.full((20, 30), 200)], axis=-1).as
 
 
 def crops(root: Path, epochs: int, **options: Any) -> torch.Tensor:
-    """What is trained on, as bytes [N, 3, H, W], of the one picture there is."""
+    """What is trained on, as bytes [N, 3, H, W], of the one image there is."""
     data = opened("folder", root, no_aug=False, hflip=0.0, color_jitter=0.0, batch_size=1, **options)
     loader = data.train_dataloader()
     images = []
@@ -309,22 +305,22 @@ def slopes(tmp_path: Path) -> Path:
     return tmp_path / "slopes"
 
 
-def test_crops_are_of_the_picture_with_its_shorter_edge_as_long_as_wanted(slopes: Path) -> None:
+def test_crops_are_of_the_image_with_its_shorter_edge_as_long_as_wanted(slopes: Path) -> None:
     # 20×30 pixels already have a shorter edge of 20.
     images = crops(slopes, 150, img_size=16, crop_from=20)
     assert images.shape == (150, 3, 16, 16)
-    picture = torch.from_numpy(SLOPES).permute(2, 0, 1)
+    whole = torch.from_numpy(SLOPES).permute(2, 0, 1)
     places = set()
     for image in images:
         top, left = (int(image[axis, 0, 0]) // 4 for axis in (0, 1))
-        assert torch.equal(image, picture[:, top : top + 16, left : left + 16])
+        assert torch.equal(image, whole[:, top : top + 16, left : left + 16])
         places.add((top, left))
     assert {top for top, _ in places} == set(range(5))
     assert {left for _, left in places} == set(range(15))
 
 
 @pytest.mark.parametrize(("edge", "scale"), [(40, 2), (80, 4), (32, 1.6)])
-def test_pictures_are_enlarged_without_a_change_of_their_proportions(slopes: Path, edge: int, scale: float) -> None:
+def test_images_are_enlarged_without_a_change_of_their_proportions(slopes: Path, edge: int, scale: float) -> None:
     # A slope of 4 grey levels per pixel becomes gentler, alike in both directions.
     for image in crops(slopes, 5, img_size=16, crop_from=edge):
         steps = [(image[0, -1] - image[0, 0]).mean() / 15, (image[1, :, -1] - image[1, :, 0]).mean() / 15]

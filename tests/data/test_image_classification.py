@@ -1,4 +1,4 @@
-"""The DataModule: splits, classes, broken pictures, exactness across ranks."""
+"""The DataModule: splits, classes, broken images, exactness across ranks."""
 
 import os
 import random
@@ -26,8 +26,8 @@ from visionattn.data.subsets import Subset
 Write = Callable[..., Path]
 
 
-def write_pictures(root: Path, counts: dict[str, int]) -> Path:
-    """``counts`` maps ``split/class`` to a number of pictures, each of another colour."""
+def write_images(root: Path, counts: dict[str, int]) -> Path:
+    """``counts`` maps ``split/class`` to a number of images, each of another colour."""
     rng = random.Random(0)
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True)
@@ -38,8 +38,8 @@ def write_pictures(root: Path, counts: dict[str, int]) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "set", {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2})
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "set", {"train/cat": 6, "train/dog": 5, "val/cat": 3, "val/dog": 2})
 
 
 def truncate(path: Path) -> None:
@@ -72,7 +72,7 @@ def test_digits_are_split_once_and_for_all() -> None:
 
 @pytest.mark.parametrize("val", ["validation", "val", "test"])
 def test_splits_are_found(tmp_path: Path, val: str) -> None:
-    root = write_pictures(tmp_path / "set", {"train/a": 3, "train/b": 3, f"{val}/a": 1, f"{val}/b": 2})
+    root = write_images(tmp_path / "set", {"train/a": 3, "train/b": 3, f"{val}/a": 1, f"{val}/b": 2})
     data = fitted(root)
     assert data.class_names == ["a", "b"]
     batches = list(data.val_dataloader())
@@ -92,18 +92,18 @@ next(batches)
 """
 
 
-def test_a_script_that_leaves_a_loader_open_ends_at_once(pictures: Path) -> None:
+def test_a_script_that_leaves_a_loader_open_ends_at_once(images: Path) -> None:
     """Python ends its workers by the signal that they outlive when a scheduler sends it."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(pictures)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(images)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_splits_in_tars(pictures: Path) -> None:
+def test_splits_in_tars(images: Path) -> None:
     for split in ("train", "val"):
-        with tarfile.open(pictures / f"{split}.tar", "w") as tar:
-            tar.add(pictures / split, arcname=".")
-        shutil.rmtree(pictures / split)
-    data = fitted(pictures, num_workers=1)
+        with tarfile.open(images / f"{split}.tar", "w") as tar:
+            tar.add(images / split, arcname=".")
+        shutil.rmtree(images / split)
+    data = fitted(images, num_workers=1)
     assert data.class_names == ["cat", "dog"]
     assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0, 0, 0, 1, 1]
     assert sum(len(batch.image) for batch in data.train_dataloader()) == 10
@@ -128,15 +128,15 @@ def test_absent_torchvision_set_is_told(tmp_path: Path) -> None:
         fitted(tmp_path, name="torch/cifar10")
 
 
-def test_grey_pictures(pictures: Path) -> None:
-    data = fitted(pictures, in_chans=1, auto_augment="rand-m9-mstd0.5-inc1")
+def test_grey_images(images: Path) -> None:
+    data = fitted(images, in_chans=1, auto_augment="rand-m9-mstd0.5-inc1")
     assert next(iter(data.train_dataloader())).image.shape == (2, 1, 16, 16)
     assert next(iter(data.val_dataloader())).image.shape == (2, 1, 16, 16)
 
 
-def test_a_class_without_validation_pictures_keeps_the_numbers(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
-    with pytest.warns(UserWarning, match="no pictures of class b"):
+def test_a_class_without_validation_images_keeps_the_numbers(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
+    with pytest.warns(UserWarning, match="no images of class b"):
         data = fitted(root)
     assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0, 2]
 
@@ -145,38 +145,38 @@ def test_a_class_without_validation_pictures_keeps_the_numbers(tmp_path: Path) -
     ("counts", "message"),
     [
         ({}, "no such data folder: .*set"),
-        ({"train/a": 0, "val/a": 0}, "no pictures under .*train"),
+        ({"train/a": 0, "val/a": 0}, "no images under .*train"),
         ({"train/a": 2, "train/b": 2}, "no validation split under .*; found train"),
         ({"a": 2, "b": 2}, "no train split under .*; found a, b.*train/CLASS"),
         ({"train/a": 2, "val/z": 2}, "class z, which the 1 classes"),
     ],
-    ids=["no folder", "no pictures", "no validation", "no splits", "other classes"],
+    ids=["no folder", "no images", "no validation", "no splits", "other classes"],
 )
 def test_what_is_missing_is_named(tmp_path: Path, counts: dict[str, int], message: str) -> None:
-    root = write_pictures(tmp_path / "set", counts)
+    root = write_images(tmp_path / "set", counts)
     with pytest.raises(DataError, match=message):
         fitted(root)
 
 
-def test_named_split_must_exist(pictures: Path) -> None:
+def test_named_split_must_exist(images: Path) -> None:
     with pytest.raises(DataError, match="looked for dev; found train, val"):
-        fitted(pictures, val_split="dev")
+        fitted(images, val_split="dev")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("broken", ["train/cat/02.jpg", "val/dog/01.jpg"])
-def test_broken_picture_is_named(pictures: Path, broken: str, workers: int) -> None:
-    truncate(pictures / broken)
-    data = fitted(pictures, num_workers=workers)
+def test_broken_image_is_named(images: Path, broken: str, workers: int) -> None:
+    truncate(images / broken)
+    data = fitted(images, num_workers=workers)
     loader = data.train_dataloader() if broken.startswith("train") else data.val_dataloader()
     with pytest.raises(UnreadableImageError, match=f"cannot read .*{broken}: .*--data.on_error skip"):
         list(loader)
 
 
-def test_broken_pictures_are_replaced_in_training_and_left_out_of_validation(pictures: Path) -> None:
+def test_broken_images_are_replaced_in_training_and_left_out_of_validation(images: Path) -> None:
     for name in ("train/cat/02.jpg", "val/cat/01.jpg"):
-        truncate(pictures / name)
-    data = fitted(pictures, on_error="skip", batch_size=1)
+        truncate(images / name)
+    data = fitted(images, on_error="skip", batch_size=1)
     names = [name for batch in data.train_dataloader() for name in batch.name]
     assert len(names) == 11
     assert sum(name.endswith("cat/03.jpg") for name in names) == 2  # itself, and for 02
@@ -186,8 +186,8 @@ def test_broken_pictures_are_replaced_in_training_and_left_out_of_validation(pic
     assert "val/cat/01.jpg" in data.broken("validation")[0]
 
 
-def test_nothing_but_broken_pictures_ends(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "set", {"train/a": 2, "val/a": 1})
+def test_nothing_but_broken_images_ends(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "set", {"train/a": 2, "val/a": 1})
     for path in (root / "train" / "a").iterdir():
         truncate(path)
     with pytest.raises(UnreadableImageError, match="in a row"):
@@ -202,28 +202,28 @@ def test_prediction_needs_no_classes(tmp_path: Path) -> None:
     assert batch.name == [str(tmp_path / "one.png")]
 
 
-def test_expected_classes_number_the_pictures(pictures: Path) -> None:
-    data = module(pictures)
+def test_expected_classes_number_the_images(images: Path) -> None:
+    data = module(images)
     data.expect_classes(["bird", "cat", "dog"])
-    with pytest.warns(UserWarning, match="no pictures of class bird"):
+    with pytest.warns(UserWarning, match="no images of class bird"):
         data.setup("validate")
     assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [1, 1, 1, 2, 2]
 
 
-def test_the_same_pictures_whatever_the_workers(pictures: Path) -> None:
+def test_the_same_images_whatever_the_workers(images: Path) -> None:
     seen = []
     for workers in (0, 2):
-        batches = list(fitted(pictures, num_workers=workers, auto_augment="rand-m9-mstd0.5-inc1").train_dataloader())
+        batches = list(fitted(images, num_workers=workers, auto_augment="rand-m9-mstd0.5-inc1").train_dataloader())
         seen.append([(batch.name, batch.image) for batch in batches])
-    for (names, images), (other_names, other_images) in zip(*seen, strict=True):
+    for (names, pixels), (other_names, other_pixels) in zip(*seen, strict=True):
         assert names == other_names
-        assert torch.equal(images, other_images)
+        assert torch.equal(pixels, other_pixels)
 
 
-def test_reading_leaves_the_random_state_alone(pictures: Path) -> None:
+def test_reading_leaves_the_random_state_alone(images: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    dataset = fitted(pictures).train_dataloader().dataset
+    dataset = fitted(images).train_dataloader().dataset
     for draw in TrainSampler(4):
         dataset[draw]
     assert torch.equal(before, torch.get_rng_state())
@@ -235,7 +235,7 @@ def test_ranks_share_an_epoch_and_epochs_differ(repeats: int) -> None:
         sampler = TrainSampler(512, seed=1, rank=rank, world_size=2, repeats=repeats)
         sampler.set_epoch(epoch)
         assert len(list(sampler)) == len(sampler) == 256
-        return [picture for picture, _ in sampler]
+        return [image for image, _ in sampler]
 
     if repeats:
         assert len({*draw(0, 0), *draw(0, 1)}) < 512 / 2  # a third of them, three times each
@@ -256,12 +256,12 @@ def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
 def test_validation_is_exact_on_any_number_of_ranks(world_size: int) -> None:
-    ranks = [[picture for picture, _ in EvalSampler(10, rank, world_size)] for rank in range(world_size)]
+    ranks = [[image for image, _ in EvalSampler(10, rank, world_size)] for rank in range(world_size)]
     assert len({len(rank) for rank in ranks}) == 1  # or the ranks would wait for each other
-    assert sorted(picture for rank in ranks for picture in rank if picture >= 0) == list(range(10))
+    assert sorted(image for rank in ranks for image in rank if image >= 0) == list(range(10))
 
 
-def test_a_padded_crop_moves_the_picture_and_mirrors_its_edge(tmp_path: Path) -> None:
+def test_a_padded_crop_moves_the_image_and_mirrors_its_edge(tmp_path: Path) -> None:
     # Columns 0 to 7, each as bright as its number says: the crop must be 8 columns in a row of 2 1 0 0 1 … 7 7 6 5.
     root = tmp_path / "set"
     columns = torch.arange(8, dtype=torch.uint8).repeat(8, 1).numpy()
@@ -282,31 +282,31 @@ def test_a_padded_crop_moves_the_picture_and_mirrors_its_edge(tmp_path: Path) ->
     assert seen == expected
 
 
-def test_a_padded_crop_keeps_the_proportions(pictures: Path) -> None:
-    batch = next(iter(fitted(pictures, img_size=16, crop_padding=4).train_dataloader()))
+def test_a_padded_crop_keeps_the_proportions(images: Path) -> None:
+    batch = next(iter(fitted(images, img_size=16, crop_padding=4).train_dataloader()))
     assert batch.image.shape == (2, 3, 16, 16)
 
 
 def limited(root: Path | None, count: int | None, **options: object) -> list[tuple[str, int]]:
-    """Name and class of the pictures that are trained on."""
+    """Name and class of the images that are trained on."""
     data = fitted(root, limit_per_class=count, batch_size=1, **options)
     batches = list(data.train_dataloader())
     return sorted((batch.name[0], batch.target.item()) for batch in batches)
 
 
-def test_training_on_some_pictures_of_each_class(pictures: Path) -> None:
-    chosen = limited(pictures, 3)
+def test_training_on_some_images_of_each_class(images: Path) -> None:
+    chosen = limited(images, 3)
     assert [label for _, label in chosen] == [0, 0, 0, 1, 1, 1]
-    assert chosen == limited(pictures, 3)
-    assert set(limited(pictures, 2)) < set(chosen)
-    assert limited(pictures, 100) == limited(pictures, None)
-    assert len({tuple(limited(pictures, 3, seed=seed)) for seed in range(8)}) > 1
-    data = fitted(pictures, limit_per_class=1)
-    assert data.describe().endswith("2 train, 5 validation pictures of 2 classes")
+    assert chosen == limited(images, 3)
+    assert set(limited(images, 2)) < set(chosen)
+    assert limited(images, 100) == limited(images, None)
+    assert len({tuple(limited(images, 3, seed=seed)) for seed in range(8)}) > 1
+    data = fitted(images, limit_per_class=1)
+    assert data.describe().endswith("2 train, 5 validation images of 2 classes")
 
 
 def held_out(root: Path, count: int, **options: object) -> tuple[list[str], list[str]]:
-    """Names of the pictures that are trained on, and of those that are validated on."""
+    """Names of the images that are trained on, and of those that are validated on."""
     data = fitted(root, holdout_per_class=count, batch_size=1, **options)
     train, val = (
         sorted(name for batch in loader for name in batch.name)
@@ -315,52 +315,52 @@ def held_out(root: Path, count: int, **options: object) -> tuple[list[str], list
     return train, val
 
 
-def test_validation_on_pictures_held_out_of_the_training_split(pictures: Path) -> None:
-    train, val = held_out(pictures, 2)
-    assert sorted(train + val) == sorted(map(str, (pictures / "train").rglob("*.jpg")))
+def test_validation_on_images_held_out_of_the_training_split(images: Path) -> None:
+    train, val = held_out(images, 2)
+    assert sorted(train + val) == sorted(map(str, (images / "train").rglob("*.jpg")))
     assert [Path(name).parent.name for name in val] == ["cat", "cat", "dog", "dog"]
-    assert held_out(pictures, 2, seed=5) == (train, val), "the same whatever the seed"
-    assert held_out(pictures, 2, limit_per_class=1)[1] == val
-    assert set(held_out(pictures, 2, limit_per_class=1)[0]) < set(train)
-    data = module(pictures, holdout_per_class=2)
+    assert held_out(images, 2, seed=5) == (train, val), "the same whatever the seed"
+    assert held_out(images, 2, limit_per_class=1)[1] == val
+    assert set(held_out(images, 2, limit_per_class=1)[0]) < set(train)
+    data = module(images, holdout_per_class=2)
     data.setup("test")
-    assert sum(len(batch.image) for batch in data.test_dataloader()) == 5, "testing takes the pictures of val"
+    assert sum(len(batch.image) for batch in data.test_dataloader()) == 5, "testing takes the images of val"
 
 
-def test_held_out_pictures_are_not_augmented(pictures: Path) -> None:
-    batches = [list(fitted(pictures, holdout_per_class=2, hflip=1.0).val_dataloader()) for _ in range(2)]
-    plain = fitted(pictures, no_aug=True, holdout_per_class=2).val_dataloader()
+def test_held_out_images_are_not_augmented(images: Path) -> None:
+    batches = [list(fitted(images, holdout_per_class=2, hflip=1.0).val_dataloader()) for _ in range(2)]
+    plain = fitted(images, no_aug=True, holdout_per_class=2).val_dataloader()
     for batch, again, expected in zip(*batches, plain, strict=True):
         assert torch.equal(batch.image, again.image)
         assert torch.equal(batch.image, expected.image)
 
 
-def test_too_many_held_out(pictures: Path) -> None:
-    with pytest.raises(DataError, match=r"--data.holdout_per_class 5 leaves no picture of class dog to train on"):
-        fitted(pictures, holdout_per_class=5)
+def test_too_many_held_out(images: Path) -> None:
+    with pytest.raises(DataError, match=r"--data.holdout_per_class 5 leaves no image of class dog to train on"):
+        fitted(images, holdout_per_class=5)
 
 
-def test_a_tar_without_splits_can_be_held_out_of(pictures: Path, recwarn: pytest.WarningsRecorder) -> None:
-    with tarfile.open(pictures / "all.tar", "w") as tar:
-        tar.add(pictures / "train", arcname=".")
-    train, val = held_out(pictures / "all.tar", 2)
+def test_a_tar_without_splits_can_be_held_out_of(images: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with tarfile.open(images / "all.tar", "w") as tar:
+        tar.add(images / "train", arcname=".")
+    train, val = held_out(images / "all.tar", 2)
     assert len(train) == 7
     assert len(val) == 4
     assert not set(train) & set(val)
     assert not [warning for warning in recwarn if "has no splits" in str(warning.message)]
 
 
-def test_some_pictures_of_digits_and_tars(pictures: Path) -> None:
+def test_some_images_of_digits_and_tars(images: Path) -> None:
     assert len(limited(None, 2)) == 20
-    expected = [(Path(name).name, label) for name, label in limited(pictures, 2)]
+    expected = [(Path(name).name, label) for name, label in limited(images, 2)]
     for split in ("train", "val"):
-        with tarfile.open(pictures / f"{split}.tar", "w") as tar:
-            tar.add(pictures / split, arcname=".")
-        shutil.rmtree(pictures / split)
-    assert [(Path(name).name, label) for name, label in limited(pictures, 2)] == expected
+        with tarfile.open(images / f"{split}.tar", "w") as tar:
+            tar.add(images / split, arcname=".")
+        shutil.rmtree(images / split)
+    assert [(Path(name).name, label) for name, label in limited(images, 2)] == expected
 
 
-def test_some_pictures_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_images_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake(FakeData):
         classes = ("a", "b")
 
@@ -374,14 +374,14 @@ def test_some_pictures_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.M
     assert limited(tmp_path, 1, name="torch/cifar10") == limited(tmp_path / "listed", 1, name="torch/cifar10")
 
 
-def test_torchvision_set_that_opens_files_tells_their_names_and_classes(pictures: Path) -> None:
+def test_torchvision_set_that_opens_files_tells_their_names_and_classes(images: Path) -> None:
     opened: list[str] = []
 
     def load(path: str) -> Image.Image:
         opened.append(path)
         return Image.open(path).convert("RGB")
 
-    source = TorchvisionSource(ImageFolder(str(pictures / "train"), loader=load), "RGB")
+    source = TorchvisionSource(ImageFolder(str(images / "train"), loader=load), "RGB")
     targets, names = source.targets(), [source.name_of(index) for index in range(len(source))]
     assert not opened, "nothing is decoded for this"
     assert [source.read(index)[1] for index in range(len(source))] == targets
@@ -389,11 +389,11 @@ def test_torchvision_set_that_opens_files_tells_their_names_and_classes(pictures
     assert source.archives() == []
 
 
-def test_archives_are_what_pixels_lie_in_besides_named_files(pictures: Path, tmp_path: Path) -> None:
+def test_archives_are_what_pixels_lie_in_besides_named_files(images: Path, tmp_path: Path) -> None:
     tar_file = tmp_path / "t.tar"
     with tarfile.open(tar_file, "w") as tar:
-        tar.add(pictures / "train", arcname=".")
-    tarred, folder = open_place(tar_file), open_place(pictures / "train")
+        tar.add(images / "train", arcname=".")
+    tarred, folder = open_place(tar_file), open_place(images / "train")
     assert (tarred.archives(), folder.archives()) == ([tar_file.resolve()], [])
     assert [tarred.read(index)[1] for index in range(len(tarred))] == tarred.targets()
     digits = Digits("validation")

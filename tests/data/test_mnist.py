@@ -27,7 +27,7 @@ def test_files_are_read_packed_or_not(mnist_root: Path, packed: bool) -> None:
     if not packed:
         unpack(mnist_root)
     data = opened(mnist_root, mean=[0.0], std=[1.0])
-    assert data.describe() == "mnist: 40 train, 20 validation pictures of 10 classes"
+    assert data.describe() == "mnist: 40 train, 20 validation images of 10 classes"
     batches = list(data.val_dataloader())
     assert [batch.image.shape for batch in batches] == [(10, 1, 28, 28)] * 2
     assert batches[1].name[0] == "mnist/t10k/00010"
@@ -37,7 +37,7 @@ def test_files_are_read_packed_or_not(mnist_root: Path, packed: bool) -> None:
         assert (batch.image.mean((1, 3)).argmax(1) // 2 - 2).tolist() == list(range(10))
 
 
-def test_pictures_may_be_asked_for_in_colour(mnist_root: Path) -> None:
+def test_images_may_be_asked_for_in_colour(mnist_root: Path) -> None:
     (batch, _) = opened(mnist_root, in_chans=3, mean=[0.0] * 3, std=[1.0] * 3).val_dataloader()
     assert torch.equal(batch.image[:, 0], batch.image[:, 2])
 
@@ -71,8 +71,8 @@ def test_a_corrupt_file_is_named(mnist_root: Path, damage, message: str) -> None
         opened(mnist_root)
 
 
-def test_pictures_and_labels_belong_together(mnist_root: Path) -> None:
+def test_images_and_labels_belong_together(mnist_root: Path) -> None:
     folder = mnist_root / "MNIST" / "raw"
     (folder / "train-labels-idx1-ubyte.gz").write_bytes((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    with pytest.raises(DataError, match="40 pictures and 20 labels of train"):
+    with pytest.raises(DataError, match="40 images and 20 labels of train"):
         opened(mnist_root)

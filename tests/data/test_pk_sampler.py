@@ -1,4 +1,4 @@
-"""Batches of P identities × K pictures: as many as can be made, and the same on every rank's clock."""
+"""Batches of P identities × K images: as many as can be made, and the same on every rank's clock."""
 
 import random
 from collections import Counter
@@ -12,27 +12,27 @@ import pytest
 from visionattn.data import DataError
 from visionattn.data.pk_sampler import PKBatchSampler
 
-UNEVEN = [3, 4, 5, 8, 1, 2, 9, 4, 6, 7]  # pictures of each identity
+UNEVEN = [3, 4, 5, 8, 1, 2, 9, 4, 6, 7]  # images of each identity
 
 
 def labels_of(counts: Sequence[int]) -> list[int]:
-    """Labels of so many pictures of each identity, in no order."""
+    """Labels of so many images of each identity, in no order."""
     labels = [10 * identity for identity, count in enumerate(counts) for _ in range(count)]
     random.Random(0).shuffle(labels)
     return labels
 
 
 def drawn(labels: list[int], *args: int, epoch: int = 0, **options: Any) -> list[list[int]]:
-    """The pictures of each batch."""
+    """The images of each batch."""
     sampler = PKBatchSampler(labels, *args, **options)  # type: ignore[arg-type]
     sampler.set_epoch(epoch)
-    return [[draw.picture for draw in batch] for batch in sampler]
+    return [[draw.image for draw in batch] for batch in sampler]
 
 
 @pytest.mark.parametrize(
     ("identities", "instances", "world_size"), [(2, 2, 1), (2, 2, 2), (3, 4, 2), (4, 2, 3), (10, 3, 1)]
 )
-def test_a_batch_is_so_many_identities_with_so_many_pictures(identities: int, instances: int, world_size: int) -> None:
+def test_a_batch_is_so_many_identities_with_so_many_images(identities: int, instances: int, world_size: int) -> None:
     labels = labels_of(UNEVEN)
     for rank in range(world_size):
         for epoch in range(5):
@@ -40,25 +40,25 @@ def test_a_batch_is_so_many_identities_with_so_many_pictures(identities: int, in
             batches = drawn(labels, identities, instances, epoch=epoch, **options)
             assert len(batches) == len(PKBatchSampler(labels, identities, instances, **options)) > 0
             for batch in batches:
-                assert sorted(Counter(labels[picture] for picture in batch).values()) == [instances] * identities
+                assert sorted(Counter(labels[image] for image in batch).values()) == [instances] * identities
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_no_picture_comes_twice_but_in_a_small_group(world_size: int) -> None:
+def test_no_image_comes_twice_but_in_a_small_group(world_size: int) -> None:
     labels, instances = labels_of(UNEVEN), 3
     for epoch in range(10):
         groups: list[tuple[int, ...]] = []
         for rank in range(world_size):
             for batch in drawn(labels, 3, instances, epoch=epoch, rank=rank, world_size=world_size):
                 groups += [tuple(batch[start : start + instances]) for start in range(0, len(batch), instances)]
-        seen = Counter(picture for group in groups for picture in set(group))
+        seen = Counter(image for group in groups for image in set(group))
         assert set(seen.values()) == {1}
         for group in groups:
-            (label,) = {labels[picture] for picture in group}
+            (label,) = {labels[image] for image in group}
             assert len(set(group)) == min(instances, UNEVEN[label // 10])
 
 
-def test_few_pictures_fill_their_group_evenly() -> None:
+def test_few_images_fill_their_group_evenly() -> None:
     for seed in range(10):
         (batch,) = drawn(labels_of([2, 3]), 2, 8, seed=seed)
         counts = [sorted(Counter(batch[start : start + 8]).values()) for start in (0, 8)]
@@ -78,24 +78,24 @@ def test_each_epoch_and_seed_and_rank_has_its_own_batches() -> None:
     assert plan(rank=0, world_size=2) != plan(rank=1, world_size=2)
 
 
-def test_all_pictures_have_their_turn() -> None:
-    # 9 pictures in groups of 4: one is left out of an epoch, another one in the next.
+def test_all_images_have_their_turn() -> None:
+    # 9 images in groups of 4: one is left out of an epoch, another one in the next.
     labels = labels_of([9] * 4)
-    seen = {picture for epoch in range(12) for batch in drawn(labels, 2, 4, epoch=epoch) for picture in batch}
+    seen = {image for epoch in range(12) for batch in drawn(labels, 2, 4, epoch=epoch) for image in batch}
     assert seen == set(range(36))
 
 
 def test_identities_mix() -> None:
     labels = labels_of([8] * 6)
     pairs = {
-        tuple(sorted({labels[picture] for picture in batch}))
+        tuple(sorted({labels[image] for image in batch}))
         for epoch in range(40)
         for batch in drawn(labels, 2, 4, epoch=epoch)
     }
     assert len(pairs) == 15
 
 
-def test_augmentations_differ_between_pictures_ranks_and_epochs() -> None:
+def test_augmentations_differ_between_images_ranks_and_epochs() -> None:
     seeds = []
     for rank in range(2):
         sampler = PKBatchSampler(labels_of([8] * 12), 4, 2, rank=rank, world_size=2)
@@ -171,11 +171,11 @@ def test_ranks_have_as_many_batches(world_size: int) -> None:
 
 
 def test_what_does_not_make_a_batch_is_told() -> None:
-    with pytest.raises(DataError, match=r"16 pictures, 4 of each identity, needs 4 identities, and the data set has 3"):
+    with pytest.raises(DataError, match=r"16 images, 4 of each identity, needs 4 identities, and the data set has 3"):
         PKBatchSampler(labels_of([9, 9, 9]), 4, 4)
     with pytest.raises(DataError, match=r"pass --data.batch_size 12 or less"):
         PKBatchSampler(labels_of([9, 9, 9]), 4, 4)
-    with pytest.raises(DataError, match=r"12 pictures of 3 identities do not make a batch of 3×4 for each of 2 proc"):
+    with pytest.raises(DataError, match=r"12 images of 3 identities do not make a batch of 3×4 for each of 2 proc"):
         PKBatchSampler(labels_of([4, 4, 4]), 3, 4, world_size=2)
 
 

@@ -1,4 +1,4 @@
-"""The embedded identities: the same pictures always and everywhere, of different people by different cameras."""
+"""The embedded identities: the same images always and everywhere, of different people by different cameras."""
 
 import random
 import zlib
@@ -13,7 +13,7 @@ import torch
 
 from visionattn.data.reid import identities
 from visionattn.data.reid.identities import CAMERAS, Identities, appearance
-from visionattn.data.reid.layouts import Options, Picture, Split
+from visionattn.data.reid.layouts import Options, ReidImage, Split
 from visionattn.viz.person import Appearance, draw_person
 
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
@@ -26,25 +26,25 @@ def _nothing_is_kept() -> Iterator[None]:
     identities._draw.cache_clear()
 
 
-def listed(split: Split) -> list[Picture]:
-    return Identities().pictures(Path(), split, Options())
+def listed(split: Split) -> list[ReidImage]:
+    return Identities().images(Path(), split, Options())
 
 
 def test_others_are_looked_for_than_were_trained_on() -> None:
-    people = {split: {picture.pid for picture in listed(split)} for split in SPLITS}
+    people = {split: {image.pid for image in listed(split)} for split in SPLITS}
     assert len(people["train"]) == 64
     assert people["gallery"] == people["query"] | {0}
     assert len(people["query"]) == 48
     assert not people["train"] & people["gallery"]
-    names = [picture.name for split in SPLITS for picture in listed(split)]
+    names = [image.name for split in SPLITS for image in listed(split)]
     assert len(set(names)) == len(names) == 64 * 4 * 3 + 48 * 4 + 48 * 4 * 2 + 64
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_everybody_is_seen_by_all_four_cameras(split: Split) -> None:
-    pictures = listed(split)
-    for pid in {picture.pid for picture in pictures}:
-        assert {picture.camera for picture in pictures if picture.pid == pid} == {1, 2, 3, 4}
+    images = listed(split)
+    for pid in {image.pid for image in images}:
+        assert {image.camera for image in images if image.pid == pid} == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(("split", "checksum"), [("train", 4047211592), ("query", 1541720301), ("gallery", 2672274204)])
@@ -75,26 +75,26 @@ def test_people_never_change() -> None:
     )
 
 
-def test_pictures_are_the_same_whenever_they_are_drawn() -> None:
-    pictures = [*listed("train")[:4], *listed("gallery")[-4:]]
-    first = [Identities().open(picture).tobytes() for picture in pictures]
+def test_images_are_the_same_whenever_they_are_drawn() -> None:
+    images = [*listed("train")[:4], *listed("gallery")[-4:]]
+    first = [Identities().open(image).tobytes() for image in images]
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
     identities._draw.cache_clear()
-    again = [Identities().open(picture).tobytes() for picture in reversed(pictures)]
+    again = [Identities().open(image).tobytes() for image in reversed(images)]
     assert again[::-1] == first
 
 
-def test_no_two_pictures_are_the_same() -> None:
-    drawn = [Identities().open(picture) for picture in [*listed("query"), *listed("gallery")[-64:]]]
-    assert {(picture.mode, picture.size) for picture in drawn} == {("RGB", (32, 64))}
-    assert len({picture.tobytes() for picture in drawn}) == 192 + 64
+def test_no_two_images_are_the_same() -> None:
+    drawn = [Identities().open(image) for image in [*listed("query"), *listed("gallery")[-64:]]]
+    assert {(image.mode, image.size) for image in drawn} == {("RGB", (32, 64))}
+    assert len({image.tobytes() for image in drawn}) == 192 + 64
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Whom and with which camera pictures show."""
+    """Whom and with which camera images show."""
     seen: list[tuple[Any, ...]] = []
 
     def draw(person: Any, camera: Any, *args: Any) -> Any:
@@ -106,27 +106,27 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_somebody_stays_the_same_before_all_cameras(drawn: list[tuple[Any, ...]]) -> None:
-    pictures = [picture for split in ("query", "gallery") for picture in listed(split) if picture.pid == 70]
-    for picture in pictures:
-        Identities().open(picture)
+    images = [image for split in ("query", "gallery") for image in listed(split) if image.pid == 70]
+    for image in images:
+        Identities().open(image)
     assert len(drawn) == 12
     assert len({person for person, _ in drawn}) == 1
-    assert [camera for _, camera in drawn] == [CAMERAS[picture.camera] for picture in pictures]
+    assert [camera for _, camera in drawn] == [CAMERAS[image.camera] for image in images]
     assert len({camera for _, camera in drawn}) == 4
 
 
 def test_everybody_and_every_distractor_looks_different(drawn: list[tuple[Any, ...]]) -> None:
-    one_each = {picture.pid: picture for split in SPLITS for picture in listed(split) if picture.pid}
-    for picture in [*one_each.values(), *listed("gallery")[-64:]]:
-        Identities().open(picture)
+    one_each = {image.pid: image for split in SPLITS for image in listed(split) if image.pid}
+    for image in [*one_each.values(), *listed("gallery")[-64:]]:
+        Identities().open(image)
     assert len({person for person, _ in drawn}) == 64 + 48 + 64
 
 
 def test_cameras_are_told_by_their_colours() -> None:
-    pictures: dict[int, list[Any]] = {camera: [] for camera in CAMERAS}
-    for picture in listed("query"):
-        pictures[picture.camera].append(np.asarray(Identities().open(picture)).mean((0, 1)))
-    means = [np.mean(colours, axis=0) for colours in pictures.values()]
+    images: dict[int, list[Any]] = {camera: [] for camera in CAMERAS}
+    for image in listed("query"):
+        images[image.camera].append(np.asarray(Identities().open(image)).mean((0, 1)))
+    means = [np.mean(colours, axis=0) for colours in images.values()]
     for number, mean in enumerate(means):
         for other in means[:number]:
             assert np.abs(mean - other).max() > 10

@@ -1,4 +1,4 @@
-"""Where data sets for re-identification keep their pictures, as their publications say."""
+"""Where data sets for re-identification keep their images, as their publications say."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from visionattn.data import DataError
-from visionattn.data.reid.layouts import LAYOUTS, Options, Picture, Split
+from visionattn.data.reid.layouts import LAYOUTS, Options, ReidImage, Split
 
 MARKET = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 VERI = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
@@ -38,8 +38,8 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def listed(name: str, root: Path, split: Split, **options: object) -> list[Picture]:
-    return LAYOUTS[name].pictures(root, split, Options(**options))  # type: ignore[arg-type]
+def listed(name: str, root: Path, split: Split, **options: object) -> list[ReidImage]:
+    return LAYOUTS[name].images(root, split, Options(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["the folder", "the folder that it was unpacked in"])
@@ -50,16 +50,16 @@ def test_names_say_who_and_where(tmp_path: Path, name: str, split: Split, nested
     folder = (VERI if name == "veri776" else MARKET)[split]
     touch(home / folder, *NAMES[name])
     found = listed(name, tmp_path, split)
-    assert [(picture.pid, picture.camera) for picture in found] == EXPECTED[name]
-    assert [picture.name for picture in found] == [str(home / folder / file) for file in NAMES[name]]
+    assert [(image.pid, image.camera) for image in found] == EXPECTED[name]
+    assert [image.name for image in found] == [str(home / folder / file) for file in NAMES[name]]
 
 
 def test_nobody_is_left_out_and_distractors_are_kept(tmp_path: Path) -> None:
     touch(tmp_path / "bounding_box_test", "-1_c1s1_000401_00.jpg", "0000_c3s1_000151_01.jpg", "0003_c2s1_000151_01.jpg")
-    assert [picture[1:] for picture in listed("market1501", tmp_path, "gallery")] == [(0, 3), (3, 2)]
+    assert [image[1:] for image in listed("market1501", tmp_path, "gallery")] == [(0, 3), (3, 2)]
 
 
-def test_pictures_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "query", *NAMES["market1501"])
     original = Path.iterdir
 
@@ -67,23 +67,23 @@ def test_pictures_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: 
         return iter(sorted(original(folder), reverse=True))
 
     monkeypatch.setattr(Path, "iterdir", backwards)
-    assert [Path(picture.name).name for picture in listed("market1501", tmp_path, "query")] == [*NAMES["market1501"]]
+    assert [Path(image.name).name for image in listed("market1501", tmp_path, "query")] == [*NAMES["market1501"]]
 
 
-def test_what_is_no_picture_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
     # Market-1501's archive holds Thumbs.db; macOS adds ._ files.
     touch(tmp_path / "query", "0002_c1s1_000451_03.JPG", "Thumbs.db", "._0002_c1s1_000451_03.jpg", "readme.txt")
     says = (
         r"passed over hidden or system files and folders: 2 \(.*\); files that are not images Pillow reads: 1 \(.txt\)"
     )
     with pytest.warns(UserWarning, match=says):
-        assert [picture[1:] for picture in listed("market1501", tmp_path, "query")] == [(2, 1)]
+        assert [image[1:] for image in listed("market1501", tmp_path, "query")] == [(2, 1)]
 
 
-def test_pictures_of_every_format_are_listed(tmp_path: Path) -> None:
+def test_images_of_every_format_are_listed(tmp_path: Path) -> None:
     names = [f"000{n}_c1s1_000451_03{suffix}" for n, suffix in enumerate((".bmp", ".jfif", ".jpe", ".png", ".webp"))]
     touch(tmp_path / "query", *names)
-    assert [Path(picture.name).name for picture in listed("market1501", tmp_path, "query")] == names
+    assert [Path(image.name).name for image in listed("market1501", tmp_path, "query")] == names
 
 
 MSMT17 = {
@@ -109,16 +109,16 @@ def test_msmt17_has_lists(tmp_path: Path, version: int, home: str) -> None:
     place = write_msmt17(tmp_path / home, version)
     train, test = ("train", "test") if version == 1 else ("mask_train_v2", "mask_test_v2")
     own = [
-        Picture(str(place / train / "0000/0000_000_01_0303morning_0008_0.jpg"), 0, 1),
-        Picture(str(place / train / "0012/0012_003_15_0113noon_1008_1.jpg"), 12, 15),
+        ReidImage(str(place / train / "0000/0000_000_01_0303morning_0008_0.jpg"), 0, 1),
+        ReidImage(str(place / train / "0012/0012_003_15_0113noon_1008_1.jpg"), 12, 15),
     ]
     assert listed("msmt17", tmp_path, "train") == own
-    validation = Picture(str(place / train / "0000/0000_001_04_0303morning_0015_0.jpg"), 0, 4)
+    validation = ReidImage(str(place / train / "0000/0000_001_04_0303morning_0015_0.jpg"), 0, 4)
     assert listed("msmt17", tmp_path, "train", train_val=True) == [*own, validation]
-    query = [Picture(str(place / test / "0000/0000_002_02_0303morning_0021_0.jpg"), 0, 2)]
+    query = [ReidImage(str(place / test / "0000/0000_002_02_0303morning_0021_0.jpg"), 0, 2)]
     for train_val in (False, True):
         assert listed("msmt17", tmp_path, "query", train_val=train_val) == query
-    assert [picture[1:] for picture in listed("msmt17", tmp_path, "gallery")] == [(0, 11), (1, 14)]
+    assert [image[1:] for image in listed("msmt17", tmp_path, "gallery")] == [(0, 11), (1, 14)]
 
 
 def write_vehicleid(home: Path) -> Path:
@@ -137,19 +137,19 @@ def write_vehicleid(home: Path) -> Path:
 @pytest.mark.parametrize("home", ["", "VehicleID", "VehicleID_V1.0"])
 def test_vehicleid_has_lists_and_no_queries(tmp_path: Path, home: str) -> None:
     images = write_vehicleid(tmp_path / home) / "image"
-    assert [picture[:2] for picture in listed("vehicleid", tmp_path, "train")] == [
+    assert [image[:2] for image in listed("vehicleid", tmp_path, "train")] == [
         (str(images / "0000003.jpg"), 13251),
         (str(images / "0000001.jpg"), 7),
     ]
     assert listed("vehicleid", tmp_path, "query") == []
     for size, ids in ((800, [1, 2]), (1600, [1]), (2400, [9])):
-        assert [picture.pid for picture in listed("vehicleid", tmp_path, "gallery", gallery_size=size)] == ids
+        assert [image.pid for image in listed("vehicleid", tmp_path, "gallery", gallery_size=size)] == ids
 
 
-def test_pictures_are_opened_in_colour(tmp_path: Path, write_pictures) -> None:  # type: ignore[no-untyped-def]
-    write_pictures(tmp_path, "query/0002_c1s1_000451_03.jpg", mode="L")
-    (picture,) = listed("market1501", tmp_path, "query")
-    opened = LAYOUTS["market1501"].open(picture)
+def test_images_are_opened_in_colour(tmp_path: Path, write_images) -> None:  # type: ignore[no-untyped-def]
+    write_images(tmp_path, "query/0002_c1s1_000451_03.jpg", mode="L")
+    (image,) = listed("market1501", tmp_path, "query")
+    opened = LAYOUTS["market1501"].open(image)
     assert (opened.mode, opened.size) == ("RGB", (8, 16))
 
 
@@ -173,7 +173,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str, split: Split, messa
         listed(name, tmp_path / "nowhere", split)
 
 
-def test_pictures_of_lists_have_their_folder(tmp_path: Path) -> None:
+def test_images_of_lists_have_their_folder(tmp_path: Path) -> None:
     write_msmt17(tmp_path / "1", 1).joinpath("train").rmdir()
     with pytest.raises(DataError, match="MSMT17: no train or mask_train_v2 in"):
         listed("msmt17", tmp_path / "1", "train")
@@ -186,11 +186,11 @@ def test_pictures_of_lists_have_their_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [[], ["-1_c1s1_000401_00.jpg", "Thumbs.db"]], ids=["empty", "nobody"])
-def test_a_folder_without_pictures_is_named(tmp_path: Path, files: list[str]) -> None:
+def test_a_folder_without_images_is_named(tmp_path: Path, files: list[str]) -> None:
     touch(tmp_path, "query/0002_c1s1_000451_03.jpg")
     (tmp_path / "bounding_box_test").mkdir()
     touch(tmp_path / "bounding_box_test", *files)
-    with pytest.raises(DataError, match=r"Market-1501: no gallery pictures in .*Nothing is downloaded"):
+    with pytest.raises(DataError, match=r"Market-1501: no gallery images in .*Nothing is downloaded"):
         listed("market1501", tmp_path, "gallery")
 
 
@@ -208,7 +208,7 @@ def test_of_two_copies_one_has_to_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["holiday.jpg", "0002.jpg", "c1_0002.jpg", "x0002_c1s1_000451_03.jpg"])
-def test_a_badly_named_picture_is_named(tmp_path: Path, file: str) -> None:
+def test_a_badly_named_image_is_named(tmp_path: Path, file: str) -> None:
     touch(tmp_path / "query", "0002_c1s1_000451_03.jpg", file)
     with pytest.raises(DataError, match=rf"query/{file} is not named PID_cCAMERA.*rename or remove it"):
         listed("market1501", tmp_path, "query")
@@ -217,9 +217,9 @@ def test_a_badly_named_picture_is_named(tmp_path: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0000/0000_000_01_0303morning_0008_0.jpg", "list_train.txt, line 2: expected PICTURE IDENTITY, got '0000/"),
-        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "list_train.txt, line 2: expected PICTURE IDENTITY, got"),
-        ("0000/0000_000_01_0303morning_0008_0.jpg ²", "list_train.txt, line 2: expected PICTURE IDENTITY, got"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg", "list_train.txt, line 2: expected IMAGE IDENTITY, got '0000/"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg zero", "list_train.txt, line 2: expected IMAGE IDENTITY, got"),
+        ("0000/0000_000_01_0303morning_0008_0.jpg ²", "list_train.txt, line 2: expected IMAGE IDENTITY, got"),
         ("0000/0000_000_x_0303morning_0008_0.jpg 0", "list_train.txt: the third .* is the camera, which 0000/.* lacks"),
         ("0000/0000.jpg 0", "list_train.txt: the third .* is the camera, which 0000/0000.jpg lacks"),
     ],
@@ -260,33 +260,34 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "pictures", "identities"), PUBLISHED, ids=[f"{name} {split}" for name, split, *_ in PUBLISHED]
+    ("name", "split", "images", "identities"), PUBLISHED, ids=[f"{name} {split}" for name, split, *_ in PUBLISHED]
 )
-def test_sizes_are_the_published_ones(name: str, split: Split, pictures: int | None, identities: int | None) -> None:
+def test_sizes_are_the_published_ones(name: str, split: Split, images: int | None, identities: int | None) -> None:
     layout = LAYOUTS[name]
     first = 0 if layout.zero_counts else 1  # MSMT17's identities are numbered from 0
     people = identities or 100
-    whole = [Picture("", first + n % people, 1) for n in range(pictures or people)]
+    whole = [ReidImage("", first + n % people, 1) for n in range(images or people)]
     assert layout.compare(split, whole, Options()) is None
     told = layout.compare(split, whole[: (people if identities else len(whole)) - 1], Options())
     assert told is not None
-    for number in (pictures, identities):
+    for number in (images, identities):
         assert number is None or f"{number:,}" in told.partition("published")[2]
 
 
 def test_sizes_that_depend_on_options() -> None:
     msmt17, vehicleid = LAYOUTS["msmt17"], LAYOUTS["vehicleid"]
-    whole = [Picture("", n % 1041, 1) for n in range(32621)]
+    whole = [ReidImage("", n % 1041, 1) for n in range(32621)]
     assert msmt17.compare("train", whole, Options(train_val=True)) is None
     assert msmt17.compare("train", whole, Options()) == (
-        "train has 32,621 pictures of 1,041 identities (published: 30,248 pictures of 1,041 identities)"
+        "train has 32,621 images of 1,041 identities (published: 30,248 images of 1,041 identities)"
     )
     assert msmt17.compare("train", whole[:30248], Options()) is None
     for size in (800, 1600, 2400):
-        assert vehicleid.compare("gallery", [Picture("", 1 + n, 0) for n in range(size)], Options(False, size)) is None
+        distractors = [ReidImage("", 1 + n, 0) for n in range(size)]
+        assert vehicleid.compare("gallery", distractors, Options(False, size)) is None
     assert vehicleid.compare("query", [], Options()) is None
 
 
 def test_distractors_are_no_identity() -> None:
-    pictures = [Picture("", 1 + n % 750, 1) for n in range(3368)]
-    assert LAYOUTS["market1501"].compare("query", [*pictures[:-1], Picture("", 0, 1)], Options()) is None
+    images = [ReidImage("", 1 + n % 750, 1) for n in range(3368)]
+    assert LAYOUTS["market1501"].compare("query", [*images[:-1], ReidImage("", 0, 1)], Options()) is None

@@ -46,7 +46,7 @@ def truncate(path: Path) -> None:
 
 def test_batches_hold_identities_and_say_who_they_are(market: Path) -> None:
     data = opened(market)
-    pictures = sorted((market / "bounding_box_train").iterdir())
+    images = sorted((market / "bounding_box_train").iterdir())
     batches = epoch(data)
     assert len(batches) == len(data.train_dataloader()) == 4
     for batch in batches:
@@ -54,7 +54,7 @@ def test_batches_hold_identities_and_say_who_they_are(market: Path) -> None:
         assert sorted(Counter(batch.target.tolist()).values()) == [2, 2]
         for name, target, camera, index in zip(batch.name, batch.target, batch.camera, batch.index, strict=True):
             assert (TRAINED[target], camera) == named(name)
-            assert str(pictures[index]) == name
+            assert str(images[index]) == name
     assert data.class_names == [str(pid) for pid in TRAINED]
     assert data.num_classes == 4
 
@@ -83,7 +83,7 @@ def test_evaluation_is_neither_shuffled_nor_augmented(market: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_share_the_pictures(market: Path, world_size: int) -> None:
+def test_ranks_share_the_images(market: Path, world_size: int) -> None:
     parts = [opened(market, rank=rank, world_size=world_size) for rank in range(world_size)]
     evaluated = [[index for batch in data.val_dataloader() for index in batch.index.tolist()] for data in parts]
     assert sorted(index for part in evaluated for index in part) == list(range(10))
@@ -160,15 +160,15 @@ def test_a_resumed_run_goes_on_with_the_next_batch(market: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("broken", ["bounding_box_train/0002_c2s1_000004_00.jpg", "query/0004_c4s1_000000_00.jpg"])
-def test_a_broken_picture_is_named(market: Path, broken: str) -> None:
+def test_a_broken_image_is_named(market: Path, broken: str) -> None:
     truncate(market / broken)
     data = opened(market)
     with pytest.raises(UnreadableImageError, match=rf"cannot read .*{broken}: .*--data.on_error skip"):
-        # An epoch leaves out one training picture in five.
+        # An epoch leaves out one training image in five.
         [epoch(data, number) for number in range(4)] if "train" in broken else list(data.val_dataloader())
 
 
-def test_a_broken_picture_gives_way_to_another_whose_identity_is_told(market: Path) -> None:
+def test_a_broken_image_gives_way_to_another_whose_identity_is_told(market: Path) -> None:
     # The last one of an identity: what comes next shows somebody else.
     broken = market / "bounding_box_train" / "0002_c2s1_000004_00.jpg"
     truncate(broken)
@@ -185,7 +185,7 @@ def test_a_broken_picture_gives_way_to_another_whose_identity_is_told(market: Pa
     assert str(broken) in data.broken("train")[0]
 
 
-def test_a_broken_picture_is_left_out_of_the_evaluation_and_counted(market: Path) -> None:
+def test_a_broken_image_is_left_out_of_the_evaluation_and_counted(market: Path) -> None:
     (market / "query" / "0003_c4s1_000000_00.jpg").write_bytes(b"")
     truncate(market / "bounding_box_test" / "0005_c6s2_000000_01.jpg")
     data = opened(market, "validate", on_error="skip", eval_batch_size=1)
@@ -206,29 +206,29 @@ def test_what_differs_from_the_published_data_set_is_told_once(market: Path) -> 
         data.describe()
         assert data.num_classes == 4
     (message,) = [str(warning.message) for warning in caught if NOT_WHOLE in str(warning.message)]
-    assert message.startswith(f"{market} is not the whole of Market-1501, or other pictures in its layout: ")
-    assert "train has 20 pictures of 4 identities (published: 12,936 pictures of 751 identities)" in message
-    assert "query has 3 pictures of 3 identities (published: 3,368 pictures of 750 identities)" in message
-    assert "gallery has 7 pictures of 3 identities (published: 15,913 pictures)" in message
+    assert message.startswith(f"{market} is not the whole of Market-1501, or other images in its layout: ")
+    assert "train has 20 images of 4 identities (published: 12,936 images of 751 identities)" in message
+    assert "query has 3 images of 3 identities (published: 3,368 images of 750 identities)" in message
+    assert "gallery has 7 images of 3 identities (published: 15,913 images)" in message
 
 
-def test_evaluation_needs_no_training_pictures(market: Path) -> None:
+def test_evaluation_needs_no_training_images(market: Path) -> None:
     for path in (market / "bounding_box_train").iterdir():
         path.unlink()
     data = opened(market, "validate")
     assert data.num_query == 3
-    assert data.describe() == f"{market}: 3 queries and 7 gallery pictures of 3 identities"
-    with pytest.raises(DataError, match="no train pictures"):
+    assert data.describe() == f"{market}: 3 queries and 7 gallery images of 3 identities"
+    with pytest.raises(DataError, match="no train images"):
         opened(market, "fit")
 
 
 def test_a_description(market: Path) -> None:
     assert opened(market).describe() == (
-        f"{market}: 20 train pictures of 4 identities, 3 queries and 7 gallery pictures of 3 identities"
+        f"{market}: 20 train images of 4 identities, 3 queries and 7 gallery images of 3 identities"
     )
     embedded = opened(None).describe()
     assert embedded == (
-        "identities: 768 train pictures of 64 identities, 192 queries and 448 gallery pictures of 48 identities"
+        "identities: 768 train images of 64 identities, 192 queries and 448 gallery images of 48 identities"
     )
 
 
@@ -238,11 +238,11 @@ def test_the_first_of_msmt17s_identities_is_one(tmp_path: Path) -> None:
     for name in ("train", "query", "gallery"):
         (tmp_path / f"list_{name}.txt").write_text("0000/0000_000_01_0_0_0.jpg 0\n0001/0001_000_01_0_0_0.jpg 1\n")
     described = opened(tmp_path, name="msmt17").describe()
-    assert described.endswith("2 train pictures of 2 identities, 2 queries and 2 gallery pictures of 2 identities")
+    assert described.endswith("2 train images of 2 identities, 2 queries and 2 gallery images of 2 identities")
 
 
-def test_vehicleid_has_no_queries(tmp_path: Path, write_pictures) -> None:  # type: ignore[no-untyped-def]
-    write_pictures(tmp_path / "image", "1.jpg", "2.jpg", "3.jpg")
+def test_vehicleid_has_no_queries(tmp_path: Path, write_images) -> None:  # type: ignore[no-untyped-def]
+    write_images(tmp_path / "image", "1.jpg", "2.jpg", "3.jpg")
     (tmp_path / "train_test_split").mkdir()
     (tmp_path / "train_test_split" / "test_list_1600.txt").write_text("3 8\n1 8\n2 9\n")
     data = opened(tmp_path, "validate", name="vehicleid", gallery_size=1600)
@@ -260,7 +260,7 @@ def test_vehicleid_has_no_queries(tmp_path: Path, write_pictures) -> None:  # ty
         ("vehicleid", (3, 256, 256)),
     ],
 )
-def test_pictures_are_as_large_as_in_papers(tmp_path: Path, name: str, shape: tuple[int, int, int]) -> None:
+def test_images_are_as_large_as_in_papers(tmp_path: Path, name: str, shape: tuple[int, int, int]) -> None:
     data = ReidData(name, str(tmp_path))
     assert data.item_shape == shape
     assert data.preprocessing["mean"] == data.preprocessing["std"] == (0.5, 0.5, 0.5)
@@ -268,7 +268,7 @@ def test_pictures_are_as_large_as_in_papers(tmp_path: Path, name: str, shape: tu
     assert data.augmentation == {"hflip": 0.5, "padding": 10, "re_prob": 0.5, "re_mode": "pixel"}
 
 
-def test_the_embedded_pictures_are_there_without_a_folder() -> None:
+def test_the_embedded_images_are_there_without_a_folder() -> None:
     data = ReidData(batch_size=8, seed=0)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -299,7 +299,7 @@ def test_a_checkpoint_goes_on_with_its_identities(market: Path) -> None:
         ({"instances": 1}, "instances 1, which is at least 2"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"eval_batch_size": 0}, "--data.eval_batch_size must be at least 1, got 0"),
-        ({"train_val": True}, "train_val is for msmt17: identities has no validation pictures"),
+        ({"train_val": True}, "train_val is for msmt17: identities has no validation images"),
         ({"gallery_size": 800}, "gallery_size is for vehicleid, one of 800, 1600, 2400: got 800 for identities"),
         ({"name": "vehicleid", "root": "x", "gallery_size": 900}, "one of 800, 1600, 2400: got 900 for vehicleid"),
         ({"hflip": 1.5}, "hflip must be at least 0 and at most 1, got 1.5"),

@@ -1,4 +1,4 @@
-"""What pictures for re-identification go through: the whole picture is kept, shifted, flipped and partly erased."""
+"""What images for re-identification go through: the whole image is kept, shifted, flipped and partly erased."""
 
 from typing import Any
 
@@ -18,22 +18,22 @@ OFF: dict[str, Any] = {"hflip": 0.0, "padding": 0, "re_prob": 0.0, "re_mode": "c
 NUMBERED = Image.fromarray(np.arange(1, 8 * 4 * 3 + 1, dtype=np.uint8).reshape(8, 4, 3))
 
 
-def plain(picture: Image.Image) -> Tensor:
-    """What a picture of the right size becomes: values from -1 to 1."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
+def plain(image: Image.Image) -> Tensor:
+    """What an image of the right size becomes: values from -1 to 1."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
-def transformed(picture: Image.Image, times: int, size: tuple[int, int] = (8, 4), **augmentation: Any) -> list[Tensor]:
+def transformed(image: Image.Image, times: int, size: tuple[int, int] = (8, 4), **augmentation: Any) -> list[Tensor]:
     transform = reid_transform({**PREPROCESSING, "input_size": (3, *size)}, {**OFF, **augmentation})
     images = []
     for seed in range(times):
         with generators_kept():
             seed_generators(seed)
-            images.append(transform(picture))
+            images.append(transform(image))
     return images
 
 
-def test_pictures_are_normalised() -> None:
+def test_images_are_normalised() -> None:
     torch.testing.assert_close(reid_transform(PREPROCESSING)(NUMBERED), plain(NUMBERED))
     (image,) = transformed(NUMBERED, 1)
     torch.testing.assert_close(image, plain(NUMBERED))
@@ -41,11 +41,11 @@ def test_pictures_are_normalised() -> None:
 
 @pytest.mark.parametrize("size", [(90, 30), (30, 90), (4, 8)], ids=str)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_whole_picture_is_kept_whatever_its_aspect(size: tuple[int, int], training: bool) -> None:
+def test_the_whole_image_is_kept_whatever_its_aspect(size: tuple[int, int], training: bool) -> None:
     quarters = np.zeros((2, 2, 3), np.uint8)
     quarters[0, 1], quarters[1, 0], quarters[1, 1] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    picture = Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
-    image = reid_transform(PREPROCESSING, OFF if training else None)(picture)
+    original = Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
+    image = reid_transform(PREPROCESSING, OFF if training else None)(original)
     expected = plain(Image.fromarray(quarters)).repeat_interleave(4, 1).repeat_interleave(2, 2)
     torch.testing.assert_close(image, expected)
 
@@ -59,7 +59,7 @@ def test_flips() -> None:
     assert sum(torch.allclose(image, upright) for image in images) == 200 - share * 200
 
 
-def test_a_crop_takes_its_share_of_black_pixels_around_the_picture() -> None:
+def test_a_crop_takes_its_share_of_black_pixels_around_the_image() -> None:
     padded = torch.nn.functional.pad(plain(NUMBERED), (2, 2, 2, 2), value=-1)
     windows = [padded[:, top : top + 8, left : left + 4] for top in range(5) for left in range(5)]
     seen = set()
@@ -70,7 +70,7 @@ def test_a_crop_takes_its_share_of_black_pixels_around_the_picture() -> None:
 
 
 def erased_parts(**options: Any) -> list[Tensor]:
-    """Where white pictures of 64×32 pixels were erased, if they were."""
+    """Where white images of 64×32 pixels were erased, if they were."""
     images = transformed(Image.new("RGB", (32, 64), (255, 255, 255)), 100, (64, 32), **options)
     return [(image != 1).any(0) for image in images if (image != 1).any()]
 
@@ -89,7 +89,7 @@ def test_a_rectangle_of_at_most_two_fifths_is_erased(mode: str) -> None:
     assert 0.36 < max(areas) < 0.42
 
 
-def test_so_many_pictures_are_erased() -> None:
+def test_so_many_images_are_erased() -> None:
     assert not erased_parts(re_prob=0.0)
     assert 35 < len(erased_parts(re_prob=0.5)) < 65
 

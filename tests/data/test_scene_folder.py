@@ -1,4 +1,4 @@
-"""Folders of pictures and of masks whose values are numbers of instances."""
+"""Folders of images and of masks whose values are numbers of instances."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def deep(numbers: np.ndarray) -> Image.Image:
 
 
 def palette(numbers: np.ndarray) -> Image.Image:
-    picture = grey(numbers).convert("P")
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
-    picture.putdata(numbers.ravel().tolist())
-    return picture
+    image = grey(numbers).convert("P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    image.putdata(numbers.ravel().tolist())
+    return image
 
 
 def colour(numbers: np.ndarray) -> Image.Image:
@@ -34,10 +34,10 @@ def colour(numbers: np.ndarray) -> Image.Image:
 
 
 def write(root: Path, name: str = "a", mask: Image.Image | None = None, suffix: str = ".jpg") -> Path:
-    picture, numbers = root / "images" / f"{name}{suffix}", root / "instances" / f"{name}.png"
-    for path in (picture, numbers):
+    image, numbers = root / "images" / f"{name}{suffix}", root / "instances" / f"{name}.png"
+    for path in (image, numbers):
         path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 3), (90, 120, 10)).save(picture)
+    Image.new("RGB", (4, 3), (90, 120, 10)).save(image)
     (mask or grey(NUMBERS)).save(numbers)
     return root
 
@@ -67,7 +67,7 @@ def test_a_mask_need_not_have_a_background(tmp_path: Path) -> None:
     assert scene.classes.tolist() == [-1, 1, 1, 1]
 
 
-def test_pictures_of_all_kinds_come_in_order(tmp_path: Path) -> None:
+def test_images_of_all_kinds_come_in_order(tmp_path: Path) -> None:
     for name, suffix in (("b", ".PNG"), ("a", ".jpeg"), ("c/d", ".jpg")):
         write(tmp_path, name, suffix=suffix)
     (tmp_path / "images" / "._a.jpg").touch()
@@ -100,17 +100,15 @@ def test_missing_masks_are_named(tmp_path: Path) -> None:
         write(tmp_path, name)
     for name in ("b", "c"):
         (tmp_path / "instances" / f"{name}.png").unlink()
-    with pytest.raises(
-        DataError, match=r"2 of 3 pictures under .*: there is no .*instances/b.png for b.jpg; add it, or"
-    ):
+    with pytest.raises(DataError, match=r"2 of 3 images under .*: there is no .*instances/b.png for b.jpg; add it, or"):
         opened(tmp_path)
 
 
-def test_missing_pictures_are_told(tmp_path: Path) -> None:
+def test_missing_images_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such data folder: .*nowhere \(--data.root\): expected are"):
         opened(tmp_path / "nowhere")
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match=r"no pictures under .*images: expected are"):
+    with pytest.raises(DataError, match=r"no images under .*images: expected are"):
         opened(tmp_path)
 
 
@@ -118,7 +116,7 @@ def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
     write(tmp_path, "a", mask=grey(NUMBERS[:2]))
     write(tmp_path, "b", mask=grey(NUMBERS).convert("LA"))
     write(tmp_path, "c")
-    (tmp_path / "instances" / "c.png").write_bytes(b"no picture")
+    (tmp_path / "instances" / "c.png").write_bytes(b"no image")
     scenes = opened(tmp_path)
     for index, message in enumerate(
         [

@@ -22,7 +22,7 @@ def opened(stage: str = "fit", rank: int = 0, world_size: int = 1, **options: An
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures, of 1 to 6 objects, in each split."""
+    """Six images, of 1 to 6 objects, in each split."""
     for split in ("train", "val"):
         for kind in ("images", "instances"):
             (tmp_path / split / kind).mkdir(parents=True)
@@ -130,10 +130,8 @@ def test_scenes_of_different_numbers_of_segments_fit_in_a_batch(folder: Path) ->
 def test_an_unreadable_scene_stops_all_or_is_left_out(folder: Path) -> None:
     mask = folder / "val" / "instances" / "1.png"
     truncate(mask)
-    picture = folder / "val" / "images" / "1.jpg"
-    message = (
-        f"cannot read {picture}: its mask {mask} cannot be read; repair or remove it, or pass --data.on_error skip"
-    )
+    image = folder / "val" / "images" / "1.jpg"
+    message = f"cannot read {image}: its mask {mask} cannot be read; repair or remove it, or pass --data.on_error skip"
     with pytest.raises(UnreadableImageError, match=message):
         list(opened("validate", root=str(folder), image_size=16).val_dataloader())
     truncate(folder / "val" / "images" / "4.jpg")
@@ -141,7 +139,7 @@ def test_an_unreadable_scene_stops_all_or_is_left_out(folder: Path) -> None:
     batches = list(data.val_dataloader())
     assert [len(batch.image) for batch in batches] == [1, 0, 1, 1, 0, 1]
     assert (batches[1].segments.shape, batches[1].classes.shape) == ((0, 16, 16), (0, 1))
-    assert [line.partition(":")[0] for line in data.broken("validation")] == [str(picture), str(picture.with_stem("4"))]
+    assert [line.partition(":")[0] for line in data.broken("validation")] == [str(image), str(image.with_stem("4"))]
 
 
 def test_training_puts_another_scene_in_its_place(folder: Path) -> None:
@@ -184,7 +182,7 @@ def test_the_first_scenes_are_a_data_set() -> None:
 
 
 @pytest.mark.slow
-def test_real_pictures_in_batches(coco_panoptic_root: Path) -> None:
+def test_real_images_in_batches(coco_panoptic_root: Path) -> None:
     data = opened(name="coco_panoptic", root=str(coco_panoptic_root), limit=None, batch_size=16, num_workers=2)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for batch in loader:

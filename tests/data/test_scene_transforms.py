@@ -1,4 +1,4 @@
-"""Pictures and their segments stay together, whatever is done to their size."""
+"""Images and their segments stay together, whatever is done to their size."""
 
 import itertools
 from typing import Any
@@ -71,7 +71,7 @@ def test_the_largest_part_in_the_middle(size: Any, wanted: Any, box: Any) -> Non
     assert crop_box(size, wanted) == pytest.approx(box)
 
 
-def test_that_part_is_within_the_picture() -> None:
+def test_that_part_is_within_the_image() -> None:
     # Rounding must not lead out of it: Pillow would refuse.
     for width, height, wanted in itertools.product(range(440, 480), (480, 640), (224, 518)):
         for size in ((width, height), (height, width)):

@@ -1,4 +1,4 @@
-"""Pictures as sequences of pixels: what comes where, and that a run and its checkpoint agree on it."""
+"""Images as sequences of pixels: what comes where, and that a run and its checkpoint agree on it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from visionattn.data import DataError, ImageClassificationData
 from visionattn.data.sequences import permutation
 
 
-def images(root: Path, split: str = "validation", **options: object) -> torch.Tensor:
+def loaded(root: Path, split: str = "validation", **options: object) -> torch.Tensor:
     defaults: dict[str, object] = {"in_chans": 1, "batch_size": 10, "num_workers": 0, "no_aug": True, "crop_pct": 1.0}
     data = ImageClassificationData("mnist", str(root), **{**defaults, **options})  # type: ignore[arg-type]
     data.setup("fit")
@@ -18,20 +18,20 @@ def images(root: Path, split: str = "validation", **options: object) -> torch.Te
 
 
 def test_pixels_come_row_by_row(mnist_root: Path) -> None:
-    pictures, sequences = images(mnist_root), images(mnist_root, sequence="pixels")
+    images, sequences = loaded(mnist_root), loaded(mnist_root, sequence="pixels")
     assert sequences.shape == (20, 1, 1, 784)
-    assert torch.equal(sequences[:, :, 0, 28:56], pictures[:, :, 1])
+    assert torch.equal(sequences[:, :, 0, 28:56], images[:, :, 1])
 
 
 def test_colours_stay_channels(mnist_root: Path) -> None:
-    assert images(mnist_root, sequence="pixels", in_chans=3).shape == (20, 3, 1, 784)
+    assert loaded(mnist_root, sequence="pixels", in_chans=3).shape == (20, 3, 1, 784)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_one_permutation_for_all_pictures(mnist_root: Path, split: str) -> None:
-    plain = images(mnist_root, split, sequence="pixels", seed=0)
+def test_one_permutation_for_all_images(mnist_root: Path, split: str) -> None:
+    plain = loaded(mnist_root, split, sequence="pixels", seed=0)
     for seed in (92, 93):
-        permuted = images(mnist_root, split, sequence="permuted", permutation_seed=seed, seed=0)
+        permuted = loaded(mnist_root, split, sequence="permuted", permutation_seed=seed, seed=0)
         assert torch.equal(permuted, plain[..., permutation(784, seed)])
 
 
@@ -44,9 +44,9 @@ def test_a_permutation_never_changes() -> None:
 
 def test_augmentation_comes_before_the_order(mnist_root: Path) -> None:
     options: dict[str, object] = {"no_aug": False, "crop_padding": 2, "seed": 0, "hflip": 0.0, "color_jitter": 0.0}
-    pictures = images(mnist_root, "train", **options)
-    sequences = images(mnist_root, "train", sequence="permuted", permutation_seed=5, **options)
-    assert torch.equal(sequences, pictures.flatten(2)[..., permutation(784, 5)].unsqueeze(2))
+    images = loaded(mnist_root, "train", **options)
+    sequences = loaded(mnist_root, "train", sequence="permuted", permutation_seed=5, **options)
+    assert torch.equal(sequences, images.flatten(2)[..., permutation(784, 5)].unsqueeze(2))
 
 
 def test_the_description_says_so(mnist_root: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_description_says_so(mnist_root: Path) -> None:
     [
         ({"sequence": "permuted"}, "needs --data.permutation_seed N"),
         ({"sequence": "pixels", "permutation_seed": 1}, "is for --data.sequence permuted, not for pixels"),
-        ({"permutation_seed": 1}, "is for --data.sequence permuted, not for pictures"),
+        ({"permutation_seed": 1}, "is for --data.sequence permuted, not for images"),
         ({"sequence": "permuted", "permutation_seed": -1}, r"must lie in \[0, 2\^32\), got -1"),
         ({"sequence": "hilbert"}, "must be one of pixels, permuted, got 'hilbert'"),
     ],

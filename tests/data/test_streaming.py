@@ -16,10 +16,10 @@ from visionattn.data import Batch, DataError, ImageClassificationData, streams
 from visionattn.tasks.classification import ClassificationTask
 
 webdataset = pytest.importorskip("webdataset")
-TRAINING, VALIDATION = (5, 5, 5, 5), (3, 4, 4)  # pictures in each shard
+TRAINING, VALIDATION = (5, 5, 5, 5), (3, 4, 4)  # images in each shard
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     """Tells its number by its colour, which the transforms of validation leave as it is."""
     return Image.new("RGB", (20, 16), (number, number, number))
 
@@ -35,7 +35,7 @@ def shards(tmp_path: Path) -> Path:
             with webdataset.TarWriter(str(tmp_path / name)) as tar:
                 for number in range(total, total + length):
                     content = io.BytesIO()
-                    picture(number).save(content, "PNG")
+                    image(number).save(content, "PNG")
                     tar.write({"__key__": f"{number:04d}", "png": content.getvalue(), "cls": str(number % 3).encode()})
             total += length
         info[split] = {"name": split, "num_samples": total, "filenames": names, "shard_lengths": list(lengths)}
@@ -70,17 +70,17 @@ class OneOf(ImageClassificationData):
 
 
 def opened(root: Path, **options: Any) -> OneOf:
-    return OneOf(**{"name": "wds/pictures", "root": str(root), "num_classes": 3} | options)
+    return OneOf(**{"name": "wds/images", "root": str(root), "num_classes": 3} | options)
 
 
 def numbers(batches: list[Batch]) -> list[int]:
-    """Which pictures these are."""
+    """Which images these are."""
     return [int(value) for batch in batches for value in batch.image[:, 0, 0, 0].round()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_picture_is_evaluated_once(shards: Path, world: int, workers: int) -> None:
+def test_each_image_is_evaluated_once(shards: Path, world: int, workers: int) -> None:
     processes = [list(opened(shards, of=(rank, world), num_workers=workers).val_dataloader()) for rank in range(world)]
     assert len({len(batches) for batches in processes}) == 1  # or they would wait for each other
     assert sorted(numbers([batch for batches in processes for batch in batches])) == list(range(sum(VALIDATION)))
@@ -106,9 +106,7 @@ def test_epochs_differ_and_a_resumed_one_is_entered(shards: Path) -> None:
     data.set_epoch(2)
     third_epoch = numbers(list(loader))
     second.load_state_dict({"epoch": 2, "batches": 3, "batch_size": 4})
-    with pytest.warns(
-        UserWarning, match="what is left of epoch 3 after 3 batches draws on its pictures from the first"
-    ):
+    with pytest.warns(UserWarning, match="what is left of epoch 3 after 3 batches draws on its images from the first"):
         assert numbers(list(second.train_dataloader())) == third_epoch
     assert sorted(third_epoch) == list(range(sum(TRAINING)))
     data.set_epoch(3)
@@ -124,7 +122,7 @@ def test_workers_without_a_shard_are_not_begun(shards: Path) -> None:
 
 def test_an_epoch_of_training(shards: Path) -> None:
     data = ImageClassificationData(
-        name="wds/pictures", root=str(shards), num_classes=3, batch_size=4, img_size=32, num_workers=2
+        name="wds/images", root=str(shards), num_classes=3, batch_size=4, img_size=32, num_workers=2
     )
     trainer = Trainer(
         accelerator="cpu",
@@ -136,8 +134,8 @@ def test_an_epoch_of_training(shards: Path) -> None:
         num_sanity_val_steps=0,
     )
     trainer.fit(ClassificationTask("test_resnet"), datamodule=data)
-    assert data.describe() == "wds/pictures: 20 train, 11 validation pictures of 3 classes"
-    assert trainer.global_step == 6  # of two workers, each has ten pictures, in whole batches
+    assert data.describe() == "wds/images: 20 train, 11 validation images of 3 classes"
+    assert trainer.global_step == 6  # of two workers, each has ten images, in whole batches
     correct = trainer.callback_metrics["val_top1"].item() * sum(VALIDATION)
     assert round(correct) == pytest.approx(correct, abs=1e-4)
 
@@ -145,7 +143,7 @@ def test_an_epoch_of_training(shards: Path) -> None:
 def test_shards_can_be_named_and_counted(shards: Path) -> None:
     (shards / "_info.json").unlink()
     data = opened(shards, train_split="train-{0000..0001}.tar|10", val_split="validation-{0000..0002}.tar")
-    assert data.describe() == "wds/pictures: 10 train, any number of validation pictures of 3 classes"
+    assert data.describe() == "wds/images: 10 train, any number of validation images of 3 classes"
     assert set(numbers(list(data.train_dataloader()))) == set(range(10))
     assert numbers(list(data.val_dataloader())) == list(range(sum(VALIDATION)))
 
@@ -153,7 +151,7 @@ def test_shards_can_be_named_and_counted(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"root": None}, "--data.name wds/pictures needs --data.root FOLDER"),
+        ({"root": None}, "--data.name wds/images needs --data.root FOLDER"),
         ({"train_split": "trein"}, r"split 'trein': .*; --data.train_split names another split, one of the _info.json"),
         ({"train_split": "train-{0000..0001}.tar"}, r"num_samples not specified.*'train-{0000..0099}.tar\|100000'"),
         (
@@ -167,7 +165,7 @@ def test_shards_can_be_named_and_counted(shards: Path) -> None:
 )
 def test_what_is_missing_is_named(shards: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        OneOf(**{"name": "wds/pictures", "root": str(shards), "num_classes": 3} | options)
+        OneOf(**{"name": "wds/images", "root": str(shards), "num_classes": 3} | options)
 
 
 def test_classes_that_shards_do_not_name_are_asked_for(shards: Path) -> None:
@@ -191,7 +189,7 @@ def folder(tmp_path: Path) -> Path:
         for number in range(count):
             path = tmp_path / "set" / split / "abc"[number % 3] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(number).save(path)
+            image(number).save(path)
     return tmp_path / "set"
 
 
@@ -221,7 +219,7 @@ from visionattn.data import ImageClassificationData
 if __name__ == "__main__":
     multiprocessing.set_start_method("forkserver")
     options = {"num_classes": 3, "batch_size": 4, "img_size": 16, "num_workers": 1}
-    data = ImageClassificationData(name="wds/pictures", root=sys.argv[1], **options)
+    data = ImageClassificationData(name="wds/images", root=sys.argv[1], **options)
     data.setup("fit")
     print(*(sum(len(batch.image) for batch in loader) for loader in (data.train_dataloader(), data.val_dataloader())))
 """

@@ -11,7 +11,7 @@ from visionattn.data import DataError
 from visionattn.data.scenes.synthetic import PALETTE, Synthetic
 from visionattn.viz import shapes
 
-CHECKSUMS = [  # split, options, then those of 20 scenes' segments, classes and pictures
+CHECKSUMS = [  # split, options, then those of 20 scenes' segments, classes and images
     ("train", {}, 240611100, 947133337, 3299392243),
     ("validation", {}, 48900300, 2590167617, 2226747906),
     ("train", {"image_size": 96, "max_objects": 10}, 1780100454, 694547779, 3820367107),
@@ -44,8 +44,8 @@ def test_a_scene_does_not_depend_on_when_it_is_drawn():
 
 
 def test_splits_and_scenes_differ():
-    pictures = {Synthetic(split)[index].image.tobytes() for split in ("train", "validation") for index in range(50)}
-    assert len(pictures) == 100
+    images = {Synthetic(split)[index].image.tobytes() for split in ("train", "validation") for index in range(50)}
+    assert len(images) == 100
     assert [len(Synthetic(split)) for split in ("train", "training", "validation", "val")] == [10_000] * 2 + [1_000] * 2
     assert Synthetic("validation").name(7) == "synthetic/validation/00007"
 
@@ -120,7 +120,7 @@ def test_segments_are_of_the_class_that_is_drawn(monkeypatch):
             assert (scene.segments[mask & ~seen] > number).all()  # only what is nearer hides it
 
 
-def test_sizes_follow_the_picture():
+def test_sizes_follow_the_image():
     def share(size):
         scenes = Synthetic("train", image_size=size)
         return np.mean([(scenes[index].segments > 1).mean() for index in range(40)])

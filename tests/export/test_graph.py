@@ -85,9 +85,9 @@ def test_a_program_answers_as_the_network(family: str, tmp_path: Path) -> None:
     difference = save_program(network, tmp_path / "model.pt2", dynamic_batch=True, tolerance=1e-4)
     program = torch.export.load(tmp_path / "model.pt2")
     assert operators(program) == {"aten"}
-    pictures = torch.randn(5, *network.input_size)
-    expected = network.module(pictures)
-    torch.testing.assert_close(program.module()(pictures), expected, rtol=1e-4, atol=1e-4)
+    images = torch.randn(5, *network.input_size)
+    expected = network.module(images)
+    torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-4)
     assert difference.absolute <= 1e-4
     assert expected.std() > 1e-3  # there is something to compare
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
@@ -114,9 +114,9 @@ def test_a_checkpoint_as_onnx(save: Save, tmp_path: Path, capsys: pytest.Capture
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape, image.type) == ("image", ["batch", 3, 32, 32], "tensor(float)")
     assert (logits.name, logits.shape) == ("logits", ["batch", 3])
-    pictures = torch.randn(4, 3, 32, 32)
-    (found,) = session.run(None, {"image": pictures.numpy()})
-    np.testing.assert_allclose(found, model(pictures).detach().numpy(), rtol=1e-4, atol=1e-4)
+    images = torch.randn(4, 3, 32, 32)
+    (found,) = session.run(None, {"image": images.numpy()})
+    np.testing.assert_allclose(found, model(images).detach().numpy(), rtol=1e-4, atol=1e-4)
 
     about = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
     assert about["class_names"] == ["ann", "bob", "cléo"]
@@ -193,18 +193,18 @@ def test_differences() -> None:
     assert compare(network, nn.Flatten(), (1, 3)) == Difference(0, 0)
     found = compare(network, lambda x: x.flatten(1) * 1.5, (1, 3))
     assert found.relative == pytest.approx(0.5)
-    assert found.absolute == pytest.approx(0.5 * max(float(network.pictures(n).abs().max()) for n in (1, 3)))
+    assert found.absolute == pytest.approx(0.5 * max(float(network.images(n).abs().max()) for n in (1, 3)))
     for wrong in (lambda x: x.flatten(1) * torch.nan, lambda x: x, lambda x: x.flatten(1) / 0):
         assert compare(network, wrong, (1,)).relative == float("inf")
 
 
 def test_what_depends_on_parameters_alone_is_data() -> None:
     network = build("terminator_1d_pico", **FAMILIES["terminator-1d"][1])
-    pictures = network.pictures(2)
-    expected = network.answer(pictures)
+    images = network.images(2)
+    expected = network.answer(images)
     with torch.no_grad(), frozen_weights(network.module):
-        assert torch.equal(network.module(pictures), expected)
-        program = torch.export.export(network.module, (pictures,), strict=False)
+        assert torch.equal(network.module(images), expected)
+        program = torch.export.export(network.module, (images,), strict=False)
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     assert not any("filters" in name for name in used)
 
@@ -220,9 +220,9 @@ def test_probes(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert about["class_names"] == [str(digit) for digit in range(10)]
     from visionattn import load_probe
 
-    pictures = torch.randn(3, 3, 32, 32)
-    found = torch.export.load("probe.pt2").module()(pictures)
-    torch.testing.assert_close(found, load_probe(head)(pictures), rtol=1e-4, atol=1e-4)
+    images = torch.randn(3, 3, 32, 32)
+    found = torch.export.load("probe.pt2").module()(images)
+    torch.testing.assert_close(found, load_probe(head)(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_probes(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             ["program", "--output", "x.pt2", "--probe", "p.json", "--img_size", "9"],
-            "--img_size: a probe takes pictures of",
+            "--img_size: a probe takes images of",
         ),
         (["program", "--output", "x.pt2", "--probe", "p.json"], "no exported head at p.json"),
         (["program", "--output", "x.pt2", "--model", "nat_pico", "--inference", "sa"], "nat_pico has one branch"),

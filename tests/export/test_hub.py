@@ -120,7 +120,7 @@ def write_run(checkpoint: Path) -> None:
         "model": {"name": "nat_pico", "lr": 0.01, "checkpoint_path": "/home/ann/start.ckpt", "agc": None},
         "data": {
             "name": "folder",
-            "root": "/home/ann/pictures",
+            "root": "/home/ann/images",
             "list": "/home/ann/list.txt",
             "batch_size": 8,
             "mean": None,
@@ -166,10 +166,10 @@ def test_the_card_tells_of_an_evaluation(save: Save, tmp_path: Path, capsys: pyt
     found = {"model": "nat_pico.cifar10", "split": "test", "num_images": 1200, "top1": 0.5, "top5": 0.75}
     (tmp_path / "test.json").write_text(json.dumps(found))
     words = ("--checkpoint", path, "--output", tmp_path / "hub", "--evaluation", tmp_path / "test.json")
-    export(*words, "--data_name", "some pictures")
+    export(*words, "--data_name", "some images")
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert "measured top-1 50.00%, top-5 75.00% on 1,200 pictures: `test`." in card
-    assert "| Trained on | some pictures |" in card
+    assert "measured top-1 50.00%, top-5 75.00% on 1,200 images: `test`." in card
+    assert "| Trained on | some images |" in card
     (tmp_path / "test.json").write_text(json.dumps({**found, "model": "halo_pico"}))
     assert "is of halo_pico, not nat_pico: name what eval.py classify --output wrote" in refusal(capsys, *words)
     (tmp_path / "test.json").write_text(json.dumps({"model": "nat_pico", "split": None, "num_images": 3, "top1": 1}))

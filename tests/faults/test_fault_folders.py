@@ -57,7 +57,7 @@ def validated(data: ImageClassificationData) -> list[str]:
 
 
 def test_an_empty_root(tmp_path: Path) -> None:
-    assert complaint(tmp_path).startswith(f"no pictures under {tmp_path} (expected {tmp_path}/train/CLASS/*.jpg and ")
+    assert complaint(tmp_path).startswith(f"no images under {tmp_path} (expected {tmp_path}/train/CLASS/*.jpg and ")
 
 
 @pytest.mark.parametrize("stage", ["fit", "predict"])
@@ -72,12 +72,12 @@ def test_a_root_that_is_a_file(tmp_path: Path, stage: str) -> None:
     assert complaint(tmp_path / "x.jpg", stage) == says
 
 
-def test_no_pictures_to_predict(tmp_path: Path) -> None:
-    assert complaint(tmp_path, "predict") == f"no pictures under {tmp_path}"
+def test_no_images_to_predict(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "predict") == f"no images under {tmp_path}"
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
-def test_pictures_outside_of_class_folders(colour_folder: Path, beside: bool) -> None:
+def test_images_outside_of_class_folders(colour_folder: Path, beside: bool) -> None:
     place = colour_folder / "val"
     if not beside:
         shutil.rmtree(place)
@@ -107,7 +107,7 @@ def test_class_folders_that_make_one_wonder(colour_folder: Path, folder: str, sa
     assert data.num_classes == (3 if folder == "violet" else 4)
 
 
-def test_pictures_of_like_names_and_the_same_picture_twice(colour_folder: Path) -> None:
+def test_images_of_like_names_and_the_same_image_twice(colour_folder: Path) -> None:
     folder = colour_folder / "val" / "red"
     (folder / "0.png").write_bytes(png())
     (folder / "0.JPG").write_bytes((folder / "0.jpg").read_bytes())
@@ -123,7 +123,7 @@ def test_one_class_is_nothing_to_tell_apart(colour_folder: Path, fails: Fails, q
     fails("fit", *quick, f"--data.root={colour_folder}", says="the data have one class, 'red', from which there is")
 
 
-def test_one_picture_per_class_is_enough(tmp_path: Path, command: Run, quick: Quick) -> None:
+def test_one_image_per_class_is_enough(tmp_path: Path, command: Run, quick: Quick) -> None:
     for folder in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "x.png").write_bytes(png())
@@ -242,7 +242,7 @@ def test_names_that_are_not_utf8_are_escaped_wherever_they_are_written(
     words = ["--output=r.json", "--per_class=r.csv", "--confusion_matrix=r.svg", f"--data.root={colour_folder}"]
     found = command("classify", f"--checkpoint={best}", *words, *skip)
     assert found.status == 0
-    assert r"red/caf\xe9.jpg: not a picture that Pillow knows" in found.out
+    assert r"red/caf\xe9.jpg: not an image that Pillow knows" in found.out
     assert r"red/caf\xe9.jpg" in json.loads(Path("r.json").read_text(encoding="utf-8"))["unreadable"][0]
     assert r"caf\xe9,3," in Path("r.csv").read_text(encoding="utf-8")
     assert r"<!-- caf\xe9 -->" in Path("r.svg").read_text(encoding="utf-8")
@@ -270,8 +270,8 @@ def test_a_tar_that_is_none(tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"cannot read {tmp_path}/train.tar: ")
 
 
-def test_a_tar_without_pictures(tmp_path: Path) -> None:
-    assert complaint(pack(tmp_path / "x.tar", {"a/x.txt": b"hello"})).startswith(f"no pictures under {tmp_path}/x.tar")
+def test_a_tar_without_images(tmp_path: Path) -> None:
+    assert complaint(pack(tmp_path / "x.tar", {"a/x.txt": b"hello"})).startswith(f"no images under {tmp_path}/x.tar")
 
 
 def test_members_of_a_tar_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_a_label_out_of_range(mnist_root: Path, fails: Fails, quick: Quick) -> N
     fails("fit", *quick, *options, says=says)
 
 
-def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As test splits of Hugging Face's have them."""
 
     class Unlabelled:
@@ -330,7 +330,7 @@ def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         list(data.val_dataloader())
 
 
-def test_pictures_to_predict_need_no_labels(colour_folder: Path) -> None:
+def test_images_to_predict_need_no_labels(colour_folder: Path) -> None:
     (batch, *_) = opened(colour_folder, "predict").predict_dataloader()
     assert batch.image.isfinite().all()
     assert batch.target.dtype == torch.long

@@ -20,7 +20,7 @@ from visionattn.cli.errors import describe
 from visionattn.cli.loggers import RunCSVLogger
 from visionattn.cli.report import write_json
 from visionattn.cli.runs import RunFolder, new_run
-from visionattn.data.loading import PictureDataset
+from visionattn.data.loading import ImageDataset
 from visionattn.tasks.callbacks import LearningCurve
 from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
@@ -101,7 +101,7 @@ def test_a_disk_that_cannot_be_written_to(quick: Options, fails: Fails, monkeypa
     fails("fit", *quick, says="cannot write runs/test_resnet: Read-only file system; name a place elsewhere")
 
 
-def test_pictures_that_vanish_while_they_are_trained_on(
+def test_images_that_vanish_while_they_are_trained_on(
     quick: Options, colour_folder: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LastCheckpoint.on_validation_end
@@ -202,7 +202,7 @@ def test_a_worker_that_dies(
     fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(PictureDataset, "_read", lambda self, draw: end())
+    monkeypatch.setattr(ImageDataset, "_read", lambda self, draw: end())
     options = ("--data.name=folder", f"--data.root={colour_folder}", "--data.num_workers=1")
     line = fails("fit", *quick, *options, says=("error: a data-loader worker ", "--data.num_workers, or 0 to read"))
     assert how in line or "exited unexpectedly" in line  # whether the loader or its signal handler is the first to see

@@ -29,7 +29,7 @@ Quick = tuple[str, ...]
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
-def test_pictures_of_any_size_become_what_the_model_takes(size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_images_of_any_size_become_what_the_model_takes(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = ImageClassificationData(root="x", img_size=64, **options)
     for training in (True, False):
         image = data._transform(training)(Image.new("RGB", size, (200, 100, 50)))
@@ -38,14 +38,14 @@ def test_pictures_of_any_size_become_what_the_model_takes(size: tuple[int, int],
 
 
 @pytest.mark.parametrize("options", [{}, {"no_aug": True}, {"crop_padding": 4}], ids=["plain", "no_aug", "padding"])
-def test_a_very_long_picture_is_never_enlarged_as_a_whole(
+def test_a_very_long_image_is_never_enlarged_as_a_whole(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, resize = [], Image.Image.resize
 
-    def watched(picture: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+    def watched(image: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
         sizes.append(size)
-        return resize(picture, size, *args, **kwargs)
+        return resize(image, size, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
     data = ImageClassificationData(root="x", img_size=64, **options)
@@ -54,11 +54,11 @@ def test_a_very_long_picture_is_never_enlarged_as_a_whole(
     assert 0 < max(max(size) for size in sizes) < 64 * 25
 
 
-def test_the_middle_of_a_long_picture_is_what_a_crop_would_keep() -> None:
-    picture = Image.linear_gradient("L").resize((10, 1000)).convert("RGB")
-    middle = MiddlePart()(picture)
+def test_the_middle_of_a_long_image_is_what_a_crop_would_keep() -> None:
+    image = Image.linear_gradient("L").resize((10, 1000)).convert("RGB")
+    middle = MiddlePart()(image)
     assert middle.size == (10, 200)
-    assert middle.tobytes() == picture.crop((0, 400, 10, 600)).tobytes()
+    assert middle.tobytes() == image.crop((0, 400, 10, 600)).tobytes()
     assert MiddlePart()(middle) is middle
 
 
@@ -83,33 +83,33 @@ def test_an_impossible_size(size: int) -> None:
         ),
         pytest.param(
             ["--model.name=terminator_pico", "--data.img_size=28"],
-            "the model takes pictures [B, C, 32, 32]; got [4, 3, 28, 28]: resize them, or call set_input_size or build",
+            "the model takes images [B, C, 32, 32]; got [4, 3, 28, 28]: resize them, or call set_input_size or build",
             id="Terminator",
         ),
         pytest.param(
             ["--model.model_kwargs={in_chans: 1}"],
-            "the model takes pictures of 1 channels, and these have 3: leave out in_chans of --model.model_kwargs",
+            "the model takes images of 1 channels, and these have 3: leave out in_chans of --model.model_kwargs",
             id="channels",
         ),
         pytest.param(
             ["--data.batch_size=1"],
-            "batch norm finds nothing to average over one picture: pass --data.batch_size 2 or more",
+            "batch norm finds nothing to average over one image: pass --data.batch_size 2 or more",
             id="batch norm",
         ),
     ],
 )
-def test_pictures_that_do_not_fit_the_model(fails: Fails, quick: Quick, options: list[str], says: str) -> None:
+def test_images_that_do_not_fit_the_model(fails: Fails, quick: Quick, options: list[str], says: str) -> None:
     fails("fit", *quick, *options, says=says)
     assert not list(Path("runs").glob("*/*"))
 
 
 @pytest.mark.parametrize("name", ["nat_pico", "halo_pico"])
-def test_pictures_smaller_than_a_window_are_seen(command: Run, quick: Quick, name: str) -> None:
+def test_images_smaller_than_a_window_are_seen(command: Run, quick: Quick, name: str) -> None:
     assert command("fit", *quick, f"--model.name={name}", "--data.img_size=5").status == 0
 
 
 def test_a_last_batch_of_one_does_not_disturb_batch_norm(colour_folder: Path) -> None:
-    """13 pictures in batches of 4: the last one waits for the next epoch."""
+    """13 images in batches of 4: the last one waits for the next epoch."""
     Image.new("RGB", (8, 8)).save(colour_folder / "train" / "red" / "9.jpg")
     data = ImageClassificationData(root=str(colour_folder), img_size=16, batch_size=4, num_workers=0)
     data.setup("fit")

@@ -323,12 +323,12 @@ def test_training_loops_do_the_same_work(bench, surroundings):
         assert float(row["images_per_second"]) == pytest.approx(4e3 / float(row["step_ms"]), rel=1e-2)
 
 
-@pytest.mark.parametrize("spoil", ["pictures", "parameters", "losses"])
+@pytest.mark.parametrize("spoil", ["images", "parameters", "losses"])
 def test_other_loops_are_not_timed(bench, monkeypatch, capsys, spoil):
     def train(name, task):
         record = bench.loops.Record([float(i) for i in range(task.steps)], [2.3] * task.steps, [4] * task.steps, 7)
         if name == "timm":
-            value = {"pictures": [4, 3], "parameters": 8, "losses": [1.0] * task.steps}[spoil]
+            value = {"images": [4, 3], "parameters": 8, "losses": [1.0] * task.steps}[spoil]
             setattr(record, spoil, value)
         return record
 
@@ -344,12 +344,12 @@ def test_loops_run_in_processes_of_their_own(bench, tmp_path):
     task = bench.loops.Task(str(tmp_path), "test_resnet", 4, 12, 0, 1)
     for name in bench.loops.LOOPS:
         record = bench.training.train(name, task)
-        assert record.pictures == [4] * 12
+        assert record.images == [4] * 12
         assert record.first_step_s > 0
         assert record.peak_mb > 100
 
 
-def test_loaders_give_the_same_pictures(bench, surroundings, monkeypatch, capsys):
+def test_loaders_give_the_same_images(bench, surroundings, monkeypatch, capsys):
     rows = bench.report.read_rows(surroundings / "loader-cpu.csv")
     assert [row["contender"] for row in rows] == ["visionattn", "timm", "torchvision"]
     theirs = bench.loader.timm_loader
@@ -474,7 +474,7 @@ def test_exponent_of_a_power_law(bench):
     assert bench.report.fit_exponent(x, [3 * value**1.5 for value in x]) == pytest.approx(1.5)
 
 
-def test_pictures_are_drawn(bench, results):
+def test_images_are_drawn(bench, results):
     assert bench.plot.main(["--results", str(results)]) == 0
     assert sorted(path.name for path in results.glob("*.png")) == ["attention-cpu.png", "memory-cpu.png"]
 

@@ -89,10 +89,10 @@ KERNELS = [(1, 1), (3, 3), (3, 5), (9, 7), (1, 5), (2, 4)]
 
 @pytest.mark.parametrize("size", [(6, 7), (1, 6)], ids=str)
 @pytest.mark.parametrize("taps", KERNELS, ids=str)
-@pytest.mark.parametrize("kind", ["shared", "picture", "position"])
+@pytest.mark.parametrize("kind", ["shared", "image", "position"])
 def test_local_operator_is_its_sum(kind, taps, size):
     z = randn(2, 5, *size)
-    lead = {"shared": (5,), "picture": (2, 5), "position": (2, 5)}[kind]
+    lead = {"shared": (5,), "image": (2, 5), "position": (2, 5)}[kind]
     kernel = randn(*lead, *taps, *(size if kind == "position" else ()))
     everywhere = kernel if kind == "position" else kernel[..., None, None].expand(2, 5, *taps, *size)
     ours, expected = hyper_zzw_local(z, kernel), correlate(z, everywhere)

@@ -142,7 +142,7 @@ def test_glca_answers_the_class_token_and_the_selected_patches() -> None:
 
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("source", ["sa", "pwca"])
-def test_windows_meet_their_like_in_another_picture(source: str, shift: int) -> None:
+def test_windows_meet_their_like_in_another_image(source: str, shift: int) -> None:
     block = SwinTransformerBlock(8, (8, 8), num_heads=2, window_size=4, shift_size=shift).double().eval()
     nn.init.normal_(block.attn.relative_position_bias_table)
     attn, x = block.attn, double(6, 8, 8, 8)

@@ -31,7 +31,7 @@ def norm(layer: Any, x: Tensor) -> Tensor:
 
 
 def transcription(module: Any, x: Tensor, slots: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Algorithm 1, picture by picture and slot by slot, with the gates of the GRU written out."""
+    """Algorithm 1, image by image and slot by slot, with the gates of the GRU written out."""
     found, shares = [], []
     gru = module.gru
     for inputs, s in zip(x, slots, strict=True):

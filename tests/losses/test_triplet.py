@@ -1,4 +1,4 @@
-"""The batch-hard triplet loss against its equation, picture by picture."""
+"""The batch-hard triplet loss against its equation, image by image."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_it_is_the_equation_at_any_scale(scale: float) -> None:
     assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
 
 
-def test_well_separated_pictures_count_in_the_mean() -> None:
+def test_well_separated_images_count_in_the_mean() -> None:
     features = torch.tensor([[0.0, 0.0], [0.0, 1.0], [30.0, 0.0], [30.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
     target = torch.tensor([0, 0, 1, 1, 2, 2])
     assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Retrieval measures against a plain computation, one query and one gallery picture at a time."""
+"""Retrieval measures against a plain computation, one query and one gallery image at a time."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def check(found, expected) -> None:
 
 
 def draw(seed: int):
-    """A random case with ties, pictures that are left out, and queries without a match."""
+    """A random case with ties, images that are left out, and queries without a match."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(high: int, *size: int) -> Tensor:
@@ -116,7 +116,7 @@ def test_mean_average_precision_equals_that_of_torchmetrics() -> None:
     assert found["num_skipped_queries"] == 0
 
 
-def test_vehicleid_draws_one_picture_per_identity() -> None:
+def test_vehicleid_draws_one_image_per_identity() -> None:
     torch.manual_seed(0)
     ids = torch.arange(6).repeat_interleave(4)
     centers = torch.eye(6)[ids]
@@ -179,7 +179,7 @@ def test_reranking_equals_the_paper_on_matrices(
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
 
 
-def test_reranking_of_fewer_pictures_than_neighbours() -> None:
+def test_reranking_of_fewer_images_than_neighbours() -> None:
     torch.manual_seed(0)
     found = torch.cat(list(rerank(torch.randn(2, 4), torch.randn(3, 4))))
     assert found.shape == (2, 3)

@@ -188,7 +188,7 @@ def test_without_objects_there_is_nothing_to_find() -> None:
     assert adjusted_rand_index(SCENE, torch.zeros_like(SCENE)).isnan()
 
 
-def test_batches_are_as_their_pictures_one_by_one() -> None:
+def test_batches_are_as_their_images_one_by_one() -> None:
     proposed, truth, classes, things = random_maps(5)
     strided = proposed.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     measures = {
@@ -204,7 +204,7 @@ def test_batches_are_as_their_pictures_one_by_one() -> None:
         assert kind().measure(proposed[:0], truth[:0], classes[:0], things[:0]).shape == (0,)
 
 
-def test_metrics_average_over_pictures_that_have_the_measure() -> None:
+def test_metrics_average_over_images_that_have_the_measure() -> None:
     collection = MetricCollection(
         {
             "ari": ARI(),

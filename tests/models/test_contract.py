@@ -20,7 +20,7 @@ MODELS = sorted(
     if timm.models.model_entrypoint(x).__module__.startswith("visionattn.") and not x.startswith(OTHERS)
 )
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
-# models of pictures of one size; plain convolutions.
+# models of images of one size; plain convolutions.
 NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
 ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small")
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
@@ -53,7 +53,7 @@ def create(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def picture(model: nn.Module, batch: int = 2, size: int = 64) -> Tensor:
+def image(model: nn.Module, batch: int = 2, size: int = 64) -> Tensor:
     cfg = model.pretrained_cfg
     return torch.randn(batch, cfg["input_size"][0], *(model.img_size if cfg.get("fixed_input_size") else (size, size)))
 
@@ -87,7 +87,7 @@ def test_config_is_true(name: str) -> None:
 @each_kind
 def test_every_parameter_receives_a_gradient(name: str) -> None:
     model = create(name, num_classes=5, **({} if name in FIXED + PLAIN else {"drop_path_rate": 0.0}))
-    logits = model(picture(model, size=40))
+    logits = model(image(model, size=40))
     assert logits.shape == (2, 5)
     assert logits.isfinite().all()
     logits.square().mean().backward()
@@ -103,9 +103,9 @@ def test_any_size_from_32_up(name: str, size: tuple[int, int]) -> None:
 
 
 @each_kind
-def test_pictures_do_not_depend_on_their_batch(name: str) -> None:
+def test_images_do_not_depend_on_their_batch(name: str) -> None:
     model = create(name).eval()
-    x = picture(model, 3)
+    x = image(model, 3)
     with torch.no_grad():
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-4)
 
@@ -113,7 +113,7 @@ def test_pictures_do_not_depend_on_their_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ["nat_pico", "halo_pico", "slot_cnn_pico"])
 def test_weights_can_be_mapped_over(name: str) -> None:
     models = [create(name).eval() for _ in range(2)]
-    x = picture(models[0], size=32)
+    x = image(models[0], size=32)
     states = [model.state_dict() for model in models]
     stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_weights_can_be_mapped_over(name: str) -> None:
 @each_kind
 def test_classifier_and_pooling_can_change(name: str) -> None:
     model = create(name).eval()
-    x = picture(model)
+    x = image(model)
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     model.reset_classifier(7)
@@ -141,7 +141,7 @@ def test_classifier_and_pooling_can_change(name: str) -> None:
 @each_kind
 def test_intermediates_end_in_the_features(name: str) -> None:
     model = create(name).eval()
-    x = picture(model)
+    x = image(model)
     features, levels = model.forward_intermediates(x)
     torch.testing.assert_close(features, model.forward_features(x))
     assert [(f.shape[1], 64 // f.shape[2]) for f in levels] == [
@@ -158,7 +158,7 @@ def test_intermediates_end_in_the_features(name: str) -> None:
 @each_kind
 def test_pruned_model_gives_the_level_it_was_pruned_to(name: str) -> None:
     model = create(name).eval()
-    x = picture(model)
+    x = image(model)
     level = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
     assert model.prune_intermediate_layers([1]) == [1]
     torch.testing.assert_close(model.forward_features(x), level)
@@ -178,7 +178,7 @@ def test_features_only(name: str) -> None:
 @each_kind
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     model = create(name, num_classes=3)
-    x = picture(model, size=32)
+    x = image(model, size=32)
     grads = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -194,7 +194,7 @@ def test_torchscript_and_fx_give_the_same(name: str) -> None:
     from timm.models._features_fx import create_feature_extractor
 
     model = create(name).eval()
-    x = picture(model, 1)
+    x = image(model, 1)
     expected = model(x)
     torch.testing.assert_close(torch.jit.script(model)(x), expected)
     traced = create_feature_extractor(model, ["head"])
@@ -225,7 +225,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
 @each_kind
 def test_other_channels_and_a_new_head(name: str) -> None:
     model = create(name, in_chans=1, num_classes=10)
-    assert model(picture(model)[:, :1]).shape == (2, 10)
+    assert model(image(model)[:, :1]).shape == (2, 10)
 
 
 @each_model
@@ -245,7 +245,7 @@ def test_a_new_classifier_is_as_the_model(name: str) -> None:
     fresh = model.get_classifier()
     assert (fresh.weight.dtype, fresh.weight.device) == (torch.float64, torch.device("cpu"))
     assert not any(module.training for module in model.modules())
-    x = picture(model).double()
+    x = image(model).double()
     pooled = model.forward_features(x).amax((2, 3))
     torch.testing.assert_close(model(x), fresh(pooled))
 
@@ -268,7 +268,7 @@ def test_hub_folder_round_trip(tmp_path: Path) -> None:
     save_for_hf(model, tmp_path, model_config={"num_classes": 4}, safe_serialization=True)
     assert (tmp_path / "model.safetensors").exists()
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    x = picture(model)
+    x = image(model)
     torch.testing.assert_close(loaded(x), model(x))
 
 
@@ -280,13 +280,13 @@ def test_checkpoint_file_with_another_head(tmp_path: Path) -> None:
     overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 4}
     new_head = timm.create_model("nat_pico", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=6)
     torch.testing.assert_close(new_head.levels.state_dict(), model.levels.state_dict())
-    assert new_head(picture(model)).shape == (2, 6)
+    assert new_head(image(model)).shape == (2, 6)
 
 
 def test_bfloat16_autocast_and_training_in_channels_last() -> None:
     model = create("nat_pico", num_classes=4).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(picture(model).to(memory_format=torch.channels_last)).float().logsumexp(1).mean()
+        loss = model(image(model).to(memory_format=torch.channels_last)).float().logsumexp(1).mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

@@ -1,11 +1,11 @@
-"""Models of timm's classes at sizes for small pictures."""
+"""Models of timm's classes at sizes for small images."""
 
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from visionattn.models import SmallPictureResNet
+from visionattn.models import SmallImageResNet
 
 
 def vit_parameters(width: int, depth: int = 6, patches: int = 64, classes: int = 10) -> int:
@@ -20,7 +20,7 @@ SIZES = {"vit_pico_patch4_32": vit_parameters(192), "vit_nano_patch4_32": vit_pa
 @pytest.mark.parametrize("name", SIZES)
 def test_size_and_configuration(name: str) -> None:
     model = timm.create_model(name).eval()
-    assert isinstance(model, VisionTransformer | SmallPictureResNet)
+    assert isinstance(model, VisionTransformer | SmallImageResNet)
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[name]
     cfg = model.pretrained_cfg
     assert model.get_submodule(cfg["first_conv"]).weight.shape[1] == 3

@@ -42,7 +42,7 @@ def vit(**options: Any) -> Any:
     return model
 
 
-def pictures(count: int = 3, size: int = 32, dtype: torch.dtype = torch.float32) -> Tensor:
+def images(count: int = 3, size: int = 32, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(count, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
@@ -98,11 +98,11 @@ def test_glca_is_fed_by_the_block_before_the_last_and_keeps_the_class_token(glca
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(DualCrossBlock, "forward_parts", forward_parts)
         patch.setattr(DualCrossBlock, "forward_selected", forward_selected)
-        model(pictures())
+        model(images())
     assert len(outputs) == 4
     assert torch.equal(seen["x"], outputs[2])
     assert torch.equal(seen["selected"][:, 0], outputs[2][:, 0])
-    _, chosen = model.rollout_maps(pictures())
+    _, chosen = model.rollout_maps(images())
     assert seen["selected"].shape[1] == (4 if glca_pool == "avg" else 1)
     for row, places, tokens in zip(seen["selected"], chosen, outputs[2], strict=True):
         assert torch.equal(row[1:], tokens[1 + places] if glca_pool == "avg" else row[1:])
@@ -110,7 +110,7 @@ def test_glca_is_fed_by_the_block_before_the_last_and_keeps_the_class_token(glca
 
 def test_rollout_is_that_of_the_models_own_blocks() -> None:
     model = vit(glca_pool="avg").double().eval()
-    x, found = pictures(dtype=torch.float64), []
+    x, found = images(dtype=torch.float64), []
     tokens = model._embed(x)
     for block in model.blocks[:-1]:
         q, k, _ = block.attn.qkv(block.norm1(tokens)).view(3, 17, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
@@ -124,9 +124,9 @@ def test_rollout_is_that_of_the_models_own_blocks() -> None:
 
 
 @pytest.mark.parametrize("source", ["sa", "pwca"])
-def test_pair_wise_attention_is_in_every_block_and_both_pictures_go_along(source: str) -> None:
+def test_pair_wise_attention_is_in_every_block_and_both_images_go_along(source: str) -> None:
     model = vit(pair_source=source).double()
-    x = pictures(dtype=torch.float64)
+    x = images(dtype=torch.float64)
     own = paired = model._embed(x)
     for block in model.blocks:
 
@@ -146,7 +146,7 @@ def test_pair_wise_attention_is_in_every_block_and_both_pictures_go_along(source
     torch.testing.assert_close(branches["sa"].features, model.norm(own)[:, 0], **EXACT)
 
 
-def test_pair_wise_attention_without_the_other_picture_is_self_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pair_wise_attention_without_the_other_image_is_self_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model, original = vit().double(), F.scaled_dot_product_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
@@ -154,16 +154,16 @@ def test_pair_wise_attention_without_the_other_picture_is_self_attention(monkeyp
         return original(q, k[:, :, :own], v[:, :, :own], *args)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    branches = model.forward_branches(pictures(dtype=torch.float64), PAIR)
+    branches = model.forward_branches(images(dtype=torch.float64), PAIR)
     torch.testing.assert_close(branches["pwca"], branches["sa"], **EXACT)
 
 
-def test_a_swins_pair_wise_attention_without_the_other_picture_is_self_attention(
+def test_a_swins_pair_wise_attention_without_the_other_image_is_self_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     model = timm.create_model("dcal_swin_tiny_patch4_window7_224", **SWIN).double()
-    x = pictures(dtype=torch.float64)
+    x = images(dtype=torch.float64)
     branches = model.forward_branches(x, PAIR)
     torch.testing.assert_close(branches["sa"].logits, model(x), **EXACT)
     assert (branches["pwca"].logits - branches["sa"].logits).abs().max() > 1e-3
@@ -196,7 +196,7 @@ def test_pretrained_weights_are_intact_after_construction(name: str, tmp_path: P
     state = model.state_dict()
     for key, value in plain.state_dict().items():
         assert torch.equal(state[key], value), key
-    x = pictures(size=small["img_size"])
+    x = images(size=small["img_size"])
     if "swin" not in name:
         # What is not in the weights begins as what stands beside it.
         assert torch.equal(model.glca.block.mlp.fc1.weight, plain.blocks[-1].mlp.fc1.weight)
@@ -232,7 +232,7 @@ def test_every_tag_of_timms_backbones_is_there() -> None:
 @pytest.mark.parametrize("glca_pool", ["token", "avg"])
 def test_inference_takes_self_attention_and_glca_together_or_the_former(glca_pool: str) -> None:
     model = vit(glca_pool=glca_pool).eval()
-    x = pictures()
+    x = images()
     branches = model.forward_branches(x)
     assert list(branches) == ["sa", "glca"]
     probabilities = [branch.logits.softmax(-1) for branch in branches.values()]
@@ -247,7 +247,7 @@ def test_inference_takes_self_attention_and_glca_together_or_the_former(glca_poo
 
 
 def test_branches_can_be_left_out() -> None:
-    x = pictures()
+    x = images()
     assert list(vit(glca=False).forward_branches(x, PAIR)) == ["sa", "pwca"]
     assert list(vit(pwca=False).forward_branches(x, PAIR)) == ["sa", "glca"]
     model = vit(glca=False, pwca=False).eval()
@@ -265,7 +265,7 @@ def test_every_parameter_receives_a_gradient_with_and_without_recomputing(glca_p
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         torch.manual_seed(0)
-        sum(branch.logits.square().mean() for branch in model.forward_branches(pictures(), PAIR).values()).backward()
+        sum(branch.logits.square().mean() for branch in model.forward_branches(images(), PAIR).values()).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
         grads.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*grads)
@@ -277,16 +277,16 @@ def test_a_swin_recomputes_pairs() -> None:
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
-        sum(branch.logits.square().mean() for branch in model.forward_branches(pictures(), PAIR).values()).backward()
+        sum(branch.logits.square().mean() for branch in model.forward_branches(images(), PAIR).values()).backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*grads)
-    assert list(model.forward_branches(pictures())) == ["sa"]
+    assert list(model.forward_branches(images())) == ["sa"]
 
 
 @pytest.mark.parametrize("glca_pool", ["token", "avg"])
 def test_branches_and_forward_compile_in_one_graph(glca_pool: str) -> None:
     model = vit(glca_pool=glca_pool, depth=2).eval()
-    x = pictures()
+    x = images()
     compiled = torch.compile(model.forward_branches, fullgraph=True, backend="eager")
     expected = model.forward_branches(x, PAIR)
     for name, branch in compiled(x, PAIR).items():
@@ -297,11 +297,9 @@ def test_branches_and_forward_compile_in_one_graph(glca_pool: str) -> None:
 def test_bfloat16_autocast_selects_the_same_patches() -> None:
     model = vit(glca_pool="avg", glca_ratio=0.25).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        rollout, _ = model.rollout_maps(pictures())
-        loss = sum(
-            branch.logits.float().square().mean() for branch in model.forward_branches(pictures(), PAIR).values()
-        )
-    torch.testing.assert_close(rollout.float(), model.rollout_maps(pictures())[0], atol=5e-3, rtol=0.05)
+        rollout, _ = model.rollout_maps(images())
+        loss = sum(branch.logits.float().square().mean() for branch in model.forward_branches(images(), PAIR).values())
+    torch.testing.assert_close(rollout.float(), model.rollout_maps(images())[0], atol=5e-3, rtol=0.05)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -327,7 +325,7 @@ def test_config_is_true(name: str) -> None:
 @pytest.mark.parametrize("glca", [True, False])
 def test_classifier_can_change(glca: bool) -> None:
     model = vit(glca=glca).eval().double()
-    x = pictures(dtype=torch.float64)
+    x = images(dtype=torch.float64)
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert pooled.shape == (3, model.head_hidden_size)
     model.reset_classifier(7)
@@ -343,7 +341,7 @@ def test_classifier_can_change(glca: bool) -> None:
 @pytest.mark.parametrize("glca_pool", ["token", "avg"])
 def test_intermediates_end_in_the_features(glca_pool: str) -> None:
     model = vit(glca_pool=glca_pool, reg_tokens=2).eval()
-    x = pictures()
+    x = images()
     plain = timm.create_model("vit_tiny_patch16_224", **VIT, reg_tokens=2).eval()
     plain.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("glca")})
     for options in ({}, {"norm": True}, {"indices": [1]}, {"indices": 2, "output_fmt": "NLC"}):
@@ -360,7 +358,7 @@ def test_intermediates_end_in_the_features(glca_pool: str) -> None:
 
 def test_pruned_and_features_only() -> None:
     model = vit().eval()
-    x = pictures()
+    x = images()
     level = model.forward_intermediates(x, indices=[1], intermediates_only=True, norm=True, output_fmt="NLC")[0]
     assert model.prune_intermediate_layers([1]) == [1]
     torch.testing.assert_close(model.forward_features(x)[:, 1:], level)
@@ -378,7 +376,7 @@ def test_torchscript_and_fx_give_the_same(options: dict[str, Any]) -> None:
     from timm.models._features_fx import GraphExtractNet
 
     model = vit(**options).eval()
-    x = pictures()
+    x = images()
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(x), model(x))
         traced = GraphExtractNet(model, ["head"], squeeze_out=True)
@@ -420,7 +418,7 @@ def test_hub_folder_round_trip(tmp_path: Path) -> None:
     model = vit().eval()
     save_for_hf(model, tmp_path, model_args=VIT, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    torch.testing.assert_close(loaded(pictures()), model(pictures()))
+    torch.testing.assert_close(loaded(images()), model(images()))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def encoder(**options: Any) -> VisionTransformer:
     return VisionTransformer(**{**SMALL, "num_classes": 0, **options}).eval()
 
 
-def pictures(count: int = 3, channels: int = 3) -> Tensor:
+def images(count: int = 3, channels: int = 3) -> Tensor:
     return torch.rand(count, channels, 8, 12)
 
 
@@ -47,7 +47,7 @@ def masks(count: int = 3, ratio: float = 0.75) -> Masking:
 
 
 def cut(image: Tensor, place: int) -> Tensor:
-    """One patch of 4×2 pixels of a picture 12 pixels wide, [4, 2, C]."""
+    """One patch of 4×2 pixels of an image 12 pixels wide, [4, 2, C]."""
     row, column = divmod(place, 6)
     return image[:, 4 * row : 4 * row + 4, 2 * column : 2 * column + 2].permute(1, 2, 0)
 
@@ -80,7 +80,7 @@ def test_something_is_hidden_and_something_visible(ratio: float, hidden: int) ->
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_with_nothing_hidden_it_is_the_whole_model(layout: str) -> None:
-    model, image = encoder(**LAYOUTS[layout]), pictures()
+    model, image = encoder(**LAYOUTS[layout]), images()
     everything = torch.rand(3, PATCHES).argsort(1)
     expected = model.forward_features(image)
     prefix = model.num_prefix_tokens
@@ -92,7 +92,7 @@ def test_with_nothing_hidden_it_is_the_whole_model(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_is_the_whole_model_with_attention_to_what_is_visible(layout: str) -> None:
-    model, image, masking = encoder(**LAYOUTS[layout]), pictures(), masks()
+    model, image, masking = encoder(**LAYOUTS[layout]), images(), masks()
     prefix = model.num_prefix_tokens
     seen = torch.ones(3, prefix + PATCHES, dtype=torch.bool)
     seen[:, prefix:].scatter_(1, masking.hidden, False)
@@ -106,12 +106,12 @@ def test_it_is_the_whole_model_with_attention_to_what_is_visible(layout: str) ->
 
 
 def test_targets_are_pixels_of_hidden_patches_at_mean_0_and_variance_1() -> None:
-    image, masking = pictures(), masks()
+    image, masking = images(), masks()
     found = hidden_patches(image, masking, (4, 2))
     assert found.shape == (3, 9, 4 * 2 * 3)
-    for picture, places, targets in zip(image, masking.hidden.tolist(), found, strict=True):
+    for each, places, targets in zip(image, masking.hidden.tolist(), found, strict=True):
         for place, target in zip(places, targets, strict=True):
-            patch = cut(picture, place).flatten()
+            patch = cut(each, place).flatten()
             torch.testing.assert_close(target, (patch - patch.mean()) / torch.sqrt(patch.var() + 1e-6))
 
 
@@ -120,13 +120,13 @@ def test_patches_of_one_colour_are_zeros() -> None:
 
 
 def test_patches_are_rows_of_rows() -> None:
-    image = pictures(1, channels=2)
+    image = images(1, channels=2)
     expected = [cut(image[0], place).flatten() for place in range(PATCHES)]
     torch.testing.assert_close(patchify(image, (4, 2))[0], torch.stack(expected))
 
 
 def test_true_pixels_fill_the_holes() -> None:
-    image, masking = pictures(), masks()
+    image, masking = images(), masks()
     torch.testing.assert_close(
         fill_hidden(image, masking, (4, 2), hidden_patches(image, masking, (4, 2))), image, atol=1e-5, rtol=0
     )
@@ -137,7 +137,7 @@ def test_true_pixels_fill_the_holes() -> None:
 
 
 def test_a_prediction_is_for_its_place_and_knows_nothing_of_hidden_pixels() -> None:
-    model, image, masking = encoder(), pictures(), masks()
+    model, image, masking = encoder(), images(), masks()
     decoder = MaskedDecoder(model, 16, 2, 2).eval()
     predicted = decoder(encode_visible(model, image, masking.visible), masking)
     assert predicted.shape == (3, 9, 24)
@@ -191,9 +191,9 @@ def test_what_is_no_encoder_is_told() -> None:
     assert isinstance(check_encoder(encoder(), "x", (8, 12)), VisionTransformer)
     with pytest.raises(ValueError, match="test_resnet is no VisionTransformer of timm on patches"):
         check_encoder(timm.create_model("test_resnet"), "test_resnet", (32, 32))
-    with pytest.raises(ValueError, match=r"x takes pictures of 8×12 pixels, the data have 32×32: pass --data.img_size"):
+    with pytest.raises(ValueError, match=r"x takes images of 8×12 pixels, the data have 32×32: pass --data.img_size"):
         check_encoder(encoder(), "x", (32, 32))
-    with pytest.raises(ValueError, match="pictures of 9×12 pixels are not whole patches of 4×2"):
+    with pytest.raises(ValueError, match="images of 9×12 pixels are not whole patches of 4×2"):
         check_encoder(encoder(img_size=(9, 12)), "x", (9, 12))
 
 

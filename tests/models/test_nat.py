@@ -36,7 +36,7 @@ def test_parameters_and_flops_of_the_table(name: str, params: float, gflops: flo
     assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, abs=0.15)
 
 
-# name: size of pictures, parameters in millions and GFLOPs as published, to the digits that they are published with
+# name: size of images, parameters in millions and GFLOPs as published, to the digits that they are published with
 ROUGH_TABLE = {
     "dinat_large_384": (384, 200, 89.7),
     "dinat_large_384_k11": (384, 200, 92.4),

@@ -20,7 +20,7 @@ def create(**options: Any) -> Any:
     return timm.create_model(NAME, **{**NARROW, **options}).eval()
 
 
-def pictures(size: int = 32) -> Tensor:
+def images(size: int = 32) -> Tensor:
     return torch.randn(2, 3, size, size)
 
 
@@ -34,7 +34,7 @@ def test_features_are_those_of_the_vit_whose_weights_load(tmp_path: Path) -> Non
     for name, value in plain.state_dict().items():
         assert torch.equal(held[name], value), name
     assert {name.partition(".")[0] for name in held.keys() - plain.state_dict().keys()} == {"attn_pool"}
-    x = pictures()
+    x = images()
     torch.testing.assert_close(model.forward_features(x), plain.forward_features(x))
     other = create(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3)
     torch.testing.assert_close(other.blocks.state_dict(), plain.blocks.state_dict())
@@ -53,7 +53,7 @@ def test_its_own_weights_keep_their_slots(tmp_path: Path) -> None:
 @pytest.mark.parametrize("set_pool", ["mean", "attention"])
 def test_the_order_of_slots_and_patches_does_not_matter(set_pool: str) -> None:
     model = create(set_pool=set_pool)
-    tokens = model.forward_features(pictures())
+    tokens = model.forward_features(images())
     expected = model.forward_head(tokens)
     order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(64)])
     torch.testing.assert_close(model.forward_head(tokens[:, order]), expected)
@@ -67,7 +67,7 @@ def test_the_order_of_slots_and_patches_does_not_matter(set_pool: str) -> None:
 
 def test_pooling_is_a_mean_of_normed_slots() -> None:
     model = create(set_pool="mean", num_slots=4)
-    x = pictures()
+    x = images()
     tokens = model.forward_features(x)
     slots, attention = model.attn_pool.slots(tokens[:, 1:])
     pooled = model.forward_head(tokens, pre_logits=True)
@@ -76,7 +76,7 @@ def test_pooling_is_a_mean_of_normed_slots() -> None:
 
 
 def test_it_is_deterministic_in_training_unless_slots_are_drawn() -> None:
-    x = pictures()
+    x = images()
     model = create().train()
     torch.testing.assert_close(model(x), model(x))
     drawn = create(slot_init="gaussian").train()
@@ -121,7 +121,7 @@ def test_every_tag_of_the_backbone_is_there() -> None:
 
 
 def test_classifier_can_change() -> None:
-    model, x = create(), pictures()
+    model, x = create(), images()
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     model.reset_classifier(0)
@@ -137,12 +137,12 @@ def test_classifier_can_change() -> None:
 def test_every_parameter_receives_a_gradient() -> None:
     for options in ({}, {"slot_init": "gaussian", "set_pool": "mean"}, {"slot_implicit": True}):
         model = create(num_classes=5, **options).train()
-        model(pictures()).square().mean().backward()
+        model(images()).square().mean().backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_intermediates_pruning_and_features_only() -> None:
-    model, x = create(), pictures()
+    model, x = create(), images()
     features, levels = model.forward_intermediates(x)
     torch.testing.assert_close(features, model.forward_features(x))
     assert [tuple(level.shape) for level in levels] == [(2, 24, 8, 8)] * 3
@@ -155,7 +155,7 @@ def test_intermediates_pruning_and_features_only() -> None:
 def test_checkpointing_scripting_and_tracing_change_nothing() -> None:
     from timm.models._features_fx import create_feature_extractor
 
-    model, x = create(num_classes=3, depth=2), pictures()
+    model, x = create(num_classes=3, depth=2), images()
     gradients = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -190,5 +190,5 @@ def test_hub_folder_round_trip(tmp_path: Path) -> None:
     model = create(num_classes=4)
     save_for_hf(model, tmp_path, model_config={"num_classes": 4}, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **NARROW).eval()
-    x = pictures()
+    x = images()
     torch.testing.assert_close(loaded(x), model(x))

@@ -81,7 +81,7 @@ def test_kernels_of_one_place_are_an_mlp_for_each() -> None:
 
 
 @pytest.mark.parametrize("method", ["slot_attention", "dinosaur"])
-def test_a_picture_is_the_sum_of_its_masked_parts(method: Any) -> None:
+def test_an_image_is_the_sum_of_its_masked_parts(method: Any) -> None:
     model = SlotAutoencoder(FEATURES, method, **SMALL, **FAST)
     found = model(features())
     size, channels = ((8, 8), 3) if method == "slot_attention" else ((4, 3), 6)
@@ -152,7 +152,7 @@ def test_every_parameter_receives_a_gradient(method: Any) -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_pictures_do_not_depend_on_their_batch() -> None:
+def test_images_do_not_depend_on_their_batch() -> None:
     model, x = SlotAutoencoder(FEATURES, **SMALL).eval(), features(3)
     torch.testing.assert_close(model(x).masks[1:2], model(x[1:2]).masks, atol=1e-5, rtol=1e-4)
 

@@ -20,17 +20,17 @@ from visionattn.layers.sfne import tile_channels
 
 BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 LINE: dict[str, Any] = {"img_size": 20, "proj_drop_rate": 0.0}
-PICTURE: dict[str, Any] = {"img_size": 9, "proj_drop_rate": 0.0}
+IMAGE: dict[str, Any] = {"img_size": 9, "proj_drop_rate": 0.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ten branches": ("terminator_pico", PICTURE),
-    "nine branches": ("terminator_pico", {**PICTURE, "local_sizes": (0, 9, 5, 7)}),
-    "five blocks": ("terminator", {**PICTURE, "embed_dims": (12, 24, 12, 24, 36)}),
-    "rectangle": ("terminator_pico", {**PICTURE, "img_size": (5, 8), "global_mode": "elementwise"}),
-    "convolution": ("terminator_pico", {**PICTURE, "img_size": (5, 6), "global_mode": "fftconv"}),
-    "patches": ("terminator_pico", {**PICTURE, "img_size": 12, "patch_size": 2}),
+    "ten branches": ("terminator_pico", IMAGE),
+    "nine branches": ("terminator_pico", {**IMAGE, "local_sizes": (0, 9, 5, 7)}),
+    "five blocks": ("terminator", {**IMAGE, "embed_dims": (12, 24, 12, 24, 36)}),
+    "rectangle": ("terminator_pico", {**IMAGE, "img_size": (5, 8), "global_mode": "elementwise"}),
+    "convolution": ("terminator_pico", {**IMAGE, "img_size": (5, 6), "global_mode": "fftconv"}),
+    "patches": ("terminator_pico", {**IMAGE, "img_size": 12, "patch_size": 2}),
     "sequence": ("terminator_1d_pico", LINE),
     "sequence, convolution": ("terminator_1d_pico", {**LINE, "global_mode": "fftconv"}),
-    "one position": ("terminator_pico", {**PICTURE, "img_size": 1}),
+    "one position": ("terminator_pico", {**IMAGE, "img_size": 1}),
 }
 
 
@@ -54,7 +54,7 @@ def create(name: str = "terminator_pico", **options: Any) -> nn.Module:
     return model
 
 
-def pictures(model: nn.Module, batch: int = 3, **kwargs: Any) -> Tensor:
+def images(model: nn.Module, batch: int = 3, **kwargs: Any) -> Tensor:
     return torch.randn(batch, model.in_chans, *model.img_size, **kwargs)  # type: ignore[arg-type, misc]
 
 
@@ -64,7 +64,7 @@ def pictures(model: nn.Module, batch: int = 3, **kwargs: Any) -> Tensor:
 def test_network_is_its_transcription(plain: Any, variant: str, paper_compat: bool, training: bool) -> None:
     name, options = VARIANTS[variant]
     model = create(name, paper_compat=paper_compat, **options).double()
-    x = pictures(model, dtype=torch.float64)
+    x = images(model, dtype=torch.float64)
     results = []
     for make in (lambda net: net, plain):
         net, given = make(copy.deepcopy(model)).train(training), x.clone().requires_grad_()
@@ -103,8 +103,8 @@ def test_multiplications_are_as_published() -> None:
 
 def test_what_is_left_out_has_no_effect(plain: Any) -> None:
     """Drawn biases before a standardization change nothing; scalars after a local branch are added to a mixed map."""
-    model = create(paper_compat=True, **PICTURE).double().eval()
-    x = pictures(model, dtype=torch.float64)
+    model = create(paper_compat=True, **IMAGE).double().eval()
+    x = images(model, dtype=torch.float64)
     expected = model(x)
     ends = ("mix.bias", "rgu_slow.proj.bias", "rgu_fast.proj.bias", "local_1.proj.bias", "proj.bias", "local_3.scalar")
     with torch.no_grad():
@@ -115,31 +115,31 @@ def test_what_is_left_out_has_no_effect(plain: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", ["ten branches", "sequence", "one position"])
-def test_prediction_depends_on_its_picture_alone(variant: str) -> None:
+def test_prediction_depends_on_its_image_alone(variant: str) -> None:
     name, options = VARIANTS[variant]
     model = create(name, **options).double().eval()
-    x = pictures(model, 4, dtype=torch.float64)
+    x = images(model, 4, dtype=torch.float64)
     with torch.no_grad():
         together, alone = model(x)[:1], model(x[:1])
-        beside_others = model(torch.cat((x[:1], 100 * pictures(model, 2, dtype=torch.float64))))[:1]
+        beside_others = model(torch.cat((x[:1], 100 * images(model, 2, dtype=torch.float64))))[:1]
     torch.testing.assert_close(alone, together, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(beside_others, together, rtol=1e-9, atol=1e-9)
 
 
 def test_compat_prediction_depends_on_its_batch() -> None:
-    model = create(paper_compat=True, **PICTURE).eval()
-    x = pictures(model, 4)
+    model = create(paper_compat=True, **IMAGE).eval()
+    x = images(model, 4)
     with torch.no_grad():
         assert (model(x)[:1] - model(x[:2])[:1]).abs().max() > 1e-3
 
 
 def test_prediction_outlives_saving_and_conversion(tmp_path: Path) -> None:
-    model = create(**PICTURE).eval()
-    x = pictures(model)
+    model = create(**IMAGE).eval()
+    x = images(model)
     with torch.no_grad():
         expected = model(x)
         torch.save(model.state_dict(), tmp_path / "weights.pth")
-        again = timm.create_model("terminator_pico", **PICTURE).eval()
+        again = timm.create_model("terminator_pico", **IMAGE).eval()
         again(x)  # what is kept from other weights must go
         again.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
         torch.testing.assert_close(again(x), expected, rtol=0, atol=0)
@@ -154,7 +154,7 @@ def test_prediction_outlives_saving_and_conversion(tmp_path: Path) -> None:
 
 
 def fresh_answer(model: nn.Module, x: Tensor) -> Tensor:
-    other = timm.create_model("terminator_pico", **PICTURE).eval()
+    other = timm.create_model("terminator_pico", **IMAGE).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         return other(x)
@@ -162,7 +162,7 @@ def fresh_answer(model: nn.Module, x: Tensor) -> Tensor:
 
 def load_in_inference_mode(model: nn.Module) -> None:
     with torch.inference_mode():
-        model.load_state_dict(create(**PICTURE).state_dict())
+        model.load_state_dict(create(**IMAGE).state_dict())
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
@@ -170,18 +170,18 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "buffers": lambda model: [b.add_(0.1) for b in model.buffers()],
     "data": lambda model: [p.data.mul_(1.05) for p in model.parameters()],
     "NumPy view": lambda model: [np.multiply(a := p.detach().numpy(), 1.05, out=a) for p in model.parameters()],
-    "load": lambda model: model.load_state_dict(create(**PICTURE).state_dict()),
+    "load": lambda model: model.load_state_dict(create(**IMAGE).state_dict()),
     "load, in inference mode": load_in_inference_mode,
-    "load, assigned": lambda model: model.load_state_dict(create(**PICTURE).state_dict(), assign=True),
+    "load, assigned": lambda model: model.load_state_dict(create(**IMAGE).state_dict(), assign=True),
     "new parameter": lambda model: setattr(model.blocks[0].kernel.proj, "weight", nn.Parameter(torch.randn(3, 64))),
-    "training": lambda model: model.train()(pictures(model)) is not None and model.eval(),
+    "training": lambda model: model.train()(images(model)) is not None and model.eval(),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_answer_follows_any_change_of_weights(change: str) -> None:
-    model = create(**PICTURE).eval()
-    x = pictures(model)
+    model = create(**IMAGE).eval()
+    x = images(model)
     with torch.no_grad():
         before = model(x)
         CHANGES[change](model)
@@ -192,8 +192,8 @@ def test_answer_follows_any_change_of_weights(change: str) -> None:
 
 @pytest.mark.parametrize("change", ["load", "load, in inference mode", "load, assigned", "training"])
 def test_frozen_weights_end_with_loading_and_training(change: str) -> None:
-    model = create(**PICTURE).eval()
-    x = pictures(model)
+    model = create(**IMAGE).eval()
+    x = images(model)
     with visionattn.frozen_weights(model), torch.no_grad():
         CHANGES[change](model)
         torch.testing.assert_close(model(x), fresh_answer(model, x), rtol=0, atol=0)
@@ -201,8 +201,8 @@ def test_frozen_weights_end_with_loading_and_training(change: str) -> None:
 
 @pytest.mark.parametrize("with_grad", [False, True], ids=["no grad", "grad"])
 def test_functional_call_and_vmap_over_weights(with_grad: bool) -> None:
-    models = [create(**PICTURE).eval() for _ in range(2)]
-    x = pictures(models[0])
+    models = [create(**IMAGE).eval() for _ in range(2)]
+    x = images(models[0])
     states = [model.state_dict() for model in models]
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     with torch.set_grad_enabled(with_grad):
@@ -215,12 +215,12 @@ def test_functional_call_and_vmap_over_weights(with_grad: bool) -> None:
 
 def test_frozen_weights_make_kernels_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    model = create(**PICTURE).eval()
+    model = create(**IMAGE).eval()
     for module in model.modules():
         if isinstance(module, Prepared):
             prepare = module.prepare
             monkeypatch.setattr(module, "prepare", lambda f=prepare: (calls.append(1), f())[1])
-    x = pictures(model)
+    x = images(model)
     with torch.inference_mode():
         expected = model(x)
         calls.clear()
@@ -238,8 +238,8 @@ def test_frozen_weights_make_kernels_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_frozen_weights_bind_no_copy() -> None:
-    model = create(**PICTURE).eval()
-    x = pictures(model)
+    model = create(**IMAGE).eval()
+    x = images(model)
     with visionattn.frozen_weights(model), torch.no_grad():
         copied = copy.deepcopy(model)
         CHANGES["data"](copied)
@@ -247,14 +247,14 @@ def test_frozen_weights_bind_no_copy() -> None:
 
 
 def test_kernels_of_another_size_are_interpolated() -> None:
-    model = create(**PICTURE, kernel_init="band_limited").eval()
+    model = create(**IMAGE, kernel_init="band_limited").eval()
     kernels = {key: x.detach().clone() for key, x in model.hyper_kernels().items()}
     model.set_input_size(17)
     larger = model.hyper_kernels()
     assert larger["blocks.0.global"].shape == (3, 17, 17)
     torch.testing.assert_close(larger["blocks.0.global"][:, ::2, ::2], kernels["blocks.0.global"])
     assert torch.equal(larger["blocks.0.gate"], kernels["blocks.0.gate"])
-    x = pictures(model)
+    x = images(model)
     assert x.shape[2:] == (17, 17)
     expected = model(x)
     other = timm.create_model("terminator_pico", img_size=17, grid_size=9).eval()
@@ -272,26 +272,26 @@ def test_any_size_works_or_is_refused(mode: str, size: tuple[int, int]) -> None:
             create(img_size=size)
         return
     model = create(img_size=size, global_mode=mode)
-    x = pictures(model, 2)
+    x = images(model, 2)
     model(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     model.eval()
     assert model(x[:1]).isfinite().all()
 
 
-def test_one_picture_can_be_trained_on() -> None:
-    model = create(**PICTURE)
-    assert model(pictures(model, 1)).isfinite().all()
+def test_one_image_can_be_trained_on() -> None:
+    model = create(**IMAGE)
+    assert model(images(model, 1)).isfinite().all()
     small = create(img_size=1)
-    with pytest.raises(ValueError, match="more than one value per channel; got one picture with a map of 1x1"):
-        small(pictures(small, 1))
-    assert small.eval()(pictures(small, 1)).isfinite().all()
+    with pytest.raises(ValueError, match="more than one value per channel; got one image with a map of 1x1"):
+        small(images(small, 1))
+    assert small.eval()(images(small, 1)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["terminator_pico", "terminator_1d_pico"])
 def test_bfloat16_autocast(name: str) -> None:
-    model = create(name, **(PICTURE if name == "terminator_pico" else LINE))
-    x = pictures(model, 8)
+    model = create(name, **(IMAGE if name == "terminator_pico" else LINE))
+    x = images(model, 8)
     exact = model(x)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x)
@@ -304,7 +304,7 @@ def test_bfloat16_autocast(name: str) -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_network_compiles_in_one_graph(training: bool) -> None:
     model = create(img_size=8, embed_dims=(12,), slow_depths=(2,)).train(training)
-    x = pictures(model)
+    x = images(model)
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     results = []
     for net in (model, compiled):
@@ -314,7 +314,7 @@ def test_network_compiles_in_one_graph(training: bool) -> None:
 
 
 def test_slow_loss_holds_global_kernels_together() -> None:
-    model = create(**PICTURE, slow_loss_weight=0.5)
+    model = create(**IMAGE, slow_loss_weight=0.5)
     kernels = [x for key, x in model.hyper_kernels().items() if key.endswith("global")]
     expected = torch.zeros(())
     for i, later in enumerate(kernels):
@@ -354,7 +354,7 @@ def test_arguments_that_do_not_fit_are_named(options: dict[str, Any], message: s
         timm.create_model("terminator_pico", **options)
 
 
-def test_pictures_of_another_size_are_refused() -> None:
-    model = create(**PICTURE)
-    with pytest.raises(ValueError, match=r"takes pictures \[B, C, 9, 9\]; got \[2, 3, 8, 9\]: resize them, or call"):
+def test_images_of_another_size_are_refused() -> None:
+    model = create(**IMAGE)
+    with pytest.raises(ValueError, match=r"takes images \[B, C, 9, 9\]; got \[2, 3, 8, 9\]: resize them, or call"):
         model(torch.randn(2, 3, 8, 9))

@@ -64,7 +64,7 @@ def test_their_cards_say_what_the_table_says(name: str) -> None:
         rows = [row for row in csv.DictReader(file) if f"{row['model']}.cifar10" == name]
     row = min(rows, key=lambda row: int(row["seed"]))
     card = (FOLDER / name / "README.md").read_text()
-    assert f"top-1 {float(row['test_top1']):.2f}%, top-5 {float(row['test_top5']):.2f}% on 10,000 pictures" in card
+    assert f"top-1 {float(row['test_top1']):.2f}%, top-5 {float(row['test_top5']):.2f}% on 10,000 images" in card
     for words in ("CIFAR-10", "| License | apache-2.0 |", "holdout_per_class: 500", "## Limits"):
         assert words in card
 

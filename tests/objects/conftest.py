@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Blocks(NamedTuple):
-    """Pictures with segments, without the pictures."""
+    """Images with segments, without the images."""
 
     segments: Tensor
     classes: Tensor
@@ -19,11 +19,11 @@ def make_blocks(count: int, size: int = 32, num_segments: int = 5, seed: int = 0
     """A background, 1, and rectangles upon it, 2 and up, in multiples of 4 pixels."""
     draws = torch.Generator().manual_seed(seed)
     segments = torch.ones(count, size, size, dtype=torch.int64)
-    for picture in segments:
+    for image in segments:
         for number in range(2, num_segments + 1):
             top, left = (4 * torch.randint(0, size // 4 - 2, (2,), generator=draws)).tolist()
             height, width = (4 * torch.randint(2, 5, (2,), generator=draws)).tolist()
-            picture[top : top + height, left : left + width] = number
+            image[top : top + height, left : left + width] = number
     classes = torch.randint(0, 3, (count, num_segments + 1), generator=draws)
     classes[:, 0] = -1
     things = torch.arange(num_segments + 1).expand(count, -1) > 1

@@ -1,4 +1,4 @@
-"""Segments that know nothing of the picture."""
+"""Segments that know nothing of the image."""
 
 import pytest
 import torch

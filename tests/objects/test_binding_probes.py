@@ -49,8 +49,8 @@ def explicit(name, probe, x):
     return torch.stack(
         [
             torch.stack([torch.stack([FORMULAS[name](probe, n, a, b) for b in tokens]) for a in tokens])
-            for n, pictures in enumerate(x)
-            for tokens in pictures
+            for n, images in enumerate(x)
+            for tokens in images
         ]
     ).view(*x.shape[:2], x.shape[2], x.shape[2])
 

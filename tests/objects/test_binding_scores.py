@@ -13,11 +13,11 @@ L, B, N = 2, 4, 16
 def streamed(scores, pairs):
     counted = PairScores(L)
     for number in range(B):
-        counted.update(scores[:, number : number + 1], of_picture(pairs, number))
+        counted.update(scores[:, number : number + 1], of_image(pairs, number))
     return counted
 
 
-def of_picture(pairs, number):
+def of_image(pairs, number):
     return PatchPairs(*(values[number : number + 1] for values in pairs))
 
 

@@ -20,7 +20,7 @@ LAYOUT = SimpleNamespace(dim=DIM, grid=GRID, num_prefix_tokens=PREFIX)
 
 
 def identity_features(scenes, draws, shuffled=False):
-    """Tokens [B, 2 + 64, D]: a random code for each segment of each picture, with noise."""
+    """Tokens [B, 2 + 64, D]: a random code for each segment of each image, with noise."""
     instances = label_patches(scenes, GRID).instances
     if shuffled:
         instances = instances.gather(1, torch.rand(instances.shape, generator=draws).argsort(1))

@@ -7,7 +7,7 @@ import torch
 
 from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_overlaps
 
-# Two pictures of 2 × 4 pixels in two patches; the last pixel of the first belongs to no segment.
+# Two images of 2 × 4 pixels in two patches; the last pixel of the first belongs to no segment.
 SCENES = SimpleNamespace(
     segments=torch.tensor([[[1, 1, 2, 2], [1, 1, 1, 0]], [[1, 1, 1, 1], [3, 3, 3, 3]]]),
     classes=torch.tensor([[-1, 0, 1, -1], [-1, 2, -1, 0]]),
@@ -28,7 +28,7 @@ def test_semantic_iou_is_the_mean_of_classes_that_occur():
     for number, predicted in enumerate(torch.tensor([[0, 1], [0, 4]])):
         scenes = SimpleNamespace(**{key: value[number : number + 1] for key, value in vars(SCENES).items()})
         metric.update(scenes, count_overlaps(scenes, predicted[None], GRID, 5))
-    # Class 0: 5 pixels in the first picture, 4 right, and 4 in the second, 2 right; said of 2 pixels of class 2, too.
+    # Class 0: 5 pixels in the first image, 4 right, and 4 in the second, 2 right; said of 2 pixels of class 2, too.
     # Class 1: 2 pixels, both right; said of one of class 0, too. Class 2: 4 pixels, none right. Class 4 does not occur.
     assert metric.compute() == pytest.approx((6 / 11 + 2 / 3 + 0) / 3)
 
@@ -37,7 +37,7 @@ def test_instance_iou_is_the_mean_of_objects_with_their_queries():
     metric = InstanceIoU()
     assert metric.compute() is None
     metric.update(SCENES, count_overlaps(SCENES, torch.tensor([[3, 1], [2, 2]]), GRID, 4))
-    # In the second picture query 2 is as good for either segment, half right, and one of them remains without.
+    # In the second image query 2 is as good for either segment, half right, and one of them remains without.
     first = 4 / 5 + 2 / 3
     assert metric.compute() in (pytest.approx((first + 0.5) / 3), pytest.approx((first + 0.0) / 3))
 

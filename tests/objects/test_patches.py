@@ -47,7 +47,7 @@ def test_pairs_are_of_two_labelled_patches():
     assert torch.equal(pairs.foreground, pairs.counted)
 
 
-def test_grids_need_not_divide_pictures():
+def test_grids_need_not_divide_images():
     counts = count_pixels(SEGMENTS[:, :3], (2, 3), 4)
     # Rows 0 and 1, then 2; columns 0 and 1, then 2, then 3.
     assert counts.tolist() == [

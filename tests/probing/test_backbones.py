@@ -1,4 +1,4 @@
-"""Tokens of every family: class token, registers and patches where timm puts them, the final norm, the pictures."""
+"""Tokens of every family: class token, registers and patches where timm puts them, the final norm, the images."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     return model.eval()
 
 
-def pictures(backbone: Backbone, count: int = 2) -> Tensor:
+def random_images(backbone: Backbone, count: int = 2) -> Tensor:
     return torch.randn(count, *backbone.preprocessing["input_size"])
 
 
@@ -93,7 +93,7 @@ def final_tokens(model: Any, images: Tensor) -> Tensor:
 def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
     model = build(family.name, **family.kwargs)
     backbone = Backbone(model, family.name, model_kwargs=family.kwargs)
-    images = pictures(backbone)
+    images = random_images(backbone)
     tokens = backbone(images)["last"]
     assert backbone.layouts == {"last": family.layout}
     assert tokens.shape == (2, family.layout.num_tokens, family.layout.dim)
@@ -102,7 +102,7 @@ def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_pictures_are_prepared_as_the_weights_want_them(family: Family) -> None:
+def test_images_are_prepared_as_the_weights_want_them(family: Family) -> None:
     preprocessing = Backbone(build(family.name, **family.kwargs), family.name).preprocessing
     config = timm.get_pretrained_cfg(family.name)
     assert preprocessing["input_size"] == config.input_size == (3, family.size, family.size)
@@ -115,7 +115,7 @@ def test_pictures_are_prepared_as_the_weights_want_them(family: Family) -> None:
 def test_tapped_layers_are_those_of_forward_intermediates(family: Family) -> None:
     model: Any = build(family.name, **family.kwargs)
     backbone = Backbone(model, family.name, ["last", -1, 0])
-    images = pictures(backbone)
+    images = random_images(backbone)
     with torch.no_grad():
         features = model.forward_intermediates(images, intermediates_only=True)
     last = len(features) - 1
@@ -138,7 +138,7 @@ def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> N
     family = FAMILIES[name]
     model: Any = build(family.name, **family.kwargs)
     backbone = Backbone(model, family.name, [0])
-    images = pictures(backbone, 1)
+    images = random_images(backbone, 1)
     with torch.no_grad():
         ((patches, prefix),) = model.forward_intermediates(
             images, indices=[0], return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
@@ -152,7 +152,7 @@ def test_all_blocks_can_be_had_as_they_are() -> None:
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
     backbone = Backbone(model, **options, layers=None, norm_blocks=False)
     assert (backbone.layers, backbone.depth) == ((0, 1), 2)
-    images = pictures(backbone)
+    images = random_images(backbone)
     with torch.no_grad():
         tokens = model.blocks[0](model.norm_pre(model._pos_embed(model.patch_embed(images))))
     torch.testing.assert_close(backbone(images)[0], tokens)
@@ -168,7 +168,7 @@ def test_a_class_token_that_a_model_does_not_declare_is_no_patch() -> None:
 def test_hiera_comes_row_by_row_where_it_keeps_the_order_of_its_mask_units() -> None:
     model: Any = build("hiera_tiny_224", embed_dim=8, stages=(1, 1, 1, 1), q_pool=2)
     backbone = Backbone(model, "hiera_tiny_224")
-    images = pictures(backbone, 1)
+    images = random_images(backbone, 1)
     tokens = backbone(images)["last"]
     torch.testing.assert_close(tokens, final_tokens(model, images))
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_hiera_comes_row_by_row_where_it_keeps_the_order_of_its_mask_units() -> 
 
 def test_tokens_of_a_convolution_are_row_by_row() -> None:
     backbone = Backbone(build("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), "convnext_tiny", [0])
-    images = pictures(backbone, 1)
+    images = random_images(backbone, 1)
     changed = images.clone()
     changed[..., :4, 8:12] += 1  # the third patch of the first row, of 56
     difference = (backbone(images)[0] - backbone(changed)[0]).abs().sum(2)[0]
@@ -188,7 +188,7 @@ def test_a_backbone_is_frozen_and_heads_can_be_trained_on_what_it_gives() -> Non
     model = build("vit_tiny_patch16_224", img_size=32, proj_drop_rate=0.5, **SMALL)
     model.train()
     backbone = Backbone(model, "vit_tiny_patch16_224", preprocessing={"input_size": (3, 32, 32)}).train()
-    images = pictures(backbone, 3)
+    images = random_images(backbone, 3)
     tokens = backbone(images)["last"]
     torch.testing.assert_close(backbone(images)["last"], tokens, rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -202,7 +202,7 @@ def test_autocast_computes_in_low_precision_and_gives_float32() -> None:
     options: dict[str, Any] = {"preprocessing": {"input_size": (3, 32, 32)}}
     exact = Backbone(model, "vit_tiny_patch16_224", **options)
     rounded = Backbone(model, "vit_tiny_patch16_224", amp_dtype=torch.bfloat16, **options)
-    images = pictures(exact)
+    images = random_images(exact)
     tokens = rounded(images)["last"]
     assert tokens.dtype == torch.float32
     assert not torch.equal(tokens, exact(images)["last"])
@@ -271,7 +271,7 @@ def test_dcal_gives_the_tokens_of_self_attention() -> None:
 def test_models_that_give_no_tokens() -> None:
     with pytest.raises(ValueError, match=r"ends in 1 tokens.*grid of 7 × 7; tap a block"):
         Backbone(timm.create_model("pit_ti_224"), "pit_ti_224")
-    with pytest.raises(ValueError, match=r"takes no pictures 3 × 96 × 96.*input_size"):
+    with pytest.raises(ValueError, match=r"takes no images 3 × 96 × 96.*input_size"):
         Backbone(build("vit_tiny_patch16_224", **SMALL), "vit", preprocessing={"input_size": (3, 96, 96)})
     with pytest.raises(ValueError, match="has no forward_intermediates"):
         Backbone(nn.Linear(2, 2), "linear", preprocessing={"input_size": (3, 4, 4)})

@@ -24,15 +24,15 @@ from torch import Tensor
 from visionattn.probing import cache as cache_module
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.extraction import FeatureCache, PictureBatch, extract_features
+from visionattn.probing.extraction import FeatureCache, ImageBatch, extract_features
 
-PICTURES, SHARD = 7, 4
+IMAGES, SHARD = 7, 4
 
 
 class Noise:
-    """Pictures of noise, a function of number and view."""
+    """Images of noise, a function of number and view."""
 
-    def __init__(self, count: int = PICTURES, name: str = "noise", seed: int = 0) -> None:
+    def __init__(self, count: int = IMAGES, name: str = "noise", seed: int = 0) -> None:
         self.identity, self.augmentation, self.count = {"name": name}, {"seed": seed}, count
         self.targets = [number % 3 for number in range(count)]
         self.opened: list[tuple[int, list[list[int]]]] = []
@@ -40,11 +40,11 @@ class Noise:
     def __len__(self) -> int:
         return self.count
 
-    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[PictureBatch]:
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[ImageBatch]:
         self.opened.append((view, [list(batch) for batch in batches]))
         for batch in batches:
             index = torch.tensor(batch)
-            yield PictureBatch(torch.stack([noise(number, view) for number in batch]), index, [])
+            yield ImageBatch(torch.stack([noise(number, view) for number in batch]), index, [])
 
 
 def noise(number: int, view: int) -> Tensor:
@@ -59,9 +59,9 @@ def backbone(seed: int = 0, layers: tuple[Layer, ...] = ("last",)) -> Backbone:
     return Backbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 16, 16)})
 
 
-def extract(folder: Path, pictures: Noise | None = None, **options: Any) -> FeatureCache:
+def extract(folder: Path, images: Noise | None = None, **options: Any) -> FeatureCache:
     options = {"token_budget_gb": 1, "views": 2, "batch_size": 3, "rows_per_shard": SHARD} | options
-    return extract_features(options.pop("backbone", None) or backbone(), pictures or Noise(), folder, **options)
+    return extract_features(options.pop("backbone", None) or backbone(), images or Noise(), folder, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -90,19 +90,19 @@ def changed(before: dict[str, bytes], folder: Path) -> set[str]:
 
 
 def test_what_is_complete_is_not_computed_again(whole: Path) -> None:
-    before, pictures, calls = content(whole), Noise(), []
+    before, images, calls = content(whole), Noise(), []
     with warnings.catch_warnings(action="error"):
-        extract(whole, pictures, progress=lambda done, total: calls.append((done, total)))
-    assert not any(batches for _, batches in pictures.opened)
+        extract(whole, images, progress=lambda done, total: calls.append((done, total)))
+    assert not any(batches for _, batches in images.opened)
     assert not calls
     assert not changed(before, whole)
 
 
 def test_a_batch_never_reaches_into_the_next_shard(tmp_path: Path) -> None:
-    pictures, calls = Noise(), []
-    extract(tmp_path, pictures, progress=lambda done, total: calls.append((done, total)))
+    images, calls = Noise(), []
+    extract(tmp_path, images, progress=lambda done, total: calls.append((done, total)))
     numbers = [[0, 1, 2], [3], [4, 5, 6]]
-    assert pictures.opened == [(0, numbers), (1, numbers)]
+    assert images.opened == [(0, numbers), (1, numbers)]
     assert calls == [(3, 14), (4, 14), (7, 14), (10, 14), (11, 14), (14, 14)]
 
 
@@ -124,11 +124,11 @@ def test_a_flipped_byte_is_named_and_its_shard_computed_again(whole: Path) -> No
         if not name.endswith(".npy"):
             continue
         flip(whole / name, len(before[name]) // 2)
-        pictures = Noise()
+        images = Noise()
         with pytest.warns(UserWarning, match=f"{name} is damaged: its shard is computed again"):
-            extract(whole, pictures)
+            extract(whole, images)
         assert not changed(before, whole)
-        assert sum(len(batches) for _, batches in pictures.opened) <= 2  # one shard's
+        assert sum(len(batches) for _, batches in images.opened) <= 2  # one shard's
 
 
 def test_damage_to_what_describes_the_arrays(whole: Path) -> None:
@@ -173,8 +173,8 @@ STALE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "other weights": ("weights", lambda: {"backbone": backbone(seed=1)}),
     "other layers": ("layers", lambda: {"backbone": backbone(layers=(0,))}),
     "other type": ("dtype", lambda: {"dtype": "float32"}),
-    "other pictures": ("pictures", lambda: {"pictures": Noise(name="other")}),
-    "fewer pictures": ("number of pictures", lambda: {"pictures": Noise(PICTURES - 1)}),
+    "other images": ("images", lambda: {"images": Noise(name="other")}),
+    "fewer images": ("number of images", lambda: {"images": Noise(IMAGES - 1)}),
     "more views": ("views", lambda: {"views": 3}),
     "other shards": ("shard size", lambda: {"rows_per_shard": 5}),
 }
@@ -197,16 +197,16 @@ def test_a_stale_cache_is_never_used(what: str, options: Callable[[], dict[str, 
 
 
 def test_other_augmentation_makes_views_stale_and_nothing_else(whole: Path, tmp_path: Path) -> None:
-    pictures = Noise(seed=1)
+    images = Noise(seed=1)
     with pytest.warns(UserWarning, match="other augmentation"):
-        extract(whole, pictures)
+        extract(whole, images)
     extract(tmp_path / "plain", views=1)
     with warnings.catch_warnings(action="error"):
-        extract(tmp_path / "plain", pictures, views=1)
+        extract(tmp_path / "plain", images, views=1)
 
 
 def test_a_larger_budget_adds_tokens_to_the_same_cache(tmp_path: Path) -> None:
-    num_bytes = PICTURES * (2 + 4) * 16 * 2
+    num_bytes = IMAGES * (2 + 4) * 16 * 2
     features = extract(tmp_path / "a", views=1, token_budget_gb=(num_bytes - 1) / 1e9)
     assert features.views == 0
     assert not list((tmp_path / "a").rglob("*tokens*"))
@@ -226,15 +226,15 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
 
 def test_too_small_a_disk_is_found_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Both views have an index and 6 tokens of 16; the first has two vectors, too.
-    needed = PICTURES * (2 * (8 + 6 * 16 * 2) + 2 * 16 * 2)
+    needed = IMAGES * (2 * (8 + 6 * 16 * 2) + 2 * 16 * 2)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 0, needed - 1))
-    pictures = Noise()
+    images = Noise()
     with pytest.raises(OSError, match=f"{tmp_path} needs {needed:,} bytes more and the disk has {needed - 1:,}"):
-        extract(tmp_path, pictures)
-    assert not pictures.opened
+        extract(tmp_path, images)
+    assert not images.opened
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 40, 0, needed))
-    extract(tmp_path, pictures)
+    extract(tmp_path, images)
 
 
 def test_a_write_that_is_cut_short_leaves_nothing_half(

@@ -1,4 +1,4 @@
-"""The fingerprint of pictures: whatever changes a byte changes it, and nothing else."""
+"""The fingerprint of images: whatever changes a byte changes it, and nothing else."""
 
 import os
 from pathlib import Path

@@ -12,15 +12,15 @@ from torch import Tensor
 
 import visionattn.models  # noqa: F401  registers nat_pico
 from visionattn.data.digits import Digits
-from visionattn.data.loading import ImageLoader, PictureDataset
+from visionattn.data.loading import ImageDataset, ImageLoader
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
-from visionattn.data.transforms import picture_transform
+from visionattn.data.transforms import image_transform
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.extraction import (
     FeatureCache,
-    PictureBatch,
-    collate_pictures,
+    ImageBatch,
+    collate_images,
     extract_features,
     fingerprint,
     pool_tokens,
@@ -48,29 +48,29 @@ class Digit(Digits):
         return super().read(index)
 
 
-class DigitPictures:
-    """Pictures as a command hands them over: a source, transforms, a loader."""
+class DigitImages:
+    """Images as a command hands them over: a source, transforms, a loader."""
 
     def __init__(self, backbone: Backbone, source: Source | None = None, seed: int = 0, num_workers: int = 0) -> None:
         self.source, self.seed, self.num_workers = source or Digit(), seed, num_workers
         self.identity = {"name": "digits", "fingerprint": fingerprint(map(str, range(len(self.source))))}
         self.targets = self.source.targets()
         self.augmentation = {**CROP, "seed": seed}
-        self.transforms = [picture_transform(backbone.preprocessing, options) for options in (None, CROP)]
+        self.transforms = [image_transform(backbone.preprocessing, options) for options in (None, CROP)]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[PictureBatch]:
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[ImageBatch]:
         draws = [
             [Draw(number, view_seed(self.seed, view, number) if view else None) for number in batch]
             for batch in batches
         ]
         return ImageLoader(  # type: ignore[return-value]
-            PictureDataset(self.source, self.transforms[min(view, 1)]),
+            ImageDataset(self.source, self.transforms[min(view, 1)]),
             "skip",
             batch_sampler=draws,
-            collate_fn=collate_pictures,
+            collate_fn=collate_images,
             num_workers=self.num_workers,
         )
 
@@ -90,16 +90,16 @@ def build(layers: Sequence[Layer] = ("last",), **kwargs: Any) -> Backbone:
     return Backbone(model, "vit_tiny_patch16_224", layers, kwargs, preprocessing)
 
 
-def extract(backbone: Backbone, folder: Path, pictures: DigitPictures | None = None, **options: Any) -> FeatureCache:
+def extract(backbone: Backbone, folder: Path, images: DigitImages | None = None, **options: Any) -> FeatureCache:
     options = {"token_budget_gb": 1, "dtype": "float32", "batch_size": 4, "rows_per_shard": 8} | options
-    return extract_features(backbone, pictures or DigitPictures(backbone), folder, **options)
+    return extract_features(backbone, images or DigitImages(backbone), folder, **options)
 
 
 def by_hand(backbone: Backbone, layer: Layer = "last", view: int = 0, broken: Sequence[int] = ()) -> Tensor:
-    """Tokens of all pictures, one after another."""
-    pictures = DigitPictures(backbone)
+    """Tokens of all images, one after another."""
+    images = DigitImages(backbone)
     numbers = [number for number in range(COUNT) if number not in broken]
-    batches = pictures.open([[number] for number in numbers], view)
+    batches = images.open([[number] for number in numbers], view)
     return torch.cat([backbone(batch.image)[layer] for batch in batches])
 
 
@@ -138,7 +138,7 @@ def test_cached_tokens_are_those_of_the_backbone(tmp_path: Path) -> None:
 
 def test_features_are_kept_in_half_precision_by_default(tmp_path: Path) -> None:
     backbone = build()
-    cache = extract_features(backbone, DigitPictures(backbone), tmp_path, token_budget_gb=1)
+    cache = extract_features(backbone, DigitImages(backbone), tmp_path, token_budget_gb=1)
     stored = np.load(tmp_path / "view0" / "00000.last.tokens.npy", mmap_mode="r")
     assert (stored.dtype, stored.shape) == (np.float16, (COUNT, 19, 16))
     source, tokens = CachedFeatures(cache), by_hand(backbone)
@@ -150,7 +150,7 @@ def test_features_are_kept_in_half_precision_by_default(tmp_path: Path) -> None:
 def test_vectors_are_class_tokens_and_mean_patches_without_registers(budget: float, tmp_path: Path) -> None:
     backbone = build()
     cache = extract(backbone, tmp_path, token_budget_gb=budget)
-    source, tokens = OnlineFeatures(cache, backbone, DigitPictures(backbone)), by_hand(backbone)
+    source, tokens = OnlineFeatures(cache, backbone, DigitImages(backbone)), by_hand(backbone)
     assert cache.views == budget
     torch.testing.assert_close(source.pooled("cls"), tokens[:, 0])
     torch.testing.assert_close(source.pooled("gap"), tokens[:, 3:].mean(1))
@@ -160,7 +160,7 @@ def test_online_features_are_the_cached_ones(tmp_path: Path) -> None:
     backbone = build([1, "last"])
     cache = extract(backbone, tmp_path, token_budget_gb=0)
     for layers in (["last"], ["last", 1]):
-        online = OnlineFeatures(cache, backbone, DigitPictures(backbone), layers)
+        online = OnlineFeatures(cache, backbone, DigitImages(backbone), layers)
         expected = torch.cat([by_hand(backbone, layer) for layer in layers], dim=2)
         assert online.dim == 16 * len(layers)
         torch.testing.assert_close(gather(online, SHUFFLED), expected[SHUFFLED])
@@ -172,7 +172,7 @@ def test_views_are_augmented_anew_and_always_alike(tmp_path: Path) -> None:
     backbone = build()
     cache = extract(backbone, tmp_path / "a", views=3)
     cached = CachedFeatures(cache)
-    online = OnlineFeatures(cache, backbone, DigitPictures(backbone), augment=True)
+    online = OnlineFeatures(cache, backbone, DigitImages(backbone), augment=True)
     views = [gather(cached, SHUFFLED, epoch=epoch) for epoch in range(3)]
     for view, tokens in enumerate(views):
         torch.testing.assert_close(tokens, by_hand(backbone, view=view)[SHUFFLED])
@@ -180,12 +180,12 @@ def test_views_are_augmented_anew_and_always_alike(tmp_path: Path) -> None:
         torch.testing.assert_close(gather(online, SHUFFLED, 4, epoch=view), tokens)
         assert torch.equal(gather(cached, SHUFFLED, epoch=view + 3), tokens)
     assert all(not torch.allclose(views[i], views[j], atol=0.01) for i, j in ((0, 1), (0, 2), (1, 2)))
-    # Vectors are of pictures as they are evaluated.
+    # Vectors are of images as they are evaluated.
     torch.testing.assert_close(cached.pooled("cls"), by_hand(backbone)[:, 0])
 
-    again = extract(backbone, tmp_path / "b", DigitPictures(backbone, num_workers=2), views=2)
+    again = extract(backbone, tmp_path / "b", DigitImages(backbone, num_workers=2), views=2)
     assert torch.equal(gather(CachedFeatures(again), SHUFFLED, epoch=1), views[1])
-    other = extract(backbone, tmp_path / "c", DigitPictures(backbone, seed=1), views=2)
+    other = extract(backbone, tmp_path / "c", DigitImages(backbone, seed=1), views=2)
     assert not torch.allclose(gather(CachedFeatures(other), SHUFFLED, epoch=1), views[1], atol=0.01)
 
 
@@ -202,7 +202,7 @@ def test_layers_are_put_side_by_side(tmp_path: Path) -> None:
 def test_stages_of_different_grids_have_vectors_side_by_side_but_no_tokens(tmp_path: Path) -> None:
     backbone = Backbone(timm.create_model("nat_pico", num_classes=0), "nat_pico", [0, "last"])
     cache = extract(backbone, tmp_path, token_budget_gb=0)
-    source = OnlineFeatures(cache, backbone, DigitPictures(backbone), [0, "last"])
+    source = OnlineFeatures(cache, backbone, DigitImages(backbone), [0, "last"])
     assert source.pooled("gap").shape == (COUNT, 48 + 192)
     with pytest.raises(
         ValueError, match=r"layers \[0, 'last'\].*4 × 4 patches after 0; 16 × 16.*take layers of one stage"
@@ -212,24 +212,24 @@ def test_stages_of_different_grids_have_vectors_side_by_side_but_no_tokens(tmp_p
         source.pooled("cls")
 
 
-def test_pictures_that_cannot_be_read_have_no_row(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_have_no_row(tmp_path: Path) -> None:
     backbone, broken = build(), [0, 1, 2, 3, 4, 5, 6, 7, 10]  # the first shard is empty
-    pictures = DigitPictures(backbone, Digit(broken))
-    cache = extract(backbone, tmp_path, pictures, views=2)
+    images = DigitImages(backbone, Digit(broken))
+    cache = extract(backbone, tmp_path, images, views=2)
     left = [number for number in range(COUNT) if number not in broken]
     assert cache.indices.tolist() == left
     expected, indices = by_hand(backbone, broken=broken), torch.tensor([11, 0, 2, 5])
-    for source in (CachedFeatures(cache), OnlineFeatures(cache, backbone, pictures)):
+    for source in (CachedFeatures(cache), OnlineFeatures(cache, backbone, images)):
         assert len(source) == len(left)
         assert source.targets.tolist() == [Digit().targets()[number] for number in left]
         torch.testing.assert_close(gather(source, indices, 3), expected[indices])
         torch.testing.assert_close(source.pooled("cls"), expected[:, 0])
 
 
-def test_a_picture_that_breaks_after_extraction(tmp_path: Path) -> None:
+def test_an_image_that_breaks_after_extraction(tmp_path: Path) -> None:
     backbone = build()
     cache = extract(backbone, tmp_path)
-    online = OnlineFeatures(cache, backbone, DigitPictures(backbone, Digit([5])))
+    online = OnlineFeatures(cache, backbone, DigitImages(backbone, Digit([5])))
     with pytest.raises(ValueError, match=rf"not those of the cache in {tmp_path} any more: .*truncated"):
         gather(online, torch.arange(COUNT))
 
@@ -254,11 +254,11 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"cache in {tmp_path} has no tokens; raise token_budget_gb"):
         CachedFeatures(cache)
     with pytest.raises(ValueError, match=r"layers \[7\] must be one or more of those extracted: \['last'\]"):
-        OnlineFeatures(cache, backbone, DigitPictures(backbone), [7])
+        OnlineFeatures(cache, backbone, DigitImages(backbone), [7])
     with pytest.raises(ValueError, match="views and batch_size must be at least 1; got 0 and 4"):
         extract(backbone, tmp_path, views=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        next(OnlineFeatures(cache, backbone, DigitPictures(backbone)).batches(SHUFFLED, 0))
+        next(OnlineFeatures(cache, backbone, DigitImages(backbone)).batches(SHUFFLED, 0))
     with pytest.raises(ValueError, match=r"tokens must be \[n, N, dim\] and targets \[n\]; got \[4, 3\] and \[4\]"):
         TensorFeatures(torch.zeros(4, 3), torch.zeros(4))
 
@@ -275,7 +275,7 @@ def test_features_in_memory() -> None:
         pool_tokens(tokens, "cls", num_prefix_tokens=1, num_reg_tokens=1)
 
 
-def test_seeds_of_views_differ_by_seed_view_and_picture() -> None:
-    seeds = {view_seed(seed, view, picture) for seed in range(4) for view in range(4) for picture in range(16)}
+def test_seeds_of_views_differ_by_seed_view_and_image() -> None:
+    seeds = {view_seed(seed, view, image) for seed in range(4) for view in range(4) for image in range(16)}
     assert len(seeds) == 256
     assert all(0 <= seed < 2**32 for seed in seeds)

@@ -244,7 +244,7 @@ def test_work_of_ep_is_what_pooling_first_costs():
 
 @pytest.mark.parametrize("name", FOLDED)
 def test_neither_keys_nor_values_are_made(name):
-    num_tokens = 4096  # so many that nothing done once per picture matters
+    num_tokens = 4096  # so many that nothing done once per image matters
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         options = {"num_tokens": num_tokens} if name == "clip" else {}
         create_head(name, 768, 10, **options).pool(torch.empty(1, num_tokens, 768))
@@ -296,7 +296,7 @@ def test_order_of_tokens_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_one_picture_of_one_token(name):
+def test_one_image_of_one_token(name):
     options = {"num_tokens": 1} if name == "clip" else {}
     head = small(name, **options).eval()
     tokens = make_tokens(1, 1, 64)
@@ -308,7 +308,7 @@ def test_one_picture_of_one_token(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_pictures_do_not_see_each_other_at_evaluation(name):
+def test_images_do_not_see_each_other_at_evaluation(name):
     head, tokens = small(name), make_tokens(4, 9, 64)
     head(tokens)  # moves what batch norms have seen away from where they start
     head.eval()
@@ -433,7 +433,7 @@ def test_heads_must_divide_the_width(name):
         ("gap", (2, 9, 32), r"tokens must be \[B, N, 64\] with N at least 1; got \[2, 9, 32\]"),
         ("gap", (2, 64), r"got \[2, 64\]"),
         ("ep_8", (2, 0, 64), r"got \[2, 0, 64\]"),
-        ("ep_8", (1, 9, 64), "at least 2 pictures in training; got 1"),
+        ("ep_8", (1, 9, 64), "at least 2 images in training; got 1"),
     ],
 )
 def test_tokens_that_cannot_be_pooled(name, shape, message):

@@ -295,7 +295,7 @@ def test_parts_of_train():
     assert targets[drawn].tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_a_last_batch_of_one_picture_is_left_out():
+def test_a_last_batch_of_one_image_is_left_out():
     train = make_features(33, 0)
     training = JointTraining(train, train, [Candidate("gap", 0.1)], CLASSES, Recipe(1, 32, selected_on="val"))
     training.fit()
@@ -310,7 +310,7 @@ def test_a_last_batch_of_one_picture_is_left_out():
         ("epochs must be at least 1; got 0", lambda: Recipe(epochs=0)),
         ("patience must be at least 1 epoch, or None for never; got 0", lambda: Recipe(patience=0)),
         ("between 0 and 1; got 1", lambda: hold_out(torch.zeros(4, dtype=torch.long), 1)),
-        ("none of the 2 pictures can be held out", lambda: hold_out(torch.arange(2))),
+        ("none of the 2 images can be held out", lambda: hold_out(torch.arange(2))),
         ("5 images per class: class 0 has 4", lambda: draw(torch.zeros(4, dtype=torch.long), 5)),
         ("there is no candidate", lambda: train_heads(make_features(9, 0), make_features(9, 1), [], 3)),
         ("got 0 to 2; raise num_classes", lambda: knn(make_features(9, 0), make_features(9, 1), 2)),

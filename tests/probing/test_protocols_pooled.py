@@ -34,7 +34,7 @@ DIM, CLASSES = 12, 7
 
 
 def make_features(count: int, seed: int, signal: float = 0.6, classes: int = CLASSES) -> TensorFeatures:
-    """Three patches of each picture, no class token."""
+    """Three patches of each image, no class token."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(classes, 1, DIM, generator=torch.Generator().manual_seed(99))
     targets = torch.randint(classes, (count,), generator=generator)
@@ -43,7 +43,7 @@ def make_features(count: int, seed: int, signal: float = 0.6, classes: int = CLA
 
 
 def brute_force(queries: TensorFeatures, bank: TensorFeatures, k: int, temperature: float) -> tuple[float, float]:
-    """Top-1 and top-5 of k-NN, one picture after another."""
+    """Top-1 and top-5 of k-NN, one image after another."""
     vectors = bank.pooled("gap").double()
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     ranks = []
@@ -63,7 +63,7 @@ def take(features: TensorFeatures, indices: torch.Tensor) -> TensorFeatures:
 
 def test_knn_is_a_brute_force_search(monkeypatch):
     monkeypatch.setattr(knn_module, "BANK", 37)
-    monkeypatch.setattr(selection, "PICTURES", 16)
+    monkeypatch.setattr(selection, "IMAGES", 16)
     train, val = make_features(260, 0), make_features(50, 1)
     for k, temperature in ((1, 0.07), (20, 0.1), (200, 0.2), (1000, 0.07)):
         result = knn(train, val, CLASSES, ks=[k], temperatures=[temperature]).result
@@ -94,7 +94,7 @@ def classify() -> str:
 
 
 def classify_together(rank: int, folder: str) -> None:
-    selection.PICTURES = 8  # so that each has a part of val
+    selection.IMAGES = 8  # so that each has a part of val
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     Path(folder, str(rank)).write_text(classify())
     dist.destroy_process_group()
@@ -160,7 +160,7 @@ def test_penalties_are_chosen_on_the_part_that_is_held_out():
         assert result.top1 == (head(val.tokens).argmax(1) == val.targets).double().mean().item()
 
 
-def test_a_class_without_pictures_is_never_the_answer():
+def test_a_class_without_images_is_never_the_answer():
     train, val = make_features(60, 0), make_features(20, 1)
     train.targets[train.targets == 3] = 4
     for protocol in (knn, ridge, logistic_regression):

@@ -127,11 +127,11 @@ def test_axes_can_change_places(problem: Problem, backend: str) -> None:
 
 
 @holds_for(problems(), st.sampled_from(BACKENDS))
-def test_pictures_and_heads_do_not_meet(problem: Problem, backend: str) -> None:
+def test_images_and_heads_do_not_meet(problem: Problem, backend: str) -> None:
     window, inputs = problem
     out = attend(window, inputs, backend)
-    by_picture = {name: x if name == "rpb" else x.flip(0) for name, x in inputs.items()}
-    close(attend(window, by_picture, backend), out.flip(0))
+    by_image = {name: x if name == "rpb" else x.flip(0) for name, x in inputs.items()}
+    close(attend(window, by_image, backend), out.flip(0))
     heads = {name: 0 if name == "rpb" else -2 for name in inputs}
     by_head = {name: x.flip(heads[name]) for name, x in inputs.items()}
     close(attend(window, by_head, backend), out.flip(-2))

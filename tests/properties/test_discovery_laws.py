@@ -26,7 +26,7 @@ MAX_ID = 4
 
 
 class Scenes(NamedTuple):
-    """Two pictures: proposed ids, true ids, and what the true ids stand for."""
+    """Two images: proposed ids, true ids, and what the true ids stand for."""
 
     predicted: Tensor
     segments: Tensor
@@ -155,7 +155,7 @@ def test_a_finer_proposal_covers_no_object_better_than_its_union(scene: Scenes) 
 
 
 @holds_for(scenes())
-def test_a_mean_over_pictures_leaves_out_those_without(scene: Scenes) -> None:
+def test_a_mean_over_images_leaves_out_those_without(scene: Scenes) -> None:
     values = every_measure(scene)
     metrics = {
         "ari": ARI(),
@@ -166,7 +166,7 @@ def test_a_mean_over_pictures_leaves_out_those_without(scene: Scenes) -> None:
     }
     for name, metric in metrics.items():
         assert isinstance(metric, segmentation.DiscoveryMetric)
-        for i in range(2):  # one picture at a time
+        for i in range(2):  # one image at a time
             metric.update(*(x[i : i + 1] for x in scene))
         torch.testing.assert_close(metric.compute(), values[name].nanmean(), rtol=0, atol=1e-12, equal_nan=True)
 

@@ -79,7 +79,7 @@ def test_measures_are_fractions_and_bound_each_other(case: Case) -> None:
 
 
 @holds_for(cases())
-def test_right_pictures_before_wrong_ones_are_perfect(case: Case) -> None:
+def test_right_images_before_wrong_ones_are_perfect(case: Case) -> None:
     wrong = case.query_ids[:, None] != case.gallery_ids
     found = measure(case, distances=case.distances + 2.0 * wrong)
     assert (found["mAP"], found["mINP"], found["cmc"]) == (1, 1, [1] * 5)
@@ -110,7 +110,7 @@ def test_without_ties_the_order_of_the_gallery_says_nothing(case: Case, random: 
 
 @holds_for(cases())
 def test_ties_are_broken_by_the_order_of_the_gallery(case: Case) -> None:
-    """As if each picture were a little farther than those before it."""
+    """As if each image were a little farther than those before it."""
     same(measure(case, distances=case.distances + torch.arange(len(case.gallery_ids)) / 1024), measure(case))
 
 
@@ -123,7 +123,7 @@ def test_only_the_order_of_the_distances_counts(case: Case, how: str) -> None:
 
 @holds_for(cases(), st.integers(1, 4), st.floats(0, 1))
 def test_what_a_query_s_own_camera_saw_changes_nothing(case: Case, copies: int, distance: float) -> None:
-    """For one query: pictures of its identity by its camera are as if they were not there."""
+    """For one query: images of its identity by its camera are as if they were not there."""
     one = Case(*(x[:1] for x in case[:2]), case.gallery_ids, case.query_cams[:1], case.gallery_cams)
     junk = one._replace(
         distances=torch.cat([torch.full((1, copies), distance), one.distances], 1),
@@ -134,7 +134,7 @@ def test_what_a_query_s_own_camera_saw_changes_nothing(case: Case, copies: int, 
 
 
 @holds_for(cases(ties=False))
-def test_a_wrong_picture_more_never_helps(case: Case) -> None:
+def test_a_wrong_image_more_never_helps(case: Case) -> None:
     before = measure(case)
     more = case._replace(
         distances=torch.cat([torch.zeros(len(case.query_ids), 1), case.distances + 1], 1),

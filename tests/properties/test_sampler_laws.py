@@ -1,4 +1,4 @@
-"""Contracts of the samplers, for any number of pictures, processes and batches."""
+"""Contracts of the samplers, for any number of images, processes and batches."""
 
 import random
 from collections import Counter
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visionattn.data import DataError
-from visionattn.data.loading import PictureDataset
+from visionattn.data.loading import ImageDataset
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.sampling import Draw, EvalSampler, TrainSampler, generators_kept, seed_generators
 
@@ -25,12 +25,12 @@ def epoch_of(sampler: Any, epoch: int) -> list[Any]:
 
 
 @holds_for(st.integers(1, 40), WORLDS)
-def test_evaluation_sees_every_picture_once_and_all_ranks_work_alike(size: int, world_size: int) -> None:
-    ranks = [[draw.picture for draw in EvalSampler(size, rank, world_size)] for rank in range(world_size)]
-    assert sorted(picture for rank in ranks for picture in rank if picture >= 0) == list(range(size))
+def test_evaluation_sees_every_image_once_and_all_ranks_work_alike(size: int, world_size: int) -> None:
+    ranks = [[draw.image for draw in EvalSampler(size, rank, world_size)] for rank in range(world_size)]
+    assert sorted(image for rank in ranks for image in rank if image >= 0) == list(range(size))
     assert {len(rank) for rank in ranks} == {len(EvalSampler(size, 0, world_size))} == {-(-size // world_size)}
     for rank in ranks:
-        real = [picture for picture in rank if picture >= 0]
+        real = [image for image in rank if image >= 0]
         assert rank == sorted(real) + [-1] * (len(rank) - len(real))
 
 
@@ -48,7 +48,7 @@ def test_processes_see_in_turn_what_one_alone_would(
 
 
 @holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.integers(2, 4))
-def test_pictures_come_as_often_as_told_with_crops_of_their_own(
+def test_images_come_as_often_as_told_with_crops_of_their_own(
     size: int, world_size: int, seed: int, epoch: int, repeats: int
 ) -> None:
     once, repeated = (
@@ -59,8 +59,8 @@ def test_pictures_come_as_often_as_told_with_crops_of_their_own(
         ]
         for times in (1, repeats)
     )
-    assert set(Counter(draw.picture for draw in once).values()) == {1}
-    counts = Counter(draw.picture for draw in repeated)
+    assert set(Counter(draw.image for draw in once).values()) == {1}
+    counts = Counter(draw.image for draw in repeated)
     assert set(counts) <= set(range(size))
     # All but the last are there as often; the last ranks may get some of its repeats, or some of the first ones anew.
     assert sum(count != repeats for count in counts.values()) <= 1 + world_size
@@ -85,13 +85,13 @@ def test_training_goes_on_where_it_stopped(
 def test_each_epoch_is_shuffled_anew(size: int, seed: int, epoch: int) -> None:
     sampler = TrainSampler(size, seed)
     first, second = epoch_of(sampler, epoch), epoch_of(sampler, epoch + 1)
-    assert [draw.picture for draw in first] != [draw.picture for draw in second]
+    assert [draw.image for draw in first] != [draw.image for draw in second]
     assert not {draw.seed for draw in first} & {draw.seed for draw in second}
 
 
 @st.composite
 def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
-    """Identities of pictures in no order, and P, K, seed and number of processes."""
+    """Identities of images in no order, and P, K, seed and number of processes."""
     counts = draw(st.lists(st.integers(1, 7), min_size=2, max_size=8))
     labels = draw(st.permutations([10 * label for label, count in enumerate(counts) for _ in range(count)]))
     options = {
@@ -104,7 +104,7 @@ def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
 
 
 @holds_for(identities(), EPOCHS, st.integers(0, 4))
-def test_batches_hold_so_many_identities_and_pictures(
+def test_batches_hold_so_many_identities_and_images(
     case: tuple[list[int], dict[str, int]], epoch: int, consumed: int
 ) -> None:
     labels, options = case
@@ -121,20 +121,20 @@ def test_batches_hold_so_many_identities_and_pictures(
         batches: list[list[Draw]] = epoch_of(sampler, epoch)
         assert len(batches) == len(sampler) == possible // world_size
         for batch in batches:
-            assert sorted(Counter(labels[draw.picture] for draw in batch).values()) == [k] * p
+            assert sorted(Counter(labels[draw.image] for draw in batch).values()) == [k] * p
             for start in range(0, len(batch), k):
-                group = [draw.picture for draw in batch[start : start + k]]
-                (label,) = {labels[picture] for picture in group}
+                group = [draw.image for draw in batch[start : start + k]]
+                (label,) = {labels[image] for image in group}
                 assert len(set(group)) == min(k, labels.count(label))
                 seen.update(set(group))
         resumed = PKBatchSampler(labels, **options, rank=rank, start=(epoch, consumed))
         assert epoch_of(resumed, epoch) == batches[consumed:]
         assert epoch_of(resumed, epoch + 1) == epoch_of(sampler, epoch + 1)
-    assert set(seen.values()) <= {1}, "no picture comes in two batches of an epoch, whichever rank's"
+    assert set(seen.values()) <= {1}, "no image comes in two batches of an epoch, whichever rank's"
 
 
 class Blank:
-    """A source of one picture, many times."""
+    """A source of one image, many times."""
 
     class_to_idx = None
 
@@ -151,21 +151,21 @@ class Blank:
         return list(range(100))
 
 
-def noise(picture: Image.Image) -> torch.Tensor:
+def noise(image: Image.Image) -> torch.Tensor:
     """What all three generators give."""
     return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
 
 
 @holds_for(st.lists(st.builds(Draw, st.integers(-1, 99), st.integers(0, 2**32 - 1)), min_size=1))
 def test_augmentations_depend_on_their_seeds_alone(draws: list[Draw]) -> None:
-    """However pictures are put together to batches; and what else is drawn in the process is left as it was."""
-    dataset = PictureDataset(Blank(), noise)
+    """However images are put together to batches; and what else is drawn in the process is left as it was."""
+    dataset = ImageDataset(Blank(), noise)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     together, alone = dataset.__getitems__(draws), [dataset[draw] for draw in reversed(draws)][::-1]
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
     for one, other, draw in zip(together, alone, draws, strict=True):
-        assert one.index == other.index == draw.picture
-        if draw.picture >= 0:
+        assert one.index == other.index == draw.image
+        if draw.image >= 0:
             with generators_kept():
                 seed_generators(draw.seed)
                 expected = noise(Image.new("RGB", (2, 2)))

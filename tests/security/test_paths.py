@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.cli.pictures import save_ranked_lists, save_rollouts
+from visionattn.cli.images import save_ranked_lists, save_rollouts
 from visionattn.cli.probing_data import slug
-from visionattn.data.loading import Item, PictureDataset
+from visionattn.data.loading import ImageDataset, Item
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import open_source
 from visionattn.tasks.retrieval import Gallery
@@ -51,7 +51,7 @@ def archive(tmp_path: Path) -> Path:
 def test_reading_an_archive_writes_nothing_and_follows_no_link_out(archive: Path, tmp_path: Path) -> None:
     before = files_in(tmp_path)
     source: Any = open_source("", str(archive), "train")
-    dataset = PictureDataset(source, lambda picture: torch.tensor(picture.getpixel((8, 8))))
+    dataset = ImageDataset(source, lambda opened: torch.tensor(opened.getpixel((8, 8))))
     items = [dataset[Draw(index)] for index in range(len(source))]
     read = [item.image for item in items if item.image is not None]
     assert read, "the good one at least"
@@ -61,7 +61,7 @@ def test_reading_an_archive_writes_nothing_and_follows_no_link_out(archive: Path
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_pictures_named_after_others_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+def test_images_named_after_others_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     folders = [tmp_path / "one" / kind for kind in ("ranked", "rolled")]
     source = SimpleNamespace(name_of=lambda place: name, read=lambda place: (Image.new("RGB", (8, 8)), 0))
     loader: Any = SimpleNamespace(dataset=SimpleNamespace(source=source))

@@ -33,7 +33,7 @@ STOP_AFTER = 3  # of five batches in an epoch
 
 
 class Trace(Callback):
-    """Notes the pictures and the loss of each step; stops the run as a scheduler does, by a signal to one process."""
+    """Notes the images and the loss of each step; stops the run as a scheduler does, by a signal to one process."""
 
     def __init__(self, stopped_rank: int | None = None) -> None:
         self.stopped_rank = stopped_rank
@@ -66,7 +66,7 @@ def train(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = GLOBAL_BATCH // world // accumulate
     task = ClassificationTask(**{**MODEL, **SGD, **options})
-    # The last of four validation batches is one picture for the first of two processes, and none for the second.
+    # The last of four validation batches is one image for the first of two processes, and none for the second.
     data = ImageClassificationData(batch_size=batch, eval_batch_size=59, img_size=32, num_workers=0)
     trace, last = Trace(stopped_rank), LastCheckpoint(folder / name)
     trainer = Trainer(

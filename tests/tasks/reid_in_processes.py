@@ -13,7 +13,7 @@ from visionattn.tasks.reid import ReidTask
 
 
 class Note(Callback):
-    """Keeps the names of the pictures of each training batch, and of those evaluated."""
+    """Keeps the names of the images of each training batch, and of those evaluated."""
 
     def __init__(self) -> None:
         self.trained: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves."""
+"""Images that a run leaves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +23,11 @@ def end_fit(folder: Path, hyper_kernels: Callable[[], Any] | None, is_global_zer
     KernelSheet(folder).on_fit_end(trainer, module)
 
 
-def test_models_with_hyper_kernels_leave_a_picture_of_them(tmp_path: Path) -> None:
+def test_models_with_hyper_kernels_leave_an_image_of_them(tmp_path: Path) -> None:
     kernel = torch.randn(4, 5, 5, requires_grad=True, dtype=torch.bfloat16)
     end_fit(tmp_path, lambda: {"blocks.0.global": 2 * kernel})
-    with Image.open(tmp_path / "kernels.png") as picture:
-        assert picture.size[0] > 100
+    with Image.open(tmp_path / "kernels.png") as image:
+        assert image.size[0] > 100
 
 
 def test_others_do_not(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_others_do_not(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_and_goes_no_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     end_fit(tmp_path, lambda: {"global": torch.zeros(3)})
-    assert "no picture of the kernels: a kernel is [C, kH, kW]" in " ".join(capsys.readouterr().out.split())
+    assert "no image of the kernels: a kernel is [C, kH, kW]" in " ".join(capsys.readouterr().out.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -48,7 +48,7 @@ def test_a_failure_to_draw_reconstructions_goes_no_further(tmp_path: Path, capsy
     trainer: Any = SimpleNamespace(is_global_zero=True)
     module: Any = SimpleNamespace(examples=nothing, data=data)
     ExampleSheet(tmp_path).on_fit_end(trainer, module)
-    assert "no picture of the reconstructions: rows are pictures" in " ".join(capsys.readouterr().out.split())
+    assert "no image of the reconstructions: rows are images" in " ".join(capsys.readouterr().out.split())
     other: Any = SimpleNamespace()
-    ExampleSheet(tmp_path).on_fit_end(trainer, other)  # other tasks keep no pictures
+    ExampleSheet(tmp_path).on_fit_end(trainer, other)  # other tasks keep no images
     assert not list(tmp_path.iterdir())

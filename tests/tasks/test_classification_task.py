@@ -164,7 +164,7 @@ def test_layer_decay_and_weight_decay_groups() -> None:
         assert group["weight_decay"] == (0.1 if group["params"][0].ndim > 1 else 0)
 
 
-def test_learning_rate_follows_the_pictures_per_update() -> None:
+def test_learning_rate_follows_the_images_per_update() -> None:
     task = ClassificationTask(MODEL, lr_base=0.256, sched="constant")
     assert rates(task, accumulate_grad_batches=2) == pytest.approx([0.256 * 4 * 2 / 256] * 4)
     with pytest.raises(ValueError, match="exclude each other"):

@@ -36,7 +36,7 @@ def found(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
 
 
 def seen(folder: Path, *names: str) -> list[dict[str, float]]:
-    """Pictures of each step, and what augmentation made of them, of both processes."""
+    """Images of each step, and what augmentation made of them, of both processes."""
     return [
         first | second
         for name in names
@@ -61,12 +61,12 @@ def test_two_processes_train_as_one_with_the_global_batch(folder: Path, strategy
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_each_picture_is_evaluated_once(folder: Path, strategy: str) -> None:
+def test_each_image_is_evaluated_once(folder: Path, strategy: str) -> None:
     one = found(folder, "one")["metrics"]
     for rank in (0, 1):
         two = found(folder, strategy, rank)["metrics"]
         for what in ("val_top1", "val_top5"):
-            # Counts of 355 pictures, which neither two processes nor their batches of 59 share evenly.
+            # Counts of 355 images, which neither two processes nor their batches of 59 share evenly.
             assert round(two[what] * 355) == pytest.approx(two[what] * 355, abs=1e-4)
             assert two[what] == one[what]
         assert two["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)

@@ -49,8 +49,8 @@ def test_a_place_in_an_epoch_is_one_of_all_processes() -> None:
     assert list(data.train_dataloader().sampler) == whole[3 * 8 * 4 // 2 :]
 
 
-def test_fewer_pictures_than_processes() -> None:
-    with pytest.raises(DataError, match="2 pictures to train on are too few for 3 processes"):
+def test_fewer_images_than_processes() -> None:
+    with pytest.raises(DataError, match="2 images to train on are too few for 3 processes"):
         TrainSampler(2, world_size=3)
 
 

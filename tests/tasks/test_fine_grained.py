@@ -79,7 +79,7 @@ def test_the_losses_weights_are_learned_and_not_decayed() -> None:
             assert group["weight_decay"] == 0
 
 
-def test_mixed_pictures_go_through_all_branches() -> None:
+def test_mixed_images_go_through_all_branches() -> None:
     assert fit(FineGrainedTask(**DCAL, mixup=0.4, smoothing=0.1)).global_step == 3
 
 

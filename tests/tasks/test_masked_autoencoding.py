@@ -102,7 +102,7 @@ def test_masks_are_a_function_of_the_step_and_the_seed(noises: list[Tensor]) -> 
     assert (noises[0] != noises[1]).all()
 
 
-def test_validation_hides_the_same_patches_of_a_picture_each_time(noises: list[Tensor]) -> None:
+def test_validation_hides_the_same_patches_of_an_image_each_time(noises: list[Tensor]) -> None:
     fit(create(), max_epochs=2, limit_train_batches=1)
     assert torch.equal(noises[1], noises[3])
     assert not torch.equal(noises[1][0], noises[1][1])
@@ -164,7 +164,7 @@ def test_a_classifier_is_fine_tuned_from_it(tmp_path: Path, pooling: dict[str, A
         torch.testing.assert_close(own[name], value)
 
 
-def test_some_pictures_of_a_validation_are_kept() -> None:
+def test_some_images_of_a_validation_are_kept() -> None:
     task = create()
     trainer = fit(task, batch=5, limit_val_batches=20, limit_train_batches=1)
     assert task.examples is not None
@@ -198,7 +198,7 @@ def test_bfloat16_on_cpus_computes_attention_step_by_step() -> None:
         ({"mask_ratio": 1.0}, r"--model.mask_ratio must lie between 0 and 1, got 1.0"),
         ({"mask_ratio": 0.01}, "mask_ratio 0.01 hides 0 of 16 patches"),
         ({"decoder_dim": 15}, "decoder_dim must be a multiple of 4 and of decoder_num_heads 2, got 15"),
-        ({"model_kwargs": {**KWARGS, "img_size": 40}}, "takes pictures of 40×40 pixels, the data have 32×32"),
+        ({"model_kwargs": {**KWARGS, "img_size": 40}}, "takes images of 40×40 pixels, the data have 32×32"),
         ({"name": "test_resnet", "model_kwargs": {}}, "test_resnet is no VisionTransformer of timm"),
     ],
     ids=str,
@@ -208,7 +208,7 @@ def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
         fit(create(**options))
 
 
-def test_pictures_of_one_channel_without_classes(tmp_path: Path) -> None:
+def test_images_of_one_channel_without_classes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         for number in range(2):
@@ -273,11 +273,11 @@ def test_what_it_is_not_for_is_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fit(create(), tmp_path, limit_val_batches=0)
-    Path("pictures").mkdir()
-    Image.new("RGB", (32, 32)).save("pictures/0.png")
+    Path("images").mkdir()
+    Image.new("RGB", (32, 32)).save("images/0.png")
     for command, argv, message in [
         (evaluate, ["classify", "--checkpoint=last.ckpt", "--device=cpu"], "is a pretrained encoder, without classes"),
-        (train, ["predict", *PRETRAIN, "--ckpt_path=last.ckpt", "--data.root=pictures"], "predicts no classes"),
+        (train, ["predict", *PRETRAIN, "--ckpt_path=last.ckpt", "--data.root=images"], "predicts no classes"),
         (train, ["fit", *QUICK, "--ckpt_path=last.ckpt"], "was trained with --task mae: pass that, too"),
         (
             train,

@@ -71,7 +71,7 @@ def scenes(task: Any) -> Any:
 # Steps
 
 
-def test_the_loss_is_that_of_the_picture_and_scores_are_those_of_the_masks() -> None:
+def test_the_loss_is_that_of_the_image_and_scores_are_those_of_the_masks() -> None:
     task = create(**STEADY)
     metrics = fit(task, limit_train_batches=1).callback_metrics
     assert {name for name in metrics if name.startswith("val")} == {
@@ -211,7 +211,7 @@ def test_a_classifier_is_fine_tuned_from_its_encoder(tmp_path: Path) -> None:
         torch.testing.assert_close(own[name], value)
 
 
-def test_some_pictures_of_a_validation_are_kept() -> None:
+def test_some_images_of_a_validation_are_kept() -> None:
     task = create()
     fit(task, limit_train_batches=1)
     assert task.examples is not None
@@ -239,7 +239,7 @@ class Blind(nn.Module):
         ({"num_slots": 0}, "num_slots must be at least 1, got 0"),
         (
             {"name": "vit_pico_patch4_32", "model_kwargs": {**VIT, "img_size": 20}},
-            r"vit_pico_patch4_32 does not take pictures of 16×16 pixels \(.+\): pass --data.image_size N, or",
+            r"vit_pico_patch4_32 does not take images of 16×16 pixels \(.+\): pass --data.image_size N, or",
         ),
         ({"name": "sequencer2d_s", "model_kwargs": {}}, "sequencer2d_s gives no maps of features"),
     ],
@@ -280,7 +280,7 @@ def test_from_training_to_evaluation(
     assert run(train, ["validate", *QUICK, f"--ckpt_path={RUN}/checkpoints/best.ckpt"]) == 0
     assert f"{best:.4f}" in capsys.readouterr().out
     words = ["discover", f"--checkpoint={RUN}/checkpoints/best.ckpt", "--data.limit=8", "--data.num_workers=0"]
-    words += ["--data.batch_size=3", "--output=r.json", "--csv=r.csv", "--pictures=drawn", "--num_pictures=2"]
+    words += ["--data.batch_size=3", "--output=r.json", "--csv=r.csv", "--examples=drawn", "--num_examples=2"]
     assert run(evaluate, [*words, "--device=cpu"]) == 0
     table = capsys.readouterr().out
     assert "slot_attention on slot_cnn_pico, 8 scenes of synthetic" in table
@@ -314,8 +314,8 @@ def test_what_it_is_not_for_is_told_in_one_line(
         (evaluate, ["discover", "--checkpoint=last.ckpt", "--data.name=ade20k"], "ade20k needs --data.root FOLDER"),
         (
             evaluate,
-            ["discover", "--checkpoint=last.ckpt", "--num_pictures=0"],
-            "--num_pictures must be at least 1, got 0",
+            ["discover", "--checkpoint=last.ckpt", "--num_examples=0"],
+            "--num_examples must be at least 1, got 0",
         ),
         (
             train,

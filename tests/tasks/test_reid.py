@@ -186,13 +186,13 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
         ReidTask(**options)
 
 
-def pictures(place: list[int], features: list[list[float]]) -> Gallery:
+def images(place: list[int], features: list[list[float]]) -> Gallery:
     zeros = torch.zeros(len(place), dtype=torch.long)
     return Gallery(torch.tensor(place), torch.tensor(features), zeros, zeros)
 
 
 def test_parts_are_put_in_the_order_of_the_split() -> None:
-    whole = merge([pictures([4, 0], [[4.0], [0.0]]), pictures([], []), pictures([1, 3], [[1.0], [3.0]])])
+    whole = merge([images([4, 0], [[4.0], [0.0]]), images([], []), images([1, 3], [[1.0], [3.0]])])
     assert whole.place.tolist() == [0, 1, 3, 4]
     assert whole.features.flatten().tolist() == [0, 1, 3, 4]
 
@@ -217,7 +217,7 @@ def test_first_ranks_leave_out_what_the_measures_leave_out(reranked: bool) -> No
 
 
 def test_nothing_to_measure_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not one picture"):
-        merge([pictures([], [])])
+    with pytest.raises(ValueError, match="not one image"):
+        merge([images([], [])])
     with pytest.raises(ValueError, match="nothing to re-rank"):
-        measure(pictures([0, 1], [[0.0], [1.0]]), 0, "vehicleid", reranked=True)
+        measure(images([0, 1], [[0.0], [1.0]]), 0, "vehicleid", reranked=True)

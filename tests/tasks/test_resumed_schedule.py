@@ -102,8 +102,8 @@ def test_rates_of_other_tasks_after_resuming(kind: str, tmp_path: Path) -> None:
         if kind == "reid":
             data = ReidData(batch_size=8, num_workers=0, height=32, width=16, seed=1)
             return train(folder, ReidTask("test_resnet", lr=1e-3, warmup_epochs=0.5), data, resume, **limits)
-        pictures = ImageClassificationData(batch_size=8, img_size=32, num_workers=0, seed=1)
-        return train(folder, MaskedAutoencodingTask(lr=1e-3, warmup_epochs=0.5), pictures, resume, **limits)
+        images = ImageClassificationData(batch_size=8, img_size=32, num_workers=0, seed=1)
+        return train(folder, MaskedAutoencodingTask(lr=1e-3, warmup_epochs=0.5), images, resume, **limits)
 
     run(tmp_path)
     resumed, straight = run(tmp_path, tmp_path / "last.ckpt", max_epochs=4), run(tmp_path / "straight", max_epochs=4)

@@ -51,13 +51,13 @@ def test_many_classes_list_the_mistakes_that_happen_most(tmp_path, drawn, size):
     axes, mistakes = drawn[0].axes[:2]
     assert texts(mistakes)[1:] == ["10", "class 3 → class 30", "2", "class 20 → class 7"]
     shown = axes.images[0].get_array()
-    # However many classes share a cell, a single confusion stays visible: 10 of class 3's 100 pictures.
+    # However many classes share a cell, a single confusion stays visible: 10 of class 3's 100 images.
     assert len(shown) <= 250
     pool = size // len(shown)
     assert shown[3 // pool, 30 // pool] == pytest.approx(0.1)
 
 
-def test_a_class_without_pictures_is_an_empty_row(tmp_path, drawn):
+def test_a_class_without_images_is_an_empty_row(tmp_path, drawn):
     save_confusion_matrix([[5, 0], [0, 0]], [], tmp_path / "m.png")
     axes = drawn[0].axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array()[1], [0, 0])

@@ -34,8 +34,8 @@ def test_a_row_per_block_and_a_column_per_kind(tmp_path, drawn):
         "blocks.1.global": torch.randn(10, 7, 7),
         "blocks.1.local3": torch.randn(10, 3, 3),
     }
-    picture = save_contact_sheet(kernels, tmp_path / "new" / "kernels.png")
-    with Image.open(picture) as image:
+    path = save_contact_sheet(kernels, tmp_path / "new" / "kernels.png")
+    with Image.open(path) as image:
         assert image.size == (round(3 * 2.6 * 150), round(2 * 2.6 * 150))
     places = {name: axes.get_subplotspec() for name, axes in by_title(drawn[0]).items()}
     assert {name: (spec.rowspan.start, spec.colspan.start) for name, spec in places.items()} == {

@@ -46,8 +46,8 @@ def two_epochs_of_ten_steps() -> list[dict[str, float]]:
 
 def test_each_panel_shows_its_column_over_epochs(tmp_path, drawn):
     metrics = write_metrics(tmp_path, two_epochs_of_ten_steps())
-    picture = save_learning_curve(metrics, tmp_path / "new" / "curve.png")
-    with Image.open(picture) as image:
+    path = save_learning_curve(metrics, tmp_path / "new" / "curve.png")
+    with Image.open(path) as image:
         assert image.size[0] > 1000
     losses, accuracies, rates = drawn[0].axes
     assert [axes.get_xlabel() for axes in drawn[0].axes] == ["epoch"] * 3

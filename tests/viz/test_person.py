@@ -1,4 +1,4 @@
-"""People before cameras: what of a picture comes from whom."""
+"""People before cameras: what of an image comes from whom."""
 
 from dataclasses import replace
 
@@ -31,25 +31,25 @@ def draw(person=PERSON, camera=CAMERA, seed=0, height=128, width=64):
     return draw_person(person, camera, np.random.default_rng(seed), height, width)
 
 
-def share(picture, colour, within=60):
+def share(image, colour, within=60):
     """How much of it is about of this colour."""
-    return (np.abs(picture.astype(int) - colour).max(-1) < within).mean()
+    return (np.abs(image.astype(int) - colour).max(-1) < within).mean()
 
 
 @pytest.mark.parametrize("size", [(64, 32), (128, 64), (40, 40)])
-def test_pictures_are_bytes_of_this_size_and_of_the_seed_alone(size):
-    picture = draw(height=size[0], width=size[1])
-    assert (picture.shape, picture.dtype) == ((*size, 3), np.uint8)
-    np.testing.assert_array_equal(picture, draw(height=size[0], width=size[1]))
-    assert (picture != draw(seed=1, height=size[0], width=size[1])).any()
+def test_images_are_bytes_of_this_size_and_of_the_seed_alone(size):
+    image = draw(height=size[0], width=size[1])
+    assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
+    np.testing.assert_array_equal(image, draw(height=size[0], width=size[1]))
+    assert (image != draw(seed=1, height=size[0], width=size[1])).any()
 
 
 @pytest.mark.parametrize("view", ["front", "back", "left", "right"])
 def test_clothes_are_worn_where_they_belong(view):
-    pictures = [draw(camera=replace(CAMERA, views=(view,)), seed=seed) for seed in range(12)]
+    images = [draw(camera=replace(CAMERA, views=(view,)), seed=seed) for seed in range(12)]
     mean_row = {}
     for part in ("shirt", "legwear"):
-        rows = [np.nonzero(np.abs(p.astype(int) - getattr(PERSON, part)).max(-1) < 40)[0].mean() for p in pictures]
+        rows = [np.nonzero(np.abs(p.astype(int) - getattr(PERSON, part)).max(-1) < 40)[0].mean() for p in images]
         mean_row[part] = np.median(rows)
     assert 0.15 < mean_row["shirt"] / 128 < 0.55 < mean_row["legwear"] / 128 < 0.95
 
@@ -86,7 +86,7 @@ def test_skirts_and_shorts_show_the_legs():
     assert bare["trousers"] < min(bare["shorts"], bare["skirt"])
 
 
-def test_taller_and_broader_people_fill_more_of_the_picture():
+def test_taller_and_broader_people_fill_more_of_the_image():
     def size(**change):
         person = replace(PERSON, **change)
         return sum(
@@ -110,7 +110,7 @@ def test_a_camera_changes_all_colours():
 
 def test_blur_and_noise():
     def roughness(**change):
-        picture = draw(camera=replace(CAMERA, **change)).astype(float)
-        return np.abs(np.diff(picture, axis=0)).mean()
+        image = draw(camera=replace(CAMERA, **change)).astype(float)
+        return np.abs(np.diff(image, axis=0)).mean()
 
     assert roughness(blur=2.0) < roughness() < roughness(noise=20.0)

@@ -29,7 +29,7 @@ def runs(flags):
 def test_the_query_is_grey_what_is_right_green_and_what_is_wrong_red():
     matches = [True, False, False, True]
     page = draw_ranked_list(one_colour(), [one_colour()] * 4, matches, height=40)
-    # A row through the middle: frames of one colour on both sides of each picture, in order.
+    # A row through the middle: frames of one colour on both sides of each image, in order.
     row = page[page.shape[0] // 3]
     colours = [tuple(int(value) for value in row[start]) for start, _ in runs(where(row, QUERY))]
     assert colours == [QUERY] * 2
@@ -41,7 +41,7 @@ def test_the_query_is_grey_what_is_right_green_and_what_is_wrong_red():
     assert order == [QUERY, RIGHT, WRONG, WRONG, RIGHT]
 
 
-def test_frames_are_around_the_pictures():
+def test_frames_are_around_the_images():
     page = draw_ranked_list(one_colour(), [one_colour(), one_colour()], [True, False], height=40)
     inside = where(page, BLUE)
     for (left, right), colour in zip(runs(inside.any(0)), (QUERY, RIGHT, WRONG), strict=True):
@@ -54,7 +54,7 @@ def test_frames_are_around_the_pictures():
             assert edge.all()
 
 
-def test_pictures_of_all_kinds_and_sizes_are_brought_to_one_height(tmp_path):
+def test_images_of_all_kinds_and_sizes_are_brought_to_one_height(tmp_path):
     Image.fromarray(one_colour(100, 100)).save(tmp_path / "square.png")
     gallery = [tmp_path / "square.png", str(tmp_path / "square.png"), Image.fromarray(one_colour(20, 60))]
     gallery.append(torch.from_numpy(one_colour(64, 32)))
@@ -86,7 +86,7 @@ def test_ranks_and_crosses_stand_below():
     assert (wrong < 128).sum() > (right < 128).sum()
 
 
-def test_a_picture_is_192_pixels_high_by_default():
+def test_an_image_is_192_pixels_high_by_default():
     page = draw_ranked_list(one_colour(), [one_colour()], [True])
     ((top, bottom),) = runs(where(page, BLUE).any(1))
     assert bottom - top + 1 == 192
@@ -107,9 +107,9 @@ def test_lists_are_written_by_name(tmp_path):
     ("gallery", "matches", "options", "message"),
     [
         ([], [], {}, "got 0 and 0"),
-        ([one_colour()], [True, False], {}, "a picture for each match: got 1 and 2"),
+        ([one_colour()], [True, False], {}, "an image for each match: got 1 and 2"),
         ([one_colour()], [True], {"height": 0}, "height must be at least 1, got 0"),
-        ([one_colour() / 255], [True], {}, r"a picture is bytes \[H, W, 3\], got float64"),
+        ([one_colour() / 255], [True], {}, r"an image is bytes \[H, W, 3\], got float64"),
     ],
 )
 def test_what_cannot_be_drawn_says_so(gallery, matches, options, message):

@@ -1,4 +1,4 @@
-"""Rows of pictures: where each is, and in which colours."""
+"""Rows of images: where each is, and in which colours."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from visionattn.viz import reconstructions
 from visionattn.viz.reconstructions import save_reconstructions
 
 
-def test_a_row_per_name_and_a_column_per_picture(tmp_path, monkeypatch):
+def test_a_row_per_name_and_a_column_per_image(tmp_path, monkeypatch):
     figures = []
     original = reconstructions.save_figure
     monkeypatch.setattr(reconstructions, "save_figure", lambda *args: figures.append(args[0]) or original(*args))

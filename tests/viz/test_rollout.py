@@ -12,10 +12,10 @@ BLACK = np.zeros((192, 96, 3), np.uint8)
 GRID = (4, 2)  # patches of 48×48 pixels
 
 
-def panels(picture=WHITE, scores=None, selected=(), grid=GRID):
+def panels(image=WHITE, scores=None, selected=(), grid=GRID):
     """Photograph, heat map, selection."""
     scores = np.arange(grid[0] * grid[1]) if scores is None else scores
-    page = draw_rollout(picture, scores, np.array(selected, dtype=np.int64), grid)
+    page = draw_rollout(image, scores, np.array(selected, dtype=np.int64), grid)
     width = (page.shape[1] - 2 * 8) // 3
     assert (page[:, width : width + 8] == BACKGROUND).all()
     assert (page[:, 2 * width + 8 : 2 * width + 16] == BACKGROUND).all()
@@ -35,21 +35,21 @@ def patch(panel, number, grid=GRID):
 )
 def test_there_are_three_panels_of_at_least_192_pixels(size, drawn):
     rows, columns = np.mgrid[: size[0], : size[1]]
-    picture = np.stack([255 * rows / size[0], 255 * columns / size[1], 0 * rows], -1).astype(np.uint8)
-    found = panels(picture)
+    image = np.stack([255 * rows / size[0], 255 * columns / size[1], 0 * rows], -1).astype(np.uint8)
+    found = panels(image)
     assert [panel.shape for panel in found] == [(*drawn, 3)] * 3
     assert found[0].dtype == np.uint8
     if size == drawn:
-        np.testing.assert_array_equal(found[0], picture)
+        np.testing.assert_array_equal(found[0], image)
     small = np.asarray(Image.fromarray(found[0]).resize(size[::-1], Image.Resampling.BOX)).astype(int)
-    assert np.abs(small - picture).max() < 4
+    assert np.abs(small - image).max() < 4
 
 
-def test_tensors_and_pictures_of_pillow_are_drawn_alike():
+def test_tensors_and_images_of_pillow_are_drawn_alike():
     scores, selected = torch.rand(8), torch.tensor([3, 1])
     expected = draw_rollout(WHITE, scores.numpy(), selected.numpy(), GRID)
-    for picture in (torch.from_numpy(WHITE), Image.fromarray(WHITE)):
-        np.testing.assert_array_equal(draw_rollout(picture, scores, selected, GRID), expected)
+    for image in (torch.from_numpy(WHITE), Image.fromarray(WHITE)):
+        np.testing.assert_array_equal(draw_rollout(image, scores, selected, GRID), expected)
 
 
 def test_rows_come_before_columns_in_the_heat_map():
@@ -98,10 +98,10 @@ def test_scores_that_are_all_the_same_have_one_colour(value):
 
 
 def test_selected_patches_stay_bright_within_a_thin_frame():
-    picture = np.random.default_rng(0).integers(0, 256, WHITE.shape, dtype=np.uint8)
-    _, _, panel = panels(picture, selected=[1, 6])
+    image = np.random.default_rng(0).integers(0, 256, WHITE.shape, dtype=np.uint8)
+    _, _, panel = panels(image, selected=[1, 6])
     for number in range(8):
-        drawn, original = patch(panel, number), patch(picture, number)
+        drawn, original = patch(panel, number), patch(image, number)
         if number not in (1, 6):
             np.testing.assert_allclose(drawn, DIMMED * original, atol=0.51)
             continue
@@ -153,8 +153,8 @@ def test_what_does_not_fit_the_grid_says_so(scores, selected, message):
         draw_rollout(WHITE, scores, selected, GRID)
 
 
-def test_what_is_no_picture_says_so():
-    with pytest.raises(ValueError, match=r"a picture is bytes \[H, W, 3\], got float64"):
+def test_what_is_no_image_says_so():
+    with pytest.raises(ValueError, match=r"an image is bytes \[H, W, 3\], got float64"):
         draw_rollout(WHITE / 255, np.zeros(8), [0], GRID)
     with pytest.raises(ValueError, match=r"a grid of 0×2 patches"):
         draw_rollout(WHITE, np.zeros(0), [], (0, 2))

@@ -59,7 +59,7 @@ def test_turning_is_clockwise():
 def test_what_is_outside_is_not_drawn(shape):
     large = draw(shape, (10, 190), turn=30)
     moved = draw(shape, (110, 290), turn=30, size=(400, 440))
-    # OpenCV draws lines from where they enter the picture, which moves some of their pixels.
+    # OpenCV draws lines from where they enter the image, which moves some of their pixels.
     assert (large ^ moved[100:300, 100:340]).sum() < 0.03 * large.sum()
     assert not draw(shape, (-80, -80)).any()
 

@@ -1,4 +1,4 @@
-"""Segments in colours over pictures, and sheets of them."""
+"""Segments in colours over images, and sheets of them."""
 
 import numpy as np
 import pytest
@@ -36,20 +36,20 @@ def test_a_sheet_has_a_row_for_each_kind(tmp_path, monkeypatch) -> None:
     mean, std = [0.5] * 3, [0.2] * 3
     save_slots(image, segments, segments, torch.randn(2, 3, 4, 4), "x.png", mean, std)
     save_slots(image, segments, segments, None, "x.png", mean, std)
-    assert list(seen[0]) == ["picture", "segments", "slots", "rebuilt"]
+    assert list(seen[0]) == ["image", "segments", "slots", "rebuilt"]
     assert {rows.shape for rows in seen[0].values()} == {(2, 8, 8, 3)}
-    assert list(seen[1]) == ["picture", "segments", "slots"]
-    assert (seen[1]["segments"][:, :4] == seen[1]["picture"][:, :4]).all()  # unlabelled
-    assert (seen[1]["slots"][:, :4] != seen[1]["picture"][:, :4]).any()
+    assert list(seen[1]) == ["image", "segments", "slots"]
+    assert (seen[1]["segments"][:, :4] == seen[1]["image"][:, :4]).all()  # unlabelled
+    assert (seen[1]["slots"][:, :4] != seen[1]["image"][:, :4]).any()
 
 
 def test_it_is_written(tmp_path) -> None:
     ids = torch.zeros(1, 8, 8, dtype=torch.long)
     path = save_slots(torch.randn(1, 3, 8, 8), ids, ids, None, tmp_path / "new" / "x.png", [0.5] * 3, [0.2] * 3)
-    with Image.open(path) as picture:
-        assert picture.size[0] > 100
+    with Image.open(path) as image:
+        assert image.size[0] > 100
 
 
 def test_what_does_not_fit_is_told() -> None:
-    with pytest.raises(ValueError, match=r"segments are \[4, 4\] as the pictures, got \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"segments are \[4, 4\] as the images, got \[2, 2\]"):
         colour_segments(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2), np.int64))

@@ -5,16 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from visionattn.cli.binding_images import save_overlays
 from visionattn.cli.binding_interventions import WANTED, Experiments, Interventions
-from visionattn.cli.binding_pictures import save_overlays
 from visionattn.cli.binding_report import BindingReport, best_layer
 from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTraining, prepare_scenes
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import draw_weights, load_frozen
 from visionattn.cli.hints import near_matches
+from visionattn.cli.images import check_number
 from visionattn.cli.options import numbers, words
-from visionattn.cli.pictures import check_number
 from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
 from visionattn.objects.probes import PROBES
@@ -48,7 +48,7 @@ def binding(
     csv: Path | None = None,
     plot: Path | None = None,
     overlays: Path | None = None,
-    pictures: int = 12,
+    num_examples: int = 12,
 ) -> None:
     """Evaluate how well probes tell from two patches whether they lie on the same object, at each layer of backbones.
 
@@ -73,9 +73,9 @@ def binding(
         precision: of the backbone, as --trainer.precision; probes are trained in single precision.
         output: JSON file for the results.
         csv: CSV file for those of the probes.
-        plot: picture of accuracy against depth, .png, .pdf or .svg.
-        overlays: folder for pictures of what the first probe says is the same object as a click, of the first seed.
-        pictures: number of scenes of val that are drawn there, evenly spaced.
+        plot: image of accuracy against depth, .png, .pdf or .svg.
+        overlays: folder for images of what the first probe says is the same object as a click, of the first seed.
+        num_examples: number of scenes of val that are drawn there, evenly spaced.
 
     Raises:
         UsageError: options that contradict each other.
@@ -96,7 +96,7 @@ def binding(
     chosen = _parse_layers(layers)
     check_writable(plot, json=output, csv=csv)
     check_folder(overlays)
-    check_number(pictures)
+    check_number(num_examples)
     if plot:
         check_suffix(plot)
     resolved = resolve_device(device)
@@ -144,7 +144,7 @@ def binding(
                 if overlays and seed == training.seed:
                     stem = "-".join([slug(subject.backbone.name), *(["random"] if randomized else [])])
                     best = best_layer(rows, wanted[0])
-                    save_overlays(overlays / f"{stem}.png", subject, wanted[0], best, pictures)
+                    save_overlays(overlays / f"{stem}.png", subject, wanted[0], best, num_examples)
     report.print()
 
 

@@ -26,7 +26,7 @@ from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_over
 from visionattn.probing.backbone import Backbone
 
 WANTED = ("quadratic", "class", "identity")
-"""The probe whose subspace is changed, and those of the last layer by which pictures are segmented."""
+"""The probe whose subspace is changed, and those of the last layer by which images are segmented."""
 
 
 @dataclass(frozen=True)

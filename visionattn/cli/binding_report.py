@@ -1,4 +1,4 @@
-"""What a run of eval.py binding leaves: results in files, as a table, and as a picture of accuracy against depth."""
+"""What a run of eval.py binding leaves: results in files, as a table, and as an image of accuracy against depth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -29,7 +29,7 @@ class BindingReport:
         Args:
             output: JSON file.
             csv: CSV file.
-            plot: picture.
+            plot: image.
             settings: options and provenance, for the JSON file.
         """
         self.output, self.csv, self.plot, self.settings = output, csv, plot, dict(settings)

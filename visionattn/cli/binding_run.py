@@ -36,7 +36,7 @@ class BindingData:
         val_length: synthetic scenes to evaluate on.
         img_size: height and width in pixels.
         interpolation: bicubic, bilinear, nearest, …
-        batch_size: pictures per step of backbone and probes.
+        batch_size: images per step of backbone and probes.
         num_workers: loader processes.
         on_error: a scene that cannot be read: raise names it and stops, skip leaves it out and counts it.
     """
@@ -57,15 +57,15 @@ class BindingData:
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """How probes are made and trained: by Adam, on all pairs of patches that are drawn from each picture.
+    """How probes are made and trained: by Adam, on all pairs of patches that are drawn from each image.
 
     Args:
         epochs: passes over the training scenes, in each of which the backbone runs anew.
         lr: learning rate; that of a probe's single bias is larger by the square root of the backbone's width.
-        patches: drawn from each picture, anew in every step; in evaluation, the same ones in every run.
+        patches: drawn from each image, anew in every step; in evaluation, the same ones in every run.
         min_purity: leave out patches of whose pixels the segment that has most of them has a smaller share.
         rank: of the quadratic probe.
-        num_queries: of the identity probe: segments of a picture beyond these are not learnt.
+        num_queries: of the identity probe: segments of an image beyond these are not learnt.
         seed: of initial weights, the order of scenes, the patches that are drawn, and random backbones.
     """
 
@@ -228,12 +228,12 @@ def prepare_scenes(spec: ClassifierSpec, data: BindingData) -> dict[str, Any]:
     """How scenes are prepared: as the backbone wants it, in colours, but for what the options say.
 
     Raises:
-        ValueError: the backbone takes no such pictures.
+        ValueError: the backbone takes no such images.
     """
     options = ProbingData(img_size=data.img_size, interpolation=data.interpolation, crop_pct=1.0)
     preprocessing = {**prepare(spec, options), "crop_mode": "center"}
     if (channels := preprocessing["input_size"][0]) != 3:
-        raise ValueError(f"{spec.model} takes pictures of {channels} channels: scenes are in colours, which are 3")
+        raise ValueError(f"{spec.model} takes images of {channels} channels: scenes are in colours, which are 3")
     return preprocessing
 
 

@@ -13,8 +13,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.images import check_number, check_rollout, save_rollouts
 from visionattn.cli.options import renamed
-from visionattn.cli.pictures import check_number, check_rollout, save_rollouts
 from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
@@ -40,22 +40,22 @@ NAMED_UNREADABLE = 20
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Which pictures, and how they are read; what is not given is as the classifier was trained.
+    """Which images, and how they are read; what is not given is as the classifier was trained.
 
     Args:
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, wds/NAME, …
-        root: folder of pictures; for the other data sets, where they are downloaded to.
+        root: folder of images; for the other data sets, where they are downloaded to.
         split: name of the split, by default the one that training validates on.
         num_classes: where the data set does not say how many classes it has.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
         download: let torchvision or timm fetch a data set that is not there.
         img_size: height and width in pixels.
-        crop_pct: part of the resized picture's edge that is kept.
+        crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
-        batch_size: pictures per step.
+        batch_size: images per step.
         num_workers: loader processes.
-        on_error: a picture that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
+        on_error: an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: str | None = None
@@ -90,11 +90,11 @@ def classify(
     per_class: Path | None = None,
     confusion_matrix: Path | None = None,
     rollout: Path | None = None,
-    pictures: int = 20,
+    num_examples: int = 20,
 ) -> None:
     """Evaluate top-1 and top-5 accuracy of a checkpoint or a registered model on a data set.
 
-    A checkpoint of train.py knows its model, its preprocessing and, unless it was a folder of pictures, its data set.
+    A checkpoint of train.py knows its model, its preprocessing and, unless it was a folder of images, its data set.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
@@ -103,15 +103,15 @@ def classify(
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
         inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
-        data: which pictures.
+        data: which images.
         device: auto, cpu, cuda, cuda:1, …
         precision: as --trainer.precision.
         channels_last: lay tensors out in channels-last memory format.
         output: JSON file for the results.
         per_class: CSV file for the accuracy of each class.
-        confusion_matrix: picture of the confusion matrix, .png, .pdf or .svg.
-        rollout: folder for pictures of what DCAL's attention is on, and of the patches that it selects.
-        pictures: number of pictures that are drawn there, evenly spaced.
+        confusion_matrix: image of the confusion matrix, .png, .pdf or .svg.
+        rollout: folder for images of what DCAL's attention is on, and of the patches that it selects.
+        num_examples: number of images that are drawn there, evenly spaced.
 
     Raises:
         UsageError: options that contradict each other.
@@ -119,7 +119,7 @@ def classify(
     """
     check_writable(confusion_matrix, json=output, csv=per_class)
     check_folder(rollout)
-    check_number(pictures)
+    check_number(num_examples)
     if confusion_matrix:
         check_suffix(confusion_matrix)
     resolved = resolve_device(device)
@@ -182,7 +182,7 @@ def classify(
     if confusion_matrix:
         save_confusion_matrix(counts["matrix"].cpu(), names, confusion_matrix)
     if rollout:
-        save_rollouts(rollout, classifier, module.val_dataloader(), num_images, module.preprocessing, pictures)
+        save_rollouts(rollout, classifier, module.val_dataloader(), num_images, module.preprocessing, num_examples)
     _print(result)
 
 
@@ -213,7 +213,7 @@ def _open(data: EvaluationData, spec: ClassifierSpec) -> ImageClassificationData
     trained = spec.preprocessing
     channels, height, width = trained["input_size"]
     if height != width and data.img_size is None:
-        raise ValueError(f"{spec.model} takes {height}×{width} pictures, not square ones: choose --data.img_size N")
+        raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
     # Trained on an embedded data set but evaluated on a folder: the folder it is.
     stored = None if data.root and spec.dataset == "digits" else spec.dataset or None
     module = ImageClassificationData(
@@ -264,7 +264,7 @@ def _evaluate(
     precision: Precision,
     spec: ClassifierSpec,
 ) -> int:
-    """Shows every picture to the classifier once and counts in ``metrics``; returns how many there were."""
+    """Shows every image to the classifier once and counts in ``metrics``; returns how many there were."""
     num_images = 0
     for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
         if not len(batch.image):
@@ -275,7 +275,7 @@ def _evaluate(
         metrics.update(logits, batch.target.to(device, non_blocking=True))
         num_images += len(batch.image)
     if not num_images:
-        raise ValueError(f"not one picture could be read: {(module.broken('validation') or ['the split is empty'])[0]}")
+        raise ValueError(f"not one image could be read: {(module.broken('validation') or ['the split is empty'])[0]}")
     return num_images
 
 
@@ -311,4 +311,4 @@ def _print(result: dict[str, Any]) -> None:
     }
     print_table([row])
     if result["num_unreadable"]:
-        print(f"unreadable pictures left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")
+        print(f"unreadable images left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")

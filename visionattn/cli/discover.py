@@ -11,8 +11,8 @@ from torchmetrics import MetricCollection
 
 from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.device import Precision, autocast, resolve_device
+from visionattn.cli.images import check_number, spread
 from visionattn.cli.options import renamed
-from visionattn.cli.pictures import check_number, spread
 from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data.loading import OnError
@@ -67,8 +67,8 @@ def discover(
     precision: Precision = "32-true",
     output: Path | None = None,
     csv: Path | None = None,
-    pictures: Path | None = None,
-    num_pictures: int = 16,
+    examples: Path | None = None,
+    num_examples: int = 16,
 ) -> None:
     """Evaluate how well slots find the objects of scenes, beside a grid of as many blocks and random segments.
 
@@ -80,16 +80,16 @@ def discover(
         precision: as --trainer.precision.
         output: JSON file for the results.
         csv: CSV file for the table.
-        pictures: folder for slots.png, a sheet of scenes, their true segments and their slots.
-        num_pictures: number of scenes on it, evenly spaced.
+        examples: folder for slots.png, a sheet of scenes, their true segments and their slots.
+        num_examples: number of scenes on it, evenly spaced.
 
     Raises:
         UsageError: no scene is to be drawn.
         ValueError: a checkpoint or data set that is not there or does not fit the other.
     """
     check_writable(json=output, csv=csv)
-    check_folder(pictures)
-    check_number(num_pictures, "num_pictures")
+    check_folder(examples)
+    check_number(num_examples)
     resolved = resolve_device(device)
     encoder, slots, spec = load_slots(checkpoint, weights)
     module = _open(data, spec)
@@ -125,13 +125,13 @@ def discover(
         write_json({**result, **provenance(resolved)}, output)
     if csv:
         write_csv(rows, csv)
-    if pictures:
-        _draw(finder, module, num_pictures, pictures / SHEET)
+    if examples:
+        _draw(finder, module, num_examples, examples / SHEET)
     _print(rows, result)
 
 
 class Finder:
-    """An encoder and slots, as one function from pictures to segments."""
+    """An encoder and slots, as one function from images to segments."""
 
     def __init__(self, encoder: nn.Module, slots: SlotAutoencoder, precision: Precision) -> None:
         self.encoder, self.slots, self.precision = encoder, slots, precision
@@ -139,7 +139,7 @@ class Finder:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Which slot has each place of pictures [B, H, W], and what the slots draw, where these are pictures."""
+        """Which slot has each place of images [B, H, W], and what the slots draw, where these are images."""
         with autocast(self.device, self.precision):
             found = self.slots(encode(self.encoder, image.to(self.device, non_blocking=True)))
         rebuilt = found.reconstruction.cpu() if self.slots.method == "slot_attention" else None

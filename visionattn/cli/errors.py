@@ -167,29 +167,29 @@ def one_line(message: str) -> str:
 _TRACEBACK = "Traceback (most recent call last)"
 
 _KNOWN = {
-    # Worker processes share pictures through memory, too; this comes first.
+    # Worker processes share images through memory, too; this comes first.
     r"/torch_\d+|Bus error|out of shared memory": (
         "the memory that data-loader workers share (/dev/shm) is full: pass --data.num_workers 0 or a smaller "
         "--data.batch_size, or give the container more, as docker run --shm-size 8g does"
     ),
     r"DataLoader worker.*? ((?:is )?killed by signal: \w+|exited unexpectedly)": (
         r"a data-loader worker \1, as happens when memory runs out: pass a smaller --data.num_workers, or 0 to read "
-        "pictures without workers"
+        "images without workers"
     ),
     r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|bad_alloc": (
         "out of memory: pass a smaller --data.batch_size, in training with --trainer.accumulate_grad_batches to make "
         "up for it; --trainer.precision bf16-mixed and --model.grad_checkpointing true save more"
     ),
     r"Input (height|width) \((\d+)\) ((?:doesn't match model|should be divisible by patch size) \(\d+\))": (
-        r"the model cannot have pictures of this size: its input \1, \2, \3; pass --data.img_size N, or "
+        r"the model cannot have images of this size: its input \1, \2, \3; pass --data.img_size N, or "
         "--model.model_kwargs '{img_size: N}'"
     ),
     r"to have (\d+) channels, but got (\d+) channels": (
-        r"the model takes pictures of \1 channels, and these have \2: leave out in_chans of --model.model_kwargs, or "
+        r"the model takes images of \1 channels, and these have \2: leave out in_chans of --model.model_kwargs, or "
         "pass --data.in_chans"
     ),
     r"Expected more than 1 value per channel when training": (
-        "batch norm finds nothing to average over one picture: pass --data.batch_size 2 or more, or larger pictures"
+        "batch norm finds nothing to average over one image: pass --data.batch_size 2 or more, or larger images"
     ),
     r"Early stopping conditioned on metric `(\S+)` which is not available\..*following: (.*)": (
         r"--trainer.callbacks: EarlyStopping finds no metric \1: let it monitor one of \2"

@@ -1,4 +1,4 @@
-"""Pictures of the kernels that a model makes itself."""
+"""Images of the kernels that a model makes itself."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def kernels(
     These are the kernels that the slow networks of Terminator make from coordinates, whatever the input.
 
     Args:
-        output: file of the picture, .png, .pdf or .svg.
+        output: file of the image, .png, .pdf or .svg.
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
         model: name of a registered model; without a checkpoint it is drawn as initialised.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from visionattn.cli.configs import OPTIONS, find_configs, given_options, read_config
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData, ReidData
-from visionattn.data.module import PictureData
+from visionattn.data.module import ImageData
 from visionattn.data.scenes import SceneData
 from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.classification import ClassificationTask
@@ -32,7 +32,7 @@ class Kind:
     """
 
     task: type[TrainingTask]
-    data: type[PictureData]
+    data: type[ImageData]
     monitor: str = "val_top1"
     score: str = "top-1"
     mode: Literal["max", "min"] = "max"

@@ -169,8 +169,8 @@ def _draw(entries: Mapping[Subject, Entry], path: Path) -> None:
 def _title(row: Mapping[str, Any]) -> str:
     data = Path(row["root"]).name if row["dataset"] == "folder" and row["root"] else row["dataset"]
     if row.get("shots") is None:
-        return f"{data}, {row['num_train']:,} training pictures"
-    return f"{data}, {row['shots']} training pictures per class"
+        return f"{data}, {row['num_train']:,} training images"
+    return f"{data}, {row['shots']} training images per class"
 
 
 def _training(row: Mapping[str, Any]) -> str:

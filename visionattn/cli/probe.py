@@ -10,9 +10,9 @@ from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import load_frozen
 from visionattn.cli.hints import near_matches
+from visionattn.cli.images import check_number
 from visionattn.cli.leaderboard import leaderboard as show_leaderboard
 from visionattn.cli.options import words
-from visionattn.cli.pictures import check_number
 from visionattn.cli.probing_data import FeatureOptions, ProbingData, prepare, slug
 from visionattn.cli.probing_report import Report, save_attention
 from visionattn.cli.probing_run import FITTED, HeadTraining, Subject
@@ -43,7 +43,7 @@ def probe(
     output: Path | None = None,
     csv: Path | None = None,
     attention: Path | None = None,
-    pictures: int = 12,
+    num_examples: int = 12,
     export: Path | None = None,
     leaderboard: list[Path] | None = None,
 ) -> None:
@@ -60,15 +60,15 @@ def probe(
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
         heads: separated by commas: ep_32 and any other ep_M, linear, cls, gap, aim, abmilp, …; knn, ridge, logistic.
         head_options: of heads by their names, such as {"ep_32": {"d_out": 2}, "aim": {"tokens": "all"}}.
-        data: which pictures.
+        data: which images.
         features: which features, and where they are kept.
         training: how heads are trained.
         device: auto, cpu, cuda, cuda:1, …
         precision: of the backbone, as --trainer.precision; heads are trained in single precision.
-        output: JSON file for the results; with --leaderboard the Markdown file, beside which lies its picture, .png.
+        output: JSON file for the results; with --leaderboard the Markdown file, beside which lies its image, .png.
         csv: CSV file for the results.
-        attention: folder for pictures of what heads attend, in colours that mean the same in all pictures of a sheet.
-        pictures: number of pictures of val that are drawn there, evenly spaced.
+        attention: folder for images of what heads attend, in colours that mean the same in all images of a sheet.
+        num_examples: number of images of val that are drawn there, evenly spaced.
         export: folder for the heads, of which visionattn.load_probe makes classifiers.
         leaderboard: the same as the command leaderboard --results, in place of probing.
 
@@ -87,10 +87,10 @@ def probe(
     wanted = _parse_heads(heads, head_options or {})
     layers, shots = features.parse_layers(), training.parse_shots()
     if shots and (attention or export):
-        raise UsageError("--attention and --export want heads that learn from all pictures: leave out --training.shots")
+        raise UsageError("--attention and --export want heads that learn from all images: leave out --training.shots")
     check_writable(json=output, csv=csv)
     check_folder(attention, export, features.cache)
-    check_number(pictures)
+    check_number(num_examples)
     resolved = resolve_device(device)
     settings = {"data": asdict(data), "features": asdict(features), "training": asdict(training)}
     settings["features"]["cache"] = str(features.cache)
@@ -127,7 +127,7 @@ def probe(
                     published = origin["weights"] == "pretrained"
                     export_probe(export, stem, found, backbone, group, subject.class_names, published=published)
                 if attention and found.head and found.head.has_attention:
-                    save_attention(attention / f"{stem}.png", found.head, subject, group, pictures)
+                    save_attention(attention / f"{stem}.png", found.head, subject, group, num_examples)
     report.print()
 
 

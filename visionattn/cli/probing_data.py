@@ -1,4 +1,4 @@
-"""Pictures for probing: the splits of a data set as the feature cache wants them, and features of them."""
+"""Images for probing: the splits of a data set as the feature cache wants them, and features of them."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
-from visionattn.data.loading import OnError, PictureDataset
+from visionattn.data.loading import ImageDataset, OnError
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource
-from visionattn.data.transforms import MAX_SIZE, picture_transform
+from visionattn.data.transforms import MAX_SIZE, image_transform
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.contents import fingerprint
-from visionattn.probing.extraction import FeatureCache, PictureBatch, collate_pictures, extract_features, view_seed
+from visionattn.probing.extraction import FeatureCache, ImageBatch, collate_images, extract_features, view_seed
 from visionattn.probing.features import CachedFeatures, FeatureSource, LayerFeatures, OnlineFeatures, TensorFeatures
 from visionattn.tasks.checkpoint import ClassifierSpec
 
 SEED = 0
-"""Of the pictures of --data.limit_per_class and of augmented views, which all seeds of heads share."""
+"""Of the images of --data.limit_per_class and of augmented views, which all seeds of heads share."""
 
 AUGMENTATION = {
     "scale": (0.08, 1.0),
@@ -39,21 +39,21 @@ AUGMENTATION = {
 
 @dataclass(frozen=True)
 class ProbingData:
-    """Which pictures, and how they are read; preprocessing that is not given is the backbone's own.
+    """Which images, and how they are read; preprocessing that is not given is the backbone's own.
 
     Args:
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
-        root: folder of pictures; for the other data sets, where they are downloaded to.
+        root: folder of images; for the other data sets, where they are downloaded to.
         train_split: name of the split that heads are trained on, where it is not found by itself.
         val_split: the same for the one that they are evaluated on.
-        limit_per_class: train on so many pictures of each class, the same ones for every seed.
+        limit_per_class: train on so many images of each class, the same ones for every seed.
         download: let torchvision or timm fetch a data set that is not there.
         img_size: height and width in pixels.
-        crop_pct: part of the resized picture's edge that is kept.
+        crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
-        batch_size: pictures per step of the backbone.
+        batch_size: images per step of the backbone.
         num_workers: loader processes.
-        on_error: a picture that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
+        on_error: an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: str | None = None
@@ -78,7 +78,7 @@ class FeatureOptions:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
             last; several, separated by commas, are put side by side.
         each_layer: probe each of these layers for itself instead.
-        views: views of each training picture that heads see in turn: the picture as it is evaluated, and views - 1
+        views: views of each training image that heads see in turn: the image as it is evaluated, and views - 1
             with random crops and flips. Where tokens are not cached, more than 1 means new ones in every epoch.
         cache: folder for features and the state of trainings; a rerun goes on from there.
         token_budget_gb: tokens of a split are cached where they take no more, in 10⁹ bytes; otherwise the backbone runs
@@ -111,14 +111,14 @@ class FeatureOptions:
         return ["last" if word == "last" else int(word) for word in words]
 
 
-class SplitPictures:
-    """Pictures of a split, as `visionattn.probing.extraction.Pictures` wants them.
+class SplitImages:
+    """Images of a split, as `visionattn.probing.extraction.Images` wants them.
 
     Args:
         module: after ``setup``.
         split: which one.
-        memory: folder that remembers the hashes of pictures that were not touched.
-        progress: called with the number of pictures whose contents were read, and of all.
+        memory: folder that remembers the hashes of images that were not touched.
+        progress: called with the number of images whose contents were read, and of all.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class SplitPictures:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         loader = module.train_dataloader() if split == "train" else module.val_dataloader()
-        if not isinstance(loader.dataset, PictureDataset):
-            raise DataError(f"data set {module.name!r} is read in order: probing needs pictures with random access")
+        if not isinstance(loader.dataset, ImageDataset):
+            raise DataError(f"data set {module.name!r} is read in order: probing needs images with random access")
         self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
         self.preprocessing = module.preprocessing
         self._num_workers, self._on_error = module.num_workers, module.on_error
@@ -148,35 +148,35 @@ class SplitPictures:
         return len(self.source)
 
     def name_of(self, number: int) -> str:
-        """A picture's file, in full, or what its data set calls it."""
+        """An image's file, in full, or what its data set calls it."""
         name = self.source.name_of(number)
         return str(Path(name).resolve()) if Path(name).is_file() else name
 
-    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[PictureBatch]:
-        """Reads pictures, batch by batch; see `visionattn.probing.extraction.Pictures`."""
-        transform = picture_transform(self.preprocessing, AUGMENTATION if view else None)
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
+        """Reads images, batch by batch; see `visionattn.probing.extraction.Images`."""
+        transform = image_transform(self.preprocessing, AUGMENTATION if view else None)
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
         ]
         loader = ImageLoader(
-            PictureDataset(self.source, transform),
+            ImageDataset(self.source, transform),
             self._on_error,
             batch_sampler=draws,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate_pictures,
+            collate_fn=collate_images,
         )
-        return cast(Iterator[PictureBatch], iter(loader))
+        return cast(Iterator[ImageBatch], iter(loader))
 
     def photograph(self, number: int) -> Any:
-        """A picture as the backbone sees it, but with its own colours: bytes [H, W, 3]."""
-        from visionattn.viz.picture import denormalize
+        """An image as the backbone sees it, but with its own colours: bytes [H, W, 3]."""
+        from visionattn.viz.image import denormalize
 
-        seen: Tensor = picture_transform(self.preprocessing)(self.source.read(number)[0])
+        seen: Tensor = image_transform(self.preprocessing)(self.source.read(number)[0])
         return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
     def missing(self, cache: FeatureCache) -> list[str]:
-        """Names of the pictures that could not be read when features were extracted.
+        """Names of the images that could not be read when features were extracted.
 
         Raises:
             UnreadableImageError: there are some, and ``--data.on_error`` is raise.
@@ -192,18 +192,18 @@ class SplitPictures:
 
 
 def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
-    """How pictures are prepared: as the backbone wants it, but for what the options say.
+    """How images are prepared: as the backbone wants it, but for what the options say.
 
     Raises:
-        ValueError: the backbone takes no square pictures, or sequences of pixels.
+        ValueError: the backbone takes no square images, or sequences of pixels.
     """
     check_range("data.img_size", data.img_size, 1, MAX_SIZE, error=UsageError)
     trained = dict(spec.preprocessing)
     if trained.pop("sequence", None) is not None:
-        raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for pictures")
+        raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
     channels, height, width = trained["input_size"]
     if height != width and data.img_size is None:
-        raise ValueError(f"{spec.model} takes {height}×{width} pictures, not square ones: choose --data.img_size N")
+        raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
     edge = height if data.img_size is None else data.img_size
     given = {"crop_pct": data.crop_pct, "interpolation": data.interpolation}
     keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -241,7 +241,7 @@ def open_data(spec: ClassifierSpec, data: ProbingData, preprocessing: Mapping[st
 
 def extract(
     backbone: Backbone,
-    pictures: SplitPictures,
+    images: SplitImages,
     options: FeatureOptions,
     batch_size: int,
     *,
@@ -254,20 +254,20 @@ def extract(
 
     Args:
         backbone: gives them.
-        pictures: the split.
+        images: the split.
         options: where they are kept.
-        batch_size: pictures per step.
+        batch_size: images per step.
         views: of which tokens are kept.
         tokens: whether these are wanted at all.
         asked: what the command was asked for, plain values. It tells folders of the cache apart; whether what lies
-            there was made from the same weights and pictures is seen by their hashes.
+            there was made from the same weights and images is seen by their hashes.
         progress: see `extract_features`.
     """
-    names = {"split": pictures.identity["split"][0], "views": views, "dtype": options.dtype, "layers": backbone.layers}
+    names = {"split": images.identity["split"][0], "views": views, "dtype": options.dtype, "layers": backbone.layers}
     key = short_hash({**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)})
     return extract_features(
         backbone,
-        pictures,
+        images,
         options.cache.expanduser() / f"{slug(backbone.name)}-{names['split']}-{key}",
         token_budget_gb=options.token_budget_gb if tokens else 0.0,
         views=views,
@@ -278,14 +278,14 @@ def extract(
 
 
 def choose_source(
-    cache: FeatureCache, backbone: Backbone, pictures: SplitPictures, layers: Sequence[Layer], views: int, tokens: bool
+    cache: FeatureCache, backbone: Backbone, images: SplitImages, layers: Sequence[Layer], views: int, tokens: bool
 ) -> FeatureSource:
     """Where heads get tokens from: nowhere if pooled vectors do, the cache if they are there, else the backbone."""
     if not tokens:
         return pooled_tokens(LayerFeatures(cache, layers))
     if cache.views:
         return CachedFeatures(cache, layers)
-    return OnlineFeatures(cache, backbone, pictures, layers, augment=views > 1)
+    return OnlineFeatures(cache, backbone, images, layers, augment=views > 1)
 
 
 def pooled_tokens(features: Any) -> TensorFeatures:

@@ -1,4 +1,4 @@
-"""What a run of eval.py probe leaves: results in files and as a table, and pictures of attention."""
+"""What a run of eval.py probe leaves: results in files and as a table, and images of attention."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visionattn.cli.pictures import spread
+from visionattn.cli.images import spread
 from visionattn.cli.probing_run import Subject
 from visionattn.cli.report import print_table, write_csv, write_json
 from visionattn.probing.backbone import Layer
@@ -50,7 +50,7 @@ class Report:
             write_csv([_flat(row) for row in self._ordered()], self.csv)
 
     def print(self) -> None:
-        """Prints the table, what was not chosen, and how many pictures could not be read."""
+        """Prints the table, what was not chosen, and how many images could not be read."""
         rows = [_displayed(row) for row in self._ordered()]
         kept = [column for column in rows[0] if any(row[column] for row in rows)]
         if len(self.models) == 1:
@@ -60,10 +60,10 @@ class Report:
         print_table([{column: row[column] for column in kept} for row in rows], title=self._title())
         if fixed := [row for row in self._ordered() if row["selected_on"] == "fixed"]:
             heads = ", ".join(dict.fromkeys(row["head"] for row in fixed))
-            print(f"{heads} with one picture per class: fixed, not chosen, as none can be held out")
+            print(f"{heads} with one image per class: fixed, not chosen, as none can be held out")
         for model in self.models:
             if model["num_unreadable"]:
-                print(f"unreadable pictures left out: {model['num_unreadable']}, the first: {model['unreadable'][0]}")
+                print(f"unreadable images left out: {model['num_unreadable']}, the first: {model['unreadable'][0]}")
 
     def _ordered(self) -> list[dict[str, Any]]:
         """Rows of a model and its layers by the order of the heads."""
@@ -86,18 +86,18 @@ class Report:
         name = f"{row['model']} ({row['weights']}) on " if len(self.models) == 1 else ""
         chosen = "chosen on val, as in the paper" if row["protocol"] == "paper" else "chosen on a part of train"
         chosen = "fixed" if {row["selected_on"] for row in self.rows} == {"fixed"} else chosen
-        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} pictures, {chosen}"
+        return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} images, {chosen}"
 
 
 def save_attention(path: Path, head: ProbingHead, subject: Subject, group: Sequence[Layer], number: int) -> None:
-    """Draws what a head attends in ``number`` pictures of val.
+    """Draws what a head attends in ``number`` images of val.
 
     Args:
-        path: the picture that is written.
+        path: the image that is written.
         head: one with attention, on the CPU.
         subject: backbone and data.
         group: the layers that the head takes.
-        number: how many pictures are drawn, evenly spaced.
+        number: how many images are drawn, evenly spaced.
     """
     from visionattn.viz.attention_maps import save_attention_maps
 
@@ -108,8 +108,8 @@ def save_attention(path: Path, head: ProbingHead, subject: Subject, group: Seque
     with torch.no_grad():
         maps = head.attention(taken)
     grid = subject.backbone.layouts[group[0]].grid
-    pictures = subject.pictures["validation"]
-    photographs = [pictures.photograph(picture) for picture in subject.val.indices[chosen].tolist()]
+    images = subject.images["validation"]
+    photographs = [images.photograph(image) for image in subject.val.indices[chosen].tolist()]
     # Of all that a head may take, the patches come last.
     save_attention_maps(photographs, maps[..., -grid[0] * grid[1] :], grid, path)
 

@@ -17,7 +17,7 @@ from visionattn.cli.options import numbers
 from visionattn.cli.probing_data import (
     FeatureOptions,
     ProbingData,
-    SplitPictures,
+    SplitImages,
     choose_source,
     extract,
     open_data,
@@ -69,14 +69,14 @@ class HeadTraining:
         lrs: peak learning rates to choose from, separated by commas; those of lars are for a batch of 256.
         weight_decay: of matrices, by default none.
         epochs: passes over the features, by default 30, or 90 of the paper protocol.
-        batch_size: pictures per step, by default 256, or 4096 of the paper protocol.
+        batch_size: images per step, by default 256, or 4096 of the paper protocol.
         patience: epochs without a better accuracy after which a head stops, by default 10; 0 for never.
         race: whether the worse half of a head's rates stops after a third and again after two thirds of the epochs, by
             default true; false takes about twice as long.
-        seed: of initial weights, of the order of pictures, of the part that is held out, and of few-shot draws.
-        shots: learn from so few pictures per class instead; several numbers are separated by commas. Of 1 none can be
+        seed: of initial weights, of the order of images, of the part that is held out, and of few-shot draws.
+        shots: learn from so few images per class instead; several numbers are separated by commas. Of 1 none can be
             held out: rates and the like are the middle ones of those to choose from, and epochs the last.
-        repeats: how many times these pictures are drawn.
+        repeats: how many times these images are drawn.
     """
 
     protocol: Literal["held_out", "paper"] = "held_out"
@@ -102,7 +102,7 @@ class HeadTraining:
             check_range("training.shots", count, 1, error=UsageError)
 
     def selected_on(self, targets: Tensor) -> SelectedOn:
-        """Where hyper-parameters are chosen for pictures of these classes."""
+        """Where hyper-parameters are chosen for images of these classes."""
         if self.protocol == "paper":
             return "val"
         return "held_out" if can_hold_out(targets) else "fixed"
@@ -136,7 +136,7 @@ class HeadTraining:
         return candidates, recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
     def parse_shots(self) -> list[int]:
-        """Pictures per class of few-shot learning; none where heads learn from all."""
+        """Images per class of few-shot learning; none where heads learn from all."""
         return [] if self.shots is None else numbers("training.shots", self.shots, int)
 
 
@@ -165,7 +165,7 @@ class Subject:
             backbone: the backbone, on the device.
             spec: what it is.
             origin: where its weights come from, plain values.
-            data: which pictures.
+            data: which images.
             features: which features, and where they are kept.
             training: how heads are trained.
             device: where they are.
@@ -178,26 +178,26 @@ class Subject:
         self.module = open_data(spec, data, backbone.preprocessing)
         self.root = data.root
         self.class_names = self.module.class_names
-        self.pictures = {split: self._open(split) for split in ("train", "validation")}
+        self.images = {split: self._open(split) for split in ("train", "validation")}
         self.groups: list[list[Layer]] = [list(backbone.layers)]
         if features.each_layer:
             self.groups = [[layer] for layer in backbone.layers]
 
-    def _open(self, split: Literal["train", "validation"]) -> SplitPictures:
+    def _open(self, split: Literal["train", "validation"]) -> SplitImages:
         with show_progress(f"reading {split} to see whether it has changed", "files") as progress:
-            return SplitPictures(self.module, split, self.features.cache.expanduser() / "contents", progress)
+            return SplitImages(self.module, split, self.features.cache.expanduser() / "contents", progress)
 
     def check(self, heads: Heads, attention: bool) -> None:
         """Makes each head once, so that what does not fit shows before the work.
 
         Raises:
-            ValueError: a number that is out of its bounds, more shots than there are pictures of a class, a head that
+            ValueError: a number that is out of its bounds, more shots than there are images of a class, a head that
                 does not fit the backbone, or none with the attention that is to be drawn.
         """
         has_attention = False
         self.training.plan(self._trained(heads, self.groups[0]), self.training.seed)
         for count in self.training.parse_shots():
-            draw(torch.tensor(self.pictures["train"].targets), count)
+            draw(torch.tensor(self.images["train"].targets), count)
         for group in self.groups:
             layouts = [self.backbone.layouts[layer] for layer in group]
             tokens = [(torch.zeros(1, layout.num_tokens, layout.dim), layout) for layout in layouts]
@@ -217,7 +217,7 @@ class Subject:
 
         Raises:
             ValueError: features that are not finite.
-            OSError: unreadable pictures, or a full disk.
+            OSError: unreadable images, or a full disk.
         """
         start = time.perf_counter()
         views = self.features.views
@@ -225,11 +225,11 @@ class Subject:
         asked = {**self.origin, "model": self.backbone.name, "model_kwargs": self.backbone.model_kwargs}
         asked |= {"dataset": self.module.name, "root": self.root and str(Path(self.root).resolve())}
         caches = {}
-        for split, pictures in self.pictures.items():
-            with show_progress(f"features of {self.backbone.name}, {split}", "pictures") as progress:
+        for split, images in self.images.items():
+            with show_progress(f"features of {self.backbone.name}, {split}", "images") as progress:
                 caches[split] = extract(
                     self.backbone,
-                    pictures,
+                    images,
                     self.features,
                     self.batch_size,
                     views=views if split == "train" else 1,
@@ -238,13 +238,13 @@ class Subject:
                     progress=progress,
                 )
         self.train, self.val = caches["train"], caches["validation"]
-        self.unreadable = [name for split, cache in caches.items() for name in self.pictures[split].missing(cache)]
+        self.unreadable = [name for split, cache in caches.items() for name in self.images[split].missing(cache)]
         self.extraction_seconds = time.perf_counter() - start
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """What tells apart backbones, and data sets, of the same name."""
-        data = [[pictures.identity, list(pictures.targets)] for pictures in self.pictures.values()]
+        data = [[images.identity, list(images.targets)] for images in self.images.values()]
         return {"weights_hash": weights_hash(self.backbone.model), "data_hash": short_hash(data)}
 
     def about(self, group: Sequence[Layer]) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class Subject:
         """Features of both splits, of these layers."""
         splits = (("train", self.train, self.features.views), ("validation", self.val, 1))
         train, val = (
-            choose_source(cache, self.backbone, self.pictures[split], group, views, self.with_tokens)
+            choose_source(cache, self.backbone, self.images[split], group, views, self.with_tokens)
             for split, cache, views in splits
         )
         return train, val
@@ -298,7 +298,7 @@ class Subject:
         return self._probe(heads, group, train, val, self.training.seed, key)
 
     def few_shot(self, heads: Heads, group: Sequence[Layer], shots: int) -> list[FewShotResult]:
-        """Evaluates heads that learn from few pictures of each class."""
+        """Evaluates heads that learn from few images of each class."""
         train, val = self.sources(group)
 
         def evaluate(part: FeatureSource, seed: int) -> list[Probe]:
@@ -321,7 +321,7 @@ class Subject:
         selection = Selection(selected_on=selected_on, seed=seed, device=self.device)
         for name in heads:
             if name in FITTED:
-                with show_progress(name, "pictures") as progress:
+                with show_progress(name, "images") as progress:
                     yield FITTED[name](train, val, num_classes, selection=selection, progress=progress)
         if not (trained := self._trained(heads, group)):
             return

@@ -1,4 +1,4 @@
-"""How well a model finds the pictures of a person or vehicle again."""
+"""How well a model finds the images of a person or vehicle again."""
 
 import time
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
 from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
+from visionattn.cli.images import check_number, check_rollout, save_ranked_lists, save_rollouts
 from visionattn.cli.options import renamed
-from visionattn.cli.pictures import check_number, check_rollout, save_ranked_lists, save_rollouts
 from visionattn.cli.progress import adding, show_progress, track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
@@ -27,7 +27,7 @@ from visionattn_kernels.provenance import provenance
 
 @dataclass(frozen=True)
 class ReidEvaluationData:
-    """Which pictures, and how they are read; what is not given is as the model was trained.
+    """Which images, and how they are read; what is not given is as the model was trained.
 
     Args:
         name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
@@ -36,9 +36,9 @@ class ReidEvaluationData:
         gallery_size: of VehicleID, the number of identities: 800, 1600 or 2400.
         height: in pixels.
         width: in pixels.
-        batch_size: pictures per step.
+        batch_size: images per step.
         num_workers: loader processes.
-        on_error: a picture that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
+        on_error: an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: str | None = None
@@ -69,7 +69,7 @@ def reid(
     output: Path | None = None,
     ranked_lists: Path | None = None,
     rollout: Path | None = None,
-    pictures: int = 20,
+    num_examples: int = 20,
 ) -> None:
     """Evaluate mAP, mINP and CMC of a checkpoint or a registered model on a data set for re-identification.
 
@@ -81,17 +81,17 @@ def reid(
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"img_size": [256, 128]}.
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        data: which pictures.
+        data: which images.
         inference: of DCAL's models the features of both branches (combined) or of self-attention alone (sa).
-        flip: add the features of the mirrored pictures.
+        flip: add the features of the mirrored images.
         rerank: re-rank with k-reciprocal neighbours; the results without it are told, too.
         device: auto, cpu, cuda, cuda:1, …
         precision: as --trainer.precision.
         output: JSON file for the results.
-        ranked_lists: folder for pictures of queries with the first ranks of the gallery, right ones framed green,
+        ranked_lists: folder for images of queries with the first ranks of the gallery, right ones framed green,
             wrong ones red.
-        rollout: folder for pictures of what DCAL's attention is on in queries, and of the patches that it selects.
-        pictures: number of queries that are drawn, evenly spaced.
+        rollout: folder for images of what DCAL's attention is on in queries, and of the patches that it selects.
+        num_examples: number of queries that are drawn, evenly spaced.
 
     Raises:
         UsageError: options that contradict each other.
@@ -99,7 +99,7 @@ def reid(
     """
     check_writable(json=output)
     check_folder(ranked_lists, rollout)
-    check_number(pictures)
+    check_number(num_examples)
     resolved = resolve_device(device)
     network, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
     if inference is not None:
@@ -150,9 +150,9 @@ def reid(
         write_json({**result, **provenance(resolved)}, output)
     if ranked_lists:
         loader = module.val_dataloader()
-        save_ranked_lists(ranked_lists, found, loader, module.num_query, pictures, reranked=rerank)
+        save_ranked_lists(ranked_lists, found, loader, module.num_query, num_examples, reranked=rerank)
     if rollout:
-        save_rollouts(rollout, network, module.val_dataloader(), num_query, module.preprocessing, pictures)
+        save_rollouts(rollout, network, module.val_dataloader(), num_query, module.preprocessing, num_examples)
     _print(result)
 
 
@@ -181,7 +181,7 @@ def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
 def _extract(
     network: nn.Module, module: ReidData, device: torch.device, precision: Precision, flip: bool, spec: ClassifierSpec
 ) -> Gallery:
-    """Features of every picture of query and gallery."""
+    """Features of every image of query and gallery."""
     parts = []
     batch: Any  # of ReidBatch
     for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
@@ -190,7 +190,7 @@ def _extract(
                 features: Tensor = reid_features(network, batch.image.to(device, non_blocking=True), flip)
             parts.append(Gallery(batch.index, features.float().cpu(), batch.target, batch.camera))
     if not parts:
-        raise ValueError(f"not one picture could be read: {(module.broken('validation') or ['there are none'])[0]}")
+        raise ValueError(f"not one image could be read: {(module.broken('validation') or ['there are none'])[0]}")
     return merge(parts)
 
 
@@ -213,4 +213,4 @@ def _print(result: dict[str, Any]) -> None:
     if result["num_skipped_queries"]:
         print(f"queries without a match left out: {result['num_skipped_queries']}")
     if result["num_unreadable"]:
-        print(f"unreadable pictures left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")
+        print(f"unreadable images left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData
-from visionattn.data.module import PictureData
+from visionattn.data.module import ImageData
 from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, describe_weights
 from visionattn.tasks.preprocessing import describe_preprocessing
 
@@ -17,7 +17,7 @@ WITH_HEAD = ("classification", "fine_grained")
 
 
 def start_from(
-    options: Any, data: type[PictureData], task: TaskName, command: str, resumed: ClassifierSpec | None
+    options: Any, data: type[ImageData], task: TaskName, command: str, resumed: ClassifierSpec | None
 ) -> ClassifierSpec | None:
     """Take preprocessing and the width of an evaluated head from the weights that a command starts from.
 
@@ -104,12 +104,12 @@ def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[s
             data[key] = value
 
 
-def describe_start(spec: ClassifierSpec, data: PictureData, model: Any, resume: Path | None) -> str:
+def describe_start(spec: ClassifierSpec, data: ImageData, model: Any, resume: Path | None) -> str:
     """Return the line that says how images are prepared, and what decides it."""
     return describe_preprocessing(data.preprocessing, spec.preprocessing, str(resume or _origin(model)))
 
 
-def match_classes(spec: ClassifierSpec, data: PictureData, *, fresh: bool) -> None:
+def match_classes(spec: ClassifierSpec, data: ImageData, *, fresh: bool) -> None:
     """Number classes by their names, as weights do.
 
     Args:

@@ -328,8 +328,8 @@ class TrainingCLI(LightningCLI):
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
-        pictures = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *pictures, self.stopwatch, *([self.best, self.last] if keep else [])]
+        images = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
+        return [*averaging, *images, self.stopwatch, *([self.best, self.last] if keep else [])]
 
     # Running
 
@@ -369,7 +369,7 @@ class TrainingCLI(LightningCLI):
         for split in ("train", "validation", "test", "predict"):
             if broken := self.datamodule.broken(split):
                 instead = "replaced" if split == "train" else "left out"
-                say(f"{counted(len(broken), f'unreadable {split} picture')} {instead}; first {broken[0]}")
+                say(f"{counted(len(broken), f'unreadable {split} image')} {instead}; first {broken[0]}")
 
     def after_fit(self) -> None:
         """One short summary."""

@@ -33,7 +33,7 @@ def write_zoo(measured: Sequence[Results], path: Path) -> None:
 
     Args:
         measured: what ``throughput`` wrote as JSON, one for each column of images/s; the first has the models. Where
-            another measured a model at another size of picture, its cell stays empty.
+            another measured a model at another size of image, its cell stays empty.
         path: of the page.
     """
     columns = [{row["model"]: row for row in results["results"] if not row["error"]} for results in measured]
@@ -52,7 +52,7 @@ def write_zoo(measured: Sequence[Results], path: Path) -> None:
 
 
 INTRODUCTION = """\
-GMACs are multiply-accumulates of matrix products, convolutions and attention for one picture of the size under *input*,
+GMACs are multiply-accumulates of matrix products, convolutions and attention for one image of the size under *input*,
 in pixels. Images per second are medians, with random inputs and weights, under the conditions below the table."""
 
 

@@ -15,14 +15,14 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 from visionattn.checks import check_choice, check_range
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
-from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset, StreamDataset, Transform
-from visionattn.data.module import PictureData, per_channel
+from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
+from visionattn.data.module import ImageData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, ImageSource, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, picture_transform
+from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
 """Pixels of the embedded and small sets; others are brought to 224."""
@@ -30,12 +30,12 @@ TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
 """torchvision's reader of folders takes hidden ones for classes: these names stand for ``folder``."""
 
 
-class ImageClassificationData(PictureData):
-    """Pictures with class labels: loaders for training, validation, testing and prediction.
+class ImageClassificationData(ImageData):
+    """Images with class labels: loaders for training, validation, testing and prediction.
 
     Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
     where there is nothing else, ``test``; each a folder (or a ``.tar``) of class folders. For ``predict`` the root is
-    any folder of pictures. Every format that Pillow decodes is read. Hidden and system files and folders, and files
+    any folder of images. Every format that Pillow decodes is read. Hidden and system files and folders, and files
     that are not images, are passed over and counted in a warning.
 
     Defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are for
@@ -45,38 +45,38 @@ class ImageClassificationData(PictureData):
         name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
             ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm's: ``torch/cifar10``,
             ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
-        root: folder of pictures or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
+        root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for the others the place of their downloads.
         train_split: name of the training split, where it is not found by itself.
         val_split: the same for validation.
         test_split: the same for testing, which falls back to the validation split.
         num_classes: where the data set does not say how many classes it has (webdataset).
         download: let torchvision or timm fetch a data set that is not there.
-        limit_per_class: train on so many pictures of each class, the first ones after shuffling with the seed; by
+        limit_per_class: train on so many images of each class, the first ones after shuffling with the seed; by
             default on all.
-        holdout_per_class: validate on so many pictures of each class of the training split, and train on the others:
-            the same ones whatever the seed. So the best epoch is chosen without the test pictures.
+        holdout_per_class: validate on so many images of each class of the training split, and train on the others:
+            the same ones whatever the seed. So the best epoch is chosen without the test images.
         class_map: classes of folders whose names are not the model's, as ``{plane: airplane}``, or a YAML or JSON file
             with that. Folders of one class are put together. For a model that does not know its classes, a class is the
             number of an output.
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
         in_chans: 3 for colour, the default, 1 for grey.
-        sequence: hand out pictures as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
-            in the random order that ``permutation_seed`` gives, the same for all pictures.
+        sequence: hand out images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
+            in the random order that ``permutation_seed`` gives, the same for all images.
         permutation_seed: of that order.
-        batch_size: pictures per step and per device.
+        batch_size: images per step and per device.
         eval_batch_size: the same for validation, by default the same number.
         num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
         mean: of each channel, by default ImageNet's.
         std: of each channel, by default ImageNet's.
         interpolation: for validation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
-        crop_pct: part of the resized picture's edge that validation keeps, by default 0.875.
+        crop_pct: part of the resized image's edge that validation keeps, by default 0.875.
         crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
-        no_aug: train on plainly resized pictures.
+        no_aug: train on plainly resized images.
         train_interpolation: as ``interpolation``, or ``random``.
-        crop_padding: train on random crops of the picture with so many mirrored pixels added on each side, in place of
+        crop_padding: train on random crops of the image with so many mirrored pixels added on each side, in place of
             ``scale``, ``ratio`` and ``train_interpolation``; 0 for not.
-        crop_from: train on random crops of the picture with its shorter edge brought to so many pixels, in place of the
+        crop_from: train on random crops of the image with its shorter edge brought to so many pixels, in place of the
             same; by default to ``img_size``, where there is ``crop_padding``.
         scale: bounds of the random crop's share of the area.
         ratio: bounds of its width over height.
@@ -87,9 +87,9 @@ class ImageClassificationData(PictureData):
         re_prob: probability of random erasing.
         re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
         re_count: largest number of erased rectangles.
-        aug_repeats: draw each picture so often per epoch, in an epoch of the same length; 0 or 1 for once.
-        on_error: a picture that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another picture in its place in training and without it in validation.
+        aug_repeats: draw each image so often per epoch, in an epoch of the same length; 0 or 1 for once.
+        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
+            another image in its place in training and without it in validation.
         seed: of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
@@ -147,7 +147,7 @@ class ImageClassificationData(PictureData):
             batch_size, eval_batch_size, 0 if in_memory and num_workers is None else num_workers, on_error, seed
         )
         if self.name == "digits" and root:
-            raise DataError(f"--data.name digits takes no --data.root ({root}): for pictures in a folder use folder")
+            raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
         interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
         crop_pct = 0.875 if crop_pct is None else crop_pct
         in_chans = 3 if in_chans is None else in_chans
@@ -208,7 +208,7 @@ class ImageClassificationData(PictureData):
         }
         self._to_sequence = pixel_sequence(sequence, permutation_seed, size * size)
         if sequence is not None:
-            # timm's configuration knows nothing of sequences: other pictures do without these.
+            # timm's configuration knows nothing of sequences: other images do without these.
             self.preprocessing |= {"sequence": sequence, "permutation_seed": permutation_seed}
         self.augmentation: dict[str, Any] = {
             "scale": scale,
@@ -228,7 +228,7 @@ class ImageClassificationData(PictureData):
 
     @property
     def class_names(self) -> list[str]:
-        """Names in the order of the class indices; known after ``setup``. Pictures to predict have none."""
+        """Names in the order of the class indices; known after ``setup``. Images to predict have none."""
         if self._expected is not None:
             return self._expected
         for split, source in self._sources.items():
@@ -269,7 +269,7 @@ class ImageClassificationData(PictureData):
 
     @property
     def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the loaders hand out: of the pictures, or (C, 1, H·W) of sequences."""
+        """(C, H, W) of what the loaders hand out: of the images, or (C, 1, H·W) of sequences."""
         channels, height, width = super().item_shape
         return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
 
@@ -296,7 +296,7 @@ class ImageClassificationData(PictureData):
             rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
-        """The pictures of a split that are wanted."""
+        """The images of a split that are wanted."""
         held_out = split == "validation" and self.holdout_per_class is not None
         place = "train" if held_out else split
         source = open_source(
@@ -341,7 +341,7 @@ class ImageClassificationData(PictureData):
 
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
-            raise DataError("predict needs --data.root FOLDER, any folder of pictures")
+            raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
     def train_dataloader(self) -> ImageLoader:
@@ -349,7 +349,7 @@ class ImageClassificationData(PictureData):
         return self._loader("train")
 
     def val_dataloader(self) -> ImageLoader:
-        """Every picture of the validation split once, in order."""
+        """Every image of the validation split once, in order."""
         return self._loader("validation")
 
     def test_dataloader(self) -> ImageLoader:
@@ -357,7 +357,7 @@ class ImageClassificationData(PictureData):
         return self._loader("test")
 
     def predict_dataloader(self) -> ImageLoader:
-        """Every picture under ``root``, whatever the folder it is in."""
+        """Every image under ``root``, whatever the folder it is in."""
         return self._loader("predict")
 
     def describe(self) -> str:
@@ -365,7 +365,7 @@ class ImageClassificationData(PictureData):
         sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
         where = self.root if self.name == "folder" else self.name
         form = "" if self._to_sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
-        return f"{where}: {sizes} pictures of {self.num_classes} classes{form}"
+        return f"{where}: {sizes} images of {self.num_classes} classes{form}"
 
     def set_epoch(self, epoch: int) -> None:
         """Data sets that are read in order shuffle by the epoch; the others' samplers are told by Lightning."""
@@ -374,17 +374,17 @@ class ImageClassificationData(PictureData):
             source.set_epoch(epoch)
 
     def _enter(self, source: IterableImageDataset) -> None:
-        """Begins the epoch that a resumed run is in; Lightning asks for pictures before it tells the epoch."""
+        """Begins the epoch that a resumed run is in; Lightning asks for images before it tells the epoch."""
         epoch, batches = self.start
         source.set_epoch(epoch)
         if batches:
             rank_zero_warn(
                 f"data set {self.name!r} is read in order: what is left of epoch {epoch + 1} after {batches} batches "
-                "draws on its pictures from the first on, not on those that were yet to come"
+                "draws on its images from the first on, not on those that were yet to come"
             )
 
     def _transform(self, training: bool) -> Transform:
-        transform = picture_transform(self.preprocessing, self.augmentation if training else None)
+        transform = image_transform(self.preprocessing, self.augmentation if training else None)
         return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
 
     def _loader(self, split: str) -> ImageLoader:
@@ -403,7 +403,7 @@ class ImageClassificationData(PictureData):
                 self._enter(source)
             source.set_loader_cfg(num_workers=workers)
         else:
-            dataset = PictureDataset(source, transform, replace_broken=training and self.on_error == "skip")
+            dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
             sampler = (
                 TrainSampler(
                     len(source), self.seed, rank, world, self.aug_repeats, (self.start[0], self.start[1] * batch_size)
@@ -426,7 +426,7 @@ class ImageClassificationData(PictureData):
 
 
 def _size(source: ImageSource | IterableImageDataset) -> str:
-    """Number of pictures, of a stream as far as it says so: its length is that of its share in whole batches."""
+    """Number of images, of a stream as far as it says so: its length is that of its share in whole batches."""
     known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
     return f"{known:,}" if known else "any number of"
 

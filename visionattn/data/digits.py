@@ -13,19 +13,19 @@ EDGE = 32  # pixels; the scans are 8×8
 class Digits:
     """1,797 scans of handwritten digits, enlarged from 8×8 to 32×32.
 
-    Every fifth picture of each digit, in the order of the file, belongs to the validation split: 355 of them, and 1,442
+    Every fifth image of each digit, in the order of the file, belongs to the validation split: 355 of them, and 1,442
     for training.
 
     Args:
         split: which of the two.
-        mode: Pillow's mode of the pictures, ``"RGB"`` or ``"L"``.
+        mode: Pillow's mode of the images, ``"RGB"`` or ``"L"``.
     """
 
     def __init__(self, split: Literal["train", "validation"], mode: str = "RGB") -> None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        rank = np.empty(len(digits.target), dtype=int)  # of each picture among those of its digit
+        rank = np.empty(len(digits.target), dtype=int)  # of each image among those of its digit
         for digit in range(10):
             members = np.flatnonzero(digits.target == digit)
             rank[members] = np.arange(len(members))
@@ -40,16 +40,16 @@ class Digits:
         return len(self._targets)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture and its digit."""
-        picture = Image.fromarray(self.scans[index]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
-        return picture.convert(self.mode), self._targets[index]
+        """The image and its digit."""
+        image = Image.fromarray(self.scans[index]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+        return image.convert(self.mode), self._targets[index]
 
     def name_of(self, index: int) -> str:
         """Its place in scikit-learn's file."""
         return f"digits/{self.numbers[index]:04d}"
 
     def targets(self) -> Sequence[int]:
-        """The digits of all pictures."""
+        """The digits of all images."""
         return self._targets
 
     def archives(self) -> Sequence[Path | bytes]:

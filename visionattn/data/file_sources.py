@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 from PIL import Image
 
 from visionattn.data.finding import Finder, is_hidden, natural_key
-from visionattn.data.pictures import read_picture
+from visionattn.data.images import read_image
 
 File = TypeVar("File")
 
@@ -45,7 +45,7 @@ class FileSource(_Images[str]):
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Return the image in the wanted mode, and its class index."""
         path, target = self.files[index]
-        return read_picture(path, self.mode), target
+        return read_image(path, self.mode), target
 
     def name_of(self, index: int) -> str:
         """Return the path of the file."""
@@ -85,7 +85,7 @@ class TarSource(_Images[Member]):
         member, target = self.files[index]
         with self.archive.open("rb") as file:
             file.seek(member.offset)
-            return read_picture(io.BytesIO(file.read(member.size)), self.mode), target
+            return read_image(io.BytesIO(file.read(member.size)), self.mode), target
 
     def name_of(self, index: int) -> str:
         """Return the path of the image in the archive."""

@@ -27,7 +27,7 @@ class FineGrained:
         expected: what must be in there.
         obtain: how one comes by it.
         parse: lists a split, of the folder: files, and names of the classes.
-        counts: published numbers of pictures for training, pictures for testing, and classes.
+        counts: published numbers of images for training, images for testing, and classes.
     """
 
     title: str
@@ -53,11 +53,11 @@ class FineGrained:
         try:
             files, classes = self.parse(home, split)
         except Exception as error:  # a damaged .mat makes scipy raise whatever it runs into
-            raise DataError(f"cannot read {split} pictures from {home}: {_in_words(error)}. {remedy}") from error
+            raise DataError(f"cannot read {split} images from {home}: {_in_words(error)}. {remedy}") from error
         found, published = (len(files), len(classes)), (self.counts[split == "test"], self.counts[2])
         if found != published:
             rank_zero_warn(
-                f"{home} has {found[0]:,} {split} pictures of {found[1]:,} classes, where {self.title} was published "
+                f"{home} has {found[0]:,} {split} images of {found[1]:,} classes, where {self.title} was published "
                 f"with {published[0]:,} of {published[1]:,}"
             )
         return FileSource(files, {name: index for index, name in enumerate(classes)}, mode)
@@ -89,7 +89,7 @@ def _cub200(home: Path, split: Split) -> tuple[Files, list[str]]:
     order = {number: index for index, number in enumerate(sorted(classes))}
     for image in names:
         if parts[image] not in ("0", "1"):
-            raise ValueError(f"picture {image} is for training (1) or testing (0), got {parts[image]!r}")
+            raise ValueError(f"image {image} is for training (1) or testing (0), got {parts[image]!r}")
     wanted = "1" if split == "train" else "0"
     chosen = [image for image in sorted(names) if parts[image] == wanted]
     files = [(str(home / "images" / names[image]), order[int(labels[image])]) for image in chosen]
@@ -104,7 +104,7 @@ def _torchvision(
         for path in (home / name for name in needed[split]):
             if not path.exists():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        # With this loader, torchvision's pictures are their paths.
+        # With this loader, torchvision's images are their paths.
         found = dataset(home.parent, train if split == "train" else "test", loader=str)
         return [(path, int(target)) for path, target in (found[i] for i in range(len(found)))], list(found.classes)
 

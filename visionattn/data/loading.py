@@ -1,4 +1,4 @@
-"""From a source of pictures to batches of tensors; broken pictures are named, never passed over in silence."""
+"""From a source of images to batches of tensors; broken images are named, never passed over in silence."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from visionattn.data.errors import DataError
-from visionattn.data.pictures import upright
+from visionattn.data.images import upright
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 from visionattn.files import as_text
@@ -26,20 +26,20 @@ OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image], Tensor]
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises upon files that are truncated, no pictures, or not there."""
+"""What Pillow raises upon files that are truncated, no images, or not there."""
 
 SIGTERM_GRACE = 60  # seconds
 
 MAX_NEIGHBOURS = 20
-"""After so many broken pictures in a row training gives up even when told to skip them."""
+"""After so many broken images in a row training gives up even when told to skip them."""
 
 
 class UnreadableImageError(OSError):
-    """A picture cannot be decoded."""
+    """An image cannot be decoded."""
 
 
 class Item(NamedTuple):
-    """One picture on its way into a batch; without an image it is broken (``errors`` says so) or a filler."""
+    """One image on its way into a batch; without an image it is broken (``errors`` says so) or a filler."""
 
     image: Tensor | None  # [C, H, W]
     target: int
@@ -55,11 +55,11 @@ class Batch(NamedTuple):
     """What every loader yields.
 
     Attributes:
-        image: normalised pictures [B, C, H, W]; B may be smaller than the batch size, and 0, where pictures were left
+        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
             out.
         target: class indices [B], -1 where they are unknown.
         name: file names, B of them, as :func:`visionattn.files.as_text` gives them.
-        errors: one line for each broken picture that was met.
+        errors: one line for each broken image that was met.
     """
 
     image: Tensor
@@ -73,13 +73,13 @@ class Batch(NamedTuple):
         return self._replace(image=self.image.to(**there), target=self.target.to(**there))
 
 
-class PictureDataset(Dataset[Item]):
-    """Reads and transforms single pictures.
+class ImageDataset(Dataset[Item]):
+    """Reads and transforms single images.
 
     Args:
         source: where they come from.
         transform: from a Pillow image to a tensor [C, H, W].
-        replace_broken: a broken picture gives way to the next good one of the source (which in a sorted folder is one
+        replace_broken: a broken image gives way to the next good one of the source (which in a sorted folder is one
             of the same class); otherwise it comes back without an image.
     """
 
@@ -98,32 +98,32 @@ class PictureDataset(Dataset[Item]):
             return [self._read(draw) for draw in draws]
 
     def _read(self, draw: Draw) -> Item:
-        if draw.picture < 0:
+        if draw.image < 0:
             return FILLER
         errors: list[str] = []
         for offset in range(MAX_NEIGHBOURS if self.replace_broken else 1):
-            index = (draw.picture + offset) % len(self.source)
+            index = (draw.image + offset) % len(self.source)
             name = as_text(self.source.name_of(index))
             try:
-                picture, target = self.source.read(index)
+                image, target = self.source.read(index)
             except BROKEN as error:
                 errors.append(f"{name}: {as_text(_reason(error))}")
                 continue
             if draw.seed is not None:
                 seed_generators(draw.seed)
-            return Item(self.transform(picture), target, name, tuple(errors), index)
+            return Item(self.transform(image), target, name, tuple(errors), index)
         return Item(None, -1, "", tuple(errors))
 
 
 class StreamDataset(IterableDataset[Item]):
-    """The same for data sets that can only be read in order; broken pictures timm passes over, with a warning.
+    """The same for data sets that can only be read in order; broken images timm passes over, with a warning.
 
     Args:
         dataset: timm's.
         transform: from a Pillow image to a tensor [C, H, W].
-        training: divide the shards among the processes, and repeat or leave out pictures so that all have as many, as
+        training: divide the shards among the processes, and repeat or leave out images so that all have as many, as
             timm does. In evaluation each process reads all and takes its turn, with a filler at the end where it has
-            none, so that each picture is seen once.
+            none, so that each image is seen once.
         rank: of this process among ``world_size``.
         world_size: number of processes.
     """
@@ -141,7 +141,7 @@ class StreamDataset(IterableDataset[Item]):
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = (rank, world_size) if training else (0, 1)
 
     def __len__(self) -> int:
-        """Pictures of this process in an epoch of training; how many there are to evaluate shows at the end.
+        """Images of this process in an epoch of training; how many there are to evaluate shows at the end.
 
         Raises:
             TypeError: in evaluation, which is how a DataLoader knows that there is no length.
@@ -153,9 +153,9 @@ class StreamDataset(IterableDataset[Item]):
     def __iter__(self) -> Iterator[Item]:
         mine, world = self.turn
         number, item = -1, FILLER
-        for number, (picture, target) in enumerate(self.dataset.reader):
+        for number, (image, target) in enumerate(self.dataset.reader):
             if number % world == mine:
-                item = Item(self.transform(upright(picture)), int(target), str(number))
+                item = Item(self.transform(upright(image)), int(target), str(number))
             if number % world == world - 1:
                 yield item
                 item = FILLER
@@ -187,18 +187,18 @@ class Collate:
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader of :class:`Batch` es that raises upon a broken picture, or keeps a list of those it met.
+    """A DataLoader of :class:`Batch` es that raises upon a broken image, or keeps a list of those it met.
 
     Errors cross from the workers as data: an exception raised there would arrive as a traceback in a string.
 
     Args:
         dataset: of items.
-        on_error: what becomes of broken pictures.
+        on_error: what becomes of broken images.
         num_classes: where the targets are classes, how many there are.
         **options: of ``DataLoader``.
 
     Attributes:
-        broken: one line per broken picture met so far (``on_error="skip"``).
+        broken: one line per broken image met so far (``on_error="skip"``).
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class ImageLoader(DataLoader[Any]):
             self._check_targets(batch)
             self.broken.update(dict.fromkeys(batch.errors))
             if getattr(self.dataset, "replace_broken", False) and not len(batch.image):
-                broken = counted(len(set(batch.errors)), "unreadable picture")
+                broken = counted(len(set(batch.errors)), "unreadable image")
                 raise UnreadableImageError(f"{broken} in a row, last {batch.errors[-1]}")
             yield batch
 
@@ -236,7 +236,7 @@ class ImageLoader(DataLoader[Any]):
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
     """Initialises a loader worker: it outlives a SIGTERM of others than its parent for a while.
 
-    Schedulers that want a job to end tell all of its processes, and the training needs pictures until it has come to a
+    Schedulers that want a job to end tell all of its processes, and the training needs images until it has come to a
     batch's end and written its checkpoint. The parent sends one when it ends, and waits.
 
     Args:
@@ -259,9 +259,9 @@ def _await_sigterm(parent: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a picture is broken, without its name, in one line."""
+    """Why an image is broken, without its name, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow knows"
+        return "not an image that Pillow knows"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels: scale it down"
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())

@@ -22,7 +22,7 @@ class MNIST:
         root: folder that holds ``MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte``, where torchvision puts them,
             each with ``.gz`` or without.
         split: ``"train"`` or ``"test"``.
-        mode: Pillow's mode of the pictures, ``"RGB"`` or ``"L"``.
+        mode: Pillow's mode of the images, ``"RGB"`` or ``"L"``.
 
     Raises:
         DataError: files that are not there, or not what they should be.
@@ -34,7 +34,7 @@ class MNIST:
         labels = _read(root, f"{self.prefix}-labels-idx1-ubyte", axes=1)
         if len(labels) != len(self.scans):
             raise DataError(
-                f"{root / 'MNIST' / 'raw'} has {len(self.scans)} pictures and {len(labels)} labels of {self.prefix}: "
+                f"{root / 'MNIST' / 'raw'} has {len(self.scans)} images and {len(labels)} labels of {self.prefix}: "
                 "fetch both files anew"
             )
         self._targets: list[int] = labels.tolist()
@@ -44,7 +44,7 @@ class MNIST:
         return len(self.scans)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture and its digit."""
+        """The image and its digit."""
         return Image.fromarray(self.scans[index]).convert(self.mode), self._targets[index]
 
     def name_of(self, index: int) -> str:
@@ -52,7 +52,7 @@ class MNIST:
         return f"mnist/{self.prefix}/{index:05d}"
 
     def targets(self) -> Sequence[int]:
-        """The digits of all pictures."""
+        """The digits of all images."""
         return self._targets
 
     def archives(self) -> Sequence[Path | bytes]:

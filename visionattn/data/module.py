@@ -1,4 +1,4 @@
-"""What all DataModules of pictures share: where in its epoch a training is, and what could not be read."""
+"""What all DataModules of images share: where in its epoch a training is, and what could not be read."""
 
 import os
 from abc import abstractmethod
@@ -17,22 +17,22 @@ MAX_WORKERS = 8
 MAX_SEED = 2**32 - 1  # as seed_everything takes it
 
 
-class PictureData(LightningDataModule):
+class ImageData(LightningDataModule):
     """Keeps loaders by split, and the place from which the one for training starts.
 
     Attributes:
-        preprocessing: how pictures are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
+        preprocessing: how images are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
         preferred_classes: those of the head that a training starts from, which number the same classes alike.
 
     Args:
-        batch_size: pictures per step and per device.
+        batch_size: images per step and per device.
         eval_batch_size: the same for validation, by default the same number.
         num_workers: loader processes per device; None for as many as there are cores, at most 8.
-        on_error: what becomes of a picture that cannot be decoded.
+        on_error: what becomes of an image that cannot be decoded.
         seed: of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: batches of less than one picture, or another number that cannot be.
+        DataError: batches of less than one image, or another number that cannot be.
     """
 
     preprocessing: dict[str, Any]
@@ -102,7 +102,7 @@ class PictureData(LightningDataModule):
         self._expected = list(names) or None
 
     def broken(self, split: str) -> list[str]:
-        """One line for each unreadable picture that this process met in ``split`` so far."""
+        """One line for each unreadable image that this process met in ``split`` so far."""
         return list(self._loaders[split].broken) if split in self._loaders else []
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,6 +145,6 @@ def per_channel(
         return default if channels == len(default) else (sum(default) / len(default),) * channels
     if len(given) != channels:
         raise DataError(f"--data.{what} must have {channels} values, got {list(given)}: one for each channel")
-    for value in given:  # of pictures whose values lie between 0 and 1
+    for value in given:  # of images whose values lie between 0 and 1
         check_range(f"data.{what}", value, 0, 1, above=what == "std", error=DataError)
     return tuple(given)

@@ -1,4 +1,4 @@
-"""Batches of P identities with K pictures each, as triplet losses want them."""
+"""Batches of P identities with K images each, as triplet losses want them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,24 +12,24 @@ Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class PKBatchSampler(Sampler[list[Draw]]):
-    """Batches of one rank: P different identities, K pictures of each; a function of (seed, epoch, rank) alone.
+    """Batches of one rank: P different identities, K images of each; a function of (seed, epoch, rank) alone.
 
-    In an epoch the shuffled pictures of an identity make as many groups of K as there are in them; one with fewer than
-    K pictures is a single group, in which some come more than once. Every group goes into at most one batch, so that
-    no picture is seen by two ranks, nor twice in an epoch but within such a group. There are as many batches as can be
+    In an epoch the shuffled images of an identity make as many groups of K as there are in them; one with fewer than
+    K images is a single group, in which some come more than once. Every group goes into at most one batch, so that
+    no image is seen by two ranks, nor twice in an epoch but within such a group. There are as many batches as can be
     made of those groups; what is left of them is drawn at random.
 
     Args:
-        labels: identity of each picture.
+        labels: identity of each image.
         identities: P, of a batch.
-        instances: K, pictures of each.
+        instances: K, images of each.
         seed: of the shuffling and of the augmentations.
         rank: of this process among ``world_size``.
         world_size: number of processes that share an epoch; each has as many batches.
         start: (epoch, number of batches of this rank that were consumed in it), after a resume.
 
     Raises:
-        DataError: there are too few identities or pictures for one batch per rank.
+        DataError: there are too few identities or images for one batch per rank.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class PKBatchSampler(Sampler[list[Draw]]):
         start: tuple[int, int] = (0, 0),
     ) -> None:
         known, numbers = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
-        self.pictures: list[Indices] = [np.flatnonzero(numbers == number) for number in range(len(known))]
-        self.groups: Indices = np.array([max(1, len(pictures) // instances) for pictures in self.pictures])
+        self.images: list[Indices] = [np.flatnonzero(numbers == number) for number in range(len(known))]
+        self.groups: Indices = np.array([max(1, len(images) // instances) for images in self.images])
         self.identities, self.instances = identities, instances
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.epoch = start[0]
         if len(known) < identities:
             fits = f"pass --data.batch_size {len(known) * instances} or less"
             raise DataError(
-                f"a batch of {identities * instances} pictures, {instances} of each identity, needs {identities} "
+                f"a batch of {identities * instances} images, {instances} of each identity, needs {identities} "
                 f"identities, and the data set has {len(known)}: "
                 f"{fits if len(known) > 1 else 'at least two are needed to tell them apart'}"
             )
         self.steps = _most_batches(self.groups, identities) // world_size
         if not self.steps:
             raise DataError(
-                f"{len(labels)} pictures of {len(known)} identities do not make a batch of {identities}×{instances} "
+                f"{len(labels)} images of {len(known)} identities do not make a batch of {identities}×{instances} "
                 f"for each of {world_size} processes: use fewer, or a smaller --data.batch_size"
             )
 
@@ -86,7 +86,7 @@ class PKBatchSampler(Sampler[list[Draw]]):
         """The batches of all ranks in this epoch, [steps · world_size, P·K]."""
         rng = np.random.default_rng([self.seed, self.epoch])
         count = self.steps * self.world_size
-        waiting = [list(self._deal(pictures, rng)) for pictures in self.pictures]
+        waiting = [list(self._deal(images, rng)) for images in self.images]
         left = self._used(count, rng)
         batches = []
         for remaining in range(count, 0, -1):
@@ -105,13 +105,13 @@ class PKBatchSampler(Sampler[list[Draw]]):
         surplus = rng.permutation(np.repeat(np.arange(len(most)), most))[count * self.identities :]
         return most - np.bincount(surplus, minlength=len(most))
 
-    def _deal(self, pictures: Indices, rng: np.random.Generator) -> Iterator[Indices]:
-        """Groups of K shuffled pictures of an identity."""
-        if len(pictures) < self.instances:
-            rounds = [rng.permutation(pictures) for _ in range(-(-self.instances // len(pictures)))]
+    def _deal(self, images: Indices, rng: np.random.Generator) -> Iterator[Indices]:
+        """Groups of K shuffled images of an identity."""
+        if len(images) < self.instances:
+            rounds = [rng.permutation(images) for _ in range(-(-self.instances // len(images)))]
             yield np.concatenate(rounds)[: self.instances]
             return
-        shuffled = rng.permutation(pictures)
+        shuffled = rng.permutation(images)
         for start in range(0, len(shuffled) - self.instances + 1, self.instances):
             yield shuffled[start : start + self.instances]
 

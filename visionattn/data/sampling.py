@@ -1,6 +1,6 @@
-"""Which picture comes when, and with which random augmentation: a function of (seed, epoch, position) alone.
+"""Which image comes when, and with which random augmentation: a function of (seed, epoch, position) alone.
 
-Hence a run that is interrupted in the middle of an epoch goes on with the very pictures, and the very crops, that it
+Hence a run that is interrupted in the middle of an epoch goes on with the very images, and the very crops, that it
 would have seen, whatever the number of workers. Positions are those in the epoch of all processes, who take turns: as
 many as there may be, together they see in each step what one process with their global batch would see.
 """
@@ -19,31 +19,31 @@ from visionattn.data.errors import DataError
 
 
 class Draw(NamedTuple):
-    """One picture to read: its index in the data set, and the seed of its augmentation (None for none).
+    """One image to read: its index in the data set, and the seed of its augmentation (None for none).
 
-    Index -1 is a filler: it stands for no picture, and makes all ranks do as many validation batches.
+    Index -1 is a filler: it stands for no image, and makes all ranks do as many validation batches.
     """
 
-    picture: int
+    image: int
     seed: int | None = None
 
 
 class TrainSampler(Sampler[Draw]):
-    """Shuffled pictures of one rank, with repeated augmentation where wanted, that can start in mid-epoch.
+    """Shuffled images of one rank, with repeated augmentation where wanted, that can start in mid-epoch.
 
-    All ranks have as many pictures: up to ``world_size - 1``, others in each epoch, are left out.
+    All ranks have as many images: up to ``world_size - 1``, others in each epoch, are left out.
 
     Args:
-        size: number of pictures in the data set.
+        size: number of images in the data set.
         seed: of the shuffling and of the augmentations.
         rank: of this process among ``world_size``.
         world_size: number of processes that share an epoch.
-        repeats: each picture is drawn so often, with different augmentations, spread over the ranks
-            (Berman et al., 2019, https://arxiv.org/abs/1902.05509); an epoch has as many pictures as without.
-        start: (epoch, number of pictures of this rank that were consumed in it), after a resume.
+        repeats: each image is drawn so often, with different augmentations, spread over the ranks
+            (Berman et al., 2019, https://arxiv.org/abs/1902.05509); an epoch has as many images as without.
+        start: (epoch, number of images of this rank that were consumed in it), after a resume.
 
     Raises:
-        DataError: fewer pictures than processes.
+        DataError: fewer images than processes.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class TrainSampler(Sampler[Draw]):
         start: tuple[int, int] = (0, 0),
     ) -> None:
         if size < world_size:
-            raise DataError(f"{size} pictures to train on are too few for {world_size} processes: use at most {size}")
-        pictures = range(size)
+            raise DataError(f"{size} images to train on are too few for {world_size} processes: use at most {size}")
+        images = range(size)
         self.order: RepeatAugSampler | DistributedSampler[int] = (
-            RepeatAugSampler(pictures, world_size, rank, num_repeats=repeats)
+            RepeatAugSampler(images, world_size, rank, num_repeats=repeats)
             if repeats > 1
-            else DistributedSampler(pictures, world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
+            else DistributedSampler(images, world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
         )
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.epoch = start[0]
@@ -71,7 +71,7 @@ class TrainSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Pictures of a whole epoch, also when this one starts in its middle."""
+        """Images of a whole epoch, also when this one starts in its middle."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Draw]:
@@ -85,7 +85,7 @@ class TrainSampler(Sampler[Draw]):
 
 
 class EvalSampler(Sampler[Draw]):
-    """Every picture exactly once across the ranks, in order, with fillers at the end of the shorter ones."""
+    """Every image exactly once across the ranks, in order, with fillers at the end of the shorter ones."""
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
         self.order = OrderedDistributedSampler(range(size), world_size, rank)

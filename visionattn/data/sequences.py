@@ -1,4 +1,4 @@
-"""Pictures read pixel by pixel: the sequential image tasks."""
+"""Images read pixel by pixel: the sequential image tasks."""
 
 from typing import Literal, get_args
 
@@ -12,18 +12,18 @@ SequenceKind = Literal["pixels", "permuted"]
 
 
 class PixelSequence:
-    """Makes a picture ``[C, H, W]`` a sequence of its pixels, row by row: a map of one row, ``[C, 1, H·W]``.
+    """Makes an image ``[C, H, W]`` a sequence of its pixels, row by row: a map of one row, ``[C, 1, H·W]``.
 
     Args:
-        order: which pixel comes at each place, ``[H·W]``; None for their order in the picture.
+        order: which pixel comes at each place, ``[H·W]``; None for their order in the image.
     """
 
     def __init__(self, order: Tensor | None = None) -> None:
         self.order = order
 
-    def __call__(self, picture: Tensor) -> Tensor:
-        """The sequence of one picture."""
-        pixels = picture.flatten(1)
+    def __call__(self, image: Tensor) -> Tensor:
+        """The sequence of one image."""
+        pixels = image.flatten(1)
         return (pixels if self.order is None else pixels[:, self.order]).unsqueeze(1)
 
 
@@ -47,7 +47,7 @@ def pixel_sequence(kind: SequenceKind | None, seed: int | None, length: int) -> 
     if kind == "permuted" and seed is None:
         raise DataError("--data.sequence permuted needs --data.permutation_seed N, the seed of the pixels' order")
     if kind != "permuted" and seed is not None:
-        raise DataError(f"--data.permutation_seed {seed} is for --data.sequence permuted, not for {kind or 'pictures'}")
+        raise DataError(f"--data.permutation_seed {seed} is for --data.sequence permuted, not for {kind or 'images'}")
     if seed is not None and not 0 <= seed < 2**32:
         raise DataError(f"--data.permutation_seed must lie in [0, 2^32), got {seed}")
     return None if kind is None else PixelSequence(None if seed is None else permutation(length, seed))

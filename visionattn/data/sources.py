@@ -20,8 +20,8 @@ from visionattn.data.file_sources import FileSource, TarSource, list_folder, lis
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
+from visionattn.data.images import read_image, to_mode, upright
 from visionattn.data.mnist import MNIST
-from visionattn.data.pictures import read_picture, to_mode, upright
 from visionattn.data.streams import check_package, check_shards
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -34,31 +34,31 @@ SPLITS: dict[str, tuple[str, ...]] = {
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
 
-SHARDS = ", one of the _info.json in --data.root, or shards and their pictures: 'train-{0000..0099}.tar|100000'"
+SHARDS = ", one of the _info.json in --data.root, or shards and their images: 'train-{0000..0099}.tar|100000'"
 
 
 class Source(Protocol):
-    """Pictures with random access."""
+    """Images with random access."""
 
     class_to_idx: Mapping[str, int] | None
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decodes one picture; whatever goes wrong is the caller's business."""
+        """Decodes one image; whatever goes wrong is the caller's business."""
 
     def name_of(self, index: int) -> str:
         """File name or the like."""
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all pictures, if possible without decoding them."""
+        """Class indices of all images, if possible without decoding them."""
 
 
 class ImageSource(Source, Protocol):
     """The same, which tells what its pixels depend on."""
 
     def archives(self) -> Sequence[Path | bytes]:
-        """What pictures are read from, besides files that ``name_of`` names: other files, or bytes in memory."""
+        """What images are read from, besides files that ``name_of`` names: other files, or bytes in memory."""
 
 
 class ReaderSource:
@@ -73,17 +73,17 @@ class ReaderSource:
         return len(self.reader)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture in the wanted mode, and its class index."""
+        """The image in the wanted mode, and its class index."""
         file, target, *_ = self.reader[index]
         with file:
-            return read_picture(file, self.mode), -1 if target is None else int(target)
+            return read_image(file, self.mode), -1 if target is None else int(target)
 
     def name_of(self, index: int) -> str:
         """Path of the file, or the like."""
         return str(self.reader.filename(index, absolute=True))
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all pictures."""
+        """Class indices of all images."""
         return [int(target) for target in self.reader.iter_targets()]
 
     def archives(self) -> Sequence[Path | bytes]:
@@ -105,9 +105,9 @@ class TorchvisionSource:
         return len(self.dataset)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture in the wanted mode, and its class index."""
-        picture, target = self.dataset[index]
-        return to_mode(upright(picture), self.mode), int(target)
+        """The image in the wanted mode, and its class index."""
+        image, target = self.dataset[index]
+        return to_mode(upright(image), self.mode), int(target)
 
     @cached_property
     def files(self) -> list[tuple[str, int]] | None:
@@ -115,7 +115,7 @@ class TorchvisionSource:
         if not hasattr(self.dataset, "loader"):
             return None
         undecoded = copy(self.dataset)
-        undecoded.loader, undecoded.transform = str, None  # with this loader, pictures are their paths
+        undecoded.loader, undecoded.transform = str, None  # with this loader, images are their paths
         return [(path, int(target)) for path, target in (undecoded[index] for index in range(len(self)))]
 
     def name_of(self, index: int) -> str:
@@ -125,7 +125,7 @@ class TorchvisionSource:
         return f"{type(self.dataset).__name__.lower()}/{index}"
 
     def targets(self) -> Sequence[int]:
-        """Class indices; where the data set keeps no list of them, each picture is read."""
+        """Class indices; where the data set keeps no list of them, each image is read."""
         if self.files is not None:
             return [target for _, target in self.files]
         lists = (getattr(self.dataset, name, None) for name in ("targets", "labels"))
@@ -135,7 +135,7 @@ class TorchvisionSource:
         return [int(target) for target in known]
 
     def archives(self) -> Sequence[Path | bytes]:
-        """Pictures that are in memory; else, as the data set does not tell its files, a list of all at its root."""
+        """Images that are in memory; else, as the data set does not tell its files, a list of all at its root."""
         if self.files is not None:
             return []
         if (data := getattr(self.dataset, "data", None)) is not None:
@@ -161,7 +161,7 @@ def open_source(
     """Opens one split.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for pictures
+        name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for images
             under ``root``, otherwise a data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``,
             ``tfds/…``).
         root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; where the others keep their
@@ -170,7 +170,7 @@ def open_source(
         wanted: the user's own name for the split, which must then exist.
         class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
         class_map: classes of folders that have other names.
-        mode: Pillow's mode of the pictures.
+        mode: Pillow's mode of the images.
         download: let torchvision or timm fetch what is missing.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
 
@@ -190,7 +190,7 @@ def open_source(
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in ("", "folder", "tar"):
         if root is None:
-            raise DataError("a folder of pictures needs --data.root FOLDER, or choose --data.name digits")
+            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
         place = find_split(Path(root), split, wanted)
         return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
@@ -228,10 +228,10 @@ def open_place(
     *,
     labelled: bool = True,
 ) -> FileSource | TarSource:
-    """Opens a folder of class folders, or a tar of them; unless ``labelled``, of pictures anywhere.
+    """Opens a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
 
     Raises:
-        DataError: no pictures in it, pictures outside of class folders, or classes that ``class_to_idx`` does not know.
+        DataError: no images in it, images outside of class folders, or classes that ``class_to_idx`` does not know.
     """
     check_readable(place)
     finder, is_tar = Finder(place), place.is_file()
@@ -243,7 +243,7 @@ def open_place(
     finder.report()
     if not found:
         expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
-        raise DataError(f"no pictures under {place}{expected}")
+        raise DataError(f"no images under {place}{expected}")
     labels = {label for _, label in found}
     if labelled:
         check_class_names(place, labels)
@@ -283,7 +283,7 @@ def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, 
             f"--data.class_map '{{{folder}: CLASS, ...}}'"
         )
     if missing:
-        rank_zero_warn(f"{place} has no pictures of {some(missing)}")
+        rank_zero_warn(f"{place} has no images of {some(missing)}")
     return {label: numbers[name] for label, name in classes.items()}
 
 
@@ -309,7 +309,7 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
     places = (path for path in root.iterdir() if path.is_dir() or path.suffix == ".tar")
     found = sorted(path.name for path in places if not is_hidden(path.name))
     if not found:
-        raise DataError(f"no pictures under {root} (expected {LAYOUT.format(root=root)})")
+        raise DataError(f"no images under {root} (expected {LAYOUT.format(root=root)})")
     raise DataError(
         f"no {split} split under {root}: looked for {', '.join(names)}; found {', '.join(found[:6])}"
         f"{', …' if len(found) > 6 else ''}. Expected {LAYOUT.format(root=root)}, or name it with "

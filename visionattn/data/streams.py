@@ -63,7 +63,7 @@ def stream_workers(name: str, dataset: IterableImageDataset, wanted: int, world:
         each = shards // world
     elif _kind(name) == "hfids" and not reader.download:
         shards = int(reader.builder.as_streaming_dataset(split=reader.split).num_shards)
-        # Of shards that cannot be divided evenly, each process reads all and keeps its pictures.
+        # Of shards that cannot be divided evenly, each process reads all and keeps its images.
         each = shards if shards % world else shards // world
     else:  # divided anew for as many workers as there are
         return wanted

@@ -11,7 +11,7 @@ from visionattn.data.sources import ImageSource
 
 
 class Subset:
-    """Some pictures of a source.
+    """Some images of a source.
 
     Args:
         source: which has them.
@@ -26,7 +26,7 @@ class Subset:
         return len(self.indices)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture and its class index."""
+        """The image and its class index."""
         return self.source.read(self.indices[index])
 
     def name_of(self, index: int) -> str:
@@ -34,7 +34,7 @@ class Subset:
         return self.source.name_of(self.indices[index])
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all pictures."""
+        """Class indices of all images."""
         targets = self.source.targets()
         return [targets[index] for index in self.indices]
 
@@ -44,7 +44,7 @@ class Subset:
 
 
 def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
-    """So many pictures of each class, the first ones after shuffling with ``seed``; all of a class that has fewer.
+    """So many images of each class, the first ones after shuffling with ``seed``; all of a class that has fewer.
 
     With the same seed, a smaller subset is part of a larger one. They keep the order that they have in the source.
     """
@@ -52,17 +52,17 @@ def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
 
 
 def hold_out(source: ImageSource, count: int) -> tuple[Subset, Subset]:
-    """What is left to train on, and ``count`` pictures of each class that are held out, the same ones every time.
+    """What is left to train on, and ``count`` images of each class that are held out, the same ones every time.
 
     Raises:
-        DataError: a class with no pictures left.
+        DataError: a class with no images left.
     """
     held = _first(source, count, seed=0)
     rest = Subset(source, [index for index in range(len(source)) if index not in held])
     if lost := set(source.targets()) - set(rest.targets()):
         number, names = min(lost), {index: name for name, index in (source.class_to_idx or {}).items()}
         raise DataError(
-            f"--data.holdout_per_class {count} leaves no picture of class {names.get(number, number)} to train on: "
+            f"--data.holdout_per_class {count} leaves no image of class {names.get(number, number)} to train on: "
             "hold out fewer"
         )
     return rest, Subset(source, sorted(held))

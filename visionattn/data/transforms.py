@@ -1,4 +1,4 @@
-"""From a Pillow picture to a normalised tensor: timm's transforms, and the crop that small pictures want."""
+"""From a Pillow image to a normalised tensor: timm's transforms, and the crop that small images want."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +15,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 ERASURES = ("const", "rand", "pixel")
 MAX_SIZE = 16384
-"""Pixels of a picture's edge: a single picture of that size takes 3 GB, as numbers in single precision."""
+"""Pixels of an image's edge: a single image of that size takes 3 GB, as numbers in single precision."""
 
 
-def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
-    """A transform from pictures to tensors [C, H, W].
+def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
+    """A transform from images to tensors [C, H, W].
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``.
@@ -46,7 +46,7 @@ def picture_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[st
 
 
 class MiddlePart:
-    """Cuts pictures that are longer than wide by far down to their middle, which is all that a crop of them keeps.
+    """Cuts images that are longer than wide by far down to their middle, which is all that a crop of them keeps.
 
     Resized by their shorter edge, they would fill the memory: 1×5000 pixels become 256×1,280,000. By the longer one,
     nothing would be left of them.
@@ -58,23 +58,23 @@ class MiddlePart:
     def __init__(self, aspect: int = 20) -> None:
         self.aspect = aspect
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """The picture, or its middle."""
-        longest = self.aspect * min(picture.size)
-        if max(picture.size) <= longest:
-            return picture
-        middle: Image.Image = center_crop(picture, [min(longest, edge) for edge in (picture.height, picture.width)])
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, or its middle."""
+        longest = self.aspect * min(image.size)
+        if max(image.size) <= longest:
+            return image
+        middle: Image.Image = center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
         return middle
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
-    """Resizes a picture, mirrors its outermost pixels outwards and crops it at random, without changes of scale.
+    """Resizes an image, mirrors its outermost pixels outwards and crops it at random, without changes of scale.
 
     Args:
         size: height and width of the crop.
-        edge: the shorter edge of the resized picture.
+        edge: the shorter edge of the resized image.
         padding: pixels added on each side.
-        interpolation: of the resizing, which leaves pictures of the right size as they are.
+        interpolation: of the resizing, which leaves images of the right size as they are.
     """
     resize = Resize(edge, interpolation=str_to_interp_mode(interpolation))
     return Compose([MiddlePart(), resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])

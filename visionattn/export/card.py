@@ -16,9 +16,9 @@ SCORES = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "mINP": "mINP", "rank1
 """Rates in words; of other names, a card gives the number as it is."""
 
 TASKS = {
-    "classification": "a classifier of pictures",
-    "fine_grained": "a classifier of pictures, for classes that look alike",
-    "reid": "features by which pictures of the same person or vehicle are found; it has no classes",
+    "classification": "a classifier of images",
+    "fine_grained": "a classifier of images, for classes that look alike",
+    "reid": "features by which images of the same person or vehicle are found; it has no classes",
     "mae": "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it",
     "object_discovery": "an encoder that slots found objects with; slots and decoder are not part of it",
 }
@@ -39,8 +39,8 @@ def write_card(
         run: The training behind it.
         dtype: Of the weights.
         license: Of the weights; None where nobody has said it.
-        data_name: What the data set is called, where it was a folder of pictures.
-        evaluation: What `eval.py classify` found on other pictures.
+        data_name: What the data set is called, where it was a folder of images.
+        evaluation: What `eval.py classify` found on other images.
     """
     parts = [
         f"---\n{_front_matter(network, run, license, data_name)}\n---",
@@ -120,7 +120,7 @@ def _facts(network: Network, run: Run, dtype: str, license: str | None, data_nam
         order = (
             f", permuted by seed {preprocessing['permutation_seed']}" if preprocessing["sequence"] == "permuted" else ""
         )
-        facts["Sequence"] = f"pictures of {height} × {width}, pixel by pixel{order}"
+        facts["Sequence"] = f"images of {height} × {width}, pixel by pixel{order}"
     return facts
 
 
@@ -155,7 +155,7 @@ def _results(network: Network, run: Run) -> str:
 def _evaluation(found: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{SCORES[name]} {found[name]:.2%}" for name in ("top1", "top5"))
     split = f"`{found['split']}`" if found["split"] else "those that training did not read"
-    return f"Of these weights `eval.py classify` measured {scores} on {found['num_images']:,} pictures: {split}."
+    return f"Of these weights `eval.py classify` measured {scores} on {found['num_images']:,} images: {split}."
 
 
 def _training(network: Network, run: Run) -> str:
@@ -174,12 +174,12 @@ def _training(network: Network, run: Run) -> str:
 
 def _limits(network: Network, run: Run) -> str:
     spec = network.spec
-    lines = ["- It has seen no pictures but those of the data set named above." if spec.dataset else ""]
+    lines = ["- It has seen no images but those of the data set named above." if spec.dataset else ""]
     if (run.recipe.get("model") or {}).get("pretrained") or (run.recipe.get("model") or {}).get("checkpoint_path"):
         lines[0] = "- Training started from other weights, whose data and license count, too."
     if spec.num_classes:
-        lines.append(f"- It answers with one of its {spec.num_classes} classes, whatever is in the picture.")
-    lines.append("- How it does on other data, on altered pictures or for groups of people has not been measured.")
+        lines.append(f"- It answers with one of its {spec.num_classes} classes, whatever is in the image.")
+    lines.append("- How it does on other data, on altered images or for groups of people has not been measured.")
     return "\n".join(filter(None, lines))
 
 

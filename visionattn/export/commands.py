@@ -42,7 +42,7 @@ def hub(
         dtype: in which weights are stored.
         license: of the weights, for the model card, such as apache-2.0.
         overwrite: write to a folder that holds something else, too; files of other names stay.
-        data_name: what the model card calls the data set, where it was a folder of pictures.
+        data_name: what the model card calls the data set, where it was a folder of images.
         evaluation: file that eval.py classify --output wrote, whose figures the model card tells.
 
     Raises:
@@ -76,7 +76,7 @@ def onnx(
 ) -> None:
     """Write an ONNX file, after comparing it in onnxruntime with the network.
 
-    FILE.json beside it, and its metadata, say how pictures are prepared and what the outputs are.
+    FILE.json beside it, and its metadata, say how images are prepared and what the outputs are.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
@@ -87,10 +87,10 @@ def onnx(
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
         probe: head that eval.py probe --export wrote, of which backbone and head become one network.
         inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
-        img_size: edge of the pictures in pixels, or [height, width]; by default as trained.
-        dynamic_batch: take any number of pictures, not one at a time.
+        img_size: edge of the images in pixels, or [height, width]; by default as trained.
+        dynamic_batch: take any number of images, not one at a time.
         opset: version of ONNX's operators; by default torch's choice.
-        tolerance: largest difference on pictures of noise, as a part of the largest output.
+        tolerance: largest difference on images of noise, as a part of the largest output.
 
     Raises:
         UsageError: options that contradict each other.
@@ -118,7 +118,7 @@ def program(
 ) -> None:
     """Write a program that torch.export.load reads without this package, after comparing it with the network.
 
-    FILE.json beside it says how pictures are prepared and what the outputs are.
+    FILE.json beside it says how images are prepared and what the outputs are.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
@@ -129,9 +129,9 @@ def program(
         weights: of a checkpoint that holds a moving average, that average or the raw weights.
         probe: head that eval.py probe --export wrote, of which backbone and head become one network.
         inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
-        img_size: edge of the pictures in pixels, or [height, width]; by default as trained.
-        dynamic_batch: take any number of pictures, not one at a time.
-        tolerance: largest difference on pictures of noise, as a part of the largest output.
+        img_size: edge of the images in pixels, or [height, width]; by default as trained.
+        dynamic_batch: take any number of images, not one at a time.
+        tolerance: largest difference on images of noise, as a part of the largest output.
 
     Raises:
         UsageError: options that contradict each other.
@@ -176,9 +176,9 @@ def _check_output(path: Path | None, suffix: str) -> Path:
 
 def _tell(path: Path, network: Network, found: str) -> None:
     size = "×".join(map(str, network.input_size))
-    print(f"{path}: {network.spec.model}, {_size(path)}, pictures of {size}; {found}")
+    print(f"{path}: {network.spec.model}, {_size(path)}, images of {size}; {found}")
     _tell_preprocessing(network)
-    print(f"{path}.json: how pictures are prepared, and what the outputs are")
+    print(f"{path}.json: how images are prepared, and what the outputs are")
 
 
 def _tell_preprocessing(network: Network) -> None:

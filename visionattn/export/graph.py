@@ -22,7 +22,7 @@ from visionattn.export.network import Network
 from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"
-TRACED_BATCH = 2  # one picture would be taken for a size that never changes
+TRACED_BATCH = 2  # one image would be taken for a size that never changes
 EXTRA_FILE = "visionattn.json"
 
 Answer = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ Answer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a written network is from the one it was made of, on pictures of noise.
+    """How far a written network is from the one it was made of, on images of noise.
 
     Attributes:
         absolute: The largest difference of two numbers.
@@ -56,16 +56,16 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
 
     Args:
         network: The network.
-        dynamic_batch: Whether it takes any number of pictures, or one at a time.
+        dynamic_batch: Whether it takes any number of images, or one at a time.
 
     Raises:
         ValueError: The network cannot be traced.
     """
-    pictures = network.pictures(TRACED_BATCH if dynamic_batch else 1)
+    images = network.images(TRACED_BATCH if dynamic_batch else 1)
     shapes = ({0: Dim.DYNAMIC} if dynamic_batch else None,)
     try:
         with torch.no_grad(), frozen_weights(network.module):
-            program = torch.export.export(network.module, (pictures,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(network.module, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         # Whatever a network does that a graph cannot; the first line says it, the rest is advice on debugging.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -155,7 +155,7 @@ def _open_onnx(path: Path) -> Answer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pictures: torch.from_numpy(session.run(None, {INPUT: pictures.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
 
 def _save(
@@ -179,13 +179,13 @@ def _save(
 
 
 def compare(network: Network, answer: Answer, batches: tuple[int, ...]) -> Difference:
-    """The largest difference of what a written network answers, over batches of so many pictures of noise."""
+    """The largest difference of what a written network answers, over batches of so many images of noise."""
     absolute = largest = 0.0
     for count in batches:
-        pictures = network.pictures(count)
-        expected = network.answer(pictures)
+        images = network.images(count)
+        expected = network.answer(images)
         with torch.no_grad():
-            given = answer(pictures)
+            given = answer(images)
         if given.shape != expected.shape or not given.isfinite().all():
             return Difference(float("inf"), float("inf"))
         absolute = max(absolute, float((given - expected).abs().max()))

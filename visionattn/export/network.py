@@ -22,11 +22,11 @@ ImageSize = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Network:
-    """A network, from pictures `[B, *input_size]` to `[B, num_classes]`, or to features where it has no classes.
+    """A network, from images `[B, *input_size]` to `[B, num_classes]`, or to features where it has no classes.
 
     Attributes:
         module: The network, in evaluation mode on the CPU.
-        spec: How it was built, and how it wants pictures.
+        spec: How it was built, and how it wants images.
         weights: Where they come from, see `weights_origin`; `probe` for a backbone with a head.
     """
 
@@ -36,7 +36,7 @@ class Network:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network takes, which may be a picture as one row of pixels."""
+        """Channels, height and width of what the network takes, which may be an image as one row of pixels."""
         channels, height, width = self.spec.preprocessing["input_size"]
         return (channels, 1, height * width) if self.spec.preprocessing.get("sequence") else (channels, height, width)
 
@@ -50,22 +50,22 @@ class Network:
         """A name for each output; empty where there are none, or none that are known."""
         return list(self.spec.class_names) if self.spec.num_classes else []
 
-    def pictures(self, count: int) -> Tensor:
-        """Pictures of noise, always the same, `[count, *input_size]`."""
+    def images(self, count: int) -> Tensor:
+        """Images of noise, always the same, `[count, *input_size]`."""
         return torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(count))
 
-    def answer(self, pictures: Tensor) -> Tensor:
-        """What the network makes of pictures.
+    def answer(self, images: Tensor) -> Tensor:
+        """What the network makes of images.
 
         Raises:
             ValueError: It takes none of that size, or gives something else than a tensor.
         """
         try:
             with torch.no_grad():
-                found = self.module(pictures)
+                found = self.module(images)
         except (AssertionError, RuntimeError, ValueError) as error:
             size = "×".join(map(str, self.input_size))
-            raise ValueError(f"{self.spec.model} takes no pictures of {size}: {one_line(reason(error))}") from error
+            raise ValueError(f"{self.spec.model} takes no images of {size}: {one_line(reason(error))}") from error
         if not isinstance(found, Tensor):
             raise ValueError(  # noqa: TRY004  it is the model that does not fit
                 f"{self.spec.model} gives a {type(found).__name__}, which cannot be exported: one tensor can"
@@ -73,7 +73,7 @@ class Network:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """All that a user has to know, as plain values: what goes in and out, how pictures are prepared, versions."""
+        """All that a user has to know, as plain values: what goes in and out, how images are prepared, versions."""
         spec = self.spec
         return {
             "format": FORMAT,
@@ -118,7 +118,7 @@ def load_network(
         if checkpoint or model or pretrained or model_kwargs or inference:
             raise UsageError("--probe names backbone and weights: leave --checkpoint, --model and their options out")
         if img_size is not None:
-            raise UsageError("--img_size: a probe takes pictures of the size that it was trained on")
+            raise UsageError("--img_size: a probe takes images of the size that it was trained on")
         return _load_probe(probe)
     if checkpoint is None and model is None:
         raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
@@ -150,7 +150,7 @@ def _load_probe(path: Path) -> Network:
 
 
 def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> ClassifierSpec:
-    """Makes a model take pictures of another size, and gives its new spec."""
+    """Makes a model take images of another size, and gives its new spec."""
     channels, *trained = spec.preprocessing["input_size"]
     if spec.preprocessing.get("sequence"):
         raise UsageError(f"--img_size: {spec.model} takes sequences of {trained[0] * trained[1]} pixels and no others")
@@ -160,5 +160,5 @@ def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> Classif
         try:
             module.set_input_size(size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{spec.model} cannot take pictures of {size[0]}×{size[1]}: {reason(error)}") from error
+            raise ValueError(f"{spec.model} cannot take images of {size[0]}×{size[1]}: {reason(error)}") from error
     return replace(spec, preprocessing={**spec.preprocessing, "input_size": (channels, *size)})

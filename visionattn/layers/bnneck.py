@@ -12,7 +12,7 @@ class BNNeck(nn.Module):
 
     Args:
         num_features: width of the features.
-        num_classes: identities of the training pictures.
+        num_classes: identities of the training images.
 
     Attributes:
         norm: batch norm, whose bias stays 0.

@@ -1,10 +1,10 @@
-"""Dual cross-attention: selected tokens against a whole picture (GLCA), and a picture against a pair (PWCA).
+"""Dual cross-attention: selected tokens against a whole image (GLCA), and an image against a pair (PWCA).
 
 Both work on the parameters of a block of timm's ViT, whose names and shapes stay as they are. The parts are those of
 Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object Re-Identification", CVPR
 2022, https://arxiv.org/abs/2205.02151, sections 3.1 to 3.3.
 
-    B pictures, N tokens (the class token first), D width, h heads, d = D / h
+    B images, N tokens (the class token first), D width, h heads, d = D / h
 """
 
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 GlcaPool = Literal["token", "avg"]
 PairSource = Literal["sa", "pwca"]
-"""Whose keys and values a picture meets: those of its pair's self-attention, or of its pair's own pair-wise stream."""
+"""Whose keys and values an image meets: those of its pair's self-attention, or of its pair's own pair-wise stream."""
 
 
 def rollout_class_token(scores: list[Tensor]) -> Tensor:
@@ -68,17 +68,17 @@ def attend_pairs(
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Self-attention of B pictures beside pair-wise attention of the same pictures (equation 4), both fused.
+    """Self-attention of B images beside pair-wise attention of the same images (equation 4), both fused.
 
-    In pair-wise attention a picture's queries meet its own keys and those of another picture under one softmax.
+    In pair-wise attention an image's queries meet its own keys and those of another image under one softmax.
 
     Args:
         q: queries [2B, h, N, d], those of self-attention first, then those of the pair-wise stream.
         k: keys, likewise.
         v: values, likewise.
-        pair: which picture each of the B meets [B].
-        source: which stream that picture's keys and values come from, a `PairSource`.
-        bias: added to the logits, [1 or 2B, h, N, N]; both pictures of a pair get the same.
+        pair: which image each of the B meets [B].
+        source: which stream that image's keys and values come from, a `PairSource`.
+        bias: added to the logits, [1 or 2B, h, N, N]; both images of a pair get the same.
         dropout: of probabilities.
 
     Returns:
@@ -145,8 +145,8 @@ class DualCrossBlock(Block):
 
         Args:
             x: tokens [B, N, D]; with pairs [2B, N, D], those of self-attention first.
-            pair: which picture each meets [B], or None.
-            source: which stream that picture's keys and values come from, a `PairSource`.
+            pair: which image each meets [B], or None.
+            source: which stream that image's keys and values come from, a `PairSource`.
             scored: whether the scores are wanted.
 
         Returns:

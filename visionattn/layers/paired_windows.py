@@ -1,6 +1,6 @@
-"""Pair-wise cross-attention (PWCA of DCAL) in the windows of timm's Swin: a window meets its like in another picture.
+"""Pair-wise cross-attention (PWCA of DCAL) in the windows of timm's Swin: a window meets its like in another image.
 
-The paper has tokens of whole pictures; what a window is to meet is a choice of ours: the window at the same place, with
+The paper has tokens of whole images; what a window is to meet is a choice of ours: the window at the same place, with
 the relative bias and the mask that it has for itself.
 """
 
@@ -18,8 +18,8 @@ class PairedWindowAttention(nn.Module):
 
     Args:
         attn: whose parameters they are.
-        pair: which picture each of B pictures meets [B].
-        source: which stream that picture's keys and values come from.
+        pair: which image each of B images meets [B].
+        source: which stream that image's keys and values come from.
     """
 
     def __init__(self, attn: WindowAttention, pair: Tensor, source: PairSource) -> None:
@@ -48,8 +48,8 @@ def forward_paired_windows(block: Any, x: Tensor, pair: Tensor, source: PairSour
     Args:
         block: timm's SwinTransformerBlock, which is left as it was.
         x: maps.
-        pair: which picture each meets [B].
-        source: which stream that picture's keys and values come from.
+        pair: which image each meets [B].
+        source: which stream that image's keys and values come from.
     """
     attn = block.attn
     block.attn = PairedWindowAttention(attn, pair, source)

@@ -1,8 +1,8 @@
 """Maps `[B, C, H, W]` that lie in memory as `[H, W, B, C]`.
 
 In this order a 1x1 map is a convolution in channels-last memory, on CPUs several times faster than on planes; all
-pictures' channels side by side are the channels of one picture in channels-last memory, too, so that what treats each
-picture by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
+images' channels side by side are the channels of one image in channels-last memory, too, so that what treats each
+image by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
 """
 
 import torch
@@ -18,7 +18,7 @@ def positions_first(x: Tensor) -> Tensor:
 
 
 def as_channels(x: Tensor) -> Tensor:
-    """`[B, C, H, W]` as one picture with the channels of all, `[1, B * C, H, W]`."""
+    """`[B, C, H, W]` as one image with the channels of all, `[1, B * C, H, W]`."""
     batch, channels, height, width = x.shape
     return x.permute(2, 3, 0, 1).reshape(1, height, width, batch * channels).permute(0, 3, 1, 2)
 
@@ -30,7 +30,7 @@ def from_channels(x: Tensor, batch: int) -> Tensor:
 
 
 def as_columns(x: Tensor) -> Tensor:
-    """`[B, C, H, W]` as one picture of the same channels, with a row per position, `[1, C, H * W, B]`."""
+    """`[B, C, H, W]` as one image of the same channels, with a row per position, `[1, C, H * W, B]`."""
     batch, channels, height, width = x.shape
     return x.permute(2, 3, 0, 1).reshape(1, height * width, batch, channels).permute(0, 3, 1, 2)
 

@@ -45,7 +45,7 @@ def mix_globally(w_hat: Tensor, z: list[Tensor], mode: str) -> list[Tensor]:
 
 @torch.jit.ignore
 def mix_locally(z: Tensor, kernel: Tensor) -> Tensor:
-    """`hyper_zzw_local`, opaque to TorchScript; `kernel` is `[1, C, kH, kW]` where all pictures share one."""
+    """`hyper_zzw_local`, opaque to TorchScript; `kernel` is `[1, C, kH, kW]` where all images share one."""
     kernel = kernel.to(z.dtype)
     return hyper_zzw_local(z, kernel[0] if kernel.shape[0] < z.shape[0] else kernel)
 

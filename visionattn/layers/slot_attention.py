@@ -1,11 +1,11 @@
-"""Slot attention: slots compete for the tokens of a picture, so that each comes to stand for a part of it.
+"""Slot attention: slots compete for the tokens of an image, so that each comes to stand for a part of it.
 
 Source: Locatello et al., "Object-Centric Learning with Slot Attention", NeurIPS 2020,
 https://arxiv.org/abs/2006.15055, algorithm 1. Learned slots and their gradient: Chang et al., "Object Representations
 as Fixed Points", NeurIPS 2022, https://arxiv.org/abs/2207.00787, and Jia et al., "Improving Object-centric Learning
 with Query Optimization", ICLR 2023, https://arxiv.org/abs/2210.08990.
 
-    B pictures, N tokens of width C, K slots of width D
+    B images, N tokens of width C, K slots of width D
 """
 
 from typing import Any, Literal, get_args
@@ -23,8 +23,8 @@ EPSILON = 1e-8
 class SlotAttention(nn.Module):
     """Iterative attention in which slots compete: the softmax is over slots, not over tokens.
 
-    Slots that are drawn have no order and may be of any number. In training they are drawn anew for each picture; in
-    evaluation all pictures get the same draw, made once from a fixed seed, so that results neither change from run to
+    Slots that are drawn have no order and may be of any number. In training they are drawn anew for each image; in
+    evaluation all images get the same draw, made once from a fixed seed, so that results neither change from run to
     run nor depend on the rest of a batch.
     """
 

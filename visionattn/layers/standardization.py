@@ -18,7 +18,7 @@ EPS = 1e-5
 def instance_standardize(
     x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False, eps: float = EPS
 ) -> Tensor:
-    """Standardizes each channel of each picture; a map of one position becomes 0.
+    """Standardizes each channel of each image; a map of one position becomes 0.
 
     Args:
         x: `[B, C, H, W]`.
@@ -47,7 +47,7 @@ def finish(x: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
 
 @torch.jit.unused
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of each picture of `[B, C, H, W]`, `[B, C]` both, without gradients."""
+    """Mean and variance of each channel of each image of `[B, C, H, W]`, `[B, C]` both, without gradients."""
     batch, channels, height, width = x.shape
     found = column_moments(x.permute(2, 3, 0, 1).reshape(height * width, batch * channels))
     mean, var = found.view(2, batch, channels)
@@ -90,11 +90,11 @@ class BatchStandardization(nn.Module):
         return not self.training and self.running_mean is not None
 
     @torch.jit.unused
-    def statistics(self, pictures: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and variance `[dim]` at evaluation, for a batch of pictures that have these moments `[B, dim]`."""
+    def statistics(self, images: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[dim]` at evaluation, for a batch of images that have these moments `[B, dim]`."""
         if self.running_mean is not None and self.running_var is not None:
             return self.running_mean, self.running_var
-        means, variances = pictures
+        means, variances = images
         mean = means.mean(0)
         return mean, (variances + (means - mean).square()).mean(0)
 
@@ -128,8 +128,8 @@ def check_values(x: Tensor) -> None:
     """
     if x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(
-            "statistics of a batch need more than one value per channel; got one picture with a map of 1x1: take more "
-            "or larger pictures, or evaluate a model with running statistics (paper_compat=False, eval())"
+            "statistics of a batch need more than one value per channel; got one image with a map of 1x1: take more "
+            "or larger images, or evaluate a model with running statistics (paper_compat=False, eval())"
         )
 
 

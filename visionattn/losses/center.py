@@ -1,4 +1,4 @@
-"""Pictures of an identity drawn towards their centre."""
+"""Images of an identity drawn towards their centre."""
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,7 +12,7 @@ class CenterLoss(nn.Module):
     the n features x of the class in the batch, of all processes together.
 
     Args:
-        num_classes: identities of the training pictures.
+        num_classes: identities of the training images.
         num_features: width of the features.
         rate: of the centres; between 0 and 1.
 

@@ -1,4 +1,4 @@
-"""Triplets of the hardest pictures of a batch."""
+"""Triplets of the hardest images of a batch."""
 
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class BatchHardTripletLoss(nn.Module):
-    """Mean, over the pictures of a batch, of log(1 + exp(d(a, p) − d(a, n))) with the hardest p and n of each.
+    """Mean, over the images of a batch, of log(1 + exp(d(a, p) − d(a, n))) with the hardest p and n of each.
 
-    p is the farthest picture of the same identity, n the nearest one of another; distances are Euclidean, between
+    p is the farthest image of the same identity, n the nearest one of another; distances are Euclidean, between
     features as they are, in single precision (Hermans et al., "In Defense of the Triplet Loss", 2017,
     https://arxiv.org/abs/1703.07737, equation 5 with the soft margin). A batch without such pairs has a loss of 0.
     """

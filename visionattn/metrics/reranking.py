@@ -1,9 +1,9 @@
 """Re-ranking by k-reciprocal neighbours, on sparse lists of neighbours in place of matrices of all pairs.
 
 Paper: "Re-ranking Person Re-identification with k-reciprocal Encoding" (Zhong et al., arXiv 1701.08398). Queries and
-gallery are one set of N pictures. Distances are squared Euclidean ones of features of length 1, each row over its
-largest. A picture's neighbours that have it among theirs, expanded by neighbours of theirs (eq. 3 to 5), give it a
-sparse vector of weights `exp(-distance)`; vectors of `k2` neighbours are averaged (eq. 11), and two pictures are as far
+gallery are one set of N images. Distances are squared Euclidean ones of features of length 1, each row over its
+largest. An image's neighbours that have it among theirs, expanded by neighbours of theirs (eq. 3 to 5), give it a
+sparse vector of weights `exp(-distance)`; vectors of `k2` neighbours are averaged (eq. 11), and two images are as far
 apart as their vectors' Jaccard distance (eq. 7 to 10), mixed with the first distance by `lambda_value` (eq. 12).
 """
 
@@ -27,7 +27,7 @@ ROUNDING = 1e-6
 """Distances of features that are the same may come out as large."""
 
 EXPANSION_ROWS = 1024
-"""Pictures whose neighbours are expanded at once."""
+"""Images whose neighbours are expanded at once."""
 
 
 def rerank(
@@ -46,7 +46,7 @@ def rerank(
         k1: Neighbours that are looked at for reciprocity.
         k2: Neighbours whose vectors are averaged; 1 for none.
         lambda_value: Share of the first distance.
-        progress: Called with the number of pictures that were just compared with all others; there are Q + G.
+        progress: Called with the number of images that were just compared with all others; there are Q + G.
 
     Returns:
         Chunks `[n, G]` in float32, on the CPU.
@@ -69,10 +69,10 @@ def rerank(
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pictures of each of N.
+    """The nearest images of each of N.
 
     Attributes:
-        index: Their numbers `[N, K]`, the picture itself first, then the nearest.
+        index: Their numbers `[N, K]`, the image itself first, then the nearest.
         farthest: The largest distance of each to any `[N]`; infinity where all features are the same, so that shares of
             it are 0.
     """
@@ -88,7 +88,7 @@ def find_neighbours(features: Tensor, count: int, progress: Callable[[int], obje
     for start, part in zip(range(0, len(features), step), features.split(step), strict=True):
         similarity = part @ features.T
         farthest.append(2 - 2 * similarity.amin(1))
-        similarity.diagonal(start).fill_(torch.inf)  # of several pictures of the same features, each is its own nearest
+        similarity.diagonal(start).fill_(torch.inf)  # of several images of the same features, each is its own nearest
         index.append(similarity.topk(count, sorted=True).indices)
         if progress is not None:
             progress(len(part))
@@ -97,7 +97,7 @@ def find_neighbours(features: Tensor, count: int, progress: Callable[[int], obje
 
 
 def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_array":
-    """Each picture's sparse vector of weights over all pictures `[N, N]`; rows sum to 1."""
+    """Each image's sparse vector of weights over all images `[N, N]`; rows sum to 1."""
     import numpy as np
     from scipy.sparse import csr_array
 
@@ -118,7 +118,7 @@ def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_a
         n, k, h = member[1].nonzero(as_tuple=True)
         rows.append(n + start)
         columns.append(member[0][n, k, h])
-    pairs = torch.unique(torch.cat(rows) * number + torch.cat(columns))  # a picture may join by several neighbours
+    pairs = torch.unique(torch.cat(rows) * number + torch.cat(columns))  # an image may join by several neighbours
     row, column = pairs // number, pairs % number
     distance = torch.cat(
         [_pair_distances(features, r, c) for r, c in zip(row.split(1 << 16), column.split(1 << 16), strict=True)]
@@ -138,7 +138,7 @@ def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_a
 
 
 def _reciprocal(nearest: Tensor) -> Tensor:
-    """Which of each picture's neighbours have it among theirs `[N, K]`."""
+    """Which of each image's neighbours have it among theirs `[N, K]`."""
     found = []
     for start in range(0, len(nearest), EXPANSION_ROWS):
         own = nearest[start : start + EXPANSION_ROWS]
@@ -158,7 +158,7 @@ def _mixed_distances(
     import numpy as np
 
     gallery = features[num_queries:]
-    by_member = vectors[num_queries:].tocsc()  # of each picture those of the gallery whose vectors hold it
+    by_member = vectors[num_queries:].tocsc()  # of each image those of the gallery whose vectors hold it
     step = max(1, CHUNK_BYTES // (8 * len(gallery)))
     for start in range(0, num_queries, step):
         stop = min(start + step, num_queries)

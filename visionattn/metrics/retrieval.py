@@ -1,12 +1,12 @@
 """Measures of retrieval by appearance (person and vehicle re-identification): mAP, mINP and CMC.
 
-A query looks for pictures of its identity in a gallery. Gallery pictures of the same identity by the same camera are
+A query looks for images of its identity in a gallery. Gallery images of the same identity by the same camera are
 left out for it; a query that has no match then is skipped and counted. Average precision is the mean, over a query's
-matches, of the share of matches among all pictures up to each (not the trapezoid of Market-1501's first code). INP is
+matches, of the share of matches among all images up to each (not the trapezoid of Market-1501's first code). INP is
 the number of matches over the rank of the last one (Ye et al., "Deep Learning for Person Re-identification", arXiv
-2001.04193). Pictures at equal distance are ranked in the gallery's order; distances are compared in float32.
+2001.04193). Images at equal distance are ranked in the gallery's order; distances are compared in float32.
 
-Nothing is sorted but a query's matches: the rank of a match is the number of pictures that are nearer, which one pass
+Nothing is sorted but a query's matches: the rank of a match is the number of images that are nearer, which one pass
 over a chunk of distances counts for all matches.
 """
 
@@ -46,7 +46,7 @@ def evaluate_retrieval(
         gallery_features: `[G, D]`.
         query_ids: Identities `[Q]`, integers.
         gallery_ids: Identities `[G]`.
-        query_cams: Cameras `[Q]`; without cameras no gallery picture is left out.
+        query_cams: Cameras `[Q]`; without cameras no gallery image is left out.
         gallery_cams: Cameras `[G]`.
         metric: Distance of features: "cosine", or "euclidean".
         max_rank: Length of the CMC.
@@ -140,7 +140,7 @@ def distances(query: Tensor, gallery: Tensor, metric: Metric) -> Tensor:
 
 
 class Matches:
-    """Which gallery pictures have a query's identity, and which of them are left out for it."""
+    """Which gallery images have a query's identity, and which of them are left out for it."""
 
     def __init__(
         self, query_ids: Tensor, gallery_ids: Tensor, query_cams: Tensor | None, gallery_cams: Tensor | None
@@ -193,7 +193,7 @@ def rank_matches(chunk: Tensor, position: Tensor, is_match: Tensor, is_out: Tens
     rows = torch.arange(len(chunk), device=chunk.device)[:, None].expand_as(position)
     keys[rows[is_out], position[is_out]] = FAR
     bounds = keys.gather(1, position).masked_fill(~is_match, FAR).sort(1).values
-    # Place j of a picture: as many matches are no farther than it. It is nearer than all matches from j on.
+    # Place j of an image: as many matches are no farther than it. It is nearer than all matches from j on.
     place = torch.searchsorted(bounds, keys, right=True, out_int32=True)
     width = position.shape[1] + 1
     place += (torch.arange(len(chunk), device=chunk.device, dtype=torch.int32) * width)[:, None]
@@ -245,7 +245,7 @@ class Sums:
         """
         if not self.valid:
             raise ValueError(
-                f"none of {self.skipped} queries has a match in the gallery: no picture there has its identity and "
+                f"none of {self.skipped} queries has a match in the gallery: no image there has its identity and "
                 "another camera"
             )
         return {
@@ -267,7 +267,7 @@ def evaluate_vehicleid(
     max_rank: int = 50,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """The protocol of VehicleID: one picture per identity, drawn at random, is the gallery, all others ask; averaged.
+    """The protocol of VehicleID: one image per identity, drawn at random, is the gallery, all others ask; averaged.
 
     Args:
         features: `[N, D]`.

@@ -5,8 +5,8 @@ Segments are maps of ids, `[H, W]` or `[B, H, W]`, small whole numbers as tables
 measure. Predicted ids count from 0 on; a negative one is no segment, so that no object can be found there, and for ARI
 all such positions are one more segment. Everything is counted in whole numbers, and divided in float64.
 
-A measure that a picture cannot have, as it has no object or no labelled position, is NaN; the classes for torchmetrics
-leave such pictures out of their mean.
+A measure that an image cannot have, as it has no object or no labelled position, is NaN; the classes for torchmetrics
+leave such images out of their mean.
 """
 
 from abc import ABC, abstractmethod
@@ -95,9 +95,9 @@ def correct_localization(predicted: Tensor, segments: Tensor, things: Tensor) ->
 
 
 class DiscoveryMetric(Metric, ABC):
-    """The mean of a measure over the pictures that can have it; NaN where none can.
+    """The mean of a measure over the images that can have it; NaN where none can.
 
-    Its states are sums, which processes add up: the mean is that over all pictures, whoever saw them.
+    Its states are sums, which processes add up: the mean is that over all images, whoever saw them.
     """
 
     full_state_update = False
@@ -113,10 +113,10 @@ class DiscoveryMetric(Metric, ABC):
 
     @abstractmethod
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """The measure of each picture, NaN where it has none."""
+        """The measure of each image, NaN where it has none."""
 
     def update(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> None:
-        """Adds pictures.
+        """Adds images.
 
         Args:
             predicted: Ids `[B, H, W]`, from 0 on; negative for no segment.
@@ -168,7 +168,7 @@ class MeanBestOverlap(DiscoveryMetric):
 
 
 class CorLoc(DiscoveryMetric):
-    """`correct_localization`, averaged: the share of pictures with an object that is found."""
+    """`correct_localization`, averaged: the share of images with an object that is found."""
 
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
         """See there."""

@@ -1,6 +1,6 @@
 """Models, one family per file; importing this package registers them with timm."""
 
-from visionattn.models.controls import SmallPictureResNet
+from visionattn.models.controls import SmallImageResNet
 from visionattn.models.dcal import DcalSwinTransformer, DcalVisionTransformer
 from visionattn.models.halonet import HaloNet
 from visionattn.models.masked_autoencoder import MaskedDecoder
@@ -21,6 +21,6 @@ __all__ = [
     "SlotAutoencoder",
     "SlotCnn",
     "SlotVisionTransformer",
-    "SmallPictureResNet",
+    "SmallImageResNet",
     "Terminator",
 ]

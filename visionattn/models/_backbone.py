@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         Args:
             feature_info: Per module of the stack its channels, reduction and name.
             num_features: Channels of `forward_features`.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -94,7 +94,7 @@ class Backbone(nn.Module):
         """Features, and those of the modules of the stack on the way.
 
         Args:
-            x: Pictures `[B, in_chans, H, W]`.
+            x: Images `[B, in_chans, H, W]`.
             indices: Modules to return the outputs of: the last n for an int, all for None.
             norm: Applies the last layer to the output of the last module.
             stop_early: Computes nothing beyond the last one asked for.
@@ -148,9 +148,9 @@ class Backbone(nn.Module):
         return self.head(x, pre_logits=pre_logits)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
+        """Maps images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
         return self.forward_head(self.forward_features(x))

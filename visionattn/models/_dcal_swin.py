@@ -38,8 +38,8 @@ class DcalSwinTransformer(SwinTransformer):
         """Each branch by itself, for training.
 
         Args:
-            x: Pictures [B, in_chans, H, W].
-            pair: Which picture of the batch each meets in PWCA [B]; None for no PWCA.
+            x: Images [B, in_chans, H, W].
+            pair: Which image of the batch each meets in PWCA [B]; None for no PWCA.
 
         Returns:
             What the branches give, by the names `branch_names`.

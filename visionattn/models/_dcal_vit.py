@@ -60,7 +60,7 @@ class DcalVisionTransformer(VisionTransformer):
             glca_pool: What GLCA's features are: its class token (the paper's words), or the mean over the class token
                 and the selected patches (`avg`), without which the selection is of no consequence.
             pwca: Whether training has pair-wise attention.
-            pair_source: Whose keys and values a picture meets there: its pair's in self-attention, or in the pair's
+            pair_source: Whose keys and values an image meets there: its pair's in self-attention, or in the pair's
                 own pair-wise stream. The paper says neither.
             **kwargs: As for timm's VisionTransformer; `global_pool` is "token" or "".
 
@@ -150,7 +150,7 @@ class DcalVisionTransformer(VisionTransformer):
         """Features, and those of the blocks on the way, as in timm.
 
         Args:
-            x: Pictures [B, in_chans, H, W].
+            x: Images [B, in_chans, H, W].
             indices: Blocks to return the outputs of: the last n for an int, all for None.
             return_prefix_tokens: Returns pairs of patches and prefix tokens.
             norm: Applies the final norm to all outputs.
@@ -186,7 +186,7 @@ class DcalVisionTransformer(VisionTransformer):
     # Forward
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """From pictures [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
+        """From images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
 
         Where SA and GLCA are combined, GLCA's features come last: [B, 1 + P + 1, D].
         """
@@ -211,7 +211,7 @@ class DcalVisionTransformer(VisionTransformer):
         return own if pre_logits else self.head(own)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From pictures [B, in_chans, H, W] to logits [B, num_classes]."""
+        """From images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
     @torch.jit.ignore
@@ -219,8 +219,8 @@ class DcalVisionTransformer(VisionTransformer):
         """Each branch by itself, for training.
 
         Args:
-            x: Pictures [B, in_chans, H, W].
-            pair: Which picture of the batch each meets in PWCA [B]; None for no PWCA.
+            x: Images [B, in_chans, H, W].
+            pair: Which image of the batch each meets in PWCA [B]; None for no PWCA.
 
         Returns:
             What the branches give, by the names `branch_names`.
@@ -242,7 +242,7 @@ class DcalVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def rollout_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the class token owes to each patch of pictures [B, in_chans, H, W], and the patches that GLCA selects.
+        """What the class token owes to each patch of images [B, in_chans, H, W], and the patches that GLCA selects.
 
         Returns:
             Rollout [B, P] of all blocks but the last, and places among the patches [B, R].

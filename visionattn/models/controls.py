@@ -1,4 +1,4 @@
-"""Models of timm at sizes for pictures of 32 pixels and for CPUs: what the others build on, and are compared with."""
+"""Models of timm at sizes for images of 32 pixels and for CPUs: what the others build on, and are compared with."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import nn
 
 from visionattn.models._weights import build_model, packaged
 
-__all__ = ["SmallPictureResNet"]
+__all__ = ["SmallImageResNet"]
 
 
-class SmallPictureResNet(ResNet):
+class SmallImageResNet(ResNet):
     """timm's ResNet without the pooling after the first convolution: maps are twice as large throughout."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,10 +91,10 @@ def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 
 
 @register_model
-def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallPictureResNet:
+def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
     """A ResNet of our own making: ResNet-18 with 16 to 96 channels."""
-    model: SmallPictureResNet = build_model(
-        SmallPictureResNet,
+    model: SmallImageResNet = build_model(
+        SmallImageResNet,
         "resnet_pico",
         pretrained,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},

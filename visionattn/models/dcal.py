@@ -1,8 +1,8 @@
 """DCAL: vision transformers of timm with dual cross-attention, for classes and identities that look alike.
 
-Beside self-attention (SA), training has global-local cross-attention (GLCA), one block of its own that looks at a
-picture from its class token and the patches that matter most to it, and pair-wise cross-attention (PWCA), which shares
-all weights with SA and mixes the keys and values of another picture in. Inference takes SA and GLCA, or SA alone; PWCA
+Beside self-attention (SA), training has global-local cross-attention (GLCA), one block of its own that looks at an
+image from its class token and the patches that matter most to it, and pair-wise cross-attention (PWCA), which shares
+all weights with SA and mixes the keys and values of another image in. Inference takes SA and GLCA, or SA alone; PWCA
 costs nothing then. Weights of timm's backbones load unchanged; GLCA starts as a copy of their last block.
 
 What of timm's contract cannot hold: without a classifier, a model with GLCA gives the features of both branches side by
@@ -145,7 +145,7 @@ def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVi
 
 @register_model
 def dcal_vit_pico(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """A small one for small pictures, of ours: six blocks of width 128 on patches of 4 pixels."""
+    """A small one for small images, of ours: six blocks of width 128 on patches of 4 pixels."""
     return _create_vit("dcal_vit_pico", pretrained, {**VIT_32, "embed_dim": 128, "num_heads": 4}, **kwargs)
 
 

@@ -128,9 +128,9 @@ class HaloNet(Backbone):
             final_dim: Width of a last 1x1 convolution (d_f); None for none.
             conv_stages: How many stages, from the first, have 3x3 convolutions in place of attention.
             stem: The paper's convolution and pool ("conv"), patches of 4x4 pixels ("patch"), of which incomplete ones
-                are left out, or a 3x3 convolution of stride 2 for small pictures ("small").
+                are left out, or a 3x3 convolution of stride 2 for small images ("small").
             stem_dim: Channels of the stem.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -208,13 +208,13 @@ class HaloNet(Backbone):
         block_size: int | None = None,
         halo_size: int | None = None,
     ) -> None:
-        """Changes the attention windows, interpolating relative tables; pictures of any size are taken anyway."""
+        """Changes the attention windows, interpolating relative tables; images of any size are taken anyway."""
         for module in self.modules():
             if isinstance(module, HaloAttention2d):
                 module.set_window(block_size or module.block_size, module.halo_size if halo_size is None else halo_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to features `[B, num_features, H / 32, W / 32]`, rounded up."""
+        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H / 32, W / 32]`, rounded up."""
         return self.final_conv(self.stages(self.stem(x)))
 
 
@@ -310,7 +310,7 @@ def _table(name: str, **changes: Any) -> dict[str, Any]:
 
 @register_model
 def halo_pico(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet for pictures of 32 to 64 pixels and for CPUs, of our own making: three stages, stride 2 at the stem."""
+    """HaloNet for images of 32 to 64 pixels and for CPUs, of our own making: three stages, stride 2 at the stem."""
     return _create_halonet("halo_pico", pretrained, _PICO, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Masked autoencoding: a ViT of timm sees some patches of a picture, and a small decoder guesses the others.
+"""Masked autoencoding: a ViT of timm sees some patches of an image, and a small decoder guesses the others.
 
 The encoder is any `VisionTransformer`, as it is; what it learns is in its own state dict, and what only pretraining
 needs is in the decoder. A step of training is
@@ -9,7 +9,7 @@ needs is in the decoder. A step of training is
 
 Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, https://arxiv.org/abs/2111.06377.
 
-Shapes: B pictures of P patches, of which V are visible and M hidden; E prefix tokens (class token, registers).
+Shapes: B images of P patches, of which V are visible and M hidden; E prefix tokens (class token, registers).
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ EPSILON = 1e-6
 
 
 class Masking(NamedTuple):
-    """Which patches of each picture the encoder sees.
+    """Which patches of each image the encoder sees.
 
     Attributes:
         visible: their places [B, V].
@@ -57,11 +57,11 @@ def mask_patches(noise: Tensor, ratio: float) -> Masking:
 
 
 def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -> Tensor:
-    """What an encoder makes of a part of each picture: patches get their positions and only then are left out.
+    """What an encoder makes of a part of each image: patches get their positions and only then are left out.
 
     Args:
         encoder: the ViT.
-        image: pictures [B, C, H, W].
+        image: images [B, C, H, W].
         visible: places of the patches to see [B, V].
 
     Returns:
@@ -137,7 +137,7 @@ def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int])
     """The pixels to predict [B, M, h·w·C], each patch brought to mean 0 and variance 1 (section 4.1 of the paper).
 
     Args:
-        image: pictures [B, C, H, W].
+        image: images [B, C, H, W].
         masking: which patches are hidden.
         patch_size: h and w of a patch in pixels.
     """
@@ -147,10 +147,10 @@ def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int])
 
 
 def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], predicted: Tensor | None) -> Tensor:
-    """Pictures whose hidden patches are what was predicted, or nothing.
+    """Images whose hidden patches are what was predicted, or nothing.
 
     Args:
-        image: pictures [B, C, H, W].
+        image: images [B, C, H, W].
         masking: which patches are hidden.
         patch_size: h and w of a patch in pixels.
         predicted: normalised pixels [B, M, h·w·C], to which each patch's own mean and variance are given back, for no
@@ -167,17 +167,17 @@ def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], pr
 
 
 def patchify(image: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Cuts pictures [B, C, H, W] into patches [B, P, h·w·C], row by row, within a patch too; channels come last."""
+    """Cuts images [B, C, H, W] into patches [B, P, h·w·C], row by row, within a patch too; channels come last."""
     height, width = patch_size
     grid = image.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, H/h, h, W/w, w]
     return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> VisionTransformer:
-    """Checks that a model can be pretrained so, on pictures of a height and width in pixels.
+    """Checks that a model can be pretrained so, on images of a height and width in pixels.
 
     Raises:
-        ValueError: it is no ViT of timm on plain patches, or one for pictures of another size.
+        ValueError: it is no ViT of timm on plain patches, or one for images of another size.
     """
     embed: Any = getattr(encoder, "patch_embed", None)
     if not isinstance(encoder, VisionTransformer) or not isinstance(embed, PatchEmbed):
@@ -187,11 +187,11 @@ def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> Visio
     own, patch, theirs = ("×".join(map(str, lengths)) for lengths in (embed.img_size, embed.patch_size, size))
     if own != theirs:
         raise ValueError(
-            f"{name} takes pictures of {own} pixels, the data have {theirs}: pass --data.img_size N, or "
+            f"{name} takes images of {own} pixels, the data have {theirs}: pass --data.img_size N, or "
             "--model.model_kwargs '{img_size: N}'"
         )
     if any(length % edge for length, edge in zip(size, embed.patch_size, strict=True)):
-        raise ValueError(f"pictures of {theirs} pixels are not whole patches of {patch}, as masked autoencoding wants")
+        raise ValueError(f"images of {theirs} pixels are not whole patches of {patch}, as masked autoencoding wants")
     return encoder
 
 

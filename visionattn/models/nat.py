@@ -85,7 +85,7 @@ class NeighborhoodAttentionTransformer(Backbone):
             legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
                 weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
                 trained, and without zeros from scratch.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -147,7 +147,7 @@ class NeighborhoodAttentionTransformer(Backbone):
         return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
+        """Maps images `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
         return self.norm(self.levels(self.patch_embed(x)))
 
 
@@ -268,13 +268,13 @@ _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_rati
 
 @register_model
 def nat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT for pictures of 32 to 64 pixels and for CPUs, of our own making: three levels, stride 2 at the stem."""
+    """NAT for images of 32 to 64 pixels and for CPUs, of our own making: three levels, stride 2 at the stem."""
     return _create_nat("nat_pico", pretrained, _PICO, **kwargs)
 
 
 @register_model
 def dinat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT of the same size, of our own making: windows of 3, with the largest dilations for pictures of 32 pixels."""
+    """DiNAT of the same size, of our own making: windows of 3, with the largest dilations for images of 32 pixels."""
     return _create_nat("dinat_pico", pretrained, {**_PICO, "kernel_size": 3, "dilations": (5, 2, 1)}, **kwargs)
 
 

@@ -90,7 +90,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
             legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
                 weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
                 trained, and without zeros from scratch.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -152,7 +152,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
+        """Maps images `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
         return self.norm(self.blocks(self.patch_embed(x)))
 
     def _map_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class SlotCnn(Backbone):
             embed_dims: Channels of each layer.
             kernel_sizes: Edge of their kernels, odd.
             strides: Their strides.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -86,7 +86,7 @@ class SlotCnn(Backbone):
         self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
         return self.norm(self.levels(self.patch_embed(x)))
 
 
@@ -127,12 +127,12 @@ def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
 
 @register_model
 def slot_cnn(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """The paper's: 5×5 kernels and 64 channels, at the resolution of the picture."""
+    """The paper's: 5×5 kernels and 64 channels, at the resolution of the image."""
     return _create("slot_cnn", pretrained, **kwargs)
 
 
 @register_model
 def slot_cnn_pico(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """A small one for CPUs, of ours: maps of a quarter of the picture's edge."""
+    """A small one for CPUs, of ours: maps of a quarter of the image's edge."""
     arch = {"embed_dims": (32, 64, 64, 64), "kernel_sizes": (5, 3, 3, 3), "strides": (2, 2, 1, 1)}
     return _create("slot_cnn_pico", pretrained, **{**arch, **kwargs})

@@ -1,6 +1,6 @@
 """An object-centric classifier: a ViT of timm whose pooling is slot attention.
 
-Patches are bound to a few slots, and what the picture is of is read from the set of slots: their mean, or a mean with
+Patches are bound to a few slots, and what the image is of is read from the set of slots: their mean, or a mean with
 learned weights. Weights of timm's ViTs load into the backbone. Beyond that it is the ViT that it is based on: its
 unpooled features are tokens `[B, N, D]`, so that its configuration has no `pool_size`.
 
@@ -99,7 +99,7 @@ class SlotVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def slot_maps(self, x: Tensor) -> Tensor:
-        """How much of each patch of pictures [B, in_chans, H, W] each slot got: [B, K, h, w], sums to 1 over slots.
+        """How much of each patch of images [B, in_chans, H, W] each slot got: [B, K, h, w], sums to 1 over slots.
 
         Raises:
             ValueError: There are no slots, as the pooling was taken away.
@@ -135,7 +135,7 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
 
 @register_model
 def slot_vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> SlotVisionTransformer:
-    """Slots on `vit_pico_patch4_32`, for pictures of 32 pixels."""
+    """Slots on `vit_pico_patch4_32`, for images of 32 pixels."""
     return _create("slot_vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
 
 

@@ -1,7 +1,7 @@
-"""Slot autoencoders: a picture's map of features becomes a few slots, each of which has to draw a part of it.
+"""Slot autoencoders: an image's map of features becomes a few slots, each of which has to draw a part of it.
 
 On top of any model of timm there are slot attention and a decoder that draws each slot by itself. Rebuilt is the
-picture, while the encoder learns along (`slot_attention`: Locatello et al., "Object-Centric Learning with Slot
+image, while the encoder learns along (`slot_attention`: Locatello et al., "Object-Centric Learning with Slot
 Attention", NeurIPS 2020, https://arxiv.org/abs/2006.15055), or what a frozen encoder makes of it (`dinosaur`: Seitzer
 et al., "Bridging the Gap to Real-World Object-Centric Learning", ICLR 2023, https://arxiv.org/abs/2209.14860). A step
 of training is
@@ -10,7 +10,7 @@ of training is
     found = autoencoder(features)
     loss = F.mse_loss(found.reconstruction, autoencoder.target(image, features))
 
-Shapes: B pictures of 3 channels, whose map of features is [B, C, h, w]; K slots of width D; a reconstruction is
+Shapes: B images of 3 channels, whose map of features is [B, C, h, w]; K slots of width D; a reconstruction is
 [B, C', H', W'].
 """
 
@@ -36,7 +36,7 @@ MLP_DEPTH = 3
 
 
 class Decomposition(NamedTuple):
-    """Pictures as a few parts each.
+    """Images as a few parts each.
 
     Attributes:
         slots: [B, K, D].
@@ -65,7 +65,7 @@ def encode(encoder: nn.Module, image: Tensor) -> Tensor:
 
     Args:
         encoder: any model that has `forward_intermediates`.
-        image: pictures [B, 3, H, W].
+        image: images [B, 3, H, W].
     """
     model: Any = encoder
     (features,) = model.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)
@@ -175,7 +175,7 @@ class SlotAutoencoder(nn.Module):
 
         Args:
             features: C, h and w of the map.
-            method: What is rebuilt: the picture ("slot_attention") or the features ("dinosaur").
+            method: What is rebuilt: the image ("slot_attention") or the features ("dinosaur").
             num_slots: How many slots there are.
             slot_dim: Their width.
             slot_hidden_dim: Width within the MLP that updates them.
@@ -223,7 +223,7 @@ class SlotAutoencoder(nn.Module):
         self.decoder = BroadcastDecoder(dim, 3 if pixels else in_chans, position, sizes["decoder_dim"], *layers)
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> Decomposition:
-        """Takes pictures to pieces.
+        """Takes images to pieces.
 
         Args:
             features: What `encode` gives [B, C, h, w].
@@ -239,7 +239,7 @@ class SlotAutoencoder(nn.Module):
         return Decomposition(slots, attention, logits.softmax(1), parts)
 
     def target(self, image: Tensor, features: Tensor) -> Tensor:
-        """What is to be rebuilt: the features, or pictures in the size of the reconstruction, each pixel a mean."""
+        """What is to be rebuilt: the features, or images in the size of the reconstruction, each pixel a mean."""
         if self.method == "dinosaur":
             return features
         size = self.decoder.size

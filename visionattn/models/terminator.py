@@ -4,7 +4,7 @@ Paper: "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context Inter
 widen the map and never shrink it; there is no stem and there are no residual sums, but later blocks also take outputs
 of earlier ones. Written from a description of the paper and of the code released with it in 2024.
 
-By default a prediction depends on its picture alone. `paper_compat=True` is the released network: local kernels from
+By default a prediction depends on its image alone. `paper_compat=True` is the released network: local kernels from
 the mean of the batch, statistics of the batch at evaluation, and 1,336,855 parameters for 10 classes. Of these 2,441
 have no effect, since a standardization takes them away again; they are left out otherwise:
 
@@ -48,29 +48,29 @@ Size = int | Sequence[int]
 @register_notrace_function
 @torch.jit.ignore
 def check_size(x: Tensor, height: int, width: int) -> None:
-    """Refuses pictures of another size than the model's.
+    """Refuses images of another size than the model's.
 
     Raises:
         ValueError: They are.
     """
     if x.dim() != 4 or x.shape[2] != height or x.shape[3] != width:
         raise ValueError(
-            f"the model takes pictures [B, C, {height}, {width}]; got {list(x.shape)}: resize them, or call "
+            f"the model takes images [B, C, {height}, {width}]; got {list(x.shape)}: resize them, or call "
             f"set_input_size or build the model with img_size"
         )
 
 
 class Stem(nn.Module):
-    """Refuses pictures of another size than the model's, and cuts them into patches where there is a map for these."""
+    """Refuses images of another size than the model's, and cuts them into patches where there is a map for these."""
 
     def __init__(self, img_size: tuple[int, int], proj: nn.Module | None) -> None:
-        """Takes height and width of the pictures."""
+        """Takes height and width of the images."""
         super().__init__()
         self.img_size = img_size
         self.proj = nn.Identity() if proj is None else proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, C, H, W]` to maps."""
+        """Maps images `[B, C, H, W]` to maps."""
         check_size(x, self.img_size[0], self.img_size[1])
         return self.proj(x)
 
@@ -108,10 +108,10 @@ class Terminator(Backbone):
         """Builds the network.
 
         Args:
-            img_size: Height and width of the pictures, or an int for a square or the length of a sequence.
-            grid_size: Size of the pictures for which weights were or will be trained, if another: hyper-kernels are
+            img_size: Height and width of the images, or an int for a square or the length of a sequence.
+            grid_size: Size of the images for which weights were or will be trained, if another: hyper-kernels are
                 generated for it and interpolated.
-            patch_size: Edge of the patches that a convolution makes of a picture first (an extension); 1 for none.
+            patch_size: Edge of the patches that a convolution makes of an image first (an extension); 1 for none.
             stem_dim: Channels that it makes.
             embed_dims: Channels that each block puts out, multiples of 12.
             slow_depths: Hidden maps of each block's network for its global kernel.
@@ -122,7 +122,7 @@ class Terminator(Backbone):
             omega_0: Scale of the frequencies of "gamma".
             slow_loss_weight: Weight of the slow neural loss in `auxiliary_losses`.
             paper_compat: Whether the network is the released one, see above.
-            in_chans: Channels of a picture.
+            in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
@@ -189,7 +189,7 @@ class Terminator(Backbone):
         if self.global_mode == "matmul" and self._map_size((height, width))[0] != self._map_size((height, width))[1]:
             raise ValueError(
                 f'global_mode "matmul" multiplies square matrices; got img_size {height}x{width}: resize or pad '
-                'pictures to a square, or choose global_mode "elementwise" or "fftconv"'
+                'images to a square, or choose global_mode "elementwise" or "fftconv"'
             )
         return height, width
 
@@ -198,7 +198,7 @@ class Terminator(Backbone):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Size) -> None:
-        """Takes pictures of another size from now on; hyper-kernels and position biases are interpolated.
+        """Takes images of another size from now on; hyper-kernels and position biases are interpolated.
 
         Parameters stay as they are. To build such a model from saved weights, give `grid_size`.
 
@@ -259,7 +259,7 @@ class Terminator(Backbone):
         return {"slow": self.slow_loss_weight * torch.stack(terms).sum()} if terms else {}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps pictures `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
+        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
         return self.norm(self._outputs(x, len(self.blocks))[-1])
 
     def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
@@ -367,7 +367,7 @@ _1D: dict[str, Any] = {"ndim": 1, "global_mode": "elementwise", "in_chans": 1}
 
 @register_model
 def terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator with ten branches, for pictures of 32 pixels: the released network."""
+    """Terminator with ten branches, for images of 32 pixels: the released network."""
     return _create_terminator("terminator", pretrained, {}, **kwargs)
 
 

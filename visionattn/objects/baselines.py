@@ -1,16 +1,16 @@
-"""Segments that know nothing of the picture, which object discovery has to be better than."""
+"""Segments that know nothing of the image, which object discovery has to be better than."""
 
 import torch
 from torch import Tensor
 
 
 def block_grid(count: int, height: int, width: int) -> Tensor:
-    """Divides a picture into blocks of about the same size, in rows of about as many: ids [H, W].
+    """Divides an image into blocks of about the same size, in rows of about as many: ids [H, W].
 
     Args:
         count: how many blocks; 7 are rows of 2, 2 and 3.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
 
     Raises:
         ValueError: no block.

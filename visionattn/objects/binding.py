@@ -9,7 +9,7 @@
 
 Features of a batch serve all probes of all layers and are gone with it; what stays is parameters and counts.
 
-Shapes: L layers, B pictures of T tokens, P of whose N patches are drawn, width D.
+Shapes: L layers, B images of T tokens, P of whose N patches are drawn, width D.
 """
 
 import copy
@@ -53,7 +53,7 @@ class ProbeRecipe:
 
     Attributes:
         lr: Of Adam; that of a probe's single bias is √D times as large.
-        patches: Drawn from each picture in each step; all pairs of them count.
+        patches: Drawn from each image in each step; all pairs of them count.
         min_purity: Share of a patch that its segment must have for the patch to be used.
         rank: Of the quadratic probe.
         num_queries: Of the identity probe.
@@ -209,7 +209,7 @@ class BindingProbes:
 
         Args:
             features: Tokens `[B, T, D]` of each layer.
-            scenes: What the pictures are made of.
+            scenes: What the images are made of.
             calibrate: Whether the pairs count for the thresholds of scores that have none, as they should in the last
                 epoch.
 

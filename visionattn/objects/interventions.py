@@ -4,7 +4,7 @@ A quadratic probe reads tokens h through a subspace of a few dimensions: h = f +
 Changing b alone, at one block, tells whether later blocks use what the probe found (https://arxiv.org/abs/2510.24709,
 sections on ablation); the same change in a random subspace of as many dimensions tells what any damage does.
 
-Shapes: B pictures of E prefix tokens and N patches, width D, subspace of K dimensions.
+Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimensions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ def random_subspace(num_dimensions: int, dim: int, generator: torch.Generator) -
 
 
 def shuffle(share: float, generator: torch.Generator) -> Change:
-    """Exchanges b among a share of each picture's patches, at random, so that none of these keeps its own.
+    """Exchanges b among a share of each image's patches, at random, so that none of these keeps its own.
 
     Args:
         share: From 0 to 1; of fewer than two patches there is nothing to exchange.

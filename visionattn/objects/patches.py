@@ -1,6 +1,6 @@
-"""Labels of patches: on which segment of its picture each of them lies, and which pairs of them lie on the same.
+"""Labels of patches: on which segment of its image each of them lies, and which pairs of them lie on the same.
 
-Shapes: B pictures of H × W pixels and at most S segments, N patches.
+Shapes: B images of H × W pixels and at most S segments, N patches.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Segments(Protocol):
-    """Pictures with the segments that they are made of, as `visionattn.data.scenes.SceneBatch`."""
+    """Images with the segments that they are made of, as `visionattn.data.scenes.SceneBatch`."""
 
     @property
     def segments(self) -> Tensor:
@@ -57,7 +57,7 @@ class PatchLabels:
     things: Tensor
 
     def pairs(self) -> PatchPairs:
-        """All pairs of patches of a picture."""
+        """All pairs of patches of an image."""
         known = self.instances > 0
         counted = known[:, :, None] & known[:, None, :]
         counted.diagonal(dim1=1, dim2=2).fill_(False)
@@ -74,10 +74,10 @@ class PatchLabels:
 def label_patches(scenes: Segments, grid: tuple[int, int], min_purity: float = 0.0) -> PatchLabels:
     """Labels each patch by the segment that most of its pixels belong to, of equal ones that with the lower id.
 
-    A pixel belongs to the patch that its upper left corner lies on, should the grid not divide the picture.
+    A pixel belongs to the patch that its upper left corner lies on, should the grid not divide the image.
 
     Args:
-        scenes: The pictures.
+        scenes: The images.
         grid: Rows and columns of patches.
         min_purity: Patches of which no segment has so large a share get no label.
     """
@@ -104,8 +104,8 @@ def count_pixels(segments: Tensor, grid: tuple[int, int], num_ids: int) -> Tenso
     height, width = segments.shape[1:]
     y, x = (torch.arange(length, device=segments.device) for length in (height, width))
     cells = (y * rows // height)[:, None] * columns + x * columns // width  # [H, W]
-    picture = torch.arange(len(segments), device=segments.device)[:, None, None] * (rows * columns)
-    flat = (picture + cells) * num_ids + segments
+    image = torch.arange(len(segments), device=segments.device)[:, None, None] * (rows * columns)
+    flat = (image + cells) * num_ids + segments
     counts = torch.bincount(flat.flatten(), minlength=len(segments) * rows * columns * num_ids)
     return counts.view(len(segments), rows * columns, num_ids)
 
@@ -115,7 +115,7 @@ def sample_patches(labels: PatchLabels, count: int, generator: torch.Generator) 
 
     Args:
         labels: Of all patches.
-        count: How many to draw from each picture.
+        count: How many to draw from each image.
         generator: On the CPU, so that every device draws the same.
     """
     known = labels.instances > 0

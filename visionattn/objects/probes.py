@@ -1,10 +1,10 @@
 """Probes that tell from the embeddings x, y of two patches whether these lie on the same object, for L layers at once.
 
 They are those of "Does Object Binding Naturally Emerge in Large Pretrained Vision Transformers?"
-(https://arxiv.org/abs/2510.24709). Each has its parameters stacked over the layers and scores all pairs of a picture by
+(https://arxiv.org/abs/2510.24709). Each has its parameters stacked over the layers and scores all pairs of an image by
 matrix products, never a pair at a time. All are symmetric in x and y.
 
-Shapes: L layers, B pictures of N patches, width D, rank K, C classes or queries.
+Shapes: L layers, B images of N patches, width D, rank K, C classes or queries.
 """
 
 import math
@@ -30,7 +30,7 @@ class RunningNorm(nn.Module):
 
     The layer norm has no parameters; it takes off how long tokens are, which differs by orders of magnitude within some
     backbones. Means and variances of channels are those of all patches of all batches seen in training so far, in
-    training as well as in evaluation: batch norm, which takes those of the batch, would show a probe pictures in
+    training as well as in evaluation: batch norm, which takes those of the batch, would show a probe images in
     training relative to their batch. A probe of normalised tokens is one of tokens as they are, but for their lengths.
     """
 
@@ -192,7 +192,7 @@ class ClassProbe(PointwiseProbe):
 
 
 class IdentityProbe(PointwiseProbe):
-    """Which of C queries a patch belongs to, where each segment of a picture has a query of its own.
+    """Which of C queries a patch belongs to, where each segment of an image has a query of its own.
 
     Which one is found by Hungarian matching; segments beyond C get none and do not count.
     """
@@ -239,12 +239,12 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     members = F.one_hot(instances).to(probabilities.dtype)  # [B, N, S + 1]
     gains = (members.mT @ probabilities.detach()).cpu().double().numpy()  # [L, B, S + 1, C]
     queries = torch.full(gains.shape[:3], -1)
-    for picture, present in enumerate(members.any(1).cpu()):
+    for image, present in enumerate(members.any(1).cpu()):
         ids = present.nonzero()[:, 0]
         ids = ids[ids > 0]
         for layer in range(len(gains)):
-            rows, columns = linear_sum_assignment(gains[layer, picture][ids.numpy()], maximize=True)
-            queries[layer, picture, ids[rows]] = torch.from_numpy(columns)
+            rows, columns = linear_sum_assignment(gains[layer, image][ids.numpy()], maximize=True)
+            queries[layer, image, ids[rows]] = torch.from_numpy(columns)
     return queries.to(instances.device).gather(2, instances.expand(len(probabilities), -1, -1))
 
 

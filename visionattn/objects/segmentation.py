@@ -1,8 +1,8 @@
-"""How well linear heads on patches segment pictures: mean intersection over union of classes and of objects.
+"""How well linear heads on patches segment images: mean intersection over union of classes and of objects.
 
 A patch says the same of all its pixels; the truth is that of the pixels. Pixels that belong to no segment do not count.
 
-Shapes: B pictures of at most S segments, N patches, C outputs (classes or queries).
+Shapes: B images of at most S segments, N patches, C outputs (classes or queries).
 """
 
 import torch
@@ -16,7 +16,7 @@ def count_overlaps(scenes: Segments, predicted: Tensor, grid: tuple[int, int], n
     """Pixels of each segment that are predicted as each output, `[B, S + 1, C]`, float64 but whole.
 
     Args:
-        scenes: The pictures.
+        scenes: The images.
         predicted: Output of each patch `[B, N]`.
         grid: Rows and columns of patches.
         num_outputs: C.
@@ -26,7 +26,7 @@ def count_overlaps(scenes: Segments, predicted: Tensor, grid: tuple[int, int], n
 
 
 class SemanticIoU:
-    """Mean over the classes that occur of the IoU of all pixels of a class, in all pictures."""
+    """Mean over the classes that occur of the IoU of all pixels of a class, in all images."""
 
     def __init__(self, num_classes: int) -> None:
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # true by predicted
@@ -48,7 +48,7 @@ class SemanticIoU:
 class InstanceIoU:
     """Mean over all objects of the IoU of each with the query that it is matched with.
 
-    The segments of a picture, objects and others, are matched with queries such that the sum of their IoU is greatest
+    The segments of an image, objects and others, are matched with queries such that the sum of their IoU is greatest
     (Hungarian matching); a segment without a query has 0. The mean is that of the objects.
     """
 

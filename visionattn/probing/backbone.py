@@ -36,7 +36,7 @@ class TokenLayout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a picture, of all kinds."""
+        """Tokens of an image, of all kinds."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
@@ -46,7 +46,7 @@ class TokenLayout:
 
 
 class Backbone(nn.Module):
-    """Pictures to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
+    """Images to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
 
     Every layer comes with the model's final norm applied, whether timm keeps that at the end of the stack or before the
     classifier, unless blocks are wanted as they are. Layers of another width than the norm's, the early stages of
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         depth: Number of blocks, in hierarchical models of stages.
         layers: What is tapped, blocks counted from the first.
         layouts: How the tokens of each of them lie.
-        preprocessing: How pictures are to be prepared: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
+        preprocessing: How images are to be prepared: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
             `crop_pct` and `crop_mode`.
     """
 
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
         amp_dtype: torch.dtype | None = None,
         norm_blocks: bool = True,
     ) -> None:
-        """Freezes the model, and learns from an empty picture what it gives.
+        """Freezes the model, and learns from an empty image what it gives.
 
         Args:
             model: The model, which is changed in place.
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
             norm_blocks: Whether the final norm is applied to blocks that are tapped by their numbers.
 
         Raises:
-            ValueError: The model gives no tokens, takes no pictures of that size, or has no such layer.
+            ValueError: The model gives no tokens, takes no images of that size, or has no such layer.
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that its features depend on beside the pictures, as plain values; weights by their hash."""
+        """All that its features depend on beside the images, as plain values; weights by their hash."""
         return {
             "model": self.name,
             "model_kwargs": self.model_kwargs,
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"model {self.name!r} takes no pictures {' × '.join(map(str, size))}: {reason(error)}; "
+                f"model {self.name!r} takes no images {' × '.join(map(str, size))}: {reason(error)}; "
                 "choose --data.img_size, or input_size of preprocessing"
             ) from error
 

@@ -1,6 +1,6 @@
-"""Arrays with a row for each picture, on disk: in shards that are keyed, checked, and whole or not there at all.
+"""Arrays with a row for each image, on disk: in shards that are keyed, checked, and whole or not there at all.
 
-In a folder lie `manifest.json`, which says what the arrays were made from, and a folder for each view of the pictures.
+In a folder lie `manifest.json`, which says what the arrays were made from, and a folder for each view of the images.
 There every shard has its arrays, `00003.last.tokens.npy`, and their checksums, `00003.json`. These are written last, so
 that a shard without them does not count, whenever the process that wrote it was killed. Nothing is synchronised to the
 disk: what a loss of power takes away, the checksums find.
@@ -28,21 +28,21 @@ SHARD_ROWS = 4096
 
 
 class Field(NamedTuple):
-    """What an array holds for one picture: `dtype` as NumPy names it, and the shape."""
+    """What an array holds for one image: `dtype` as NumPy names it, and the shape."""
 
     dtype: str
     shape: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes for one picture."""
+        """Bytes for one image."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 class ShardedArrays:
-    """Arrays of a number of pictures, in shards.
+    """Arrays of a number of images, in shards.
 
-    Pictures that cannot be read are left out, so that a shard may have fewer rows than pictures.
+    Images that cannot be read are left out, so that a shard may have fewer rows than images.
 
     Attributes:
         fields: What the arrays are, by name.
@@ -54,7 +54,7 @@ class ShardedArrays:
         folder: Path,
         identity: Mapping[str, Any],
         fields: Mapping[str, Field],
-        num_pictures: int,
+        num_images: int,
         rows_per_shard: int | None = None,
     ) -> None:
         """Reads and writes nothing yet.
@@ -63,14 +63,14 @@ class ShardedArrays:
             folder: Where they are.
             identity: All that their content depends on, plain values.
             fields: The arrays that there may be.
-            num_pictures: How many pictures there are.
-            rows_per_shard: Pictures of a shard, by default as many as fit in `SHARD_BYTES`.
+            num_images: How many images there are.
+            rows_per_shard: Images of a shard, by default as many as fit in `SHARD_BYTES`.
         """
         largest = max(field.nbytes for field in fields.values())
-        self.folder, self.fields, self.num_pictures = folder, dict(fields), num_pictures
+        self.folder, self.fields, self.num_images = folder, dict(fields), num_images
         self.rows_per_shard = rows_per_shard or min(max(SHARD_BYTES // largest, 1), SHARD_ROWS)
         canonical = json.dumps(
-            {**identity, "number of pictures": num_pictures, "shard size": self.rows_per_shard, "format": FORMAT},
+            {**identity, "number of images": num_images, "shard size": self.rows_per_shard, "format": FORMAT},
             sort_keys=True,
         )
         self.identity: dict[str, Any] = json.loads(canonical)
@@ -79,12 +79,12 @@ class ShardedArrays:
     @property
     def num_shards(self) -> int:
         """Shards of each view."""
-        return -(-self.num_pictures // self.rows_per_shard)
+        return -(-self.num_images // self.rows_per_shard)
 
-    def pictures(self, shard: int) -> range:
-        """Which pictures a shard is for."""
+    def images(self, shard: int) -> range:
+        """Which images a shard is for."""
         start = shard * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, self.num_pictures))
+        return range(start, min(start + self.rows_per_shard, self.num_images))
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -125,7 +125,7 @@ class ShardedArrays:
         """Shards that have to be computed, as they are not there or damaged; a warning names what is damaged.
 
         Args:
-            view: Of the pictures.
+            view: Of the images.
             names: Arrays that are wanted.
             verify: Whether to read these and compare their checksums.
         """

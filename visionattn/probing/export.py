@@ -1,7 +1,7 @@
-"""Heads in files, and back again as classifiers of pictures.
+"""Heads in files, and back again as classifiers of images.
 
 A folder of exported heads holds for each of them `NAME.safetensors`, its weights, and `NAME.json`, which says all else:
-the backbone, the layers whose tokens the head takes, how pictures are prepared, the classes. Weights of the backbone
+the backbone, the layers whose tokens the head takes, how images are prepared, the classes. Weights of the backbone
 that timm has published are fetched from there again; all others lie in the same folder, once for all heads, as
 `backbone-HASH.safetensors`.
 """
@@ -52,15 +52,15 @@ class ProbeClassifier(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How pictures are to be prepared, see `Backbone`."""
+        """How images are to be prepared, see `Backbone`."""
         return self.backbone.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, num_classes]` of pictures `[B, C, H, W]`."""
+        """Logits `[B, num_classes]` of images `[B, C, H, W]`."""
         return self.head(self.tokens(images))
 
     def attention(self, images: Tensor) -> Tensor:
-        """Weights `[B, M, N]` with which the head pools the tokens of pictures, see `ProbingHead.attention`."""
+        """Weights `[B, M, N]` with which the head pools the tokens of images, see `ProbingHead.attention`."""
         return self.head.attention(self.tokens(images))
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def _describe_anywhere(name: str, model_kwargs: Mapping[str, Any]) -> tuple[str,
 
 
 def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClassifier:
-    """Makes a classifier of pictures from an exported head.
+    """Makes a classifier of images from an exported head.
 
     Args:
         path: `NAME.json` or `NAME.safetensors` that `export_probe` or `eval.py probe --export` wrote.

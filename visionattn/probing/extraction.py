@@ -1,4 +1,4 @@
-"""From pictures to a cache of features: pooled vectors always, tokens where they fit."""
+"""From images to a cache of features: pooled vectors always, tokens where they fit."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ PooledKind = Literal["cls", "gap"]
 
 
 INDEX = {"index": Field("int64")}
-"""Which pictures could be read. Their classes are not kept: these come from the data set in every run."""
+"""Which images could be read. Their classes are not kept: these come from the data set in every run."""
 
 
-class PictureBatch(NamedTuple):
-    """Some of the pictures that were asked for.
+class ImageBatch(NamedTuple):
+    """Some of the images that were asked for.
 
     Attributes:
-        image: Normalised pictures `[B, C, H, W]`; B is smaller than asked for where pictures cannot be read.
-        index: Which pictures these are `[B]`.
-        errors: A line for each picture that cannot be read.
+        image: Normalised images `[B, C, H, W]`; B is smaller than asked for where images cannot be read.
+        index: Which images these are `[B]`.
+        errors: A line for each image that cannot be read.
     """
 
     image: Tensor
@@ -36,13 +36,13 @@ class PictureBatch(NamedTuple):
     errors: list[str]
 
 
-class Pictures(Protocol):
-    """Pictures to extract features from, numbered from 0.
+class Images(Protocol):
+    """Images to extract features from, numbered from 0.
 
     Attributes:
         identity: All that their pixels depend on, in plain values: data set, split, `fingerprint`, transform.
         augmentation: How views are augmented, in plain values, its seed among them.
-        targets: Class indices of all pictures.
+        targets: Class indices of all images.
     """
 
     identity: Mapping[str, Any]
@@ -51,32 +51,32 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[PictureBatch]:
-        """Reads pictures.
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[ImageBatch]:
+        """Reads images.
 
         Args:
             batches: Their numbers, batch by batch.
-            view: 0 for pictures as they are evaluated; from 1 on augmented, as a function of seed, view and picture
+            view: 0 for images as they are evaluated; from 1 on augmented, as a function of seed, view and image
                 alone (`view_seed`).
 
         Returns:
-            One batch for each, without pictures that cannot be read.
+            One batch for each, without images that cannot be read.
         """
 
 
-def collate_pictures(items: Sequence[Any]) -> PictureBatch:
+def collate_images(items: Sequence[Any]) -> ImageBatch:
     """Makes a batch of items that have `image` (None where it cannot be read), `index` and `errors`."""
     good = [item for item in items if item.image is not None]
-    return PictureBatch(
+    return ImageBatch(
         torch.stack([item.image for item in good]) if good else torch.empty(0),
         torch.tensor([item.index for item in good], dtype=torch.long),
         [error for item in items for error in item.errors],
     )
 
 
-def view_seed(seed: int, view: int, picture: int) -> int:
-    """Seed of the augmentation of a picture in a view, 32 bits."""
-    return int(np.random.SeedSequence([seed, view, picture]).generate_state(1)[0])
+def view_seed(seed: int, view: int, image: int) -> int:
+    """Seed of the augmentation of an image in a view, 32 bits."""
+    return int(np.random.SeedSequence([seed, view, image]).generate_state(1)[0])
 
 
 def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
@@ -89,12 +89,12 @@ def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_re
 
 
 class FeatureCache:
-    """Features of pictures, by layer; row i is of the i-th picture that can be read.
+    """Features of images, by layer; row i is of the i-th image that can be read.
 
     Attributes:
         layouts: How the tokens of each layer lie.
         views: Views of which there are tokens; 0 where there are none.
-        indices: The pictures, `[n]`.
+        indices: The images, `[n]`.
         targets: Their classes, `[n]`.
     """
 
@@ -107,17 +107,17 @@ class FeatureCache:
             arrays: The arrays.
             layouts: How the tokens of each layer lie.
             views: Views of which there are tokens; 0 where there are none.
-            targets: Classes of all pictures, readable or not.
+            targets: Classes of all images, readable or not.
 
         Raises:
-            ValueError: Views are of different pictures.
+            ValueError: Views are of different images.
         """
         self.arrays, self.layouts, self.views = arrays, dict(layouts), views
         self.indices = torch.from_numpy(arrays.column(0, "index"))
         for view in range(1, views):
             if not np.array_equal(arrays.column(view, "index"), self.indices.numpy()):
                 raise ValueError(
-                    f"view {view} in {arrays.folder} is of other pictures than the first, as some were readable once "
+                    f"view {view} in {arrays.folder} is of other images than the first, as some were readable once "
                     "only; remove the folder"
                 )
         self.targets = torch.tensor(targets, dtype=torch.long)[self.indices]
@@ -156,7 +156,7 @@ class FeatureCache:
 
 def extract_features(
     backbone: Backbone,
-    pictures: Pictures,
+    images: Images,
     folder: str | Path,
     *,
     token_budget_gb: float = 0.0,
@@ -172,52 +172,52 @@ def extract_features(
 
     Args:
         backbone: Gives the tokens.
-        pictures: The pictures.
-        folder: The cache's place, for these pictures and this backbone alone.
+        images: The images.
+        folder: The cache's place, for these images and this backbone alone.
         token_budget_gb: Tokens are cached if those of all layers and views take no more, in 10⁹ bytes.
-        views: Views whose tokens are cached: the pictures as they are evaluated, and `views` - 1 augmented ones.
+        views: Views whose tokens are cached: the images as they are evaluated, and `views` - 1 augmented ones.
         dtype: How features are kept.
-        batch_size: Pictures per step.
-        rows_per_shard: Pictures per file, by default so many that files have at most about 128 MiB.
+        batch_size: Images per step.
+        rows_per_shard: Images per file, by default so many that files have at most about 128 MiB.
         verify: Whether to compare the checksums of what is there.
         rebuild: Whether to replace a stale cache; a warning says so.
-        progress: Called with the number of passes of pictures through the backbone that are done, and of all.
+        progress: Called with the number of passes of images through the backbone that are done, and of all.
 
     Returns:
         The cache, with tokens or without.
 
     Raises:
-        ValueError: No pictures, features that `dtype` does not hold, or a folder with other things in it.
+        ValueError: No images, features that `dtype` does not hold, or a folder with other things in it.
         OSError: The disk is full.
     """
-    if not len(pictures):
-        raise ValueError("there are no pictures to extract features from")
+    if not len(images):
+        raise ValueError("there are no images to extract features from")
     if views < 1 or batch_size < 1:
         raise ValueError(f"views and batch_size must be at least 1; got {views} and {batch_size}")
     pooled, tokens = _fields(backbone.layouts, dtype)
-    with_tokens = views * len(pictures) * sum(field.nbytes for field in tokens.values()) <= token_budget_gb * 1e9
+    with_tokens = views * len(images) * sum(field.nbytes for field in tokens.values()) <= token_budget_gb * 1e9
     views = views if with_tokens else 1
     identity = {
         **backbone.identity,
-        "pictures": dict(pictures.identity),
-        "augmentation": dict(pictures.augmentation) if views > 1 else None,
+        "pictures": dict(images.identity),
+        "augmentation": dict(images.augmentation) if views > 1 else None,
         "views": views,
         "dtype": dtype,
     }
-    arrays = ShardedArrays(Path(folder), identity, INDEX | pooled | tokens, len(pictures), rows_per_shard)
+    arrays = ShardedArrays(Path(folder), identity, INDEX | pooled | tokens, len(images), rows_per_shard)
     with arrays.only_writer(), frozen_weights(backbone):
         arrays.claim(rebuild)
         wanted = [[*INDEX, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
         plans = [_Plan(view, names, arrays.missing(view, names, verify)) for view, names in enumerate(wanted)]
         arrays.require_space(sum(plan.nbytes(arrays) for plan in plans))
-        total = views * len(pictures)
-        done = total - sum(plan.num_pictures(arrays) for plan in plans)
+        total = views * len(images)
+        done = total - sum(plan.num_images(arrays) for plan in plans)
         for plan in plans:
-            for count in _carry_out(plan, arrays, backbone, pictures, batch_size):
+            for count in _carry_out(plan, arrays, backbone, images, batch_size):
                 done += count
                 if progress is not None:
                     progress(done, total)
-    return FeatureCache(arrays, backbone.layouts, views if with_tokens else 0, pictures.targets)
+    return FeatureCache(arrays, backbone.layouts, views if with_tokens else 0, images.targets)
 
 
 class _Plan(NamedTuple):
@@ -227,40 +227,40 @@ class _Plan(NamedTuple):
     names: list[str]
     shards: list[int]
 
-    def num_pictures(self, arrays: ShardedArrays) -> int:
-        return sum(len(arrays.pictures(shard)) for shard in self.shards)
+    def num_images(self, arrays: ShardedArrays) -> int:
+        return sum(len(arrays.images(shard)) for shard in self.shards)
 
     def nbytes(self, arrays: ShardedArrays) -> int:
-        return self.num_pictures(arrays) * sum(arrays.fields[name].nbytes for name in self.names)
+        return self.num_images(arrays) * sum(arrays.fields[name].nbytes for name in self.names)
 
 
 def _carry_out(
-    plan: _Plan, arrays: ShardedArrays, backbone: Backbone, pictures: Pictures, batch_size: int
+    plan: _Plan, arrays: ShardedArrays, backbone: Backbone, images: Images, batch_size: int
 ) -> Iterator[int]:
-    """Fills the shards of a plan, and yields the number of pictures of each batch."""
+    """Fills the shards of a plan, and yields the number of images of each batch."""
     # A batch never reaches into the next shard: what a model computes depends, in the last bits, on the batch.
     batches = {
         shard: [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
         for shard in plan.shards
-        for numbers in [arrays.pictures(shard)]
+        for numbers in [arrays.images(shard)]
     }
-    loader = iter(pictures.open([batch for shard in plan.shards for batch in batches[shard]], plan.view))
+    loader = iter(images.open([batch for shard in plan.shards for batch in batches[shard]], plan.view))
     for shard in plan.shards:
         rows = []
         for numbers, batch in zip(batches[shard], loader, strict=False):
             if not set(batch.index.tolist()) <= set(numbers):
-                raise ValueError(f"pictures {numbers[0]} to {numbers[-1]} were asked for, others came")
+                raise ValueError(f"images {numbers[0]} to {numbers[-1]} were asked for, others came")
             rows.append(_rows(batch, plan.names, arrays.fields, backbone))
             yield len(numbers)
         if len(rows) < len(batches[shard]):
-            raise ValueError(f"{len(batches[shard])} batches of pictures were asked for, {len(rows)} came")
+            raise ValueError(f"{len(batches[shard])} batches of images were asked for, {len(rows)} came")
         arrays.write(plan.view, shard, {name: np.concatenate([row[name] for row in rows]) for name in plan.names})
 
 
 def _rows(
-    batch: PictureBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: Backbone
+    batch: ImageBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: Backbone
 ) -> dict[str, np.ndarray]:
-    """What the cache keeps of the pictures of a batch."""
+    """What the cache keeps of the images of a batch."""
     if not len(batch.index):
         return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
     values = {"index": batch.index}

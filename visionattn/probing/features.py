@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.extraction import FeatureCache, PictureBatch, Pictures, PooledKind, pool_tokens
+from visionattn.probing.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
 
 
 class FeatureSource(Protocol):
-    """Tokens and pooled vectors of n pictures, and their classes.
+    """Tokens and pooled vectors of n images, and their classes.
 
     Attributes:
         dim: Width of tokens and vectors.
@@ -28,19 +28,19 @@ class FeatureSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens of pictures, in their order.
+        """Tokens of images, in their order.
 
         Args:
-            indices: Pictures `[m]`.
-            batch_size: Pictures per batch; the last may have fewer.
-            epoch: Picks the augmented view, where there are some; in epoch 0 pictures are as they are evaluated.
+            indices: Images `[m]`.
+            batch_size: Images per batch; the last may have fewer.
+            epoch: Picks the augmented view, where there are some; in epoch 0 images are as they are evaluated.
 
         Yields:
             Tokens `[b, N, dim]`, float32, on the CPU or where the backbone is; and their places in `indices`, `[b]`.
         """
 
     def pooled(self, kind: PooledKind) -> Tensor:
-        """Class tokens ("cls") or mean patches ("gap") of all pictures, not augmented: `[n, dim]`, float32.
+        """Class tokens ("cls") or mean patches ("gap") of all images, not augmented: `[n, dim]`, float32.
 
         Raises:
             ValueError: There is no class token.
@@ -165,44 +165,44 @@ class OnlineFeatures(LayerFeatures):
         self,
         cache: FeatureCache,
         backbone: Backbone,
-        pictures: Pictures,
+        images: Images,
         layers: Sequence[Layer] = ("last",),
         augment: bool = False,
     ) -> None:
         """Puts a backbone in the place of cached tokens.
 
         Args:
-            cache: Pooled vectors of the same backbone and pictures.
+            cache: Pooled vectors of the same backbone and images.
             backbone: The backbone.
-            pictures: The pictures.
+            images: The images.
             layers: Some of the backbone's layers.
-            augment: Whether pictures are augmented from epoch 1 on, anew in each epoch.
+            augment: Whether images are augmented from epoch 1 on, anew in each epoch.
 
         Raises:
             ValueError: The backbone has no such layer.
         """
         super().__init__(cache, layers)
-        self.backbone, self.pictures, self.augment = backbone, pictures, augment
+        self.backbone, self.images, self.augment = backbone, images, augment
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `FeatureSource`.
 
         Raises:
-            ValueError: A picture that was readable upon extraction is not any more.
+            ValueError: An image that was readable upon extraction is not any more.
         """
         self._check_layouts()
         every = list(_places(indices, batch_size))
         numbers = [self.cache.indices[indices[places].cpu()].tolist() for places in every]
-        batches = self.pictures.open(numbers, epoch if self.augment else 0)
+        batches = self.images.open(numbers, epoch if self.augment else 0)
         for places, wanted, batch in zip(every, numbers, batches, strict=True):
-            self._check_pictures(batch, wanted)
+            self._check_images(batch, wanted)
             tokens = self.backbone(batch.image)
             yield torch.cat([tokens[layer] for layer in self.layers], dim=2), places
 
-    def _check_pictures(self, batch: PictureBatch, wanted: list[int]) -> None:
+    def _check_images(self, batch: ImageBatch, wanted: list[int]) -> None:
         if batch.index.tolist() != wanted:
             error = batch.errors[0] if batch.errors else f"{len(wanted)} were asked for, {len(batch.index)} others came"
-            raise ValueError(f"pictures are not those of the cache in {self.cache.arrays.folder} any more: {error}")
+            raise ValueError(f"images are not those of the cache in {self.cache.arrays.folder} any more: {error}")
 
 
 def _places(indices: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ def branch_features(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def _forward(model: Any, image: Tensor) -> dict[str, Any]:
-    """Where the model attends to pairs of pictures (DCAL's PWCA), the batch meets a random permutation of itself."""
+    """Where the model attends to pairs of images (DCAL's PWCA), the batch meets a random permutation of itself."""
     # Drawn on the CPU, so that a seed means the same pairs on any device.
     pair = torch.randperm(len(image)).to(image.device) if "pwca" in branch_names(model) else None
     branches: dict[str, Any] = model.forward_branches(image, pair)
@@ -61,12 +61,12 @@ def num_features(model: nn.Module) -> int:
 
 
 def reid_features(model: Any, image: Tensor, flip: bool = False) -> Tensor:
-    """Features [B, D] to compare pictures [B, C, H, W] by; of several branches, one after the other.
+    """Features [B, D] to compare images [B, C, H, W] by; of several branches, one after the other.
 
     Args:
         model: which is asked.
-        image: pictures.
-        flip: add the features of the mirrored pictures.
+        image: images.
+        flip: add the features of the mirrored images.
     """
     if flip:
         return reid_features(model, image) + reid_features(model, image.flip(-1))

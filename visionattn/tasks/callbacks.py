@@ -1,4 +1,4 @@
-"""What a run tells: a line per epoch, learning curves, pictures of kernels and of examples."""
+"""What a run tells: a line per epoch, learning curves, images of kernels and of examples."""
 
 import time
 from pathlib import Path
@@ -157,11 +157,11 @@ class KernelSheet(Callback):
                 kernels = {name: kernel.float().cpu() for name, kernel in hyper_kernels().items()}
             save_contact_sheet(kernels, self.folder / "kernels.png")
         except Exception as error:
-            rich_print(f"[yellow]no picture of the kernels: {error}[/yellow]")
+            rich_print(f"[yellow]no image of the kernels: {error}[/yellow]")
 
 
 class ExampleSheet(Callback):
-    """Draws what a task makes of pictures of the validation, for tasks that keep ``examples`` of them.
+    """Draws what a task makes of images of the validation, for tasks that keep ``examples`` of them.
 
     ``TITLE-best.png`` is of the weights in ``best.ckpt``, ``TITLE-last.png`` of those that were validated last; a
     failure to draw is told and goes no further.
@@ -194,4 +194,4 @@ class ExampleSheet(Callback):
             mean, std = (task.data.preprocessing[key] for key in ("mean", "std"))
             examples.save(self.folder / f"{examples.title}-{which}.png", mean, std)
         except Exception as error:
-            rich_print(f"[yellow]no picture of the {examples.title}: {error}[/yellow]")
+            rich_print(f"[yellow]no image of the {examples.title}: {error}[/yellow]")

@@ -37,7 +37,7 @@ TaskName = Literal["classification", "fine_grained", "reid", "mae", "object_disc
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that is needed, beside the weights, to build a trained model and to feed it pictures.
+    """All that is needed, beside the weights, to build a trained model and to feed it images.
 
     Attributes:
         model: name of the architecture in timm's registry.
@@ -46,11 +46,11 @@ class ClassifierSpec:
         class_names: one name per output of the head, in its order; empty where they are not known.
         preprocessing: ``input_size`` (channels, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``
             and ``crop_mode``, as timm's data configuration has them; for sequences of pixels also ``sequence`` and
-            ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the picture).
+            ``permutation_seed``, as ``--data`` takes them (``input_size`` is then that of the image).
         dataset: name of the data set that it was trained on, as ``--data.name`` takes it.
         task: what it was trained for, as ``--task`` takes it. Models for re-identification and pretrained encoders
             (``mae``, ``object_discovery``) give features and have no classes; ``class_names`` are then the identities
-            or classes of the training pictures.
+            or classes of the training images.
     """
 
     model: str

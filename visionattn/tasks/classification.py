@@ -37,7 +37,7 @@ class ClassificationTask(TrainingTask):
         smoothing: label smoothing.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, one of them is drawn each time.
-        mix_prob: probability that pictures are mixed at all.
+        mix_prob: probability that images are mixed at all.
         mix_switch_prob: probability of CutMix where both are on.
         mix_mode: mix the whole ``batch`` alike, or draw anew per ``pair`` or per ``elem``.
         **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
@@ -92,7 +92,7 @@ class ClassificationTask(TrainingTask):
                 f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
                 "of several classes is expected"
             )
-        # Pictures to predict come without classes; the model keeps its own head.
+        # Images to predict come without classes; the model keeps its own head.
         self.model = self._create(hparams.num_classes or len(names) or None)
         num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
         if hparams.linear_probe:
@@ -145,20 +145,20 @@ class ClassificationTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, num_classes] of pictures [B, C, H, W]."""
+        """Logits [B, num_classes] of images [B, C, H, W]."""
         assert self.model is not None
-        # Of no pictures the answer is known, but other processes may wait for this one's part of the model.
+        # Of no images the answer is known, but other processes may wait for this one's part of the model.
         some = image if len(image) else image.new_zeros(1, *image.shape[1:])
         logits: Tensor = self.model(self._arrange(some))
         return logits[: len(image)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mixes the pictures where wanted and gives the loss, with what the model and the weights add to it."""
+        """Mixes the images where wanted and gives the loss, with what the model and the weights add to it."""
         image, target = self._mix(batch)
         return self._finish_step({self.options.loss: self.criterion(widened(self(image)), target)}, len(image))
 
     def _mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pictures and targets, mixed where that is wanted: targets are then shares of classes [B, num_classes]."""
+        """Images and targets, mixed where that is wanted: targets are then shares of classes [B, num_classes]."""
         image, target = batch.image, batch.target
         if self.mixup is None:
             return image, target
@@ -178,17 +178,17 @@ class ClassificationTask(TrainingTask):
 
     def on_validation_epoch_end(self) -> None:
         """Sees to it that there was something to validate on."""
-        self._require_pictures("val", "validation")
+        self._require_images("val", "validation")
 
     def on_test_epoch_end(self) -> None:
         """Sees to it that there was something to test on."""
-        self._require_pictures("test", "test")
+        self._require_images("test", "test")
 
-    def _require_pictures(self, split: str, name: str) -> None:
+    def _require_images(self, split: str, name: str) -> None:
         seen = torch.tensor(float(getattr(self, f"{split}_top1").update_called), device=self.device)
         if not self.trainer.strategy.reduce(seen, reduce_op="sum"):
             first = (self.data.broken(name) or ["others have met them"])[0]
-            raise ValueError(f"not one {name} picture could be read, of those asked for; first {first}")
+            raise ValueError(f"not one {name} image could be read, of those asked for; first {first}")
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         count = len(batch.image)
@@ -204,7 +204,7 @@ class ClassificationTask(TrainingTask):
             self.log(f"{split}_{key}", metric, on_epoch=True, prog_bar=key == "top1", batch_size=max(count, 1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, float]]:
-        """File name, class and probability for each picture."""
+        """File name, class and probability for each image."""
         logits = self(batch.image).float()
         require_finite(logits, batch.name, self.spec.model)
         probability, index = logits.softmax(-1).max(-1)
@@ -216,11 +216,11 @@ class ClassificationTask(TrainingTask):
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
-    """Checks what a model says of pictures: of numbers that are not finite, one would still be the largest.
+    """Checks what a model says of images: of numbers that are not finite, one would still be the largest.
 
     Args:
         logits: ``[B, num_classes]``.
-        names: of the pictures.
+        names: of the images.
         model: its name.
 
     Raises:

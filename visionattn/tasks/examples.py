@@ -1,4 +1,4 @@
-"""Pictures of a validation that are kept to be drawn."""
+"""Images of a validation that are kept to be drawn."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ EXAMPLES = 16
 
 
 class Examples(Protocol):
-    """What a task has made of some pictures."""
+    """What a task has made of some images."""
 
     @property
     def title(self) -> str:
@@ -21,6 +21,6 @@ class Examples(Protocol):
 
 
 def wanted(batch_idx: int, batches: float) -> int:
-    """How many pictures are kept of one of so many batches; of the first ones, where there may be any number."""
+    """How many images are kept of one of so many batches; of the first ones, where there may be any number."""
     batches = EXAMPLES if math.isinf(batches) else int(batches)
     return sum(number * batches // EXAMPLES == batch_idx for number in range(EXAMPLES))

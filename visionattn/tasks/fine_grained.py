@@ -37,7 +37,7 @@ class FineGrainedTask(ClassificationTask):
         self._weigh_branches()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Gives the branches' weighted losses; the pictures are mixed where that is wanted."""
+        """Gives the branches' weighted losses; the images are mixed where that is wanted."""
         assert self.model is not None
         image, target = self._mix(batch)
         logits = branch_logits(self.model, self._arrange(image))

@@ -28,7 +28,7 @@ DECODER = ("decoder_dim", "decoder_depth", "decoder_num_heads")
 
 
 class Examples(NamedTuple):
-    """Pictures of a validation, normalised as the data are.
+    """Images of a validation, normalised as the data are.
 
     Attributes:
         original: as they are [N, C, H, W].
@@ -53,11 +53,11 @@ class Examples(NamedTuple):
 
 
 class MaskedAutoencodingTask(TrainingTask):
-    """A ViT that learns from pictures alone: a small decoder has to predict the pixels of patches that it did not see.
+    """A ViT that learns from images alone: a small decoder has to predict the pixels of patches that it did not see.
 
     The loss is the mean squared error of the pixels of hidden patches, each patch brought to mean 0 and variance 1
     (He et al., CVPR 2022, https://arxiv.org/abs/2111.06377). Labels are not used. Validation hides the same patches of
-    a picture each time. A checkpoint holds the ViT under ``model.``, as timm has it but for the head, and the decoder
+    an image each time. A checkpoint holds the ViT under ``model.``, as timm has it but for the head, and the decoder
     beside it.
 
     Args:
@@ -119,7 +119,7 @@ class MaskedAutoencodingTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Pooled features [B, D] of whole pictures [B, C, H, W]."""
+        """Pooled features [B, D] of whole images [B, C, H, W]."""
         assert self.model is not None
         features: Tensor = self.model(self._arrange(image))
         return features
@@ -132,7 +132,7 @@ class MaskedAutoencodingTask(TrainingTask):
         return self._finish_step({"mse": loss}, len(batch.image))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the loss of the validation split, and keeps some pictures."""
+        """Updates the loss of the validation split, and keeps some images."""
         self._evaluate(batch, "val", wanted(batch_idx, self.trainer.num_val_batches[0]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -140,12 +140,12 @@ class MaskedAutoencodingTask(TrainingTask):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the pictures of the last validation."""
+        """Forgets the images of the last validation."""
         self._kept = []
 
     @property
     def examples(self) -> Examples | None:
-        """Pictures of the last validation, where there was one."""
+        """Images of the last validation, where there was one."""
         return Examples(*map(torch.cat, zip(*self._kept, strict=True))) if self._kept else None
 
     @property
@@ -164,7 +164,7 @@ class MaskedAutoencodingTask(TrainingTask):
         self.log(f"{split}_loss", metric, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
 
     def _reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Masking]:
-        """Loss, predicted pixels [B, M, h·w·C] and masks, of pictures and a number for each of their patches."""
+        """Loss, predicted pixels [B, M, h·w·C] and masks, of images and a number for each of their patches."""
         model: Any = self.model
         masking = mask_patches(noise.to(image.device), self.options.mask_ratio)
         predicted = self.decoder(encode_visible(model, self._arrange(image), masking.visible), masking).float()
@@ -173,7 +173,7 @@ class MaskedAutoencodingTask(TrainingTask):
 
     def _keep(self, image: Tensor, masking: Masking, predicted: Tensor) -> None:
         filled = (fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted))
-        self._kept.append(Examples(*(pictures.cpu() for pictures in (image, *filled))))
+        self._kept.append(Examples(*(images.cpu() for images in (image, *filled))))
 
     # Checkpoints
 
@@ -188,6 +188,6 @@ class MaskedAutoencodingTask(TrainingTask):
 
 
 def fixed_noise(names: Sequence[str], num_patches: int) -> Tensor:
-    """Uniform noise [B, P] that depends on a picture's file name alone, not on folder, epoch or batch."""
+    """Uniform noise [B, P] that depends on an image's file name alone, not on folder, epoch or batch."""
     seeds = [zlib.crc32(PurePath(name).name.encode()) for name in names]
     return torch.stack([torch.rand(num_patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -1,4 +1,4 @@
-"""Finding objects without labels: slots that have to rebuild pictures, or features of them."""
+"""Finding objects without labels: slots that have to rebuild images, or features of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,13 +41,13 @@ SLOTS_PREFIX = "slots."
 
 
 class Examples(NamedTuple):
-    """What slots make of some pictures.
+    """What slots make of some images.
 
     Attributes:
         image: normalised as the data are [N, 3, H, W].
         segments: the true ones [N, H, W].
         slots: which slot has each place [N, H, W].
-        rebuilt: what slots draw [N, 3, H', W'], where they draw pictures.
+        rebuilt: what slots draw [N, 3, H', W'], where they draw images.
     """
 
     image: Tensor
@@ -68,9 +68,9 @@ class Examples(NamedTuple):
 
 
 class ObjectDiscoveryTask(TrainingTask):
-    """Slots that learn from pictures alone to come apart into objects.
+    """Slots that learn from images alone to come apart into objects.
 
-    ``slot_attention`` trains an encoder and slots to draw the picture again, each slot by itself (Locatello et al.,
+    ``slot_attention`` trains an encoder and slots to draw the image again, each slot by itself (Locatello et al.,
     NeurIPS 2020, https://arxiv.org/abs/2006.15055); ``dinosaur`` has slots rebuild the features of a frozen encoder
     (Seitzer et al., ICLR 2023, https://arxiv.org/abs/2209.14860), which needs a pretrained one: ``pretrained``, or
     ``checkpoint_path``. The loss is the mean squared error. Segments are used in validation alone. A checkpoint holds
@@ -79,7 +79,7 @@ class ObjectDiscoveryTask(TrainingTask):
     Args:
         name: the encoder, any model of timm that gives maps of features: ``slot_cnn_pico``, ``slot_cnn``, a ViT, ….
         method: ``slot_attention`` or ``dinosaur``.
-        num_slots: at most so many parts of a picture.
+        num_slots: at most so many parts of an image.
         slot_dim: width of a slot, by default 64, and 256 for dinosaur.
         slot_hidden_dim: width within the MLP that updates slots, by default 128, and 1024 for dinosaur.
         iterations: how often slots look at the features.
@@ -90,7 +90,7 @@ class ObjectDiscoveryTask(TrainingTask):
         decoder_dim: channels of the decoder, by default 64, and 2048 for dinosaur.
         decoder_grid: slot_attention: edge of the grid on which the decoder starts.
         decoder_strides: slot_attention: by how much each of its layers enlarges that grid. With ``decoder_grid`` 8,
-            [2, 2, 2, 1] draws pictures of 64 pixels, and [2, 2, 2, 2, 1] of 128; pictures of other sizes are compared
+            [2, 2, 2, 1] draws images of 64 pixels, and [2, 2, 2, 2, 1] of 128; images of other sizes are compared
             in that one.
         decoder_kernel: slot_attention: edge of the kernels of its layers.
         decoder_patch: slot_attention: edge of the patches of pixels that it draws at each place.
@@ -161,7 +161,7 @@ class ObjectDiscoveryTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Decomposition:
-        """The slots of pictures [B, 3, H, W], and what they draw."""
+        """The slots of images [B, 3, H, W], and what they draw."""
         return self._decompose(image)[0]
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
@@ -169,7 +169,7 @@ class ObjectDiscoveryTask(TrainingTask):
         return self._finish_step({"mse": self._decompose(batch.image)[1]}, len(batch.image))
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Updates the figures of the validation split, and keeps some pictures."""
+        """Updates the figures of the validation split, and keeps some images."""
         self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
 
     def test_step(self, batch: SceneBatch, batch_idx: int) -> None:
@@ -177,12 +177,12 @@ class ObjectDiscoveryTask(TrainingTask):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the pictures of the last validation."""
+        """Forgets the images of the last validation."""
         self._kept = []
 
     @property
     def examples(self) -> Examples | None:
-        """Pictures of the last validation, where there was one."""
+        """Images of the last validation, where there was one."""
         if not self._kept:
             return None
         image, segments, slots, rebuilt = zip(*self._kept, strict=True)
@@ -190,7 +190,7 @@ class ObjectDiscoveryTask(TrainingTask):
         return Examples(torch.cat(image), torch.cat(segments), torch.cat(slots), drawn)
 
     def _decompose(self, image: Tensor) -> tuple[Decomposition, Tensor]:
-        """The slots of pictures, and the loss."""
+        """The slots of images, and the loss."""
         assert self.model is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
             features = encode(self.model, self._arrange(image))
@@ -237,16 +237,16 @@ def create_scores(prefix: str = "") -> MetricCollection:
 
 
 def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: Any) -> SlotAutoencoder:
-    """Slots for an encoder and pictures of a shape (C, H, W).
+    """Slots for an encoder and images of a shape (C, H, W).
 
     Args:
         encoder: whose features they are bound to.
         name: its name, for messages.
-        shape: of the pictures.
+        shape: of the images.
         options: those in ``SLOTS``.
 
     Raises:
-        ValueError: the encoder gives no maps, or none of such pictures; options out of their bounds.
+        ValueError: the encoder gives no maps, or none of such images; options out of their bounds.
     """
     if not hasattr(encoder, "forward_intermediates"):
         raise ValueError(f"{name} gives no maps of features, which slots are bound to: choose another --model.name")
@@ -254,10 +254,10 @@ def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: A
     try:
         with torch.no_grad():
             features = encode(encoder.eval(), torch.zeros(1, *shape))
-    except AssertionError as error:  # how timm's models say that they are for pictures of another size
+    except AssertionError as error:  # how timm's models say that they are for images of another size
         size = "×".join(map(str, shape[1:]))
         raise ValueError(
-            f"{name} does not take pictures of {size} pixels ({reason(error)}): pass --data.image_size N, or "
+            f"{name} does not take images of {size} pixels ({reason(error)}): pass --data.image_size N, or "
             "--model.model_kwargs '{img_size: N}'"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""Training of models that tell by appearance whether two pictures show the same person or vehicle."""
+"""Training of models that tell by appearance whether two images show the same person or vehicle."""
 
 import math
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ class ReidTask(TrainingTask):
         smoothing: label smoothing of the cross-entropy.
         triplet_weight: factor of the triplet loss, 0 for none.
         center_weight: factor of the centre loss, 0 for none.
-        flip: validate with the sum of the features of each picture and its mirror image.
+        flip: validate with the sum of the features of each image and its mirror image.
         **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
 
     Raises:
@@ -76,7 +76,7 @@ class ReidTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features [B, D] of pictures [B, C, H, W]."""
+        """Features [B, D] of images [B, C, H, W]."""
         assert self.model is not None
         return reid_features(self.model, self._arrange(image), self.options.flip)
 

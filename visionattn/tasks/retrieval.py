@@ -17,7 +17,7 @@ from visionattn.metrics.retrieval import (
 
 
 class Gallery(NamedTuple):
-    """Pictures with their features, on the CPU.
+    """Images with their features, on the CPU.
 
     Attributes:
         place: in the split [N]; queries come first.
@@ -33,17 +33,17 @@ class Gallery(NamedTuple):
 
 
 def merge(parts: Iterable[Gallery]) -> Gallery:
-    """Puts pictures together, in their order in the split.
+    """Puts images together, in their order in the split.
 
     Raises:
         ValueError: there are none.
     """
     found = [part for part in parts if len(part.place)]
     if not found:
-        raise ValueError("not one picture of the query and gallery could be read")
+        raise ValueError("not one image of the query and gallery could be read")
     whole = Gallery(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
     order = whole.place.argsort()
-    assert (whole.place[order].diff() > 0).all(), "a picture was seen twice"
+    assert (whole.place[order].diff() > 0).all(), "an image was seen twice"
     return Gallery(*(tensor[order] for tensor in whole))
 
 
@@ -56,27 +56,27 @@ def gather(parts: list[Gallery]) -> list[Gallery]:
     return [part for theirs in found or () for part in theirs]
 
 
-def divide(pictures: Gallery, num_query: int) -> tuple[Gallery, Gallery]:
+def divide(images: Gallery, num_query: int) -> tuple[Gallery, Gallery]:
     """Queries, which have the first ``num_query`` places, and gallery."""
-    is_query = pictures.place < num_query
-    query, gallery = (Gallery(*(tensor[chosen] for tensor in pictures)) for chosen in (is_query, ~is_query))
+    is_query = images.place < num_query
+    query, gallery = (Gallery(*(tensor[chosen] for tensor in images)) for chosen in (is_query, ~is_query))
     return query, gallery
 
 
 def rank(
     query: Gallery, gallery: Gallery, chosen: Sequence[int], count: int, *, reranked: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """The pictures that come first for some queries, those of the same identity by the same camera left out.
+    """The images that come first for some queries, those of the same identity by the same camera left out.
 
     Args:
         query: all queries.
-        gallery: all other pictures.
+        gallery: all other images.
         chosen: numbers of queries.
-        count: pictures for each.
+        count: images for each.
         reranked: re-rank with k-reciprocal neighbours.
 
     Returns:
-        For each chosen query the numbers of gallery pictures, the nearest first, and whether they match.
+        For each chosen query the numbers of gallery images, the nearest first, and whether they match.
     """
     wanted = torch.tensor(chosen)
     if reranked:
@@ -93,7 +93,7 @@ def rank(
 
 
 def measure(
-    pictures: Gallery,
+    images: Gallery,
     num_query: int,
     protocol: str,
     *,
@@ -104,9 +104,9 @@ def measure(
     """mAP, mINP and CMC as :func:`~visionattn.metrics.retrieval.evaluate_retrieval` has them, by cosine distances.
 
     Args:
-        pictures: queries and gallery, in the order of the split.
+        images: queries and gallery, in the order of the split.
         num_query: so many places are queries, from the first one on.
-        protocol: ``camera`` (matches by a query's own camera do not count) or ``vehicleid`` (each picture in turn asks
+        protocol: ``camera`` (matches by a query's own camera do not count) or ``vehicleid`` (each image in turn asks
             or is asked for).
         reranked: re-rank with k-reciprocal neighbours.
         device: where distances are computed, by default on the CPU; re-ranking is always done there.
@@ -117,9 +117,9 @@ def measure(
     """
     if protocol == "vehicleid":
         if reranked:
-            raise ValueError("VehicleID is measured on ten galleries of one picture per identity: nothing to re-rank")
-        return evaluate_vehicleid(pictures.features, pictures.ids, device=device)
-    query, gallery = divide(pictures, num_query)
+            raise ValueError("VehicleID is measured on ten galleries of one image per identity: nothing to re-rank")
+        return evaluate_vehicleid(images.features, images.ids, device=device)
+    query, gallery = divide(images, num_query)
     known = (query.ids, gallery.ids, query.cameras, gallery.cameras)
     if reranked:
         return evaluate_distances(rerank(query.features, gallery.features), *known, progress=progress)

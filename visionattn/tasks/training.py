@@ -37,7 +37,7 @@ from visionattn.tasks.sharding import shard_model
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
-"""``lr_base`` is for so many pictures per update."""
+"""``lr_base`` is for so many images per update."""
 
 
 class DivergenceError(FloatingPointError):
@@ -58,7 +58,7 @@ class TrainingTask(LightningModule):
         drop_path_rate: stochastic depth; by default the model's own, 0 for none.
         model_kwargs: further arguments of the model.
         checkpoint_path: start from the weights in this file, which must fit but for the head.
-        channels_last: keep pictures and weights in NHWC order, often faster on GPUs.
+        channels_last: keep images and weights in NHWC order, often faster on GPUs.
         compile: run the model through ``torch.compile``.
         grad_checkpointing: keep no activations within blocks for the backward pass, but compute them anew: less memory
             for more time.
@@ -66,7 +66,7 @@ class TrainingTask(LightningModule):
             added to the loss and logged as ``train_loss_l2``; 0 for none.
         opt: optimizer, one of timm's, or ``kar3``, Terminator's.
         lr: peak learning rate; 0.001 where neither this nor ``lr_base`` is given.
-        lr_base: peak learning rate for a batch of 256, scaled to the pictures that one update sees (batch size times
+        lr_base: peak learning rate for a batch of 256, scaled to the images that one update sees (batch size times
             devices times accumulation).
         bias_lr_factor: biases learn so many times as fast.
         weight_decay: not applied to biases and norms.
@@ -366,7 +366,7 @@ class TrainingTask(LightningModule):
     # Steps
 
     def _arrange(self, image: Tensor) -> Tensor:
-        """Pictures in the order of axes in memory that is wanted."""
+        """Images in the order of axes in memory that is wanted."""
         return image.contiguous(memory_format=torch.channels_last) if self.options.channels_last else image
 
     def on_train_epoch_start(self) -> None:
@@ -387,7 +387,7 @@ class TrainingTask(LightningModule):
 
         Args:
             losses: what the task minimises, by name; weighted where the model has several branches.
-            count: pictures in the batch.
+            count: images in the batch.
         """
         assert self.model is not None
         extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)

@@ -1,1 +1,1 @@
-"""Pictures: learning curves, confusion matrices, contact sheets of kernels."""
+"""Images: learning curves, confusion matrices, contact sheets of kernels."""

@@ -1,7 +1,7 @@
 """Contact sheets of what a probing head attends: photographs, and over them its maps in colours that mean the same.
 
-A head with M maps is too much to look at. Maps that lie on the same places of the same pictures are put together and
-share a colour, in all pictures.
+A head with M maps is too much to look at. Maps that lie on the same places of the same images are put together and
+share a colour, in all images.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.files import as_text
-from visionattn.viz.picture import Pixels, read_picture, save_picture
+from visionattn.viz.image import Pixels, read_image, save_image
 
 # Okabe and Ito's colours, without black, which colour-blind readers can tell apart.
 COLOURS = (
@@ -27,13 +27,13 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def cluster_maps(maps: Any, num_clusters: int) -> Integers:
-    """Puts maps together that rise and fall together, over all pictures at once.
+    """Puts maps together that rise and fall together, over all images at once.
 
-    How far apart two maps are is 1 minus the correlation of their weights, each picture's mean taken off; clusters are
+    How far apart two maps are is 1 minus the correlation of their weights, each image's mean taken off; clusters are
     those of average linkage.
 
     Args:
-        maps: weights, not negative, of M maps on N patches in P pictures, [P, M, N].
+        maps: weights, not negative, of M maps on N patches in P images, [P, M, N].
         num_clusters: of which there are fewer where there are fewer maps.
 
     Returns:
@@ -69,7 +69,7 @@ def save_attention_maps(
     height: int = 112,
 ) -> Path:
     """Writes the sheet of :func:`draw_attention_maps`, with maps clustered by :func:`cluster_maps`."""
-    return save_picture(
+    return save_image(
         draw_attention_maps(photographs, maps, grid, cluster_maps(maps, min(num_colours, len(COLOURS))), height), path
     )
 
@@ -77,24 +77,24 @@ def save_attention_maps(
 def draw_attention_maps(
     photographs: Sequence[Any], maps: Any, grid: tuple[int, int], clusters: Any, height: int = 112
 ) -> Pixels:
-    """A row for each picture: the photograph, all clusters over it, and each cluster alone in its colour.
+    """A row for each image: the photograph, all clusters over it, and each cluster alone in its colour.
 
     What is drawn of a cluster is by how much the mean of its maps exceeds that of a map that is everywhere the same,
-    and the strongest that it gets in any of the pictures has its full colour.
+    and the strongest that it gets in any of the images has its full colour.
 
     Args:
-        photographs: P paths, Pillow pictures, or bytes [H, W, 3].
+        photographs: P paths, Pillow images, or bytes [H, W, 3].
         maps: weights, not negative, [P, M, N].
         grid: rows and columns of patches; N is their product.
         clusters: the cluster of each map, [M], numbers from 0.
-        height: of a photograph on the sheet, in pixels; widths are the same, as backbones take square pictures.
+        height: of a photograph on the sheet, in pixels; widths are the same, as backbones take square images.
 
     Returns:
         Bytes [H', W', 3].
 
     Raises:
         ValueError: numbers that do not fit together, or more clusters than colours.
-        OSError: a file that is not there or no picture.
+        OSError: a file that is not there or no image.
     """
     weights, labels = _shares(maps), np.asarray(clusters, dtype=np.int64)
     if weights.shape[::2] != (len(photographs), grid[0] * grid[1]) or labels.shape != weights.shape[1:2]:
@@ -109,7 +109,7 @@ def draw_attention_maps(
     captions = ["", "all maps", *(f"{size} map{'s' if size > 1 else ''}" for size in sizes)]
     rows = [_captions(captions, height)]
     for photograph, each in zip(photographs, strengths, strict=True):
-        pixels = _resize(read_picture(photograph), height)
+        pixels = _resize(read_image(photograph), height)
         smooth = np.stack([_resize(strength, height).clip(0, 1) for strength in each])
         alone = [_overlay(pixels, smooth[[k]], [colour]) for k, colour in zip(range(len(sizes)), COLOURS, strict=False)]
         rows.append(_row([pixels, _overlay(pixels, smooth, COLOURS[: len(sizes)]), *alone]))
@@ -120,7 +120,7 @@ def _shares(maps: Any) -> Floats:
     """Maps whose weights add up to 1; those of no weight at all are the same everywhere."""
     weights = np.asarray(maps, dtype=np.float64)
     if weights.ndim != 3 or not weights.size:
-        raise ValueError(f"maps are weights [pictures, maps, patches], got {list(weights.shape)}")
+        raise ValueError(f"maps are weights [images, maps, patches], got {list(weights.shape)}")
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError("weights of attention must be finite and not negative")
     sums = weights.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Pictures of object binding: how well probes of each depth decode it, and what lies on the same object as a click."""
+"""Images of object binding: how well probes of each depth decode it, and what lies on the same object as a click."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -10,7 +10,7 @@ import numpy as np
 from visionattn.files import as_text
 from visionattn.viz.attention_maps import BACKGROUND, CAPTION, COLOURS, DIMMED, GAP, INK
 from visionattn.viz.figure import GREY, as_label, new_figure, save_figure, style_axes
-from visionattn.viz.picture import Pixels, read_picture, save_picture
+from visionattn.viz.image import Pixels, read_image, save_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ class Click(NamedTuple):
     """A photograph with a patch of an object, and what is said to be the same object.
 
     Attributes:
-        photograph: path, Pillow picture, or bytes [H, W, 3].
+        photograph: path, Pillow image, or bytes [H, W, 3].
         patch: row and column.
         mask: the object, [H, W], bool.
         maps: probabilities [rows, columns], any number of them.
@@ -94,18 +94,18 @@ def save_similarity_sheet(
     Args:
         clicks: with as many maps each.
         captions: of the maps.
-        path: where the picture goes.
+        path: where the image goes.
         height: of a photograph on the sheet, in pixels, which is its width, too.
 
     Raises:
-        ValueError: nothing to draw, maps without captions, or a suffix of no picture.
+        ValueError: nothing to draw, maps without captions, or a suffix of no image.
     """
     if not clicks or any(len(click.maps) != len(captions) for click in clicks):
         raise ValueError(f"{len(clicks)} clicks do not fit {len(captions)} captions: each has a map for each")
     rows = [_join([_caption(text, height) for text in ("click", "true object", *captions)])]
     rows += [_join(_draw_click(click, height)) for click in clicks]
     page = np.concatenate(rows)
-    return save_picture(np.pad(page, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND), path)
+    return save_image(np.pad(page, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND), path)
 
 
 def _colours() -> list[str]:
@@ -136,7 +136,7 @@ def _handles(colours: Mapping[str, str], lines: Mapping[str, Any]) -> list[Any]:
 def _draw_click(click: Click, height: int) -> list[Pixels]:
     import cv2
 
-    photograph: Any = cv2.resize(read_picture(click.photograph), (height, height), interpolation=cv2.INTER_AREA)
+    photograph: Any = cv2.resize(read_image(click.photograph), (height, height), interpolation=cv2.INTER_AREA)
     rows, columns = np.shape(click.maps[0]) if click.maps else np.shape(click.mask)
     place = [round((index + 0.5) * height / count) for index, count in zip(click.patch, (rows, columns), strict=True)]
     shown = [photograph, *(_overlay(photograph, values) for values in (click.mask, *click.maps))]

@@ -42,7 +42,7 @@ def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str
     names = [_shorten(name) for name in class_names] or [str(index) for index in range(size)]
     if len(names) != size:
         raise ValueError(f"{len(names)} class names for a confusion matrix of {size} classes")
-    # A class without pictures has a row of zeros.
+    # A class without images has a row of zeros.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     side = min(3.0 + 0.3 * size, 8.0)

@@ -57,9 +57,9 @@ class Camera:
         gains: of red, green and blue.
         gamma: of the brightness; above 1 darkens.
         contrast: 1 keeps it.
-        blur: standard deviation in pixels of the finished picture.
+        blur: standard deviation in pixels of the finished image.
         noise: standard deviation in grey levels.
-        scale: height of an average person as a share of that of the picture.
+        scale: height of an average person as a share of that of the image.
         tilt: by how much the legs look shorter than the trunk, as from above.
         views: of the person that it gets to see.
     """
@@ -78,7 +78,7 @@ class Camera:
 
 
 def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
-    """One picture [height, width, 3]; pose, place, clutter and noise come from ``rng``."""
+    """One image [height, width, 3]; pose, place, clutter and noise come from ``rng``."""
     import cv2
 
     canvas = _background(camera, rng, height * FINE, width * FINE)

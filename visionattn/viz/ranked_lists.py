@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionattn.viz.picture import Pixels, read_picture, save_picture, scale_to_height
+from visionattn.viz.image import Pixels, read_image, save_image, scale_to_height
 
 RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
 BACKGROUND, INK = 255, (40, 40, 40)
@@ -18,7 +18,7 @@ class RankedList(NamedTuple):
 
     Attributes:
         name: of the file, without its suffix.
-        query: path, Pillow picture, or bytes [H, W, 3].
+        query: path, Pillow image, or bytes [H, W, 3].
         gallery: the same, nearest first.
         matches: which of them show whom the query shows.
     """
@@ -32,7 +32,7 @@ class RankedList(NamedTuple):
 def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: int = 192) -> list[Path]:
     """Writes ``NAME.png`` for each list into a folder, which is made where it is missing."""
     return [
-        save_picture(draw_ranked_list(query, gallery, matches, height=height), Path(folder) / f"{name}.png")
+        save_image(draw_ranked_list(query, gallery, matches, height=height), Path(folder) / f"{name}.png")
         for name, query, gallery, matches in lists
     ]
 
@@ -40,28 +40,28 @@ def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: i
 def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool], *, height: int = 192) -> Pixels:
     """The query, framed in grey, and beside it the gallery: what matches is framed green, what does not red.
 
-    The ranks stand below, those of wrong pictures with a cross, for whom colours do not tell.
+    The ranks stand below, those of wrong images with a cross, for whom colours do not tell.
 
     Args:
-        query: path, Pillow picture, or bytes [H, W, 3].
+        query: path, Pillow image, or bytes [H, W, 3].
         gallery: the same, nearest first.
         matches: which of them show whom the query shows.
-        height: of every picture in pixels; widths follow.
+        height: of every image in pixels; widths follow.
 
     Returns:
         Bytes [H', W', 3].
 
     Raises:
-        ValueError: no gallery, not as many matches, or numbers that are no picture.
-        OSError: a file that is not there or no picture.
+        ValueError: no gallery, not as many matches, or numbers that are no image.
+        OSError: a file that is not there or no image.
     """
     if not gallery or len(gallery) != len(matches):
-        raise ValueError(f"a ranked list needs a picture for each match: got {len(gallery)} and {len(matches)}")
+        raise ValueError(f"a ranked list needs an image for each match: got {len(gallery)} and {len(matches)}")
     if height < 1:
         raise ValueError(f"height must be at least 1, got {height}")
     tiles = [_tile(query, height, QUERY, "query")]
-    for rank, (picture, right) in enumerate(zip(gallery, matches, strict=True), start=1):
-        tiles.append(_tile(picture, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
+    for rank, (image, right) in enumerate(zip(gallery, matches, strict=True), start=1):
+        tiles.append(_tile(image, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
     space = np.full((tiles[0].shape[0], GAP, 3), BACKGROUND, np.uint8)
     row = [space, tiles[0], space, space]
     for tile in tiles[1:]:
@@ -70,11 +70,11 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
     return np.pad(page, ((GAP, 0), (0, 0), (0, 0)), constant_values=BACKGROUND)
 
 
-def _tile(picture: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
-    """A picture of this height in its frame, above its caption."""
+def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
+    """An image of this height in its frame, above its caption."""
     import cv2
 
-    inner = scale_to_height(read_picture(picture), height)
+    inner = scale_to_height(read_image(image), height)
     width = inner.shape[1]
     tile = np.full((height + 2 * FRAME + CAPTION, width + 2 * FRAME, 3), BACKGROUND, np.uint8)
     tile[: height + 2 * FRAME] = colour

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.viz.picture import Pixels, read_picture, scale_to_height
+from visionattn.viz.image import Pixels, read_image, scale_to_height
 
 HEIGHT = 192  # pixels, at least
 GAP, BACKGROUND = 8, 255
@@ -13,14 +13,14 @@ DIMMED = 0.35  # of the brightness, outside the selected patches
 FRAME = (255, 196, 0)
 
 
-def draw_rollout(picture: Any, scores: Any, selected: Any, grid: tuple[int, int]) -> Pixels:
+def draw_rollout(image: Any, scores: Any, selected: Any, grid: tuple[int, int]) -> Pixels:
     """Three panels: a photograph, the attention rollout over it, and the selected patches, framed, among dimmed ones.
 
     The heat map goes from the least of the scores (dark) to the greatest (bright), whatever they are. Photographs
     less than 192 pixels high are enlarged.
 
     Args:
-        picture: path, Pillow picture, or bytes [H, W, 3].
+        image: path, Pillow image, or bytes [H, W, 3].
         scores: attention rollout of the class token over the patches, [N], row by row.
         selected: indices of the selected patches, [R].
         grid: rows and columns of patches; N is their product.
@@ -29,8 +29,8 @@ def draw_rollout(picture: Any, scores: Any, selected: Any, grid: tuple[int, int]
         Bytes [H', W', 3].
 
     Raises:
-        ValueError: scores or indices that do not fit the grid, or numbers that are no picture.
-        OSError: a file that is not there or no picture.
+        ValueError: scores or indices that do not fit the grid, or numbers that are no image.
+        OSError: a file that is not there or no image.
     """
     rows, columns = grid
     heat, chosen = np.asarray(scores, dtype=np.float64), np.asarray(selected, dtype=np.int64)
@@ -40,7 +40,7 @@ def draw_rollout(picture: Any, scores: Any, selected: Any, grid: tuple[int, int]
         raise ValueError("the scores of the rollout must be finite, got infinite ones or NaN")
     if chosen.ndim != 1 or not ((chosen >= 0) & (chosen < heat.size)).all():
         raise ValueError(f"the selected of {heat.size} patches are numbers from 0 to {heat.size - 1}, got {chosen}")
-    photograph = read_picture(picture)
+    photograph = read_image(image)
     photograph = scale_to_height(photograph, max(HEIGHT, len(photograph)))
     space = np.full((len(photograph), GAP, 3), BACKGROUND, np.uint8)
     panels = _heated(photograph, heat.reshape(grid)), _selected(photograph, chosen, grid)

@@ -1,4 +1,4 @@
-"""What slots make of pictures: the picture, its true segments and those of the slots in colours over it."""
+"""What slots make of images: the image, its true segments and those of the slots in colours over it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from visionattn.viz.attention_maps import COLOURS
-from visionattn.viz.picture import Pixels, denormalize, scale_to_height
+from visionattn.viz.image import Pixels, denormalize, scale_to_height
 from visionattn.viz.reconstructions import save_rows
 
-STRENGTH = 0.65  # of the colours; the rest is the picture
+STRENGTH = 0.65  # of the colours; the rest is the image
 SHADES = (0.0, -0.45, 0.5)  # of the colours, from black at -1 to white at 1, once there are more segments than colours
 
 
@@ -23,23 +23,23 @@ def save_slots(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Path:
-    """Draws pictures side by side, below each its true segments, its slots, and what the slots draw.
+    """Draws images side by side, below each its true segments, its slots, and what the slots draw.
 
     Args:
-        image: normalised pictures [N, 3, H, W], tensor or array.
+        image: normalised images [N, 3, H, W], tensor or array.
         segments: ids of the true segments [N, H, W]; 0 is uncoloured.
-        slots: which slot has each place [N, H, W]; a number has the same colour in all pictures.
-        rebuilt: normalised pictures [N, 3, h, w], or None to leave that row out.
+        slots: which slot has each place [N, H, W]; a number has the same colour in all images.
+        rebuilt: normalised images [N, 3, h, w], or None to leave that row out.
         png_path: where the figure goes.
         mean: of each channel, as they were normalised with.
         std: of each channel.
 
     Raises:
-        ValueError: nothing to draw, or maps of another size than the pictures.
+        ValueError: nothing to draw, or maps of another size than the images.
     """
     pixels = denormalize(image, mean, std)
     rows = {
-        "picture": pixels,
+        "image": pixels,
         "segments": colour_segments(pixels, np.asarray(segments) - 1),
         "slots": colour_segments(pixels, slots),
     }
@@ -53,15 +53,15 @@ def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
     """Lays a colour over each segment.
 
     Args:
-        pixels: pictures, bytes [..., H, W, 3].
+        pixels: images, bytes [..., H, W, 3].
         ids: of the segments [..., H, W]; negative ones stay as they are.
 
     Raises:
-        ValueError: another size than the pictures'.
+        ValueError: another size than the images'.
     """
     ids = np.asarray(ids)
     if ids.shape != pixels.shape[:-1]:
-        raise ValueError(f"segments are {list(pixels.shape[:-1])} as the pictures, got {list(ids.shape)}")
+        raise ValueError(f"segments are {list(pixels.shape[:-1])} as the images, got {list(ids.shape)}")
     colours = palette(1 + max(0, int(ids.max(initial=0))))
     strength = np.where(ids < 0, 0, STRENGTH)[..., None]
     blended = (1 - strength) * pixels + strength * colours[np.maximum(ids, 0)]

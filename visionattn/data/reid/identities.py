@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from visionattn.data.reid.layouts import Options, Picture, Protocol, Split
+from visionattn.data.reid.layouts import Options, Protocol, ReidImage, Split
+from visionattn.viz.image import Pixels
 from visionattn.viz.person import Appearance, Camera, Colour, draw_person
-from visionattn.viz.picture import Pixels
 
 HEIGHT, WIDTH = 64, 32
 SEED = 6  # of everything that is drawn
@@ -67,27 +67,27 @@ class Identities:
     protocol: Protocol = "camera"
     zero_counts = False
 
-    def pictures(self, root: Path, split: Split, options: Options) -> list[Picture]:
+    def images(self, root: Path, split: Split, options: Options) -> list[ReidImage]:
         """All of a split."""
         first, last, per_camera, distractors = SHOTS[split]
         shots = [(pid, camera, n) for pid in range(first, last + 1) for camera in CAMERAS for n in range(per_camera)]
         shots += [(0, 1 + n % len(CAMERAS), n) for n in range(distractors)]
-        return [Picture(f"identities/{split}/{pid:04d}_c{camera}_{n:02d}", pid, camera) for pid, camera, n in shots]
+        return [ReidImage(f"identities/{split}/{pid:04d}_c{camera}_{n:02d}", pid, camera) for pid, camera, n in shots]
 
-    def compare(self, split: Split, pictures: list[Picture], options: Options) -> None:
+    def compare(self, split: Split, images: list[ReidImage], options: Options) -> None:
         """They are as they should be."""
 
-    def open(self, picture: Picture) -> Image.Image:
+    def open(self, image: ReidImage) -> Image.Image:
         """Draws it: a function of its name, identity and camera."""
-        return Image.fromarray(_draw(picture))
+        return Image.fromarray(_draw(image))
 
 
 @functools.cache  # all of them take 9 MB, and drawing them a fifth of an epoch
-def _draw(picture: Picture) -> Pixels:
-    name = zlib.crc32(picture.name.encode())
+def _draw(image: ReidImage) -> Pixels:
+    name = zlib.crc32(image.name.encode())
     # Each distractor is somebody else.
-    person = appearance(np.random.default_rng([SEED, picture.pid] if picture.pid else [SEED, 0, name]))
-    return draw_person(person, CAMERAS[picture.camera], np.random.default_rng([SEED, name]), HEIGHT, WIDTH)
+    person = appearance(np.random.default_rng([SEED, image.pid] if image.pid else [SEED, 0, name]))
+    return draw_person(person, CAMERAS[image.camera], np.random.default_rng([SEED, name]), HEIGHT, WIDTH)
 
 
 def appearance(rng: np.random.Generator) -> Appearance:

@@ -1,4 +1,4 @@
-"""Where the data sets for re-identification keep their pictures, and who is on them."""
+"""Where the data sets for re-identification keep their images, and who is on them."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from PIL import Image
 
 from visionattn.data.errors import DataError
 from visionattn.data.finding import Finder
-from visionattn.data.pictures import read_picture
+from visionattn.data.images import read_image
 
 Split = Literal["train", "query", "gallery"]
 Protocol = Literal["camera", "vehicleid"]
@@ -23,8 +23,8 @@ NAMED = re.compile(r"(-?\d+)_c(\d+)")
 PERSON, VEHICLE = (256, 128), (256, 256)
 
 
-class Picture(NamedTuple):
-    """A picture, who is on it, and which camera took it (all by the data set's own numbers)."""
+class ReidImage(NamedTuple):
+    """An image, who is on it, and which camera took it (all by the data set's own numbers)."""
 
     name: str
     pid: int
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 class Count(NamedTuple):
     """What a split has according to its publication; None where that is unknown or differs."""
 
-    pictures: int | None = None
+    images: int | None = None
     identities: int | None = None
 
 
@@ -43,7 +43,7 @@ class Options:
     """What some of the data sets offer to choose from.
 
     Attributes:
-        train_val: MSMT17: train on its validation pictures, too.
+        train_val: MSMT17: train on its validation images, too.
         gallery_size: VehicleID: which of the lists of test identities.
     """
 
@@ -61,7 +61,7 @@ class Layout:
         homes: folders that its archive unpacks to, any of which ``--data.root`` may hold.
         parse: lists a split, of the folder and the options.
         counts: published sizes of the splits, of the options.
-        size: height and width in pixels that papers bring its pictures to.
+        size: height and width in pixels that papers bring its images to.
         protocol: how it is evaluated.
         zero_counts: whether 0 is an identity as any other; elsewhere it stands for distractors.
     """
@@ -69,13 +69,13 @@ class Layout:
     title: str
     obtain: str
     homes: tuple[str, ...]
-    parse: Callable[[list[Path], Split, Options], list[Picture]]
+    parse: Callable[[list[Path], Split, Options], list[ReidImage]]
     counts: Callable[[Options], Mapping[Split, Count]]
     size: tuple[int, int] = PERSON
     protocol: Protocol = "camera"
     zero_counts: bool = False
 
-    def pictures(self, root: Path, split: Split, options: Options) -> list[Picture]:
+    def images(self, root: Path, split: Split, options: Options) -> list[ReidImage]:
         """Lists a split.
 
         Raises:
@@ -88,22 +88,22 @@ class Layout:
         except FileNotFoundError as error:
             missing = error.args[0]
             raise DataError(f"{self.title}: no {missing} in {root}, nor in {self._homes}. {self.obtain}") from error
-        kept = [picture for picture in found if picture.pid != JUNK]
+        kept = [image for image in found if image.pid != JUNK]
         if not kept and not (split == "query" and self.protocol == "vehicleid"):
-            raise DataError(f"{self.title}: no {split} pictures in {root}. {self.obtain}")
+            raise DataError(f"{self.title}: no {split} images in {root}. {self.obtain}")
         return kept
 
-    def compare(self, split: Split, pictures: list[Picture], options: Options) -> str | None:
+    def compare(self, split: Split, images: list[ReidImage], options: Options) -> str | None:
         """What differs from the published size of the split, in words; None where nothing does."""
         published = self.counts(options).get(split, Count())
-        found = Count(len(pictures), len({picture.pid for picture in pictures if picture.pid or self.zero_counts}))
+        found = Count(len(images), len({image.pid for image in images if image.pid or self.zero_counts}))
         if all(theirs in (None, ours) for ours, theirs in zip(found, published, strict=True)):
             return None
         return f"{split} has {_words(found)} (published: {_words(published)})"
 
-    def open(self, picture: Picture) -> Image.Image:
-        """Decodes a picture, in colour; whatever goes wrong is the caller's business."""
-        return read_picture(picture.name)
+    def open(self, image: ReidImage) -> Image.Image:
+        """Decodes an image, in colour; whatever goes wrong is the caller's business."""
+        return read_image(image.name)
 
     @property
     def _homes(self) -> str:
@@ -111,7 +111,7 @@ class Layout:
 
 
 def _words(count: Count) -> str:
-    parts = zip(count, ("pictures", "identities"), strict=True)
+    parts = zip(count, ("images", "identities"), strict=True)
     return " of ".join(f"{number:,} {what}" for number, what in parts if number is not None)
 
 
@@ -130,7 +130,7 @@ def _find(places: list[Path], wanted: str, kind: Callable[[Path], bool] = Path.i
     return having[0]
 
 
-def _by_name(folders: Mapping[Split, str], places: list[Path], split: Split, options: Options) -> list[Picture]:
+def _by_name(folders: Mapping[Split, str], places: list[Path], split: Split, options: Options) -> list[ReidImage]:
     """List images in Market-1501's way: a folder for each split, and names that begin with ``PID_cCAMERA``."""
     folder = _find(places, folders[split], Path.is_dir)
     finder, found = Finder(folder), []
@@ -142,26 +142,26 @@ def _by_name(folders: Mapping[Split, str], places: list[Path], split: Split, opt
             raise DataError(
                 f"{folder / name} is not named PID_cCAMERA…, such as 0002_c1s1_000451_03.jpg: rename or remove it"
             )
-        found.append(Picture(str(folder / name), int(match[1]), int(match[2])))
+        found.append(ReidImage(str(folder / name), int(match[1]), int(match[2])))
     return found
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    """A list's lines, each a picture and an identity."""
+    """A list's lines, each an image and an identity."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text: expected lines of PICTURE IDENTITY") from error
+        raise DataError(f"{path} is no text: expected lines of IMAGE IDENTITY") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        picture, _, pid = line.strip().rpartition(" ")
-        if not picture or not pid.isdecimal():
-            raise DataError(f"{path}, line {number}: expected PICTURE IDENTITY, got {line.strip()!r}")
-        yield picture, int(pid)
+        image, _, pid = line.strip().rpartition(" ")
+        if not image or not pid.isdecimal():
+            raise DataError(f"{path}, line {number}: expected IMAGE IDENTITY, got {line.strip()!r}")
+        yield image, int(pid)
 
 
-def _msmt17(places: list[Path], split: Split, options: Options) -> list[Picture]:
+def _msmt17(places: list[Path], split: Split, options: Options) -> list[ReidImage]:
     names = {"train": ("train", "val") if options.train_val else ("train",)}.get(split, (split,))
     lists = [_find(places, f"list_{name}.txt") for name in names]
     home = lists[0].parent
@@ -175,11 +175,11 @@ def _msmt17(places: list[Path], split: Split, options: Options) -> list[Picture]
             fields = Path(name).name.split("_")
             if len(fields) < 4 or not fields[2].isdecimal():
                 raise DataError(f"{path}: the third of the fields between _ is the camera, which {name} lacks")
-            found.append(Picture(str(folder / name), pid, int(fields[2])))
+            found.append(ReidImage(str(folder / name), pid, int(fields[2])))
     return found
 
 
-def _vehicleid(places: list[Path], split: Split, options: Options) -> list[Picture]:
+def _vehicleid(places: list[Path], split: Split, options: Options) -> list[ReidImage]:
     if split == "query":
         return []
     name = "train_list" if split == "train" else f"test_list_{options.gallery_size}"
@@ -187,7 +187,7 @@ def _vehicleid(places: list[Path], split: Split, options: Options) -> list[Pictu
     folder = path.parents[1] / "image"
     if not folder.is_dir():
         raise FileNotFoundError("image")
-    return [Picture(str(folder / f"{picture}.jpg"), pid, 0) for picture, pid in _lines(path)]
+    return [ReidImage(str(folder / f"{image}.jpg"), pid, 0) for image, pid in _lines(path)]
 
 
 # Loader processes that are not forked get their data set pickled: a layout holds neither closures nor lambdas.

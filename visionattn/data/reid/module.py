@@ -11,11 +11,11 @@ from torch import Tensor
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
-from visionattn.data.loading import Collate, ImageLoader, Item, OnError, PictureDataset
-from visionattn.data.module import PictureData, per_channel
+from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError
+from visionattn.data.module import ImageData, per_channel
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
-from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Picture, Protocol, Split
+from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Protocol, ReidImage, Split
 from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
 from visionattn.data.sampling import EvalSampler
@@ -33,13 +33,13 @@ class ReidBatch(NamedTuple):
     """What every loader yields.
 
     Attributes:
-        image: normalised pictures [B, C, H, W]; B may be smaller than the batch size, and 0, where pictures were left
+        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
             out.
         target: [B]: in training numbers of the identities from 0, in evaluation the identities themselves.
         camera: [B], by the data set's own numbers.
         index: places in the split [B]; in evaluation the queries come first, then the gallery.
         name: file names, B of them.
-        errors: one line for each broken picture that was met.
+        errors: one line for each broken image that was met.
     """
 
     image: Tensor
@@ -55,7 +55,7 @@ class ReidCollate(Collate):
 
     Args:
         input_size: (C, H, W), for batches that turn out empty.
-        cameras: of all pictures of the split.
+        cameras: of all images of the split.
     """
 
     def __init__(self, input_size: tuple[int, int, int], cameras: Sequence[int]) -> None:
@@ -76,8 +76,8 @@ class ReidLoader(ImageLoader):
         return super().__iter__()  # type: ignore[return-value]  # ReidCollate makes them
 
 
-class ReidData(PictureData):
-    """Pictures of people or vehicles by several cameras: for training P identities × K pictures, query and gallery.
+class ReidData(ImageData):
+    """Images of people or vehicles by several cameras: for training P identities × K images, query and gallery.
 
     Nothing is downloaded. Validation and test are the same: one loader over the queries and then the gallery.
 
@@ -86,25 +86,25 @@ class ReidData(PictureData):
             any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version), ``veri776`` or
             ``vehicleid``.
         root: folder of the data set, or the one that it was unpacked in.
-        train_val: train on MSMT17's validation pictures, too.
+        train_val: train on MSMT17's validation images, too.
         gallery_size: evaluate on VehicleID's list of 800 identities (the default), 1600 or 2400.
-        height: in pixels, by default 256, and 64 for the embedded pictures.
-        width: in pixels, by default 128 for people and 256 for vehicles, and 32 for the embedded pictures.
-        batch_size: pictures per step and per device, P·K.
-        instances: K, pictures of each identity in a batch.
-        eval_batch_size: pictures per step in evaluation, by default the same number.
+        height: in pixels, by default 256, and 64 for the embedded images.
+        width: in pixels, by default 128 for people and 256 for vehicles, and 32 for the embedded images.
+        batch_size: images per step and per device, P·K.
+        instances: K, images of each identity in a batch.
+        eval_batch_size: images per step in evaluation, by default the same number.
         num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for the embedded
-            pictures.
+            images.
         mean: of each channel, by default 0.5.
         std: of each channel, by default 0.5.
         interpolation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
         hflip: probability of a horizontal flip.
         padding: black pixels on each side, of which a random crop takes its share; by default 10, and 3 for the
-            embedded pictures; 0 for no crop.
+            embedded images; 0 for no crop.
         re_prob: probability of random erasing.
         re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
-        on_error: a picture that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another picture in its place in training and without it in evaluation.
+        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
+            another image in its place in training and without it in evaluation.
         seed: of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
@@ -155,7 +155,7 @@ class ReidData(PictureData):
                 "2, and hold at least two identities"
             )
         if train_val and self.name != "msmt17":
-            raise DataError(f"--data.train_val is for msmt17: {self.name} has no validation pictures of its own")
+            raise DataError(f"--data.train_val is for msmt17: {self.name} has no validation images of its own")
         if gallery_size is not None and (self.name != "vehicleid" or gallery_size not in GALLERY_SIZES):
             raise DataError(
                 f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
@@ -189,43 +189,43 @@ class ReidData(PictureData):
             "re_prob": re_prob,
             "re_mode": re_mode,
         }
-        self._pictures: dict[Split, list[Picture]] = {}
+        self._images: dict[Split, list[ReidImage]] = {}
 
     @property
     def class_names(self) -> list[str]:
-        """The training identities in the order of their numbers; their pictures must be there, or a checkpoint."""
+        """The training identities in the order of their numbers; their images must be there, or a checkpoint."""
         if self._expected is not None:
             return self._expected
         self._list("train")
-        return [str(pid) for pid in sorted({picture.pid for picture in self._pictures["train"]})]
+        return [str(pid) for pid in sorted({image.pid for image in self._images["train"]})]
 
     @property
     def num_query(self) -> int:
-        """So many pictures of the evaluation are queries, the first ones; known after ``setup``."""
-        return len(self._pictures["query"])
+        """So many images of the evaluation are queries, the first ones; known after ``setup``."""
+        return len(self._images["query"])
 
     @property
     def protocol(self) -> Protocol:
-        """``camera`` for query and gallery by several cameras; ``vehicleid`` for a gallery drawn from all pictures."""
+        """``camera`` for query and gallery by several cameras; ``vehicleid`` for a gallery drawn from all images."""
         return self.layout.protocol
 
     def setup(self, stage: str) -> None:
-        """Lists the pictures that ``stage`` (fit, validate or test) needs."""
+        """Lists the images that ``stage`` (fit, validate or test) needs."""
         if stage == "predict":
-            raise DataError("re-identification ranks pictures, it predicts no classes: use eval.py reid")
+            raise DataError("re-identification ranks images, it predicts no classes: use eval.py reid")
         self._list(*(("train",) if stage == "fit" else ()), *EVALUATION)
         if stage == "fit":
             self._compare_classes()
 
     def _list(self, *splits: Split) -> None:
         """Lists splits that are not yet listed; warns once of what differs from the published data set."""
-        new = [split for split in splits if split not in self._pictures]
+        new = [split for split in splits if split not in self._images]
         for split in new:
-            self._pictures[split] = self.layout.pictures(Path(self.root or ""), split, self.dataset_options)
-        differing = [self.layout.compare(split, self._pictures[split], self.dataset_options) for split in new]
+            self._images[split] = self.layout.images(Path(self.root or ""), split, self.dataset_options)
+        differing = [self.layout.compare(split, self._images[split], self.dataset_options) for split in new]
         if any(differing):
             rank_zero_warn(
-                f"{self.root} is not the whole of {self.layout.title}, or other pictures in its layout: "
+                f"{self.root} is not the whole of {self.layout.title}, or other images in its layout: "
                 f"{', '.join(filter(None, differing))}"
             )
 
@@ -234,10 +234,10 @@ class ReidData(PictureData):
         if self.protocol != "camera":
             return
         cameras: dict[int, set[int]] = {}
-        for picture in self._pictures["gallery"]:
-            cameras.setdefault(picture.pid, set()).add(picture.camera)
-        queries = self._pictures["query"]
-        if not any(cameras.get(picture.pid, set()) - {picture.camera} for picture in queries):
+        for image in self._images["gallery"]:
+            cameras.setdefault(image.pid, set()).add(image.camera)
+        queries = self._images["query"]
+        if not any(cameras.get(image.pid, set()) - {image.camera} for image in queries):
             number = len(set().union(*cameras.values()))
             raise DataError(
                 f"none of the {len(queries)} queries of {self.root or self.name} has a match in the gallery, which is "
@@ -246,7 +246,7 @@ class ReidData(PictureData):
 
     def _compare_classes(self) -> None:
         """A checkpoint goes on with the identities that it was trained on."""
-        found = {str(picture.pid) for picture in self._pictures["train"]}
+        found = {str(image.pid) for image in self._images["train"]}
         if strange := sorted(found.symmetric_difference(self.class_names)):
             raise DataError(
                 f"the training identities are not those of the checkpoint: {some(strange)} on one side only. "
@@ -256,7 +256,7 @@ class ReidData(PictureData):
     def train_dataloader(self) -> ReidLoader:
         """Shuffled and augmented batches of P identities; starts where a resumed run left off."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        source = ReidSource(self._pictures["train"], self.layout.open, numbers)
+        source = ReidSource(self._images["train"], self.layout.open, numbers)
         sampler = PKBatchSampler(
             source.targets(),
             self.batch_size // self.instances,
@@ -268,7 +268,7 @@ class ReidData(PictureData):
         return self._loader("train", source, batch_sampler=sampler)
 
     def val_dataloader(self) -> ReidLoader:
-        """Every query once, and then every picture of the gallery; the ranks take turns."""
+        """Every query once, and then every image of the gallery; the ranks take turns."""
         return self._evaluation("validation")
 
     def test_dataloader(self) -> ReidLoader:
@@ -277,8 +277,8 @@ class ReidData(PictureData):
 
     def _evaluation(self, split: str) -> ReidLoader:
         self._check_matches()
-        pictures = [picture for part in EVALUATION for picture in self._pictures[part]]
-        source = ReidSource(pictures, self.layout.open)
+        images = [image for part in EVALUATION for image in self._images[part]]
+        source = ReidSource(images, self.layout.open)
         return self._loader(
             split, source, sampler=EvalSampler(len(source), *self.shard), batch_size=self.eval_batch_size
         )
@@ -287,7 +287,7 @@ class ReidData(PictureData):
         training = split == "train"
         transform = reid_transform(self.preprocessing, self.augmentation if training else None)
         loader = ReidLoader(
-            PictureDataset(source, transform, replace_broken=training and self.on_error == "skip"),
+            ImageDataset(source, transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             **self.worker_options,
             collate_fn=ReidCollate(self.item_shape, source.cameras()),
@@ -299,11 +299,11 @@ class ReidData(PictureData):
     def describe(self) -> str:
         """The data set and the sizes of its splits, in words."""
         parts = []
-        if "train" in self._pictures:
-            parts.append(f"{len(self._pictures['train']):,} train pictures of {self.num_classes:,} identities")
-        if "gallery" in self._pictures:
+        if "train" in self._images:
+            parts.append(f"{len(self._images['train']):,} train images of {self.num_classes:,} identities")
+        if "gallery" in self._images:
             queries = f"{counted(self.num_query, 'query', 'queries')} and " if self.num_query else ""
             distractors = set() if self.layout.zero_counts else {0}
-            seen = len({picture.pid for picture in self._pictures["gallery"]} - distractors)
-            parts.append(f"{queries}{len(self._pictures['gallery']):,} gallery pictures of {seen:,} identities")
+            seen = len({image.pid for image in self._images["gallery"]} - distractors)
+            parts.append(f"{queries}{len(self._images['gallery']):,} gallery images of {seen:,} identities")
         return f"{self.root or self.name}: {', '.join(parts)}"

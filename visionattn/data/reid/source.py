@@ -1,46 +1,46 @@
-"""Pictures for re-identification as the loaders read them."""
+"""Images for re-identification as the loaders read them."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
 
-from visionattn.data.reid.layouts import Picture
+from visionattn.data.reid.layouts import ReidImage
 
 
 class ReidSource:
-    """Some pictures, whose targets are identities, or in training their numbers.
+    """Some images, whose targets are identities, or in training their numbers.
 
     Args:
-        pictures: which.
-        open_picture: decodes one.
+        images: which.
+        open_image: decodes one.
         class_to_idx: numbers of the identities, by name; None leaves them as they are.
     """
 
     def __init__(
         self,
-        pictures: Sequence[Picture],
-        open_picture: Callable[[Picture], Image.Image],
+        images: Sequence[ReidImage],
+        open_image: Callable[[ReidImage], Image.Image],
         class_to_idx: Mapping[str, int] | None = None,
     ) -> None:
-        self.pictures, self.class_to_idx, self._open = pictures, class_to_idx, open_picture
-        ids = [picture.pid for picture in pictures]
+        self.images, self.class_to_idx, self._open = images, class_to_idx, open_image
+        ids = [image.pid for image in images]
         self._targets = ids if class_to_idx is None else [class_to_idx[str(pid)] for pid in ids]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The picture and its target."""
-        return self._open(self.pictures[index]), self._targets[index]
+        """The image and its target."""
+        return self._open(self.images[index]), self._targets[index]
 
     def name_of(self, index: int) -> str:
         """Path of the file, or the like."""
-        return self.pictures[index].name
+        return self.images[index].name
 
     def targets(self) -> Sequence[int]:
-        """Targets of all pictures."""
+        """Targets of all images."""
         return self._targets
 
     def cameras(self) -> Sequence[int]:
-        """Cameras of all pictures."""
-        return [picture.camera for picture in self.pictures]
+        """Cameras of all images."""
+        return [image.camera for image in self.images]

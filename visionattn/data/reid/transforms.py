@@ -1,4 +1,4 @@
-"""From a picture of a person or vehicle to a tensor: no part of them is cut away but by a few pixels' shift."""
+"""From an image of a person or vehicle to a tensor: no part of them is cut away but by a few pixels' shift."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from torchvision.transforms import (  # type: ignore[import-untyped]
 
 
 def reid_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
-    """A transform from pictures to tensors [C, H, W], which keeps the whole picture, whatever its aspect.
+    """A transform from images to tensors [C, H, W], which keeps the whole image, whatever its aspect.
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation``.

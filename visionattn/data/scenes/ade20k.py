@@ -1,4 +1,4 @@
-"""ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each picture."""
+"""ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each image."""
 
 import re
 from collections.abc import Sequence
@@ -59,11 +59,11 @@ class Ade20k:
 
     Args:
         root: The folder that the archive was unpacked in, or any on the way from there to the folders of the splits; or
-            a folder of such pictures without splits.
+            a folder of such images without splits.
         split: `train`, `validation`, or the name of a folder.
 
     Raises:
-        DataError: There are no such pictures.
+        DataError: There are no such images.
     """
 
     class_names: Sequence[str] = [str(1 + target) for target in range(NUM_CLASSES)]
@@ -76,27 +76,27 @@ class Ade20k:
         if folder is None:
             raise DataError(f"no {split} split of ADE20K under {root}. {remedy}")
         finder = Finder(folder, companions=COMPANIONS)
-        self.files, unmasked = _pictures(finder)
+        self.files, unmasked = _images(finder)
         finder.report()
         if unmasked:
             rank_zero_warn(
                 f"{folder}: passed over images without NAME_seg.png: {len(unmasked):,} (first {unmasked[0]})"
             )
         if not self.files:
-            raise DataError(f"no pictures with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
+            raise DataError(f"no images with NAME_seg.png beside NAME.jpg under {folder}. {remedy}")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the picture."""
+        """Path of the image."""
         return str(self.files[index])
 
     def __getitem__(self, index: int) -> Scene:
         """Reads one.
 
         Raises:
-            OSError: The picture cannot be read.
+            OSError: The image cannot be read.
             ValueError: Its mask cannot be, or does not fit it.
         """
         path = self.files[index]
@@ -125,7 +125,7 @@ def _folder(root: Path, split: str) -> Path | None:
     return root if is_whole else None
 
 
-def _pictures(finder: Finder) -> tuple[list[Path], list[Path]]:
+def _images(finder: Finder) -> tuple[list[Path], list[Path]]:
     """Return the images that have a mask, and those that have none, in the order of their paths.
 
     Beside an image lies a folder of its name with a mask for each instance, parts that are hidden included: not these.

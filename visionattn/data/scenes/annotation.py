@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from visionattn.data.images import to_mode
 from visionattn.data.loading import BROKEN
-from visionattn.data.pictures import to_mode
 from visionattn.data.scenes.scene import UNLABELLED, Scene
 
 Keys = np.ndarray[Any, np.dtype[np.int32]]
@@ -22,7 +22,7 @@ class Label(NamedTuple):
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """A picture in colour, as it is stored: that is what its mask goes by.
+    """An image in colour, as it is stored: that is what its mask goes by.
 
     Raises:
         OSError: It is not there or cannot be decoded.
@@ -32,10 +32,10 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """A picture of numbers, as it is.
+    """An image of numbers, as it is.
 
     Raises:
-        ValueError: It is not there or cannot be decoded; the message names it, as its scene goes by the picture's name.
+        ValueError: It is not there or cannot be decoded; the message names it, as its scene goes by the image's name.
     """
     try:
         mask = Image.open(path)
@@ -57,12 +57,12 @@ def labelled_scene(image: Image.Image, keys: Keys, label: Callable[[int], Label 
     """Numbers the segments from 1 on, in the order of their keys.
 
     Args:
-        image: The picture.
+        image: The image.
         keys: `[H, W]`: the data set's number of each position's segment.
         label: What the segment with a key shows; None where the data set does not say, which makes it `UNLABELLED`.
 
     Raises:
-        ValueError: Picture and mask differ in size.
+        ValueError: Image and mask differ in size.
     """
     height, width = keys.shape
     if image.size != (width, height):

@@ -1,4 +1,4 @@
-"""COCO panoptic: a picture, a PNG whose colours are numbers of segments, and a JSON that says what these show."""
+"""COCO panoptic: an image, a PNG whose colours are numbers of segments, and a JSON that says what these show."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class CocoPanoptic:
                 f"{table} is damaged or holds no panoptic annotations ({error!r}): fetch it anew"
             ) from error
         if not self.files:
-            raise DataError(f"{table} lists no pictures: fetch it anew")
+            raise DataError(f"{table} lists no images: fetch it anew")
 
     def _index(self, table: dict[str, Any]) -> None:
         """Keeps of the table what is needed, in arrays: a training split of Python objects would take gigabytes."""
@@ -63,35 +63,35 @@ class CocoPanoptic:
         ]
         self.things = [bool(_value(category, "isthing", f"category {category['id']}")) for category in categories]
         targets = {category["id"]: target for target, category in enumerate(categories)}
-        pictures = {image["id"]: image["file_name"] for image in table["images"]}
+        images = {image["id"]: image["file_name"] for image in table["images"]}
         entries = sorted(table["annotations"], key=lambda entry: entry["image_id"])
         self.files, self.segments = [], []
         for entry in entries:
-            if entry["image_id"] not in pictures:
+            if entry["image_id"] not in images:
                 raise DataError(f"an annotation is of image {entry['image_id']}, which is not among the images")
-            picture = pictures[entry["image_id"]]
+            name = images[entry["image_id"]]
             segments = [
-                _segment(segment, targets, picture)
-                for segment in _value(entry, "segments_info", f"the annotation of {picture}")
+                _segment(segment, targets, name)
+                for segment in _value(entry, "segments_info", f"the annotation of {name}")
             ]
-            self.files.append((picture, _value(entry, "file_name", f"the annotation of {picture}")))
+            self.files.append((name, _value(entry, "file_name", f"the annotation of {name}")))
             self.segments.append(np.array(segments, np.int32).reshape(-1, 2))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the picture."""
+        """Path of the image."""
         return str(self.images / self.files[index][0])
 
     def __getitem__(self, index: int) -> Scene:
         """Reads one.
 
         Raises:
-            OSError: The picture cannot be read.
+            OSError: The image cannot be read.
             ValueError: Its mask cannot be, or does not fit it.
         """
-        picture, mask = self.files[index]
+        name, mask = self.files[index]
         targets: dict[int, int] = dict(zip(*self.segments[index].T.tolist(), strict=True))
 
         def label(number: int) -> Label | None:
@@ -102,7 +102,7 @@ class CocoPanoptic:
             target = targets[number]
             return None if target < 0 else Label(target, self.things[target])
 
-        image = read_rgb(self.images / picture)
+        image = read_rgb(self.images / name)
         red, green, blue = channels(open_mask(self.masks / mask))
         return labelled_scene(image, red + 256 * green + 65536 * blue, label)
 
@@ -118,7 +118,7 @@ def _value(record: Mapping[str, Any], key: str, name: str) -> Any:
     return record[key]
 
 
-def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], picture: str) -> tuple[int, int]:
+def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], image: str) -> tuple[int, int]:
     """Return the number and the class of a segment, -1 for a crowd.
 
     Raises:
@@ -127,7 +127,7 @@ def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], picture: st
     try:
         return segment["id"], -1 if segment["iscrowd"] else targets[segment["category_id"]]
     except KeyError as error:
-        name = f"segment {segment.get('id', '?')} of {picture}"
+        name = f"segment {segment.get('id', '?')} of {image}"
         for key in ("id", "iscrowd", "category_id"):
             _value(segment, key, name)
         raise DataError(

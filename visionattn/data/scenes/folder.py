@@ -1,4 +1,4 @@
-"""Any folder of pictures with a folder of masks beside it, whose values are numbers of instances."""
+"""Any folder of images with a folder of masks beside it, whose values are numbers of instances."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ BACKGROUND = 0
 
 
 class SceneFolder:
-    """Pictures under `images`, and masks of the same relative names under `instances`, PNG files of the same size.
+    """Images under `images`, and masks of the same relative names under `instances`, PNG files of the same size.
 
     A mask of one channel (grey of 8 or 16 bits, or with a palette) holds the number of each position's instance; one in
     colour holds it as R + 256 G + 65536 B. 0 is the background, which is a segment of stuff; every other number is an
@@ -31,7 +31,7 @@ class SceneFolder:
         split: `train`, `validation`, or the name of a folder; without folders of splits all are the same.
 
     Raises:
-        DataError: No pictures, or some without a mask.
+        DataError: No images, or some without a mask.
     """
 
     class_names: Sequence[str] = ("background", "object")
@@ -50,25 +50,25 @@ class SceneFolder:
         self.files = sorted(path.relative_to(self.images) for path in found)
         finder.report()
         if not self.files:
-            raise DataError(f"no pictures under {self.images}: {remedy}")
+            raise DataError(f"no images under {self.images}: {remedy}")
         if lonely := [path for path in self.files if not self._mask(path).is_file()]:
             raise DataError(
-                f"{len(lonely):,} of {len(self.files):,} pictures under {self.images} have no mask: there is no "
-                f"{self._mask(lonely[0])} for {lonely[0]}; add it, or remove the picture"
+                f"{len(lonely):,} of {len(self.files):,} images under {self.images} have no mask: there is no "
+                f"{self._mask(lonely[0])} for {lonely[0]}; add it, or remove the image"
             )
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the picture."""
+        """Path of the image."""
         return str(self.images / self.files[index])
 
     def __getitem__(self, index: int) -> Scene:
         """Reads one.
 
         Raises:
-            OSError: The picture cannot be read.
+            OSError: The image cannot be read.
             ValueError: Its mask cannot be, or does not fit it.
         """
         path = self.files[index]

@@ -16,15 +16,15 @@ class SceneBatch(NamedTuple):
     """What every loader yields.
 
     Attributes:
-        image: normalised pictures [B, 3, H, W]; B may be smaller than the batch size, and 0, where pictures were left
+        image: normalised images [B, 3, H, W]; B may be smaller than the batch size, and 0, where images were left
             out.
-        segments: ids of the segments [B, H, W], int64; 0 for positions without one. Those of a picture are as it has
+        segments: ids of the segments [B, H, W], int64; 0 for positions without one. Those of an image are as it has
             them, from 1 on, also where cutting and resizing left nothing of some.
         classes: of each segment by its id [B, S + 1], for the largest S in the batch; -1 for id 0 and beyond the
-            picture's last one.
+            image's last one.
         things: whether a segment is an object [B, S + 1].
         name: of the scenes, B of them.
-        errors: one line for each broken picture that was met.
+        errors: one line for each broken image that was met.
     """
 
     image: Tensor
@@ -36,7 +36,7 @@ class SceneBatch(NamedTuple):
 
 
 class SceneSource:
-    """Scenes in the place of pictures, which :class:`~visionattn.data.loading.PictureDataset` reads and transforms."""
+    """Scenes in the place of images, which :class:`~visionattn.data.loading.ImageDataset` reads and transforms."""
 
     class_to_idx: Mapping[str, int] | None = None
 

@@ -1,4 +1,4 @@
-"""Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of pictures with masks."""
+"""Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of images with masks."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
-from visionattn.data.loading import OnError, PictureDataset
-from visionattn.data.module import PictureData, per_channel
+from visionattn.data.loading import ImageDataset, OnError
+from visionattn.data.module import ImageData, per_channel
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
 from visionattn.data.scenes.opening import SceneName, open_scenes
@@ -21,7 +21,7 @@ from visionattn.viz.person import single_threaded
 SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
 
 
-class SceneData(PictureData):
+class SceneData(ImageData):
     """Scenes for training and validation. Nothing is downloaded; test is the same as validation.
 
     Args:
@@ -41,7 +41,7 @@ class SceneData(PictureData):
         num_workers: loader processes per device, by default as many as there are cores, at most 8.
         mean: of each channel, by default ImageNet's.
         std: of each channel, by default ImageNet's.
-        interpolation: of pictures: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; that of segments is always
+        interpolation: of images: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; that of segments is always
             ``nearest``.
         crop_mode: ``center``, the default, keeps the aspect and cuts off what is too much of the longer side;
             ``squash`` keeps all.
@@ -142,7 +142,7 @@ class SceneData(PictureData):
         )
         transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
         loader = SceneLoader(
-            PictureDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
+            ImageDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             batch_size=batch_size,
             sampler=sampler,

@@ -51,7 +51,7 @@ def open_scenes(
         raise DataError(f"--data.limit must be at least 1, got {limit}; leave it out for all")
     if name == "synthetic":
         if root:
-            raise DataError(f"--data.name synthetic takes no --data.root ({root}): for pictures in a folder use folder")
+            raise DataError(f"--data.name synthetic takes no --data.root ({root}): for images in a folder use folder")
         scenes: Scenes = Synthetic(split, length, image_size, max_objects, textured)
     elif not root:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, or choose --data.name synthetic")

@@ -1,4 +1,4 @@
-"""A picture and the segments that it is made of."""
+"""An image and the segments that it is made of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ UNLABELLED = 0
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with the segments that it is made of.
+    """An image with the segments that it is made of.
 
     A segment is an object ("thing") or a region without countable parts ("stuff": sky, the background). Its id is its
     number, from 1 on.
 
     Attributes:
-        image: The picture, RGB.
-        segments: `[H, W]`, int32, the size of the picture: the id of each position's segment, or `UNLABELLED`.
+        image: The image, RGB.
+        segments: `[H, W]`, int32, the size of the image: the id of each position's segment, or `UNLABELLED`.
         classes: `[S + 1]`, int64: the class of each segment by its id; that of id 0 is -1.
         things: `[S + 1]`, bool: whether a segment is an object; id 0 is none.
     """
@@ -56,6 +56,6 @@ class Scenes(Protocol):
         """Reads or draws one.
 
         Raises:
-            OSError: Unreadable picture.
+            OSError: Unreadable image.
             ValueError: Annotations that do not fit it.
         """

@@ -161,7 +161,7 @@ class _Canvas:
         self.shapes.append(1 + look.shape)
 
     def paint(self, colours: Numbers) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The picture [H, W, 3], of a colour for each segment; shades of dark ones are lighter, of others darker."""
+        """The image [H, W, 3], of a colour for each segment; shades of dark ones are lighter, of others darker."""
         dark = colours.max(1, keepdims=True) < 160
         others = np.where(dark, colours + (255 - colours) // 4, colours * 3 // 4)
         level = np.arange(LEVELS)[:, None]

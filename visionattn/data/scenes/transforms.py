@@ -1,4 +1,4 @@
-"""From a scene to tensors: the picture and its segments are resized, cut and flipped together."""
+"""From a scene to tensors: the image and its segments are resized, cut and flipped together."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -35,7 +35,7 @@ class SceneTransform:
     """Brings scenes to one size; ids stay ids.
 
     Args:
-        preprocessing: `input_size` (3, H, W), `mean` and `std` of the channels, `interpolation` of the picture, and
+        preprocessing: `input_size` (3, H, W), `mean` and `std` of the channels, `interpolation` of the image, and
             `crop_mode`: `center` resizes to cover the wanted size and cuts the middle out, `squash` keeps all, whatever
             becomes of the aspect.
         hflip: Probability of a horizontal flip.
@@ -71,10 +71,10 @@ class SceneTransform:
 
 
 def crop_box(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest part in the middle of a picture that has the wanted aspect: left, top, right, bottom.
+    """The largest part in the middle of an image that has the wanted aspect: left, top, right, bottom.
 
     Args:
-        size: Width and height of the picture.
+        size: Width and height of the image.
         wanted: Width and height that it will have.
     """
     width = min(size[0], size[1] * wanted[0] / wanted[1])

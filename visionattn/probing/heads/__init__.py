@@ -1,4 +1,4 @@
-"""Heads that classify pictures by the tokens of a frozen backbone."""
+"""Heads that classify images by the tokens of a frozen backbone."""
 
 from visionattn.probing.heads.base import ProbingHead, TokenKind, select_tokens
 from visionattn.probing.heads.registry import create_head, list_heads

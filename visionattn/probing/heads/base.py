@@ -67,7 +67,7 @@ class AttentivePooling(Pooling):
     """Pooling by M sets of weights over the tokens: one per query, head or gate.
 
     Attributes:
-        num_own_tokens: Tokens of its own that a pooling attends before those of the picture.
+        num_own_tokens: Tokens of its own that a pooling attends before those of the image.
     """
 
     num_own_tokens: ClassVar[int] = 0
@@ -77,7 +77,7 @@ class AttentivePooling(Pooling):
         """Weights `[B, M, num_own_tokens + N]`, and what they weigh, `[B, num_own_tokens + N, dim]`."""
 
     def attention(self, tokens: Tensor) -> Tensor:
-        """Weights `[B, M, N]` of the picture's tokens."""
+        """Weights `[B, M, N]` of the image's tokens."""
         return self.attend(tokens)[0][..., self.num_own_tokens :]
 
 
@@ -126,7 +126,7 @@ class ProbingHead(nn.Module):
         return isinstance(self.pool, AttentivePooling)
 
     def forward(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classifies pictures.
+        """Classifies images.
 
         Args:
             tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
@@ -136,12 +136,12 @@ class ProbingHead(nn.Module):
             `[B, num_classes]`, or `[B, num_features]` before the classifier.
 
         Raises:
-            ValueError: The tokens have another shape, or batch norm is to be trained on a single picture.
+            ValueError: The tokens have another shape, or batch norm is to be trained on a single image.
         """
         self._check(tokens)
         if self.training and len(tokens) == 1 and isinstance(self.norm, nn.BatchNorm1d):
             raise ValueError(
-                "batch norm needs at least 2 pictures in training; got 1; drop the last, smaller batch or call eval()"
+                "batch norm needs at least 2 images in training; got 1; drop the last, smaller batch or call eval()"
             )
         features: Tensor = self.norm(self.pool(tokens))
         return features if pre_logits else self.classifier(features)

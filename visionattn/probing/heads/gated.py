@@ -103,7 +103,7 @@ class CbamPooling(AttentivePooling):
         if side**2 != tokens.shape[1]:
             raise ValueError(
                 f"head cbam convolves the tokens as a square grid; got {tokens.shape[1]} tokens, and {side}×{side} "
-                f"would be {side**2}; make pictures square or take a head that needs no grid"
+                f"would be {side**2}; make images square or take a head that needs no grid"
             )
         x = tokens * (self.mlp(tokens.mean(1)) + self.mlp(tokens.amax(1))).sigmoid()[:, None]
         statistics = torch.stack([x.mean(-1), x.amax(-1)], dim=1)  # [B, 2, N]

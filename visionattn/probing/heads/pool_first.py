@@ -6,7 +6,7 @@ A head h with query q_h, keys W_k x_n + b_k and values W_v x_n + b_v gives
 
 Both projections are linear, so W_k moves to the query and W_v behind the sum, which adds up to 1 and leaves b_v as it
 is. No key and no value is ever made: per head there are one product with the tokens, one sum of them, and projections
-of single vectors. Efficient probing (arXiv 2506.10178) with 32 queries takes 10 million multiply-adds per picture of
+of single vectors. Efficient probing (arXiv 2506.10178) with 32 queries takes 10 million multiply-adds per image of
 196 tokens of width 768 in place of 121 million.
 """
 
@@ -25,14 +25,14 @@ def attend(query: Tensor, tokens: Tensor, offset: Tensor | None = None) -> Tenso
     """softmax_n(query · x_n + offset).
 
     Args:
-        query: `[M, dim]`, or `[B, M, dim]` where every picture has its own; already scaled.
+        query: `[M, dim]`, or `[B, M, dim]` where every image has its own; already scaled.
         tokens: `[B, N, dim]`.
         offset: `[M, 1]` or `[B, M, 1]`, added to the scores.
 
     Returns:
         Weights `[B, M, N]`.
     """
-    # Queries that all pictures share make one matrix product of the batch.
+    # Queries that all images share make one matrix product of the batch.
     scores = F.linear(tokens, query).mT if query.dim() == 2 else query @ tokens.mT
     if offset is not None:
         scores = scores + offset
@@ -43,7 +43,7 @@ def attend_keys(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | No
     """softmax_n(q_h · (W_h x_n + b_h) / √head_dim), without making keys.
 
     Args:
-        query: `[heads, head_dim]`, or `[B, heads, head_dim]` where every picture has its own.
+        query: `[heads, head_dim]`, or `[B, heads, head_dim]` where every image has its own.
         tokens: `[B, N, dim]`.
         weight: Projection to keys, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` where heads share it.
         bias: `[heads, head_dim]`. It adds the same to all scores of a query and so changes nothing; it takes part in

@@ -156,7 +156,7 @@ class CocaPooling(AttentivePooling):
 
     Yu et al., "CoCa: Contrastive Captioners are Image-Text Foundation Models", 2022, §3.2,
     https://arxiv.org/abs/2205.01917. CoCa's pooler has further queries, for captions, beside the one that sums up
-    the picture. The count with which this head is compared (arXiv 2506.10178) includes them, so they are held here;
+    the image. The count with which this head is compared (arXiv 2506.10178) includes them, so they are held here;
     only the first reaches the features, and the gradient of the others is 0.
     """
 

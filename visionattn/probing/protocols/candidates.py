@@ -53,7 +53,7 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the features.
-        batch_size: Pictures per step.
+        batch_size: Images per step.
         warmup_epochs: Epochs in which rates rise linearly from 0, at most a quarter of all; then they fall as a cosine.
         patience: Epochs without a better accuracy after which a candidate stops; None for never.
         race: Whether, after a third of the epochs and again after two thirds, the worse half of a head's candidates
@@ -61,7 +61,7 @@ class Recipe:
         selected_on: Whether rate and epoch are chosen on a part of train that is held out, on val, or fixed: then there
             is one candidate of each head, which ends with its last epoch.
         held_out: Share of train that is held out in the first case.
-        seed: Of initial weights, of the order of pictures, and of the part that is held out.
+        seed: Of initial weights, of the order of images, and of the part that is held out.
     """
 
     epochs: int = 90
@@ -104,7 +104,7 @@ def paper_protocol(
 
     Args:
         heads: Names, or names and options.
-        batch_size: Pictures per step; rates are `PAPER_LRS` times a 256th of it.
+        batch_size: Images per step; rates are `PAPER_LRS` times a 256th of it.
         seed: See `Recipe`.
     """
     candidates = sweep(heads, [lr * batch_size / 256 for lr in PAPER_LRS], "lars")

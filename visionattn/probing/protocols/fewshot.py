@@ -1,4 +1,4 @@
-"""Few pictures per class, drawn several times."""
+"""Few images per class, drawn several times."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +12,11 @@ from visionattn.probing.protocols.split import Subset, draw
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """How well a head classifies after n pictures per class; rates are fractions.
+    """How well a head classifies after n images per class; rates are fractions.
 
     Attributes:
         name: Of the head or protocol.
-        shots: Pictures per class.
+        shots: Images per class.
         top1_mean: Mean of top-1 over the draws.
         top1_std: Its standard deviation, of the sample; 0 for a single draw.
         top5_mean: Mean of top-5.
@@ -45,16 +45,16 @@ def few_shot(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[FewShotResult]:
-    """Evaluates heads that learn from n pictures per class.
+    """Evaluates heads that learn from n images per class.
 
-    What is held out to choose hyper-parameters is held out of the n, so that with one picture per class they must be
+    What is held out to choose hyper-parameters is held out of the n, so that with one image per class they must be
     fixed, or chosen on val (`SelectedOn`).
 
     Args:
         evaluate: Any of the protocols, or several, from the drawn part of train and a seed to probes; the same ones in
             the same order each time.
         train: Features to draw from.
-        shots: Pictures per class.
+        shots: Images per class.
         repeats: How many times they are drawn.
         seed: Of the first draw; later ones have the next.
         progress: Called after each draw with their number, and that of all.
@@ -63,7 +63,7 @@ def few_shot(
         A result for each probe.
 
     Raises:
-        ValueError: A class has too few pictures, or a protocol refuses what is drawn.
+        ValueError: A class has too few images, or a protocol refuses what is drawn.
     """
     if repeats < 1:
         raise ValueError(f"draws must be at least 1; got {repeats}")

@@ -95,10 +95,10 @@ class JointTraining:
         if recipe.selected_on == "held_out":
             rest, held = hold_out(train.targets, recipe.held_out, recipe.seed)
             self.fitted, self.judged = Subset(train, rest), Subset(train, held)
-        # Batch norm learns nothing from one picture: where it would make up the last batch, it stays out.
+        # Batch norm learns nothing from one image: where it would make up the last batch, it stays out.
         self.used = len(self.fitted) - (len(self.fitted) % recipe.batch_size == 1)
         if not self.used:
-            raise ValueError("there is but 1 picture to train on, and batch norm needs 2; take more")
+            raise ValueError("there is but 1 image to train on, and batch norm needs 2; take more")
         self.steps = math.ceil(self.used / recipe.batch_size)
         self.epoch = 0
         # Heads of one kind start with the same weights, whatever else is trained.
@@ -226,7 +226,7 @@ class JointTraining:
         return {
             "features": identity,
             "width": self.fitted.dim,
-            "pictures": len(self.fitted),
+            "images": len(self.fitted),
             "targets": [
                 None if part is None else zlib.crc32(part.targets.numpy().tobytes())
                 for part in (self.fitted, self.judged)

@@ -1,4 +1,4 @@
-"""Classification by the nearest pictures of train.
+"""Classification by the nearest images of train.
 
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", 2018, §3.4,
 https://arxiv.org/abs/1805.01978. Values of k and T to choose from are those of arXiv 2506.10178.
@@ -17,7 +17,7 @@ from visionattn.probing.protocols.selection import Classifier, Option, Selection
 KS = (5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.07, 0.1, 0.2)
 BANK = 16384
-"""Pictures of train that others are compared with at a time."""
+"""Images of train that others are compared with at a time."""
 
 
 def knn(
@@ -30,18 +30,18 @@ def knn(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """Classifies val by the k nearest pictures of all of train, which vote with weight exp(cosine / T).
+    """Classifies val by the k nearest images of all of train, which vote with weight exp(cosine / T).
 
-    Processes of torch.distributed share the pictures of val; each compares its own with all of train.
+    Processes of torch.distributed share the images of val; each compares its own with all of train.
 
     Args:
         train: Features of known classes.
         val: Features to evaluate on.
         num_classes: Classes.
-        ks: Numbers of neighbours to choose from; where train has fewer pictures, all of them vote.
+        ks: Numbers of neighbours to choose from; where train has fewer images, all of them vote.
         temperatures: Values of T to choose from.
         selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of pictures of val that are classified, and of all of val.
+        progress: Called with the number of images of val that are classified, and of all of val.
 
     Returns:
         The result, with features, k and temperature as its options; there is no head.

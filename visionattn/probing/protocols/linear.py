@@ -19,7 +19,7 @@ ROWS = 8192
 EPS = 1e-6
 """Of the batch norm of heads."""
 ABSENT = -1e4
-"""Score of a class that train has no picture of."""
+"""Score of a class that train has no image of."""
 
 
 def ridge(
@@ -31,7 +31,7 @@ def ridge(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """Classifies val by ridge regression to 1 for a picture's class and -1 for others, with an intercept.
+    """Classifies val by ridge regression to 1 for an image's class and -1 for others, with an intercept.
 
     Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, eq. 2.1,
     https://doi.org/10.2307/1267351.
@@ -43,7 +43,7 @@ def ridge(
         lambdas: Penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that the same
             ones suit vectors of any scale and number.
         selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of pictures of val that are classified, and of all of val.
+        progress: Called with the number of images of val that are classified, and of all of val.
 
     Returns:
         The result, with features and lambda as its options, and the classifier as a head.
@@ -121,7 +121,7 @@ def logistic_regression(
         cs: Inverse strengths of the penalty to choose from, scikit-learn's C.
         max_iter: Most iterations for each; scikit-learn warns where they are too few.
         selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of pictures of val that are classified, and of all of val.
+        progress: Called with the number of images of val that are classified, and of all of val.
 
     Returns:
         The result, with features and C as its options, and the classifier as a head.
@@ -134,7 +134,7 @@ def logistic_regression(
         from sklearn.linear_model import LogisticRegression
 
         if len(present := targets.unique()) < 2:
-            raise ValueError(f"logistic regression needs pictures of at least 2 classes; train has {len(present)}")
+            raise ValueError(f"logistic regression needs images of at least 2 classes; train has {len(present)}")
         variance, mean = torch.var_mean(vectors.double(), 0, correction=0)
         x = _normalize(vectors, mean, variance).float().cpu().numpy()
         model = LogisticRegression(max_iter=max_iter, warm_start=True)

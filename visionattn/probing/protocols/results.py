@@ -12,7 +12,7 @@ from visionattn.probing.heads import ProbingHead
 
 SelectedOn = Literal["held_out", "val", "fixed"]
 """Where a choice is made: on a part of train that is held out; on val itself, as papers do; or nowhere: the middle of
-the values there are to choose from is taken, and the last epoch, as for one picture per class, of which none can be
+the values there are to choose from is taken, and the last epoch, as for one image per class, of which none can be
 held out."""
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Probe(NamedTuple):
 
 
 def count_hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """How many of B pictures have their class at the first place, and among the first five.
+    """How many of B images have their class at the first place, and among the first five.
 
     Args:
         scores: `[..., B, num_classes]`; -inf is no answer, and neither is nan.
@@ -103,7 +103,7 @@ def check_sources(train: FeatureSource, val: FeatureSource, num_classes: int) ->
                 f"{name} of train is {forms[0]} and of val {forms[1]}; extract both with the same backbone"
             )
     if not len(train):
-        raise ValueError("train has no pictures")
+        raise ValueError("train has no images")
     low, high = int(train.targets.min()), int(train.targets.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"classes of train must be 0 to {num_classes - 1}; got {low} to {high}; raise num_classes")

@@ -24,8 +24,8 @@ from visionattn.probing.protocols.results import (
 )
 from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
 
-PICTURES = 1024
-"""Pictures that are classified at a time."""
+IMAGES = 1024
+"""Images that are classified at a time."""
 
 Option = dict[str, float]
 """Hyper-parameters by name."""
@@ -81,7 +81,7 @@ def fit_and_evaluate(
 ) -> Probe:
     """Chooses one of the options, fits it to all of train and evaluates it on val, which is read once, at the end.
 
-    Where several processes of torch.distributed do this together, each classifies its share of the pictures.
+    Where several processes of torch.distributed do this together, each classifies its share of the images.
 
     Args:
         name: Of the protocol.
@@ -91,7 +91,7 @@ def fit_and_evaluate(
         val: Features to evaluate on.
         num_classes: Classes.
         selection: How to choose.
-        progress: Called with the number of pictures of val that are classified, and of all of val.
+        progress: Called with the number of images of val that are classified, and of all of val.
 
     Raises:
         ValueError: Something does not fit together.
@@ -151,11 +151,11 @@ def _rates(
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     # An empty share still says how many options there are.
     hits = torch.zeros(len(scores(queries[:1])), 2, dtype=torch.long, device=queries.device)
-    for start in range(rank * PICTURES, len(queries), processes * PICTURES):
-        part = slice(start, start + PICTURES)
+    for start in range(rank * IMAGES, len(queries), processes * IMAGES):
+        part = slice(start, start + IMAGES)
         hits += count_hits(scores(queries[part]), targets[part])
         if progress is not None:
-            progress(min(start + PICTURES, len(queries)), len(queries))
+            progress(min(start + IMAGES, len(queries)), len(queries))
     if together:
         dist.all_reduce(hits)
     return hits.double() / len(queries)

@@ -20,7 +20,7 @@ from visionattn.probing.heads import ProbingHead
 from visionattn.probing.heads.queries import AimPooling, EfficientProbing
 
 CHUNK = 64
-"""Pictures that are taken at a time on a CPU: what lies between two products should stay in its cache."""
+"""Images that are taken at a time on a CPU: what lies between two products should stay in its cache."""
 
 
 class Queries(NamedTuple):
@@ -160,7 +160,7 @@ FAMILIES: dict[type[nn.Module], type[Family]] = {EfficientProbing: EpFamily, Aim
 
 
 def shared_logits(families: Sequence[Family], batch: TokenBatch) -> Tensor:
-    """Classifies pictures by the heads of families.
+    """Classifies images by the heads of families.
 
     Args:
         families: Families whose heads take the same kind of tokens.

@@ -1,4 +1,4 @@
-"""Parts of a set of pictures: held out for a choice, or drawn for few-shot learning."""
+"""Parts of a set of images: held out for a choice, or drawn for few-shot learning."""
 
 from collections.abc import Iterator
 
@@ -19,24 +19,24 @@ def random_order(count: int, *seed: int) -> Tensor:
 
 
 def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Splits pictures, class by class, at random.
+    """Splits images, class by class, at random.
 
     Args:
         targets: Class indices `[n]`.
-        share: Part of each class that is held out; at least one picture, unless the class has but one.
+        share: Part of each class that is held out; at least one image, unless the class has but one.
         seed: Of the choice.
 
     Returns:
-        Indices of the pictures that remain and of those that are held out, in order.
+        Indices of the images that remain and of those that are held out, in order.
 
     Raises:
-        ValueError: The share is no fraction, or no class has two pictures.
+        ValueError: The share is no fraction, or no class has two images.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of train that is held out must lie between 0 and 1; got {share}")
     if not can_hold_out(targets):
         raise ValueError(
-            f"none of the {len(targets)} pictures can be held out, no class has two; take at least 2 per class, or "
+            f"none of the {len(targets)} images can be held out, no class has two; take at least 2 per class, or "
             "leave nothing to choose: selected_on 'fixed'"
         )
     held = torch.zeros(len(targets), dtype=torch.bool)
@@ -47,18 +47,18 @@ def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[T
 
 
 def can_hold_out(targets: Tensor) -> bool:
-    """Return whether a class has two pictures, so that one can be held out."""
+    """Return whether a class has two images, so that one can be held out."""
     return bool((targets.bincount() > 1).any())
 
 
 def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
-    """Indices of `shots` pictures of each class, in order, drawn at random.
+    """Indices of `shots` images of each class, in order, drawn at random.
 
     Raises:
         ValueError: A class has fewer.
     """
     if shots < 1:
-        raise ValueError(f"pictures per class must be at least 1; got {shots}")
+        raise ValueError(f"images per class must be at least 1; got {shots}")
     drawn = []
     for label, members in _by_class(targets):
         if len(members) < shots:
@@ -73,10 +73,10 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 class Subset:
-    """Some pictures of a `FeatureSource`, as one.
+    """Some images of a `FeatureSource`, as one.
 
     Args:
-        source: All pictures.
+        source: All images.
         indices: Those that are wanted, `[m]`.
     """
 

@@ -48,7 +48,7 @@ class HeadStack:
             head.train(mode)
 
     def logits(self, tokens: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-        """Classifies pictures by all heads; a share at a time, so that the next one finds its memory free again.
+        """Classifies images by all heads; a share at a time, so that the next one finds its memory free again.
 
         Whoever wants gradients goes backward before asking for the next share: then parameters are given theirs.
 

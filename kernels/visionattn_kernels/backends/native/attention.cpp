@@ -1,6 +1,6 @@
 // Fused windowed attention on CPUs, forward and backward, for every window and bias of the package.
 //
-// A task is one head of one picture and a tile of queries: some neighbouring columns ("strip") by some rows. The keys
+// A task is one head of one image and a tile of queries: some neighbouring columns ("strip") by some rows. The keys
 // and values that any query of the tile sees are packed once as panels of slots, row by row. A query row sees whole rows
 // of slots, hence one contiguous run of them: its scores are one small matrix product, its columns are cut by a table
 // that also holds the relative bias, and its softmax is plain, with no running rescaling. Backward recomputes the

@@ -1,7 +1,7 @@
 """Gradients: probabilities again from the log-sum-exp, and every sum in a fixed order, without atomics.
 
 `by_query` has a tile of queries and walks over their keys, as forward does: gradients of queries and of relative
-logits. `by_key` has a tile of keys and walks over the queries that see it. What sums over whole pictures is in `sums`.
+logits. `by_key` has a tile of keys and walks over the queries that see it. What sums over whole images is in `sums`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Map(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What no axis says: pictures, heads, height and width of the query map, and tokens that every query sees."""
+    """What no axis says: images, heads, height and width of the query map, and tokens that every query sees."""
 
     batch: int
     heads: int

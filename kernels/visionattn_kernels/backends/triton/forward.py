@@ -1,4 +1,4 @@
-"""Output and log-sum-exp: one program per tile of queries, head and picture, with an online softmax over its keys."""
+"""Output and log-sum-exp: one program per tile of queries, head and image, with an online softmax over its keys."""
 
 from __future__ import annotations
 

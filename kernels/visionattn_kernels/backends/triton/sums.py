@@ -1,4 +1,4 @@
-"""Gradients that sum over all queries of a picture, or of all pictures: those of extra tokens and of positional bias.
+"""Gradients that sum over all queries of an image, or of all images: those of extra tokens and of positional bias.
 
 The work is split among a bounded number of programs, each of which writes its part; the parts are then added in order.
 """

@@ -1,4 +1,4 @@
-"""Pictures as arrays of bytes [H, W, 3], red first, and files of them."""
+"""Images as arrays of bytes [H, W, 3], red first, and files of them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,40 +10,40 @@ from visionattn.files import replacing
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def save_picture(picture: Any, path: str | Path) -> Path:
+def save_image(image: Any, path: str | Path) -> Path:
     """Writes bytes [H, W, 3] as the suffix of ``path`` says, whole or not at all; makes folders that are missing.
 
     Raises:
-        ValueError: no such bytes, or a suffix of no format of pictures.
+        ValueError: no such bytes, or a suffix of no format of images.
     """
     from PIL import Image
 
-    path, pixels = Path(path).expanduser(), _checked(picture)
+    path, pixels = Path(path).expanduser(), _checked(image)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"cannot write a picture to {path}: its suffix must be one of .png, .jpg, .webp")
+        raise ValueError(f"cannot write an image to {path}: its suffix must be one of .png, .jpg, .webp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary)
     return path
 
 
-def read_picture(picture: Any) -> Pixels:
-    """A path, a Pillow picture, or bytes [H, W, 3], as bytes.
+def read_image(image: Any) -> Pixels:
+    """A path, a Pillow image, or bytes [H, W, 3], as bytes.
 
     Raises:
         ValueError: numbers that are no such bytes.
-        OSError: a file that is not there or no picture.
+        OSError: a file that is not there or no image.
     """
     from PIL import Image
 
-    if isinstance(picture, str | Path):
-        with Image.open(picture) as file:
+    if isinstance(image, str | Path):
+        with Image.open(image) as file:
             return np.asarray(file.convert("RGB"))
-    return np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else _checked(picture)
+    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else _checked(image)
 
 
 def scale_to_height(pixels: Pixels, height: int) -> Pixels:
-    """Brings a picture to this height in pixels; its width follows."""
+    """Brings an image to this height in pixels; its width follows."""
     import cv2
 
     if height == len(pixels):
@@ -53,25 +53,25 @@ def scale_to_height(pixels: Pixels, height: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.uint8)
 
 
-def _checked(picture: Any) -> Pixels:
-    pixels = np.asarray(picture)
+def _checked(image: Any) -> Pixels:
+    pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"a picture is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(f"an image is bytes [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     return pixels
 
 
-def denormalize(pictures: Any, mean: Any, std: Any) -> Pixels:
-    """What normalised pictures show.
+def denormalize(images: Any, mean: Any, std: Any) -> Pixels:
+    """What normalised images show.
 
     Args:
-        pictures: tensor or array [..., C, H, W].
+        images: tensor or array [..., C, H, W].
         mean: of each channel, that was taken away.
         std: of each channel, that was divided by.
 
     Returns:
-        Bytes [..., H, W, 3]; the one channel of grey pictures stands in all three.
+        Bytes [..., H, W, 3]; the one channel of grey images stands in all three.
     """
     scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
-    pixels = 255 * (np.asarray(pictures, dtype=np.float32) * scale + offset)
+    pixels = 255 * (np.asarray(images, dtype=np.float32) * scale + offset)
     pixels = np.moveaxis(pixels.round().clip(0, 255).astype(np.uint8), -3, -1)
     return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))

@@ -1,4 +1,4 @@
-"""Files that are no pictures, or not the usual ones."""
+"""Files that are no images, or not the usual ones."""
 
 import csv
 import struct
@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from visionattn.cli.errors import describe
 from visionattn.data import ImageClassificationData, UnreadableImageError
-from visionattn.data.pictures import read_picture
+from visionattn.data.images import read_image
 
 Run = Callable[..., Any]
 Fails = Callable[..., str]
@@ -55,8 +55,8 @@ def opened(root: Path, stage: str = "fit", **options: Any) -> ImageClassificatio
         pytest.param(cut("JPEG"), "image file is truncated", id="cut JPEG"),
         pytest.param(cut("PNG"), "image file is truncated", id="cut PNG"),
         pytest.param(corrupt_png, "unrecognized data stream contents", id="corrupt PNG"),
-        pytest.param(Path.touch, "not a picture that Pillow knows", id="empty file"),
-        pytest.param(lambda path: path.write_text("hello"), "not a picture that Pillow knows", id="text"),
+        pytest.param(Path.touch, "not an image that Pillow knows", id="empty file"),
+        pytest.param(lambda path: path.write_text("hello"), "not an image that Pillow knows", id="text"),
         pytest.param(lambda path: path.symlink_to("gone"), "No such file or directory", id="broken link"),
         pytest.param(numbers(np.float32, 0.5), "its pixels are floating-point numbers", id="floats"),
         pytest.param(numbers(np.float32, np.nan), "its pixels are floating-point numbers", id="NaN"),
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_decoded(colour_folder: Path, write: Write, says: 
     assert told.startswith(f"{broken}: {says}")
 
 
-def test_a_picture_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulated, for root may read all."""
     locked, original = colour_folder / "val" / "red" / "1.jpg", Image.open
 
@@ -96,7 +96,7 @@ def test_a_picture_that_must_not_be_read(colour_folder: Path, monkeypatch: pytes
         list(opened(colour_folder).val_dataloader())
 
 
-def test_a_very_large_picture_is_read_and_a_bomb_is_not(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_large_image_is_read_and_a_bomb_is_not(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are Pillow's: it warns from 89 million pixels on, and refuses from 179 million on."""
     path = colour_folder / "val" / "red" / "1.jpg"
     Image.new("RGB", (60, 60)).save(path)
@@ -112,11 +112,11 @@ def test_a_very_large_picture_is_read_and_a_bomb_is_not(colour_folder: Path, mon
 def test_a_hundred_million_pixels(tmp_path: Path) -> None:
     Image.new("RGB", (10_000, 10_000), (10, 20, 30)).save(tmp_path / "x.jpg")
     with pytest.warns(Image.DecompressionBombWarning):
-        assert read_picture(tmp_path / "x.jpg").size == (10_000, 10_000)
+        assert read_image(tmp_path / "x.jpg").size == (10_000, 10_000)
 
 
-def save(picture: Image.Image, suffix: str, **options: Any) -> Write:
-    return lambda folder: picture.save(folder / f"x.{suffix}", **options)
+def save(image: Image.Image, suffix: str, **options: Any) -> Write:
+    return lambda folder: image.save(folder / f"x.{suffix}", **options)
 
 
 def frames(suffix: str) -> Write:
@@ -144,7 +144,7 @@ PALETTE.putpalette([9, 9, 9, 200, 100, 50])
         pytest.param(frames("png"), (0, 0, 255), id="APNG"),
     ],
 )
-def test_unusual_pictures_look_as_they_should(tmp_path: Path, write: Write, colour: tuple[int, int, int]) -> None:
+def test_unusual_images_look_as_they_should(tmp_path: Path, write: Write, colour: tuple[int, int, int]) -> None:
     write(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -154,17 +154,17 @@ def test_unusual_pictures_look_as_they_should(tmp_path: Path, write: Write, colo
     assert (batch.image[0, :, 8, 8] * 255).round().tolist() == pytest.approx(colour, abs=2)
 
 
-def test_16_bits_are_one_picture_whatever_the_file(tmp_path: Path) -> None:
+def test_16_bits_are_one_image_whatever_the_file(tmp_path: Path) -> None:
     ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     for suffix in ("png", "tiff", "pgm"):
         Image.fromarray(ramp).save(tmp_path / f"x.{suffix}")
         for mode in ("RGB", "L"):
-            read = np.asarray(read_picture(tmp_path / f"x.{suffix}", mode)).reshape(256, -1)
+            read = np.asarray(read_image(tmp_path / f"x.{suffix}", mode)).reshape(256, -1)
             assert (read == np.arange(256)[:, None]).all()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
-def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path, suffix: str) -> None:
+def test_an_image_lying_on_its_side_is_turned(tmp_path: Path, suffix: str) -> None:
     stored = Image.new("RGB", (32, 16), (0, 0, 0))
     stored.paste((255, 255, 255), (0, 0, 16, 16))  # the left half, which is the upper one for who turns it right
     exif = Image.Exif()
@@ -181,14 +181,14 @@ def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path, suffix: str) -> N
         assert image[:, -3].max() < 0.1
 
 
-def test_a_damaged_exif_block_leaves_the_picture_as_it_is(tmp_path: Path) -> None:
-    """It turns the picture, but has a word for the horizontal resolution, upon which Pillow stumbles."""
+def test_a_damaged_exif_block_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+    """It turns the image, but has a word for the horizontal resolution, upon which Pillow stumbles."""
     entries = struct.pack(">IHHHIHHHHIII", 8, 2, 0x112, 3, 1, 6, 0, 0x11A, 2, 6, 38, 0)
     NOISE.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*" + entries + b"maker\0")
-    assert read_picture(tmp_path / "x.jpg").size == NOISE.size
+    assert read_image(tmp_path / "x.jpg").size == NOISE.size
 
 
-def test_a_folder_named_like_a_picture(colour_folder: Path) -> None:
+def test_a_folder_named_like_an_image(colour_folder: Path) -> None:
     (colour_folder / "val" / "red" / "9.jpg").mkdir()
     assert sum(len(batch.image) for batch in opened(colour_folder).val_dataloader()) == 9
 
@@ -224,11 +224,11 @@ def test_names_of_all_kinds(tmp_path: Path, quick: Quick, command: Run, fails: F
     assert {row["class"] for row in rows} <= {"größe 1", "b\nc"}
     (tmp_path / "ö p" / "train" / "b\nc" / names[2]).write_text("")
     fails(
-        "fit", *quick, root, "--trainer.limit_train_batches=1.0", says=("cannot read ", "line break.jpg: not a picture")
+        "fit", *quick, root, "--trainer.limit_train_batches=1.0", says=("cannot read ", "line break.jpg: not an image")
     )
 
 
-def test_a_picture_that_breaks_while_training_goes_on(
+def test_an_image_that_breaks_while_training_goes_on(
     colour_folder: Path, quick: Quick, command: Run, fails: Fails
 ) -> None:
     options = [*quick, f"--data.root={colour_folder}", "--trainer.limit_train_batches=1.0", "--run_name=x"]
@@ -242,18 +242,18 @@ def test_a_picture_that_breaks_while_training_goes_on(
     assert last.read_bytes() == kept
     ended = command("fit", *again, "--data.on_error=skip")
     assert ended.status == 0
-    assert f"1 unreadable train picture replaced; first {broken}: " in ended.out
+    assert f"1 unreadable train image replaced; first {broken}: " in ended.out
     assert torch.load(last, weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_of_nothing_but_broken_pictures(
+def test_a_split_of_nothing_but_broken_images(
     colour_folder: Path, quick: Quick, fails: Fails, checkpoint: Path, split: str
 ) -> None:
     for path in (colour_folder / split).glob("*/*"):
         path.write_text("")
     options = [f"--data.root={colour_folder}", "--data.on_error=skip"]
-    says = {"train": "12 unreadable pictures in a row", "val": "not one validation picture could be read"}[split]
+    says = {"train": "12 unreadable images in a row", "val": "not one validation image could be read"}[split]
     fails("fit", *quick, *options, "--trainer.limit_val_batches=1.0", says=says)
     if split == "val":
-        fails("classify", f"--checkpoint={checkpoint}", "--device=cpu", *options, says="not one picture could be read")
+        fails("classify", f"--checkpoint={checkpoint}", "--device=cpu", *options, says="not one image could be read")

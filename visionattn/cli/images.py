@@ -1,4 +1,4 @@
-"""Pictures of what a model does with pictures: ranked lists, and what DCAL's attention is on."""
+"""Images of what a model does with images: ranked lists, and what DCAL's attention is on."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from visionattn.data.sampling import Draw
 from visionattn.tasks.retrieval import Gallery, divide, rank
 
 TOP = 10
-"""Pictures of the gallery in a ranked list."""
+"""Images of the gallery in a ranked list."""
 
 
 def spread(count: int, number: int) -> list[int]:
@@ -21,14 +21,14 @@ def spread(count: int, number: int) -> list[int]:
     return [index * count // number for index in range(number)] if number < count else list(range(count))
 
 
-def check_number(pictures: int, option: str = "pictures") -> None:
+def check_number(num_examples: int) -> None:
     """Check how many images are to be drawn.
 
     Raises:
         UsageError: there would be none.
     """
-    if pictures < 1:
-        raise UsageError(f"--{option} must be at least 1, got {pictures}")
+    if num_examples < 1:
+        raise UsageError(f"--num_examples must be at least 1, got {num_examples}")
 
 
 def save_ranked_lists(
@@ -39,7 +39,7 @@ def save_ranked_lists(
     Args:
         folder: where ``PLACE-NAME.png`` go.
         found: queries and gallery with their features.
-        loader: of the same pictures.
+        loader: of the same images.
         num_query: so many places are queries, from the first one on.
         number: how many are drawn, evenly spaced.
         reranked: rank with k-reciprocal neighbours.
@@ -55,8 +55,8 @@ def save_ranked_lists(
     for index, (order, matches) in zip(chosen, rank(query, gallery, chosen, TOP, reranked=reranked), strict=True):
         place = int(query.place[index])
         name = f"{place:05d}-{Path(source.name_of(place)).stem}"
-        pictures = [source.read(int(gallery.place[other]))[0] for other in order]
-        lists.append(RankedList(name, source.read(place)[0], pictures, matches.tolist()))
+        images = [source.read(int(gallery.place[other]))[0] for other in order]
+        lists.append(RankedList(name, source.read(place)[0], images, matches.tolist()))
     save(folder, lists)
 
 
@@ -74,25 +74,25 @@ def check_rollout(model: nn.Module, name: str) -> None:
 def save_rollouts(
     folder: Path, model: Any, loader: ImageLoader, count: int, preprocessing: Mapping[str, Any], number: int
 ) -> None:
-    """Draws what the attention of a DCAL model is on, in ``number`` of the first ``count`` pictures of a loader.
+    """Draws what the attention of a DCAL model is on, in ``number`` of the first ``count`` images of a loader.
 
     Args:
         folder: where ``NUMBER-NAME.png`` go.
         model: with ``rollout_maps``.
         loader: of a data set with random access.
-        count: so many pictures are drawn from.
-        preprocessing: of these pictures: ``mean`` and ``std``.
+        count: so many images are drawn from.
+        preprocessing: of these images: ``mean`` and ``std``.
         number: how many are drawn, evenly spaced.
     """
-    from visionattn.viz.picture import denormalize, save_picture
+    from visionattn.viz.image import denormalize, save_image
     from visionattn.viz.rollout import draw_rollout
 
     device = next(model.parameters()).device
     for place, name, image in _read(loader, spread(count, number)):
         scores, selected = model.rollout_maps(image[None].to(device))
         pixels = denormalize(image, preprocessing["mean"], preprocessing["std"])
-        picture = draw_rollout(pixels, scores[0].cpu(), selected[0].cpu(), model.grid)
-        save_picture(picture, folder / f"{place:05d}-{Path(name).stem}.png")
+        drawn = draw_rollout(pixels, scores[0].cpu(), selected[0].cpu(), model.grid)
+        save_image(drawn, folder / f"{place:05d}-{Path(name).stem}.png")
 
 
 def _read(loader: ImageLoader, places: list[int]) -> Iterator[tuple[int, str, Tensor]]:

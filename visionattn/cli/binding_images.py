@@ -1,11 +1,11 @@
-"""Pictures of what probes for object binding say: which patches lie on the same object as one that was clicked."""
+"""Images of what probes for object binding say: which patches lie on the same object as one that was clicked."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from visionattn.cli.binding_run import BindingSubject
-from visionattn.cli.pictures import spread
+from visionattn.cli.images import spread
 from visionattn.data.sampling import Draw
 from visionattn.data.scenes.loading import SceneCollate
 from visionattn.objects.patches import PatchLabels, label_patches
@@ -18,14 +18,14 @@ def save_overlays(path: Path, subject: BindingSubject, probe: str, best: int, nu
     """Draws same-object maps of clicks in ``number`` scenes of val, at some layers, the best one among them.
 
     Args:
-        path: the picture that is written.
+        path: the image that is written.
         subject: backbone, probes and scenes.
         probe: the probe, whose scores are logits.
         best: the best layer.
         number: how many scenes are drawn, evenly spaced.
     """
     from visionattn.viz.binding import Click, save_similarity_sheet
-    from visionattn.viz.picture import denormalize
+    from visionattn.viz.image import denormalize
 
     backbone = subject.backbone
     layers = shown_layers(subject.probes.layers, best)
@@ -64,7 +64,7 @@ def shown_layers(layers: Sequence[Any], best: int) -> list[Any]:
 
 
 def choose_patch(labels: PatchLabels, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """A click on the first picture of a batch: the largest object, or else the largest segment, near its middle.
+    """A click on the first image of a batch: the largest object, or else the largest segment, near its middle.
 
     Returns:
         Id of the segment, and row and column of the patch.

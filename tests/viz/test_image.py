@@ -1,19 +1,19 @@
-"""Pictures as bytes, read, scaled and written."""
+"""Images as bytes, read, scaled and written."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from visionattn.viz.picture import denormalize, read_picture, save_picture, scale_to_height
+from visionattn.viz.image import denormalize, read_image, save_image, scale_to_height
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp"])
-def test_pictures_are_written_as_their_suffix_says(tmp_path, suffix):
-    path = tmp_path / "new" / "folder" / f"picture{suffix}"
-    assert save_picture(PIXELS, path) == path
+def test_images_are_written_as_their_suffix_says(tmp_path, suffix):
+    path = tmp_path / "new" / "folder" / f"image{suffix}"
+    assert save_image(PIXELS, path) == path
     with Image.open(path) as image:
         assert (image.format, image.size) == (
             {".png": "PNG", ".webp": "WEBP"}.get(suffix.lower(), "JPEG"),
@@ -22,15 +22,15 @@ def test_pictures_are_written_as_their_suffix_says(tmp_path, suffix):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("picture", [PIXELS, torch.from_numpy(PIXELS)], ids=["array", "tensor"])
-def test_red_comes_first(tmp_path, picture):
-    with Image.open(save_picture(picture, str(tmp_path / "picture.png"))) as image:
+@pytest.mark.parametrize("pixels", [PIXELS, torch.from_numpy(PIXELS)], ids=["array", "tensor"])
+def test_red_comes_first(tmp_path, pixels):
+    with Image.open(save_image(pixels, str(tmp_path / "image.png"))) as image:
         np.testing.assert_array_equal(np.asarray(image), PIXELS)
-    np.testing.assert_array_equal(read_picture(tmp_path / "picture.png"), PIXELS)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), PIXELS)
 
 
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
-    path = save_picture(PIXELS, tmp_path / "picture.png")
+    path = save_image(PIXELS, tmp_path / "image.png")
     before = path.read_bytes()
 
     def fail(self, file, *args, **options):
@@ -40,13 +40,13 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_picture(PIXELS[:2], path)
+        save_image(PIXELS[:2], path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (PIXELS / 255, r"bytes \[H, W, 3\], got float64 \[6, 4, 3\]"),
         (PIXELS[..., 0], r"got uint8 \[6, 4\]"),
@@ -55,33 +55,33 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     ],
     ids=["floats", "grey", "channels first", "batch"],
 )
-def test_what_is_no_picture(tmp_path, picture, message):
+def test_what_is_no_image(tmp_path, image, message):
     with pytest.raises(ValueError, match=message):
-        save_picture(picture, tmp_path / "picture.png")
+        save_image(image, tmp_path / "image.png")
     with pytest.raises(ValueError, match=message):
-        read_picture(picture)
+        read_image(image)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["picture.pdf", "picture", "picture.tiff"])
+@pytest.mark.parametrize("name", ["image.pdf", "image", "image.tiff"])
 def test_other_suffixes(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name}: its suffix must be one of .png, .jpg"):
-        save_picture(PIXELS, tmp_path / name)
+        save_image(PIXELS, tmp_path / name)
     assert not any(tmp_path.iterdir())
 
 
-def test_pictures_are_read_in_colour(tmp_path):
+def test_images_are_read_in_colour(tmp_path):
     Image.new("L", (4, 6), 77).save(tmp_path / "grey.png")
-    for picture in (tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.new("L", (4, 6), 77)):
-        np.testing.assert_array_equal(read_picture(picture), np.full((6, 4, 3), 77, np.uint8))
+    for image in (tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.new("L", (4, 6), 77)):
+        np.testing.assert_array_equal(read_image(image), np.full((6, 4, 3), 77, np.uint8))
 
 
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        read_picture(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no picture")
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(OSError, match=r"text\.png"):
-        read_picture(tmp_path / "text.png")
+        read_image(tmp_path / "text.png")
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 4), (12, 8), (9, 6), (3, 2), (1, 1)])
@@ -96,7 +96,7 @@ def test_scaling_down_averages():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalised_pictures_show_what_they_showed(channels):
+def test_normalised_images_show_what_they_showed(channels):
     mean, std = (0.2, 0.4, 0.6)[:channels], (0.5, 0.25, 2.0)[:channels]
     pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 4, 5), dtype=np.uint8)
     axes = (slice(None), None, None)

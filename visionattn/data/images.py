@@ -1,0 +1,57 @@
+"""From the file of an image to its pixels, the same way wherever images are read."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+SIXTEEN_BITS = 65535
+
+
+def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
+    """Decodes an image as people see it.
+
+    Cameras store what they see as it falls on their sensor, and in EXIF which side is up: the image is turned
+    accordingly (timm and torchvision leave it lying). Of several frames the first one counts; see :func:`to_mode`.
+
+    Args:
+        file: path or open file.
+        mode: Pillow's mode of the result, ``"RGB"`` or ``"L"``.
+
+    Raises:
+        OSError: it is not there or cannot be decoded; Pillow raises much else, too.
+        ValueError: as :func:`to_mode`.
+    """
+    with Image.open(file) as image:
+        image.load()
+        return to_mode(upright(image), mode)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """``image.convert(mode)``, but that 16 bits are scaled to 8, where Pillow makes all above 255 white.
+
+    Transparency is dropped, as everywhere in timm: the colours beneath it count.
+
+    Raises:
+        ValueError: an image of other numbers than 8 or 16 bits, for it is not known which of them is white.
+    """
+    # Netpbm's 16 bits come as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        scaled = np.asarray(image) * (255 / SIXTEEN_BITS)
+        image = Image.fromarray(scaled.round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"its pixels are {kind}, of which none is known to be white: convert it to 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # spares a warning
+    return image.convert(mode)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF block says, where there is one."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # a damaged EXIF block makes Pillow raise whatever it runs into, and says nothing of the pixels
+        return image
