@@ -34,7 +34,7 @@ def path(request, monkeypatch):
 
 def needs_compiler() -> None:
     if not stacked.can_run(torch.ones(1)):
-        pytest.skip(str(stacked.load()))
+        pytest.skip(f"no kernels: {stacked.unavailable()}")
 
 
 def randn(*shape: int) -> Tensor:
