@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.testing import make_inputs
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 MODULES = (
     "script",
     "problems",
@@ -39,13 +36,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def bench():
-    """The modules of kernels/bench, which are scripts that import each other by their bare names."""
+    """The modules of kernels/bench, which set the number of threads."""
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    for name in MODULES:
-        del sys.modules[name]
+    yield SimpleNamespace(**{name: importlib.import_module(f"kernels.bench.{name}") for name in MODULES})
     torch.set_num_threads(threads)
 
 
@@ -367,7 +360,7 @@ def test_startup_rows(bench, surroundings):
 
 def test_commands_whose_start_is_measured_are_there(bench):
     scripts = {words[0] for words in bench.startup.COMMANDS.values()} - {"-c", "-m"}
-    assert all((BENCH.parents[1] / script).is_file() for script in scripts)
+    assert all((bench.startup.REPOSITORY / script).is_file() for script in scripts)
 
 
 @pytest.mark.parametrize(
