@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
-from visionattn.cli.errors import ConciseParser
+from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
 from visionattn.cli.probe import probe
@@ -28,6 +28,13 @@ COMMANDS: dict[str, Any] = {
 
 class EvaluationParser(ConciseParser, ArgumentParser):
     """Options from the commands' signatures and docstrings."""
+
+    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the dataclasses of options; what they refuse is an error of the command line."""
+        try:
+            return super().instantiate(*args, **kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:

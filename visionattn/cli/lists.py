@@ -33,5 +33,7 @@ def _register(name: str, kind: type) -> type:
 
 
 _LISTS = {
-    str(list[kind]): _register(name, kind) for name, kind in {"integers": int, "numbers": float, "words": str}.items()
+    str(list[int]): _register("integers", int),
+    str(list[float]): _register("numbers", float),
+    str(list[str]): _register("words", str),
 }

@@ -116,7 +116,7 @@ class LayerProbes(nn.Module):
         self.probes = nn.ModuleDict({name: create_probe(name, num_layers, layout.dim, **options) for name in names})
 
     def normalize(self, tokens: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """Normalise the patches of each layer's tokens `[B, T, D]`, all or those at `index` `[B, P]`: `[L, B, P, D]`."""
+        """Normalise each layer's tokens `[B, T, D]`: all patches, or those at `index` `[B, P]`, as `[L, B, P, D]`."""
         patches = [layer[:, self.layout.num_prefix_tokens :] for layer in tokens]
         if index is not None:
             patches = [layer.gather(1, index[..., None].expand(-1, -1, layer.shape[-1])) for layer in patches]

@@ -1,9 +1,9 @@
 """Interventions on object binding: change tokens between blocks, and record attention.
 
-A quadratic probe reads tokens h through a subspace of few dimensions: h = f + b, where b is the projection of h onto the
-subspace. Changing only b after one block tests whether later blocks use what the probe reads
-(https://arxiv.org/abs/2510.24709, sections on ablation). The same change in a random subspace of equal dimension is the
-control.
+A quadratic probe reads tokens h through a subspace of few dimensions: h = f + b, where b is the projection of h onto
+the subspace. Changing only b after one block tests whether later blocks use what the probe reads
+(https://arxiv.org/abs/2510.24709, sections on ablation). The control is the same change in a random subspace of equal
+dimension.
 
 Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimensions.
 """

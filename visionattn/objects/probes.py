@@ -1,4 +1,4 @@
-"""Probes that predict from the embeddings x, y of two patches whether they lie on the same object, for L layers at once.
+"""Probes that predict from the embeddings x, y of two patches whether they lie on one object, for L layers at once.
 
 The probes are those of "Does Object Binding Naturally Emerge in Large Pretrained Vision Transformers?"
 (https://arxiv.org/abs/2510.24709). Parameters are stacked over the layers, and matrix products score all pairs of an
@@ -251,6 +251,16 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     return queries.to(instances.device).gather(2, instances.expand(len(probabilities), -1, -1))
 
 
+def check_probe(name: str) -> None:
+    """Check that a probe of this name exists.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if name not in PROBES:
+        raise ValueError(f"no probe is named {name!r}; there are {', '.join(PROBES)}")
+
+
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
 ) -> PairProbe:
@@ -279,8 +289,7 @@ def create_probe(
         "cosine": CosineProbe,
         "dot": DotProbe,
     }
-    if name not in makers:
-        raise ValueError(f"no probe is named {name!r}; there are {', '.join(PROBES)}")
+    check_probe(name)
     return makers[name]()
 
 
