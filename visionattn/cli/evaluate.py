@@ -27,9 +27,9 @@ COMMANDS: dict[str, Any] = {
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):
-    """Options from the commands' signatures and docstrings."""
+    """Make options from the signatures and docstrings of commands."""
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one eval command."""
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)
