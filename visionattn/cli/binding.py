@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionattn.cli.errors import UsageError
-from visionattn.cli.images import check_number
+from visionattn.cli.options import check_number, model_source
 from visionattn.cli.probing_data import slug
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
+from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import ModelSource, draw_weights
+from visionattn.evaluation.source import draw_weights
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
@@ -104,7 +104,7 @@ def binding(
     results = BindingResults()
 
     def open_session(name: str | None, randomized: bool, seed: int) -> tuple[BindingSession, Experiments | None]:
-        loaded = ModelSource(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
+        loaded = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
         if randomized:
             loaded = draw_weights(loaded.spec, seed)
         session = BindingSession(
@@ -172,8 +172,7 @@ def print_results(results: BindingResults) -> None:
         ]:
             print_table(cells, title=f"Scores of a layer and attention in the next block of {model}")
     for session in results.models:
-        if session.num_unreadable:
-            print(f"unreadable scenes left out: {session.num_unreadable}, the first: {session.unreadable[0]}")
+        print_unreadable(session, "scenes")
 
 
 def _title(results: BindingResults, rows: Sequence[BindingRow]) -> str:

@@ -27,7 +27,7 @@ COMMANDS: dict[str, Any] = {
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):
-    """Options from the commands' signatures and docstrings."""
+    """Make options from the signatures and docstrings of commands."""
 
     def instantiate(self, *args: Any, **kwargs: Any) -> Any:
         """Make the dataclasses of options; what they refuse is an error of the command line."""
@@ -38,5 +38,5 @@ class EvaluationParser(ConciseParser, ArgumentParser):
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one eval command."""
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from visionattn.cli.images import spread  # TODO evaluation.drawing
 from visionattn.data.sampling import Draw
 from visionattn.data.scenes.loading import SceneCollate
+from visionattn.evaluation.drawing import spread
 from visionattn.objects.patches import PatchLabels, label_patches
 from visionattn.objects.session import BindingSession
 from visionattn.viz.binding import Click

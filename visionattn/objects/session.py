@@ -26,6 +26,7 @@ from visionattn.data.scenes.opening import SceneName
 from visionattn.data.transforms import MAX_SIZE
 from visionattn.evaluation.as_trained import open_scenes, prepare_images
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
+from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.probes import check_probe
@@ -34,9 +35,6 @@ from visionattn.probing.backbone import Backbone, weights_hash
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.checkpoint import ClassifierSpec
 from visionattn.tasks.preprocessing import describe_preprocessing
-
-NAMED_UNREADABLE = 20  # TODO evaluation.loop
-"""Number of unreadable scenes that results name."""
 
 DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosine", "dot"]
 """Probes of a session by default."""
