@@ -31,9 +31,9 @@ from script import choose, new_parser, prepare, run
 from torch import Tensor
 
 from visionattn.probing.backbone import TokenLayout
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.extraction import FeatureCache
-from visionattn.probing.features import CachedFeatures, FeatureSource
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.extraction import FeatureCache
+from visionattn.probing.features.sources import CachedFeatures, FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe, sweep
 from visionattn.probing.protocols.joint import JointTraining

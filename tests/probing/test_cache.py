@@ -21,10 +21,10 @@ import timm
 import torch
 from torch import Tensor
 
-from visionattn.probing import cache as cache_module
+from visionattn.probing.features import cache as cache_module
 from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.extraction import FeatureCache, ImageBatch, extract_features
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, extract_features
 
 IMAGES, SHARD = 7, 4
 

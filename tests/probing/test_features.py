@@ -17,7 +17,7 @@ from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
 from visionattn.data.transforms import image_transform
 from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.extraction import (
+from visionattn.probing.features.extraction import (
     FeatureCache,
     ImageBatch,
     collate_images,
@@ -26,7 +26,7 @@ from visionattn.probing.extraction import (
     pool_tokens,
     view_seed,
 )
-from visionattn.probing.features import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
+from visionattn.probing.features.sources import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
 
 CROP = {"scale": (0.3, 1.0), "hflip": 0.5, "color_jitter": 0.4}
 COUNT = 21

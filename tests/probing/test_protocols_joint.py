@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource, TensorFeatures
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource, TensorFeatures
 from visionattn.probing.heads import create_head, select_tokens
 from visionattn.probing.protocols import (
     Candidate,

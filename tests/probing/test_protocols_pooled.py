@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
-from visionattn.probing.features import FeatureSource, TensorFeatures
+from visionattn.probing.features.sources import FeatureSource, TensorFeatures
 from visionattn.probing.protocols import (
     Probe,
     Recipe,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionattn.probing.features import TensorFeatures
+from visionattn.probing.features.sources import TensorFeatures
 from visionattn.probing.protocols import Candidate, Probe, Recipe, sweep, train_heads
 from visionattn.probing.protocols.state import load_state, save_state
 

@@ -26,8 +26,8 @@ from visionattn.cli.probing_data import (
 from visionattn.cli.progress import show_progress
 from visionattn.probing.backbone import Backbone, Layer, weights_hash
 from visionattn.probing.export import head_tokens
-from visionattn.probing.extraction import FeatureCache
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import FeatureCache
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import create_head
 from visionattn.probing.protocols import (
     Candidate,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head
 from visionattn.probing.protocols.candidates import Candidate, Recipe
 from visionattn.probing.protocols.optimizers import Optimizers

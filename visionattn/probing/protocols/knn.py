@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.protocols.results import Probe, Progress
 from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid
 

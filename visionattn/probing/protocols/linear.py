@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head
 from visionattn.probing.protocols.results import Probe, Progress
 from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid

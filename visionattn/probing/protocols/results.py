@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead
 
 SelectedOn = Literal["held_out", "val", "fixed"]

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead
 from visionattn.probing.protocols.results import (
     HeadResult,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
 
 
 class FeatureSource(Protocol):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.backbone import Backbone, Layer, TokenLayout
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.contents import fingerprint as fingerprint
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.contents import fingerprint as fingerprint
 from visionattn.probing.heads import select_tokens
 
 PooledKind = Literal["cls", "gap"]
