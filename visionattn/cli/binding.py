@@ -9,7 +9,6 @@ from visionattn.cli.binding_images import save_overlays
 from visionattn.cli.binding_interventions import WANTED, Experiments, Interventions
 from visionattn.cli.binding_report import BindingReport, best_layer
 from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTraining, prepare_scenes
-from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import draw_weights, load_frozen
 from visionattn.cli.hints import near_matches
@@ -17,6 +16,7 @@ from visionattn.cli.images import check_number
 from visionattn.cli.options import numbers, words
 from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
+from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
 from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin

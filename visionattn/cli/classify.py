@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
-from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.images import check_number, check_rollout, save_rollouts
 from visionattn.cli.options import renamed
@@ -19,6 +18,7 @@ from visionattn.cli.progress import track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_csv, write_json
 from visionattn.data import ImageClassificationData
 from visionattn.data.class_map import ClassMap
+from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from visionattn.cli.classify import NAMED_UNREADABLE
-from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.images import check_number, spread
 from visionattn.cli.options import renamed
 from visionattn.cli.progress import track
@@ -19,6 +18,7 @@ from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
+from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.models.slots import SlotAutoencoder, encode
 from visionattn.objects.baselines import block_grid, random_segments
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionattn.cli.device import Precision, autocast
+from visionattn.evaluation.device import Precision, autocast
 from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.checkpoint import create_classifier, describe_classifier
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import load_frozen
 from visionattn.cli.hints import near_matches
@@ -17,6 +16,7 @@ from visionattn.cli.probing_data import FeatureOptions, ProbingData, prepare, sl
 from visionattn.cli.probing_report import Report, save_attention
 from visionattn.cli.probing_run import FITTED, HeadTraining, Subject
 from visionattn.cli.report import check_folder, check_writable
+from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.export import export_probe
 from visionattn.probing.heads import list_heads

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
-from visionattn.cli.device import Precision, autocast, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.images import check_number, check_rollout, save_ranked_lists, save_rollouts
 from visionattn.cli.options import renamed
@@ -17,6 +16,7 @@ from visionattn.cli.progress import adding, show_progress, track
 from visionattn.cli.report import check_folder, check_writable, print_table, write_json
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
+from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.branches import Inference, choose_inference, reid_features
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin

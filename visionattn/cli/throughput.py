@@ -12,12 +12,12 @@ import timm
 import torch
 from timm.models import model_entrypoint
 
-from visionattn.cli.device import Precision, resolve_device
 from visionattn.cli.errors import one_line
 from visionattn.cli.measure import Conditions, measure
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import check_writable, print_table, write_csv, write_json
 from visionattn.cli.zoo import read_results, write_zoo
+from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.tasks.checkpoint import check_model_name
 from visionattn_kernels.provenance import provenance
 
