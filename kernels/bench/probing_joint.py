@@ -172,7 +172,7 @@ def disagreement(source: FeatureSource, candidates: Sequence[Candidate], recipe:
     training = JointTraining(source, source, candidates, NUM_CLASSES, recipe, device, torch.float64)
     training.fit()
     differences = [0.0]
-    for each in training.runs:
+    for each in training.trials:
         head, accuracy = train_alone(source, each.candidate, recipe, device, torch.float64)
         differences.append(abs(accuracy - each.best_accuracy))
         states = zip(head.state_dict().values(), each.head.state_dict().values(), strict=True)

@@ -7,12 +7,14 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
-from visionattn.cli.errors import ConciseParser
+from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
+from visionattn.cli.lists import accept_commas
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
+from visionattn.errors import UserError
 
 COMMANDS: dict[str, Any] = {
     "binding": binding,
@@ -28,6 +30,19 @@ COMMANDS: dict[str, Any] = {
 
 class EvaluationParser(ConciseParser, ArgumentParser):
     """Options from the commands' signatures and docstrings."""
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """Parse, with lists that may be written with commas."""
+        for action in self._actions:
+            accept_commas(action)
+        return super().parse_args(args, *others, **kwargs)
+
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Make groups of options; what they refuse is an error of the command line."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except UserError as error:
+            raise UsageError(str(error)) from error
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:

@@ -72,7 +72,7 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield label, torch.where(targets == label)[0]
 
 
-class Subset:
+class FeatureSubset:
     """Some images of a `FeatureSource`, as one.
 
     Args:
