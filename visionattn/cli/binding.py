@@ -25,6 +25,7 @@ from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
 DATA, TRAINING, INTERVENTIONS = BindingData(), ProbeTraining(), Interventions()
+ALL: list[Literal["all"] | int] = ["all"]
 RATES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC"}
 """Rates in the table, with their headings."""
 
@@ -36,7 +37,7 @@ def binding(
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
     control: Literal["random"] | None = None,
-    layers: Literal["all"] | list[int] = "all",
+    layers: list[Literal["all"] | int] = ALL,
     probes: list[str] = DEFAULT_PROBES,
     data: BindingData = DATA,
     training: ProbeTraining = TRAINING,
@@ -112,7 +113,7 @@ def binding(
             data=data,
             training=replace(training, seed=seed),
             probes=list(dict.fromkeys([*probes, *required])),
-            layers=None if layers == "all" else layers,
+            layers=None if layers == ALL else layers,  # type: ignore[arg-type]
             device=resolved,
             precision=precision,
             progress=show_progress,

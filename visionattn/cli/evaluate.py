@@ -10,9 +10,11 @@ from visionattn.cli.discover import discover
 from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
+from visionattn.cli.lists import accept_commas
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
+from visionattn.errors import UserError
 
 COMMANDS: dict[str, Any] = {
     "binding": binding,
@@ -29,11 +31,17 @@ COMMANDS: dict[str, Any] = {
 class EvaluationParser(ConciseParser, ArgumentParser):
     """Make options from the signatures and docstrings of commands."""
 
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        """Parse, with lists that may be written with commas."""
+        for action in self._actions:
+            accept_commas(action)
+        return super().parse_args(args, *others, **kwargs)
+
     def instantiate(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the dataclasses of options; what they refuse is an error of the command line."""
+        """Make groups of options; what they refuse is an error of the command line."""
         try:
             return super().instantiate(*args, **kwargs)
-        except ValueError as error:
+        except UserError as error:
             raise UsageError(str(error)) from error
 
 

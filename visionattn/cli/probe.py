@@ -119,8 +119,8 @@ def probe(
             for count in shots:
                 report.add(subject.about(group), subject.few_shot(wanted, group, count))
             for found in () if shots else subject.probe(wanted, group):
-                report.add(subject.about(group), [found.result])
-                stem = _stem(backbone.name, group, found.result.name)
+                report.add(subject.about(group), [found])
+                stem = _stem(backbone.name, group, found.name)
                 if export and found.head:
                     published = origin["weights"] == "pretrained"
                     export_probe(export, stem, found, backbone, group, subject.class_names, published=published)

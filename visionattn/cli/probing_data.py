@@ -19,9 +19,15 @@ from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource
 from visionattn.data.transforms import MAX_SIZE, image_transform
 from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.contents import fingerprint
-from visionattn.probing.extraction import FeatureCache, ImageBatch, collate_images, extract_features, view_seed
-from visionattn.probing.features import CachedFeatures, FeatureSource, LayerFeatures, OnlineFeatures, TensorFeatures
+from visionattn.probing.features.contents import fingerprint
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, collate_images, extract_features, view_seed
+from visionattn.probing.features.sources import (
+    CachedFeatures,
+    FeatureSource,
+    LayerFeatures,
+    OnlineFeatures,
+    TensorFeatures,
+)
 from visionattn.tasks.checkpoint import ClassifierSpec
 
 SEED = 0
@@ -112,7 +118,7 @@ class FeatureOptions:
 
 
 class SplitImages:
-    """Images of a split, as `visionattn.probing.extraction.Images` wants them.
+    """Images of a split, as `visionattn.probing.features.extraction.Images` wants them.
 
     Args:
         module: after ``setup``.
@@ -153,7 +159,7 @@ class SplitImages:
         return str(Path(name).resolve()) if Path(name).is_file() else name
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
-        """Reads images, batch by batch; see `visionattn.probing.extraction.Images`."""
+        """Reads images, batch by batch; see `visionattn.probing.features.extraction.Images`."""
         transform = image_transform(self.preprocessing, AUGMENTATION if view else None)
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches

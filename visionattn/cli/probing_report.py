@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class Report:
     def add(self, about: Mapping[str, Any], results: Sequence[HeadResult | FewShotResult]) -> None:
         """Takes up results and writes the files."""
         for result in results:
-            values = asdict(result) if isinstance(result, HeadResult) else _summary(result)
+            values = result.to_dict()
             self.rows.append({**about, "head": values.pop("name"), **values})
         if self.output:
             write_json({"results": self._ordered(), "models": self.models, **self.settings}, self.output)
@@ -125,26 +124,6 @@ def percent(row: Mapping[str, Any], rate: str) -> str:
     """A rate in percent, with its standard deviation where there is one."""
     deviation = row.get(f"{rate}_std")
     return f"{row[rate]:.2%}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
-
-
-def _summary(result: FewShotResult) -> dict[str, Any]:
-    """A few-shot result with the keys of others, as far as these have a counterpart."""
-    first = result.draws[0]
-    return {
-        "name": result.name,
-        "shots": result.shots,
-        "repeats": len(result.draws),
-        "options": dict(first.options) if first.optimizer else {},
-        "num_parameters": first.num_parameters,
-        "top1": result.top1_mean,
-        "top1_std": result.top1_std,
-        "top5": result.top5_mean,
-        "top5_std": result.top5_std,
-        "selected_on": first.selected_on,
-        "optimizer": first.optimizer,
-        "seconds": sum(draw.seconds for draw in result.draws),
-        "draws": [asdict(draw) for draw in result.draws],
-    }
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,13 +26,13 @@ from visionattn.cli.progress import show_progress
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.probing.backbone import Backbone, Layer, weights_hash
 from visionattn.probing.export import head_tokens
-from visionattn.probing.extraction import FeatureCache
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import FeatureCache
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import create_head
 from visionattn.probing.protocols import (
     Candidate,
     FewShotResult,
-    Probe,
+    HeadResult,
     Recipe,
     Selection,
     few_shot,
@@ -48,7 +48,7 @@ from visionattn.probing.protocols.results import SelectedOn, middle
 from visionattn.probing.protocols.split import can_hold_out, draw
 from visionattn.tasks.checkpoint import ClassifierSpec
 
-FITTED: dict[str, Callable[..., Probe]] = {"knn": knn, "ridge": ridge, "logistic": logistic_regression}
+FITTED: dict[str, Callable[..., HeadResult]] = {"knn": knn, "ridge": ridge, "logistic": logistic_regression}
 """What is fitted to pooled vectors and not trained by steps."""
 
 OF_MEANS = ("linear", "cls", "gap")
@@ -289,7 +289,7 @@ class Subject:
         )
         return train, val
 
-    def probe(self, heads: Heads, group: Sequence[Layer]) -> Iterator[Probe]:
+    def probe(self, heads: Heads, group: Sequence[Layer]) -> Iterator[HeadResult]:
         """Evaluates heads, first those that are fitted."""
         train, val = self.sources(group)
         key = {"layers": group, "tokens": self.with_tokens, "views": self.features.views}
@@ -301,7 +301,7 @@ class Subject:
         """Evaluates heads that learn from few images of each class."""
         train, val = self.sources(group)
 
-        def evaluate(part: FeatureSource, seed: int) -> list[Probe]:
+        def evaluate(part: FeatureSource, seed: int) -> list[HeadResult]:
             return list(self._probe(heads, group, part, val, seed, None))
 
         return few_shot(evaluate, train, shots, self.training.repeats, self.training.seed)
@@ -314,7 +314,7 @@ class Subject:
         val: FeatureSource,
         seed: int,
         key: dict[str, Any] | None,
-    ) -> Iterator[Probe]:
+    ) -> Iterator[HeadResult]:
         """Evaluates heads; the state of their training is kept where there is a key for it."""
         num_classes = len(self.class_names)
         selected_on = self.training.selected_on(train.targets)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.checks import check_range
+from visionattn.errors import UserError
 from visionattn.objects.patches import PatchLabels, PatchPairs, label_patches, sample_patches
 from visionattn.objects.probes import PairProbe, PointwiseProbe, RunningNorm, create_probe
 from visionattn.objects.scores import NUM_BINS, PairRates, PairScores
@@ -73,9 +74,9 @@ class ProbeTraining:
 
     def __post_init__(self) -> None:
         for name, bound in (("epochs", 1), ("patches", 2), ("rank", 1), ("num_queries", 1)):
-            check_range(f"training.{name}", getattr(self, name), bound)
-        check_range("training.lr", self.lr, 0, above=True)
-        check_range("training.min_purity", self.min_purity, 0, 1)
+            check_range(f"training.{name}", getattr(self, name), bound, error=UserError)
+        check_range("training.lr", self.lr, 0, above=True, error=UserError)
+        check_range("training.min_purity", self.min_purity, 0, 1, error=UserError)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visionattn.checks import check_range
 from visionattn.data.scenes import SceneBatch
+from visionattn.errors import UserError
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
@@ -47,7 +48,7 @@ class Interventions:
     def __post_init__(self) -> None:
         for name in ("shuffle", "inject"):
             for amount in getattr(self, name):
-                check_range(f"interventions.{name}", amount, 0, 1)
+                check_range(f"interventions.{name}", amount, 0, 1, error=UserError)
 
 
 class Condition(NamedTuple):
