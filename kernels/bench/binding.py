@@ -24,7 +24,7 @@ from script import choose, new_parser, prepare, run
 from torch import Tensor
 
 from visionattn.objects.binding import BindingProbes
-from visionattn.objects.probes import DiagonalProbe, LinearProbe, Probe, QuadraticProbe
+from visionattn.objects.probes import DiagonalProbe, LinearProbe, PairProbe, QuadraticProbe
 from visionattn.probing.backbone import Backbone
 
 COLUMNS = (
@@ -146,7 +146,7 @@ def disagreement() -> float:
     return max(errors)
 
 
-def single_pair(probe: Probe, layer: int, x: Tensor, y: Tensor) -> Tensor:
+def single_pair(probe: PairProbe, layer: int, x: Tensor, y: Tensor) -> Tensor:
     """The formula of a probe for two tokens `[D]`."""
     w, b = (probe.get_parameter(name)[layer] for name in ("weight", "bias"))
     if isinstance(probe, QuadraticProbe):

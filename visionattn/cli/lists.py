@@ -32,7 +32,10 @@ def accept_commas(action: Any) -> None:
 def _reader(items: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
     def read(values: Any) -> list[Any]:
         words = values.split(",") if isinstance(values, str) else values if isinstance(values, list) else [values]
-        return [_convert(word.strip() if isinstance(word, str) else word, items) for word in words if word != ""]
+        found = [_convert(word.strip() if isinstance(word, str) else word, items) for word in words if word != ""]
+        if not found:
+            raise ValueError("give at least one value; separate several values by commas")
+        return found
 
     return read
 
