@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.objects.patches import PatchLabels, PatchPairs
+from visionattn.suggestions import suggest
 
 PROBES = ("quadratic", "quadratic_full", "diagonal", "linear", "class", "identity", "cosine", "dot")
 """Names that `create_probe` takes."""
@@ -258,7 +259,8 @@ def check_probe(name: str) -> None:
         ValueError: It does not.
     """
     if name not in PROBES:
-        raise ValueError(f"no probe is named {name!r}; there are {', '.join(PROBES)}")
+        hint = suggest(name, PROBES) or f"; there are {', '.join(PROBES)}"
+        raise ValueError(f"no probe is named {name!r}{hint}")
 
 
 def create_probe(
