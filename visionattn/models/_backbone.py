@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -48,7 +47,6 @@ class Backbone(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.grad_checkpointing = False
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
         stack, last = rf"^{self.stack_name}\.(\d+)", (rf"^{self.last_name}", (99999,))
@@ -59,14 +57,12 @@ class Backbone(nn.Module):
             "blocks": [(rf"{stack}\.downsample", (0,)), (rf"{stack}\.blocks\.(\d+)", None), (stack, None), last],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes blocks in backward instead of keeping what they computed."""
         self.grad_checkpointing = enable
         for module in getattr(self, self.stack_name):
             module.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The final linear layer."""
         return self.head.fc
@@ -77,7 +73,6 @@ class Backbone(nn.Module):
         self.head.reset(num_classes, pool_type=global_pool, **self.device_and_dtype())
         self.head_hidden_size = self.head.num_features
 
-    @torch.jit.ignore
     def device_and_dtype(self) -> dict[str, Any]:
         """Where maps are, and their type."""
         return get_device_dtype(self)
