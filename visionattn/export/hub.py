@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.models import save_for_hf, split_model_name_tag
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_input_size  # not exported; test_hub.py's sequence fails if it moves
 
 from visionattn.cli.report import check_folder
 from visionattn.export.card import write_card

@@ -10,8 +10,7 @@ Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorizatio
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
-from timm.models._features_fx import register_notrace_function
+from timm.layers import Attention, register_notrace_function
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import get_device_dtype
 from timm.models import checkpoint, named_apply
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from visionattn.layers.dual_cross_attention import (
     PairSource,
     select_patches,
 )
+from visionattn.models._backbone import take_indices
 
 
 class Branch(NamedTuple):
@@ -159,7 +159,7 @@ class DcalVisionTransformer(VisionTransformer):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         complete = not intermediates_only and (not stop_early or last == len(self.blocks) - 1)
         size = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         depth = last + 1 if stop_early or intermediates_only else len(self.blocks)

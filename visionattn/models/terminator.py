@@ -29,14 +29,13 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
-from visionattn.models._backbone import Backbone
+from visionattn.models._backbone import Backbone, take_indices
 from visionattn.models._weights import build_model, packaged
 from visionattn_kernels.hyper import GlobalMode
 
@@ -278,7 +277,7 @@ class Terminator(Backbone):
         """Features, and those of the blocks on the way; see `Backbone.forward_intermediates`."""
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
         found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
         return found if intermediates_only else (outputs[-1], found)
