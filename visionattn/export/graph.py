@@ -6,7 +6,6 @@ network.
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from visionattn.cli.errors import one_line
 from visionattn.export.network import Network
+from visionattn.files import replacing_all
 from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"
@@ -162,8 +162,8 @@ def _save(
     network: Network, path: Path, write: Callable[[Path], Answer], dynamic_batch: bool, tolerance: float
 ) -> Difference:
     """Writes aside, compares, and puts all files in place."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        answer = write(Path(folder) / path.name)
+    with replacing_all(path.parent) as folder:
+        answer = write(folder / path.name)
         found = compare(network, answer, (1, 3) if dynamic_batch else (1,))
         if not found.relative <= tolerance:
             raise ValueError(
@@ -172,9 +172,7 @@ def _save(
             )
         about = {**network.describe(), "max_difference": {"absolute": found.absolute, "relative": found.relative}}
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / f"{path.name}.json").write_text(text, encoding="utf-8")
-        for file in Path(folder).iterdir():
-            file.replace(path.parent / file.name)
+        (folder / f"{path.name}.json").write_text(text, encoding="utf-8")
     return found
 
 

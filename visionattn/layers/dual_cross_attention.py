@@ -10,8 +10,7 @@ Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorizatio
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
-from timm.models._features_fx import register_notrace_function
+from timm.layers import Attention, register_notrace_function
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,7 +63,7 @@ def attend_pairs(
     k: Tensor,
     v: Tensor,
     pair: Tensor,
-    source: str = "sa",
+    source: PairSource = "sa",
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -131,13 +130,16 @@ class DualCrossAttention(Attention):
 
 
 class DualCrossBlock(Block):
-    """timm's block, which can also tell its scores, attend to pairs, or answer some tokens alone."""
+    """timm's block, which can also return its scores, attend to pairs, or compute some tokens alone."""
+
+    attn: DualCrossAttention
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "attn_layer": DualCrossAttention})
-        self.attn: DualCrossAttention  # declared here, for TorchScript reads what the class declares
 
-    def forward_parts(self, x: Tensor, pair: Tensor | None, source: str, scored: bool) -> tuple[Tensor, Tensor]:
+    def forward_parts(
+        self, x: Tensor, pair: Tensor | None, source: PairSource, scored: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Self-attention, pair-wise attention beside it where there are pairs, and the scores of the former.
 
         Where gradients are wanted, attention is fused, which keeps no probabilities, and the scores are computed by
@@ -150,11 +152,11 @@ class DualCrossBlock(Block):
             scored: whether the scores are wanted.
 
         Returns:
-            Tokens like `x`; scores [B, N, N], mean over heads and without gradients, or nothing of any shape.
+            Tokens like `x`; scores [B, N, N], mean over heads and without gradients, or None.
         """
         attn = self.attn
         q, k, v = attn.project(self.norm1(x))
-        scores = x[:0]
+        scores = None
         if scored and pair is None and not torch.is_grad_enabled():
             probabilities = attn.probabilities(q, k)
             scores = probabilities.mean(1)

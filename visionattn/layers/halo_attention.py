@@ -11,7 +11,6 @@ from visionattn_kernels import halo_attention_2d
 
 
 @register_notrace_function
-@torch.jit.ignore
 def attend_halo(
     q: Tensor,
     kv: Tensor,
@@ -24,7 +23,7 @@ def attend_halo(
     scale_rel_pos: bool,
     timm_compat: bool,
 ) -> Tensor:
-    """Halo attention with decomposed relative position; opaque to FX and TorchScript, whose shapes it reads.
+    """Halo attention with decomposed relative position; opaque to FX, because it reads shapes.
 
     Args:
         q: Queries `[B, Q_h, Q_w, num_heads * head_dim]`, with `Q = ceil(H / query_stride)`.
@@ -86,7 +85,6 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 @register_notrace_function
-@torch.jit.ignore
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
     """`out`, which is channels-last, in the memory format of `x`."""
     # vmap cannot be asked for a memory format, but for whether a view is contiguous.
@@ -173,7 +171,7 @@ class HaloAttention2d(nn.Module):
         self.num_heads = num_heads
         self.block_size = block_size
         self.halo_size = halo_size
-        self.query_stride = 1 if pooled else int(stride)
+        self.query_stride = 1 if pooled else stride
         self.scale_rel_pos = scale_rel_pos
         self.timm_compat = timm_compat
         self.q = nn.Conv2d(dim, num_heads * head_dim, 1, self.query_stride, bias=qkv_bias, device=device, dtype=dtype)

@@ -12,11 +12,10 @@ KernelSize = int | tuple[int, int]
 
 
 @register_notrace_function
-@torch.jit.ignore
 def attend_neighborhood(
-    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: int | tuple[int, int], dilation: int | None
+    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: KernelSize, dilation: int | None
 ) -> Tensor:
-    """Neighborhood attention of packed queries, keys and values; opaque to FX and TorchScript, whose shapes it reads.
+    """Neighborhood attention of packed queries, keys and values; opaque to FX, because it reads shapes.
 
     Args:
         qkv: `[B, H, W, 3 * dim]`, rows ordered (3, head, head_dim).
@@ -36,8 +35,7 @@ def attend_neighborhood(
 
 
 @register_notrace_function
-@torch.jit.ignore
-def pad_to_window(x: Tensor, kernel_size: int | tuple[int, int], dilation: int | None) -> Tensor:
+def pad_to_window(x: Tensor, kernel_size: KernelSize, dilation: int | None) -> Tensor:
     """Appends zeros to a map `[B, H, W, C]` that is smaller than a window, kernel_size * dilation, until it fits."""
     kernel, dilations = _pair(kernel_size), _dilations(x, kernel_size, dilation)
     bottom, right = (max(0, k * d - n) for k, d, n in zip(kernel, dilations, x.shape[1:3], strict=True))
@@ -129,8 +127,7 @@ class NeighborhoodAttention2d(nn.Module):
         if self.rpb is not None:
             trunc_normal_(self.rpb, std=0.02)
 
-    @torch.jit.ignore
-    def set_kernel_size(self, kernel_size: int | tuple[int, int]) -> None:
+    def set_kernel_size(self, kernel_size: KernelSize) -> None:
         """Changes the kernel size; the relative bias table is interpolated bicubically."""
         self.kernel_size = _plain(kernel_size)
         if self.rpb is not None:

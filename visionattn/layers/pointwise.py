@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 
 @register_notrace_function
-@torch.jit.ignore
 def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of a heads-last map `[B, H, W, C]`; on CPUs in float32 by a 1x1 convolution.
 

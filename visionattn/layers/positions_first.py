@@ -85,7 +85,7 @@ def pointwise_sum(
         return _convolve(maps, weights, bias, "gelu" if activate else "sum")
     height, width = maps[0].shape[2], maps[0].shape[3]
     y = F.conv2d(as_columns(maps[0]), weights[0][:, :, None, None], bias)
-    for x, weight in zip(maps[1:], weights[1:]):  # noqa: B905  (TorchScript)
+    for x, weight in zip(maps[1:], weights[1:], strict=True):
         y.add_(F.conv2d(as_columns(x), weight[:, :, None, None]))
     return from_columns(gelu(y) if activate else y, height, width)
 
@@ -100,17 +100,11 @@ def pointwise_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def is_fused(tensors: list[Tensor]) -> bool:
     """Whether compiled operators take these tensors: on CPUs, where nothing wants gradients or a graph."""
-    return not torch.jit.is_scripting() and _can_fuse(tensors)
-
-
-@torch.jit.unused
-def _can_fuse(tensors: list[Tensor]) -> bool:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return tensors[0].numel() > 0 and can_run(*tensors)
 
 
-@torch.jit.unused
 def _convolve(maps: list[Tensor], weights: list[Tensor], bias: Tensor | None, ending: str) -> Tensor:
     rows = [x.permute(2, 3, 0, 1).flatten(0, 2) for x in maps]
     y = convolve_maps(rows, weights, bias_of(weights[0], bias), ending)

@@ -29,12 +29,6 @@ class Prepared(nn.Module):
 
     def prepared(self) -> list[Tensor]:
         """Return what `prepare` gives, computed in the precision of the parameters."""
-        if torch.jit.is_scripting():
-            return self.prepare()
-        return self._find()
-
-    @torch.jit.unused
-    def _find(self) -> list[Tensor]:
         if self._kept is not None and not (torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters())):
             return self._kept
         with without_autocast(next(self.parameters()).device):
@@ -46,7 +40,7 @@ class Prepared(nn.Module):
         # A tensor made in inference mode could not take part in a later computation of gradients. A graph's file holds
         # whole storages, of which a view would be a part.
         with torch.inference_mode(False), torch.no_grad():
-            self._kept = [x.clone(memory_format=torch.contiguous_format) for x in self._find()]
+            self._kept = [x.clone(memory_format=torch.contiguous_format) for x in self.prepared()]
 
     def forget(self) -> None:
         """Compute the tensors at every call again."""

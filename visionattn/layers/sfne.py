@@ -13,7 +13,7 @@ Biases and scalars that a standardization takes away again are left out, unless 
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +37,8 @@ from visionattn_kernels.hyper import GlobalMode
 Size = tuple[int, int]
 
 
-@torch.jit.ignore
-def mix_globally(w_hat: Tensor, z: list[Tensor], mode: str) -> list[Tensor]:
-    """`hyper_zzw_global`, opaque to TorchScript."""
-    return hyper_zzw_global(w_hat, z, cast(GlobalMode, mode))
-
-
-@torch.jit.ignore
 def mix_locally(z: Tensor, kernel: Tensor) -> Tensor:
-    """`hyper_zzw_local`, opaque to TorchScript; `kernel` is `[1, C, kH, kW]` where all images share one."""
+    """Apply `hyper_zzw_local`; `kernel` is `[1, C, kH, kW]` if all images share one."""
     kernel = kernel.to(z.dtype)
     return hyper_zzw_local(z, kernel[0] if kernel.shape[0] < z.shape[0] else kernel)
 
@@ -124,7 +117,7 @@ class SlowFastBlock(Prepared):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         slow: dict[str, Any] = {"init": kernel_init, "omega_0": omega_0}
         self.dim = dim
-        self.global_mode: str = global_mode
+        self.global_mode = global_mode
         self.drop_rate = drop_rate
         self.kernel = SlowNetwork(dim, size, ndim, depth=depth, **slow, **dd)
         self.rgu_slow = RecursiveGatedUnit(dim, size, proj_bias=paper_compat, **dd)
@@ -157,7 +150,7 @@ class SlowFastBlock(Prepared):
         found.append(bias_of(fast.proj.weight, fast.proj.bias) + bias_of(slow.proj.weight, slow.proj.bias))
         found.append(bias_of(self.proj.weight, self.proj.bias))
         columns = self.proj.weight.flatten(1).split(self.dim, 1)
-        found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims)]  # noqa: B905  (TorchScript)
+        found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims, strict=True)]
         return found
 
     def branches(self, x: Tensor, dense: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
@@ -167,7 +160,7 @@ class SlowFastBlock(Prepared):
         fast = instance_standardize(pointwise_sum(gates, maps[6:8], maps[8]), inplace=True)
         mix = instance_standardize(pointwise(x, maps[4], maps[5]), inplace=True)
         hci = self.hci.standardized(x)
-        out, out_x, out_hci = mix_globally(w_hat, [fast, mix, hci], self.global_mode)
+        out, out_x, out_hci = hyper_zzw_global(w_hat, [fast, mix, hci], self.global_mode)
         found = [out]
         if self.local_2 is not None:
             found.append(self.local_2(hci, x))

@@ -115,7 +115,6 @@ class SlotAttention(nn.Module):
         """
         k, v = self.kv(self.norm_tokens(x)).chunk(2, dim=-1)  # [B, N, D]
         slots = initial = self.initial_slots(x.shape[0], noise)
-        attention = k
         for iteration in range(self.iterations):
             if self.implicit and iteration == self.iterations - 1:
                 slots = slots.detach() + initial - initial.detach()

@@ -105,7 +105,7 @@ class FilterNetwork(Prepared):
         """The filters g_l of every tap, `[N, h]` per layer."""
         axes = [
             torch.linspace(-1.0, 1.0, n, device=self.tap_bias.device, dtype=self.tap_bias.dtype)
-            for n in [self.size[0], self.size[1]][2 - self.ndim :]
+            for n in self.size[-self.ndim :]
         ]
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
         return list(self.filters(grid).sin().split(self.hidden, 1))
@@ -192,17 +192,10 @@ class ContextSlowNetwork(FilterNetwork):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Maps context that is pooled to the taps, `[B, C, kH, kW]`, to kernels `[B, C, kH, kW]`, `[1, ...]` if one."""
-        if torch.jit.is_scripting():
-            return self.generate(pooled)
-        return self._generate_exactly(pooled)
-
-    @torch.jit.unused
-    def _generate_exactly(self, pooled: Tensor) -> Tensor:
         with without_autocast(pooled.device):
-            return self.generate(pooled)
+            return self._generate(pooled)
 
-    def generate(self, pooled: Tensor) -> Tensor:
-        """Computes the kernels."""
+    def _generate(self, pooled: Tensor) -> Tensor:
         v = self.squeeze(pooled.to(self.tap_bias.dtype).flatten(2).transpose(1, 2))  # [B, N, h]
         if self.paper_compat:
             v = v.mean(0, keepdim=True)

@@ -45,7 +45,6 @@ def finish(x: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
     return x if bias is None else x.add_(bias)
 
 
-@torch.jit.unused
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of each image of `[B, C, H, W]`, `[B, C]` both, without gradients."""
     batch, channels, height, width = x.shape
@@ -54,7 +53,6 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-@torch.jit.unused
 def standardize_by(
     x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None, activate: bool, inplace: bool
 ) -> Tensor:
@@ -89,7 +87,6 @@ class BatchStandardization(nn.Module):
         """Whether the statistics are constants now."""
         return not self.training and self.running_mean is not None
 
-    @torch.jit.unused
     def statistics(self, images: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and variance `[dim]` at evaluation, for a batch of images that have these moments `[B, dim]`."""
         if self.running_mean is not None and self.running_var is not None:
@@ -119,7 +116,6 @@ class BatchStandardization(nn.Module):
         return finish(from_columns(y, x.shape[2], x.shape[3]), bias, activate)
 
 
-@torch.jit.ignore
 def check_values(x: Tensor) -> None:
     """Refuses a batch that has one value per channel.
 
@@ -159,7 +155,6 @@ class GroupStandardization(nn.Module):
         y = torch.stack([half.permute(2, 3, 0, 1).unflatten(-1, (self.num_groups // 2, -1)) for half in halves], -2)
         return finish(y.flatten(-3).permute(2, 3, 0, 1), bias, activate)
 
-    @torch.jit.unused
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance `[B, dim]` by which `[B, dim, H, W]` is standardized at evaluation, without gradients."""
         if self.batch.running_mean is None:

@@ -1,10 +1,9 @@
 """What timm asks of a model that is a stem, a stack, a last layer and a classifier; every family builds on it."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 
@@ -48,7 +47,6 @@ class Backbone(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.grad_checkpointing = False
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
         stack, last = rf"^{self.stack_name}\.(\d+)", (rf"^{self.last_name}", (99999,))
@@ -59,14 +57,12 @@ class Backbone(nn.Module):
             "blocks": [(rf"{stack}\.downsample", (0,)), (rf"{stack}\.blocks\.(\d+)", None), (stack, None), last],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes blocks in backward instead of keeping what they computed."""
         self.grad_checkpointing = enable
         for module in getattr(self, self.stack_name):
             module.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The final linear layer."""
         return self.head.fc
@@ -77,7 +73,6 @@ class Backbone(nn.Module):
         self.head.reset(num_classes, pool_type=global_pool, **self.device_and_dtype())
         self.head_hidden_size = self.head.num_features
 
-    @torch.jit.ignore
     def device_and_dtype(self) -> dict[str, Any]:
         """Where maps are, and their type."""
         return get_device_dtype(self)
@@ -110,7 +105,7 @@ class Backbone(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
         stack, last_layer = getattr(self, self.stack_name), getattr(self, self.last_name)
-        take, last = feature_take_indices(len(stack), indices)
+        take, last = take_indices(len(stack), indices)
         x = getattr(self, self.stem_name)(x)
         intermediates = []
         for index, module in enumerate(stack[: last + 1] if stop_early else stack):
@@ -128,7 +123,7 @@ class Backbone(nn.Module):
     ) -> list[int]:
         """Drops what the modules of the stack at `indices` do not need; returns the indices as a list."""
         stack = getattr(self, self.stack_name)
-        take, last = feature_take_indices(len(stack), indices)
+        take, last = take_indices(len(stack), indices)
         width: int = self.feature_info[last]["num_chs"]
         shorter = last < len(stack) - 1
         setattr(self, self.stack_name, stack[: last + 1])
@@ -154,3 +149,27 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
         return self.forward_head(self.forward_features(x))
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Resolve the `indices` of `forward_intermediates`.
+
+    Args:
+        count: Number of modules in the stack.
+        indices: Modules to take: the last n for an int, all for None; negative numbers count from the end.
+
+    Returns:
+        The positions in the order given, and the largest of them.
+
+    Raises:
+        ValueError: A position is outside the stack, or there are none.
+    """
+    if indices is None:
+        indices = count
+    if isinstance(indices, int):
+        found = list(range(count - indices, count))
+    else:
+        found = [index + count if index < 0 else index for index in indices]
+    if not found or min(found) < 0 or max(found) >= count:
+        raise ValueError(f"indices must name some of {count} modules, or how many of the last; got {indices!r}")
+    return found, max(found)

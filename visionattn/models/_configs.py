@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from timm.models._registry import get_arch_pretrained_cfgs
+from timm.models import get_arch_pretrained_cfgs
 
 
 def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[str, Any]:

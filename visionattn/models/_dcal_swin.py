@@ -33,7 +33,6 @@ class DcalSwinTransformer(SwinTransformer):
         self.pair_source: PairSource = pair_source
         self.branch_names = ["sa", "pwca"]
 
-    @torch.jit.ignore
     def forward_branches(self, x: Tensor, pair: Tensor | None = None) -> dict[str, Branch]:
         """Each branch by itself, for training.
 

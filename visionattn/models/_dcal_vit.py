@@ -1,9 +1,5 @@
 """A ViT of timm with dual cross-attention."""
 
-# TorchScript reads a comment about types beside a definition as a signature, so mypy is told here: masks, which timm's
-# methods take, are left out.
-# mypy: disable-error-code="override"
-
 import copy
 import math
 from typing import Any, Literal, NamedTuple
@@ -11,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import get_device_dtype
 from timm.models import checkpoint, named_apply
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
@@ -23,6 +18,7 @@ from visionattn.layers.dual_cross_attention import (
     PairSource,
     select_patches,
 )
+from visionattn.models._backbone import take_indices
 
 
 class Branch(NamedTuple):
@@ -71,7 +67,7 @@ class DcalVisionTransformer(VisionTransformer):
         if pair_source not in ("sa", "pwca"):
             raise ValueError(f"pair_source must be sa or pwca, got {pair_source!r}")
         super().__init__(*args, **{**kwargs, "block_fn": DualCrossBlock})
-        self.pair_source = str(pair_source)
+        self.pair_source = pair_source
         self.branch_names = ["sa", *(["glca"] if glca else []), *(["pwca"] if pwca else [])]
         self.inference = "sa"
         self.glca: Any = None
@@ -90,7 +86,6 @@ class DcalVisionTransformer(VisionTransformer):
                     named_apply(get_init_weights_vit(self.weight_init_mode, needs_reset=False), module)
             self.set_inference("combined")
 
-    @torch.jit.ignore
     def set_inference(self, inference: Literal["combined", "sa"]) -> None:
         """Lets `forward` answer with SA and GLCA together ("combined"), or with SA alone ("sa").
 
@@ -101,17 +96,15 @@ class DcalVisionTransformer(VisionTransformer):
             raise ValueError(f"inference must be combined or sa, got {inference!r}")
         if inference == "combined" and self.glca is None:
             raise ValueError("there is no GLCA to combine with: inference can only be sa")
-        self.inference = str(inference)
+        self.inference = inference
         self.head_hidden_size = self.embed_dim * (2 if inference == "combined" else 1)
 
     # What timm asks
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters for layer decay; GLCA is beside the last block."""
         return {**super().group_matcher(coarse), "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^glca\.", (99999,))]}
 
-    @torch.jit.ignore
     def get_classifier(self) -> Any:
         """The classifier of SA, or both classifiers, as in timm's DeiT."""
         return self.head if self.glca_head is None else (self.head, self.glca_head)
@@ -137,7 +130,7 @@ class DcalVisionTransformer(VisionTransformer):
             self.set_inference("sa")
         return kept
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]  # takes no masks
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
@@ -166,7 +159,7 @@ class DcalVisionTransformer(VisionTransformer):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         complete = not intermediates_only and (not stop_early or last == len(self.blocks) - 1)
         size = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         depth = last + 1 if stop_early or intermediates_only else len(self.blocks)
@@ -185,13 +178,12 @@ class DcalVisionTransformer(VisionTransformer):
 
     # Forward
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
         """From images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
 
         Where SA and GLCA are combined, GLCA's features come last: [B, 1 + P + 1, D].
         """
-        take: list[int] = []
-        before, x, scores, _ = self._run(self._embed(x), None, self._needs_scores(), take, len(self.blocks))
+        before, x, scores, _ = self._run(self._embed(x), None, self._needs_scores(), [], len(self.blocks))
         return self._with_glca(before, self.norm(x), scores)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -210,11 +202,10 @@ class DcalVisionTransformer(VisionTransformer):
             return mean_probability(self.head(own), self.glca_head(local))
         return own if pre_logits else self.head(own)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
         """From images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_branches(self, x: Tensor, pair: Tensor | None = None) -> dict[str, Branch]:
         """Each branch by itself, for training.
 
@@ -240,7 +231,6 @@ class DcalVisionTransformer(VisionTransformer):
             branches["pwca"] = self._branch(x[count:, 0], self.head)
         return branches
 
-    @torch.jit.ignore
     def rollout_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the class token owes to each patch of images [B, in_chans, H, W], and the patches that GLCA selects.
 
@@ -262,9 +252,7 @@ class DcalVisionTransformer(VisionTransformer):
         return rows, columns
 
     def _needs_scores(self) -> bool:
-        if self.glca is not None:  # by itself, for TorchScript
-            return self.inference == "combined" and self.glca.needs_scores
-        return False
+        return self.glca is not None and self.inference == "combined" and self.glca.needs_scores
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
@@ -285,18 +273,18 @@ class DcalVisionTransformer(VisionTransformer):
         scores: list[Tensor] = []
         kept: list[Tensor] = []
         before = x
-        for index, block in enumerate(self.blocks):
-            if index < depth:
-                before = x
-                scored = with_scores and index < len(self.blocks) - 1
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x, own = checkpoint(block.forward_parts, x, pair, self.pair_source, scored)
-                else:
-                    x, own = block.forward_parts(x, pair, self.pair_source, scored)  # type: ignore[operator]
-                if scored:
-                    scores.append(own)
-                if index in take:
-                    kept.append(x)
+        blocks: list[Any] = list(self.blocks)
+        for index, block in enumerate(blocks[:depth]):
+            before = x
+            scored = with_scores and index < len(blocks) - 1
+            if self.grad_checkpointing:
+                x, own = checkpoint(block.forward_parts, x, pair, self.pair_source, scored)
+            else:
+                x, own = block.forward_parts(x, pair, self.pair_source, scored)
+            if scored:
+                scores.append(own)
+            if index in take:
+                kept.append(x)
         return before, x, scores, kept
 
 

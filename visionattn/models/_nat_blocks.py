@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from timm import layers
 from timm.layers import DropPath, LayerScale, register_notrace_function, trunc_normal_
@@ -87,7 +86,6 @@ class PatchMerging(nn.Module):
 
 
 @register_notrace_function
-@torch.jit.ignore
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Appends zeros to a map `[B, C, H, W]` until `multiple` divides height and width."""
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
@@ -124,10 +122,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, H, W, dim]` to the same."""
-        return self.residual(x)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """The two branches; under a name of its own, for subclasses in TorchScript have no `super().forward`."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
@@ -144,10 +138,7 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, H, W]` to this level's width and size."""
         x = self.downsample(x).permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return x.permute(0, 3, 1, 2)
 
 

@@ -62,7 +62,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, H, W]` to this stage's width and size."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
@@ -196,12 +196,10 @@ class HaloNet(Backbone):
             elif isinstance(module, Bottleneck) and zero_init_last:
                 nn.init.zeros_(module.conv2.bn.weight)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay beyond the 1-D ones: the relative tables."""
         return {name for name, _ in self.named_parameters() if name.endswith(("height_rel", "width_rel"))}
 
-    @torch.jit.ignore
     def set_input_size(
         self,
         img_size: int | tuple[int, int] | None = None,

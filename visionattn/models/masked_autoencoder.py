@@ -68,10 +68,11 @@ def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -
         Prefix tokens and then those of the visible patches, in the order of `visible`, after the final norm: [B, E + V,
         D].
     """
+    # timm has no public method that stops after the positions; the test of `encode_visible` fails if this one moves.
     tokens: Tensor = encoder._pos_embed(encoder.patch_embed(image))
     prefix, patches = tokens.split([encoder.num_prefix_tokens, tokens.shape[1] - encoder.num_prefix_tokens], dim=1)
     tokens = encoder.norm_pre(torch.cat([prefix, _take(patches, visible)], dim=1))
-    if encoder.grad_checkpointing and not torch.jit.is_scripting():
+    if encoder.grad_checkpointing:
         return encoder.norm(checkpoint_seq(encoder.blocks, tokens))
     return encoder.norm(encoder.blocks(tokens))
 

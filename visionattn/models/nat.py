@@ -141,7 +141,6 @@ class NeighborhoodAttentionTransformer(Backbone):
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
         return relative_tables(self)

@@ -40,10 +40,7 @@ class IsotropicBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, dim, H, W]` to the same."""
         x = x.permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint(self.residual, x)
-        else:
-            x = self.residual(x)
+        x = checkpoint(super().forward, x) if self.grad_checkpointing else super().forward(x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -134,7 +131,6 @@ class IsotropicNeighborhoodTransformer(Backbone):
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
 
-    @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Makes the attention of a ViT global up to another size, with interpolated tables; NAT stays as it is.
 
@@ -146,7 +142,6 @@ class IsotropicNeighborhoodTransformer(Backbone):
                 if isinstance(module, NeighborhoodAttention2d):
                     module.set_kernel_size(self._map_size(img_size))
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
         return relative_tables(self)

@@ -11,7 +11,6 @@ making.
 
 from typing import Any, Literal, get_args
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
@@ -91,13 +90,11 @@ class SlotVisionTransformer(VisionTransformer):
             )
             self.attn_pool = SlotPool(slots, set_pool, **dd)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay: timm's, and where slots start."""
         names = ("slots.mu", "slots.log_sigma")
         return super().no_weight_decay() | {POOL + name for name in names}
 
-    @torch.jit.ignore
     def slot_maps(self, x: Tensor) -> Tensor:
         """How much of each patch of images [B, in_chans, H, W] each slot got: [B, K, h, w], sums to 1 over slots.
 

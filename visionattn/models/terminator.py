@@ -29,14 +29,13 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
-from visionattn.models._backbone import Backbone
+from visionattn.models._backbone import Backbone, take_indices
 from visionattn.models._weights import build_model, packaged
 from visionattn_kernels.hyper import GlobalMode
 
@@ -46,7 +45,6 @@ Size = int | Sequence[int]
 
 
 @register_notrace_function
-@torch.jit.ignore
 def check_size(x: Tensor, height: int, width: int) -> None:
     """Refuses images of another size than the model's.
 
@@ -71,7 +69,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `[B, C, H, W]` to maps."""
-        check_size(x, self.img_size[0], self.img_size[1])
+        check_size(x, *self.img_size)
         return self.proj(x)
 
 
@@ -139,9 +137,9 @@ class Terminator(Backbone):
             raise ValueError(f"slow_depths must have one entry per block, {len(embed_dims)}; got {len(slow_depths)}")
         if global_mode not in get_args(GlobalMode):
             raise ValueError(f"global_mode must be one of {', '.join(get_args(GlobalMode))}; got {global_mode!r}")
-        self.ndim = int(ndim)
+        self.ndim = ndim
         self.patch_size = (1 if ndim == 1 else patch_size, patch_size)
-        self.global_mode: str = global_mode
+        self.global_mode = global_mode
         self.slow_loss_weight = slow_loss_weight
         self.img_size = self._check_img_size(img_size)
         grid = self._map_size(self._check_img_size(img_size if grid_size is None else grid_size))
@@ -196,7 +194,6 @@ class Terminator(Backbone):
     def _map_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
-    @torch.jit.ignore
     def set_input_size(self, img_size: Size) -> None:
         """Takes images of another size from now on; hyper-kernels and position biases are interpolated.
 
@@ -214,18 +211,15 @@ class Terminator(Backbone):
                 module.kernel.set_size(size)
                 module.hyper.spatial.set_size(size)
 
-    @torch.jit.ignore
     def device_and_dtype(self) -> dict[str, Any]:
         """Where maps are, and their type; slow networks may keep a wider one."""
         return get_device_dtype(self.blocks[0].mix)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that take no weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
         names = ("filters.weight", "tap_bias", "position_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
 
-    @torch.jit.ignore
     def hyper_kernels(self) -> dict[str, Tensor]:
         """The kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
 
@@ -240,7 +234,6 @@ class Terminator(Backbone):
             found[f"blocks.{i}.spatial"] = block.hyper.spatial()
         return found
 
-    @torch.jit.ignore
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """The weighted slow neural loss, which is part of the objective in training.
 
@@ -266,14 +259,10 @@ class Terminator(Backbone):
         """Outputs of the first `count` blocks."""
         x = self.stem(x)
         outputs: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            if i < count:
-                dense = [outputs[j] for j in self.dense[i]]
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, dense, use_reentrant=False)
-                else:
-                    x = block(x, dense)
-                outputs.append(x)
+        for block, earlier in zip(list(self.blocks)[:count], self.dense, strict=False):
+            dense = [outputs[j] for j in earlier]
+            x = checkpoint(block, x, dense, use_reentrant=False) if self.grad_checkpointing else block(x, dense)
+            outputs.append(x)
         return outputs
 
     def forward_intermediates(
@@ -288,7 +277,7 @@ class Terminator(Backbone):
         """Features, and those of the blocks on the way; see `Backbone.forward_intermediates`."""
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
         found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
         return found if intermediates_only else (outputs[-1], found)
