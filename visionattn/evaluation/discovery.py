@@ -159,6 +159,6 @@ def evaluate_slots(
     )
 
 
-def _values(scores: MetricCollection) -> dict[str, float | None]:
+def _values(scores: MetricCollection) -> dict[str, Any]:
     values = scores.compute()
     return {name: None if values[name].isnan() else float(values[name]) for name in MEASURES}
