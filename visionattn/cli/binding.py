@@ -10,13 +10,12 @@ from visionattn.cli.binding_interventions import WANTED, Experiments, Interventi
 from visionattn.cli.binding_report import BindingReport, best_layer
 from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTraining, prepare_scenes
 from visionattn.cli.errors import UsageError
-from visionattn.cli.frozen import draw_weights, load_frozen
 from visionattn.cli.hints import near_matches
-from visionattn.cli.images import check_number
-from visionattn.cli.options import numbers, words
+from visionattn.cli.options import check_number, model_source, numbers, words
 from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
+from visionattn.evaluation.source import draw_weights
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
 from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
@@ -105,13 +104,13 @@ def binding(
     report = BindingReport(output, csv, plot, settings)
 
     def open_subject(name: str | None, randomized: bool, seed: int, announce: bool) -> BindingSubject:
-        network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights, seed)
+        network, spec, _ = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
         origin = {
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
         }
         if randomized:
-            network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}
+            network, origin = draw_weights(spec, seed).model, {"checkpoint": None, "weights": "random"}
         preprocessing = prepare_scenes(spec, data)
         if announce:
             print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))

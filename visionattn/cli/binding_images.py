@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.cli.binding_run import BindingSubject
-from visionattn.cli.images import spread
 from visionattn.data.sampling import Draw
 from visionattn.data.scenes.loading import SceneCollate
+from visionattn.evaluation.drawing import spread
 from visionattn.objects.patches import PatchLabels, label_patches
 
 MOST_MAPS = 5

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import renamed
 from visionattn.cli.probing_data import ProbingData, prepare
@@ -16,6 +15,7 @@ from visionattn.data import UnreadableImageError
 from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.data.scenes.opening import SceneName
+from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.objects.binding import BindingProbes, ProbeRecipe
 from visionattn.probing.backbone import Backbone, weights_hash
 from visionattn.tasks.checkpoint import ClassifierSpec

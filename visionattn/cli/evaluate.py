@@ -10,7 +10,6 @@ from visionattn.cli.discover import discover
 from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
-from visionattn.cli.lists import accept_commas
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
@@ -29,13 +28,7 @@ COMMANDS: dict[str, Any] = {
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):
-    """Options from the commands' signatures and docstrings."""
-
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse, with lists that may be written with commas."""
-        for action in self._actions:
-            accept_commas(action)
-        return super().parse_args(args, *others, **kwargs)
+    """Make options from the signatures and docstrings of commands."""
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
         """Make groups of options; what they refuse is an error of the command line."""
@@ -46,5 +39,5 @@ class EvaluationParser(ConciseParser, ArgumentParser):
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one eval command."""
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)

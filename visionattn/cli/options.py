@@ -1,15 +1,46 @@
-"""Options that hold several words or numbers, separated by commas, and names of options in errors."""
+"""Options that several commands share: the model, lists of words and numbers, and numbers of examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.data import DataError
+from visionattn.evaluation.source import ModelSource
+from visionattn.tasks.checkpoint import Weights
+
+
+def model_source(
+    checkpoint: Path | None,
+    model: str | None,
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] | None,
+    weights: Weights,
+) -> ModelSource:
+    """Return the source that options name.
+
+    Raises:
+        UsageError: they contradict each other, or name none.
+    """
+    try:
+        return ModelSource(checkpoint, model, pretrained, model_kwargs, weights)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_number(num_examples: int) -> None:
+    """Check how many images are to be drawn.
+
+    Raises:
+        UsageError: there would be none.
+    """
+    check_range("num_examples", num_examples, 1, error=UsageError)
 
 
 def words(option: str, text: str) -> list[str]:
-    """Words between commas, each once.
+    """Return the words between commas, each once.
 
     Raises:
         UsageError: there are none.
@@ -21,10 +52,10 @@ def words(option: str, text: str) -> list[str]:
 
 
 def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
-    """Numbers between commas.
+    """Return the numbers between commas.
 
     Raises:
-        UsageError: something else.
+        UsageError: something else is between them.
     """
     try:
         return [kind(word) for word in text.split(",")]

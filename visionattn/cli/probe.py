@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.cli.errors import UsageError
-from visionattn.cli.frozen import load_frozen
 from visionattn.cli.hints import near_matches
-from visionattn.cli.images import check_number
 from visionattn.cli.leaderboard import leaderboard as show_leaderboard
-from visionattn.cli.options import words
+from visionattn.cli.options import check_number, model_source, words
 from visionattn.cli.probing_data import FeatureOptions, ProbingData, prepare, slug
 from visionattn.cli.probing_report import Report, save_attention
 from visionattn.cli.probing_run import FITTED, HeadTraining, Subject
@@ -101,7 +99,7 @@ def probe(
     }
 
     def open_subject(name: str | None, announce: bool) -> Subject:
-        network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights)
+        network, spec, _ = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen()
         preprocessing, dtype = prepare(spec, data), AUTOCAST_DTYPES.get(precision)
         if announce:
             print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))

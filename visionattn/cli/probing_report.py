@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from visionattn.cli.images import spread
 from visionattn.cli.probing_run import Subject
 from visionattn.cli.report import print_table, write_csv, write_json
+from visionattn.evaluation.drawing import spread
 from visionattn.probing.backbone import Layer
 from visionattn.probing.heads import ProbingHead, select_tokens
 from visionattn.probing.protocols import FewShotResult, HeadResult

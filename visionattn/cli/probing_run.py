@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from visionattn.checks import check_range
-from visionattn.cli.classify import NAMED_UNREADABLE
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import numbers
 from visionattn.cli.probing_data import (
@@ -24,6 +23,7 @@ from visionattn.cli.probing_data import (
     short_hash,
 )
 from visionattn.cli.progress import show_progress
+from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.probing.backbone import Backbone, Layer, weights_hash
 from visionattn.probing.export import head_tokens
 from visionattn.probing.features.extraction import FeatureCache
