@@ -12,10 +12,10 @@ from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTrainin
 from visionattn.cli.errors import UsageError
 from visionattn.cli.hints import near_matches
 from visionattn.cli.options import check_number, model_source, numbers, words
-from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.evaluation.source import draw_weights
+from visionattn.files import slug
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
 from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import renamed
-from visionattn.cli.probing_data import ProbingData, prepare
 from visionattn.cli.progress import show_progress, track
 from visionattn.data import UnreadableImageError
 from visionattn.data.loading import OnError
@@ -18,6 +17,8 @@ from visionattn.data.scenes.opening import SceneName
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.objects.binding import BindingProbes, ProbeRecipe
 from visionattn.probing.backbone import Backbone, weights_hash
+from visionattn.probing.features.splits import prepare
+from visionattn.probing.options import ProbingData
 from visionattn.tasks.checkpoint import ClassifierSpec
 
 

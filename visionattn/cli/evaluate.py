@@ -40,4 +40,6 @@ class EvaluationParser(ConciseParser, ArgumentParser):
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
     """Run one eval command."""
+    if any(word.partition("=")[0] == "--leaderboard" for word in argv):
+        raise UsageError("--leaderboard is a command of its own: eval.py leaderboard --results FILE …")
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)
