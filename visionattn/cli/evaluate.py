@@ -30,10 +30,10 @@ COMMANDS: dict[str, Any] = {
 class EvaluationParser(ConciseParser, ArgumentParser):
     """Make options from the signatures and docstrings of commands."""
 
-    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
         """Make groups of options; what they refuse is an error of the command line."""
         try:
-            return super().instantiate_classes(*args, **kwargs)
+            return super().instantiate(*args, **kwargs)
         except UserError as error:
             raise UsageError(str(error)) from error
 
