@@ -174,4 +174,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     assert drawn == [16, 1, 12]
     assert names["measured"]["val_top1"] > 0.95
-    assert all(probe.result.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"
+    assert all(probe.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.cli.probing_data import slug
 from visionattn.data.loading import ImageDataset, Item
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import open_source
 from visionattn.evaluation import save_ranked_lists, save_rollouts
+from visionattn.files import slug
 from visionattn.tasks.retrieval import Gallery
 
 ESCAPES = ["../../outside", "/tmp/outside", "a/../../outside", "..", "sub\\..\\outside", "new\nline", "~/x", "$HOME"]

@@ -1,37 +1,58 @@
-"""Options that are lists: ``list[int]``, ``list[float]`` and ``list[str]`` also take values separated by commas."""
+"""Options of several values: lists, which may be written with commas."""
 
-from typing import Any, Union, get_args, get_origin
+from collections.abc import Callable
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse.typing import register_type
 
+NAMES = {str: "a word", int: "an integer", float: "a number"}
+
 
 def accept_commas(action: Any) -> None:
-    """Let an option of a list take ``3,7,11``, and a single value, on the command line and in config files."""
+    """Let an option of type ``list`` also take its values separated by commas, each once, or a single one.
+
+    Args:
+        action: of a jsonargparse parser; options of other types are left as they are.
+    """
     hint = getattr(action, "_typehint", None)
-    kinds = [_LISTS.get(str(kind), kind) for kind in (get_args(hint) if get_origin(hint) is not list else [hint])]
-    if any(kind in _LISTS.values() for kind in kinds):
-        action._typehint = Union[tuple(kinds)]  # noqa: UP007  of types that are known only here
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
+    items = get_args(kinds[0])
+    if len(kinds) > 1 or get_origin(kinds[0]) is not list:
+        return
+    items = get_args(items[0]) or items
+    if all(item in (str, int, float) or get_origin(item) is Literal for item in items):
+        # Of jsonargparse's types, those that derive from str have their name alone in the help.
+        action._typehint = type(f"list[{' | '.join(map(_name, items))}]", (str,), {})
+        register_type(
+            action._typehint, lambda values: values, _reader(items), type_check=lambda value, _: value is None
+        )
 
 
-def _register(name: str, kind: type) -> type:
-    """Make a type for jsonargparse that reads a list of ``kind``."""
+def _reader(items: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
+    def read(values: Any) -> list[Any]:
+        words = values.split(",") if isinstance(values, str) else values if isinstance(values, list) else [values]
+        words = [word.strip() if isinstance(word, str) else word for word in words]
+        found = dict.fromkeys(_convert(word, items) for word in words if word != "")
+        if not found:
+            raise ValueError("give at least one value; separate several values by commas")
+        return list(found)
 
-    def read(value: Any) -> list[Any]:
-        if isinstance(value, str):
-            value = list(dict.fromkeys(filter(None, (word.strip() for word in value.split(",")))))
-        values = value if isinstance(value, list | tuple) else [value]
-        if not values or not all(type(each) in (str, int, kind) for each in values):
-            raise ValueError(f"{value} are no {name}" if values else "it names nothing")
-        return [kind(each) for each in values]
-
-    def is_list(value: Any, _: type) -> bool:
-        return isinstance(value, list) and all(type(each) is kind for each in value)
-
-    made = type(name, (list,), {})
-    register_type(made, list, read, type_check=is_list)
-    return made
+    return read
 
 
-_LISTS = {
-    str(list[kind]): _register(name, kind) for name, kind in {"integers": int, "numbers": float, "words": str}.items()
-}
+def _convert(word: Any, items: tuple[Any, ...]) -> Any:
+    for item in items:
+        if get_origin(item) is Literal and word in get_args(item):
+            return word
+        if item in (str, int, float) and not (item is int and isinstance(word, float)):
+            try:
+                return item(word)
+            except (TypeError, ValueError):
+                continue
+    wanted = " or ".join(NAMES.get(item, _name(item)) for item in items)
+    raise ValueError(f"{word!r} is not {wanted}; separate several values by commas")
+
+
+def _name(item: Any) -> str:
+    return ", ".join(map(repr, get_args(item))) or item.__name__
