@@ -107,8 +107,9 @@ def test_load_model_tells_files_from_names(checkpoint, tmp_path):
         named = visionattn.load_model("test_resnet", model_kwargs={"num_classes": 5})
     assert (named.spec.num_classes, named.origin.checkpoint, named.origin.weights) == (5, None, "random")
     assert not named.model.training
-    with pytest.raises(FileNotFoundError, match=r"gone\.ckpt"):
-        visionattn.load_model("gone.ckpt")
+    for gone in ("gone.ckpt", "runs/gone"):
+        with pytest.raises(FileNotFoundError, match=gone):
+            visionattn.load_model(gone)
     with pytest.raises(ValueError, match="unknown model 'resnt18': did you mean"):
         visionattn.load_model("resnt18")
     with pytest.raises(ValueError, match="name different weights"):
@@ -230,7 +231,7 @@ def test_throughput_rows_are_those_of_the_command(tmp_path, monkeypatch):
     assert run(main, argv) == 1  # one model has failed
     assert [row.to_dict() for row in rows] == json.loads(output.read_text())["results"]
     assert rows[0].to_dict() == {"model": "test_vit", "error": "ValueError: no"}
-    assert [ThroughputRow.from_dict(row.to_dict()) for row in rows] == rows
+    assert [ThroughputRow(**row.to_dict()) for row in rows] == rows
     assert seen == list(range(1, len(rows) + 1))
 
 
