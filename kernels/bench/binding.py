@@ -25,7 +25,7 @@ from torch import Tensor
 
 from visionattn.objects.binding import BindingProbes
 from visionattn.objects.probes import DiagonalProbe, LinearProbe, PairProbe, QuadraticProbe
-from visionattn.probing.backbone import Backbone
+from visionattn.probing.backbone import FrozenBackbone
 
 COLUMNS = (
     *("dtype", "model", "layers", "patches", "dim", "batch", "probes", "direction"),
@@ -63,7 +63,9 @@ class Step:
 
     def __init__(self, model: str, probes: Sequence[str], batch: int, device: torch.device) -> None:
         self.device = device
-        self.backbone = Backbone(timm.create_model(model, num_classes=0).to(device), model, None, norm_blocks=False)
+        self.backbone = FrozenBackbone(
+            timm.create_model(model, num_classes=0).to(device), model, None, norm_blocks=False
+        )
         self.probes = BindingProbes(self.backbone.layouts, probes, NUM_CLASSES, device=device)
         size = self.backbone.preprocessing["input_size"]
         self.images = torch.randn(batch, *size, device=device)

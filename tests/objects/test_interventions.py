@@ -18,7 +18,7 @@ from visionattn.objects.interventions import (
     shuffle,
 )
 from visionattn.objects.patches import label_patches
-from visionattn.probing.backbone import Backbone
+from visionattn.probing.backbone import FrozenBackbone
 
 INSTANCES = torch.tensor([[1, 1, 2, 0, 2, 2], [3, 3, 3, 3, 1, 0]])
 
@@ -113,7 +113,7 @@ def test_probe_subspace_is_the_one_the_quadratic_probe_reads(blocks):
 
 def test_recorded_attention_is_that_of_queries_and_keys(vit):
     images = torch.randn(2, 3, 32, 32)
-    backbone = Backbone(vit, "test_vit", None, norm_blocks=False)
+    backbone = FrozenBackbone(vit, "test_vit", None, norm_blocks=False)
     fused = [block.attn.fused_attn for block in vit.blocks]
     with record_attention({1: vit.blocks[2].attn}, 1) as weights:
         features = backbone(images)

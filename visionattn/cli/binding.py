@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import check_number, model_source
-from visionattn.cli.probing_data import slug
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import draw_weights
+from visionattn.files import slug
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions

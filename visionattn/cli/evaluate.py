@@ -10,7 +10,6 @@ from visionattn.cli.discover import discover
 from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
-from visionattn.cli.lists import accept_commas
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
@@ -31,12 +30,6 @@ COMMANDS: dict[str, Any] = {
 class EvaluationParser(ConciseParser, ArgumentParser):
     """Make options from the signatures and docstrings of commands."""
 
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse, with lists that may be written with commas."""
-        for action in self._actions:
-            accept_commas(action)
-        return super().parse_args(args, *others, **kwargs)
-
     def instantiate(self, *args: Any, **kwargs: Any) -> Any:
         """Make groups of options; what they refuse is an error of the command line."""
         try:
@@ -47,4 +40,6 @@ class EvaluationParser(ConciseParser, ArgumentParser):
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
     """Run one eval command."""
+    if any(word.partition("=")[0] == "--leaderboard" for word in argv):
+        raise UsageError("--leaderboard is a command of its own: eval.py leaderboard --results FILE …")
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)

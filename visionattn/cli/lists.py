@@ -10,7 +10,7 @@ NAMES = {str: "a word", int: "an integer", float: "a number"}
 
 
 def accept_commas(action: Any) -> None:
-    """Let an option of type ``list`` also take its values separated by commas, or a single one.
+    """Let an option of type ``list`` also take its values separated by commas, each once, or a single one.
 
     Args:
         action: of a jsonargparse parser; options of other types are left as they are.
@@ -32,10 +32,11 @@ def accept_commas(action: Any) -> None:
 def _reader(items: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
     def read(values: Any) -> list[Any]:
         words = values.split(",") if isinstance(values, str) else values if isinstance(values, list) else [values]
-        found = [_convert(word.strip() if isinstance(word, str) else word, items) for word in words if word != ""]
+        words = [word.strip() if isinstance(word, str) else word for word in words]
+        found = dict.fromkeys(_convert(word, items) for word in words if word != "")
         if not found:
             raise ValueError("give at least one value; separate several values by commas")
-        return found
+        return list(found)
 
     return read
 

@@ -165,11 +165,10 @@ def open_images(
         module = ImageClassificationData(
             **given | {"name": options.name or stored, "img_size": edge, "in_chans": channels} | prepared | arguments
         )
-        if stage == "fit":
-            module.setup(stage)
-        else:
+        if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)
-            module.setup(stage)
+        module.setup(stage)
+        if stage == "validate":
             module.check_head(spec.model, spec.num_classes)
     return module
 

@@ -154,7 +154,7 @@ def load_model(
         ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
     """
     name = str(path_or_name)
-    is_file = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES
-    if is_file or model is not None or (not timm.is_model(name) and Path(name).exists()):
+    is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
+    if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
         return ModelSource(Path(name), model, pretrained, model_kwargs, weights).load()
     return ModelSource(None, name, pretrained, model_kwargs, weights).load()

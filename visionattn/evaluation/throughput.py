@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -49,11 +49,6 @@ class ThroughputRow:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as ``eval.py throughput --output`` writes them."""
         return {"model": self.model, "error": self.error} if self.error else asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ThroughputRow":
-        """Return the row of plain values."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def measure_throughput(

@@ -31,7 +31,7 @@ from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.probes import check_probe
 from visionattn.objects.results import BindingResults, BindingRow, SessionRow
-from visionattn.probing.backbone import Backbone, weights_hash
+from visionattn.probing.backbone import FrozenBackbone, weights_hash
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.checkpoint import ClassifierSpec
 from visionattn.tasks.preprocessing import describe_preprocessing
@@ -121,7 +121,7 @@ class BindingSession:
             check_probe(name)
         spec, self.origin, self.data, self.training = loaded.spec, loaded.origin, data, training
         self.seed, self.device, self.progress = training.seed, resolve_device(device), progress
-        self.backbone = Backbone(
+        self.backbone = FrozenBackbone(
             loaded.model.to(self.device),
             spec.model,
             layers,

@@ -222,9 +222,6 @@ class FrozenBackbone(nn.Module):
         return TokenLayout(final.shape[-1], (rows, columns), prefix, min(num_reg_tokens, prefix))
 
 
-Backbone = FrozenBackbone  # the name of 0.1.0, for modules that still import it
-
-
 def weights_hash(model: nn.Module) -> str:
     """Hash of a model's state: names, types, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=16)
