@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.errors import UsageError
 from visionattn.cli.report import write_text
 from visionattn.evaluation.throughput import ThroughputRow
 
@@ -34,11 +33,10 @@ def read_held(output: Path | None, origin: dict[str, Any]) -> dict[str, Throughp
     """Read the rows by model that an interrupted run has measured under the same conditions.
 
     Raises:
-        UsageError: no file is named.
-        ValueError: a file of another kind, or of other conditions.
+        ValueError: no file is named, or one of another kind or of other conditions.
     """
     if output is None:
-        raise UsageError("--resume continues the file of --output: name it also")
+        raise ValueError("--resume continues the file of --output: name it also")
     if not output.exists():
         return {}
     earlier = read_results(output)

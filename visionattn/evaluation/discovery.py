@@ -13,7 +13,7 @@ from visionattn.evaluation.as_trained import SceneOptions, open_scenes
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import Result, describe_run, evaluate
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
-from visionattn.objects.baselines import block_grid, random_segments
+from visionattn.evaluation.baselines import block_grid, random_segments
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.object_discovery import create_scores, load_slots
@@ -159,6 +159,6 @@ def evaluate_slots(
     )
 
 
-def _values(scores: MetricCollection) -> dict[str, float | None]:
+def _values(scores: MetricCollection) -> dict[str, Any]:
     values = scores.compute()
     return {name: None if values[name].isnan() else float(values[name]) for name in MEASURES}

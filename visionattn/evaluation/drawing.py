@@ -30,10 +30,9 @@ def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> Non
     source = result.data.val_dataloader().dataset.source  # type: ignore[attr-defined]
     query, gallery = divide(result.features, result.data.num_query)
     chosen = spread(len(query.place), number)
+    ranks = rank(query, gallery, chosen, TOP, reranked=result.reranked)
     lists = []
-    for index, (order, matches) in zip(
-        chosen, rank(query, gallery, chosen, TOP, reranked=result.reranked), strict=True
-    ):
+    for index, (order, matches) in zip(chosen, ranks, strict=True):
         place = int(query.place[index])
         name = f"{place:05d}-{Path(source.name_of(place)).stem}"
         images = [source.read(int(gallery.place[other]))[0] for other in order]

@@ -77,7 +77,7 @@ class RetrievalResult(Result):
     data: ReidData = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, as ``eval.py reid --output`` writes them; measures stand by themselves."""
+        """Return the figures as plain values, as ``eval.py reid --output`` writes them: ``measures`` one by one."""
         values = super().to_dict()
         return {
             key: value

@@ -85,7 +85,7 @@ def measure(name: str, conditions: Conditions) -> dict[str, Any]:
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Return the multiply-accumulates of one image of ``input_size`` (channels, height, width); leave ``model`` on meta.
+    """Return the multiply-accumulates of one image (channels, height, width); leave ``model`` on meta.
 
     On meta every operator is counted, while on the CPU fused attention counts as nothing.
     """
@@ -155,7 +155,7 @@ def _try_count_macs(model: nn.Module, input_size: torch.Size) -> tuple[int | Non
         with warnings.catch_warnings(action="ignore"):
             return count_macs(model, (channels, height, width)), None
     except Exception as error:
-        # Some models read values while they run, which the meta device does not have; their speed can still be measured.
+        # Some models read values while they run, which the meta device does not have. Their speed is measured still.
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 
 

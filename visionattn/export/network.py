@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visionattn.checks import reason
 from visionattn.cli.errors import UsageError, one_line
-from visionattn.cli.options import model_source
+from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
 from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
@@ -122,7 +122,7 @@ def load_network(
         return _load_probe(probe)
     if checkpoint is None and model is None:
         raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
-    module, spec, origin = model_source(checkpoint, model, pretrained, model_kwargs, weights).load()
+    module, spec, origin = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if inference is not None:
         choose_inference(module, spec.model, inference)
     if img_size is not None:
