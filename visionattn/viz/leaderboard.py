@@ -109,3 +109,6 @@ def _mark_thousands(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.1)
+    low, high = axes.dataLim.intervalx
+    if high < 1.01 * low:  # matplotlib finds no limits around a single power of ten
+        axes.set_xlim(low / 2, 2 * high)
