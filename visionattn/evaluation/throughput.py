@@ -92,7 +92,7 @@ def expand_names(models: Iterable[str]) -> list[str]:
         models: names, patterns such as ``nat_*``, or ``module:PACKAGE`` for all models that a package registers.
 
     Raises:
-        ValueError: an unknown name, or a pattern that matches none.
+        ValueError: an unknown name, a pattern that matches none, or no name.
     """
     names: list[str] = []
     for word in models:
@@ -110,6 +110,8 @@ def expand_names(models: Iterable[str]) -> list[str]:
         else:
             check_model_name(word)
             names.append(word)
+    if not names:
+        raise ValueError("--models names no model: nat_tiny,resnet50 and dinat_* are possible")
     return list(dict.fromkeys(names))
 
 
