@@ -192,7 +192,7 @@ def test_throughput_keeps_the_rows_of_models_beside_one_that_fails(tmp_path, cap
 
 @pytest.mark.parametrize(
     ("models", "says"),
-    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "names no model")],
+    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "give at least one value")],
 )
 def test_throughput_names_unknown_models_before_it_measures(capsys, models, says):
     assert run(main, ["throughput", "--models", models]) != 0

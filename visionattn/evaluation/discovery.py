@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from visionattn.evaluation.as_trained import SceneOptions, open_scenes
-from visionattn.evaluation.baselines import block_grid, random_segments
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import Origin
+from visionattn.metrics.baselines import block_grid, random_segments
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.checkpoint import Weights
