@@ -32,7 +32,6 @@ MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
 
 Weights = Literal["average", "raw"]
-TaskName = Literal["classification", "fine_grained", "reid", "mae", "object_discovery"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ClassifierSpec:
     class_names: list[str]
     preprocessing: dict[str, Any]
     dataset: str
-    task: TaskName = "classification"
+    task: str = "classification"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values (str, int, float, bool, None, list, dict), which ``weights_only=True`` loads.
