@@ -39,23 +39,23 @@ from visionattn.cli.trainer_options import (
 )
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks import TASKS
-from visionattn.tasks.callbacks import (
+from visionattn.tasks.checkpoint import require_own_model, stored_spec
+from visionattn.training.callbacks import (
     EpochReport,
     ExampleSheet,
     KernelSheet,
     LearningCurve,
     Stopwatch,
 )
-from visionattn.tasks.checkpoint import require_own_model, stored_spec
-from visionattn.tasks.checkpointing import (
+from visionattn.training.checkpoints.callbacks import (
     BEST,
     AtomicCheckpointIO,
     BestCheckpoint,
     LastCheckpoint,
     read_training,
 )
-from visionattn.tasks.predictions import PredictionWriter, check_predictions
-from visionattn.tasks.weight_files import is_sharded
+from visionattn.training.checkpoints.files import is_sharded
+from visionattn.training.predictions import PredictionWriter, check_predictions
 from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 

@@ -16,8 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.data.sources import some
-from visionattn.tasks.objective import widened
 from visionattn.tasks.training import DivergenceError, TrainingTask
+from visionattn.training.objective import widened
 
 __all__ = ["ClassificationTask", "DivergenceError"]
 

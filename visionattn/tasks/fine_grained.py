@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from visionattn.data import Batch
-from visionattn.tasks.branches import branch_logits
 from visionattn.tasks.classification import ClassificationTask
-from visionattn.tasks.objective import widened
+from visionattn.training.branches import branch_logits
+from visionattn.training.objective import widened
 
 
 class FineGrainedTask(ClassificationTask):

@@ -14,10 +14,10 @@ from visionattn.data.module import ImageData
 from visionattn.layers.bnneck import BNNeck
 from visionattn.losses.center import CenterLoss
 from visionattn.losses.triplet import BatchHardTripletLoss
-from visionattn.tasks.branches import branch_features, branch_names, num_features, reid_features
-from visionattn.tasks.objective import widened
 from visionattn.tasks.retrieval import Gallery, gather, measure, merge
 from visionattn.tasks.training import TrainingTask
+from visionattn.training.branches import branch_features, branch_names, num_features, reid_features
+from visionattn.training.objective import widened
 
 RANKS = (1, 5, 10)
 SHARED_NECK = {"pwca": "sa"}

@@ -21,7 +21,6 @@ from visionattn.checks import check_range
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
 from visionattn.losses.uncertainty import UncertaintyWeightedLoss
-from visionattn.tasks.branches import branch_names, compile_branches
 from visionattn.tasks.checkpoint import (
     METADATA_KEY,
     ClassifierSpec,
@@ -29,12 +28,13 @@ from visionattn.tasks.checkpoint import (
     describe_classifier,
     load_plain,
 )
-from visionattn.tasks.objective import decayed_weights, extra_losses
-from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
 from visionattn.tasks.preprocessing import adapt_preprocessing, differing_keys, model_preprocessing
-from visionattn.tasks.regularization import create_regularized
-from visionattn.tasks.resuming import check_length, check_optimizer
-from visionattn.tasks.sharding import shard_model
+from visionattn.training.branches import branch_names, compile_branches
+from visionattn.training.checkpoints.sharded import shard_model
+from visionattn.training.objective import decayed_weights, extra_losses
+from visionattn.training.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.training.regularization import create_regularized
+from visionattn.training.resuming import check_length, check_optimizer
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
-from visionattn.tasks.checkpointing import BestCheckpoint
 from visionattn.tasks.examples import Examples
+from visionattn.training.checkpoints.callbacks import BestCheckpoint
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
