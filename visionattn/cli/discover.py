@@ -22,7 +22,8 @@ from visionattn.data.scenes.opening import SceneName
 from visionattn.models.slots import SlotAutoencoder, encode
 from visionattn.objects.baselines import block_grid, random_segments
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
-from visionattn.tasks.object_discovery import Examples, create_scores, load_slots
+from visionattn.tasks.object_discovery import create_scores, load_slots
+from visionattn.viz.slots import save_slots
 from visionattn_kernels.provenance import provenance
 
 MEASURES = {"fg_ari": "FG-ARI", "ari": "ARI", "mbo_i": "mBO_i", "mbo_c": "mBO_c", "corloc": "CorLoc"}
@@ -203,7 +204,7 @@ def _draw(finder: Finder, module: SceneData, number: int, path: Path) -> None:
     items = [dataset[Draw(place)] for place in spread(len(dataset), number)]
     scenes = [item.image for item in items if item.image is not None]
     image, segments = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
-    Examples(image, segments, *finder(image)).save(path, module.preprocessing["mean"], module.preprocessing["std"])
+    save_slots(image, segments, *finder(image), path, module.preprocessing["mean"], module.preprocessing["std"])
 
 
 def _print(rows: list[dict[str, Any]], result: dict[str, Any]) -> None:

@@ -8,13 +8,11 @@ from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
 from visionattn.tasks import TASKS, TrainingTask
-from visionattn.tasks.checkpoint import ClassifierSpec, describe_weights
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training import ModelSpec, describe_weights
+from visionattn.training.preprocessing import describe_preprocessing
 
 
-def start_from(
-    options: Any, task: type[TrainingTask], command: str, resumed: ClassifierSpec | None
-) -> ClassifierSpec | None:
+def start_from(options: Any, task: type[TrainingTask], command: str, resumed: ModelSpec | None) -> ModelSpec | None:
     """Take preprocessing and the width of an evaluated head from the weights that a command starts from.
 
     Args:
@@ -41,7 +39,7 @@ def start_from(
     return spec
 
 
-def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str) -> ClassifierSpec | None:
+def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str) -> ModelSpec | None:
     """Return the spec of the weights that options name; an evaluated head keeps its width."""
     if command != "fit" and not task.model_alone:
         raise UsageError(f"nothing to {command}: give --ckpt_path FILE, a checkpoint of --task {task.kind}")
@@ -67,7 +65,7 @@ def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str)
     return spec
 
 
-def adopt_model(options: Any, spec: ClassifierSpec) -> None:
+def adopt_model(options: Any, spec: ModelSpec) -> None:
     """Take the model, and unless another one is given the data set, from a checkpoint."""
     if not options.data.root or spec.task == "reid":
         options.data.name = options.data.name or spec.dataset
@@ -101,12 +99,12 @@ def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[s
             data[key] = value
 
 
-def describe_start(spec: ClassifierSpec, data: ImageData, model: Any, resume: Path | None) -> str:
+def describe_start(spec: ModelSpec, data: ImageData, model: Any, resume: Path | None) -> str:
     """Return the line that says how images are prepared, and what decides it."""
     return describe_preprocessing(data.preprocessing, spec.preprocessing, str(resume or _origin(model)))
 
 
-def match_classes(spec: ClassifierSpec, data: ImageData, *, fresh: bool) -> None:
+def match_classes(spec: ModelSpec, data: ImageData, *, fresh: bool) -> None:
     """Number classes by their names, as weights do.
 
     Args:
@@ -122,7 +120,7 @@ def match_classes(spec: ClassifierSpec, data: ImageData, *, fresh: bool) -> None
         data.expect_classes(spec.class_names)
 
 
-def _has_head(spec: ClassifierSpec) -> bool:
+def _has_head(spec: ModelSpec) -> bool:
     """Return whether the class names of a spec are those of the model's outputs."""
     return spec.task in TASKS and TASKS[spec.task].has_head
 

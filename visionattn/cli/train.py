@@ -39,7 +39,7 @@ from visionattn.cli.trainer_options import (
 )
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks import TASKS
-from visionattn.tasks.checkpoint import require_own_model, stored_spec
+from visionattn.training import require_own_model, stored_spec
 from visionattn.training.callbacks import (
     EpochReport,
     ExampleSheet,
