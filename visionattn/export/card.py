@@ -25,7 +25,7 @@ def write_card(
     data_name: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of `README.md`: YAML for the hub, then a page.
+    """Return the text of `README.md`: YAML for the hub, then a page.
 
     Args:
         network: What was exported.
@@ -128,7 +128,7 @@ def _usage(network: Network) -> str:
 
 
 def _scores(network: Network, run: Run) -> dict[str, float]:
-    """What was measured of these weights."""
+    """Return the measured scores of these weights."""
     return {} if run.has_average and network.weights == "raw" else run.scores
 
 
@@ -182,7 +182,7 @@ def _table(values: dict[str, str]) -> str:
 
 
 def _fence(language: str, text: str) -> str:
-    """A block of code whose fence is longer than any run of backticks in it."""
+    """Return a block of code whose fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,6 +1,5 @@
 """When and how checkpoints are written. A file with the name of a checkpoint is always complete."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from visionattn.files import replacing
 from visionattn.training.checkpoints.files import METADATA, is_sharded, read_checkpoint
 from visionattn.training.lightning_internals import cluster_environment, leave_restart_mode, request_stop
 
@@ -53,18 +53,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: it cannot be written; the old file stays.
         """
         path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path, only_writer=True) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            # Where a write fails, torch complains of the place in the file that it has come to.
+            # After a failed write, torch complains of the position in the file.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
             remedy = (
