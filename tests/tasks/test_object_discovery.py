@@ -266,7 +266,7 @@ QUICK = [
 RUN = Path("runs/slot_cnn_pico/0")
 
 
-def test_from_training_to_evaluation(
+def test_discover_evaluates_the_checkpoint_of_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -299,7 +299,7 @@ def test_from_training_to_evaluation(
     assert Path("drawn/slots.png").is_file()
 
 
-def test_what_it_is_not_for_is_told_in_one_line(
+def test_wrong_checkpoints_and_options_are_one_line(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""How evaluations write their numbers."""
+"""Results of commands: files that are whole or absent, and tables."""
 
 import csv
 import json
@@ -13,21 +13,21 @@ from rich.table import Table
 from visionattn.files import replacing
 
 FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
-"""Suffixes that say what a file holds."""
+"""Suffixes that name a format."""
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Writes ``text`` whole or not at all; folders that are missing are made."""
+    """Write ``text`` whole or not at all; make missing folders."""
     _write_atomically(path, lambda file: file.write(text))
 
 
 def write_json(values: Mapping[str, Any], path: str | Path) -> None:
-    """Writes ``values`` whole or not at all; folders that are missing are made."""
+    """Write ``values`` whole or not at all; make missing folders."""
     write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes ``rows``, whose keys are the columns, whole or not at all; folders that are missing are made."""
+    """Write ``rows``, whose keys are the columns, whole or not at all; make missing folders."""
 
     def write(file: Any) -> None:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
@@ -38,7 +38,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def check_writable(*paths: str | Path | None, **formats: Path | None) -> None:
-    """Makes the folders of files that are to be written, so that what is wrong with them shows before the work.
+    """Make the folders of files before the work, so that errors come before it.
 
     Args:
         *paths: files of any format.
@@ -57,7 +57,7 @@ def check_writable(*paths: str | Path | None, **formats: Path | None) -> None:
 
 
 def check_folder(*paths: str | Path | None) -> None:
-    """Makes folders that files are to be written to.
+    """Make folders for files before the work.
 
     Raises:
         ValueError: one of the paths is a file, or lies where no folder can be made.
@@ -76,7 +76,7 @@ def _check_folder(folder: Path, named: Path) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-    """Prints ``rows``, whose keys are the columns; the first column is aligned to the left, numbers to the right."""
+    """Print ``rows``, whose keys are the columns; the first column is aligned to the left, the others to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -84,16 +84,22 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
         table.add_row(*row.values())
     console = Console()
     if not console.is_terminal:
-        # A file or pipe has no width; rich would take 80 columns and break words.
+        # A file or pipe has no width; rich would assume 80 columns and break words.
         console = Console(width=160)
     console.print(table, soft_wrap=not console.is_terminal)
+
+
+def print_unreadable(result: Any, noun: str) -> None:
+    """Print the number of images that an evaluation left out, if there are any, and the first of them."""
+    if result.num_unreadable:
+        print(f"unreadable {noun} left out: {result.num_unreadable}, the first: {result.unreadable[0]}")
 
 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
     path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Paths may hold bytes that are not UTF-8: what they are escaped to, JSON reads as the same path again.
+        # Paths may hold bytes that are not UTF-8; JSON reads their escaped form as the same path.
         with (
             replacing(path) as temporary,
             temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
+from visionattn.probing.backbone import FrozenBackbone, Layer
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
 
 
 class FeatureSource(Protocol):
@@ -164,7 +164,7 @@ class OnlineFeatures(LayerFeatures):
     def __init__(
         self,
         cache: FeatureCache,
-        backbone: Backbone,
+        backbone: FrozenBackbone,
         images: Images,
         layers: Sequence[Layer] = ("last",),
         augment: bool = False,

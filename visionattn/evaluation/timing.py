@@ -1,11 +1,11 @@
-"""Measuring one model, in a process that does nothing else."""
+"""Time one model, in a process that does nothing else."""
 
 import statistics
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,36 +16,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionattn.cli.device import Precision, autocast
+from visionattn.checks import check_range
+from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.layers.prepared import frozen_weights
 from visionattn.tasks.checkpoint import create_classifier, describe_classifier
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which one model is measured."""
+    """How a model is measured, with random images.
 
-    img_size: int | None
-    batch_size: int
-    device: str
-    precision: Precision
-    train: bool
-    channels_last: bool
-    threads: int
-    seconds: float
-    model_kwargs: dict[str, Any]
+    Args:
+        img_size: height and width of the input, by default each model's own.
+        batch_size: images per step.
+        device: auto, cpu, cuda, cuda:1, …
+        precision: as Lightning's Trainer names it.
+        train: time forward, backward and an AdamW step instead of the forward pass alone.
+        channels_last: lay tensors out in channels-last memory format.
+        threads: of torch on the CPU, by default as many as in this process.
+        seconds: time to spend on the timed steps of each model, of which there are at least five.
+        model_kwargs: further arguments for each model.
+    """
+
+    img_size: int | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    precision: Precision = "32-true"
+    train: bool = False
+    channels_last: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
+    seconds: float = 5.0
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, 1)
+        check_range("img_size", self.img_size, 1)
 
 
 def measure(name: str, conditions: Conditions) -> dict[str, Any]:
-    """Builds one model and measures it in this process.
+    """Build one model and measure it in this process; return the fields of a `ThroughputRow`.
 
     Raises:
         ValueError: the model cannot be built, as with an image size that it cannot have.
     """
     torch.set_num_threads(conditions.threads)
-    device = torch.device(conditions.device)
+    device = resolve_device(conditions.device)
     memory_before = _restart_memory(device)
-    model, images = _prepare(name, conditions)
+    model, images = _prepare(name, conditions, device)
     step = _training_step(model, images, conditions) if conditions.train else _inference_step(model, images, conditions)
     with nullcontext() if conditions.train else frozen_weights(model):
         times = _time(step, device, conditions.seconds)
@@ -68,22 +85,21 @@ def measure(name: str, conditions: Conditions) -> dict[str, Any]:
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image of ``input_size`` (channels, height, width); leaves ``model`` on meta.
+    """Return the multiply-accumulates of one image (channels, height, width); leave ``model`` on meta.
 
-    There every operator is counted, while on the CPU fused attention counts as nothing.
+    On meta every operator is counted, while on the CPU fused attention counts as nothing.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval().to("meta")(torch.empty(1, *input_size, device="meta"))
     return int(counter.get_total_flops()) // 2
 
 
-def _prepare(name: str, conditions: Conditions) -> tuple[nn.Module, Tensor]:
-    # Some models must be built for the size, others take any and have no such argument; timm knows which.
+def _prepare(name: str, conditions: Conditions, device: torch.device) -> tuple[nn.Module, Tensor]:
+    # Some models are built for one size, others have no such argument; timm knows which.
     resolved = resolve_model_input_args(name, {"img_size": conditions.img_size}, **conditions.model_kwargs)
     model = create_classifier(resolved.pop("model_name"), **resolved)
     asked = {"img_size": conditions.img_size} if conditions.img_size else {}
     input_size = describe_classifier(model, name, **conditions.model_kwargs, **asked).preprocessing["input_size"]
-    device = torch.device(conditions.device)
     layout = torch.channels_last if conditions.channels_last else torch.contiguous_format
     images = torch.randn(conditions.batch_size, *input_size, device=device).contiguous(memory_format=layout)
     return model.to(device).to(memory_format=layout), images
@@ -115,7 +131,7 @@ def _training_step(model: nn.Module, images: Tensor, conditions: Conditions) -> 
 
 
 def _time(step: Callable[[], None], device: torch.device, seconds: float) -> list[float]:
-    """Wall-clock times of single steps, in seconds, after two that warm caches, kernels and clocks up."""
+    """Return the wall-clock seconds of single steps, after steps that warm up caches, kernels and clocks."""
 
     def timed() -> float:
         start = perf_counter()
@@ -139,12 +155,12 @@ def _try_count_macs(model: nn.Module, input_size: torch.Size) -> tuple[int | Non
         with warnings.catch_warnings(action="ignore"):
             return count_macs(model, (channels, height, width)), None
     except Exception as error:
-        # Some models read values while they run, which the meta device cannot give. Their speed is still good.
+        # Some models read values while they run, which the meta device does not have. Their speed is measured still.
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _restart_memory(device: torch.device) -> int:
-    """Bytes in use now, from where on the peak counts."""
+    """Restart the record of the peak; return the bytes in use now."""
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
         return 0
@@ -152,7 +168,7 @@ def _restart_memory(device: torch.device) -> int:
     if status is None:
         return _high_water()
     try:
-        # Imports have peaks of their own, which the process' high-water mark would keep.
+        # The high-water mark would otherwise include the peaks of imports.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return _high_water()
@@ -166,7 +182,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _high_water() -> int:
-    """Most bytes that this process has had in memory at once."""
+    """Return the largest number of bytes that this process has had in memory at once."""
     status = _process_status()
     if status is not None:
         return status["VmHWM"]
@@ -177,7 +193,7 @@ def _high_water() -> int:
 
 
 def _process_status() -> dict[str, int] | None:
-    """The lines of Linux' /proc/self/status that are sizes, in bytes."""
+    """Return the sizes in Linux' /proc/self/status, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

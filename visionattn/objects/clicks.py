@@ -1,36 +1,40 @@
-"""Images of what probes for object binding say: which patches lie on the same object as one that was clicked."""
+"""Same-object maps of clicks: the patches that a probe takes for the object of one patch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from visionattn.cli.binding_run import BindingSubject
-from visionattn.cli.images import spread
 from visionattn.data.sampling import Draw
 from visionattn.data.scenes.loading import SceneCollate
+from visionattn.evaluation.drawing import spread
 from visionattn.objects.patches import PatchLabels, label_patches
+from visionattn.objects.session import BindingSession
+from visionattn.viz.binding import Click
+from visionattn.viz.image import denormalize
 
-MOST_MAPS = 5
-"""Layers on a sheet."""
+LOGIT_PROBES = ("quadratic", "quadratic_full", "diagonal", "linear")
+"""Probes whose scores are logits, which maps need."""
+
+MAX_LAYERS = 5
+"""Largest number of layers that are mapped."""
 
 
-def save_overlays(path: Path, subject: BindingSubject, probe: str, best: int, number: int) -> None:
-    """Draws same-object maps of clicks in ``number`` scenes of val, at some layers, the best one among them.
+def click_objects(session: BindingSession, probe: str, best: int, number: int) -> tuple[list[Click], list[str]]:
+    """Click on one object in each of some validation scenes, and map the probability of the same object.
 
     Args:
-        path: the image that is written.
-        subject: backbone, probes and scenes.
-        probe: the probe, whose scores are logits.
-        best: the best layer.
-        number: how many scenes are drawn, evenly spaced.
-    """
-    from visionattn.viz.binding import Click, save_similarity_sheet
-    from visionattn.viz.image import denormalize
+        session: Session with trained probes.
+        probe: One of `LOGIT_PROBES`.
+        best: Layer on whose grid the click is placed; it is marked in the captions.
+        number: Number of scenes, evenly spaced; scenes that cannot be read are left out.
 
-    backbone = subject.backbone
-    layers = shown_layers(subject.probes.layers, best)
-    probes = {layer: subject.probes.at(layer) for layer in layers}
-    dataset: Any = subject.module.val_dataloader().dataset
+    Returns:
+        The clicks with one map per layer, and the captions of the maps, for
+        `visionattn.viz.binding.save_similarity_sheet`.
+    """
+    backbone = session.backbone
+    layers = choose_layers(session.probes.layers, best)
+    probes = {layer: session.probes.at(layer) for layer in layers}
+    dataset: Any = session.module.val_dataloader().dataset
     collate = SceneCollate(backbone.preprocessing["input_size"])
     clicks = []
     for place in spread(len(dataset), number):
@@ -48,23 +52,26 @@ def save_overlays(path: Path, subject: BindingSubject, probe: str, best: int, nu
             maps.append(scores[row * other[1] + column].sigmoid().view(other).cpu().numpy())
         pixels = denormalize(batch.image[0], backbone.preprocessing["mean"], backbone.preprocessing["std"])
         clicks.append(Click(pixels, patch, (batch.segments[0] == segment).numpy(), maps))
-    captions = [f"layer {layer}{', best' if layer == best else ''}" for layer in layers]
-    save_similarity_sheet(clicks, captions, path)
+    return clicks, [f"layer {layer}{', best' if layer == best else ''}" for layer in layers]
 
 
-def shown_layers(layers: Sequence[Any], best: int) -> list[Any]:
-    """A few layers from the first to the last, the best one among them."""
-    count = min(len(layers), MOST_MAPS)
+def choose_layers(layers: Sequence[int], best: int) -> list[int]:
+    """Choose a few layers from the first to the last, including the best."""
+    count = min(len(layers), MAX_LAYERS)
     places = [round(index * (len(layers) - 1) / max(count - 1, 1)) for index in range(count)]
     chosen = [layers[place] for place in places]
     if best not in chosen:
-        nearest = min(range(count), key=lambda index: abs(places[index] - list(layers).index(best)))
+        nearest = min(range(count), key=lambda index: abs(places[index] - layers.index(best)))
         chosen[nearest] = best
     return chosen
 
 
 def choose_patch(labels: PatchLabels, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """A click on the first image of a batch: the largest object, or else the largest segment, near its middle.
+    """Choose a patch near the middle of the largest object, or of the largest segment if there is no object.
+
+    Args:
+        labels: Labels of the patches; those of the first image are used.
+        grid: Rows and columns of patches.
 
     Returns:
         Id of the segment, and row and column of the patch.

@@ -1,4 +1,4 @@
-"""Where a command computes, and in which precision."""
+"""Device and precision of an evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -11,11 +11,11 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the accelerator where there is one, else the CPU.
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: no such device in this machine.
+        ValueError: this machine has no such device.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -28,11 +28,13 @@ def resolve_device(name: str) -> torch.device:
         return device
     count = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
     if (device.index or 0) >= count:
-        raise ValueError(f"device {name!r} is not in this machine, which has {count} of type {device.type}: use auto")
+        raise ValueError(
+            f"device {str(name)!r} is not in this machine, which has {count} of type {device.type}: use auto"
+        )
     return device
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Runs what is inside in ``precision``, as Lightning's Trainer does for the same name."""
+    """Compute in a precision, as Lightning's Trainer does for the same name."""
     dtype = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()

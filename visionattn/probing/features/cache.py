@@ -241,6 +241,7 @@ def _difference(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     if not isinstance(made_from, dict):
         return "its manifest is damaged"
     names = [name for name in {**identity, **made_from} if made_from.get(name) != identity.get(name)]
+    names = ["images" if name == "pictures" else name for name in names]  # the key of the first caches
     return f"it was made with other {', '.join(names)}" if names else "its manifest is damaged"
 
 

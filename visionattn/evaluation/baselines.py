@@ -1,19 +1,19 @@
-"""Segments that know nothing of the image, which object discovery has to be better than."""
+"""Baselines of object discovery: segments that ignore the image."""
 
 import torch
 from torch import Tensor
 
 
 def block_grid(count: int, height: int, width: int) -> Tensor:
-    """Divides an image into blocks of about the same size, in rows of about as many: ids [H, W].
+    """Divide an image into a grid of blocks of similar size, and return the ids [H, W].
 
     Args:
-        count: how many blocks; 7 are rows of 2, 2 and 3.
-        height: of the image.
-        width: of the image.
+        count: number of blocks; 7 blocks are rows of 2, 2 and 3.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Raises:
-        ValueError: no block.
+        ValueError: ``count`` is below 1.
     """
     if count < 1:
         raise ValueError(f"there must be at least 1 block, got {count}")
@@ -25,5 +25,5 @@ def block_grid(count: int, height: int, width: int) -> Tensor:
 
 
 def random_segments(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Gives each position to one of so many segments, each with the same probability: ids [H, W]."""
+    """Assign each pixel to one of ``count`` segments at random, and return the ids [H, W]."""
     return torch.randint(count, (height, width), generator=generator)

@@ -11,7 +11,7 @@ from visionattn.probing.protocols.candidates import Candidate
 
 
 @dataclass
-class Run:
+class Trial:
     """A candidate in training.
 
     Attributes:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from visionattn.files import replacing
 
@@ -97,3 +98,8 @@ def _recall(record: Path, state: str) -> str | None:
         return str(stored["contents"]) if stored["state"] == state else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def short_hash(values: Any) -> str:
+    """Return a hash of plain values, for names of files."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()

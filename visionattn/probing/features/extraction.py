@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from visionattn.layers.prepared import frozen_weights
-from visionattn.probing.backbone import Backbone, Layer, TokenLayout
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.contents import fingerprint as fingerprint
+from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.contents import fingerprint as fingerprint
 from visionattn.probing.heads import select_tokens
 
 PooledKind = Literal["cls", "gap"]
@@ -155,7 +155,7 @@ class FeatureCache:
 
 
 def extract_features(
-    backbone: Backbone,
+    backbone: FrozenBackbone,
     images: Images,
     folder: str | Path,
     *,
@@ -235,7 +235,7 @@ class _Plan(NamedTuple):
 
 
 def _carry_out(
-    plan: _Plan, arrays: ShardedArrays, backbone: Backbone, images: Images, batch_size: int
+    plan: _Plan, arrays: ShardedArrays, backbone: FrozenBackbone, images: Images, batch_size: int
 ) -> Iterator[int]:
     """Fills the shards of a plan, and yields the number of images of each batch."""
     # A batch never reaches into the next shard: what a model computes depends, in the last bits, on the batch.
@@ -258,7 +258,7 @@ def _carry_out(
 
 
 def _rows(
-    batch: ImageBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: Backbone
+    batch: ImageBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: FrozenBackbone
 ) -> dict[str, np.ndarray]:
     """What the cache keeps of the images of a batch."""
     if not len(batch.index):
