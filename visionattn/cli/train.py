@@ -23,11 +23,8 @@ import visionattn  # noqa: F401  registers the models
 from visionattn.checks import check_range
 from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
 from visionattn.cli.kinds import find_task
-from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
 from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import check_writable, write_json
-from visionattn.cli.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
-from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.cli.trainer_options import (
     check_callbacks,
     check_plugins,
@@ -39,6 +36,7 @@ from visionattn.cli.trainer_options import (
 )
 from visionattn.data.module import MAX_SEED
 from visionattn.tasks import TASKS
+from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.training import require_own_model, stored_spec
 from visionattn.training.callbacks import (
     EpochReport,
@@ -55,7 +53,9 @@ from visionattn.training.checkpoints.callbacks import (
     read_training,
 )
 from visionattn.training.checkpoints.files import is_sharded
+from visionattn.training.loggers import LoggerName, check_logger, create_loggers
 from visionattn.training.predictions import PredictionWriter, check_predictions
+from visionattn.training.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
 from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
