@@ -103,7 +103,7 @@ def test_a_half_written_checkpoint_never_shadows_a_good_one() -> None:
     assert fit("--trainer.max_epochs=1") == 0
     folder = Path("runs/test_resnet/0/checkpoints")
     whole = (folder / "last.ckpt").read_bytes()
-    (folder / "last.ckpt.tmp").write_bytes(whole[:1000])  # killed in the middle of writing
+    (folder / ".last.new.ckpt").write_bytes(whole[:1000])  # killed in the middle of writing
     assert fit("--ckpt_path=last") == 0
     (folder / "last.ckpt").write_bytes(whole[:1000])  # lost by the disk
     assert fit("--ckpt_path=last", "--trainer.max_epochs=3") == 0
@@ -160,7 +160,7 @@ def test_tensorboard_by_one_option() -> None:
 
 
 def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("visionattn.cli.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("visionattn.training.loggers.find_spec", lambda name: None)
     assert fit("--logger=tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not Path("runs/test_resnet").exists()

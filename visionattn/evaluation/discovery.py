@@ -15,8 +15,8 @@ from visionattn.evaluation.source import Origin
 from visionattn.metrics.baselines import block_grid, random_segments
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.object_discovery import create_scores, load_slots
+from visionattn.training import Weights
 
 AS_TRAINED = SceneOptions()
 MEASURES = ("fg_ari", "ari", "mbo_i", "mbo_c", "corloc")

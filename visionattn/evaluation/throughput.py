@@ -13,7 +13,7 @@ from timm.models import model_entrypoint
 
 from visionattn.evaluation.timing import Conditions, measure
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import check_model_name
+from visionattn.training import check_model_name
 
 
 @dataclass(frozen=True)
