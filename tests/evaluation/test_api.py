@@ -32,8 +32,8 @@ from visionattn.evaluation.source import draw_weights
 from visionattn.metrics.retrieval import evaluate_retrieval
 from visionattn.metrics.segmentation import foreground_ari
 from visionattn.models.slots import encode
-from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier
 from visionattn.tasks.object_discovery import SLOTS, create_slots
+from visionattn.training import ModelSpec, create_model
 
 TIMING = ("images_per_second", "seconds")
 """Figures that differ between two runs."""
@@ -60,7 +60,7 @@ def slots_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of object discovery, as training writes it, with random weights."""
     torch.manual_seed(0)
     kwargs = {"embed_dims": [8, 8], "kernel_sizes": [5, 3], "strides": [2, 2]}
-    encoder = create_classifier("slot_cnn_pico", num_classes=0, **kwargs)
+    encoder = create_model("slot_cnn_pico", num_classes=0, **kwargs)
     options: dict[str, Any] = dict.fromkeys(SLOTS) | {
         "method": "slot_attention",
         "num_slots": 4,
@@ -86,7 +86,7 @@ def slots_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    spec = ClassifierSpec("slot_cnn_pico", kwargs, 0, [], preprocessing, "synthetic", "object_discovery")
+    spec = ModelSpec("slot_cnn_pico", kwargs, 0, [], preprocessing, "synthetic", "object_discovery")
     path = tmp_path_factory.mktemp("slots") / "best.ckpt"
     torch.save({"state_dict": weights, "visionattn": spec.to_dict(), "hyper_parameters": options}, path)
     return path

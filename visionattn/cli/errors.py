@@ -23,13 +23,10 @@ from jsonargparse.typing import register_type
 from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
 from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
 from visionattn.cli.lists import accept_commas
+from visionattn.errors import UsageError as UsageError
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
-
-
-class UsageError(Exception):
-    """The command line itself is wrong; ends with status 2."""
 
 
 class ConciseParser(argparse.ArgumentParser):

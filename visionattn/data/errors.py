@@ -1,4 +1,4 @@
-"""What is wrong with data."""
+"""Errors about data."""
 
 
 class DataError(ValueError):

@@ -15,9 +15,9 @@ from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.classification import require_finite
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training.branches import Inference, choose_inference
+from visionattn.training.preprocessing import describe_preprocessing
 
 AS_TRAINED = ImageOptions()
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from visionattn.evaluation.as_trained import SceneOptions, open_scenes
-from visionattn.evaluation.baselines import block_grid, random_segments
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import Origin
+from visionattn.metrics.baselines import block_grid, random_segments
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.object_discovery import create_scores, load_slots
+from visionattn.training import Weights
 
 AS_TRAINED = SceneOptions()
 MEASURES = ("fg_ari", "ari", "mbo_i", "mbo_c", "corloc")

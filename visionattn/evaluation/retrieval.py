@@ -13,10 +13,10 @@ from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, adding, no_progress
-from visionattn.tasks.branches import Inference, choose_inference, reid_features
-from visionattn.tasks.checkpoint import ClassifierSpec
-from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.tasks.retrieval import Gallery, measure, merge
+from visionattn.training import ModelSpec
+from visionattn.training.branches import Inference, choose_inference, reid_features
+from visionattn.training.preprocessing import describe_preprocessing
 
 AS_TRAINED = IdentityOptions()
 
@@ -132,7 +132,7 @@ def evaluate_reid(
     )
 
 
-def require_ranking(spec: ClassifierSpec, options: IdentityOptions) -> None:
+def require_ranking(spec: ModelSpec, options: IdentityOptions) -> None:
     """Check that a data set has one ranking, which can be re-ranked and drawn.
 
     Raises:

@@ -13,7 +13,7 @@ from timm.models import model_entrypoint
 
 from visionattn.evaluation.timing import Conditions, measure
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import check_model_name
+from visionattn.training import check_model_name
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def expand_names(models: Iterable[str]) -> list[str]:
         models: names, patterns such as ``nat_*``, or ``module:PACKAGE`` for all models that a package registers.
 
     Raises:
-        ValueError: an unknown name, or a pattern that matches none.
+        ValueError: an unknown name, a pattern that matches none, or no name.
     """
     names: list[str] = []
     for word in models:
@@ -110,6 +110,8 @@ def expand_names(models: Iterable[str]) -> list[str]:
         else:
             check_model_name(word)
             names.append(word)
+    if not names:
+        raise ValueError("--models names no model: nat_tiny,resnet50 and dinat_* are possible")
     return list(dict.fromkeys(names))
 
 

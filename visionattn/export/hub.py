@@ -29,7 +29,7 @@ def save_folder(
     data_name: str | None = None,
     evaluation: Path | None = None,
 ) -> None:
-    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
 
     Args:
         network: The model, which is changed to `dtype`.
@@ -83,7 +83,7 @@ def _read_evaluation(path: Path, model: str) -> dict[str, Any]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or what `save_folder` left."""
+    """Return whether a folder is empty or was written by `save_folder`."""
     if not any(folder.iterdir()):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What timm asks of a model that is a stem, a stack, a last layer and a classifier; every family builds on it."""
+"""`Backbone`: timm's contract for a model of a stem, a stack, a last layer and a classifier."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Backbone(nn.Module):
     """A stem, a stack of levels and a last layer, each from NCHW maps to NCHW maps, and a classifier.
 
-    A family gives the three their names of old, makes them in its constructor, and ends it with `finish`. Its
-    `forward_features` is the three in turn; modules of the stack obey a flag `grad_checkpointing`.
+    A family names the three, makes them in its constructor, and calls `finish` at its end. Its `forward_features` runs
+    the three in turn. Modules of the stack have a flag `grad_checkpointing`.
     """
 
     stem_name: ClassVar[str] = "patch_embed"
@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         drop_rate: float,
         **dd: Any,
     ) -> None:
-        """Makes the classifier and the attributes that timm reads.
+        """Make the classifier and the attributes that timm reads.
 
         Args:
             feature_info: Per module of the stack its channels, reduction and name.
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.grad_checkpointing = False
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
+        """Return groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
         stack, last = rf"^{self.stack_name}\.(\d+)", (rf"^{self.last_name}", (99999,))
         if coarse:
             return {"stem": rf"^{self.stem_name}", "blocks": [(stack, None), last]}
@@ -58,23 +58,23 @@ class Backbone(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes blocks in backward instead of keeping what they computed."""
+        """Recompute blocks in backward instead of keeping what they computed."""
         self.grad_checkpointing = enable
         for module in getattr(self, self.stack_name):
             module.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """The final linear layer."""
+        """Return the final linear layer."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in place of the old one; pooling stays unless one is given."""
+        """Put a new classifier in place of the old one; pooling stays unless one is given."""
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool, **self.device_and_dtype())
         self.head_hidden_size = self.head.num_features
 
     def device_and_dtype(self) -> dict[str, Any]:
-        """Where maps are, and their type."""
+        """Return the device and dtype of maps."""
         return get_device_dtype(self)
 
     def forward_intermediates(
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and those of the modules of the stack on the way.
+        """Compute the final features, and the outputs of modules of the stack.
 
         Args:
             x: Images `[B, in_chans, H, W]`.
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what the modules of the stack at `indices` do not need; returns the indices as a list."""
+        """Drop the modules that the outputs at `indices` do not need, and return the indices as a list."""
         stack = getattr(self, self.stack_name)
         take, last = take_indices(len(stack), indices)
         width: int = self.feature_info[last]["num_chs"]
@@ -139,15 +139,15 @@ class Backbone(nn.Module):
         return take
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
+        """Map features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
+        """Map images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -22,7 +22,7 @@ from visionattn.models._backbone import take_indices
 
 
 class Branch(NamedTuple):
-    """What a branch gives.
+    """Output of a branch.
 
     Attributes:
         features: pooled [B, num_features].
@@ -46,7 +46,7 @@ class DcalVisionTransformer(VisionTransformer):
         pair_source: PairSource = "sa",
         **kwargs: Any,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             *args: As for timm's VisionTransformer.
@@ -87,7 +87,7 @@ class DcalVisionTransformer(VisionTransformer):
             self.set_inference("combined")
 
     def set_inference(self, inference: Literal["combined", "sa"]) -> None:
-        """Lets `forward` answer with SA and GLCA together ("combined"), or with SA alone ("sa").
+        """Let `forward` use SA and GLCA together ("combined"), or SA alone ("sa").
 
         Raises:
             ValueError: Neither of the two, or no GLCA to combine with.
@@ -102,15 +102,15 @@ class DcalVisionTransformer(VisionTransformer):
     # What timm asks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer decay; GLCA is beside the last block."""
+        """Return groups of parameters for layer decay; GLCA is in the group of the last block."""
         return {**super().group_matcher(coarse), "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^glca\.", (99999,))]}
 
     def get_classifier(self) -> Any:
-        """The classifier of SA, or both classifiers, as in timm's DeiT."""
+        """Return the classifier of SA, or both classifiers, as in timm's DeiT."""
         return self.head if self.glca_head is None else (self.head, self.glca_head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts new classifiers in place of the old ones; pooling stays unless one is given."""
+        """Put new classifiers in place of the old ones; pooling stays unless one is given."""
         check_pool(self.global_pool if global_pool is None else global_pool)
         super().reset_classifier(num_classes, global_pool)
         if self.glca_head is not None:
@@ -121,7 +121,7 @@ class DcalVisionTransformer(VisionTransformer):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the blocks that those at `indices` do not need, and GLCA, whose place is at the end."""
+        """Drop the blocks that those at `indices` do not need, and GLCA, whose place is at the end."""
         depth = len(self.blocks)
         kept: list[int] = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head or len(self.blocks) < depth:
@@ -140,7 +140,7 @@ class DcalVisionTransformer(VisionTransformer):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features, and those of the blocks on the way, as in timm.
+        """Compute the final features, and the outputs of blocks, as in timm.
 
         Args:
             x: Images [B, in_chans, H, W].
@@ -179,7 +179,7 @@ class DcalVisionTransformer(VisionTransformer):
     # Forward
 
     def forward_features(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
-        """From images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
+        """Map images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
 
         Where SA and GLCA are combined, GLCA's features come last: [B, 1 + P + 1, D].
         """
@@ -187,7 +187,7 @@ class DcalVisionTransformer(VisionTransformer):
         return self._with_glca(before, self.norm(x), scores)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From the tokens of `forward_features` to logits [B, num_classes].
+        """Map the tokens of `forward_features` to logits [B, num_classes].
 
         Combined logits are logarithms of the mean of both classifiers' probabilities. With `pre_logits`, and without a
         classifier, the class tokens' features [B, D], and GLCA's after them [B, 2D] where both are combined.
@@ -203,11 +203,11 @@ class DcalVisionTransformer(VisionTransformer):
         return own if pre_logits else self.head(own)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
-        """From images [B, in_chans, H, W] to logits [B, num_classes]."""
+        """Map images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
     def forward_branches(self, x: Tensor, pair: Tensor | None = None) -> dict[str, Branch]:
-        """Each branch by itself, for training.
+        """Compute each branch by itself, for training.
 
         Args:
             x: Images [B, in_chans, H, W].
@@ -232,7 +232,7 @@ class DcalVisionTransformer(VisionTransformer):
         return branches
 
     def rollout_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the class token owes to each patch of images [B, in_chans, H, W], and the patches that GLCA selects.
+        """Compute the attention rollout of images [B, in_chans, H, W], and the patches that GLCA selects.
 
         Returns:
             Rollout [B, P] of all blocks but the last, and places among the patches [B, R].
@@ -269,7 +269,7 @@ class DcalVisionTransformer(VisionTransformer):
     def _run(
         self, x: Tensor, pair: Tensor | None, with_scores: bool, take: list[int], depth: int
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Tokens before and after the last block, scores of all blocks before it, and the tokens after some blocks."""
+        """Run the blocks; return tokens before and after the last one, scores of those before, and kept tokens."""
         scores: list[Tensor] = []
         kept: list[Tensor] = []
         before = x
@@ -289,7 +289,7 @@ class DcalVisionTransformer(VisionTransformer):
 
 
 def check_pool(global_pool: str) -> None:
-    """Checks that features are class tokens.
+    """Check that features are class tokens.
 
     Raises:
         ValueError: They are not.
@@ -299,12 +299,12 @@ def check_pool(global_pool: str) -> None:
 
 
 def mean_probability(first: Tensor, second: Tensor) -> Tensor:
-    """Logarithms of the mean of two distributions over classes, of their logits [B, num_classes]."""
+    """Return the logarithm of the mean of two class distributions, given their logits [B, num_classes]."""
     return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - math.log(2)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: DcalVisionTransformer) -> dict[str, Tensor]:
-    """As timm's; weights without GLCA get a copy of the last block, its norm and its classifier as GLCA's."""
+    """Convert weights as timm does; without GLCA, the last block, norm and classifier are copied to it."""
     found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if model.glca is not None and not any(name.startswith("glca") for name in found):
         last = f"blocks.{len(model.blocks) - 1}."

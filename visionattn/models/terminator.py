@@ -46,7 +46,7 @@ Size = int | Sequence[int]
 
 @register_notrace_function
 def check_size(x: Tensor, height: int, width: int) -> None:
-    """Refuses images of another size than the model's.
+    """Refuse images of another size than the model's.
 
     Raises:
         ValueError: They are.
@@ -59,16 +59,16 @@ def check_size(x: Tensor, height: int, width: int) -> None:
 
 
 class Stem(nn.Module):
-    """Refuses images of another size than the model's, and cuts them into patches where there is a map for these."""
+    """Stem that checks the image size, and cuts images into patches if there is a convolution for that."""
 
     def __init__(self, img_size: tuple[int, int], proj: nn.Module | None) -> None:
-        """Takes height and width of the images."""
+        """Build the stem for images of a height and width."""
         super().__init__()
         self.img_size = img_size
         self.proj = nn.Identity() if proj is None else proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images `[B, C, H, W]` to maps."""
+        """Check images `[B, C, H, W]` and cut them into patches."""
         check_size(x, *self.img_size)
         return self.proj(x)
 
@@ -103,7 +103,7 @@ class Terminator(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             img_size: Height and width of the images, or an int for a square or the length of a sequence.
@@ -195,7 +195,7 @@ class Terminator(Backbone):
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
     def set_input_size(self, img_size: Size) -> None:
-        """Takes images of another size from now on; hyper-kernels and position biases are interpolated.
+        """Change the image size; hyper-kernels and position biases are interpolated.
 
         Parameters stay as they are. To build such a model from saved weights, give `grid_size`.
 
@@ -212,16 +212,16 @@ class Terminator(Backbone):
                 module.hyper.spatial.set_size(size)
 
     def device_and_dtype(self) -> dict[str, Any]:
-        """Where maps are, and their type; slow networks may keep a wider one."""
+        """Return the device and dtype of maps; slow networks may keep a wider dtype."""
         return get_device_dtype(self.blocks[0].mix)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
+        """Return parameters without weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
         names = ("filters.weight", "tap_bias", "position_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
 
     def hyper_kernels(self) -> dict[str, Tensor]:
-        """The kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
+        """Return the kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
 
         Per block `global` and `spatial`, as large as the map, and `gate` and `channel`, one row over channels.
         """
@@ -235,7 +235,7 @@ class Terminator(Backbone):
         return found
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The weighted slow neural loss, which is part of the objective in training.
+        """Return the weighted slow neural loss, a part of the training objective.
 
         It holds the global kernels of the blocks together: the sum over all pairs of the mean squared difference of the
         later kernel and the earlier one, tiled to as many channels.
@@ -252,11 +252,11 @@ class Terminator(Backbone):
         return {"slow": self.slow_loss_weight * torch.stack(terms).sum()} if terms else {}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
         return self.norm(self._outputs(x, len(self.blocks))[-1])
 
     def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
-        """Outputs of the first `count` blocks."""
+        """Return the outputs of the first `count` blocks."""
         x = self.stem(x)
         outputs: list[Tensor] = []
         for block, earlier in zip(list(self.blocks)[:count], self.dense, strict=False):
@@ -274,7 +274,7 @@ class Terminator(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and those of the blocks on the way; see `Backbone.forward_intermediates`."""
+        """Compute features and outputs of blocks; see `Backbone.forward_intermediates`."""
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
         take, last = take_indices(len(self.blocks), indices)

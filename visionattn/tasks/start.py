@@ -1,53 +1,48 @@
-"""What a command of train.py takes from the weights that it starts from, unless options say otherwise."""
+"""Options of a training that follow from the weights it starts from, unless they are given."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, describe_weights
-from visionattn.tasks.preprocessing import describe_preprocessing
-
-ANSWERING = ("classification", "fine_grained", "reid")
-"""Tasks whose answers a model's own weights give; the others train further networks beside the model."""
-WITH_HEAD = ("classification", "fine_grained")
-"""Tasks whose class names are those of the model's outputs."""
+from visionattn.errors import UsageError
+from visionattn.tasks import TASKS, TrainingTask
+from visionattn.training import ModelSpec, describe_weights
+from visionattn.training.preprocessing import describe_preprocessing
 
 
-def start_from(
-    options: Any, data: type[ImageData], task: TaskName, command: str, resumed: ClassifierSpec | None
-) -> ClassifierSpec | None:
-    """Take preprocessing and the width of an evaluated head from the weights that a command starts from.
+def start_from(options: Any, task: type[TrainingTask], command: str, resumed: ModelSpec | None) -> ModelSpec | None:
+    """Fill in preprocessing, and the width of an evaluated head, from the weights that a command starts from.
 
     Args:
-        options: those of the command, which are filled in.
-        data: the class of the data.
-        task: as ``--task`` has it.
+        options: options of the command, which are filled in.
+        task: class of the task.
         command: fit, validate, test or predict.
-        resumed: what the checkpoint of ``--ckpt_path`` says, if there is one.
+        resumed: spec in the checkpoint of ``--ckpt_path``, if there is one.
 
     Returns:
-        What is known of the weights; None where training starts from scratch.
+        Spec of the weights; None if training starts from scratch.
 
     Raises:
-        UsageError: a command that would evaluate random weights, or a head of another width than the weights have.
+        UsageError: the command would evaluate random weights, or a head of another width than the weights have.
         FileNotFoundError: no such file of weights.
         ValueError: an unknown model, a file that is not a checkpoint, or images that are not square.
     """
     spec = _find_weights(options.model, options.data, task, command) if resumed is None else resumed
     if spec is not None:
-        # What was trained for the same task decides all; other weights decide what the task leaves to them.
-        same = bool(spec.dataset) and spec.task == task
-        adopt_preprocessing(options.data, spec.preprocessing, spec.preprocessing if same else data.weights_decide)
+        # Weights of the same task decide everything; other weights decide what the data class leaves to them.
+        same = bool(spec.dataset) and spec.task == task.kind
+        adopt_preprocessing(
+            options.data, spec.preprocessing, spec.preprocessing if same else task.data_class.weights_decide
+        )
     return spec
 
 
-def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> ClassifierSpec | None:
-    """Return the spec of the weights that options name; an evaluated head keeps its width."""
-    if command != "fit" and task not in ANSWERING:
-        raise UsageError(f"nothing to {command}: give --ckpt_path FILE, a checkpoint of --task {task}")
+def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str) -> ModelSpec | None:
+    """Return the spec of the weights in the options; set the width of an evaluated head."""
+    if command != "fit" and not task.model_alone:
+        raise UsageError(f"nothing to {command}: give --ckpt_path FILE, a checkpoint of --task {task.kind}")
     channels = data.get("in_chans")
     kwargs = ({} if channels is None else {"in_chans": channels}) | (model.model_kwargs or {})
     spec = describe_weights(model.name, model.pretrained, model.checkpoint_path, kwargs)
@@ -58,7 +53,7 @@ def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> Classi
             f"nothing to {command}, for the weights of {model.name} are random: give --ckpt_path FILE, or --model.name "
             "NAME with --model.pretrained true or --model.checkpoint_path FILE"
         )
-    if task in WITH_HEAD and spec.task not in WITH_HEAD:
+    if task.has_head and not _has_head(spec):
         raise UsageError(f"nothing to {command}: {_origin(model)}, of --task {spec.task}, has no head: fit one first")
     if "num_classes" in model:
         if model.num_classes not in (None, spec.num_classes):
@@ -70,8 +65,8 @@ def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> Classi
     return spec
 
 
-def adopt_model(options: Any, spec: ClassifierSpec) -> None:
-    """Take the model, and unless another one is given the data set, from a checkpoint."""
+def adopt_model(options: Any, spec: ModelSpec) -> None:
+    """Take the model from a checkpoint, and also the data set unless another one is given."""
     if not options.data.root or spec.task == "reid":
         options.data.name = options.data.name or spec.dataset
     model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
@@ -82,15 +77,15 @@ def adopt_model(options: Any, spec: ClassifierSpec) -> None:
 
 
 def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Fill in the preprocessing that the options of the data do not give.
+    """Fill in preprocessing that the data options do not give.
 
     Args:
-        data: the options; those that are not given are None.
+        data: data options; None stands for an option that is not given.
         wanted: preprocessing of a spec.
-        keys: the parts of it that are taken.
+        keys: the keys to take from it.
 
     Raises:
-        ValueError: images that are not square, where the data have one size for both edges.
+        ValueError: images are not square, but the data have one size for both edges.
     """
     channels, height, width = wanted["input_size"]
     values = {key: list(value) if key in ("mean", "std") else value for key, value in wanted.items() if key in keys}
@@ -104,27 +99,32 @@ def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[s
             data[key] = value
 
 
-def describe_start(spec: ClassifierSpec, data: ImageData, model: Any, resume: Path | None) -> str:
-    """Return the line that says how images are prepared, and what decides it."""
+def describe_start(spec: ModelSpec, data: ImageData, model: Any, resume: Path | None) -> str:
+    """Return a line that says how images are prepared and why."""
     return describe_preprocessing(data.preprocessing, spec.preprocessing, str(resume or _origin(model)))
 
 
-def match_classes(spec: ClassifierSpec, data: ImageData, *, fresh: bool) -> None:
-    """Number classes by their names, as weights do.
+def match_classes(spec: ModelSpec, data: ImageData, *, fresh: bool) -> None:
+    """Number the classes of the data by name, in the order of the weights.
 
     Args:
-        spec: what is known of the weights.
-        data: before ``setup``.
-        fresh: whether a training starts, whose head may be another one.
+        spec: spec of the weights.
+        data: data before ``setup``.
+        fresh: whether a training starts, whose head may differ.
     """
     if fresh:
-        data.preferred_classes = spec.class_names if spec.task in WITH_HEAD else []
-    elif isinstance(data, ImageClassificationData) and spec.task in WITH_HEAD:
+        data.preferred_classes = spec.class_names if _has_head(spec) else []
+    elif isinstance(data, ImageClassificationData) and _has_head(spec):
         data.expect_head(spec.class_names, spec.num_classes)
     else:
         data.expect_classes(spec.class_names)
 
 
+def _has_head(spec: ModelSpec) -> bool:
+    """Return whether the class names of a spec are those of the model's outputs."""
+    return spec.task in TASKS and TASKS[spec.task].has_head
+
+
 def _origin(model: Any) -> str:
-    """Return the name of the weights that options of the model name."""
+    """Return a name for the weights in the model options."""
     return str(model.checkpoint_path or f"{model.name} (pretrained)")

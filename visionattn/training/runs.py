@@ -1,4 +1,4 @@
-"""Where a training run keeps its files: ``runs/NAME/NUMBER/``, a new number for each run."""
+"""Folders of training runs: ``runs/NAME/NUMBER/``, a new number for each run."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from typing import IO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from visionattn.cli.errors import UsageError
-from visionattn.cli.report import check_folder
-from visionattn.tasks.checkpointing import BEST, LAST
-from visionattn.tasks.weight_files import is_sharded, is_whole
+from visionattn.errors import UsageError
+from visionattn.output import check_folder
+from visionattn.training.checkpoints.callbacks import BEST, LAST
+from visionattn.training.checkpoints.files import is_sharded, is_whole
 
 LOCK = ".lock"
 
@@ -24,8 +24,8 @@ LOCK = ".lock"
 class RunFolder:
     """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``.
 
-    A training that came to its end leaves ``summary.json``: what was reached, how long it took, on which hardware.
-    Models with hyper-kernels leave ``kernels.png``, too.
+    A training that has ended leaves ``summary.json``: score, duration, hardware. Models with hyper-kernels also leave
+    ``kernels.png``.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest that is whole; a warning names those that are newer and damaged."""
+        """Return the newest complete checkpoint; warn of newer ones that are damaged."""
         files = [path for path in (self.checkpoints / LAST, self.checkpoints / BEST) if path.exists()]
         for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             if is_whole(path) or is_sharded(path):
@@ -45,7 +45,7 @@ class RunFolder:
         return None
 
     def unused(self, name: str) -> str:
-        """``name``, or with a number where the run already has such a file."""
+        """Return ``name``, with a number added if the run already has such a file."""
         path, number = Path(name), 1
         while (self.path / path).exists():
             path = Path(name).with_stem(f"{Path(name).stem}-{number}")
@@ -53,28 +53,28 @@ class RunFolder:
         return path.name
 
     def discard_if_empty(self) -> None:
-        """Removes the folder of a run that failed before it did anything."""
+        """Remove the folder of a run that failed before it did anything."""
         if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", LOCK}:
             shutil.rmtree(self.path)
 
     def claim(self) -> IO[str] | None:
-        """Sees to it that no other process trains in this folder.
+        """Lock the folder, so that no other process trains in it.
 
         Returns:
-            A lock, which ends when it is closed and with the process, in whatever way; None where there are no locks.
+            A lock, which ends when it is closed or the process ends; None on systems without locks.
 
         Raises:
-            ValueError: another does, or nothing can be written there.
+            ValueError: another process has the lock, or nothing can be written there.
         """
         check_folder(self.path)
         try:
             import fcntl
         except ImportError:  # Windows
             return None
-        # Not to be opened a second time by this process: closing that would end the lock.
+        # If this process opened and closed the file a second time, the lock would end.
         lock = (self.path / LOCK).open("a+")
         try:
-            # A lock of the process, not of the file: data-loader workers that outlive it do not hold it.
+            # The lock belongs to the process: data-loader workers that outlive it do not keep it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
@@ -96,20 +96,20 @@ class RunFolder:
 
 
 class SameCheckpoint(Callback):
-    """Sees to it that all processes go on from the same checkpoint, each of which has looked for it.
+    """Check that all processes resume from the same checkpoint, since each of them looked for it.
 
     Args:
-        path: what this one has found.
+        path: the checkpoint that this process found.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares with the first process.
+        """Compare with the first process.
 
         Raises:
-            UsageError: it has found another one, or none.
+            UsageError: the first process found another one.
         """
         first = trainer.strategy.broadcast(self.path)
         if self.path != first:
@@ -120,13 +120,13 @@ class SameCheckpoint(Callback):
 
 
 def newest_run(root: Path, name: str) -> RunFolder | None:
-    """The run with the highest number."""
+    """Return the run with the highest number."""
     numbers = _numbers(root / name)
     return RunFolder(root / name / str(max(numbers))) if numbers else None
 
 
 def new_run(root: Path, name: str) -> RunFolder:
-    """Claims the next number; nothing that is there is ever written to.
+    """Claim the next number; existing runs are never overwritten.
 
     Raises:
         ValueError: nothing can be written there.
@@ -145,13 +145,13 @@ def new_run(root: Path, name: str) -> RunFolder:
 
 
 def run_of(checkpoint: Path) -> RunFolder | None:
-    """The run that wrote ``checkpoint`` as its last one, and may go on with it."""
+    """Return the run that wrote ``checkpoint`` as its last one, and can resume from it."""
     whole = checkpoint.name == LAST and checkpoint.parent.name == "checkpoints"
     return RunFolder(checkpoint.parent.parent) if whole else None
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes; Lightning knows before the processes have met."""
+    """Return whether this process writes files; Lightning knows before the processes have met."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
