@@ -161,15 +161,8 @@ class SplitFeatures:
     ) -> "SplitFeatures":
         """Extract the features of a split that are not cached yet.
 
-        Args:
-            backbone: The backbone.
-            images: The images; only those of train have several views.
-            options: Views, type and place of the features.
-            batch_size: Images per step.
-            with_tokens: Whether tokens are needed.
-            asked: The request in plain values. It names the folder in the cache. Whether the folder holds features of
-                the same weights and images is decided by their hashes.
-            progress: See `extract_features`.
+        The request in plain values, `asked`, names the folder in the cache. Hashes decide whether the folder holds
+        features of the same weights and images. Only images of train have several views.
         """
         split, views = images.split, options.views if images.split == "train" else 1
         names = {"split": split, "views": views, "dtype": options.dtype, "layers": backbone.layers}

@@ -31,17 +31,17 @@ class SiglipPooling(AttentivePooling):
         self.block = AttentionPoolLatent(dim, num_heads=num_heads)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens."""
+        """Return weights `[B, heads, N]` and the tokens."""
         query = self.block.q(self.block.latent).view(self.num_heads, -1)
         return attend_keys(query, tokens, *self._projections()[0]), tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         x = self.block.proj(pool_values(*self.attend(tokens), *self._projections()[1]))
         return x + self.block.mlp(x)
 
     def _projections(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Weight and bias of keys, and of values, per head."""
+        """Return weight and bias of keys and of values, per head."""
         weight, bias = split_heads(self.block.kv, 2 * self.num_heads)
         assert bias is not None
         return tuple(zip(weight.chunk(2), bias.chunk(2), strict=True))
@@ -71,14 +71,14 @@ class CaitPooling(AttentivePooling):
         trunc_normal_(self.cls_token, std=0.02)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, 1 + N]`, and the class token and the tokens, normalised."""
+        """Return weights `[B, heads, 1 + N]`, and the class token and the tokens, normalised."""
         cls, x = self.block.norm1(self.cls_token), self.block.norm1(tokens)
         x = torch.cat([cls.expand(len(x), 1, -1), x], dim=1)
         query = self._attn.q(cls).view(self.num_heads, -1)
         return attend_keys(query, x, *split_heads(self._attn.k, self.num_heads)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         block, attn = self.block, self._attn
         x = attn.proj(pool_values(*self.attend(tokens), *split_heads(attn.v, self.num_heads)))
         x = self.cls_token + block.gamma_1 * x
@@ -116,13 +116,13 @@ class JepaPooling(AttentivePooling):
                 nn.init.zeros_(module.bias)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the normalised tokens."""
+        """Return weights `[B, heads, N]` and the normalised tokens."""
         x = self.norm1(tokens)
         query = self.q(self.query).view(self.num_heads, -1)
         return attend_keys(query, x, *split_heads(self.k, self.num_heads)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         x = self.query + self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
         return x + self.mlp(self.norm2(x))
 
@@ -144,7 +144,7 @@ class DinoVitPooling(Pooling):
         self.block = Block(dim, num_heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return self.block(tokens).mean(1)
 
 
@@ -166,7 +166,7 @@ class AbmilpPooling(AttentivePooling):
         self.score = nn.Linear(dim, 1)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, 1, N]` and the sums of tokens that self-attention makes, `[B, N, dim]`, not projected."""
+        """Return weights `[B, 1, N]` and the sums of tokens from self-attention, `[B, N, dim]`, not projected."""
         q, k, _ = self.self_attention.qkv.weight.chunk(3)
         sums = ((tokens @ (q.T @ k * self.self_attention.scale)) @ tokens.mT).softmax(-1) @ tokens
         weight, bias = self._projection()
@@ -174,11 +174,11 @@ class AbmilpPooling(AttentivePooling):
         return self.score(hidden).mT.softmax(-1), sums
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         weights, sums = self.attend(tokens)
         return F.linear((weights @ sums).squeeze(1), *self._projection())
 
     def _projection(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of values and output at once."""
+        """Return weight and bias of values and output in one."""
         attention = self.self_attention
         return attention.proj.weight @ attention.qkv.weight.chunk(3)[2], attention.proj.bias

@@ -1,4 +1,4 @@
-"""Heads of which one query or a few attend the tokens, and nothing else."""
+"""Heads in which a few queries attend the tokens, and nothing else."""
 
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class MeanPooling(Pooling):
         self.num_features = dim
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return tokens.mean(1)
 
 
@@ -30,7 +30,7 @@ class EfficientProbing(AttentivePooling):
     """
 
     def __init__(self, dim: int, num_queries: int = 32, d_out: int = 1) -> None:
-        """Builds the pooling.
+        """Build the pooling.
 
         Args:
             dim: Width of the tokens.
@@ -50,11 +50,11 @@ class EfficientProbing(AttentivePooling):
         self.v = nn.Linear(dim, self.num_features, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, M, N]` and the tokens."""
+        """Return weights `[B, M, N]` and the tokens."""
         return attend(self.queries * self.scale, tokens), tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim / d_out]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim / d_out]` of tokens `[B, N, dim]`."""
         return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_queries))
 
 
@@ -79,12 +79,12 @@ class AimPooling(AttentivePooling):
         self.v = nn.Linear(dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the normalised tokens."""
+        """Return weights `[B, heads, N]` and the normalised tokens."""
         x = self.norm(tokens.flatten(0, 1)).view_as(tokens)
         return attend_keys(self.query.view(self.num_heads, -1), x, *split_heads(self.k, self.num_heads)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
 
@@ -111,11 +111,11 @@ class CapiPooling(AttentivePooling):
             nn.init.zeros_(x)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens."""
+        """Return weights `[B, heads, N]` and the tokens."""
         return attend_keys(self.query.view(self.num_heads, -1), tokens, *split_heads(self.k, self.num_heads)), tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
 
@@ -142,12 +142,12 @@ class CaePooling(AttentivePooling):
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens as values are made of them."""
+        """Return weights `[B, heads, N]` and the tokens that values are made of."""
         query = self.q(self.norm_q(self.query)).view(self.num_heads, -1)
         return attend_keys(query, self.norm_k(tokens), *split_heads(self.k, self.num_heads)), self.norm_v(tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
 
 
@@ -172,12 +172,12 @@ class CocaPooling(AttentivePooling):
         self.proj = nn.Linear(num_heads * head_dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens."""
+        """Return weights `[B, heads, N]` and the tokens."""
         query = self.q(self.norm(self.queries[0])).view(self.num_heads, -1)
         return attend_keys(query, tokens, *split_heads(self.k)), tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v)))
 
 
@@ -196,12 +196,12 @@ class SimPooling(AttentivePooling):
         self.k = nn.Linear(dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, 1, N]` and the normalised tokens."""
+        """Return weights `[B, 1, N]` and the normalised tokens."""
         x = self.norm(tokens)
         return attend_keys(self.q(tokens.mean(1, keepdim=True)), x, *split_heads(self.k)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         weights, x = self.attend(tokens)
         return (weights @ x).squeeze(1)
 
@@ -216,12 +216,12 @@ class ClipPooling(AttentivePooling):
     num_own_tokens: ClassVar[int] = 1
 
     def __init__(self, dim: int, num_heads: int = 4, num_tokens: int = 196) -> None:
-        """Builds the pooling.
+        """Build the pooling.
 
         Args:
             dim: Width of the tokens.
             num_heads: Attention heads; must divide `dim`.
-            num_tokens: N, for which there are positions.
+            num_tokens: Number N of tokens, which have positions.
 
         Raises:
             ValueError: `num_heads` does not divide `dim`.
@@ -239,7 +239,7 @@ class ClipPooling(AttentivePooling):
             nn.init.zeros_(linear.bias)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions.
+        """Return weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions.
 
         Raises:
             ValueError: There are more or fewer tokens than positions.
@@ -255,5 +255,5 @@ class ClipPooling(AttentivePooling):
         return attend_keys(query, x, *split_heads(self.k, self.num_heads)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
