@@ -20,7 +20,7 @@ from visionattn.objects import (
     best_layer,
     click_objects,
 )
-from visionattn.objects.results import grouped, statistic
+from visionattn.objects.results import grouped, mean_and_deviation
 
 KWARGS = {"img_size": 32, "patch_size": 8, "depth": 3}
 DATA = BindingData(length=8, val_length=4, batch_size=4, num_workers=0)
@@ -85,7 +85,7 @@ def test_session_refuses_what_it_cannot_probe():
 
 
 def test_statistics_leave_unknown_values_out():
-    assert statistic([None]) == (None, None)
-    assert statistic([0.5, None]) == (0.5, None)
-    assert statistic([0.25, 0.75]) == (0.5, pytest.approx(0.125**0.5))
+    assert mean_and_deviation([None]) == (None, None)
+    assert mean_and_deviation([0.5, None]) == (0.5, None)
+    assert mean_and_deviation([0.25, 0.75]) == (0.5, pytest.approx(0.125**0.5))
     assert grouped("abca", lambda letter: letter == "a") == [(True, ["a", "a"]), (False, ["b", "c"])]

@@ -16,7 +16,7 @@ from visionattn.files import slug
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
-from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, statistic
+from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, mean_and_deviation
 from visionattn.objects.session import DEFAULT_PROBES, BindingData, BindingSession
 from visionattn.tasks.checkpoint import Weights, check_model_name
 from visionattn.viz.binding import save_depth_curves, save_similarity_sheet
@@ -26,8 +26,8 @@ from visionattn_kernels.provenance import provenance
 
 DATA, TRAINING, INTERVENTIONS = BindingData(), ProbeTraining(), Interventions()
 ALL: list[Literal["all"] | int] = ["all"]
-RATES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC"}
-"""Rates in the table, with their headings."""
+CONDITION = attrgetter("layer", "change", "amount", "subspace")
+RATES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC"}  # with their headings
 
 
 def binding(
@@ -63,8 +63,7 @@ def binding(
         model_kwargs: further arguments of each model, such as {"img_size": 64}.
         weights: for a checkpoint with a moving average, use the average or the raw weights.
         control: random also evaluates the same architectures with random weights.
-        layers: all, or numbers of blocks (of stages in hierarchical models), from 0, or from the last if negative,
-            separated by commas.
+        layers: all, or numbers of blocks or stages, separated by commas, from 0, or from the last if negative.
         probes: separated by commas: quadratic, quadratic_full, diagonal, linear, class, identity, cosine, dot.
         data: scenes.
         training: probes and their training.
@@ -83,13 +82,13 @@ def binding(
         ValueError: a model, checkpoint or data set is missing, or does not fit the others.
     """
     names: Sequence[str | None] = model or [None]
-    if checkpoint is not None and len(names) > 1:
-        raise UsageError(f"--checkpoint is of one model: give one --model or none, not {','.join(model or ())}")
+    if checkpoint is not None and model and len(model) > 1:
+        raise UsageError(f"--checkpoint is of one model: give one --model or none, not {','.join(model)}")
     if control and checkpoint is None and not pretrained:
         raise UsageError("--control random is compared with trained weights: give --pretrained or --checkpoint FILE")
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
-    for known in filter(None, names):
+    for known in model or ():
         check_model_name(known)
     if overlays and probes[0] not in LOGIT_PROBES:
         raise UsageError(f"--overlays draws the first probe: name one of {', '.join(LOGIT_PROBES)} before {probes[0]}")
@@ -106,10 +105,8 @@ def binding(
 
     def open_session(name: str | None, randomized: bool, seed: int) -> tuple[BindingSession, Experiments | None]:
         loaded = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
-        if randomized:
-            loaded = draw_weights(loaded.spec, seed)
         session = BindingSession(
-            loaded,
+            draw_weights(loaded.spec, seed) if randomized else loaded,
             data=data,
             training=replace(training, seed=seed),
             probes=list(dict.fromkeys([*probes, *required])),
@@ -155,7 +152,6 @@ def print_results(results: BindingResults) -> None:
     for model, rows in grouped(results.rows, label):
         found = grouped(rows, attrgetter("probe"))
         print_table([_best_cells(same, probe) for probe, same in found], title=_title(results, rows))
-        key = attrgetter("layer", "change", "amount", "subspace")
         if cells := [
             {
                 "change": change if layer is None else f"{change} {amount:g}",
@@ -164,7 +160,7 @@ def print_results(results: BindingResults) -> None:
                 "semantic mIoU": _mean(row.semantic_miou for row in same),
                 "instance mIoU": _mean(row.instance_miou for row in same),
             }
-            for (layer, change, amount, subspace), same in grouped(interventions.get(model, ()), key)
+            for (layer, change, amount, subspace), same in grouped(interventions.get(model, ()), CONDITION)
         ]:
             print_table(cells, title=f"Segmentation by the last layer of {model}")
         if cells := [
@@ -199,7 +195,6 @@ def _best_cells(rows: Sequence[BindingRow], probe: str) -> dict[str, str]:
 
 def _mean(values: Iterable[float | None], scale: float = 100, digits: int = 2) -> str:
     """Return mean and, of several values, standard deviation."""
-    mean, deviation = statistic(values)
-    if mean is None:
-        return "–"
-    return f"{scale * mean:.{digits}f}" + (f" ± {scale * deviation:.{digits}f}" if deviation is not None else "")
+    mean, deviation = mean_and_deviation(values)
+    spread = "" if deviation is None else f" ± {scale * deviation:.{digits}f}"
+    return "–" if mean is None else f"{scale * mean:.{digits}f}{spread}"

@@ -1,17 +1,16 @@
 """Object binding: probes that tell whether two patches lie on the same object, layer by layer of a frozen backbone.
 
-`BindingSession` trains and evaluates probes on a data set of scenes and returns `BindingResults`. `Experiments` change
-the tokens that the probes read. `BindingProbes` are the probes alone, for features from elsewhere.
+`BindingSession` trains and evaluates probes on a data set of scenes; `Experiments` change the tokens that they read.
+`BindingProbes` are the probes alone, for features from elsewhere.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from visionattn.objects.binding import BindingProbes, ProbeTraining
-from visionattn.objects.patches import PatchLabels, label_patches
+from visionattn.objects.patches import label_patches
 from visionattn.objects.probes import PROBES, PairProbe, create_probe
 from visionattn.objects.results import BindingResults, BindingRow, best_layer
-from visionattn.objects.scores import PairRates, PairScores
 
 if TYPE_CHECKING:
     from visionattn.objects.clicks import click_objects
@@ -28,9 +27,6 @@ __all__ = [
     "Experiments",
     "Interventions",
     "PairProbe",
-    "PairRates",
-    "PairScores",
-    "PatchLabels",
     "ProbeTraining",
     "best_layer",
     "click_objects",

@@ -1,12 +1,5 @@
 """Train and evaluate the probes of all layers at once, on a stream of batches.
 
-    probes = BindingProbes(backbone.layouts, ("quadratic", "linear"), num_classes)
-    for batch in train:
-        probes.train_step(backbone(batch.image), batch)
-    for batch in validation:
-        probes.evaluate_step(backbone(batch.image), batch)
-    results = probes.results()
-
 All probes of all layers share the features of a batch, which are then dropped. Only parameters and counts are kept.
 
 Shapes: L layers, B images of T tokens, P of N patches drawn from each image, width D.
@@ -15,7 +8,7 @@ Shapes: L layers, B images of T tokens, P of N patches drawn from each image, wi
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,28 +19,13 @@ from visionattn.objects.patches import PatchLabels, PatchPairs, label_patches, s
 from visionattn.objects.probes import PairProbe, PointwiseProbe, RunningNorm, create_probe
 from visionattn.objects.scores import NUM_BINS, PairRates, PairScores
 from visionattn.objects.segmentation import Segments
+from visionattn.probing.backbone import TokenLayout
 
 Layer = Any
 """Name of a layer, mostly its number."""
 
 EVALUATION_SEED = 0
 """Seed of the patches that are drawn in evaluation, the same in every run."""
-
-
-class Layout(Protocol):
-    """Layout of a layer's tokens, such as `visionattn.probing.backbone.TokenLayout`."""
-
-    @property
-    def dim(self) -> int:
-        """Width of a token."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +80,13 @@ class LayerProbes(nn.Module):
     """Probes of layers with equal width and grid, on normalised tokens.
 
     Attributes:
-        layout: Layout of the tokens of each layer.
+        layout: TokenLayout of the tokens of each layer.
         norm: Normalisation of the tokens.
         probes: The probes by name.
     """
 
     def __init__(
-        self, num_layers: int, layout: Layout, names: Sequence[str], num_classes: int, training: ProbeTraining
+        self, num_layers: int, layout: TokenLayout, names: Sequence[str], num_classes: int, training: ProbeTraining
     ) -> None:
         super().__init__()
         self.num_layers, self.layout = num_layers, layout
@@ -162,7 +140,7 @@ class BindingProbes:
 
     def __init__(
         self,
-        layouts: Mapping[Layer, Layout],
+        layouts: Mapping[Layer, TokenLayout],
         names: Sequence[str],
         num_classes: int,
         training: ProbeTraining | None = None,
@@ -172,7 +150,7 @@ class BindingProbes:
         """Create the probes.
 
         Args:
-            layouts: Layout of the tokens of each layer.
+            layouts: TokenLayout of the tokens of each layer.
             names: Names of probes, see `visionattn.objects.probes.PROBES`.
             num_classes: Number of classes of segments.
             training: Options of the probes and their training, by default `ProbeTraining()`. The caller counts epochs.

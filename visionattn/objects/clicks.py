@@ -14,8 +14,7 @@ from visionattn.viz.image import denormalize
 LOGIT_PROBES = ("quadratic", "quadratic_full", "diagonal", "linear")
 """Probes whose scores are logits, which maps need."""
 
-MAX_LAYERS = 5
-"""Largest number of layers that are mapped."""
+MAX_LAYERS = 5  # that are mapped
 
 
 def click_objects(session: BindingSession, probe: str, best: int, number: int) -> tuple[list[Click], list[str]]:
@@ -28,8 +27,7 @@ def click_objects(session: BindingSession, probe: str, best: int, number: int) -
         number: Number of scenes, evenly spaced; scenes that cannot be read are left out.
 
     Returns:
-        The clicks with one map per layer, and the captions of the maps, for
-        `visionattn.viz.binding.save_similarity_sheet`.
+        The clicks with one map per layer, and the captions of the maps, for `visionattn.viz.save_similarity_sheet`.
     """
     backbone = session.backbone
     layers = choose_layers(session.probes.layers, best)

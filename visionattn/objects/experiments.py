@@ -1,8 +1,8 @@
 """Experiments on a trained session: change the tokens that bind objects, and compare scores with attention."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,15 +51,6 @@ class Interventions:
                 check_range(f"interventions.{name}", amount, 0, 1, error=UserError)
 
 
-class Condition(NamedTuple):
-    """Change of the tokens after one block; fields as in `visionattn.objects.results.InterventionRow`."""
-
-    layer: int | None = None
-    change: str = "none"
-    amount: float = 0.0
-    subspace: str = "–"
-
-
 class Experiments:
     """Experiments on the probes of a session, which are trained before `run`."""
 
@@ -92,39 +83,24 @@ class Experiments:
             raise ValueError(f"--interventions.layers needs the probes {', '.join(missing)}: add them to --probes")
 
     def run(self) -> BindingResults:
-        """Segment images under each intervention, and correlate scores with attention.
-
-        Returns:
-            Results with `interventions` and `attention` alone.
-
-        Raises:
-            ValueError: The subspace of the probe is the whole space.
-        """
+        """Segment images under each intervention, and correlate scores with attention."""
         return BindingResults(interventions=self.segment(), attention=self.correlate())
 
     def segment(self) -> list[InterventionRow]:
         """Measure the segmentation of the validation split under each condition."""
         session, heads = self.session, self.session.probes.at(self.last)
-        conditions = self._conditions()
-        semantic = [SemanticIoU(session.module.num_classes) for _ in conditions]
-        instance = [InstanceIoU() for _ in conditions]
+        conditions = [(*each, SemanticIoU(session.module.num_classes), InstanceIoU()) for each in self._conditions()]
         for batch in session.validation("interventions"):
-            for number, (condition, basis) in enumerate(conditions):
-                with self._intervene(condition, basis, batch):
+            for row, basis, semantic, instance in conditions:
+                with self._intervene(row, basis, batch):
                     tokens = session.backbone(batch.image)[self.last]
-                for name, score in (("class", semantic[number]), ("identity", instance[number])):
+                for name, score in (("class", semantic), ("identity", instance)):
                     outputs = heads.classify(name, tokens)
                     predicted, grid = outputs.argmax(-1), heads.layout.grid
                     score.update(batch, count_overlaps(batch, predicted, grid, outputs.shape[-1]))
-        scores = zip(conditions, semantic, instance, strict=True)
         return [
-            InterventionRow(
-                **session.about(),
-                **condition._asdict(),
-                semantic_miou=classes.compute(),
-                instance_miou=objects.compute(),
-            )
-            for (condition, _), classes, objects in scores
+            replace(row, semantic_miou=semantic.compute(), instance_miou=instance.compute())
+            for row, _, semantic, instance in conditions
         ]
 
     def correlate(self) -> list[AttentionRow]:
@@ -151,26 +127,27 @@ class Experiments:
             for layer in layers
         ]
 
-    def _conditions(self) -> list[tuple[Condition, Tensor | None]]:
-        """Return all conditions, each with the basis of its subspace."""
-        conditions: list[tuple[Condition, Tensor | None]] = [(Condition(), None)]
+    def _conditions(self) -> list[tuple[InterventionRow, Tensor | None]]:
+        """Return all conditions as rows without scores, each with the basis of its subspace."""
+        unchanged = InterventionRow(**self.session.about())
+        conditions: list[tuple[InterventionRow, Tensor | None]] = [(unchanged, None)]
         for layer in self.options.layers or ():
             basis = probe_subspace(self.session.probes.at(layer))
             drawn = random_subspace(len(basis), basis.shape[1], self.draws).to(basis.device)
             conditions += [
-                (Condition(layer, change, amount, name), subspace)
+                (replace(unchanged, layer=layer, change=change, amount=amount, subspace=name), subspace)
                 for change in ("shuffle", "inject")
                 for amount in getattr(self.options, change)
                 for name, subspace in (("probe", basis), ("random", drawn))
             ]
         return conditions
 
-    def _intervene(self, condition: Condition, basis: Tensor | None, batch: SceneBatch) -> AbstractContextManager[None]:
-        if condition.layer is None or basis is None:
+    def _intervene(self, row: InterventionRow, basis: Tensor | None, batch: SceneBatch) -> AbstractContextManager[None]:
+        if row.layer is None or basis is None:
             return nullcontext()
-        layout = self.session.backbone.layouts[condition.layer]
-        if condition.change == "shuffle":
-            change = shuffle(condition.amount, self.draws)
+        layout = self.session.backbone.layouts[row.layer]
+        if row.change == "shuffle":
+            change = shuffle(row.amount, self.draws)
         else:
-            change = inject(condition.amount, label_patches(batch, layout.grid).instances)
-        return intervene(self.blocks[condition.layer], layout.num_prefix_tokens, basis, change)
+            change = inject(row.amount, label_patches(batch, layout.grid).instances)
+        return intervene(self.blocks[row.layer], layout.num_prefix_tokens, basis, change)

@@ -52,9 +52,7 @@ class PatchLabels:
 
     def take(self, index: Tensor) -> "PatchLabels":
         """Select the labels of the patches at `index` `[B, P]`."""
-        return PatchLabels(
-            *(values.gather(1, index) for values in (self.instances, self.purity, self.classes, self.things))
-        )
+        return PatchLabels(*(values.gather(1, index) for values in vars(self).values()))
 
 
 def label_patches(scenes: Segments, grid: tuple[int, int], min_purity: float = 0.0) -> PatchLabels:

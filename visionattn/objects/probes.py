@@ -30,9 +30,9 @@ class RunningNorm(nn.Module):
     """Normalise tokens by layer norm, then each channel to mean 0 and variance 1.
 
     The layer norm has no parameters; it removes the length of tokens, which differs by orders of magnitude within some
-    backbones. The mean and variance of a channel cover all patches of all training batches so far, in training and in
-    evaluation. (Batch norm would use statistics of the batch, so that a probe would see each image relative to its
-    batch.) Up to token lengths, a probe of normalised tokens is a probe of the raw tokens.
+    backbones. The mean and variance of a channel cover all training batches so far, in training and in evaluation; with
+    those of the batch, a probe would see an image relative to its batch. Up to token lengths, a probe of normalised
+    tokens is a probe of the raw tokens.
     """
 
     count: Tensor
@@ -105,13 +105,17 @@ class PairProbe(nn.Module, ABC):
             nn.init.constant_(bias, math.log((share_same + EPSILON) / (1 - share_same + EPSILON)))
 
 
-class LinearProbe(PairProbe):
-    """Score wᵀx + wᵀy + b, which can only tell whether the patches lie on any object."""
+class VectorProbe(PairProbe):
+    """Base class: a vector of weights and a bias for each layer."""
 
     def __init__(self, num_layers: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_layers, dim))
         self.bias = nn.Parameter(torch.zeros(num_layers))
+
+
+class LinearProbe(VectorProbe):
+    """Score wᵀx + wᵀy + b, which can only tell whether the patches lie on any object."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Score all pairs of tokens; see `PairProbe.forward`."""
@@ -119,13 +123,8 @@ class LinearProbe(PairProbe):
         return single[:, :, :, None] + single[:, :, None, :] + self.bias[:, None, None, None]
 
 
-class DiagonalProbe(PairProbe):
+class DiagonalProbe(VectorProbe):
     """Score xᵀ diag(w) y + b."""
-
-    def __init__(self, num_layers: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_layers, dim))
-        self.bias = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """Score all pairs of tokens; see `PairProbe.forward`."""
@@ -133,10 +132,7 @@ class DiagonalProbe(PairProbe):
 
 
 class QuadraticProbe(PairProbe):
-    """Score xᵀ W₁ᵀ S W₁ y + b, where W₁ has K rows and S is a diagonal of alternating signs.
-
-    This is any symmetric form with at most K/2 positive and K/2 negative eigenvalues.
-    """
+    """Score xᵀ W₁ᵀ S W₁ y + b with W₁ `[K, D]` and S = diag(1, -1, 1, …): at most K/2 eigenvalues of each sign."""
 
     signs: Tensor
 
@@ -252,17 +248,6 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     return queries.to(instances.device).gather(2, instances.expand(len(probabilities), -1, -1))
 
 
-def check_probe(name: str) -> None:
-    """Check that a probe of this name exists.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if name not in PROBES:
-        hint = suggest(name, PROBES) or f"; there are {', '.join(PROBES)}"
-        raise ValueError(f"no probe is named {name!r}{hint}")
-
-
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
 ) -> PairProbe:
@@ -291,7 +276,9 @@ def create_probe(
         "cosine": CosineProbe,
         "dot": DotProbe,
     }
-    check_probe(name)
+    if name not in makers:
+        hint = suggest(name, PROBES) or f"; there are {', '.join(PROBES)}"
+        raise ValueError(f"no probe is named {name!r}{hint}")
     return makers[name]()
 
 

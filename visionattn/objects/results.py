@@ -1,28 +1,18 @@
 """Results of object-binding sessions: rows for files, and their statistics over seeds."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean, stdev
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from visionattn.viz.binding import PANELS, DepthCurve
 
 T = TypeVar("T")
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Model, data and seed of a result.
-
-    Attributes:
-        model: Name of the architecture.
-        checkpoint: File of the weights, if there is one.
-        weights: Kind of the weights, see `visionattn.evaluation.source.Origin`.
-        dataset: Name of the data set.
-        root: Folder of the data set, if there is one.
-        seed: Seed of the session.
-    """
+    """Model, data and seed of a result; `checkpoint` and `weights` as in `visionattn.evaluation.source.Origin`."""
 
     model: str
     checkpoint: str | None
@@ -43,19 +33,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class SessionRow(ResultRow):
-    """Model and data of a session, in full.
-
-    Attributes:
-        model_kwargs: Arguments of the model.
-        weights_hash: Hash of the weights.
-        preprocessing: Preprocessing of the scenes.
-        num_train: Number of scenes for training.
-        num_val: Number of scenes for evaluation.
-        num_classes: Number of classes of segments.
-        num_unreadable: Number of scenes that could not be read.
-        unreadable: The first of these, with the reason.
-        training_seconds: Time of the training.
-    """
+    """Model and data of a session in full: numbers of scenes for training and evaluation, and the first unreadable."""
 
     model_kwargs: dict[str, Any]
     weights_hash: str
@@ -70,15 +48,16 @@ class SessionRow(ResultRow):
 
 @dataclass(frozen=True)
 class BindingRow(ResultRow):
-    """Rates of one probe on one layer, as fractions; see `visionattn.objects.scores.PairRates`.
+    """Result of one probe on one layer.
 
     Attributes:
         layer: Number of the block, from 0.
         depth: Depth of the layer in the backbone; 1 is the last block.
         probe: Name of the probe.
         num_parameters: Number of trained parameters.
-        num_pairs: Number of pairs of patches. The fields below, up to `auc_error`, are rates over these pairs.
-        foreground_num_pairs: Number of pairs with both patches on objects. The fields below are rates over these pairs.
+
+    The others are the fields of `visionattn.objects.scores.PairRates`, over all pairs, and over pairs with both patches
+    on objects (`foreground_`).
     """
 
     layer: int
@@ -112,39 +91,21 @@ class InterventionRow(ResultRow):
         instance_miou: Mean IoU over objects, as a fraction; None if there is no object.
     """
 
-    layer: int | None
-    change: str
-    amount: float
-    subspace: str
-    semantic_miou: float | None
-    instance_miou: float | None
+    layer: int | None = None
+    change: str = "none"
+    amount: float = 0.0
+    subspace: str = "–"
+    semantic_miou: float | None = None
+    instance_miou: float | None = None
 
 
 @dataclass(frozen=True)
 class AttentionRow(ResultRow):
-    """Correlation of the quadratic probe's scores on a layer with the attention in the next block.
-
-    Attributes:
-        layer: Number of the block, from 0.
-        depth: Depth of the layer in the backbone; 1 is the last block.
-        correlation: Pearson's r; None if scores or attention are constant.
-    """
+    """Pearson's r of the quadratic probe's scores on a layer and the attention in the next block; None if constant."""
 
     layer: int
     depth: float
     correlation: float | None
-
-
-class Statistic(NamedTuple):
-    """Mean and sample standard deviation over seeds; None if there are too few values.
-
-    Attributes:
-        mean: Mean of the known values.
-        deviation: Standard deviation of two or more known values.
-    """
-
-    mean: float | None
-    deviation: float | None
 
 
 @dataclass
@@ -152,7 +113,7 @@ class BindingResults:
     """Results of one or several sessions.
 
     Attributes:
-        rows: Rates of each probe on each layer of each session.
+        rows: Result of each probe on each layer of each session.
         models: Model and data of each session.
         interventions: Segmentation under each intervention.
         attention: Correlation of scores with attention.
@@ -169,13 +130,9 @@ class BindingResults:
             getattr(self, each.name).extend(getattr(other, each.name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all results as plain values, the rows under ``results``."""
-        return {
-            "results": [row.to_dict() for row in self.rows],
-            "models": [row.to_dict() for row in self.models],
-            "interventions": [row.to_dict() for row in self.interventions],
-            "attention": [row.to_dict() for row in self.attention],
-        }
+        """Return all results as plain values; those of `rows` are ``results``."""
+        values = asdict(self)
+        return {"results": values.pop("rows"), **values}
 
     @property
     def chance(self) -> float:
@@ -184,14 +141,15 @@ class BindingResults:
         return max(share, 1 - share)
 
     def depth_curves(self) -> list[DepthCurve]:
-        """Return the curves of each model and probe, for `visionattn.viz.binding.save_depth_curves`."""
+        """Return the curves of each model and probe, for `visionattn.viz.save_depth_curves`."""
         curves = []
         for (label, probe), rows in grouped(self.rows, lambda row: (row.label, row.probe)):
-            layers = grouped(rows, lambda row: row.layer)
-            found = {rate: [statistic(getattr(row, rate) for row in same) for _, same in layers] for rate in PANELS}
-            means = {rate: [each.mean for each in found[rate]] for rate in PANELS}
-            deviations = {rate: [each.deviation for each in found[rate]] for rate in PANELS}
-            curves.append(DepthCurve(label, probe, [same[0].depth for _, same in layers], means, deviations))
+            layers = [same for _, same in grouped(rows, lambda row: row.layer)]
+            found = {
+                rate: [mean_and_deviation(getattr(row, rate) for row in same) for same in layers] for rate in PANELS
+            }
+            means, deviations = ({rate: [pair[part] for pair in found[rate]] for rate in PANELS} for part in (0, 1))
+            curves.append(DepthCurve(label, probe, [same[0].depth for same in layers], means, deviations))
         return curves
 
 
@@ -207,15 +165,15 @@ def best_layer(rows: Iterable[BindingRow], probe: str) -> int:
     return max(means, key=means.__getitem__)
 
 
-def grouped(rows: Iterable[T], key: Callable[[T], Key]) -> list[tuple[Key, list[T]]]:
+def grouped(rows: Iterable[T], key: Callable[[T], Any]) -> list[tuple[Any, list[T]]]:
     """Return the rows of each key, in the order in which keys first occur."""
-    groups: dict[Key, list[T]] = {}
+    groups: dict[Any, list[T]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return list(groups.items())
 
 
-def statistic(values: Iterable[float | None]) -> Statistic:
-    """Return mean and standard deviation of the known values."""
-    known: Sequence[float] = [value for value in values if value is not None]
-    return Statistic(fmean(known) if known else None, stdev(known) if len(known) > 1 else None)
+def mean_and_deviation(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Return mean and sample standard deviation of the known values; None if there are too few."""
+    known = [value for value in values if value is not None]
+    return (fmean(known) if known else None), (stdev(known) if len(known) > 1 else None)

@@ -42,8 +42,7 @@ class PairScores:
     Scores are symmetric, so each pair of different patches is counted once.
 
     Attributes:
-        counts: `[L, 2, 2, NUM_BINS]`, int64. The second axis says whether both patches lie on objects, the third
-            whether they lie on the same one.
+        counts: `[L, 2, 2, NUM_BINS]`, int64, by whether both patches lie on objects, and whether on the same one.
     """
 
     def __init__(self, num_layers: int, device: str | torch.device = "cpu") -> None:

@@ -1,14 +1,4 @@
-"""Object-binding session: train and evaluate probes on all layers of one frozen backbone.
-
-Example::
-
-    loaded = visionattn.load_model("vit_small_patch16_224", pretrained=True)
-    session = BindingSession(loaded, data=BindingData(root="data/coco"), training=ProbeTraining(epochs=10))
-    results = session.run()
-    results.extend(Experiments(session, Interventions(layers=[6])).run())
-    for row in results.rows:
-        print(row.layer, row.probe, row.accuracy)
-"""
+"""Object-binding session: train and evaluate probes on all layers of one frozen backbone."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,22 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn.checks import check_range
 from visionattn.data import UnreadableImageError
 from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneBatch
 from visionattn.data.scenes.opening import SceneName
-from visionattn.data.transforms import MAX_SIZE
-from visionattn.evaluation.as_trained import open_scenes, prepare_images
+from visionattn.evaluation.as_trained import open_scenes
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
-from visionattn.objects.probes import check_probe
 from visionattn.objects.results import BindingResults, BindingRow, SessionRow
 from visionattn.probing.backbone import FrozenBackbone, weights_hash
+from visionattn.probing.features.splits import prepare
+from visionattn.probing.options import ProbingData
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import ClassifierSpec
 from visionattn.tasks.preprocessing import describe_preprocessing
 
 DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosine", "dot"]
@@ -83,9 +71,7 @@ class BindingSession:
     Attributes:
         backbone: The backbone, on its device; its blocks give tokens without the final norm.
         module: The data module of the scenes.
-        probes: The probes of all layers.
-        device: Device of backbone and probes.
-        seed: Seed of the session.
+        probes: The probes of all layers, on the same device.
         preparation: The preprocessing in words, compared with the model's own.
     """
 
@@ -117,22 +103,24 @@ class BindingSession:
         Raises:
             ValueError: The data are missing, or the model does not take them, or a probe or layer is unknown.
         """
-        for name in probes:
-            check_probe(name)
         spec, self.origin, self.data, self.training = loaded.spec, loaded.origin, data, training
         self.seed, self.device, self.progress = training.seed, resolve_device(device), progress
+        options = ProbingData(img_size=data.img_size, crop_pct=1.0, interpolation=data.interpolation)
+        preprocessing = {**prepare(spec, options), "crop_mode": "center"}
+        if (channels := preprocessing["input_size"][0]) != 3:
+            raise ValueError(f"{spec.model} takes images of {channels} channels, and scenes have 3")
         self.backbone = FrozenBackbone(
             loaded.model.to(self.device),
             spec.model,
             layers,
             spec.model_kwargs,
-            prepare_scenes(spec, data),
+            preprocessing,
             AUTOCAST_DTYPES.get(precision),
             norm_blocks=False,
         )
-        self.preparation = describe_preprocessing(self.backbone.preprocessing, spec.preprocessing, loaded.name)
+        self.preparation = describe_preprocessing(preprocessing, spec.preprocessing, loaded.name)
         self.module = open_scenes(
-            spec, data, "fit", preprocessing=self.backbone.preprocessing, name=data.name, hflip=0.0, seed=self.seed
+            spec, data, "fit", preprocessing=preprocessing, name=data.name, hflip=0.0, seed=self.seed
         )
         layouts = {layer: self.backbone.layouts[layer] for layer in sorted(self.backbone.layers, key=int)}
         self.probes = BindingProbes(layouts, probes, self.module.num_classes, training, device=self.device)
@@ -176,7 +164,6 @@ class BindingSession:
         """Yield the batches of the validation split, on the device, and show the progress."""
         loader = self.module.val_dataloader()
         with self.progress(f"{description}, {self.backbone.name}, seed {self.seed}", "batches") as report:
-            report(0, len(loader))
             for number, batch in enumerate(self._on_device(loader), 1):
                 yield batch
                 report(number, len(loader))
@@ -231,18 +218,3 @@ class BindingSession:
             if len(batch.image):
                 tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
                 yield batch._replace(**{name: value.to(self.device) for name, value in tensors.items()})
-
-
-def prepare_scenes(spec: ClassifierSpec, data: BindingData) -> dict[str, Any]:
-    """Return the preprocessing of scenes: the backbone's own, with the size and interpolation of the options.
-
-    Raises:
-        ValueError: The backbone takes no colour images.
-    """
-    check_range("data.img_size", data.img_size, 1, MAX_SIZE)
-    if spec.preprocessing.get("sequence") is not None:
-        raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
-    prepared = prepare_images(spec, data.img_size, 1.0, data.interpolation) | {"crop_mode": "center"}
-    if (channels := prepared["input_size"][0]) != 3:
-        raise ValueError(f"{spec.model} takes images of {channels} channels: scenes are in colours, which are 3")
-    return prepared

@@ -48,9 +48,8 @@ def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str
     side = min(3.0 + 0.3 * size, 8.0)
     listed = size > NUMBERED
     figure = new_figure(side + (5.0 if listed else 1.2), side)
-    panels = figure.subplots(1, 2 if listed else 1, squeeze=False, width_ratios=[side + 1.2, 3.8] if listed else None)[
-        0
-    ]
+    widths = [side + 1.2, 3.8] if listed else [side + 1.2]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     axes = panels[0]
     pooled, pool = _pool(shares)
     # The square root makes rare mistakes visible next to a diagonal near 1.

@@ -68,11 +68,8 @@ def _draw(axes: "Axes", name: str, kernel: Kernel, channels: int) -> None:
         return
     image = shown[:, 0] if kernel.shape[1] == 1 else _mosaic(shown)
     limit = bound or 1.0
-    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect=_aspect(kernel))
-
-
-def _aspect(kernel: Kernel) -> Any:
-    return "auto" if kernel.shape[1] == 1 else "equal"
+    aspect: Any = "auto" if kernel.shape[1] == 1 else "equal"
+    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
 
 
 def _mosaic(kernel: Kernel) -> Kernel:

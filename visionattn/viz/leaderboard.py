@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, as_label, new_figure, save_figure, style_axes
 
@@ -68,37 +70,22 @@ def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
 
 def _draw(axes: "Axes", points: Sequence[Point], colour: str, marker: str) -> None:
     trained = sorted((point for point in points if point.num_parameters), key=lambda point: point.num_parameters)
+    look: dict[str, Any] = {"color": colour, "fontsize": "small"}
     if trained:
         axes.set_xscale("log")
-        axes.errorbar(
-            [point.num_parameters for point in trained],
-            [100 * point.accuracy for point in trained],
-            [100 * point.deviation for point in trained],
-            fmt=marker,
-            color=colour,
-            capsize=2,
-            linewidth=1,
-            label=trained[0].series,
-        )
+        values = np.array([(point.num_parameters, 100 * point.accuracy, 100 * point.deviation) for point in trained])
+        x, y, error = values.T
+        axes.errorbar(x, y, error, fmt=marker, color=colour, capsize=2, linewidth=1, label=trained[0].series)
     for number, point in enumerate(trained):
         place = (point.num_parameters, 100 * point.accuracy)
         # Labels alternate above and below, so that those of close points are legible.
-        offset = (5, -10 if number % 2 else 4)
-        axes.annotate(point.label, place, offset, textcoords="offset points", fontsize="small", color=colour)
+        axes.annotate(point.label, place, (5, -10 if number % 2 else 4), textcoords="offset points", **look)
     for point in points:
         if not point.num_parameters:
             height = 100 * point.accuracy
             axes.axhline(height, color=colour, linestyle=":", linewidth=1)
             # x is a share of the width, y is in units of the axis.
-            axes.text(
-                0.01,
-                height,
-                point.label,
-                transform=axes.get_yaxis_transform(),
-                va="bottom",
-                fontsize="small",
-                color=colour,
-            )
+            axes.text(0.01, height, point.label, transform=axes.get_yaxis_transform(), va="bottom", **look)
 
 
 def _mark_thousands(axes: "Axes") -> None:

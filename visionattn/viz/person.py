@@ -160,7 +160,8 @@ class _Figure:
         for side in (-1, 1):
             foot = side * (0.045 + stride)
             bare = person.legs != "trousers"
-            self._limb([(side * 0.045, 0.46), (foot, 0.03)], 0.065 if bare else 0.085, self._leg_colour(bare, side))
+            colour = _shade(person.skin if bare else person.legwear, 0.88 if side < 0 else 1)
+            self._limb([(side * 0.045, 0.46), (foot, 0.03)], 0.065 if bare else 0.085, colour)
             if person.legs == "shorts":
                 knee = side * 0.045 + 0.5 * (foot - side * 0.045)
                 self._limb([(side * 0.045, 0.48), (knee, 0.27)], 0.1, person.legwear)
@@ -170,9 +171,6 @@ class _Figure:
             self._polygon([(-0.09, 0.54), (0.09, 0.54), (0.15, 0.27), (-0.15, 0.27)], person.legwear)
         else:
             self._polygon([(-0.09, 0.55), (0.09, 0.55), (0.095, 0.44), (-0.095, 0.44)], person.legwear)
-
-    def _leg_colour(self, bare: bool, side: int) -> Colour:
-        return _shade(self.person.skin if bare else self.person.legwear, 0.88 if side < 0 else 1)
 
     def _trunk(self) -> None:
         person = self.person

@@ -1,7 +1,6 @@
 """Sheets of image tiles: the colours, gaps and captions that several drawings share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,22 +13,20 @@ COLOURS = (
 )
 """Okabe and Ito's colours without black, distinguishable for colour-blind readers."""
 
-GAP, CAPTION = 6, 20
-"""Width of gaps and height of captions, in pixels."""
-
+GAP, CAPTION = 6, 20  # width of gaps and height of captions, in pixels
 BACKGROUND, INK = 255, (40, 40, 40)
-DIMMED = 0.45
-"""Brightness of an image where nothing is marked."""
+DIMMED = 0.45  # brightness of an image where nothing is marked
 
 
 def join_tiles(tiles: Sequence[Pixels]) -> Pixels:
     """Place tiles side by side, each with a gap on its right and below."""
-    return np.concatenate([_pad(tile, (0, GAP), (0, GAP)) for tile in tiles], axis=1)
+    gaps = ((0, GAP), (0, GAP), (0, 0))
+    return np.concatenate([np.pad(tile, gaps, constant_values=BACKGROUND) for tile in tiles], axis=1)
 
 
 def stack_rows(rows: Sequence[Pixels]) -> Pixels:
     """Place rows from `join_tiles` below each other, and add the gaps on the left and above."""
-    return _pad(np.concatenate(rows), (GAP, 0), (GAP, 0))
+    return np.pad(np.concatenate(rows), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND)
 
 
 def caption(text: str, width: int, scale: float = 0.42, bar: tuple[int, int, int] | None = None) -> Pixels:
@@ -41,7 +38,3 @@ def caption(text: str, width: int, scale: float = 0.42, bar: tuple[int, int, int
         tile[-4:] = bar
     cv2.putText(tile, as_text(text), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, scale, INK, 1, cv2.LINE_AA)
     return tile
-
-
-def _pad(tile: Any, rows: tuple[int, int], columns: tuple[int, int]) -> Pixels:
-    return np.pad(tile, (rows, columns, (0, 0)), constant_values=BACKGROUND)
