@@ -18,7 +18,8 @@ import pytest
 
 from visionattn.__main__ import COMMANDS
 from visionattn.__main__ import main as console
-from visionattn.cli.errors import ConciseParser, normalize
+from visionattn.cli.errors import normalize
+from visionattn.cli.parsing import ConciseParser
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w+)(?: *\{([^}\n]*)\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

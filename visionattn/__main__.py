@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from visionattn.cli.errors import UsageError, run
-from visionattn.cli.hints import near_matches
+from visionattn.suggestions import suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("visionattn.cli.train", "train, validate, test and apply models, as train.py does"),
@@ -41,7 +41,7 @@ def dispatch(argv: list[str]) -> None:
         command: Callable[..., None] = import_module(COMMANDS[name][0]).main
         command(rest, prog=f"visionattn {name}")
     elif name:
-        raise UsageError(f"unknown command {name!r}{near_matches(name, COMMANDS) or f'; choose from {_names()}'}")
+        raise UsageError(f"unknown command {name!r}{suggest(name, COMMANDS) or f'; choose from {_names()}'}")
     else:
         raise UsageError(f"a command is wanted: {_names()}")
 

@@ -8,7 +8,8 @@ import pytest
 from jsonargparse import ArgumentParser, auto_cli
 from torch.utils.data import DataLoader
 
-from visionattn.cli.errors import ConciseParser, UsageError, describe, one_line, run
+from visionattn.cli.errors import UsageError, describe, one_line, run
+from visionattn.cli.parsing import ConciseParser
 from visionattn.tasks.checkpoint import load_classifier
 
 

@@ -12,13 +12,13 @@ from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTrainin
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import draw_weights, load_frozen
-from visionattn.cli.hints import near_matches
 from visionattn.cli.images import check_number
 from visionattn.cli.options import numbers, words
 from visionattn.cli.probing_data import slug
 from visionattn.cli.report import check_folder, check_writable
 from visionattn.objects.probes import PROBES
 from visionattn.probing.backbone import Backbone
+from visionattn.suggestions import suggest
 from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.viz.figure import check_suffix
@@ -166,6 +166,6 @@ def _parse_probes(text: str, interventions: Interventions) -> list[str]:
     names = words("probes", text)
     for name in names:
         if name not in PROBES:
-            hint = near_matches(name, PROBES) or f"; there are {', '.join(PROBES)}"
+            hint = suggest(name, PROBES) or f"; there are {', '.join(PROBES)}"
             raise UsageError(f"--probes: no probe is named {name!r}{hint}")
     return list(dict.fromkeys([*names, *(WANTED if interventions.layers is not None else ())]))

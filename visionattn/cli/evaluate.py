@@ -7,9 +7,9 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
-from visionattn.cli.errors import ConciseParser
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
+from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from visionattn.suggestions import did_you_mean
+
 ELSEWHERE = {
     "a": "model.name",
     "accum_iter": "accumulate_grad_batches",
@@ -43,11 +45,6 @@ ELSEWHERE = {
 """Names of options in timm's, torchvision's and others' scripts, and what they are called here."""
 
 
-def near_matches(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean a, b?"``, or nothing where nothing is close."""
-    return _question(difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6))
-
-
 def meant_option(option: str, known: Iterable[str]) -> str:
     """Ask for the option that was meant, as :func:`near_matches` does.
 
@@ -59,7 +56,7 @@ def meant_option(option: str, known: Iterable[str]) -> str:
     given = option.lstrip("-")
     group, _, word = given.rpartition(".")
     if group in names and not any(name.startswith(f"{group}.") for name in names):
-        return _question([f"--{group}"])  # of eval.py, whose --model is the name itself
+        return did_you_mean([f"--{group}"])  # of eval.py, whose --model is the name itself
     for wanted in filter(None, (ELSEWHERE.get(word), word)):
         found = [name for name in names if f".{name}".endswith(f".{wanted}") and name != given]
         found = found or [name for name in names if name == wanted.removesuffix(".name") != given]
@@ -67,8 +64,4 @@ def meant_option(option: str, known: Iterable[str]) -> str:
             break
     near = difflib.get_close_matches(given, sorted(found), n=3, cutoff=0.0) if found else []
     near = near or difflib.get_close_matches(given, sorted(names - {given, "help"}), n=3)
-    return _question([f"--{name}" for name in near])
-
-
-def _question(near: list[str]) -> str:
-    return f"; did you mean {', '.join(near)}?" if near else ""
+    return did_you_mean([f"--{name}" for name in near])

@@ -9,7 +9,6 @@ from typing import Any
 from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
 from visionattn.cli.frozen import load_frozen
-from visionattn.cli.hints import near_matches
 from visionattn.cli.images import check_number
 from visionattn.cli.leaderboard import leaderboard as show_leaderboard
 from visionattn.cli.options import words
@@ -20,6 +19,7 @@ from visionattn.cli.report import check_folder, check_writable
 from visionattn.probing.backbone import Backbone, Layer
 from visionattn.probing.export import export_probe
 from visionattn.probing.heads import list_heads
+from visionattn.suggestions import suggest
 from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn_kernels.provenance import provenance
@@ -147,7 +147,7 @@ def _parse_heads(heads: str, options: Mapping[str, Mapping[str, Any]]) -> dict[s
     known = [*list_heads(), *FITTED]
     for name in names:
         if name not in known and not re.fullmatch(r"ep_\d+", name):
-            hint = near_matches(name, known) or f"; there are {', '.join(known)} and every ep_M"
+            hint = suggest(name, known) or f"; there are {', '.join(known)} and every ep_M"
             raise UsageError(f"--heads: no head is named {name!r}{hint}")
     for name in options:
         if name not in names or name in FITTED:

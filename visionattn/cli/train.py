@@ -21,9 +21,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.checks import check_range
-from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
+from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
 from visionattn.cli.kinds import KINDS, find_task
 from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
+from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import check_writable, write_json
 from visionattn.cli.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
