@@ -14,10 +14,10 @@ from visionattn.cli.evaluate import main
 from visionattn.data import ReidData
 from visionattn.metrics.reranking import rerank
 from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval
-from visionattn.tasks.branches import reid_features
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.reid import ReidTask
+from visionattn.training.branches import reid_features
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 DCAL = {
     "name": "dcal_deit_tiny_patch16_224",

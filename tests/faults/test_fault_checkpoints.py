@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visionattn.cli.errors import describe
 from visionattn.cli.runs import RunFolder
 from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier, load_classifier
-from visionattn.tasks.weight_files import read_checkpoint
+from visionattn.training.checkpoints.files import read_checkpoint
 
 Fails = Callable[..., str]
 Reader = Callable[[Path], list[str]]

@@ -19,8 +19,8 @@ from visionattn.cli.errors import run
 from visionattn.cli.loggers import _AppendingWriter
 from visionattn.cli.runs import RunFolder
 from visionattn.cli.train import main
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 REPOSITORY = Path(__file__).parents[2]
 KILLED = 9

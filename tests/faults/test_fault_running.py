@@ -21,9 +21,9 @@ from visionattn.cli.loggers import RunCSVLogger
 from visionattn.cli.report import write_json
 from visionattn.cli.runs import RunFolder, new_run
 from visionattn.data.loading import ImageDataset
-from visionattn.tasks.callbacks import LearningCurve
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.callbacks import LearningCurve
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 Run = Callable[..., Any]
 Fails = Callable[..., str]

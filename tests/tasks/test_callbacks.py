@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionattn.tasks.callbacks import ExampleSheet, KernelSheet
 from visionattn.tasks.masked_autoencoding import Examples
+from visionattn.training.callbacks import ExampleSheet, KernelSheet
 
 
 def end_fit(folder: Path, hyper_kernels: Callable[[], Any] | None, is_global_zero: bool = True) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask, DivergenceError
 from visionattn.tasks.fine_grained import FineGrainedTask
-from visionattn.tasks.objective import decayed_weights
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
+from visionattn.training.objective import decayed_weights
 
 MODEL = "test_resnet"
 

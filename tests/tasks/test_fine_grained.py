@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {

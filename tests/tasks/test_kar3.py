@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from visionattn.tasks.optimization import create_optimizer
+from visionattn.training.optimization import create_optimizer
 
 BETAS = (0.5, 0.95)
 

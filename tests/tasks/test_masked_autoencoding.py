@@ -18,9 +18,9 @@ from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.train import main as train
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask, fixed_noise
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 MODEL = "vit_pico_patch4_32"
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

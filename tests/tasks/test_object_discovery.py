@@ -22,9 +22,9 @@ from visionattn.data.scenes import SceneData
 from visionattn.metrics.segmentation import foreground_ari
 from visionattn.models.slots import SlotAutoencoder, encode
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.object_discovery import SLOTS, ObjectDiscoveryTask, load_slots
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 CNN: dict[str, Any] = {"embed_dims": [8, 8], "kernel_sizes": [5, 3], "strides": [2, 2]}
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from visionattn.data import ReidData
 from visionattn.losses.triplet import BatchHardTripletLoss
 from visionattn.metrics.retrieval import evaluate_retrieval
-from visionattn.tasks.branches import choose_inference
 from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import BestCheckpoint, LastCheckpoint
 from visionattn.tasks.reid import ReidTask
 from visionattn.tasks.retrieval import Gallery, divide, measure, merge, rank
+from visionattn.training.branches import choose_inference
+from visionattn.training.checkpoints.callbacks import BestCheckpoint, LastCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {

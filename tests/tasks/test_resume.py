@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
 BATCHES = 4  # per epoch
 

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from visionattn.data import ImageClassificationData, ReidData
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask, DivergenceError
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
-from visionattn.tasks.regularization import create_regularized
 from visionattn.tasks.reid import ReidTask
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
+from visionattn.training.regularization import create_regularized
 
 BATCHES = 3  # per epoch of 8 images each
 Options = dict[str, Any]

@@ -20,7 +20,6 @@ from visionattn.cli.report import check_folder, check_writable, print_table, wri
 from visionattn.data import ImageClassificationData
 from visionattn.data.class_map import ClassMap
 from visionattn.layers.prepared import frozen_weights
-from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import (
     ClassifierSpec,
     Weights,
@@ -31,6 +30,7 @@ from visionattn.tasks.checkpoint import (
 )
 from visionattn.tasks.classification import require_finite
 from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training.branches import Inference, choose_inference
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance

@@ -18,10 +18,10 @@ from visionattn.cli.report import check_folder, check_writable, print_table, wri
 from visionattn.data import ReidData
 from visionattn.data.loading import OnError
 from visionattn.layers.prepared import frozen_weights
-from visionattn.tasks.branches import Inference, choose_inference, reid_features
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.tasks.retrieval import Gallery, measure, merge
+from visionattn.training.branches import Inference, choose_inference, reid_features
 from visionattn_kernels.provenance import provenance
 
 

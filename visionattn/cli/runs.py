@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.report import check_folder
-from visionattn.tasks.checkpointing import BEST, LAST
-from visionattn.tasks.weight_files import is_sharded, is_whole
+from visionattn.training.checkpoints.callbacks import BEST, LAST
+from visionattn.training.checkpoints.files import is_sharded, is_whole
 
 LOCK = ".lock"
 

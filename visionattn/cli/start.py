@@ -7,24 +7,19 @@ from typing import Any
 from visionattn.cli.errors import UsageError
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, describe_weights
+from visionattn.tasks import TASKS, TrainingTask
+from visionattn.tasks.checkpoint import ClassifierSpec, describe_weights
 from visionattn.tasks.preprocessing import describe_preprocessing
-
-ANSWERING = ("classification", "fine_grained", "reid")
-"""Tasks whose answers a model's own weights give; the others train further networks beside the model."""
-WITH_HEAD = ("classification", "fine_grained")
-"""Tasks whose class names are those of the model's outputs."""
 
 
 def start_from(
-    options: Any, data: type[ImageData], task: TaskName, command: str, resumed: ClassifierSpec | None
+    options: Any, task: type[TrainingTask], command: str, resumed: ClassifierSpec | None
 ) -> ClassifierSpec | None:
     """Take preprocessing and the width of an evaluated head from the weights that a command starts from.
 
     Args:
         options: those of the command, which are filled in.
-        data: the class of the data.
-        task: as ``--task`` has it.
+        task: the class of the task.
         command: fit, validate, test or predict.
         resumed: what the checkpoint of ``--ckpt_path`` says, if there is one.
 
@@ -39,15 +34,17 @@ def start_from(
     spec = _find_weights(options.model, options.data, task, command) if resumed is None else resumed
     if spec is not None:
         # What was trained for the same task decides all; other weights decide what the task leaves to them.
-        same = bool(spec.dataset) and spec.task == task
-        adopt_preprocessing(options.data, spec.preprocessing, spec.preprocessing if same else data.weights_decide)
+        same = bool(spec.dataset) and spec.task == task.kind
+        adopt_preprocessing(
+            options.data, spec.preprocessing, spec.preprocessing if same else task.data_class.weights_decide
+        )
     return spec
 
 
-def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> ClassifierSpec | None:
+def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str) -> ClassifierSpec | None:
     """Return the spec of the weights that options name; an evaluated head keeps its width."""
-    if command != "fit" and task not in ANSWERING:
-        raise UsageError(f"nothing to {command}: give --ckpt_path FILE, a checkpoint of --task {task}")
+    if command != "fit" and not task.model_alone:
+        raise UsageError(f"nothing to {command}: give --ckpt_path FILE, a checkpoint of --task {task.kind}")
     channels = data.get("in_chans")
     kwargs = ({} if channels is None else {"in_chans": channels}) | (model.model_kwargs or {})
     spec = describe_weights(model.name, model.pretrained, model.checkpoint_path, kwargs)
@@ -58,7 +55,7 @@ def _find_weights(model: Any, data: Any, task: TaskName, command: str) -> Classi
             f"nothing to {command}, for the weights of {model.name} are random: give --ckpt_path FILE, or --model.name "
             "NAME with --model.pretrained true or --model.checkpoint_path FILE"
         )
-    if task in WITH_HEAD and spec.task not in WITH_HEAD:
+    if task.has_head and not _has_head(spec):
         raise UsageError(f"nothing to {command}: {_origin(model)}, of --task {spec.task}, has no head: fit one first")
     if "num_classes" in model:
         if model.num_classes not in (None, spec.num_classes):
@@ -118,11 +115,16 @@ def match_classes(spec: ClassifierSpec, data: ImageData, *, fresh: bool) -> None
         fresh: whether a training starts, whose head may be another one.
     """
     if fresh:
-        data.preferred_classes = spec.class_names if spec.task in WITH_HEAD else []
-    elif isinstance(data, ImageClassificationData) and spec.task in WITH_HEAD:
+        data.preferred_classes = spec.class_names if _has_head(spec) else []
+    elif isinstance(data, ImageClassificationData) and _has_head(spec):
         data.expect_head(spec.class_names, spec.num_classes)
     else:
         data.expect_classes(spec.class_names)
+
+
+def _has_head(spec: ClassifierSpec) -> bool:
+    """Return whether the class names of a spec are those of the model's outputs."""
+    return spec.task in TASKS and TASKS[spec.task].has_head
 
 
 def _origin(model: Any) -> str:

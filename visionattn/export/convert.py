@@ -19,7 +19,7 @@ from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAtte
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.models._nat_padding import PADDING
 from visionattn.suggestions import suggest
-from visionattn.tasks.weight_files import check_whole
+from visionattn.training.checkpoints.files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, as_text
-from visionattn.tasks.fitting import adapt_weights, head_width, load_weights
 from visionattn.tasks.preprocessing import adapt_preprocessing, model_preprocessing
-from visionattn.tasks.weight_files import read_checkpoint
+from visionattn.training.checkpoints.files import read_checkpoint
+from visionattn.training.fitting import adapt_weights, head_width, load_weights
 
 METADATA_KEY = "visionattn"
 """Under this key a training checkpoint holds ``ClassifierSpec.to_dict()``."""
@@ -32,7 +32,6 @@ MODEL_PREFIX = "model."
 """The model's place in the LightningModule, hence the prefix of its weights in a training checkpoint."""
 
 Weights = Literal["average", "raw"]
-TaskName = Literal["classification", "fine_grained", "reid", "mae", "object_discovery"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ClassifierSpec:
     class_names: list[str]
     preprocessing: dict[str, Any]
     dataset: str
-    task: TaskName = "classification"
+    task: str = "classification"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values (str, int, float, bool, None, list, dict), which ``weights_only=True`` loads.
@@ -265,7 +264,7 @@ def load_classifier(
     Args:
         path: a checkpoint that ``train.py`` wrote; together with ``model_name`` also a ``.safetensors`` file, a
             ``torch.save``d state dict or a checkpoint of another training script, see
-            :func:`~visionattn.tasks.fitting.adapt_weights`.
+            :func:`~visionattn.training.fitting.adapt_weights`.
         weights: where the run kept an exponential moving average, whether to take that or the weights as trained;
             without one the two are the same.
         model_name: the architecture, for files that do not say it. It gets as many classes as the file's head has; for

@@ -16,9 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.data.sources import some
-from visionattn.tasks.checkpoint import TaskName
-from visionattn.tasks.objective import widened
 from visionattn.tasks.training import DivergenceError, TrainingTask
+from visionattn.training.objective import widened
 
 __all__ = ["ClassificationTask", "DivergenceError"]
 
@@ -47,9 +46,12 @@ class ClassificationTask(TrainingTask):
         DivergenceError: in training, when the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "classification"
+    kind: ClassVar[str] = "classification"
+    help_text: ClassVar[str] = "image classifiers"
+    card_text: ClassVar[str] = "a classifier of images"
+    has_head: ClassVar[bool] = True
+    model_alone: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
-    answers_by_head: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from visionattn.data import Batch
-from visionattn.tasks.branches import branch_logits
-from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.classification import ClassificationTask
-from visionattn.tasks.objective import widened
+from visionattn.training.branches import branch_logits
+from visionattn.training.objective import widened
 
 
 class FineGrainedTask(ClassificationTask):
@@ -26,7 +25,9 @@ class FineGrainedTask(ClassificationTask):
     Re-Identification", CVPR 2022, https://arxiv.org/abs/2205.02151, section 3.4.
     """
 
-    task_name: ClassVar[TaskName] = "fine_grained"
+    kind: ClassVar[str] = "fine_grained"
+    help_text: ClassVar[str] = "classifiers with several branches (DCAL)"
+    card_text: ClassVar[str] = "a classifier of images, for classes that look alike"
     shardable: ClassVar[bool] = False
 
     def __init__(self, name: str = "dcal_deit_tiny_patch16_224", **options: Any) -> None:

@@ -1,9 +1,9 @@
 """Pretraining of a ViT without labels, as a masked autoencoder."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from visionattn.models.masked_autoencoder import (
     hidden_patches,
     mask_patches,
 )
-from visionattn.tasks.checkpoint import TaskName
 from visionattn.tasks.examples import wanted
 from visionattn.tasks.training import TrainingTask
 
@@ -74,7 +73,16 @@ class MaskedAutoencodingTask(TrainingTask):
         DivergenceError: in training, when the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "mae"
+    kind: ClassVar[str] = "mae"
+    monitor: ClassVar[str] = "val_loss"
+    mode: ClassVar[Literal["max", "min"]] = "min"
+    rates: ClassVar[Mapping[str, str]] = {}
+    shown: ClassVar[tuple[str, ...]] = ("val_loss",)
+    eval_command: ClassVar[str | None] = None
+    help_text: ClassVar[str] = "pretrain a ViT as a masked autoencoder"
+    card_text: ClassVar[str] = (
+        "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it"
+    )
 
     def __init__(
         self,

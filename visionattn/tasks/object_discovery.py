@@ -1,6 +1,6 @@
 """Finding objects without labels: slots that have to rebuild images, or features of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
 from visionattn.checks import reason
-from visionattn.data.scenes import SceneBatch
+from visionattn.data.module import ImageData
+from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.layers.slot_attention import SlotInit
 from visionattn.metrics.segmentation import ARI, CorLoc, ForegroundARI, MeanBestOverlap
 from visionattn.models.slots import Decomposition, Method, SlotAutoencoder, encode
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, Weights, load_beside, load_classifier
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights, load_beside, load_classifier
 from visionattn.tasks.examples import wanted
 from visionattn.tasks.training import TrainingTask
 
@@ -101,7 +102,14 @@ class ObjectDiscoveryTask(TrainingTask):
         DivergenceError: in training, when the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "object_discovery"
+    kind: ClassVar[str] = "object_discovery"
+    data_class: ClassVar[type[ImageData]] = SceneData
+    monitor: ClassVar[str] = "val_fg_ari"
+    rates: ClassVar[Mapping[str, str]] = {"fg_ari": "FG-ARI"}
+    shown: ClassVar[tuple[str, ...]] = ("val_loss", "val_fg_ari")
+    eval_command: ClassVar[str | None] = "discover"
+    help_text: ClassVar[str] = "slots that find objects"
+    card_text: ClassVar[str] = "an encoder that slots found objects with; slots and decoder are not part of it"
 
     def __init__(
         self,

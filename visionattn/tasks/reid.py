@@ -1,6 +1,7 @@
 """Training of models that tell by appearance whether two images show the same person or vehicle."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,15 +9,15 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionattn.data import ReidBatch
+from visionattn.data import ReidBatch, ReidData
+from visionattn.data.module import ImageData
 from visionattn.layers.bnneck import BNNeck
 from visionattn.losses.center import CenterLoss
 from visionattn.losses.triplet import BatchHardTripletLoss
-from visionattn.tasks.branches import branch_features, branch_names, num_features, reid_features
-from visionattn.tasks.checkpoint import TaskName
-from visionattn.tasks.objective import widened
 from visionattn.tasks.retrieval import Gallery, gather, measure, merge
 from visionattn.tasks.training import TrainingTask
+from visionattn.training.branches import branch_features, branch_names, num_features, reid_features
+from visionattn.training.objective import widened
 
 RANKS = (1, 5, 10)
 SHARED_NECK = {"pwca": "sa"}
@@ -43,7 +44,15 @@ class ReidTask(TrainingTask):
         DivergenceError: in training, when the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "reid"
+    kind: ClassVar[str] = "reid"
+    data_class: ClassVar[type[ImageData]] = ReidData
+    monitor: ClassVar[str] = "val_mAP"
+    rates: ClassVar[Mapping[str, str]] = {"mAP": "mAP", "mINP": "mINP", "rank1": "rank-1"}
+    shown: ClassVar[tuple[str, ...]] = ("val_mAP", "val_rank1")
+    eval_command: ClassVar[str | None] = "reid"
+    help_text: ClassVar[str] = "re-identification of people and vehicles"
+    card_text: ClassVar[str] = "features by which images of the same person or vehicle are found; it has no classes"
+    model_alone: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import math
 import shlex
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,22 +18,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from visionattn.checks import check_range
+from visionattn.data import ImageClassificationData
+from visionattn.data.module import ImageData
 from visionattn.losses.uncertainty import UncertaintyWeightedLoss
-from visionattn.tasks.branches import branch_names, compile_branches
 from visionattn.tasks.checkpoint import (
     METADATA_KEY,
     ClassifierSpec,
-    TaskName,
     check_model_name,
     describe_classifier,
     load_plain,
 )
-from visionattn.tasks.objective import decayed_weights, extra_losses
-from visionattn.tasks.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
 from visionattn.tasks.preprocessing import adapt_preprocessing, differing_keys, model_preprocessing
-from visionattn.tasks.regularization import create_regularized
-from visionattn.tasks.resuming import check_length, check_optimizer
-from visionattn.tasks.sharding import shard_model
+from visionattn.training.branches import branch_names, compile_branches
+from visionattn.training.checkpoints.sharded import shard_model
+from visionattn.training.objective import decayed_weights, extra_losses
+from visionattn.training.optimization import RunSchedule, Schedule, create_optimizer, create_schedule, scale_bias_rate
+from visionattn.training.regularization import create_regularized
+from visionattn.training.resuming import check_length, check_optimizer
 
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
@@ -87,11 +88,29 @@ class TrainingTask(LightningModule):
         DivergenceError: in training, when the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName]
+    kind: ClassVar[str]
+    """Value of ``--task``, also stored in checkpoints."""
+    data_class: ClassVar[type[ImageData]] = ImageClassificationData
+    monitor: ClassVar[str] = "val_top1"
+    """Metric that selects ``best.ckpt``."""
+    mode: ClassVar[Literal["max", "min"]] = "max"
+    """Whether the largest or the smallest value of ``monitor`` is the best."""
+    rates: ClassVar[Mapping[str, str]] = {"top1": "top-1", "top5": "top-5"}
+    """Names in words of the validation metrics that are shown as percentages."""
+    shown: ClassVar[tuple[str, ...]] = ("val_loss", "val_top1")
+    """Validation metrics in the line of each epoch."""
+    eval_command: ClassVar[str | None] = "classify"
+    """Command of ``eval.py`` that evaluates a checkpoint; None if the next step is fine-tuning."""
+    help_text: ClassVar[str]
+    """Purpose in the help of ``--task``."""
+    card_text: ClassVar[str]
+    """Description of the model in a model card, after "This is"."""
+    has_head: ClassVar[bool] = False
+    """Whether the model's own classifier gives the answers."""
+    model_alone: ClassVar[bool] = False
+    """Whether the model's weights suffice to evaluate and predict, without other modules of the task."""
     shardable: ClassVar[bool] = False
-    """Whether all parameters are the model's and used by its ``forward`` alone, as FSDP2 wants it."""
-    answers_by_head: ClassVar[bool] = False
-    """Whether evaluation and prediction need the classifier's weights."""
+    """Whether all parameters belong to the model and only its ``forward`` uses them, as FSDP2 requires."""
     resumed: bool = False
     """Whether all weights will come from a checkpoint; the trainer knows it only once the model is built."""
     spec: ClassifierSpec  # known once the model is built
@@ -194,8 +213,14 @@ class TrainingTask(LightningModule):
             self.data.class_names or published.class_names,
             self.data.preprocessing,
             self.data.name,
-            self.task_name,
+            self.kind,
         )
+
+    @classmethod
+    def describe_score(cls, value: float) -> str:
+        """Return a value of ``monitor`` in words."""
+        name = cls.monitor.removeprefix("val_")
+        return f"{cls.rates[name]} {value:.2%}" if name in cls.rates else f"{name} {value:.4f}"
 
     @abstractmethod
     def _build(self) -> None:
@@ -217,7 +242,7 @@ class TrainingTask(LightningModule):
         assert mesh is not None
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         unfit = {
-            f"--task {self.task_name}": not self.shardable,
+            f"--task {self.kind}": not self.shardable,
             "--ema": any(isinstance(callback, WeightAveraging) for callback in callbacks),
             "--model.agc": hparams.agc,
             "--model.l2_penalty": hparams.l2_penalty,
@@ -257,7 +282,7 @@ class TrainingTask(LightningModule):
         if hparams.checkpoint_path and fresh:
             initial = load_plain(hparams.checkpoint_path, hparams.name, model_kwargs=self._model_kwargs).state_dict()
             _load_all_but_heads(model, initial)
-            if self.answers_by_head and self.trainer.state.fn != "fit":
+            if self.has_head and self.trainer.state.fn != "fit":
                 _require_heads(model, initial, hparams.checkpoint_path)
         return model
 

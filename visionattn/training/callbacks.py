@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
-from visionattn.tasks.checkpointing import BestCheckpoint
 from visionattn.tasks.examples import Examples
+from visionattn.training.checkpoints.callbacks import BestCheckpoint
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
@@ -52,7 +52,8 @@ class EpochReport(Callback):
         if self.per_epoch:
             metrics = trainer.callback_metrics
             parts = sorted(key for key in metrics if key.startswith("train_loss_"))
-            keys = ("train_loss", *parts, "val_loss", "val_top1", "val_mAP", "val_rank1", "val_fg_ari")
+            task: Any = pl_module
+            keys = ("train_loss", *parts, *task.shown)
             figures = [f"{key} {metrics[key]:.4f}" for key in keys if key in metrics]
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

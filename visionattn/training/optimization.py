@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-import visionattn.tasks.kar3  # noqa: F401  makes kar3 one of timm's optimizers
+import visionattn.training.kar3  # noqa: F401  makes kar3 one of timm's optimizers
 from visionattn.words import counted
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from visionattn.tasks.weight_files import METADATA, is_sharded, read_checkpoint
+from visionattn.training.checkpoints.files import METADATA, is_sharded, read_checkpoint
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from visionattn.tasks.checkpointing import read_training
-from visionattn.tasks.weight_files import is_sharded
+from visionattn.training.checkpoints.callbacks import read_training
+from visionattn.training.checkpoints.files import is_sharded
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
