@@ -148,6 +148,7 @@ def _read(path: str) -> yaml.MappingNode:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or all(value is None for value in values.values()):
         raise ValueError(f"{path} holds no settings: expected is YAML such as data: {{batch_size: 64}}")
+    assert isinstance(node, yaml.MappingNode)
     return node
 
 

@@ -4,6 +4,7 @@ import argparse
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from datetime import timedelta
 from functools import reduce
 from operator import or_
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import config_text, find_configs, named_configs, place_of, read_config
@@ -28,12 +29,13 @@ class ConciseParser(argparse.ArgumentParser):
 
     Attributes:
         configs: config files of the command line.
-        common: names of the options that ``-h`` lists and ``--help`` lists first; empty where ``-h`` lists all.
+        common: names of the options that ``-h`` lists and ``--help`` lists first, with a short help for the former;
+            empty where ``-h`` lists all.
         titles: titles of the sections of the help in order, by group of options; "" for options of no group.
     """
 
     configs: Sequence[str] = ()
-    common: Sequence[str] = ()
+    common: Mapping[str, str] = MappingProxyType({})
     titles: Mapping[str, str] = MappingProxyType({"": "options"})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,33 +82,59 @@ class ConciseParser(argparse.ArgumentParser):
         """Return the help: all sections of options, or only the first with the most used ones."""
         if getattr(self, "_subcommands_action", None):
             return super().format_help(*args)
-        groups, self.usage = self._action_groups, f"{self.prog.replace(' [options]', '')} [options]"
-        sections: list[Any] = _sections(self)
-        short = short and bool(self.common)
-        self.epilog = "--help lists all options." if short else None
-        self._action_groups = sections[:1] if short else sections
+        groups, formatter = self._action_groups, self.formatter_class
+        self.usage = f"{self.prog.replace(' [options]', '')} [options]"
+        parser: Any = self
+        if short and self.common:
+            parser._action_groups, self.formatter_class = [_most_used(self)], _ShortFormatter
+            self.epilog = "--help lists all options."
+        else:
+            parser._action_groups = _sections(self)
         try:
             return super().format_help(*args)
         finally:
-            self._action_groups = groups
+            self._action_groups, self.formatter_class, self.epilog = groups, formatter, None
+
+
+class _ShortFormatter(DefaultHelpFormatter):
+    """Help without types and defaults."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)  # type: ignore[no-untyped-call]
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help or ""
 
 
 class _Help(argparse._HelpAction):
     """Print the help: ``-h`` the short one, ``--help`` all of it."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(parser.format_help(short=True) if option_string == "-h" and parser.common else parser.format_help())
-        parser.exit()
+        print(parser.format_help(short=option_string == "-h"), end="")
+        argparse.ArgumentParser.exit(parser)
+
+
+def _most_used(parser: ConciseParser) -> SimpleNamespace:
+    """Return the most used options, each with a short help."""
+    actions = [copy(action) for action in _common(parser)]
+    for action in actions:
+        action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        action.metavar, action.help = "VALUE", parser.common[action.dest]
+    return SimpleNamespace(title="options", description=None, _group_actions=actions)
+
+
+def _common(parser: ConciseParser) -> list[argparse.Action]:
+    shown = {action.dest: action for action in parser._actions if action.help != SUPPRESS}
+    return [shown[name] for name in parser.common if name in shown]
 
 
 def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
     """Return the options by group, after the most used ones; argparse reads these as it does its own groups."""
-    shown = [action for action in parser._actions if action.help != SUPPRESS]
-    common = [action for name in parser.common for action in shown if action.dest == name]
+    common = _common(parser)
     groups = getattr(parser, "groups", None) or {}
     found: dict[str, list[argparse.Action]] = {"common": common, **{name: [] for name in parser.titles}}
-    for action in shown:
-        if action not in common:
+    for action in parser._actions:
+        if action not in common and action.help != SUPPRESS:
             group = action.option_strings[-1].lstrip("-").partition(".")[0]
             found.setdefault(group if group in groups else "", []).append(action)
     titles = {"common": "most used", **parser.titles}

@@ -1,6 +1,5 @@
 """Checkpoints: what one says about itself, and how to build the model that it holds."""
 
-import difflib
 import re
 import textwrap
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, as_text
+from visionattn.suggestions import suggest
 from visionattn.tasks.preprocessing import adapt_preprocessing, model_preprocessing
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.fitting import adapt_weights, head_width, load_weights
@@ -155,9 +155,8 @@ def check_model_name(name: str) -> None:
         ValueError: an unknown name; the message lists near matches.
     """
     if not _is_elsewhere(name) and not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        near = suggest(name.partition(".")[0], timm.list_models(), count=5).removeprefix("; ")
+        raise ValueError(f"unknown model {name!r}: {near or 'timm.list_models() lists all'}")
 
 
 def _is_elsewhere(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Optimizer and learning-rate schedule, both from timm's factories."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 import visionattn.training.kar3  # noqa: F401  makes kar3 one of timm's optimizers
+from visionattn.suggestions import suggest
 from visionattn.words import counted
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
@@ -48,10 +48,7 @@ def create_optimizer(
     """
     known = [str(known) for known in list_optimizers()]
     if name.lower() not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
-            f"unknown optimizer {name!r} (--model.opt){'; did you mean ' + ', '.join(near) if near else ''}"
-        )
+        raise ValueError(f"unknown optimizer {name!r} (--model.opt){suggest(name, known)}")
     groups = [
         group for module in others for group in param_groups_weight_decay(module, weight_decay) if group["params"]
     ]

@@ -2,9 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from visionattn.probing.heads.base import Pooling, ProbingHead, TokenKind
@@ -20,6 +18,7 @@ from visionattn.probing.heads.queries import (
     MeanPooling,
     SimPooling,
 )
+from visionattn.suggestions import suggest
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def create_head(
     for option in options:
         if option not in known:
             takes = f"the options {', '.join(sorted(known))}" if known else "no options"
-            raise ValueError(f"head {name} takes {takes}; got {option!r}{_hint(option, known)}")
+            raise ValueError(f"head {name} takes {takes}; got {option!r}{suggest(option, known)}")
     pool = entry.pooling(dim, **of_name, **options)
     return ProbingHead(pool, dim, num_classes, kind, entry.batch_norm)
 
@@ -109,10 +108,7 @@ def _find(name: str) -> tuple[Entry, dict[str, int]]:
     if match := re.fullmatch(r"ep_(\d+)", name):
         return HEADS["ep_32"], {"num_queries": int(match[1])}
     if name not in HEADS:
-        raise ValueError(f"no head is named {name!r}{_hint(name, HEADS)}; there are {', '.join(HEADS)} and every ep_M")
+        raise ValueError(
+            f"no head is named {name!r}{suggest(name, HEADS)}; there are {', '.join(HEADS)} and every ep_M"
+        )
     return HEADS[name], {}
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
