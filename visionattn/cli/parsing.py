@@ -54,6 +54,9 @@ class ConciseParser(argparse.ArgumentParser):
                 read_config(config)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        first = (args or [""])[0].partition("=")[0]
+        if _commands(self) and first.startswith("-") and first not in self._option_string_actions:
+            raise UsageError(f"{first} stands before the command: write COMMAND {first} ...")
         for action in self._actions:
             _ease(action)
         return super().parse_args(args, *others, **kwargs)
@@ -211,6 +214,11 @@ def _missing_options(parser: ConciseParser, options: str) -> str:
     return f"missing: {', '.join(f'--{name}' for name in names)}"
 
 
+def _before_command(parser: ConciseParser, option: str, command: str) -> str:
+    given = "--config" if any(place_of(config, option) for config in parser.configs) else f"--{option}"
+    return f"{given} stands before the command: write {command} {given} ..."
+
+
 def _no_config(parser: ConciseParser, option: str, value: str) -> str:
     meant = meant_option(f"--{option}", parser._option_string_actions) if option in ELSEWHERE else ""
     return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is none{meant}"
@@ -235,7 +243,12 @@ _REWORDED: tuple[tuple[str, Callable[..., str]], ...] = (
         r"expected \"\S+\" to be one of \{([^\n]+)\}, but it was not provided",
         lambda parser, commands: f"a command is wanted: {commands.replace(',', ', ')}",
     ),
+    (
+        r"ambiguous option: (\S+) could match ([^\n]+)",
+        lambda parser, option, near: f"unknown option {option}; did you mean {near}?",
+    ),
     (r"the following arguments are required: ([^\n]+)", _missing_options),
+    (r"Option '(\S+)' is not accepted before subcommand '(\S+)'", _before_command),
     (r'Parser key "(\S+)":.*Unable to load config "(.*?)"', _no_config),
     (
         r"Parser key \"(\S+)\":.*NestedArg\(key='(\S+)', val=",
