@@ -6,7 +6,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser, capture_parser
+from jsonargparse import ArgumentParser, capture_parser
 
 from visionattn.cli import evaluate, train
 from visionattn.cli.errors import UsageError
@@ -66,7 +66,7 @@ def _complete(action: Any, files: Any) -> None:
     """Offer the words that an option takes; jsonargparse's own script holds thousands of options of classes."""
     hint = getattr(action, "_typehint", None)
     for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        if kind is Path or isinstance(action, ActionConfigFile):
+        if kind is Path or action.dest == "config":
             action.complete = files
         elif kind is bool:
             action.choices = ["true", "false"]
