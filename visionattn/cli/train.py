@@ -3,7 +3,6 @@
 import re
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
 from visionattn.cli.kinds import find_task
-from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
+from visionattn.cli.loggers import check_logger, create_loggers
 from visionattn.cli.next_steps import next_command, resume_command, shell_command
 from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.progress import LightningProgress
@@ -25,6 +24,7 @@ from visionattn.cli.report import write_json
 from visionattn.cli.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run
 from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.cli.trainer_options import (
+    RunOptions,
     check_callbacks,
     check_options,
     check_plugins,
@@ -35,19 +35,8 @@ from visionattn.cli.trainer_options import (
 )
 from visionattn.tasks import TASKS
 from visionattn.tasks.checkpoint import require_own_model, stored_spec
-from visionattn.training.callbacks import (
-    EpochReport,
-    ExampleSheet,
-    KernelSheet,
-    LearningCurve,
-    Stopwatch,
-)
-from visionattn.training.checkpoints.callbacks import (
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    LastCheckpoint,
-    read_training,
-)
+from visionattn.training.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, Stopwatch
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, read_training
 from visionattn.training.predictions import PredictionWriter
 from visionattn.training.quiet import quiet_lightning
 from visionattn.training.summary import summarize
@@ -55,29 +44,9 @@ from visionattn.words import counted
 
 DESCRIPTION = (
     "Train models for classification, fine-grained classification, re-identification and object discovery, pretrain "
-    "encoders, and apply them. --task after the command, or task: in a config file, chooses one of "
-    f"{', '.join(TASKS)}."
+    f"encoders, and apply them. --task ({', '.join(TASKS)}) after the command, or task: in a config file, chooses the "
+    "kind of training."
 )
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Files and averages of a training run.
-
-    Args:
-        runs: folder of all runs; each run writes to runs/NAME/NUMBER.
-        run_name: NAME of the run's folder; by default the name of the config file, or of the model.
-        logger: service that receives the metrics in addition to metrics.csv.
-        ema: decay of an exponential moving average of the weights, such as 0.9999, which is then validated and saved
-            as the best; by default none.
-        save_every_n_steps: steps between two writings of last.ckpt within an epoch; 0 to write it after epochs only.
-    """
-
-    runs: Path = Path("runs")
-    run_name: str | None = None
-    logger: LoggerName = "csv"
-    ema: float | None = None
-    save_every_n_steps: int = 1000
 
 
 class TrainingParser(ConciseParser, LightningArgumentParser):
@@ -178,12 +147,12 @@ class TrainingCLI(LightningCLI):
         self.resume, self.run = find_checkpoint(wanted, self.options.runs, self.run_name)
         if self.resume is None:
             place = self.options.runs / self.run_name
-            if command != "fit" or wanted == "best":
+            if command != "fit" or wanted != "last":
                 raise UsageError(f"no {wanted} checkpoint under {place}: pass --ckpt_path FILE or --run_name NAME")
             say(f"no checkpoint under {place} to resume: training starts from scratch")
-        self.options.ckpt_path = None if self.resume is None else str(self.resume)
-        if self.resume is None:
+            self.options.ckpt_path = None
             return
+        self.options.ckpt_path = str(self.resume)
         checkpoint = read_training(self.resume, shards=True)
         self.resume_step = int(checkpoint.get("global_step", 0))
         spec = stored_spec(checkpoint, self.resume)
@@ -235,14 +204,13 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and not given.fast_dev_run:
             callbacks += self._prepare_run(settings)
         elif self.subcommand == "predict":
-            self.predictions = PredictionWriter(
-                self.options.output or Path(RunFolder(Path()).unused("predictions.csv"))
-            )
+            output = self.options.output or Path(RunFolder(Path()).unused("predictions.csv"))
+            self.predictions = PredictionWriter(output)
             callbacks.append(self.predictions)
-        if self.subcommand != "fit":
-            self.save_config_callback = None
         if self.subcommand == "fit":
             callbacks.append(EpochReport(per_epoch=not interactive))
+        else:
+            self.save_config_callback = None
         settings["profiler"] = create_profiler(built.profiler, Path(settings.get("default_root_dir", "")))
         try:
             return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)

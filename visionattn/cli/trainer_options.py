@@ -3,6 +3,7 @@
 import math
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,31 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
+from visionattn.cli.loggers import LoggerName
 from visionattn.cli.report import check_writable
 from visionattn.data.module import MAX_SEED
 from visionattn.training.predictions import check_predictions
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Files and averages of a training run.
+
+    Args:
+        runs: folder of all runs; each run writes to runs/NAME/NUMBER.
+        run_name: NAME of the run's folder; by default the name of the config file, or of the model.
+        logger: service that receives the metrics in addition to metrics.csv.
+        ema: decay of an exponential moving average of the weights, such as 0.9999, which is then validated and saved
+            as the best; by default none.
+        save_every_n_steps: steps between two writings of last.ckpt within an epoch; 0 to write it after epochs only.
+    """
+
+    runs: Path = Path("runs")
+    run_name: str | None = None
+    logger: LoggerName = "csv"
+    ema: float | None = None
+    save_every_n_steps: int = 1000
+
 
 OPTIONS = {
     "default_root_dir": "name the folder of all runs with --runs",
