@@ -162,7 +162,7 @@ def test_logger_tensorboard_writes_to_the_run_folder() -> None:
 def test_logger_that_is_not_installed_is_told_before_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("visionattn.cli.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("visionattn.training.loggers.find_spec", lambda name: None)
     assert fit("--logger=tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not Path("runs/test_resnet").exists()

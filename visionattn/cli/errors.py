@@ -14,14 +14,11 @@ from pathlib import Path
 import visionattn
 import visionattn_kernels
 from visionattn.cli.configs import given_options, named_configs, place_of
+from visionattn.errors import UsageError as UsageError
 from visionattn.errors import UserError
 
 OWN_PACKAGES = [Path(str(package.__file__)).parent for package in (visionattn, visionattn_kernels)]
 DEBUG_HINT = "run again with --debug for the traceback"
-
-
-class UsageError(UserError):
-    """A command line that is wrong in itself; the command ends with status 2."""
 
 
 def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:

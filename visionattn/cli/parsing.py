@@ -18,6 +18,7 @@ from jsonargparse.typing import register_type
 from visionattn.cli.configs import config_text, find_configs, named_configs, place_of, read_config
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.cli.hints import ELSEWHERE, meant_option
+from visionattn.cli.lists import accept_commas
 from visionattn.suggestions import suggest
 
 
@@ -161,6 +162,7 @@ def _ease(action: Any) -> None:
         # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
         order = {float: 1, str: 2, Path: 3}
         action._typehint = reduce(or_, sorted(get_args(hint), key=lambda kind: order.get(kind, 0)))
+    accept_commas(action)
 
 
 def _read_duration(text: str) -> timedelta:

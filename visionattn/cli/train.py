@@ -16,13 +16,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
 from visionattn.cli.kinds import find_task
-from visionattn.cli.loggers import check_logger, create_loggers
 from visionattn.cli.next_steps import next_command, resume_command, shell_command
 from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import write_json
-from visionattn.cli.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run
-from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.cli.trainer_options import (
     RunOptions,
     check_callbacks,
@@ -34,11 +31,14 @@ from visionattn.cli.trainer_options import (
     listed,
 )
 from visionattn.tasks import TASKS
-from visionattn.tasks.checkpoint import require_own_model, stored_spec
+from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
+from visionattn.training import require_own_model, stored_spec
 from visionattn.training.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, Stopwatch
 from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, read_training
+from visionattn.training.loggers import check_logger, create_loggers
 from visionattn.training.predictions import PredictionWriter
 from visionattn.training.quiet import quiet_lightning
+from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run
 from visionattn.training.summary import summarize
 from visionattn.words import counted
 

@@ -1,4 +1,4 @@
-"""What is wrong with data."""
+"""Errors about data."""
 
 from visionattn.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what is known of a model, and nothing else."""
+"""Model card of an exported folder; missing facts are marked as not recorded."""
 
 import json
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ def write_card(
     data_name: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of `README.md`: YAML for the hub, then a page.
+    """Return the text of `README.md`: YAML for the hub, then a page.
 
     Args:
         network: What was exported.
         run: The training behind it.
-        dtype: Of the weights.
-        license: Of the weights; None where nobody has said it.
-        data_name: What the data set is called, where it was a folder of images.
-        evaluation: What `eval.py classify` found on other images.
+        dtype: Data type of the weights.
+        license: License of the weights; None if unknown.
+        data_name: Name of the data set, if it was a folder of images.
+        evaluation: Result of `eval.py classify` on other images.
     """
     parts = [
         f"---\n{_front_matter(network, run, license, data_name)}\n---",
@@ -128,7 +128,7 @@ def _usage(network: Network) -> str:
 
 
 def _scores(network: Network, run: Run) -> dict[str, float]:
-    """What was measured of these weights."""
+    """Return the measured scores of these weights."""
     return {} if run.has_average and network.weights == "raw" else run.scores
 
 
@@ -182,7 +182,7 @@ def _table(values: dict[str, str]) -> str:
 
 
 def _fence(language: str, text: str) -> str:
-    """A block of code whose fence is longer than any run of backticks in it."""
+    """Return a block of code whose fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"

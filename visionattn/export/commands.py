@@ -156,7 +156,7 @@ class ExportParser(ConciseParser, ArgumentParser):
 
 
 def main(argv: list[str], prog: str = "visionattn export") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one export command."""
     if argv[:1] == ["convert"]:
         from visionattn.export import convert
 

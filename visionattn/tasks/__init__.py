@@ -5,7 +5,8 @@ from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
 from visionattn.tasks.object_discovery import ObjectDiscoveryTask
 from visionattn.tasks.reid import ReidTask
-from visionattn.tasks.training import DivergenceError, TrainingTask
+from visionattn.tasks.training import TrainingTask
+from visionattn.training.divergence import DivergenceError
 
 __all__ = [
     "TASKS",

@@ -1,4 +1,4 @@
-"""What a run tells: a line per epoch, learning curves, images of kernels and of examples."""
+"""Reports of a run: a line per epoch, learning curves, images of kernels and of examples."""
 
 import time
 from pathlib import Path
@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
-from visionattn.tasks.examples import Examples
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
+from visionattn.training.examples import Examples
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
 
 class EpochReport(Callback):
-    """One line at the start of the training and, where no progress bar shows it, one per epoch.
+    """Print a line at the start of the training and, without a progress bar, one per epoch.
 
     Args:
-        per_epoch: whether there is no progress bar.
+        per_epoch: print a line per epoch.
     """
 
     def __init__(self, per_epoch: bool) -> None:
@@ -26,8 +26,8 @@ class EpochReport(Callback):
         self.began = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is trained on what."""
-        self.began = time.monotonic()  # an epoch that is resumed in its middle does not start
+        """Print model, data and hardware."""
+        self.began = time.monotonic()  # on_train_epoch_start is not called for an epoch that is resumed
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         parameters = list(model.model.parameters())
@@ -44,11 +44,11 @@ class EpochReport(Callback):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self.began = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The figures of the epoch."""
+        """Print the metrics of the epoch."""
         if self.per_epoch:
             metrics = trainer.callback_metrics
             parts = sorted(key for key in metrics if key.startswith("train_loss_"))
@@ -66,42 +66,39 @@ class EpochReport(Callback):
 
 
 class Stopwatch(Callback):
-    """How long a training took, over all resumes; Lightning's Timer would stand in the way of ``trainer.max_time``.
-
-    Attributes:
-        seconds: from the start of the training until now, or to its end.
-    """
+    """Measure how long a training takes over all resumes; Lightning's Timer would break ``trainer.max_time``."""
 
     def __init__(self) -> None:
         self._before = 0.0
         self._began: float | None = None
 
     @property
-    def seconds(self) -> float:  # noqa: D102  above
+    def seconds(self) -> float:
+        """Seconds from the start of the training until now, or to its end."""
         return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts it."""
+        """Start."""
         self._began = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops it."""
+        """Stop."""
         self._before, self._began = self.seconds, None
 
     def state_dict(self) -> dict[str, Any]:
-        """What it shows, for checkpoints."""
+        """Return the seconds, for checkpoints."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Continue from there."""
         self._before = state_dict["seconds"]
 
 
 class LearningCurve(Callback):
-    """Draws ``curve.png`` beside ``metrics.csv``; a failure to do so is told and goes no further.
+    """Draw ``curve.png`` next to ``metrics.csv``; errors are printed and do not stop the run.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,16 +106,16 @@ class LearningCurve(Callback):
         self.drawn = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws now and then."""
+        """Draw at most every 30 seconds."""
         if time.monotonic() - self.drawn > CURVE_EVERY:
             self._draw(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the whole run."""
+        """Draw the whole run."""
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Draws what there is."""
+        """Draw the run so far."""
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
@@ -137,17 +134,17 @@ class LearningCurve(Callback):
 
 
 class KernelSheet(Callback):
-    """Draws ``kernels.png`` at the end of the training, for models with hyper-kernels; a failure goes no further.
+    """Draw ``kernels.png`` after the training, for models with hyper-kernels; errors do not stop the run.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the kernels of the weights that the training ends with."""
+        """Draw the kernels of the last weights."""
         hyper_kernels = getattr(pl_module.model, "hyper_kernels", None)
         if hyper_kernels is None or not trainer.is_global_zero:
             return
@@ -162,20 +159,20 @@ class KernelSheet(Callback):
 
 
 class ExampleSheet(Callback):
-    """Draws what a task makes of images of the validation, for tasks that keep ``examples`` of them.
+    """Draw validation images with the results of the task, for tasks with ``examples``.
 
-    ``TITLE-best.png`` is of the weights in ``best.ckpt``, ``TITLE-last.png`` of those that were validated last; a
-    failure to draw is told and goes no further.
+    ``TITLE-best.png`` shows the weights in ``best.ckpt``, ``TITLE-last.png`` those that were validated last. Errors are
+    printed and do not stop the run.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws where the last validation gave the best checkpoint."""
+        """Draw if the last validation gave the best checkpoint."""
         best = next((each for each in trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint)), None)
         if best is None or best.best_model_score is None:
             return
@@ -183,13 +180,13 @@ class ExampleSheet(Callback):
             self._draw(trainer, pl_module, "best")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last ones."""
+        """Draw the last examples."""
         self._draw(trainer, pl_module, "last")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, which: str) -> None:
         task: Any = pl_module
         examples: Examples | None = getattr(task, "examples", None)
-        if examples is None or not trainer.is_global_zero:
+        if not examples or not trainer.is_global_zero:
             return
         try:
             mean, std = (task.data.preprocessing[key] for key in ("mean", "std"))

@@ -1,6 +1,5 @@
-"""When checkpoints are written, and how: a file with a checkpoint's name is always a whole one."""
+"""When and how checkpoints are written. A file with the name of a checkpoint is always complete."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -14,56 +13,52 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from visionattn.files import replacing
 from visionattn.training.checkpoints.files import METADATA, is_sharded, read_checkpoint
+from visionattn.training.lightning_internals import cluster_environment, leave_restart_mode, request_stop
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def read_training(path: Path, shards: bool = False) -> dict[str, Any]:
-    """What a checkpoint of ``train.py`` holds, on the CPU.
+    """Read a checkpoint of ``train.py`` onto the CPU.
 
     Args:
         path: the file.
-        shards: of a sharded one, give all but weights and the optimizer's state.
+        shards: return a sharded checkpoint without weights and optimizer state, instead of refusing it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, a damaged one, or a sharded one where that is not wanted.
+        ValueError: not a checkpoint, a damaged one, or a sharded one without ``shards``.
     """
     if shards and is_sharded(path):
         return read_checkpoint(path / METADATA, mmap=False)
-    checkpoint = read_checkpoint(path, mmap=False)  # the optimizer would go on in the mapped file
+    checkpoint = read_checkpoint(path, mmap=False)  # the optimizer would write to a mapped file
     if not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of train.py: start from it with --model.checkpoint_path")
     return checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file and renames; reads without running code from the file.
+    """Write checkpoints atomically, and read them without running code from the file.
 
-    Lightning's own writes to the system's temporary folder first, from where, on another disk, the file is copied and
-    may be cut short.
+    Lightning's own class writes to the system's temporary folder first. From there, if it is another disk, the file is
+    copied and may be cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replaces ``path`` in one step, once all is on the disk.
+        """Replace ``path`` in one step.
 
         Raises:
-            OSError: it cannot be written; what was there before stays.
+            OSError: it cannot be written; the old file stays.
         """
         path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path, only_writer=True) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            # Where a write fails, torch complains of the place in the file that it has come to.
+            # After a failed write, torch complains of the position in the file.
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
             remedy = (
@@ -74,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(f"cannot write checkpoint {path}: {reason}; {remedy}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads a checkpoint onto the CPU.
+        """Read a checkpoint onto the CPU.
 
         Raises:
             FileNotFoundError: no such file.
@@ -84,12 +79,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the weights with the best validation so far.
+    """Keep ``best.ckpt``, the weights with the best validation so far.
 
     Args:
         dirpath: folder of checkpoints.
-        monitor: the figure that they are the best by.
-        mode: whether its largest (``max``) or its smallest value is the best.
+        monitor: metric that selects it.
+        mode: whether the largest (``max``) or the smallest value is the best.
     """
 
     def __init__(self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max") -> None:
@@ -103,7 +98,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What is best is what this folder has: it may have been moved, or the run go on in a new one."""
+        """Load the state for the file in this folder, which may have been moved or belong to a new run."""
         path = os.path.join(str(self.dirpath), BEST)  # noqa: PTH118  Lightning compares strings
         score = state_dict["best_model_score"]
         if score is None or not Path(path).exists():
@@ -113,11 +108,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a run goes on: after each validation, each epoch, every N steps and upon SIGTERM.
+    """Keep ``last.ckpt``, to resume from: saved after each validation, each epoch, every N steps and upon SIGTERM.
 
     Args:
         dirpath: folder of checkpoints.
-        every_n_steps: save in the middle of epochs, too; 0 for not.
+        every_n_steps: save also in the middle of epochs; 0 for never.
 
     Attributes:
         last_model_path: the file, once there is one.
@@ -131,15 +126,15 @@ class LastCheckpoint(Checkpoint):
         self.stop_wanted = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the first process's folder: only that one knows which number it claimed."""
+        """Take the folder of the first process, which alone knows the number that it claimed."""
         self.path = trainer.strategy.broadcast(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the epoch's validation was interrupted."""
+        """Return whether the validation of the epoch was interrupted."""
         return {"validation_due": self.validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it up."""
+        """Restore it."""
         self.validation_due = state_dict["validation_due"]
 
     def _save(self, trainer: Trainer) -> None:
@@ -149,33 +144,33 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path, self.saved_step = str(self.path), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Saves every N updates. The end of an epoch is left to the hooks below, which see it complete."""
+        """Save every N updates. At the end of an epoch the hooks below save, which see it complete."""
         self._agree_to_stop(trainer)
         due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Lets a run of several processes be stopped in its validation, too."""
+        """Let a run of several processes be stopped also during validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._agree_to_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was just validated."""
+        """Save the weights that were just validated."""
         if trainer.state.fn == "fit":
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves epochs without validation."""
+        """Save after an epoch without validation."""
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM reaches us between two batches, where all is consistent; nothing else does."""
+        """Save upon SIGTERM, which arrives between two batches in a consistent state; other errors do not."""
         if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit":
             return
         if trainer.validating:
-            # The averaged weights stand where the trained ones belong; and on resuming, Lightning would take the
-            # validation for done.
+            # The averaged weights are in the place of the trained ones; and a resumed run would take the validation
+            # for done.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             for callback in callbacks:
                 if isinstance(callback, WeightAveraging):
@@ -183,7 +178,7 @@ class LastCheckpoint(Checkpoint):
             self.validation_due = True
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         if not progress.is_last_batch:
-            # Gradients that wait for their update are not saved: the batches that they come from are done again.
+            # Gradients that wait for their update are not saved: a resumed run repeats their batches.
             pending = progress.current.processed % trainer.accumulate_grad_batches
             for counts in (progress.current, progress.total):
                 for name in ("ready", "started", "processed", "completed"):
@@ -191,13 +186,13 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes up for a validation that was interrupted, before the next epoch begins."""
+        """Repeat a validation that was interrupted, before the next epoch begins."""
         self._listen(trainer)
         self.saved_step = trainer.global_step
         loop = trainer.fit_loop
         epochs: Any = loop.epoch_progress
         if trainer.max_steps != -1 and 0 < epochs.current.ready == epochs.current.processed:
-            # Where a run is as long as so many steps, Lightning takes a complete epoch for one to be taken up again.
+            # If the length of a run is given in steps, Lightning takes a complete epoch for one to resume.
             epochs.current.completed, epochs.total.completed = epochs.current.processed, epochs.total.processed
             loop.reset_restart_stage()
             loop.epoch_loop.restarting = False
@@ -208,27 +203,30 @@ class LastCheckpoint(Checkpoint):
             validation.restarting = False
             trainer.validating = True
             validation.run()
-            # The epoch's own loop is yet to find out that it is complete, and leaves its restart mode on the way.
-            validation._has_run = False
+            leave_restart_mode(validation)
             trainer.training = True
 
     # Signals
 
     def _listen(self, trainer: Trainer) -> None:
-        """Takes SIGTERM, and on SLURM the signal of a time limit that is near, for the wish to stop after this batch.
+        """Stop after this batch upon SIGTERM, and on SLURM upon the signal that the time limit is near.
 
-        Of several processes, each of which may be elsewhere when it is told, Lightning's handlers would talk to the
-        others at once, in the middle of whatever they exchange, and save a state that is halfway through a step.
+        Lightning's handlers act at once. With several processes they would communicate in the middle of another
+        exchange, and save a state that is halfway through a step.
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        environment: Any = trainer._accelerator_connector.cluster_environment
-        slurm = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if trainer.world_size > 1 or slurm:
-            for number in [signal.SIGTERM, *([environment.requeue_signal] if slurm else [])]:
-                signal.signal(number, lambda *_: setattr(self, "stop_wanted", True))
+        environment = cluster_environment(trainer)
+        signals = [signal.SIGTERM]
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            assert environment.requeue_signal is not None
+            signals.append(environment.requeue_signal)
+        elif trainer.world_size == 1:  # Lightning's handler will do
+            return
+        for number in signals:
+            signal.signal(number, lambda *_: setattr(self, "stop_wanted", True))
 
     def _agree_to_stop(self, trainer: Trainer) -> None:
-        """Stops all processes at the same batch, whichever of them was told to."""
+        """Stop all processes at the same batch if one of them received the signal."""
         if trainer.strategy.reduce_boolean_decision(self.stop_wanted, all=False):
-            trainer._signal_connector.received_sigterm = True
+            request_stop(trainer)

@@ -1,4 +1,4 @@
-"""Files of weights: read without running code that they may hold, and with a look at their checksums."""
+"""Files of weights, read without running code that they may hold, and with their checksums."""
 
 import argparse
 import re
@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 METADATA = "meta.pt"
-"""Lightning's file in a sharded checkpoint (a folder) for all but weights and the optimizer's state, written last."""
+"""Lightning's file in a sharded checkpoint (a folder) without weights and optimizer state; written last."""
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether ``path`` is a whole sharded checkpoint, as ``--trainer.strategy fsdp2_sharded`` writes them."""
+    """Return whether ``path`` is a complete sharded checkpoint, as ``--trainer.strategy fsdp2_sharded`` writes them."""
     return (path / METADATA).is_file()
 
 
 def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
-    """Reads a file of weights onto the CPU, without running any code that it may hold.
+    """Read a file of weights onto the CPU, without running code that it may hold.
 
     Args:
-        path: what ``torch.save`` wrote, or a ``.safetensors`` file. Of the first kind, checksums are compared, which
-            torch does not; the second has none, nor have files of torch before 1.6.
+        path: a file that ``torch.save`` wrote, whose checksums are compared (torch before 1.6 wrote none), or a
+            ``.safetensors`` file, which has none.
         mmap: leave tensors on disk until they are used.
 
     Raises:
@@ -50,14 +50,14 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
             raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
     check_whole(path)
     try:
-        # timm's training checkpoints hold their options as an argparse.Namespace. Mapping the file leaves the
-        # optimizer's state, twice the size of the weights, on disk; only the zip format can be mapped.
+        # timm's training checkpoints hold their options as an argparse.Namespace. A mapped file leaves the optimizer's
+        # state, twice the size of the weights, on disk; only the zip format can be mapped.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and _is_zip(path))
     except PermissionError:
         raise
     except Exception as error:
-        # A file of any other kind fails in whatever way its bytes happen to lead to: KeyError, EOFError, …
+        # The bytes of another kind of file may cause any error: KeyError, EOFError, …
         if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path} holds pickled code ({match[1]}), which is never run: save the state dict alone, "
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
 
 
 def check_whole(path: Path) -> None:
-    """Compares the checksums of a file that ``torch.save`` wrote, which torch does not; other files have none.
+    """Compare the checksums of a file that ``torch.save`` wrote; torch itself does not. Other files have none.
 
     Raises:
         ValueError: they do not match.
@@ -82,11 +82,11 @@ def check_whole(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is a zip, as ``torch.save`` writes it, whose checksums all match; reads all of it."""
+    """Return whether a file is a zip, as ``torch.save`` writes it, with correct checksums; reads all of it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # zipfile has many for what is no zip, or a damaged one
+    except Exception:  # zipfile raises many for files that are no zip, or a damaged one
         return False
 
 

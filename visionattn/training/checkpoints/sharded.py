@@ -1,7 +1,7 @@
-"""Models spread over several devices (FSDP2), as two more values of ``--trainer.strategy``.
+"""Models divided among several devices (FSDP2), as two more values of ``--trainer.strategy``.
 
-``fsdp2`` writes checkpoints of one file, as all other strategies do; ``fsdp2_sharded`` folders to which every process
-writes its part.
+``fsdp2`` writes checkpoints of one file, like all other strategies. ``fsdp2_sharded`` writes folders; every process
+adds its part.
 """
 
 import os
@@ -25,27 +25,31 @@ from torch.distributed.fsdp import fully_shard
 from visionattn.training.checkpoints.callbacks import read_training
 from visionattn.training.checkpoints.files import is_sharded
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, over all devices, with checkpoints that are whole or not there.
+    """Lightning's strategy for FSDP2 over all devices, with atomic checkpoints.
 
     Args:
-        save_distributed_checkpoint: folders with a part of each process, instead of single files.
+        save_distributed_checkpoint: write folders with a part of each process instead of single files.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False) -> None:
-        # None of the models has a plan for tensor parallelism, which Lightning would choose on one node.
+        # No model has a plan for tensor parallelism, which Lightning would choose on one node.
+        self.sharded = save_distributed_checkpoint
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint)
 
     def setup_environment(self) -> None:
-        """Makes a mesh of all devices."""
+        """Make a mesh of all devices."""
+        # The argument of __init__ has to be known before the processes are; "auto" would divide within nodes only.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Writes beside the old checkpoint, which gives way once all is on the disk."""
+        """Write beside the old checkpoint, then replace it."""
         path = Path(filepath)
-        path, at_once = self.broadcast((path, not (self._save_distributed_checkpoint or path.is_dir())))
+        path, at_once = self.broadcast((path, not (self.sharded or path.is_dir())))
         if at_once:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -64,7 +68,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         _remove(old)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a sharded checkpoint, or a single file that any strategy wrote, on any number of devices."""
+        """Read a sharded checkpoint, or a single file of any strategy, on any number of devices."""
         path, module = Path(checkpoint_path), self.lightning_module
         assert module is not None
         checkpoint = read_training(path, shards=True)
@@ -79,12 +83,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The optimizer's whole state on the first process, as other strategies have it; or this process's part.
+        """Return the whole state on the first process, as other strategies do; or the part of this process.
 
-        Lightning numbers parameters as they come in the model; an optimizer, whose groups are not in that order, does
-        not, and nor would another strategy that goes on from the file.
+        Lightning numbers parameters in the model's order. An optimizer numbers them in the order of its groups, and so
+        would any other strategy that resumes from the file.
         """
-        if self._save_distributed_checkpoint:
+        if self.sharded:
             return super().optimizer_state(optimizer)
         module = self.lightning_module
         assert module is not None
@@ -94,14 +98,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return _renamed(state, numbers) if self.is_global_zero else {}
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Of the parameters, in the optimizer's order."""
+        """Return the names of the parameters, in the optimizer's order."""
         assert self.lightning_module is not None
         names = {parameter: name for name, parameter in self.lightning_module.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with other names, or numbers, for its parameters."""
+    """Return an optimizer's state with other names or numbers for its parameters."""
     groups = [{**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[old]: values for old, values in state["state"].items()}, "param_groups": groups}
 
@@ -113,7 +117,7 @@ for name, sharded in (("fsdp2", False), ("fsdp2_sharded", True)):
 
 
 def _remove(path: Path) -> None:
-    """Removes a checkpoint of either kind, where there is one."""
+    """Remove a checkpoint of either kind, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -121,18 +125,18 @@ def _remove(path: Path) -> None:
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> None:
-    """Leaves each device of a mesh its part of every parameter; the parts of a block meet while it computes.
+    """Divide every parameter among the devices of a mesh; the parts of a block are gathered while it computes.
 
     Args:
-        model: with the same weights in every process.
-        mesh: of one axis.
-        compile: compile each block for itself.
+        model: model with the same weights in every process.
+        mesh: mesh of one axis.
+        compile: compile each block separately.
 
     Raises:
-        ValueError: the model has batch norms or parameters that cannot be divided, or the processes' weights were drawn
-            without a seed.
+        ValueError: the model has batch norms or parameters that cannot be divided, or weights were drawn without a
+            seed.
     """
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         raise ValueError(
             "the statistics of batch norms would differ from process to process: train this model with "
             "--trainer.strategy ddp"
@@ -149,7 +153,7 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> No
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a model is a sequence of: the innermost elements of lists that are not layers themselves."""
+    """Return the blocks that a model is a sequence of: the innermost elements of lists that are not layers."""
     found = []
     for child in model.children():
         if inner := repeated_blocks(child):
