@@ -1,4 +1,4 @@
-"""Whether the features of frozen backbones tell patches of one object from others, layer by layer."""
+"""``eval.py binding``: probes of object binding on the layers of frozen backbones."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace

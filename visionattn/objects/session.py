@@ -128,7 +128,7 @@ class BindingSession:
         self.training_seconds = 0.0
 
     def run(self) -> BindingResults:
-        """Train and evaluate the probes.
+        """Train and evaluate the probes; call it once.
 
         Raises:
             ValueError: The features are not finite, or not one scene could be read.
