@@ -102,12 +102,7 @@ def request_heads(
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Heads for layers whose features lie side by side.
-
-    Attributes:
-        layers: The layers.
-        heads: Requests for these layers, in the order of the results.
-    """
+    """Heads for layers whose features lie side by side."""
 
     layers: tuple[Layer, ...]
     heads: tuple[HeadRequest, ...]

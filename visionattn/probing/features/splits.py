@@ -52,11 +52,7 @@ AUGMENTATION = {
 class SplitImages:
     """Images of a split, as `visionattn.probing.features.extraction.Images`.
 
-    Args:
-        module: The data set, after ``setup``.
-        split: Which split.
-        memory: Folder that remembers the hashes of unchanged images.
-        progress: Called with the number of images whose contents were read and the number of all.
+    The data set was opened by ``setup``. The folder `memory` remembers the hashes of unchanged images.
     """
 
     def __init__(
