@@ -1,4 +1,4 @@
-"""The error that is written for users."""
+"""Errors that are written for users."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     Commands print it as it is, and so a plain ``ValueError`` raised in this package. Other errors are printed with
     their type and a hint to ``--debug``.
     """
+
+
+class UsageError(UserError):
+    """A request that is wrong in itself, such as options that contradict each other; commands end with status 2."""

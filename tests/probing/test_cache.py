@@ -313,22 +313,21 @@ def _in_a_child(action: Callable[[], None]) -> int:
 
 def _killed(folder: Path, at: int) -> None:
     """Extracts until so many files are written, and dies in the midst of the next or before it gets its name."""
-    writes, original = 0, cache_module._replacing
+    writes, original = 0, cache_module.replacing
 
     @contextmanager
-    def replacing(path: Path) -> Iterator[Any]:
+    def replacing(path: Path, only_writer: bool) -> Iterator[Path]:
         nonlocal writes
         writes += 1
-        with original(path) as file:
+        with original(path, only_writer) as temporary:
             if writes > at and at % 2:
-                file.write(b"half of it")
-                file.flush()
+                temporary.write_bytes(b"half of it")
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield file
+            yield temporary
             if writes > at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    cache_module._replacing = replacing
+    cache_module.replacing = replacing
     extract(folder)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from visionattn.viz.image import denormalize, read_image, save_image, scale_to_height
+from visionattn.viz.image import denormalize, save_image, scale_to_height, to_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
 
@@ -26,7 +26,7 @@ def test_images_are_written_as_their_suffix_says(tmp_path, suffix):
 def test_red_comes_first(tmp_path, pixels):
     with Image.open(save_image(pixels, str(tmp_path / "image.png"))) as image:
         np.testing.assert_array_equal(np.asarray(image), PIXELS)
-    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), PIXELS)
+    np.testing.assert_array_equal(to_pixels(tmp_path / "image.png"), PIXELS)
 
 
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_what_is_no_image(tmp_path, image, message):
     with pytest.raises(ValueError, match=message):
         save_image(image, tmp_path / "image.png")
     with pytest.raises(ValueError, match=message):
-        read_image(image)
+        to_pixels(image)
     assert not any(tmp_path.iterdir())
 
 
@@ -73,15 +73,23 @@ def test_other_suffixes(tmp_path, name):
 def test_images_are_read_in_colour(tmp_path):
     Image.new("L", (4, 6), 77).save(tmp_path / "grey.png")
     for image in (tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.new("L", (4, 6), 77)):
-        np.testing.assert_array_equal(read_image(image), np.full((6, 4, 3), 77, np.uint8))
+        np.testing.assert_array_equal(to_pixels(image), np.full((6, 4, 3), 77, np.uint8))
+
+
+def test_to_pixels_turns_an_image_as_its_exif_block_says(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the top of the scene is on the right
+    Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
+    for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        np.testing.assert_array_equal(to_pixels(image), np.rot90(PIXELS, -1))
 
 
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        read_image(tmp_path / "none.png")
+        to_pixels(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(OSError, match=r"text\.png"):
-        read_image(tmp_path / "text.png")
+        to_pixels(tmp_path / "text.png")
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 4), (12, 8), (9, 6), (3, 2), (1, 1)])

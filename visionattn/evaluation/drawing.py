@@ -10,7 +10,6 @@ from visionattn.data.sampling import Draw
 from visionattn.evaluation.device import autocast
 from visionattn.evaluation.discovery import DiscoveryResult
 from visionattn.evaluation.retrieval import RetrievalResult
-from visionattn.tasks.object_discovery import Examples
 from visionattn.tasks.retrieval import divide, rank
 
 TOP = 10
@@ -27,7 +26,7 @@ def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> Non
     from visionattn.viz.ranked_lists import RankedList
     from visionattn.viz.ranked_lists import save_ranked_lists as save
 
-    source = result.data.val_dataloader().dataset.source  # type: ignore[attr-defined]
+    source = result.data.val_dataloader().dataset.source
     query, gallery = divide(result.features, result.data.num_query)
     chosen = spread(len(query.place), number)
     ranks = rank(query, gallery, chosen, TOP, reranked=result.reranked)
@@ -75,7 +74,9 @@ def save_rollouts(folder: Path, model: Any, data: Any, count: int, number: int) 
 
 def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
     """Draw ``number`` scenes, evenly spaced, above their true segments, their slots and what the slots draw."""
-    places = spread(len(result.data.val_dataloader().dataset), number)  # type: ignore[arg-type]
+    from visionattn.viz.slots import save_slots
+
+    places = spread(len(result.data.val_dataloader().dataset), number)
     scenes = [item.image for _, item in _items(result.data, places)]
     image, segments = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
     slots = result.network.slots
@@ -83,8 +84,8 @@ def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
     with torch.inference_mode(), autocast(device, result.precision):
         found = result.network(image.to(device))
     rebuilt = found.reconstruction.cpu() if slots.method == "slot_attention" else None
-    examples = Examples(image, segments, found.segments(image.shape[-2:]).cpu(), rebuilt)
-    examples.save(path, result.preprocessing["mean"], result.preprocessing["std"])
+    mean, std = (result.preprocessing[key] for key in ("mean", "std"))
+    save_slots(image, segments, found.segments(image.shape[-2:]).cpu(), rebuilt, path, mean, std)
 
 
 def _items(data: Any, places: list[int]) -> Iterator[tuple[int, Any]]:

@@ -12,8 +12,8 @@ from visionattn.checks import reason
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
-from visionattn.tasks.branches import Inference, choose_inference
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1

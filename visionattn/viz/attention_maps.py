@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.files import as_text
-from visionattn.viz.image import Pixels, read_image, save_image
+from visionattn.viz.image import Pixels, save_image, to_pixels
 
 # Okabe and Ito's colours, without black, which colour-blind readers can tell apart.
 COLOURS = (
@@ -109,7 +109,7 @@ def draw_attention_maps(
     captions = ["", "all maps", *(f"{size} map{'s' if size > 1 else ''}" for size in sizes)]
     rows = [_captions(captions, height)]
     for photograph, each in zip(photographs, strengths, strict=True):
-        pixels = _resize(read_image(photograph), height)
+        pixels = _resize(to_pixels(photograph), height)
         smooth = np.stack([_resize(strength, height).clip(0, 1) for strength in each])
         alone = [_overlay(pixels, smooth[[k]], [colour]) for k, colour in zip(range(len(sizes)), COLOURS, strict=False)]
         rows.append(_row([pixels, _overlay(pixels, smooth, COLOURS[: len(sizes)]), *alone]))

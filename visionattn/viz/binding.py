@@ -10,7 +10,7 @@ import numpy as np
 from visionattn.files import as_text
 from visionattn.viz.attention_maps import BACKGROUND, CAPTION, COLOURS, DIMMED, GAP, INK
 from visionattn.viz.figure import GREY, as_label, new_figure, save_figure, style_axes
-from visionattn.viz.image import Pixels, read_image, save_image
+from visionattn.viz.image import Pixels, save_image, to_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,7 @@ def _handles(colours: Mapping[str, str], lines: Mapping[str, Any]) -> list[Any]:
 def _draw_click(click: Click, height: int) -> list[Pixels]:
     import cv2
 
-    photograph: Any = cv2.resize(read_image(click.photograph), (height, height), interpolation=cv2.INTER_AREA)
+    photograph: Any = cv2.resize(to_pixels(click.photograph), (height, height), interpolation=cv2.INTER_AREA)
     rows, columns = np.shape(click.maps[0]) if click.maps else np.shape(click.mask)
     place = [round((index + 0.5) * height / count) for index, count in zip(click.patch, (rows, columns), strict=True)]
     shown = [photograph, *(_overlay(photograph, values) for values in (click.mask, *click.maps))]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.images import read_image, to_mode, upright
 from visionattn.files import replacing
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -27,19 +28,18 @@ def save_image(image: Any, path: str | Path) -> Path:
     return path
 
 
-def read_image(image: Any) -> Pixels:
-    """A path, a Pillow image, or bytes [H, W, 3], as bytes.
+def to_pixels(image: Any) -> Pixels:
+    """Return a path, a Pillow image, or bytes [H, W, 3] as bytes, upright as its EXIF block says.
 
     Raises:
-        ValueError: numbers that are no such bytes.
-        OSError: a file that is not there or no image.
+        ValueError: an array that is not such bytes.
+        OSError: a file that is missing or not an image.
     """
     from PIL import Image
 
     if isinstance(image, str | Path):
-        with Image.open(image) as file:
-            return np.asarray(file.convert("RGB"))
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else _checked(image)
+        return np.asarray(read_image(image))
+    return np.asarray(to_mode(upright(image), "RGB")) if isinstance(image, Image.Image) else _checked(image)
 
 
 def scale_to_height(pixels: Pixels, height: int) -> Pixels:

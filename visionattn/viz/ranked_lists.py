@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionattn.viz.image import Pixels, read_image, save_image, scale_to_height
+from visionattn.viz.image import Pixels, save_image, scale_to_height, to_pixels
 
 RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
 BACKGROUND, INK = 255, (40, 40, 40)
@@ -74,7 +74,7 @@ def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -
     """An image of this height in its frame, above its caption."""
     import cv2
 
-    inner = scale_to_height(read_image(image), height)
+    inner = scale_to_height(to_pixels(image), height)
     width = inner.shape[1]
     tile = np.full((height + 2 * FRAME + CAPTION, width + 2 * FRAME, 3), BACKGROUND, np.uint8)
     tile[: height + 2 * FRAME] = colour

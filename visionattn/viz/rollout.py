@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.viz.image import Pixels, read_image, scale_to_height
+from visionattn.viz.image import Pixels, scale_to_height, to_pixels
 
 HEIGHT = 192  # pixels, at least
 GAP, BACKGROUND = 8, 255
@@ -40,7 +40,7 @@ def draw_rollout(image: Any, scores: Any, selected: Any, grid: tuple[int, int]) 
         raise ValueError("the scores of the rollout must be finite, got infinite ones or NaN")
     if chosen.ndim != 1 or not ((chosen >= 0) & (chosen < heat.size)).all():
         raise ValueError(f"the selected of {heat.size} patches are numbers from 0 to {heat.size - 1}, got {chosen}")
-    photograph = read_image(image)
+    photograph = to_pixels(image)
     photograph = scale_to_height(photograph, max(HEIGHT, len(photograph)))
     space = np.full((len(photograph), GAP, 3), BACKGROUND, np.uint8)
     panels = _heated(photograph, heat.reshape(grid)), _selected(photograph, chosen, grid)

@@ -2,8 +2,7 @@
 
 In a folder lie `manifest.json`, which says what the arrays were made from, and a folder for each view of the images.
 There every shard has its arrays, `00003.last.tokens.npy`, and their checksums, `00003.json`. These are written last, so
-that a shard without them does not count, whenever the process that wrote it was killed. Nothing is synchronised to the
-disk: what a loss of power takes away, the checksums find.
+that a shard without them does not count, whenever the process that wrote it was killed.
 """
 
 import hashlib
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from visionattn.files import replacing
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = 2
@@ -105,7 +106,7 @@ class ShardedArrays:
         """
         manifest = self.folder / MANIFEST
         if not manifest.exists():
-            others = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith((MANIFEST, LOCK)))
+            others = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
             if others:
                 raise ValueError(f"{self.folder} is no feature cache, it holds {others[0]}; name a new or empty folder")
         else:
@@ -172,7 +173,8 @@ class ShardedArrays:
 
     def _write(self, view: int, shard: int, name: str, array: np.ndarray) -> int:
         assert (array.dtype.name, array.shape[1:]) == self.fields[name]
-        with _replacing(self._array(view, shard, name)) as file:
+        path = self._array(view, shard, name)
+        with replacing(path, only_writer=True) as temporary, temporary.open("wb") as file:
             checked = _Checked(file)
             np.lib.format.write_array(checked, array, allow_pickle=False)
             return checked.checksum
@@ -208,19 +210,6 @@ class _Checked:
         return self.file.write(data)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _checksum(path: Path) -> int:
     checksum = 0
     with path.open("rb") as file:
@@ -230,8 +219,8 @@ def _checksum(path: Path) -> int:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with _replacing(path) as file:
-        file.write(json.dumps(content, indent=1, sort_keys=True).encode())
+    with replacing(path, only_writer=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

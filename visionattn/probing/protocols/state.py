@@ -1,6 +1,5 @@
 """The state of a training in a file that is written atomically and checksummed."""
 
-import os
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from visionattn.files import replacing
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -23,16 +24,11 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     path = Path(path)
     inner = _serialize(state)
     whole = _serialize({"checksum": zlib.crc32(inner), "state": torch.from_numpy(np.frombuffer(inner, np.uint8))})
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path, only_writer=True) as temporary:
+            temporary.write_bytes(whole)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise OSError(
             f"cannot write {len(whole):,} bytes to {path}: {reason}; make room or name a file elsewhere, and run again"
