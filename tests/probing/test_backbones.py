@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers nat_pico
-from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weights_hash
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -21,10 +21,10 @@ import timm
 import torch
 from torch import Tensor
 
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features import cache as cache_module
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, extract_features
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 IMAGES, SHARD = 7, 4
 

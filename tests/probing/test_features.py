@@ -16,7 +16,6 @@ from visionattn.data.loading import ImageDataset, ImageLoader
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
 from visionattn.data.transforms import image_transform
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.extraction import (
     FeatureCache,
     ImageBatch,
@@ -27,6 +26,7 @@ from visionattn.probing.features.extraction import (
     view_seed,
 )
 from visionattn.probing.features.sources import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 CROP = {"scale": (0.3, 1.0), "hflip": 0.5, "color_jitter": 0.4}
 COUNT = 21

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visionattn.probing.backbone import FrozenBackbone, TokenLayout
     from visionattn.probing.export import ProbeClassifier, export_probe, load_probe
     from visionattn.probing.features import TensorFeatures, extract_features
+    from visionattn.probing.frozen import FrozenBackbone, TokenLayout
     from visionattn.probing.heads import create_head, list_heads
     from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
     from visionattn.probing.requests import HeadRequest
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from visionattn.probing.session import ProbingSession
 
 _MODULES = {
-    "backbone": ("FrozenBackbone", "TokenLayout"),
     "export": ("ProbeClassifier", "export_probe", "load_probe"),
     "features": ("TensorFeatures", "extract_features"),
+    "frozen": ("FrozenBackbone", "TokenLayout"),
     "heads": ("create_head", "list_heads"),
     "options": ("FeatureOptions", "HeadTraining", "ProbingData"),
     "requests": ("HeadRequest",),

@@ -15,7 +15,6 @@ from visionattn.data.sources import ImageSource
 from visionattn.data.transforms import image_transform
 from visionattn.evaluation.as_trained import prepare_images
 from visionattn.files import slug
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.contents import fingerprint, short_hash
 from visionattn.probing.features.extraction import (
     FeatureCache,
@@ -31,6 +30,7 @@ from visionattn.probing.features.sources import (
     OnlineFeatures,
     TensorFeatures,
 )
+from visionattn.probing.frozen import FrozenBackbone, Layer
 from visionattn.probing.options import FeatureOptions, ProbingData
 from visionattn.tasks.checkpoint import ClassifierSpec
 
