@@ -20,7 +20,7 @@ from visionattn.cli.evaluate import main
 from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
 from visionattn.files import save_weights
-from visionattn.probing.backbone import FrozenBackbone
+from visionattn.probing.frozen import FrozenBackbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.tasks.checkpoint import load_classifier
 

@@ -19,7 +19,7 @@ from visionattn.objects.patches import PatchLabels, PatchPairs, label_patches, s
 from visionattn.objects.probes import PairProbe, PointwiseProbe, RunningNorm, create_probe
 from visionattn.objects.scores import NUM_BINS, PairRates, PairScores
 from visionattn.objects.segmentation import Segments
-from visionattn.probing.backbone import TokenLayout
+from visionattn.probing.frozen import TokenLayout
 
 Layer = Any
 """Name of a layer, mostly its number."""

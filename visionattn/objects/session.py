@@ -18,8 +18,8 @@ from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.results import BindingResults, BindingRow, SessionRow
-from visionattn.probing.backbone import FrozenBackbone, weights_hash
 from visionattn.probing.features.splits import prepare
+from visionattn.probing.frozen import FrozenBackbone, weights_hash
 from visionattn.probing.options import ProbingData
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.preprocessing import describe_preprocessing

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
-from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
 from visionattn.probing.protocols.results import HeadResult

@@ -15,11 +15,11 @@ from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_dev
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.files import slug
-from visionattn.probing.backbone import FrozenBackbone, Layer, weights_hash
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, prepare
+from visionattn.probing.frozen import FrozenBackbone, Layer, weights_hash
 from visionattn.probing.heads import select_tokens
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.protocols import FewShotResult, HeadResult, Selection, few_shot, train_heads

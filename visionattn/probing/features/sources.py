@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 
 class FeatureSource(Protocol):

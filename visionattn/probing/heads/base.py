@@ -7,6 +7,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.probing.heads.pool_first import pool_values, split_heads
+
 TokenKind = Literal["patches", "cls", "all", "cls_or_patches"]
 """Which tokens of a backbone a head takes, see `select_tokens`."""
 
@@ -54,9 +56,16 @@ class Pooling(nn.Module, ABC):
 
     Attributes:
         num_features: Width of the features.
+        num_heads: Number of attention heads, where there are several.
+
+    Raises:
+        ValueError: The number of heads does not divide the width.
     """
 
-    num_features: int
+    def __init__(self, num_features: int, num_heads: int = 1) -> None:
+        super().__init__()
+        require_divisor("num_heads", num_heads, "dim", num_features)
+        self.num_features, self.num_heads = num_features, num_heads
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
@@ -68,13 +77,19 @@ class AttentivePooling(Pooling):
 
     Attributes:
         num_own_tokens: Tokens of its own that a pooling attends before those of the image.
+        v: Projection to values, of which each head has its share, where there is one.
     """
 
     num_own_tokens: ClassVar[int] = 0
+    v: nn.Linear
 
     @abstractmethod
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights `[B, M, num_own_tokens + N]` and the weighed tokens `[B, num_own_tokens + N, dim]`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the weighted sums of values, head by head, `[B, num_heads * channels]`."""
+        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Return weights `[B, M, N]` of the image's tokens."""

@@ -9,7 +9,7 @@ from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from visionattn.probing.heads.base import AttentivePooling, Pooling, require_divisor
+from visionattn.probing.heads.base import AttentivePooling, Pooling
 from visionattn.probing.heads.pool_first import attend_keys, pool_values, split_heads
 
 
@@ -18,16 +18,10 @@ class SiglipPooling(AttentivePooling):
 
     Zhai et al., "Scaling Vision Transformers", 2022, §3.2, https://arxiv.org/abs/2106.04560, as SigLIP has it
     (https://arxiv.org/abs/2303.15343). Parameters stand in timm's module; the order of products is ours.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 8) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.block = AttentionPoolLatent(dim, num_heads=num_heads)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,18 +47,12 @@ class CaitPooling(AttentivePooling):
     Touvron et al., "Going deeper with Image Transformers", 2021, §3, eq. 3-7, https://arxiv.org/abs/2103.17239. Scales
     start at 0.1, as in the shallow networks of §2; 4 heads are those of the comparison in arXiv 2506.10178. Parameters
     stand in timm's block; the order of products is ours.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     num_own_tokens: ClassVar[int] = 1
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.cls_token = nn.Parameter(torch.empty(dim))
         self.block = LayerScaleBlockClassAttn(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, init_values=0.1)
         self.norm = LayerNorm(dim)
@@ -95,16 +83,10 @@ class JepaPooling(AttentivePooling):
 
     Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video" (V-JEPA), 2024, §4,
     https://arxiv.org/abs/2404.08471.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 16) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.query = nn.Parameter(torch.empty(dim))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
@@ -123,7 +105,7 @@ class JepaPooling(AttentivePooling):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        x = self.query + self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
+        x = self.query + self.proj(super().forward(tokens))
         return x + self.mlp(self.norm2(x))
 
 
@@ -132,15 +114,10 @@ class DinoVitPooling(Pooling):
 
     Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2021, eq. 2-3,
     https://arxiv.org/abs/2010.11929, as DINO's blocks have it but without biases of queries, keys and values.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 8) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
+        super().__init__(dim, num_heads)
         self.block = Block(dim, num_heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -159,8 +136,7 @@ class AbmilpPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.self_attention = Attention(dim, num_heads=1)
         self.hidden = nn.Linear(dim, dim)
         self.score = nn.Linear(dim, 1)

@@ -17,8 +17,7 @@ class GemPooling(Pooling):
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.eps = eps
         self.p = nn.Parameter(torch.tensor(3.0))
 
@@ -38,8 +37,7 @@ class DelfPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, hidden_dim: int = 512) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.score = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1), nn.Softplus())
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,8 +57,7 @@ class DolgPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = nn.BatchNorm1d(dim)
         self.gate = nn.Sequential(nn.ReLU(), nn.Linear(dim, 1), nn.Softplus())
@@ -84,8 +81,7 @@ class CbamPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         hidden_dim = max(dim // reduction, 1)
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden_dim, bias=False), nn.ReLU(), nn.Linear(hidden_dim, dim, bias=False)

@@ -14,8 +14,7 @@ class MeanPooling(Pooling):
     """The mean of the tokens; of a class token alone, that token."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features `[B, dim]` of tokens `[B, N, dim]`."""
@@ -27,23 +26,17 @@ class EfficientProbing(AttentivePooling):
 
     Psomas et al., "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", 2025,
     https://arxiv.org/abs/2506.10178.
+
+    Args:
+        dim: Width of the tokens.
+        num_queries: M; must divide `dim / d_out`.
+        d_out: Factor by which features are narrower than tokens; must divide `dim`.
     """
 
     def __init__(self, dim: int, num_queries: int = 32, d_out: int = 1) -> None:
-        """Build the pooling.
-
-        Args:
-            dim: Width of the tokens.
-            num_queries: M; must divide `dim / d_out`.
-            d_out: Factor by which features are narrower than tokens.
-
-        Raises:
-            ValueError: One does not divide what it must.
-        """
-        super().__init__()
         require_divisor("d_out", d_out, "dim", dim)
         require_divisor("number of queries", num_queries, "dim / d_out", dim // d_out)
-        self.num_features = dim // d_out
+        super().__init__(dim // d_out, num_queries)
         self.num_queries = num_queries
         self.scale = dim**-0.5
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
@@ -53,26 +46,16 @@ class EfficientProbing(AttentivePooling):
         """Return weights `[B, M, N]` and the tokens."""
         return attend(self.queries * self.scale, tokens), tokens
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim / d_out]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_queries))
-
 
 class AimPooling(AttentivePooling):
     """A learned query attends batch-normalised tokens with several heads.
 
     El-Nouby et al., "Scalable Pre-training of Large Autoregressive Image Models", 2024,
     https://arxiv.org/abs/2401.08541. The batch norm has no parameters.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 16) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.query = nn.Parameter(0.02 * torch.randn(dim))
         self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False)
         self.k = nn.Linear(dim, dim, bias=False)
@@ -83,26 +66,17 @@ class AimPooling(AttentivePooling):
         x = self.norm(tokens.flatten(0, 1)).view_as(tokens)
         return attend_keys(self.query.view(self.num_heads, -1), x, *split_heads(self.k, self.num_heads)), x
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
-
 
 class CapiPooling(AttentivePooling):
     """A learned query attends the tokens with heads of 64 channels; keys and values have biases.
 
     Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", 2025,
     https://arxiv.org/abs/2502.08769. Its classifier stands on the features without a batch norm.
-
-    Raises:
-        ValueError: `head_dim` does not divide `dim`.
     """
 
     def __init__(self, dim: int, head_dim: int = 64) -> None:
-        super().__init__()
         require_divisor("head_dim", head_dim, "dim", dim)
-        self.num_features = dim
-        self.num_heads = dim // head_dim
+        super().__init__(dim, dim // head_dim)
         self.query = nn.Parameter(torch.empty(dim))
         self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
         for x in (self.query, self.k.weight, self.v.weight):
@@ -114,26 +88,16 @@ class CapiPooling(AttentivePooling):
         """Return weights `[B, heads, N]` and the tokens."""
         return attend_keys(self.query.view(self.num_heads, -1), tokens, *split_heads(self.k, self.num_heads)), tokens
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
-
 
 class CaePooling(AttentivePooling):
     """Cross-attention of a learned query; query, keys and values each have a layer norm of their own.
 
     Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", 2022,
     https://arxiv.org/abs/2202.03026. As in its blocks, queries and values have biases and keys have none.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 8) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.query = nn.Parameter(0.02 * torch.randn(dim))
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(dim) for _ in range(3))
         self.q = nn.Linear(dim, dim)
@@ -148,7 +112,7 @@ class CaePooling(AttentivePooling):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
+        return self.proj(super().forward(tokens))
 
 
 class CocaPooling(AttentivePooling):
@@ -161,9 +125,8 @@ class CocaPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, num_heads: int = 8, head_dim: int = 64, num_queries: int = 196) -> None:
-        super().__init__()
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim)
+        self.num_heads = num_heads  # of `head_dim` channels each, whatever `dim` is
         self.queries = nn.Parameter(torch.randn(num_queries, dim))
         self.norm = nn.LayerNorm(dim, bias=False)
         self.q = nn.Linear(dim, num_heads * head_dim, bias=False)
@@ -189,8 +152,7 @@ class SimPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(dim, dim, bias=False)
@@ -211,25 +173,17 @@ class ClipPooling(AttentivePooling):
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, §2.4,
     https://arxiv.org/abs/2103.00020: self-attention of the mean and the tokens, of which the mean's row is kept.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Attention heads; must divide `dim`.
+        num_tokens: Number N of tokens, which have positions.
     """
 
     num_own_tokens: ClassVar[int] = 1
 
     def __init__(self, dim: int, num_heads: int = 4, num_tokens: int = 196) -> None:
-        """Build the pooling.
-
-        Args:
-            dim: Width of the tokens.
-            num_heads: Attention heads; must divide `dim`.
-            num_tokens: Number N of tokens, which have positions.
-
-        Raises:
-            ValueError: `num_heads` does not divide `dim`.
-        """
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pos_embed = nn.Parameter(torch.empty(1 + num_tokens, dim))
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
@@ -256,4 +210,4 @@ class ClipPooling(AttentivePooling):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
+        return self.proj(super().forward(tokens))

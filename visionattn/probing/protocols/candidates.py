@@ -102,10 +102,7 @@ def paper_protocol(
 ) -> tuple[list[Candidate], Recipe]:
     """Return the protocol of arXiv 2506.10178: LARS, 90 epochs with 10 of warm-up, rate and epoch chosen on val.
 
-    Args:
-        heads: Names, or names and options.
-        batch_size: Images per step; rates are `PAPER_LRS` times a 256th of it.
-        seed: See `Recipe`.
+    Heads are names, or names and options. Rates are `PAPER_LRS` times a 256th of the batch size.
     """
     candidates = sweep(heads, [lr * batch_size / 256 for lr in PAPER_LRS], "lars")
     return candidates, Recipe(batch_size=batch_size, patience=None, selected_on="val", seed=seed)

@@ -32,17 +32,8 @@ def knn(
 ) -> HeadResult:
     """Classify val by the k nearest images of train, which vote with weight exp(cosine / T).
 
-    Args:
-        train: Features of known classes.
-        val: Features to evaluate on.
-        num_classes: Number of classes.
-        ks: Numbers of neighbours to choose from; all images vote if train has fewer.
-        temperatures: Values of T to choose from.
-        selection: How to choose, and which vectors to take, by default `Selection()`.
-        progress: See `fit_and_evaluate`, also for errors.
-
-    Returns:
-        The result, with features, k and temperature as its options, and without a head.
+    `ks` are the values of k to choose from (all images vote if train has fewer), and `temperatures` those of T. Other
+    arguments, and errors, are those of `fit_and_evaluate`. The result has no head.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
@@ -56,14 +47,8 @@ def knn(
 def votes(queries: Tensor, bank: Tensor, targets: Tensor, num_classes: int, options: Sequence[Option]) -> Tensor:
     """Return the sums of exp(similarity / T) over the k nearest images of each class, `[options, B, num_classes]`.
 
-    They are -inf for classes without a neighbour.
-
-    Args:
-        queries: Vectors of length 1, `[B, dim]`.
-        bank: Vectors of length 1, `[n, dim]`, of classes `targets` `[n]`.
-        targets: Classes of the bank.
-        num_classes: Number of classes.
-        options: Values of k and temperature.
+    They are -inf for classes without a neighbour. Queries `[B, dim]` and the bank `[n, dim]` have length 1; options are
+    values of k and temperature.
     """
     similarity, index = nearest(queries, bank, int(max(option["k"] for option in options)))
     labels = targets[index]

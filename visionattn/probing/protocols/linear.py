@@ -36,17 +36,8 @@ def ridge(
     Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, eq. 2.1,
     https://doi.org/10.2307/1267351.
 
-    Args:
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Number of classes.
-        lambdas: Penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that they suit
-            vectors of any scale and number.
-        selection: How to choose, and which vectors to take, by default `Selection()`.
-        progress: See `fit_and_evaluate`, also for errors.
-
-    Returns:
-        The result, with features and lambda as its options, and the classifier as a head.
+    `lambdas` are the penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that they
+    suit vectors of any scale and number. The other arguments, and errors, are those of `fit_and_evaluate`.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
@@ -108,17 +99,8 @@ def logistic_regression(
 ) -> HeadResult:
     """Classify val by scikit-learn's logistic regression on vectors with mean 0 and variance 1.
 
-    Args:
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Number of classes.
-        cs: Inverse strengths of the penalty to choose from, scikit-learn's C.
-        max_iter: Maximum of iterations for each; scikit-learn warns if they are too few.
-        selection: How to choose, and which vectors to take, by default `Selection()`.
-        progress: See `fit_and_evaluate`, also for errors.
-
-    Returns:
-        The result, with features and C as its options, and the classifier as a head.
+    `cs` are the values of C to choose from, inverse strengths of the penalty; scikit-learn warns if `max_iter` is too
+    small for one. The other arguments, and errors, are those of `fit_and_evaluate`.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:

@@ -89,7 +89,7 @@ def fit_and_evaluate(
         train: Features to fit to.
         val: Features to evaluate on.
         num_classes: Number of classes.
-        selection: How to choose.
+        selection: How to choose, and which vectors to take.
         progress: Called with the number of images of val that are classified, and of all of val.
 
     Raises:

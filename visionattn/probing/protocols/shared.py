@@ -39,9 +39,7 @@ class Queries(NamedTuple):
 
 def count_queries(head: ProbingHead) -> int:
     """Return M of a head that can share products with others; 0 for one that cannot."""
-    if isinstance(head.pool, EfficientProbing):
-        return head.pool.num_queries
-    return head.pool.num_heads if isinstance(head.pool, AimPooling) else 0
+    return head.pool.num_heads if isinstance(head.pool, EfficientProbing | AimPooling) else 0
 
 
 class TokenBatch:
@@ -120,7 +118,7 @@ class EpFamily(Family):
         """See `Family`."""
         pool = self._first.pool
         assert isinstance(pool, EfficientProbing)
-        return Queries(self._parameters["pool.queries"] * pool.scale, self._split("pool.v.weight", pool.num_queries))
+        return Queries(self._parameters["pool.queries"] * pool.scale, self._split("pool.v.weight", pool.num_heads))
 
 
 class AimFamily(Family):
@@ -156,14 +154,9 @@ FAMILIES: dict[type[nn.Module], type[Family]] = {EfficientProbing: EpFamily, Aim
 
 
 def shared_logits(families: Sequence[Family], batch: TokenBatch) -> Tensor:
-    """Classify images by the heads of families.
+    """Return logits `[L, B, num_classes]` of L heads, in the order of families that take this kind of tokens.
 
-    Args:
-        families: Families whose heads take the same kind of tokens.
-        batch: Tokens of this kind.
-
-    Returns:
-        `[L, B, num_classes]`, L heads in the order of the families. Gradients reach the families' stacks.
+    Gradients reach the families' stacks.
     """
     asked = [family.ask(batch) for family in families]
     pooled = _Pool.apply(

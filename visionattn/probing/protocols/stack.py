@@ -20,11 +20,7 @@ MAX_QUERIES = 160
 
 
 class HeadStack:
-    """Heads that are evaluated together; weights of heads that share products become slices of stacks.
-
-    Attributes:
-        heads: The heads.
-    """
+    """Heads that are evaluated together; weights of heads that share products become slices of stacks."""
 
     def __init__(self, heads: Sequence[ProbingHead], num_prefix_tokens: int, num_reg_tokens: int) -> None:
         """Sort heads for the same tokens and classes by the products that they can share."""

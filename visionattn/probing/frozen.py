@@ -190,7 +190,7 @@ class FrozenBackbone(nn.Module):
         tokens = tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
         if not self.norm_blocks:
             return tokens
-        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model))
+        return _normalize(tokens, _norm(self.model, "norm") or _norm_of_head(self.model))
 
     def _last_tokens(self, final: Tensor) -> Tensor:
         return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))
@@ -252,11 +252,6 @@ def _num_reg_tokens(model: nn.Module) -> int:
     declared = getattr(model, "num_reg_tokens", None)
     registers = getattr(model, "reg_token", None)
     return declared or (0 if registers is None else registers.shape[1])
-
-
-def _norm_of_stack(model: nn.Module) -> nn.Module | None:
-    """Return the norm at the end of the blocks, if there is one."""
-    return _norm(model, "norm")
 
 
 def _norm_of_head(model: nn.Module) -> nn.Module | None:
