@@ -54,8 +54,7 @@ def binding(
 ) -> None:
     """Evaluate whether probes can tell if two patches lie on the same object, at each layer of frozen backbones.
 
-    The probes of all layers are trained at once, on features that are not stored. The table shows the layer with the
-    best accuracy on val; the files hold all layers.
+    Probes of all layers train at once. The table shows each probe's best layer on val; the files hold all layers.
 
     Args:
         model: names of registered models, separated by commas.
