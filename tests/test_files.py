@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visionattn.cli.report import write_json, write_text
-from visionattn.files import as_text, replacing, save_weights
+from visionattn.files import as_text, replacing, replacing_all, save_weights
+from visionattn.output import write_json, write_text
 
 
-def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
+def test_replacing_keeps_the_old_file_if_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
     with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
@@ -25,18 +25,38 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_names_are_text_whatever_bytes_they_hold() -> None:
+def test_replacing_by_an_only_writer_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    (tmp_path / ".last.new.ckpt").write_text("half of it")
+    with replacing(path, only_writer=True) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing_all_moves_every_file_or_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(UnicodeEncodeError), replacing_all(tmp_path) as folder:
+        (folder / "a.txt").write_text("half of it, \u00e9", encoding="ascii")
+    assert (tmp_path / "a.txt").read_text() == "before"
+    with replacing_all(tmp_path) as folder:
+        (folder / "a.txt").write_text("after")
+        (folder / "b.txt").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "after", "b.txt": "new"}
+
+
+def test_as_text_escapes_bytes_that_are_not_utf8() -> None:
     assert as_text(os.fsdecode(b"caf\xe9 \xff") + " Käse 猫") == r"caf\xe9 \xff Käse 猫"
     assert as_text("\ud83d") == r"\ud83d"
 
 
-def test_results_with_a_path_that_is_not_utf8_read_back(tmp_path: Path) -> None:
+def test_write_json_keeps_paths_that_are_not_utf8(tmp_path: Path) -> None:
     root = os.fsdecode(b"caf\xe9")
     write_json({"root": root}, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {"root": root}
 
 
-def test_weights_that_share_memory(tmp_path: Path) -> None:
+def test_save_weights_takes_tensors_that_share_memory(tmp_path: Path) -> None:
     path, weights = tmp_path / "w.safetensors", torch.randn(3, 4)
     save_weights({"a": weights, "b": weights, "c": weights.T}, path, {"format": "pt"})
     found = load_file(path)
@@ -44,7 +64,7 @@ def test_weights_that_share_memory(tmp_path: Path) -> None:
     assert torch.equal(found["c"], weights.T)
 
 
-def test_others_may_read_them(tmp_path: Path) -> None:
+def test_written_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text("text", tmp_path / "t.txt")

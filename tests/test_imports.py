@@ -1,5 +1,6 @@
 """What importing the packages costs: no more than timm brings, and what is heavy only where it is used."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def with_timm() -> set[str]:
 
 
 def test_importing_visionattn_brings_nothing_heavy(with_timm):
-    brought = modules_after("import visionattn") - with_timm
+    brought = modules_after("import visionattn, visionattn.evaluation") - with_timm
     assert brought & HEAVY == set()
     assert "visionattn_kernels" in brought
 
@@ -41,3 +42,15 @@ def test_the_kernels_need_torch_alone():
 def test_figures_bring_matplotlib_only_when_they_are_drawn():
     brought = modules_after("import visionattn.viz.curves, visionattn.viz.confusion")
     assert brought & {"matplotlib", "lightning", "cv2"} == set()
+
+
+def test_reading_an_image_brings_no_lightning():
+    brought = modules_after("from visionattn.data import read_image; import visionattn.metrics, visionattn.losses")
+    assert brought & {"lightning", "torchmetrics", "pytorch_metric_learning", "matplotlib"} == set()
+
+
+@pytest.mark.parametrize("package", ["data", "layers", "losses", "metrics", "models"])
+def test_public_names_exist_and_have_docstrings(package):
+    module = importlib.import_module(f"visionattn.{package}")
+    assert sorted(module.__all__) == module.__all__
+    assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []

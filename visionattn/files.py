@@ -1,7 +1,13 @@
-"""Atomic file writes with the user's umask, and the names of files as text."""
+"""Atomic file writes, and the names of files as text.
+
+Every file that the package writes is written by `replacing`, or by `replacing_all` where several files belong together.
+A file is written in full beside its place, flushed to the disk (fsync), given the permissions of the user's umask, and
+renamed. A killed process, a full disk or a power failure leaves either the old content or the new one.
+"""
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 WEIGHT_SOURCES = {"url", "file", "hf_hub_id", "state_dict"}
-"""Keys of timm's ``pretrained_cfg`` under which it finds weights."""
+"""Keys of timm's ``pretrained_cfg`` that say where weights are."""
 
 
 def as_text(name: str) -> str:
-    r"""Return a name that any file, terminal and figure takes.
+    r"""Return a file name that can be written to any file, terminal and figure.
 
-    Python keeps the bytes of a file's name that are not UTF-8 as surrogates, which cannot be written: they become
-    ``\xe9`` and the like.
+    Python keeps bytes of a file name that are not UTF-8 as surrogates, which cannot be encoded. They become escapes
+    such as ``\xe9``.
     """
     return re.sub("[\ud800-\udfff]", _escape, name)
 
@@ -27,27 +33,48 @@ def _escape(surrogate: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
+def slug(name: str) -> str:
+    """Return a name as part of a file's name: letters, digits, dots and hyphens stay, others become underscores."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path``, of its suffix, for a file that takes its place once the block ends without an error."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # two processes may write one file
+def replacing(path: Path, only_writer: bool = False) -> Iterator[Path]:
+    """Yield a path to write to; the file there replaces ``path`` if the block ends without an error.
+
+    Args:
+        path: the file to replace, in a folder that exists.
+        only_writer: whether no other process writes ``path``. The path to write to then always has the same name, so
+            that the next write clears what a killed process left. Otherwise the name holds the process id.
+    """
+    temporary = path.with_name(f".{path.stem}.{'new' if only_writer else os.getpid()}{path.suffix}")
     try:
         yield temporary
-        allow_reading(temporary)
-        temporary.replace(path)
+        _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def allow_reading(path: Path) -> None:
-    """Gives a file the permissions of any new one; temporary files, and safetensors' own, are for their owner alone."""
+@contextmanager
+def replacing_all(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; its files move to ``folder`` if the block ends without an error."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as name:
+        yield Path(name)
+        for file in Path(name).iterdir():
+            _put(file, folder / file.name)
+
+
+def _put(temporary: Path, path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    temporary.chmod(0o666 & ~umask)  # temporary files, and safetensors' own, are for their owner alone
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors, of any device, as safetensors."""
+    """Write tensors of any device to a safetensors file."""
     # Copies, as safetensors refuses tensors that share their memory.
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     with replacing(path) as temporary:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import visionattn  # registers the models
 from visionattn.layers.slow_network import FilterNetwork
+from visionattn.models._backbone import take_indices
 
 # Models of tokens, not of maps, and controls of timm's classes have tests of their own.
 OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")
@@ -190,13 +191,12 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
 
 
 @each_kind
-def test_torchscript_and_fx_give_the_same(name: str) -> None:
+def test_fx_graph_gives_the_same(name: str) -> None:
     from timm.models._features_fx import create_feature_extractor
 
     model = create(name).eval()
     x = image(model, 1)
     expected = model(x)
-    torch.testing.assert_close(torch.jit.script(model)(x), expected)
     traced = create_feature_extractor(model, ["head"])
     torch.testing.assert_close(traced(x)["head"], expected)
 
@@ -305,3 +305,18 @@ def test_registered_names_are_known_to_timm() -> None:
 )
 def test_features_only_of_fewer_levels(name: str, arch: dict[str, Any]) -> None:
     assert len(timm.create_model(name, features_only=True, **arch)(torch.randn(1, 3, 32, 32))) == 2
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [(None, ([0, 1, 2, 3], 3)), (1, ([3], 3)), (3, ([1, 2, 3], 3)), ([2, -4], ([2, 0], 2))],
+    ids=str,
+)
+def test_take_indices_resolves_what_timm_takes(indices: Any, expected: tuple[list[int], int]) -> None:
+    assert take_indices(4, indices) == expected
+
+
+@pytest.mark.parametrize("indices", [0, -1, 5, [], [4], [-5]], ids=str)
+def test_take_indices_refuses_positions_outside_the_stack(indices: Any) -> None:
+    with pytest.raises(ValueError, match="indices must name some of 4 modules"):
+        take_indices(4, indices)

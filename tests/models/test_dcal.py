@@ -372,13 +372,12 @@ def test_pruned_and_features_only() -> None:
 
 
 @pytest.mark.parametrize("options", [{"glca_pool": "avg"}, {"glca_pool": "token"}, {"glca": False}], ids=str)
-def test_torchscript_and_fx_give_the_same(options: dict[str, Any]) -> None:
+def test_fx_graph_gives_the_same(options: dict[str, Any]) -> None:
     from timm.models._features_fx import GraphExtractNet
 
     model = vit(**options).eval()
     x = images()
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
         traced = GraphExtractNet(model, ["head"], squeeze_out=True)
         torch.testing.assert_close(traced(x), model.forward_branches(x)["sa"].logits)
 

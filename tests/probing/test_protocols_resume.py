@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionattn.probing.features import TensorFeatures
-from visionattn.probing.protocols import Candidate, Probe, Recipe, sweep, train_heads
+from visionattn.probing.features.sources import TensorFeatures
+from visionattn.probing.protocols import Candidate, HeadResult, Recipe, sweep, train_heads
 from visionattn.probing.protocols.state import load_state, save_state
 
 STEPS, RECIPE = 4, Recipe(epochs=8, batch_size=16, patience=5, race=True)
@@ -27,7 +27,7 @@ def make_features(count: int, seed: int) -> TensorFeatures:
     return TensorFeatures(torch.randn(count, 4, 8, generator=generator) + 0.4 * directions[targets], targets)
 
 
-def train(state_file: str | Path | None = None, kill_at: int | None = None) -> list[Probe]:
+def train(state_file: str | Path | None = None, kill_at: int | None = None) -> list[HeadResult]:
     """Trains; kills itself after a step."""
 
     def progress(done: int, total: int) -> None:
@@ -39,16 +39,16 @@ def train(state_file: str | Path | None = None, kill_at: int | None = None) -> l
     )
 
 
-def numbers(probes: list[Probe]) -> list[object]:
+def numbers(results: list[HeadResult]) -> list[object]:
     """All that a training ends with, but for the time that it took."""
     return [
-        (result.to_dict() | {"seconds": 0}, {name: value.tolist() for name, value in head.state_dict().items()})
-        for result, head in probes
-        if head is not None
+        (result.to_dict() | {"seconds": 0}, {name: value.tolist() for name, value in result.head.state_dict().items()})
+        for result in results
+        if result.head is not None
     ]
 
 
-def test_a_killed_training_ends_with_the_same_numbers(tmp_path):
+def test_killed_training_ends_with_the_same_numbers(tmp_path):
     expected = numbers(train())
     state_file, module = tmp_path / "state.pt", "tests.probing.test_protocols_resume"
     # In the third epoch, while its state is written, and in the sixth.
@@ -62,7 +62,7 @@ def test_a_killed_training_ends_with_the_same_numbers(tmp_path):
     assert torch.load(state_file, weights_only=True).keys() == {"checksum", "state"}
 
 
-def test_runs_that_have_stopped_stay_so(tmp_path):
+def test_stopped_trials_stay_stopped(tmp_path):
     train(tmp_path / "state.pt")
     runs = load_state(tmp_path / "state.pt")["runs"]
     assert any(run["stopped"] for run in runs)
@@ -83,7 +83,7 @@ def load_or_complain(path: Path) -> str:
         return str(error)
 
 
-def test_a_damaged_state_is_not_used(state_file, tmp_path):
+def test_damaged_state_is_refused(state_file, tmp_path):
     content, damaged = state_file.read_bytes(), tmp_path / "damaged.pt"
     fault = f"{damaged} is damaged or no state of a training; delete it to start anew"
     found = []
@@ -105,13 +105,13 @@ def test_a_damaged_state_is_not_used(state_file, tmp_path):
         (CANDIDATES[:1], Recipe(2, 16), "another cache", "features"),
     ],
 )
-def test_the_state_of_another_training_is_refused(state_file, candidates, recipe, identity, differing):
+def test_state_of_another_training_is_refused(state_file, candidates, recipe, identity, differing):
     sources = make_features(69, 0), make_features(40, 1)
     with pytest.raises(ValueError, match=f"is the state of a training with other {differing}; name another file"):
         train_heads(*sources, candidates, 3, recipe, state_file=state_file, identity=identity)
 
 
-def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_last_state(tmp_path, monkeypatch):
     save_state(tmp_path / "state.pt", {"epoch": 1})
 
     def full(descriptor: int) -> None:

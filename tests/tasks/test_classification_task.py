@@ -11,29 +11,20 @@ from lightning.pytorch import Trainer
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
-from visionattn.tasks.classification import ClassificationTask, DivergenceError
+from visionattn.tasks import ClassificationTask, DivergenceError
 from visionattn.tasks.fine_grained import FineGrainedTask
-from visionattn.tasks.objective import decayed_weights
+from visionattn.training import load_checkpoint
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO
+from visionattn.training.objective import decayed_weights
 
 MODEL = "test_resnet"
 
 
 def fit(task: ClassificationTask, folder: Path | None = None, **options: Any) -> Trainer:
-    callbacks = [] if folder is None else [LastCheckpoint(folder, every_n_steps=1)]
-    defaults = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{**defaults, **options},
-    )
+    defaults = {"limit_train_batches": 4, "limit_val_batches": 1}
+    trainer = create_trainer(folder, every_n_steps=1, **{**defaults, **options})
     data = ImageClassificationData(batch_size=4, img_size=32, num_workers=0, seed=0)
     trainer.fit(task, datamodule=data)
     return trainer
@@ -268,7 +259,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 def test_a_checkpoint_says_how_to_build_its_model(tmp_path: Path) -> None:
     task = ClassificationTask(MODEL)
     fit(task, tmp_path)
-    model, spec = load_classifier(tmp_path / "last.ckpt")
+    model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.model, spec.num_classes, spec.dataset) == (MODEL, 10, "digits")
     assert spec.class_names == [str(digit) for digit in range(10)]
     batch = next(iter(task.data.val_dataloader()))

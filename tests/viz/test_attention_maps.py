@@ -1,4 +1,4 @@
-"""Contact sheets of attention: which maps share a colour, and where it is."""
+"""Sheets of attention maps: clusters and colours."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ KINDS = np.array([0, 1, 0, 2, 1, 0])
 
 @pytest.fixture
 def maps() -> np.ndarray:
-    """Six maps of three kinds on five images; where the kinds look changes from image to image."""
+    """Make six maps of three kinds on five images; each kind has another place in each image."""
     rng = np.random.default_rng(0)
     peaks = np.stack([rng.permutation(16)[:3] for _ in range(5)])
     weights = 0.02 * rng.random((5, 6, 16))
@@ -21,7 +21,7 @@ def maps() -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
-def test_maps_that_look_at_the_same_places_share_a_cluster_over_all_images(maps):
+def test_maps_of_the_same_places_share_a_cluster_over_all_images(maps):
     # The largest first: three maps of kind 0, two of kind 1.
     np.testing.assert_array_equal(cluster_maps(maps, 3), KINDS)
     # Neither the scale of the weights nor the order of the maps matters.
@@ -31,7 +31,7 @@ def test_maps_that_look_at_the_same_places_share_a_cluster_over_all_images(maps)
     assert set(cluster_maps(np.ones((2, 5, 4)), 2)) == {0, 1}  # maps without any structure, too
 
 
-def test_a_colour_is_where_its_maps_are_in_every_image(maps):
+def test_colour_marks_the_places_of_its_maps_in_every_image(maps):
     grey = np.full((32, 32, 3), 128, np.uint8)
     sheet = draw_attention_maps([grey] * 5, maps, GRID, KINDS, height=32).astype(int)
     assert sheet.shape == (6 + 26 + 5 * 38, 6 + 5 * 38, 3)
@@ -50,7 +50,7 @@ def test_a_colour_is_where_its_maps_are_in_every_image(maps):
             assert alone[far].max() < 100  # dimmed
 
 
-def test_a_sheet_is_written(tmp_path, maps):
+def test_sheet_is_written(tmp_path, maps):
     path = save_attention_maps([Image.new("RGB", (20, 20))] * 5, maps, GRID, tmp_path / "new" / "maps.png", 2)
     with Image.open(path) as image:
         assert image.size == (6 + 4 * 118, 6 + 26 + 5 * 118)
@@ -65,7 +65,7 @@ def test_a_sheet_is_written(tmp_path, maps):
         (np.ones((1, 2, 16)), [0, 7], "numbers from 0 to 6, got 0 to 7"),
     ],
 )
-def test_what_cannot_be_drawn_says_so(maps, clusters, message):
+def test_wrong_arguments_are_named(maps, clusters, message):
     with pytest.raises(ValueError, match=message):
         draw_attention_maps([Image.new("RGB", (20, 20))], maps, GRID, clusters)
     with pytest.raises(ValueError, match="at least 1, got 0"):

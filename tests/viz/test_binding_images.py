@@ -1,3 +1,5 @@
+"""Figures of object binding: depth curves and similarity sheets."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ def curve(model, probe, values, deviations=(None, None, None)):
     return DepthCurve(model, probe, (0.3, 0.6, 1.0), dict.fromkeys(PANELS, values), dict.fromkeys(PANELS, deviations))
 
 
-def test_each_probe_has_a_colour_and_each_model_a_line(tmp_path):
+def test_depth_curves_have_a_colour_per_probe_and_a_line_per_model(tmp_path):
     curves = [
         curve("trained", "quadratic", (0.6, 0.8, 0.7), (0.01, 0.02, 0.01)),
         curve("trained", "linear", (0.6, None, 0.6)),
@@ -22,7 +24,7 @@ def test_each_probe_has_a_colour_and_each_model_a_line(tmp_path):
     assert save_depth_curves(curves[:1], 0.7, tmp_path / "one.svg").read_text().count("<!-- trained -->") == 0
 
 
-def test_there_must_be_something_to_draw(tmp_path):
+def test_empty_curves_and_missing_maps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no results to draw"):
         save_depth_curves([], 0.5, tmp_path / "depth.png")
     click = Click(np.zeros((8, 8, 3), np.uint8), (0, 0), np.zeros((8, 8), bool), [np.zeros((2, 2))])
@@ -30,11 +32,11 @@ def test_there_must_be_something_to_draw(tmp_path):
         save_similarity_sheet([click], ["a", "b"], tmp_path / "sheet.png")
 
 
-def test_maps_are_bright_where_the_same_object_is(tmp_path):
-    photograph = np.full((64, 64, 3), 200, np.uint8)
+def test_similarity_maps_are_bright_on_the_same_object(tmp_path):
+    image = np.full((64, 64, 3), 200, np.uint8)
     mask = np.zeros((64, 64), bool)
     mask[:, 32:] = True
-    click = Click(photograph, (1, 1), mask, [np.array([[0.0, 1.0], [0.0, 1.0]])])
+    click = Click(image, (1, 1), mask, [np.array([[0.0, 1.0], [0.0, 1.0]])])
     path = save_similarity_sheet([click, click], ["layer 3"], tmp_path / "sheet.png", height=64)
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet).astype(int)
@@ -48,6 +50,6 @@ def test_maps_are_bright_where_the_same_object_is(tmp_path):
 
 
 def test_captions_of_any_bytes_are_drawn(tmp_path):
-    """OpenCV ends the process upon them."""
+    """OpenCV would end the process on bytes that are not text."""
     click = Click(np.zeros((8, 8, 3), np.uint8), (0, 0), np.zeros((8, 8), bool), [np.zeros((2, 2))])
     assert save_similarity_sheet([click], ["caf\udce9"], tmp_path / "sheet.png").is_file()

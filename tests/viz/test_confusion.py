@@ -11,7 +11,7 @@ from visionattn.viz.confusion import save_confusion_matrix
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """Collect the figures instead of saving them."""
     figures = []
     original = confusion.save_figure
     monkeypatch.setattr(
@@ -24,7 +24,7 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_few_classes_bear_names_and_counts(tmp_path, drawn):
+def test_matrix_of_few_classes_shows_names_and_counts(tmp_path, drawn):
     matrix = torch.tensor([[7, 3], [0, 10]])
     path = save_confusion_matrix(matrix, ["cat", "dog"], tmp_path / "new" / "m.png")
     with Image.open(path) as image:
@@ -43,7 +43,7 @@ def test_few_classes_bear_names_and_counts(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("size", [37, 1000])
-def test_many_classes_list_the_mistakes_that_happen_most(tmp_path, drawn, size):
+def test_matrix_of_many_classes_lists_the_most_frequent_mistakes(tmp_path, drawn, size):
     matrix = np.eye(size, dtype=np.int64) * 90
     matrix[3, 30] = 10
     matrix[20, 7] = 2
@@ -57,14 +57,14 @@ def test_many_classes_list_the_mistakes_that_happen_most(tmp_path, drawn, size):
     assert shown[3 // pool, 30 // pool] == pytest.approx(0.1)
 
 
-def test_a_class_without_images_is_an_empty_row(tmp_path, drawn):
+def test_class_without_images_is_an_empty_row(tmp_path, drawn):
     save_confusion_matrix([[5, 0], [0, 0]], [], tmp_path / "m.png")
     axes = drawn[0].axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array()[1], [0, 0])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
 
 
-def test_arguments_that_do_not_fit_are_named(tmp_path):
+def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"square, got shape \(2, 3\)"):
         save_confusion_matrix(np.zeros((2, 3)), ["a", "b"], tmp_path / "m.png")
     with pytest.raises(ValueError, match="3 class names for a confusion matrix of 2 classes"):

@@ -1,4 +1,4 @@
-"""Contact sheets: where which kernel is, and at what scale."""
+"""Contact sheets: places and scales of kernels."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from visionattn.viz.contact_sheet import save_contact_sheet
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """Collect the figures instead of saving them."""
     figures = []
 
     def save(figure, path):
@@ -27,7 +27,7 @@ def by_title(figure):
     return {axes.get_title().partition("\n")[0]: axes for axes in figure.axes if axes.get_title()}
 
 
-def test_a_row_per_block_and_a_column_per_kind(tmp_path, drawn):
+def test_sheet_has_a_row_per_block_and_a_column_per_kind(tmp_path, drawn):
     kernels = {
         "blocks.0.global": torch.randn(5, 7, 7),
         "blocks.0.channel": torch.randn(5, 1, 1),
@@ -62,7 +62,7 @@ def test_channels_are_tiles_on_a_scale_around_zero(tmp_path, drawn):
     assert axes.get_title() == "global\n3×2×4, ±20"
 
 
-def test_many_channels_are_sampled(tmp_path, drawn):
+def test_channels_beyond_the_maximum_are_sampled(tmp_path, drawn):
     kernel = torch.arange(101.0).view(101, 1, 1).expand(101, 3, 3)
     save_contact_sheet({"global": kernel}, tmp_path / "kernels.png", channels=5)
     page = drawn[0].axes[0].images[0].get_array()
@@ -70,7 +70,7 @@ def test_many_channels_are_sampled(tmp_path, drawn):
     assert "5 of 101×3×3" in drawn[0].axes[0].get_title()
 
 
-def test_rows_and_single_numbers(tmp_path, drawn):
+def test_kernels_of_one_row_and_of_single_values_have_their_own_forms(tmp_path, drawn):
     kernels = {"a": torch.randn(6, 1, 50), "b": torch.randn(1, 1, 50), "c": torch.randn(6, 1, 1)}
     save_contact_sheet(kernels, tmp_path / "kernels.svg")
     axes = by_title(drawn[0])
@@ -92,7 +92,7 @@ def test_kernels_of_zeros_are_drawn(tmp_path):
         ({"x": torch.zeros(1, 3, 3)}, {"channels": 0}, "at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_drawn_says_so(tmp_path, kernels, options, message):
+def test_wrong_arguments_are_named(tmp_path, kernels, options, message):
     with pytest.raises(ValueError, match=message):
         save_contact_sheet(kernels, tmp_path / "kernels.png", **options)
     assert not (tmp_path / "kernels.png").exists()

@@ -1,4 +1,4 @@
-"""Learning curves from the CSV that Lightning writes."""
+"""Learning curves from the CSV of Lightning."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ from visionattn.viz.curves import save_learning_curve
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved."""
+    """Collect the figures instead of saving them."""
     figures = []
 
     def save(figure, path):
@@ -44,7 +44,7 @@ def two_epochs_of_ten_steps() -> list[dict[str, float]]:
     return rows
 
 
-def test_each_panel_shows_its_column_over_epochs(tmp_path, drawn):
+def test_panels_show_their_columns_over_epochs(tmp_path, drawn):
     metrics = write_metrics(tmp_path, two_epochs_of_ten_steps())
     path = save_learning_curve(metrics, tmp_path / "new" / "curve.png")
     with Image.open(path) as image:
@@ -61,7 +61,7 @@ def test_each_panel_shows_its_column_over_epochs(tmp_path, drawn):
     assert list(rates.lines[0].get_ydata()) == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
 
 
-def test_measures_of_retrieval_have_the_panel_of_accuracies(tmp_path, drawn):
+def test_retrieval_measures_use_the_accuracy_panel(tmp_path, drawn):
     rows = [{"step": 9, "epoch": 0, "val_mAP": 0.2, "val_rank1": 0.5}, {"step": 19, "epoch": 1, "val_mAP": 0.3}]
     save_learning_curve(write_metrics(tmp_path, rows), tmp_path / "curve.png")
     (axes,) = drawn[0].axes
@@ -72,7 +72,7 @@ def test_measures_of_retrieval_have_the_panel_of_accuracies(tmp_path, drawn):
     assert "mAP 30.00% at epoch 2" in axes.get_title()
 
 
-def test_columns_that_are_absent_leave_their_panel_out(tmp_path, drawn):
+def test_panels_without_columns_are_left_out(tmp_path, drawn):
     rows = [{name: row[name] for name in row if name != "lr-AdamW"} for row in two_epochs_of_ten_steps()]
     rows = [{name: row[name] for name in row if not name.startswith("val_")} for row in rows if len(row) > 1]
     save_learning_curve(write_metrics(tmp_path, rows), tmp_path / "curve.png")
@@ -98,7 +98,7 @@ def test_long_runs_are_smoothed_and_nan_is_left_out(tmp_path, drawn):
     assert max(abs(a - b) for a, b in zip(smooth.get_ydata(), list(smooth.get_ydata())[1:], strict=False)) < 0.1
 
 
-def test_what_cannot_be_drawn_says_so(tmp_path):
+def test_missing_files_and_columns_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no metrics at .*gone\.csv"):
         save_learning_curve(tmp_path / "gone.csv", tmp_path / "curve.png")
     with (tmp_path / "other.csv").open("w") as file:

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from visionattn.viz.image import denormalize, read_image, save_image, scale_to_height
+from visionattn.viz.image import denormalize, save_image, scale_to_height, to_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp"])
-def test_images_are_written_as_their_suffix_says(tmp_path, suffix):
+def test_image_is_written_in_the_format_of_its_suffix(tmp_path, suffix):
     path = tmp_path / "new" / "folder" / f"image{suffix}"
     assert save_image(PIXELS, path) == path
     with Image.open(path) as image:
@@ -23,13 +23,13 @@ def test_images_are_written_as_their_suffix_says(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("pixels", [PIXELS, torch.from_numpy(PIXELS)], ids=["array", "tensor"])
-def test_red_comes_first(tmp_path, pixels):
+def test_channels_are_in_rgb_order(tmp_path, pixels):
     with Image.open(save_image(pixels, str(tmp_path / "image.png"))) as image:
         np.testing.assert_array_equal(np.asarray(image), PIXELS)
-    np.testing.assert_array_equal(read_image(tmp_path / "image.png"), PIXELS)
+    np.testing.assert_array_equal(to_pixels(tmp_path / "image.png"), PIXELS)
 
 
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = save_image(PIXELS, tmp_path / "image.png")
     before = path.read_bytes()
 
@@ -55,16 +55,16 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     ],
     ids=["floats", "grey", "channels first", "batch"],
 )
-def test_what_is_no_image(tmp_path, image, message):
+def test_array_that_is_not_an_image_is_refused(tmp_path, image, message):
     with pytest.raises(ValueError, match=message):
         save_image(image, tmp_path / "image.png")
     with pytest.raises(ValueError, match=message):
-        read_image(image)
+        to_pixels(image)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["image.pdf", "image", "image.tiff"])
-def test_other_suffixes(tmp_path, name):
+def test_unknown_suffix_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name}: its suffix must be one of .png, .jpg"):
         save_image(PIXELS, tmp_path / name)
     assert not any(tmp_path.iterdir())
@@ -73,19 +73,27 @@ def test_other_suffixes(tmp_path, name):
 def test_images_are_read_in_colour(tmp_path):
     Image.new("L", (4, 6), 77).save(tmp_path / "grey.png")
     for image in (tmp_path / "grey.png", str(tmp_path / "grey.png"), Image.new("L", (4, 6), 77)):
-        np.testing.assert_array_equal(read_image(image), np.full((6, 4, 3), 77, np.uint8))
+        np.testing.assert_array_equal(to_pixels(image), np.full((6, 4, 3), 77, np.uint8))
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_to_pixels_turns_an_image_as_its_exif_block_says(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the top of the scene is on the right
+    Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
+    for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        np.testing.assert_array_equal(to_pixels(image), np.rot90(PIXELS, -1))
+
+
+def test_unreadable_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        read_image(tmp_path / "none.png")
+        to_pixels(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(OSError, match=r"text\.png"):
-        read_image(tmp_path / "text.png")
+        to_pixels(tmp_path / "text.png")
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 4), (12, 8), (9, 6), (3, 2), (1, 1)])
-def test_proportions_are_kept(height, width):
+def test_scaling_keeps_the_aspect_ratio(height, width):
     scaled = scale_to_height(PIXELS, height)
     assert (scaled.shape, scaled.dtype) == ((height, width, 3), np.uint8)
 
@@ -96,7 +104,7 @@ def test_scaling_down_averages():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalised_images_show_what_they_showed(channels):
+def test_denormalize_undoes_the_normalisation(channels):
     mean, std = (0.2, 0.4, 0.6)[:channels], (0.5, 0.25, 2.0)[:channels]
     pixels = np.random.default_rng(0).integers(0, 256, (2, channels, 4, 5), dtype=np.uint8)
     axes = (slice(None), None, None)

@@ -1,4 +1,4 @@
-"""People before cameras: what of an image comes from whom."""
+"""Drawings of people: the parts of person and camera in an image."""
 
 from dataclasses import replace
 
@@ -32,12 +32,12 @@ def draw(person=PERSON, camera=CAMERA, seed=0, height=128, width=64):
 
 
 def share(image, colour, within=60):
-    """How much of it is about of this colour."""
+    """Return the share of pixels with about this colour."""
     return (np.abs(image.astype(int) - colour).max(-1) < within).mean()
 
 
 @pytest.mark.parametrize("size", [(64, 32), (128, 64), (40, 40)])
-def test_images_are_bytes_of_this_size_and_of_the_seed_alone(size):
+def test_image_has_the_size_and_depends_on_the_seed_alone(size):
     image = draw(height=size[0], width=size[1])
     assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
     np.testing.assert_array_equal(image, draw(height=size[0], width=size[1]))
@@ -45,7 +45,7 @@ def test_images_are_bytes_of_this_size_and_of_the_seed_alone(size):
 
 
 @pytest.mark.parametrize("view", ["front", "back", "left", "right"])
-def test_clothes_are_worn_where_they_belong(view):
+def test_clothes_are_drawn_where_they_belong(view):
     images = [draw(camera=replace(CAMERA, views=(view,)), seed=seed) for seed in range(12)]
     mean_row = {}
     for part in ("shirt", "legwear"):
@@ -68,7 +68,7 @@ def test_clothes_are_worn_where_they_belong(view):
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else None,
 )
-def test_what_somebody_has_on_is_seen(change, colour, views):
+def test_every_piece_of_appearance_is_visible(change, colour, views):
     def seen(person, view):
         camera = replace(CAMERA, views=(view,))
         return sum(share(draw(person, camera, seed), colour) for seed in range(6)) / 6
@@ -86,7 +86,7 @@ def test_skirts_and_shorts_show_the_legs():
     assert bare["trousers"] < min(bare["shorts"], bare["skirt"])
 
 
-def test_taller_and_broader_people_fill_more_of_the_image():
+def test_taller_and_broader_people_cover_more_pixels():
     def size(**change):
         person = replace(PERSON, **change)
         return sum(
@@ -96,7 +96,7 @@ def test_taller_and_broader_people_fill_more_of_the_image():
     assert size(stature=0.8) < size() < size(build=1.3)
 
 
-def test_a_camera_changes_all_colours():
+def test_camera_changes_all_colours():
     plain = np.mean([draw(seed=n).mean((0, 1)) for n in range(4)], axis=0)
 
     def means(**change):
@@ -108,7 +108,7 @@ def test_a_camera_changes_all_colours():
     assert (np.abs(means(contrast=0.3) - 127.5) < np.abs(plain - 127.5)).all()
 
 
-def test_blur_and_noise():
+def test_blur_smooths_and_noise_roughens():
     def roughness(**change):
         image = draw(camera=replace(CAMERA, **change)).astype(float)
         return np.abs(np.diff(image, axis=0)).mean()

@@ -1,4 +1,4 @@
-"""Ranked lists: the query, and frames that tell right from wrong."""
+"""Ranked lists: the query, and frames of right and wrong images."""
 
 from itertools import pairwise
 
@@ -21,12 +21,12 @@ def where(page, colour):
 
 
 def runs(flags):
-    """First and last place of each run of flags."""
+    """Return the first and last index of each run of flags."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]])))
     return list(zip(edges[::2].tolist(), (edges[1::2] - 1).tolist(), strict=True))
 
 
-def test_the_query_is_grey_what_is_right_green_and_what_is_wrong_red():
+def test_frames_are_grey_for_the_query_green_for_right_and_red_for_wrong():
     matches = [True, False, False, True]
     page = draw_ranked_list(one_colour(), [one_colour()] * 4, matches, height=40)
     # A row through the middle: frames of one colour on both sides of each image, in order.
@@ -41,7 +41,7 @@ def test_the_query_is_grey_what_is_right_green_and_what_is_wrong_red():
     assert order == [QUERY, RIGHT, WRONG, WRONG, RIGHT]
 
 
-def test_frames_are_around_the_images():
+def test_frames_surround_the_images():
     page = draw_ranked_list(one_colour(), [one_colour(), one_colour()], [True, False], height=40)
     inside = where(page, BLUE)
     for (left, right), colour in zip(runs(inside.any(0)), (QUERY, RIGHT, WRONG), strict=True):
@@ -54,7 +54,7 @@ def test_frames_are_around_the_images():
             assert edge.all()
 
 
-def test_images_of_all_kinds_and_sizes_are_brought_to_one_height(tmp_path):
+def test_images_of_any_format_and_size_have_one_height(tmp_path):
     Image.fromarray(one_colour(100, 100)).save(tmp_path / "square.png")
     gallery = [tmp_path / "square.png", str(tmp_path / "square.png"), Image.fromarray(one_colour(20, 60))]
     gallery.append(torch.from_numpy(one_colour(64, 32)))
@@ -66,14 +66,14 @@ def test_images_of_all_kinds_and_sizes_are_brought_to_one_height(tmp_path):
     assert page.dtype == np.uint8
 
 
-def test_the_query_stands_apart():
+def test_query_is_set_apart():
     page = draw_ranked_list(one_colour(), [one_colour()] * 3, [True] * 3, height=40)
     places = runs(where(page, BLUE).any(0))
     gaps = [after[0] - before[1] for before, after in pairwise(places)]
     assert gaps[0] > gaps[1] == gaps[2]
 
 
-def test_ranks_and_crosses_stand_below():
+def test_ranks_and_crosses_are_below_the_images():
     def captions(matches):
         page = draw_ranked_list(one_colour(), [one_colour()] * 2, matches, height=40)
         ((_, bottom),) = runs(where(page, BLUE).any(1))
@@ -86,7 +86,7 @@ def test_ranks_and_crosses_stand_below():
     assert (wrong < 128).sum() > (right < 128).sum()
 
 
-def test_an_image_is_192_pixels_high_by_default():
+def test_default_height_is_192_pixels():
     page = draw_ranked_list(one_colour(), [one_colour()], [True])
     ((top, bottom),) = runs(where(page, BLUE).any(1))
     assert bottom - top + 1 == 192
@@ -112,11 +112,11 @@ def test_lists_are_written_by_name(tmp_path):
         ([one_colour() / 255], [True], {}, r"an image is bytes \[H, W, 3\], got float64"),
     ],
 )
-def test_what_cannot_be_drawn_says_so(gallery, matches, options, message):
+def test_wrong_arguments_are_named(gallery, matches, options, message):
     with pytest.raises(ValueError, match=message):
         draw_ranked_list(one_colour(), gallery, matches, **options)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         draw_ranked_list(one_colour(), [tmp_path / "gone.jpg"], [True])

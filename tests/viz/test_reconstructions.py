@@ -1,4 +1,4 @@
-"""Rows of images: where each is, and in which colours."""
+"""Rows of images: places and colours."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from visionattn.viz import reconstructions
 from visionattn.viz.reconstructions import save_reconstructions
 
 
-def test_a_row_per_name_and_a_column_per_image(tmp_path, monkeypatch):
+def test_page_has_a_row_per_name_and_a_column_per_image(tmp_path, monkeypatch):
     figures = []
     original = reconstructions.save_figure
     monkeypatch.setattr(reconstructions, "save_figure", lambda *args: figures.append(args[0]) or original(*args))
@@ -34,7 +34,7 @@ def test_a_row_per_name_and_a_column_per_image(tmp_path, monkeypatch):
     assert (page[:, 6] == 255).all()
 
 
-def test_what_is_too_dark_or_bright_stays_within_bytes_and_grey_is_a_colour(tmp_path):
+def test_values_are_clipped_and_grey_images_are_drawn(tmp_path):
     rows = {"x": torch.linspace(-9, 9, 32).view(2, 1, 4, 4)}
     assert save_reconstructions(rows, tmp_path / "x.png", [0.5], [0.5]).exists()
 
@@ -48,6 +48,6 @@ def test_what_is_too_dark_or_bright_stays_within_bytes_and_grey_is_a_colour(tmp_
         ({"a": np.zeros((2, 3, 4, 4)), "b": np.zeros((1, 3, 4, 4))}, r"\[\[1, 4, 4, 3\], \[2, 4, 4, 3\]\]"),
     ],
 )
-def test_what_cannot_be_drawn_says_so(tmp_path, rows, shapes):
+def test_wrong_arguments_are_named(tmp_path, rows, shapes):
     with pytest.raises(ValueError, match=rf"of one shape, got {shapes}"):
         save_reconstructions(rows, tmp_path / "x.png", [0.5] * 3, [0.5] * 3)

@@ -1,4 +1,4 @@
-"""What DCAL's attention is on: three panels, and which patches are bright in them."""
+"""Rollouts of DCAL: three panels, and the bright patches in them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ GRID = (4, 2)  # patches of 48×48 pixels
 
 
 def panels(image=WHITE, scores=None, selected=(), grid=GRID):
-    """Photograph, heat map, selection."""
+    """Split a drawing into image, heat map and selection."""
     scores = np.arange(grid[0] * grid[1]) if scores is None else scores
     page = draw_rollout(image, scores, np.array(selected, dtype=np.int64), grid)
     width = (page.shape[1] - 2 * 8) // 3
@@ -33,7 +33,7 @@ def patch(panel, number, grid=GRID):
     [((192, 96), (192, 96)), ((448, 448), (448, 448)), ((64, 32), (192, 96)), ((100, 150), (192, 288))],
     ids=str,
 )
-def test_there_are_three_panels_of_at_least_192_pixels(size, drawn):
+def test_panels_are_three_of_at_least_192_pixels(size, drawn):
     rows, columns = np.mgrid[: size[0], : size[1]]
     image = np.stack([255 * rows / size[0], 255 * columns / size[1], 0 * rows], -1).astype(np.uint8)
     found = panels(image)
@@ -45,14 +45,14 @@ def test_there_are_three_panels_of_at_least_192_pixels(size, drawn):
     assert np.abs(small - image).max() < 4
 
 
-def test_tensors_and_images_of_pillow_are_drawn_alike():
+def test_tensors_and_pillow_images_give_the_same_drawing():
     scores, selected = torch.rand(8), torch.tensor([3, 1])
     expected = draw_rollout(WHITE, scores.numpy(), selected.numpy(), GRID)
     for image in (torch.from_numpy(WHITE), Image.fromarray(WHITE)):
         np.testing.assert_array_equal(draw_rollout(image, scores, selected, GRID), expected)
 
 
-def test_rows_come_before_columns_in_the_heat_map():
+def test_heat_map_is_row_by_row():
     for hottest in range(8):
         _, heat, _ = panels(BLACK, np.eye(8)[hottest])
         brightness = [patch(heat, number).mean() for number in range(8)]
@@ -60,7 +60,7 @@ def test_rows_come_before_columns_in_the_heat_map():
         assert patch(heat, hottest)[24, 24].astype(int).sum() > 0.9 * heat.astype(int).sum(-1).max()
 
 
-def test_the_heat_map_goes_from_the_least_to_the_greatest_score():
+def test_heat_map_covers_the_range_of_the_scores():
     scores = np.array([0.2, 0.9, 0.4, 0.5, 0.3, 0.7, 0.6, 0.8])
     _, expected, _ = panels(scores=scores)
     for factor, shift in ((1e-6, 0), (100, -3), (1, 1e3)):
@@ -71,19 +71,19 @@ def test_the_heat_map_goes_from_the_least_to_the_greatest_score():
     assert middles[-1] == max(middles)
 
 
-def test_the_heat_map_is_smooth():
+def test_heat_map_is_smooth():
     _, heat, _ = panels(BLACK, np.arange(8.0))
     assert np.abs(np.diff(heat.astype(int), axis=0)).max() < 16
     assert np.abs(np.diff(heat.astype(int), axis=1)).max() < 16
 
 
-def test_it_glows_red_not_blue():
+def test_heat_map_is_red_not_blue():
     _, heat, _ = panels(BLACK, np.arange(8) % 2)
     for step in (patch(heat, 0)[24, 47], patch(heat, 1)[24, 24]):  # halfway, and the hottest
         assert step[0] > 1.3 * step[2]
 
 
-def test_the_photograph_shows_through():
+def test_image_shows_through_the_heat_map():
     _, white, _ = panels(WHITE)
     _, black, _ = panels(BLACK)
     assert np.abs(white.astype(float) - black - (1 - HEAT) * 255).max() <= 1
@@ -91,7 +91,7 @@ def test_the_photograph_shows_through():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.125, -3.0])
-def test_scores_that_are_all_the_same_have_one_colour(value):
+def test_equal_scores_have_one_colour(value):
     with np.errstate(all="raise"):
         _, heat, _ = panels(scores=np.full(8, value))
     assert len(np.unique(heat.reshape(-1, 3), axis=0)) == 1
@@ -110,7 +110,7 @@ def test_selected_patches_stay_bright_within_a_thin_frame():
             assert (edge == FRAME).all()
 
 
-def test_neighbours_share_a_frame():
+def test_neighbouring_patches_share_a_frame():
     _, _, panel = panels(selected=[2, 3, 4])
     framed = (panel == FRAME).all(-1)
     assert framed[48, :].all()
@@ -121,14 +121,14 @@ def test_neighbours_share_a_frame():
     assert framed[95, 48:].all()  # below 3
 
 
-def test_all_and_none_may_be_selected():
+def test_all_or_no_patches_may_be_selected():
     _, _, panel = panels(selected=[])
     np.testing.assert_allclose(panel, DIMMED * WHITE, atol=0.51)
     _, _, panel = panels(selected=range(8))
     assert (panel[1:-1, 1:-1] == 255).all()
 
 
-def test_patches_that_are_no_whole_number_of_pixels():
+def test_patches_may_be_fractions_of_pixels():
     _, _, panel = panels(np.full((200, 101, 3), 255, np.uint8), selected=[0, 13 * 7 - 1], grid=(13, 7))
     bright = (panel != round(DIMMED * 255)).any(-1)
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
@@ -148,12 +148,12 @@ def test_patches_that_are_no_whole_number_of_pixels():
         (np.zeros(8), [[1, 2]], r"from 0 to 7, got \[\[1 2\]\]"),
     ],
 )
-def test_what_does_not_fit_the_grid_says_so(scores, selected, message):
+def test_scores_that_do_not_fit_the_grid_are_named(scores, selected, message):
     with pytest.raises(ValueError, match=message):
         draw_rollout(WHITE, scores, selected, GRID)
 
 
-def test_what_is_no_image_says_so():
+def test_array_that_is_not_an_image_is_named():
     with pytest.raises(ValueError, match=r"an image is bytes \[H, W, 3\], got float64"):
         draw_rollout(WHITE / 255, np.zeros(8), [0], GRID)
     with pytest.raises(ValueError, match=r"a grid of 0×2 patches"):

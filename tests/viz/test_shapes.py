@@ -1,4 +1,4 @@
-"""Shapes take the area and the place that geometry gives them."""
+"""Shapes: areas and places as geometry has them."""
 
 import math
 
@@ -26,7 +26,7 @@ def draw(shape, centre=(120, 100), radius=RADIUS, turn=0, size=SIZE):
 
 @pytest.mark.parametrize("turn", [0, 17, 90, 251])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_areas(shape, turn):
+def test_shapes_have_their_areas(shape, turn):
     mask = draw(shape, turn=turn)
     assert (mask.shape, mask.dtype) == (SIZE, np.bool_)
     assert mask.sum() == pytest.approx(AREAS[shape] * RADIUS**2, rel=0.05)  # outlines are a line wide
@@ -34,21 +34,21 @@ def test_areas(shape, turn):
 
 @pytest.mark.parametrize("turn", [0, 45, 133])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_places(shape, turn):
+def test_shapes_are_at_their_places(shape, turn):
     y, x = np.nonzero(draw(shape, (90, 110), turn=turn))
     assert (x.mean(), y.mean()) == pytest.approx((90, 110), abs=0.8)
     reach = 4 / 3 if shape == "cross" else 1  # its ends are wide
     assert np.hypot(x - 90, y - 110).max() <= reach * RADIUS + 1
 
 
-def test_the_ring_has_a_hole():
+def test_ring_has_a_hole():
     ring, circle = draw("ring"), draw("circle")
     assert not ring[100, 120]
     assert circle[100, 120]
     assert (ring <= circle).all()
 
 
-def test_turning_is_clockwise():
+def test_turn_is_clockwise():
     y, x = np.nonzero(draw("triangle"))
     assert x[y.argmin()] == pytest.approx(120, abs=1)  # points upwards
     y, x = np.nonzero(draw("triangle", turn=90))
@@ -56,7 +56,7 @@ def test_turning_is_clockwise():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_outside_is_not_drawn(shape):
+def test_parts_outside_the_image_are_cut_off(shape):
     large = draw(shape, (10, 190), turn=30)
     moved = draw(shape, (110, 290), turn=30, size=(400, 440))
     # OpenCV draws lines from where they enter the image, which moves some of their pixels.

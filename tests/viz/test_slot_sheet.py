@@ -9,7 +9,7 @@ from visionattn.viz import slots as module
 from visionattn.viz.slots import STRENGTH, colour_segments, palette, save_slots
 
 
-def test_a_segment_has_its_colour_and_what_is_none_stays() -> None:
+def test_segments_are_coloured_and_negative_ids_stay_unchanged() -> None:
     pixels = np.full((2, 3, 4, 3), 100, np.uint8)
     ids = np.zeros((2, 3, 4), np.int64)
     ids[0, 0, 0], ids[1, 2, 3] = -1, 2
@@ -20,14 +20,14 @@ def test_a_segment_has_its_colour_and_what_is_none_stays() -> None:
     np.testing.assert_allclose(found[1, 2, 3], (1 - STRENGTH) * 100 + STRENGTH * colours[2], atol=0.51)
 
 
-def test_colours_differ_until_there_are_too_many() -> None:
+def test_palette_repeats_only_beyond_its_colours() -> None:
     assert len(np.unique(palette(21), axis=0)) == 21
     assert palette(50).shape == (50, 3)
     assert palette(21).min() >= 0
     assert palette(21).max() <= 255
 
 
-def test_a_sheet_has_a_row_for_each_kind(tmp_path, monkeypatch) -> None:
+def test_sheet_has_a_row_for_each_kind(tmp_path, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(module, "save_rows", lambda rows, path: seen.append(rows) or path)
     image = torch.randn(2, 3, 8, 8)
@@ -43,13 +43,13 @@ def test_a_sheet_has_a_row_for_each_kind(tmp_path, monkeypatch) -> None:
     assert (seen[1]["slots"][:, :4] != seen[1]["image"][:, :4]).any()
 
 
-def test_it_is_written(tmp_path) -> None:
+def test_sheet_is_written(tmp_path) -> None:
     ids = torch.zeros(1, 8, 8, dtype=torch.long)
     path = save_slots(torch.randn(1, 3, 8, 8), ids, ids, None, tmp_path / "new" / "x.png", [0.5] * 3, [0.2] * 3)
     with Image.open(path) as image:
         assert image.size[0] > 100
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_segments_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"segments are \[4, 4\] as the images, got \[2, 2\]"):
         colour_segments(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2), np.int64))

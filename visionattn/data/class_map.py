@@ -1,4 +1,4 @@
-"""Class folders under other names than those that a model knows."""
+"""Class maps: folders whose names are not the classes of a model."""
 
 from collections.abc import Mapping
 from pathlib import Path

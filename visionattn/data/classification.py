@@ -228,7 +228,7 @@ class ImageClassificationData(ImageData):
 
     @property
     def class_names(self) -> list[str]:
-        """Names in the order of the class indices; known after ``setup``. Images to predict have none."""
+        """Names in the order of the class indices; known after ``setup``, empty for images to predict."""
         if self._expected is not None:
             return self._expected
         for split, source in self._sources.items():
@@ -242,7 +242,7 @@ class ImageClassificationData(ImageData):
         return [str(index) for index in range(self._given_num_classes)]
 
     def expect_head(self, names: list[str], num_classes: int) -> None:
-        """Number the classes as a head does; a head without names has numbers, to which a class map may lead."""
+        """Number the classes as a head does; outputs without names are numbers, which a class map may name."""
         self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
     def check_head(self, model: str, num_classes: int) -> None:
@@ -269,12 +269,12 @@ class ImageClassificationData(ImageData):
 
     @property
     def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the loaders hand out: of the images, or (C, 1, H·W) of sequences."""
+        """Shape that the loaders yield: (C, H, W) of images, or (C, 1, H·W) of sequences."""
         channels, height, width = super().item_shape
         return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
 
     def setup(self, stage: str) -> None:
-        """Opens the splits that ``stage`` (fit, validate, test, predict) needs."""
+        """Open the splits that ``stage`` (fit, validate, test, predict) needs."""
         if stage == "predict":
             self._sources = {"predict": self._open_for_prediction()}
             return
@@ -296,7 +296,7 @@ class ImageClassificationData(ImageData):
             rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
-        """The images of a split that are wanted."""
+        """Open a split and keep the images that the options ask for."""
         held_out = split == "validation" and self.holdout_per_class is not None
         place = "train" if held_out else split
         source = open_source(
@@ -323,7 +323,7 @@ class ImageClassificationData(ImageData):
         return source
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
-        """Remote data sets and digits bring their own numbering, which must be the training split's."""
+        """Check that a source numbers its classes as the training split does."""
         found = _class_to_idx(source)
         if not found:
             return
@@ -345,36 +345,36 @@ class ImageClassificationData(ImageData):
         return open_place(Path(self.root), self._mode, labelled=False)
 
     def train_dataloader(self) -> ImageLoader:
-        """Shuffled and augmented; starts where a resumed run left off."""
+        """Return the loader of the training split: shuffled, augmented, from the place where a resumed run stopped."""
         return self._loader("train")
 
     def val_dataloader(self) -> ImageLoader:
-        """Every image of the validation split once, in order."""
+        """Return the loader of the validation split: every image once, in order."""
         return self._loader("validation")
 
     def test_dataloader(self) -> ImageLoader:
-        """The test split, or the validation split where there is none."""
+        """Return the loader of the test split, or of the validation split if there is none."""
         return self._loader("test")
 
     def predict_dataloader(self) -> ImageLoader:
-        """Every image under ``root``, whatever the folder it is in."""
+        """Return the loader of every image under ``root``, in any folder."""
         return self._loader("predict")
 
     def describe(self) -> str:
-        """The data set and the sizes of its splits, in words."""
+        """Return the name of the data set and the sizes of its splits, in words."""
         sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
         where = self.root if self.name == "folder" else self.name
         form = "" if self._to_sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         return f"{where}: {sizes} images of {self.num_classes} classes{form}"
 
     def set_epoch(self, epoch: int) -> None:
-        """Data sets that are read in order shuffle by the epoch; the others' samplers are told by Lightning."""
+        """Tell the epoch to a data set that is read in order; Lightning tells the samplers of others."""
         source = self._sources.get("train")
         if isinstance(source, IterableImageDataset):
             source.set_epoch(epoch)
 
     def _enter(self, source: IterableImageDataset) -> None:
-        """Begins the epoch that a resumed run is in; Lightning asks for images before it tells the epoch."""
+        """Begin the epoch of a resumed run; Lightning asks for images before it tells the epoch."""
         epoch, batches = self.start
         source.set_epoch(epoch)
         if batches:
@@ -426,7 +426,7 @@ class ImageClassificationData(ImageData):
 
 
 def _size(source: ImageSource | IterableImageDataset) -> str:
-    """Number of images, of a stream as far as it says so: its length is that of its share in whole batches."""
+    """Return the number of images in words; a stream has one only if its reader says so."""
     known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
     return f"{known:,}" if known else "any number of"
 

@@ -40,18 +40,18 @@ class Digits:
         return len(self._targets)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image and its digit."""
+        """Return an image and its digit."""
         image = Image.fromarray(self.scans[index]).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
         return image.convert(self.mode), self._targets[index]
 
     def name_of(self, index: int) -> str:
-        """Its place in scikit-learn's file."""
+        """Return the name of an image: its position in scikit-learn's file."""
         return f"digits/{self.numbers[index]:04d}"
 
     def targets(self) -> Sequence[int]:
-        """The digits of all images."""
+        """Return the digits of all images."""
         return self._targets
 
     def archives(self) -> Sequence[Path | bytes]:
-        """The scans, from memory."""
+        """Return the scans, from memory."""
         return [self.scans.tobytes()]

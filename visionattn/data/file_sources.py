@@ -20,7 +20,7 @@ UNNAMED = ""
 
 
 class _Images(Generic[File]):
-    """What sources of images in files have in common."""
+    """Base of sources of images in files."""
 
     def __init__(self, files: Sequence[tuple[File, int]], class_to_idx: Mapping[str, int] | None, mode: str) -> None:
         self.files, self.class_to_idx, self.mode = files, class_to_idx, mode

@@ -1,4 +1,4 @@
-"""Which files of a folder or archive are images, and in which order: one rule for every reader."""
+"""The rule of which files of a folder or archive are images, and of their order, for every reader."""
 
 import functools
 import os
@@ -50,13 +50,13 @@ def is_hidden(name: str) -> bool:
 
 
 def natural_key(name: str) -> list[str | int]:
-    """Return what names are sorted by, so that 10 follows 9."""
+    """Return the sort key of a name, with which 10 follows 9."""
     # timm's own gives the same order, and fails upon digits such as ².
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 class Finder:
-    """Finds the images of a place, and counts what it passes over.
+    """Search for the images of a folder or archive, with a count of skipped files.
 
     Args:
         place: a folder or an archive.
@@ -69,7 +69,7 @@ class Finder:
         self._others: Counter[str] = Counter()
 
     def is_image(self, path: str) -> bool:
-        """Return whether ``path``, with ``/`` and relative to the place, is an image that nothing hides."""
+        """Return whether ``path``, with ``/`` and relative to the place, is an image and not hidden."""
         parts = path.split("/")
         for depth, part in enumerate(parts, start=1):
             if is_hidden(part):
@@ -121,7 +121,7 @@ class Finder:
 
 
 def _refuse(error: OSError) -> None:
-    """Raise what a walk would pass over: a folder that must not be read may hold images."""
+    """Raise the error of a folder that may not be read, which a walk would skip."""
     if isinstance(error, PermissionError):
         raise no_permission(error.filename) from error
 

@@ -38,7 +38,7 @@ class FineGrained:
     counts: tuple[int, int, int]
 
     def open(self, root: str | None, split: Split, mode: str) -> FileSource:
-        """Opens a split; warns where its size is not the published one.
+        """Open a split; warn if its size is not the published one.
 
         Raises:
             DataError: files that are missing, or not as they should be.
@@ -72,7 +72,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _table(path: Path) -> dict[int, str]:
-    """Lines of a number and a word."""
+    """Read lines of a number and a word."""
     rows: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         key, _, value = line.strip().partition(" ")

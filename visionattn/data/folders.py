@@ -1,4 +1,4 @@
-"""What folders of images say of their classes, and what may be wrong with them even if images are found."""
+"""Classes of image folders, and warnings about folders that are probably wrong."""
 
 import os
 import unicodedata
@@ -20,7 +20,7 @@ def class_name(folder: str) -> str:
 
 
 def check_readable(place: Path) -> None:
-    """Checks a folder or ``.tar`` file before it is walked through, which passes over what it must not read.
+    """Check a folder or ``.tar`` file before it is walked through, which passes over what it must not read.
 
     Raises:
         DataError: it is not there, another kind of file, or it or a folder in it must not be read.

@@ -10,7 +10,7 @@ SIXTEEN_BITS = 65535
 
 
 def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
-    """Decodes an image as people see it.
+    """Decode an image as people see it.
 
     Cameras store what they see as it falls on their sensor, and in EXIF which side is up: the image is turned
     accordingly (timm and torchvision leave it lying). Of several frames the first one counts; see :func:`to_mode`.
@@ -29,7 +29,7 @@ def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """``image.convert(mode)``, but that 16 bits are scaled to 8, where Pillow makes all above 255 white.
+    """Convert an image to a mode; 16 bits are scaled to 8, where Pillow makes all above 255 white.
 
     Transparency is dropped, as everywhere in timm: the colours beneath it count.
 
@@ -49,7 +49,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF block says, where there is one."""
+    """Turn an image as its EXIF block says, if there is one."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image

@@ -26,7 +26,7 @@ OnError = Literal["raise", "skip"]
 Transform = Callable[[Image.Image], Tensor]
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises upon files that are truncated, no images, or not there."""
+"""Errors of Pillow for files that are truncated, not images, or missing."""
 
 SIGTERM_GRACE = 60  # seconds
 
@@ -52,7 +52,7 @@ FILLER = Item(None, -1, "")
 
 
 class Batch(NamedTuple):
-    """What every loader yields.
+    """A batch, as every loader yields it.
 
     Attributes:
         image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
@@ -68,13 +68,13 @@ class Batch(NamedTuple):
     errors: list[str]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same with its tensors there; without it Lightning looks at each name to see whether it can be moved."""
+        """Return the batch with its tensors on a device; without this Lightning inspects every name."""
         there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
         return self._replace(image=self.image.to(**there), target=self.target.to(**there))
 
 
 class ImageDataset(Dataset[Item]):
-    """Reads and transforms single images.
+    """Images of a source, read and transformed one by one.
 
     Args:
         source: where they come from.
@@ -93,7 +93,7 @@ class ImageDataset(Dataset[Item]):
         return self.__getitems__([draw])[0]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Item]:
-        """A batch. To put the generators back takes much longer than to seed them: once is enough."""
+        """Return a batch; generators are restored once, as restoring takes much longer than seeding."""
         with nullcontext() if all(draw.seed is None for draw in draws) else generators_kept():
             return [self._read(draw) for draw in draws]
 
@@ -141,7 +141,7 @@ class StreamDataset(IterableDataset[Item]):
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = (rank, world_size) if training else (0, 1)
 
     def __len__(self) -> int:
-        """Images of this process in an epoch of training; how many there are to evaluate shows at the end.
+        """Return the images of this process in a training epoch; those to evaluate are counted at the end.
 
         Raises:
             TypeError: in evaluation, which is how a DataLoader knows that there is no length.
@@ -174,7 +174,7 @@ class Collate:
         self.input_size = input_size
 
     def __call__(self, items: Sequence[Item]) -> Batch:
-        """Stacks the items that have an image."""
+        """Stack the items that have an image."""
         good = [item for item in items if item.image is not None]
         images = [item.image for item in good if item.image is not None]
         return Batch(
@@ -222,7 +222,7 @@ class ImageLoader(DataLoader[Any]):
             yield batch
 
     def _check_targets(self, batch: Batch) -> None:
-        """Losses take what they find for a class, and on GPUs end in an error that tells nothing."""
+        """Check class indices, which on GPUs would end in an error without a reason."""
         if self.num_classes is None:
             return
         for name, target in zip(batch.name, batch.target.tolist(), strict=True):
@@ -234,7 +234,7 @@ class ImageLoader(DataLoader[Any]):
 
 
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
-    """Initialises a loader worker: it outlives a SIGTERM of others than its parent for a while.
+    """Initialise a loader worker, which ignores a SIGTERM for a while unless its parent sent it.
 
     Schedulers that want a job to end tell all of its processes, and the training needs images until it has come to a
     batch's end and written its checkpoint. The parent sends one when it ends, and waits.
@@ -259,7 +259,7 @@ def _await_sigterm(parent: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Why an image is broken, without its name, in one line."""
+    """Return in one line why an image is broken, without its name."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that Pillow knows"
     if isinstance(error, Image.DecompressionBombError):

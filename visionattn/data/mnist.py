@@ -44,24 +44,24 @@ class MNIST:
         return len(self.scans)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image and its digit."""
+        """Return an image and its digit."""
         return Image.fromarray(self.scans[index]).convert(self.mode), self._targets[index]
 
     def name_of(self, index: int) -> str:
-        """Its place in the file."""
+        """Return the name of an image: its position in the file."""
         return f"mnist/{self.prefix}/{index:05d}"
 
     def targets(self) -> Sequence[int]:
-        """The digits of all images."""
+        """Return the digits of all images."""
         return self._targets
 
     def archives(self) -> Sequence[Path | bytes]:
-        """The scans, from memory."""
+        """Return the scans, from memory."""
         return [self.scans.tobytes()]
 
 
 def _read(root: Path, name: str, axes: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An array from a file in the IDX format: a magic number, the length of each axis, the bytes."""
+    """Read an array in the IDX format: a magic number, the length of each axis, the bytes."""
     folder = root / "MNIST" / "raw"
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:

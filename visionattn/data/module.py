@@ -1,4 +1,4 @@
-"""What all DataModules of images share: where in its epoch a training is, and what could not be read."""
+"""Base of all DataModules of images: the position in an epoch, and the images that could not be read."""
 
 import os
 from abc import abstractmethod
@@ -18,7 +18,7 @@ MAX_SEED = 2**32 - 1  # as seed_everything takes it
 
 
 class ImageData(LightningDataModule):
-    """Keeps loaders by split, and the place from which the one for training starts.
+    """DataModule with loaders by split and the position from which the training loader starts.
 
     Attributes:
         preprocessing: how images are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
@@ -60,18 +60,18 @@ class ImageData(LightningDataModule):
 
     @property
     def seed(self) -> int:
-        """Of shuffling and augmentation."""
+        """Seed of shuffling and augmentation."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     @property
     def shard(self) -> tuple[int, int]:
-        """The rank of this process, and how many processes share the data."""
+        """Rank of this process, and the number of processes that share the data."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """Names by class number; known after ``setup``."""
+        """Class names in the order of their indices; known after ``setup``."""
 
     @property
     def num_classes(self) -> int:
@@ -80,13 +80,13 @@ class ImageData(LightningDataModule):
 
     @property
     def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the loaders hand out."""
+        """Shape (C, H, W) of the images that the loaders yield."""
         channels, height, width = self.preprocessing["input_size"]
         return channels, height, width
 
     @property
     def worker_options(self) -> dict[str, Any]:
-        """What all loaders have in common."""
+        """Options of workers that all loaders share."""
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
@@ -95,18 +95,18 @@ class ImageData(LightningDataModule):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do where Lightning tells the sampler."""
+        """Do nothing; Lightning tells the epoch to the sampler."""
 
     def expect_classes(self, names: list[str]) -> None:
-        """Numbers the classes as a checkpoint does; to be called before ``setup``."""
+        """Number the classes as a checkpoint does; call this before ``setup``."""
         self._expected = list(names) or None
 
     def broken(self, split: str) -> list[str]:
-        """One line for each unreadable image that this process met in ``split`` so far."""
+        """Return one line for each unreadable image that this process met in ``split`` so far."""
         return list(self._loaders[split].broken) if split in self._loaders else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in its epoch the training is, for checkpoints."""
+        """Return the position of the training in its epoch, for checkpoints."""
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
@@ -120,12 +120,12 @@ class ImageData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the training loader start there."""
+        """Let the training loader start at the saved position."""
         self._resumed = state_dict
 
     @property
     def start(self) -> tuple[int, int]:
-        """(epoch, batches done in it) from which the training loader starts."""
+        """Epoch, and batches done in it, at which the training loader starts."""
         # With another batch size, or number of processes, the count of batches that Lightning goes by means another
         # place in the epoch.
         state, world = self._resumed, self.shard[1]
@@ -136,7 +136,7 @@ class ImageData(LightningDataModule):
 def per_channel(
     given: list[float] | None, default: tuple[float, ...], what: str, channels: int = 3
 ) -> tuple[float, ...]:
-    """A mean or standard deviation of each channel; the default, averaged where it is of another number of channels.
+    """Return a mean or standard deviation of each channel; a default for other channels is averaged.
 
     Raises:
         DataError: other than one value for each.

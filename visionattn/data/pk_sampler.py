@@ -64,15 +64,15 @@ class PKBatchSampler(Sampler[list[Draw]]):
 
     @property
     def sampler(self) -> "PKBatchSampler":
-        """Itself: of a batch sampler, Lightning tells the epoch to the sampler within."""
+        """The sampler itself: Lightning tells the epoch to the sampler inside a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also when this one starts in its middle."""
+        """Return the batches of a whole epoch, also if this one starts in its middle."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -83,7 +83,7 @@ class PKBatchSampler(Sampler[list[Draw]]):
             yield [Draw(int(index), int(seed)) for index, seed in zip(batch, own, strict=True)]
 
     def _plan(self) -> Indices:
-        """The batches of all ranks in this epoch, [steps · world_size, P·K]."""
+        """Return the batches of all ranks in this epoch, [steps · world_size, P·K]."""
         rng = np.random.default_rng([self.seed, self.epoch])
         count = self.steps * self.world_size
         waiting = [list(self._deal(images, rng)) for images in self.images]
@@ -100,13 +100,13 @@ class PKBatchSampler(Sampler[list[Draw]]):
         return np.stack(batches)
 
     def _used(self, count: int, rng: np.random.Generator) -> Indices:
-        """How many groups of each identity go into ``count`` batches: at most one into each."""
+        """Return the groups of each identity that go into ``count`` batches: at most one into each."""
         most = np.minimum(self.groups, count)
         surplus = rng.permutation(np.repeat(np.arange(len(most)), most))[count * self.identities :]
         return most - np.bincount(surplus, minlength=len(most))
 
     def _deal(self, images: Indices, rng: np.random.Generator) -> Iterator[Indices]:
-        """Groups of K shuffled images of an identity."""
+        """Return groups of K shuffled images of an identity."""
         if len(images) < self.instances:
             rounds = [rng.permutation(images) for _ in range(-(-self.instances // len(images)))]
             yield np.concatenate(rounds)[: self.instances]
@@ -117,7 +117,7 @@ class PKBatchSampler(Sampler[list[Draw]]):
 
 
 def _most_batches(groups: Indices, identities: int) -> int:
-    """The most batches of so many different identities, of each of which there are ``groups``.
+    """Return the largest number of batches of different identities, given the groups of each identity.
 
     ``n`` of them can be made if and only if the groups, no more than ``n`` of each identity, fill them (McNaughton's
     rule); if ``n`` can, fewer can.

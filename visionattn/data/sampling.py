@@ -1,4 +1,4 @@
-"""Which image comes when, and with which random augmentation: a function of (seed, epoch, position) alone.
+"""Order of images and their random augmentation: a function of (seed, epoch, position) alone.
 
 Hence a run that is interrupted in the middle of an epoch goes on with the very images, and the very crops, that it
 would have seen, whatever the number of workers. Positions are those in the epoch of all processes, who take turns: as
@@ -67,11 +67,11 @@ class TrainSampler(Sampler[Draw]):
         self.epoch = start[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Images of a whole epoch, also when this one starts in its middle."""
+        """Return the images of a whole epoch, also if this one starts in its middle."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Draw]:
@@ -99,7 +99,7 @@ class EvalSampler(Sampler[Draw]):
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds Python's, NumPy's and torch's generators for the CPU."""
+    """Seed Python's, NumPy's and torch's generators for the CPU."""
     random.seed(seed)
     np.random.seed(seed)
     # torch.manual_seed seeds every other kind of device, too, and for one that is not in use notes down all callers.
@@ -108,7 +108,7 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Leaves the same generators as they were."""
+    """Restore the same generators after a block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

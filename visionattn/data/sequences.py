@@ -12,7 +12,7 @@ SequenceKind = Literal["pixels", "permuted"]
 
 
 class PixelSequence:
-    """Makes an image ``[C, H, W]`` a sequence of its pixels, row by row: a map of one row, ``[C, 1, H·W]``.
+    """Transform of an image ``[C, H, W]`` to the sequence of its pixels, row by row: ``[C, 1, H·W]``.
 
     Args:
         order: which pixel comes at each place, ``[H·W]``; None for their order in the image.
@@ -22,13 +22,13 @@ class PixelSequence:
         self.order = order
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The sequence of one image."""
+        """Return an image as a sequence."""
         pixels = image.flatten(1)
         return (pixels if self.order is None else pixels[:, self.order]).unsqueeze(1)
 
 
 def permutation(length: int, seed: int) -> Tensor:
-    """A fixed order of ``length`` pixels.
+    """Draw a fixed order of ``length`` pixels.
 
     It is a benchmark's definition and so must outlive versions: of the generators at hand, this is the one whose
     numbers NumPy promises never to change.
@@ -37,7 +37,7 @@ def permutation(length: int, seed: int) -> Tensor:
 
 
 def pixel_sequence(kind: SequenceKind | None, seed: int | None, length: int) -> PixelSequence | None:
-    """What makes sequences of ``length`` pixels as ``--data.sequence`` and ``--data.permutation_seed`` say.
+    """Build the transform to sequences of ``length`` pixels that ``--data.sequence`` asks for.
 
     Raises:
         DataError: an unknown kind, or one of the two without the other.

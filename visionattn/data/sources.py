@@ -1,4 +1,4 @@
-"""Finds a split of a data set and opens it with timm's readers, with errors that say what is missing."""
+"""Search for a split of a data set, opened with timm's readers, with errors that say what is missing."""
 
 import tarfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,7 +29,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "validation": ("validation", "val", "valid", "test"),
     "test": ("test", "testing", "validation", "val", "valid"),
 }
-"""Where each split is looked for, the first that exists."""
+"""Folder names of each split; the first that exists is used."""
 
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
@@ -45,20 +45,20 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decodes one image; whatever goes wrong is the caller's business."""
+        """Decode one image; errors are left to the caller."""
 
     def name_of(self, index: int) -> str:
-        """File name or the like."""
+        """Return the file name, or another name."""
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all images, if possible without decoding them."""
+        """Return the class indices of all images, if possible without decoding them."""
 
 
 class ImageSource(Source, Protocol):
     """The same, which tells what its pixels depend on."""
 
     def archives(self) -> Sequence[Path | bytes]:
-        """What images are read from, besides files that ``name_of`` names: other files, or bytes in memory."""
+        """Return the sources of images other than files that ``name_of`` names: archives, or bytes in memory."""
 
 
 class ReaderSource:
@@ -73,21 +73,21 @@ class ReaderSource:
         return len(self.reader)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image in the wanted mode, and its class index."""
+        """Return the image in the wanted mode, and its class index."""
         file, target, *_ = self.reader[index]
         with file:
             return read_image(file, self.mode), -1 if target is None else int(target)
 
     def name_of(self, index: int) -> str:
-        """Path of the file, or the like."""
+        """Return the path of the file, or another name."""
         return str(self.reader.filename(index, absolute=True))
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all images."""
+        """Return the class indices of all images."""
         return [int(target) for target in self.reader.iter_targets()]
 
     def archives(self) -> Sequence[Path | bytes]:
-        """The tables of Hugging Face."""
+        """Return the tables of Hugging Face."""
         return [Path(table["filename"]) for table in self.reader.dataset.cache_files]
 
 
@@ -105,13 +105,13 @@ class TorchvisionSource:
         return len(self.dataset)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image in the wanted mode, and its class index."""
+        """Return the image in the wanted mode, and its class index."""
         image, target = self.dataset[index]
         return to_mode(upright(image), self.mode), int(target)
 
     @cached_property
     def files(self) -> list[tuple[str, int]] | None:
-        """Paths and class indices, of data sets that leave it to a loader to open files; None of others."""
+        """Paths and class indices if the data set leaves files to a loader; otherwise None."""
         if not hasattr(self.dataset, "loader"):
             return None
         undecoded = copy(self.dataset)
@@ -119,13 +119,13 @@ class TorchvisionSource:
         return [(path, int(target)) for path, target in (undecoded[index] for index in range(len(self)))]
 
     def name_of(self, index: int) -> str:
-        """Path of the file, where the data set opens files; otherwise the number in the data set."""
+        """Return the path of the file if the data set opens files, or else the number in the data set."""
         if self.files is not None:
             return self.files[index][0]
         return f"{type(self.dataset).__name__.lower()}/{index}"
 
     def targets(self) -> Sequence[int]:
-        """Class indices; where the data set keeps no list of them, each image is read."""
+        """Return the class indices; a data set without a list of them reads each image."""
         if self.files is not None:
             return [target for _, target in self.files]
         lists = (getattr(self.dataset, name, None) for name in ("targets", "labels"))
@@ -135,7 +135,7 @@ class TorchvisionSource:
         return [int(target) for target in known]
 
     def archives(self) -> Sequence[Path | bytes]:
-        """Images that are in memory; else, as the data set does not tell its files, a list of all at its root."""
+        """Return the images in memory, or else all files under the root."""
         if self.files is not None:
             return []
         if (data := getattr(self.dataset, "data", None)) is not None:
@@ -158,7 +158,7 @@ def open_source(
     download: bool = False,
     **options: Any,
 ) -> ImageSource | IterableImageDataset:
-    """Opens one split.
+    """Open one split.
 
     Args:
         name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for images
@@ -228,7 +228,7 @@ def open_place(
     *,
     labelled: bool = True,
 ) -> FileSource | TarSource:
-    """Opens a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
+    """Open a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
 
     Raises:
         DataError: no images in it, images outside of class folders, or classes that ``class_to_idx`` does not know.
@@ -259,7 +259,7 @@ def open_place(
 
 
 def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str]) -> dict[str, str]:
-    """The class of each folder by its name; warns of a class map's folders that are not there."""
+    """Map folder names to classes; warn of a class map's folders that are missing."""
     given = {class_name(folder): class_name(name) for folder, name in class_map.items()}
     names = {label: class_name(label) for label in labels}
     if strange := sorted(set(given) - set(names.values())):
@@ -268,7 +268,7 @@ def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, 
 
 
 def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
-    """The class index of each folder by its name; warns of classes without a folder.
+    """Map folder names to class indices; warn of classes without a folder.
 
     Raises:
         DataError: a folder of another class.
@@ -292,7 +292,7 @@ OPTIONS = {"train": "train_split", "validation": "val_split", "test": "test_spli
 
 
 def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
-    """The folder or ``.tar`` file that holds ``split`` under ``root``.
+    """Return the folder or ``.tar`` file that holds ``split`` under ``root``.
 
     Raises:
         DataError: ``root`` or the split is not there.
@@ -318,10 +318,10 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
 
 
 def some(names: Sequence[str]) -> str:
-    """``class a`` or ``classes a, b, c, …``."""
+    """Format names as ``class a`` or ``classes a, b, c, …``."""
     return f"class{'es' if len(names) > 1 else ''} {few(names)}"
 
 
 def few(names: Sequence[str]) -> str:
-    """``a, b, c, …``."""
+    """Format names as ``a, b, c, …``."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

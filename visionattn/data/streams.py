@@ -1,4 +1,4 @@
-"""What data sets that are read in order, shards of WebDataset and streams of Hugging Face, need to be there."""
+"""Requirements of data sets that are read in order: WebDataset shards and Hugging Face streams."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from visionattn.words import counted
 
 
 def check_package(name: str) -> None:
-    """Checks for the package that a data set of timm's wants, before timm prints its own advice.
+    """Check for the package that a data set of timm needs, before timm prints its own advice.
 
     Raises:
         DataError: it is not installed.
@@ -25,7 +25,7 @@ def check_package(name: str) -> None:
 
 
 def check_shards(name: str, dataset: IterableImageDataset) -> None:
-    """Looks for the shards of a WebDataset in a local folder; timm would go on without those that are missing.
+    """Check for the shards of a WebDataset in a local folder; timm would ignore missing ones.
 
     Raises:
         DataError: one is not there.
@@ -42,7 +42,7 @@ def check_shards(name: str, dataset: IterableImageDataset) -> None:
 
 
 def stream_workers(name: str, dataset: IterableImageDataset, wanted: int, world: int) -> int:
-    """How many workers a process may have in training, where each needs a shard of its own.
+    """Return the number of training workers of a process, each of which needs a shard of its own.
 
     Args:
         name: of the data set, for messages.

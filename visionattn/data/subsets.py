@@ -26,25 +26,25 @@ class Subset:
         return len(self.indices)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image and its class index."""
+        """Return the image and its class index."""
         return self.source.read(self.indices[index])
 
     def name_of(self, index: int) -> str:
-        """What the source calls it."""
+        """Return the name of an image in the source."""
         return self.source.name_of(self.indices[index])
 
     def targets(self) -> Sequence[int]:
-        """Class indices of all images."""
+        """Return the class indices of all images."""
         targets = self.source.targets()
         return [targets[index] for index in self.indices]
 
     def archives(self) -> Sequence[Path | bytes]:
-        """The source's."""
+        """Return the archives of the source."""
         return self.source.archives()
 
 
 def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
-    """So many images of each class, the first ones after shuffling with ``seed``; all of a class that has fewer.
+    """Keep the first ``count`` images of each class after shuffling with ``seed``, or all if there are fewer.
 
     With the same seed, a smaller subset is part of a larger one. They keep the order that they have in the source.
     """
@@ -52,7 +52,7 @@ def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
 
 
 def hold_out(source: ImageSource, count: int) -> tuple[Subset, Subset]:
-    """What is left to train on, and ``count`` images of each class that are held out, the same ones every time.
+    """Split a source into images to train on and ``count`` held-out images of each class, the same every time.
 
     Raises:
         DataError: a class with no images left.

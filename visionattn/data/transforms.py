@@ -19,7 +19,7 @@ MAX_SIZE = 16384
 
 
 def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
-    """A transform from images to tensors [C, H, W].
+    """Build a transform from images to tensors [C, H, W].
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``.
@@ -46,7 +46,7 @@ def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str,
 
 
 class MiddlePart:
-    """Cuts images that are longer than wide by far down to their middle, which is all that a crop of them keeps.
+    """Transform that cuts very long images down to their middle, the only part that a crop keeps.
 
     Resized by their shorter edge, they would fill the memory: 1×5000 pixels become 256×1,280,000. By the longer one,
     nothing would be left of them.
@@ -59,7 +59,7 @@ class MiddlePart:
         self.aspect = aspect
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, or its middle."""
+        """Return the image, or its middle."""
         longest = self.aspect * min(image.size)
         if max(image.size) <= longest:
             return image
@@ -68,7 +68,7 @@ class MiddlePart:
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
-    """Resizes an image, mirrors its outermost pixels outwards and crops it at random, without changes of scale.
+    """Build a transform that resizes, pads by mirroring and crops at random, without changes of scale.
 
     Args:
         size: height and width of the crop.

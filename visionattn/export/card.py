@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what is known of a model, and nothing else."""
+"""Model card of an exported folder; missing facts are marked as not recorded."""
 
 import json
 from collections.abc import Mapping
@@ -9,19 +9,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from visionattn.export.network import Network
 from visionattn.export.run import Run
+from visionattn.tasks import TASKS
 
 NOT_RECORDED = "not recorded"
 SHOWN_CLASSES = 1000
-SCORES = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "fg_ari": "FG-ARI"}
-"""Rates in words; of other names, a card gives the number as it is."""
-
-TASKS = {
-    "classification": "a classifier of images",
-    "fine_grained": "a classifier of images, for classes that look alike",
-    "reid": "features by which images of the same person or vehicle are found; it has no classes",
-    "mae": "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it",
-    "object_discovery": "an encoder that slots found objects with; slots and decoder are not part of it",
-}
+SCORES = {name: words for task in TASKS.values() for name, words in task.rates.items()}
+"""Rates in words; other values are shown as plain numbers."""
 
 
 def write_card(
@@ -32,20 +25,20 @@ def write_card(
     data_name: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of `README.md`: YAML for the hub, then a page.
+    """Return the text of `README.md`: YAML for the hub, then a page.
 
     Args:
         network: What was exported.
         run: The training behind it.
-        dtype: Of the weights.
-        license: Of the weights; None where nobody has said it.
-        data_name: What the data set is called, where it was a folder of images.
-        evaluation: What `eval.py classify` found on other images.
+        dtype: Data type of the weights.
+        license: License of the weights; None if unknown.
+        data_name: Name of the data set, if it was a folder of images.
+        evaluation: Result of `eval.py classify` on other images.
     """
     parts = [
         f"---\n{_front_matter(network, run, license, data_name)}\n---",
         f"# {network.spec.model}",
-        f"This is {TASKS[network.spec.task]}.",
+        f"This is {TASKS[network.spec.task].card_text}.",
         _table(_facts(network, run, dtype, license, data_name)),
         "## Use",
         _usage(network),
@@ -135,7 +128,7 @@ def _usage(network: Network) -> str:
 
 
 def _scores(network: Network, run: Run) -> dict[str, float]:
-    """What was measured of these weights."""
+    """Return the measured scores of these weights."""
     return {} if run.has_average and network.weights == "raw" else run.scores
 
 
@@ -189,7 +182,7 @@ def _table(values: dict[str, str]) -> str:
 
 
 def _fence(language: str, text: str) -> str:
-    """A block of code whose fence is longer than any run of backticks in it."""
+    """Return a block of code whose fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"

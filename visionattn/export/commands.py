@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from visionattn.cli.errors import ConciseParser, UsageError
-from visionattn.cli.report import check_writable
+from visionattn.cli.errors import UsageError
+from visionattn.cli.parsing import ConciseParser
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
-from visionattn.tasks.branches import Inference
+from visionattn.output import check_writable
 from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training.branches import Inference
 
 
 def hub(
@@ -155,7 +156,7 @@ class ExportParser(ConciseParser, ArgumentParser):
 
 
 def main(argv: list[str], prog: str = "visionattn export") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one export command."""
     if argv[:1] == ["convert"]:
         from visionattn.export import convert
 

@@ -1,4 +1,4 @@
-"""Converts a published NAT or DiNAT checkpoint into a safetensors file of this package's layout.
+"""Conversion of published NAT and DiNAT checkpoints to safetensors files of this package's layout.
 
 visionattn export convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
 """
@@ -14,24 +14,24 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from visionattn.cli.errors import UsageError, one_line, run
-from visionattn.cli.hints import near_matches
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.models._nat_padding import PADDING
-from visionattn.tasks.weight_files import check_whole
+from visionattn.suggestions import suggest
+from visionattn.training.checkpoints.files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for every mistake in the command line."""
+        """Raise an error for a mistake in the command line, as argparse asks."""
         raise UsageError(message)
 
 
 def main(argv: list[str], prog: str = "python -m visionattn.export.convert") -> None:
-    """The command; prints where every tensor of the file went."""
+    """Run the command, which prints where every tensor of the file went."""
     parser = _Parser(
         prog=prog,
         description="Convert a published NAT or DiNAT checkpoint to safetensors.",
@@ -52,7 +52,7 @@ def main(argv: list[str], prog: str = "python -m visionattn.export.convert") -> 
 
 
 def convert(source: Path, target: Path, arch: str) -> list[str]:
-    """Writes the weights of `source` to `target` as safetensors by the names of model `arch`.
+    """Write the weights of `source` to `target` as safetensors, under the names of model `arch`.
 
     The classifier has as many classes as that of the file; a file without one gives a file without one. Relative bias
     tables of another kernel size than the architecture's are interpolated.
@@ -71,7 +71,7 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     known = timm.list_models(arch.partition(".")[0])
     if not known:
-        raise ValueError(f"unknown architecture {arch!r}{near_matches(arch, timm.list_models())}")
+        raise ValueError(f"unknown architecture {arch!r}{suggest(arch, timm.list_models())}")
     mapped = map_checkpoint(_read(source))
     head = mapped.state_dict.get(CLASSIFIER[0])
     num_classes = 0 if head is None else len(head)

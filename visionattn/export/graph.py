@@ -6,7 +6,6 @@ network.
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from visionattn.cli.errors import one_line
 from visionattn.export.network import Network
+from visionattn.files import replacing_all
 from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"
@@ -30,7 +30,7 @@ Answer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a written network is from the one it was made of, on images of noise.
+    """Difference of outputs between a written network and the original, on images of noise.
 
     Attributes:
         absolute: The largest difference of two numbers.
@@ -41,18 +41,18 @@ class Difference:
     relative: float
 
     def __str__(self) -> str:
-        """Both, in words."""
+        """Return both differences in words."""
         return f"{self.absolute:.1e} (relative {self.relative:.1e})"
 
 
 def check_onnx() -> None:
-    """Raises ImportError where what ONNX needs is not installed."""
+    """Check that the packages for ONNX are installed."""
     if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
         raise ImportError(f'ONNX needs {", ".join(missing)}, not installed here: pip install "visionattn[export]"')
 
 
 def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
-    """The network as a graph of torch's own operators.
+    """Trace the network to a graph of torch's own operators.
 
     Args:
         network: The network.
@@ -77,7 +77,7 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
 
 
 def save_program(network: Network, path: Path, dynamic_batch: bool, tolerance: float) -> Difference:
-    """Writes a program that `torch.export.load` reads, and a JSON file beside it.
+    """Write a program that `torch.export.load` reads, and a JSON file beside it.
 
     Args:
         network: The network.
@@ -98,7 +98,7 @@ def save_program(network: Network, path: Path, dynamic_batch: bool, tolerance: f
 
 
 def save_onnx(network: Network, path: Path, dynamic_batch: bool, opset: int | None, tolerance: float) -> Difference:
-    """Writes an ONNX file, with what `Network.describe` tells in its metadata and in a JSON file beside it.
+    """Write an ONNX file, with `Network.describe()` in its metadata and in a JSON file beside it.
 
     Args:
         network: The network.
@@ -161,9 +161,9 @@ def _open_onnx(path: Path) -> Answer:
 def _save(
     network: Network, path: Path, write: Callable[[Path], Answer], dynamic_batch: bool, tolerance: float
 ) -> Difference:
-    """Writes aside, compares, and puts all files in place."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        answer = write(Path(folder) / path.name)
+    """Write aside, compare, and put all files in place."""
+    with replacing_all(path.parent) as folder:
+        answer = write(folder / path.name)
         found = compare(network, answer, (1, 3) if dynamic_batch else (1,))
         if not found.relative <= tolerance:
             raise ValueError(
@@ -172,14 +172,12 @@ def _save(
             )
         about = {**network.describe(), "max_difference": {"absolute": found.absolute, "relative": found.relative}}
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / f"{path.name}.json").write_text(text, encoding="utf-8")
-        for file in Path(folder).iterdir():
-            file.replace(path.parent / file.name)
+        (folder / f"{path.name}.json").write_text(text, encoding="utf-8")
     return found
 
 
 def compare(network: Network, answer: Answer, batches: tuple[int, ...]) -> Difference:
-    """The largest difference of what a written network answers, over batches of so many images of noise."""
+    """Return the largest difference of outputs between the written network and the original, on noise."""
     absolute = largest = 0.0
     for count in batches:
         images = network.images(count)

@@ -1,19 +1,18 @@
 """Models as folders that timm and the Hugging Face hub know: weights, `config.json`, and a card, `README.md`."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import save_for_hf, split_model_name_tag
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_input_size  # not exported; test_hub.py's sequence fails if it moves
 
-from visionattn.cli.report import check_folder
 from visionattn.export.card import write_card
 from visionattn.export.network import Network
 from visionattn.export.run import Run
-from visionattn.files import allow_reading
+from visionattn.files import replacing_all
+from visionattn.output import check_folder
 
 CONFIG = "config.json"
 KEY = "visionattn"
@@ -30,7 +29,7 @@ def save_folder(
     data_name: str | None = None,
     evaluation: Path | None = None,
 ) -> None:
-    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
 
     Args:
         network: The model, which is changed to `dtype`.
@@ -63,16 +62,12 @@ def save_folder(
         config["pretrained_cfg"] |= {"license": license, "tag": None, "origin_url": None, "notes": None}
     elif license is not None:
         config["pretrained_cfg"] |= {"license": license}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
-        aside = Path(name)
+    with replacing_all(folder) as aside:
         preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}
         save_for_hf(model, str(aside), config, data_config=preprocessing, safe_serialization=True)
         run = Run.of(checkpoint) if checkpoint is not None else Run()
         card = write_card(network, run, dtype, license, data_name, found)
         (aside / "README.md").write_text(card, encoding="utf-8")
-        for file in aside.iterdir():
-            allow_reading(file)
-            file.replace(folder / file.name)
 
 
 def _read_evaluation(path: Path, model: str) -> dict[str, Any]:
@@ -88,7 +83,7 @@ def _read_evaluation(path: Path, model: str) -> dict[str, Any]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty, or what `save_folder` left."""
+    """Return whether a folder is empty or was written by `save_folder`."""
     if not any(folder.iterdir()):
         return True
     try:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.checks import reason
-from visionattn.cli.classify import build_classifier
 from visionattn.cli.errors import UsageError, one_line
+from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
-from visionattn.tasks.branches import Inference, choose_inference
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1
@@ -122,13 +122,12 @@ def load_network(
         return _load_probe(probe)
     if checkpoint is None and model is None:
         raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
-    module, spec = build_classifier(checkpoint, model, pretrained, dict(model_kwargs or {}), weights)
+    module, spec, origin = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if inference is not None:
         choose_inference(module, spec.model, inference)
     if img_size is not None:
         spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    origin = weights_origin(pretrained, model_kwargs, checkpoint, weights)
-    return Network(module.requires_grad_(False), spec, origin)
+    return Network(module.requires_grad_(False), spec, origin.weights)
 
 
 def _load_probe(path: Path) -> Network:

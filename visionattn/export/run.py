@@ -1,4 +1,4 @@
-"""What is known of the training that a checkpoint comes from: what the file says, and what lies beside it."""
+"""Facts about the training of a checkpoint, from the file and the files beside it."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ from typing import Any, Self
 import yaml
 
 from visionattn.tasks.checkpoint import AVERAGE_BESIDE, METADATA_KEY
-from visionattn.tasks.checkpointing import BEST
-from visionattn.tasks.weight_files import read_checkpoint
+from visionattn.training.checkpoints.callbacks import BEST
+from visionattn.training.checkpoints.files import read_checkpoint
 
 TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
 """The trainer's options that matter to what is trained."""
@@ -40,7 +40,7 @@ class Run:
 
     @classmethod
     def of(cls, checkpoint: Path) -> Self:
-        """The training behind a file; of one that `train.py` did not write, nothing is known."""
+        """Collect the facts of the training that wrote a file; empty if `train.py` did not write it."""
         content = read_checkpoint(checkpoint)
         if METADATA_KEY not in content:
             return cls()
@@ -58,7 +58,7 @@ class Run:
 
 
 def _measured(path: Path, steps: int) -> dict[str, float]:
-    """What validation after so many updates gave, from a run's `metrics.csv`."""
+    """Return the validation metrics after an update, from a run's `metrics.csv`."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row.get("step") == str(steps - 1)]
@@ -73,7 +73,7 @@ def _measured(path: Path, steps: int) -> dict[str, float]:
 
 
 def _took(path: Path) -> str:
-    """Time and hardware of a training that came to its end, from its `summary.json`."""
+    """Return time and hardware of a finished training, from its `summary.json`."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         hardware, minutes = summary["hardware"], summary["train_seconds"] / 60
@@ -84,7 +84,7 @@ def _took(path: Path) -> str:
 
 
 def _monitored(content: dict[str, Any], checkpoint: Path) -> dict[str, float]:
-    """The figure by which `best.ckpt` is the best, from the checkpoint itself."""
+    """Return the score that selected `best.ckpt`, from the checkpoint itself."""
     if checkpoint.name != BEST:
         return {}
     for name, state in content.get("callbacks", {}).items():
@@ -94,7 +94,7 @@ def _monitored(content: dict[str, Any], checkpoint: Path) -> dict[str, float]:
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """The options of a run's `config.yaml` that are set and would mean the same on another machine."""
+    """Return the options of a run's `config.yaml` that are set and do not depend on the machine."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -109,7 +109,7 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 
 def _set_options(value: Any) -> Any:
-    """Options without those that are null and without places on a machine."""
+    """Drop options that are null or paths of a machine."""
     if not isinstance(value, dict):
         return None if isinstance(value, str) and _is_place(value) else value
     kept = {

@@ -8,7 +8,7 @@ from visionattn.layers.halo_attention import HaloAttention2d
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Replaces the attention layers of a timm model, in place, by this library's, which share their parameters.
+    """Replace the attention layers of a timm model in place by this library's, with the same parameters.
 
     The model's convolutions become channels-last, as the attention is, so that no map changes its format on the way.
 
@@ -40,7 +40,7 @@ def accelerate(model: nn.Module) -> nn.Module:
 
 
 def from_timm(layer: HaloAttn) -> HaloAttention2d:
-    """A timm layer's equal, with the same parameters."""
+    """Return this library's equivalent of a timm layer, with the same parameters."""
     ours = HaloAttention2d(
         layer.q.in_channels,
         layer.dim_out_v,

@@ -27,6 +27,6 @@ class BNNeck(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [B, num_classes] of features [B, num_features]."""
+        """Return logits [B, num_classes] of features [B, num_features]."""
         logits: Tensor = self.classifier(self.norm(features))
         return logits

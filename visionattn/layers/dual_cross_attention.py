@@ -10,8 +10,7 @@ Zhu et al., "Dual Cross-Attention Learning for Fine-Grained Visual Categorizatio
 from typing import Any, Literal
 
 import torch
-from timm.layers import Attention
-from timm.models._features_fx import register_notrace_function
+from timm.layers import Attention, register_notrace_function
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +21,7 @@ PairSource = Literal["sa", "pwca"]
 
 
 def rollout_class_token(scores: list[Tensor]) -> Tensor:
-    """How much the class token owes to each token of the input (equation 2): the first row of S̄_n ⊗ … ⊗ S̄_1.
+    """Return the attention rollout of the class token (equation 2): the first row of S̄_n ⊗ … ⊗ S̄_1.
 
     S̄ = (S + 1) / 2 counts the residual connection in. A row is carried from the last block down to the first, at N²
     operations each, so that no product of two N×N matrices is made.
@@ -43,7 +42,7 @@ def rollout_class_token(scores: list[Tensor]) -> Tensor:
 
 @register_notrace_function
 def select_patches(scores: list[Tensor], ratio: float, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
-    """What the class token owes to each patch, and the patches that it owes most.
+    """Compute the class token's rollout over patches, and select the patches with the largest.
 
     Args:
         scores: S of each block, first block first, [B, N, N], mean over heads.
@@ -64,11 +63,11 @@ def attend_pairs(
     k: Tensor,
     v: Tensor,
     pair: Tensor,
-    source: str = "sa",
+    source: PairSource = "sa",
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Self-attention of B images beside pair-wise attention of the same images (equation 4), both fused.
+    """Compute self-attention of B images and pair-wise attention of the same images (equation 4), both fused.
 
     In pair-wise attention an image's queries meet its own keys and those of another image under one softmax.
 
@@ -101,17 +100,17 @@ class DualCrossAttention(Attention):
 
     @property
     def dropout(self) -> float:
-        """Of probabilities, at present."""
+        """Dropout of probabilities in the current mode."""
         return self.attn_drop.p if self.training else 0.0
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, h, N, d] of tokens [B, N, D]."""
+        """Return queries, keys and values [B, h, N, d] of tokens [B, N, D]."""
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
     def project_selected(self, selected: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, h, R, d] of some tokens [B, R, D], keys and values [B, h, N, d] of all [B, N, D]."""
+        """Return queries [B, h, R, d] of some tokens [B, R, D], keys and values [B, h, N, d] of all [B, N, D]."""
         B, N, _ = x.shape
         width, weight, bias = self.attn_dim, self.qkv.weight, self.qkv.bias
         q = F.linear(selected, weight[:width], None if bias is None else bias[:width])
@@ -121,24 +120,27 @@ class DualCrossAttention(Attention):
         return self.q_norm(q), self.k_norm(k), v
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        """Softmax over keys [B, h, N, N]."""
+        """Return the softmax over keys [B, h, N, N]."""
         return (q * self.scale @ k.transpose(-2, -1)).softmax(-1)
 
     def merge(self, x: Tensor) -> Tensor:
-        """From heads [B, h, N, d] to tokens [B, N, D]."""
+        """Map heads [B, h, N, d] to tokens [B, N, D]."""
         B, _, N, _ = x.shape
         return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).reshape(B, N, self.attn_dim))))
 
 
 class DualCrossBlock(Block):
-    """timm's block, which can also tell its scores, attend to pairs, or answer some tokens alone."""
+    """timm's block, which can also return its scores, attend to pairs, or compute some tokens alone."""
+
+    attn: DualCrossAttention
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "attn_layer": DualCrossAttention})
-        self.attn: DualCrossAttention  # declared here, for TorchScript reads what the class declares
 
-    def forward_parts(self, x: Tensor, pair: Tensor | None, source: str, scored: bool) -> tuple[Tensor, Tensor]:
-        """Self-attention, pair-wise attention beside it where there are pairs, and the scores of the former.
+    def forward_parts(
+        self, x: Tensor, pair: Tensor | None, source: PairSource, scored: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute self-attention, pair-wise attention if there are pairs, and the scores of self-attention.
 
         Where gradients are wanted, attention is fused, which keeps no probabilities, and the scores are computed by
         themselves. Otherwise the probabilities serve both.
@@ -150,11 +152,11 @@ class DualCrossBlock(Block):
             scored: whether the scores are wanted.
 
         Returns:
-            Tokens like `x`; scores [B, N, N], mean over heads and without gradients, or nothing of any shape.
+            Tokens like `x`; scores [B, N, N], mean over heads and without gradients, or None.
         """
         attn = self.attn
         q, k, v = attn.project(self.norm1(x))
-        scores = x[:0]
+        scores = None
         if scored and pair is None and not torch.is_grad_enabled():
             probabilities = attn.probabilities(q, k)
             scores = probabilities.mean(1)
@@ -169,7 +171,7 @@ class DualCrossBlock(Block):
         return self._finish(x, out), scores
 
     def forward_selected(self, selected: Tensor, x: Tensor) -> Tensor:
-        """Some tokens [B, R, D] that attend to all [B, N, D] (equation 3): [B, R, D]."""
+        """Let some tokens [B, R, D] attend to all [B, N, D] (equation 3): [B, R, D]."""
         q, k, v = self.attn.project_selected(self.norm1(selected), self.norm1(x))
         return self._finish(selected, F.scaled_dot_product_attention(q, k, v, None, self.attn.dropout))
 
@@ -205,7 +207,7 @@ class GlobalLocalCrossAttention(nn.Module):
         self.ratio, self.needs_scores = ratio, pool == "avg"
 
     def forward(self, x: Tensor, scores: list[Tensor], num_prefix_tokens: int) -> Tensor:
-        """From the tokens [B, N, D] before the last block to features [B, D].
+        """Map the tokens [B, N, D] before the last block to features [B, D].
 
         Args:
             x: tokens, the class token first, then other prefix tokens, then patches.

@@ -11,7 +11,6 @@ from visionattn_kernels import halo_attention_2d
 
 
 @register_notrace_function
-@torch.jit.ignore
 def attend_halo(
     q: Tensor,
     kv: Tensor,
@@ -24,7 +23,7 @@ def attend_halo(
     scale_rel_pos: bool,
     timm_compat: bool,
 ) -> Tensor:
-    """Halo attention with decomposed relative position; opaque to FX and TorchScript, whose shapes it reads.
+    """Compute halo attention with decomposed relative position; opaque to FX, because it reads shapes.
 
     Args:
         q: Queries `[B, Q_h, Q_w, num_heads * head_dim]`, with `Q = ceil(H / query_stride)`.
@@ -70,7 +69,7 @@ def attend_halo(
 
 
 def _tables_of_timm(table: Tensor, num_queries: int, block_size: int, halo_size: int, query_stride: int) -> Tensor:
-    """The embeddings that timm gives each query, by our offsets, `[num_queries, 2 w - 1, head_dim]`.
+    """Return the embeddings that timm gives each query, by our offsets, `[num_queries, 2 w - 1, head_dim]`.
 
     timm numbers both the keys of a window and the queries of its block from 0, whatever the distance of the queries.
     Query i of a block then stands `halo_size + (query_stride - 1) i` entries away from its true offset.
@@ -86,9 +85,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 @register_notrace_function
-@torch.jit.ignore
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
-    """`out`, which is channels-last, in the memory format of `x`."""
+    """Return `out`, which is channels-last, in the memory format of `x`."""
     # vmap cannot be asked for a memory format, but for whether a view is contiguous.
     return out if x.permute(0, 2, 3, 1).is_contiguous() else out.contiguous()
 
@@ -99,7 +97,7 @@ class RelativeTables(nn.Module):
     def __init__(
         self, length: int, head_dim: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """Two tables of `length` offsets."""
+        """Build two tables of `length` offsets."""
         super().__init__()
         self.height_rel = nn.Parameter(torch.empty(length, head_dim, device=device, dtype=dtype))
         self.width_rel = nn.Parameter(torch.empty(length, head_dim, device=device, dtype=dtype))
@@ -137,7 +135,7 @@ class HaloAttention2d(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the module.
+        """Build the module.
 
         Args:
             dim: Channels of the input.
@@ -173,7 +171,7 @@ class HaloAttention2d(nn.Module):
         self.num_heads = num_heads
         self.block_size = block_size
         self.halo_size = halo_size
-        self.query_stride = 1 if pooled else int(stride)
+        self.query_stride = 1 if pooled else stride
         self.scale_rel_pos = scale_rel_pos
         self.timm_compat = timm_compat
         self.q = nn.Conv2d(dim, num_heads * head_dim, 1, self.query_stride, bias=qkv_bias, device=device, dtype=dtype)
@@ -186,7 +184,7 @@ class HaloAttention2d(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
+        """Map `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
         # In this format a convolution gives the heads-last maps of attention; on CPUs it is also twice as fast as a
         # linear layer.
         x_last = channels_last(x)
@@ -205,7 +203,7 @@ class HaloAttention2d(nn.Module):
         return self.pool(in_format_of(x, out))
 
     def set_window(self, block_size: int, halo_size: int) -> None:
-        """Changes the window; the relative tables are interpolated linearly, so that the farthest offset stays such."""
+        """Change the window; the relative tables are interpolated linearly, ends to ends."""
         length = 2 * (block_size + 2 * halo_size) - 1
         self.block_size, self.halo_size = block_size, halo_size
         for name in ("height_rel", "width_rel"):
@@ -216,7 +214,7 @@ class HaloAttention2d(nn.Module):
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table of relative embeddings `[L, head_dim]`, interpolated linearly to `[length, head_dim]`, ends to ends."""
+    """Interpolate relative embeddings `[L, head_dim]` linearly to `[length, head_dim]`, ends to ends."""
     if len(table) == length:
         return table
     resized = F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=True)

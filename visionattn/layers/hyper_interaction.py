@@ -29,7 +29,7 @@ class RecursiveGatedUnit(nn.Module):
     """
 
     def __init__(self, dim: int, size: tuple[int, int], proj_bias: bool = False, **dd: Any) -> None:
-        """Takes `dim` channels on maps of `size`; `proj_bias` is that of W_y."""
+        """Build the unit for `dim` channels on maps of `size`; `proj_bias` gives W_y a bias."""
         super().__init__()
         self.key = nn.Conv2d(dim, dim, 1, **dd)
         self.value = nn.Conv2d(dim, dim, 1, **dd)
@@ -39,7 +39,7 @@ class RecursiveGatedUnit(nn.Module):
         self.out_size = size
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """Weight `[2 * dim, dim]` and bias of the map to K and `W_q V`."""
+        """Return weight `[2 * dim, dim]` and bias of the map to K and `W_q V`."""
         query = self.query.weight.flatten(1)
         weight = torch.cat((self.key.weight.flatten(1), query @ self.value.weight.flatten(1)))
         value_bias = bias_of(self.value.weight, self.value.bias)
@@ -47,13 +47,13 @@ class RecursiveGatedUnit(nn.Module):
         return weight, torch.cat((bias_of(self.key.weight, self.key.bias), bias))
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]`, by weight and bias of `maps`, to what W_y takes, of the same shape."""
+        """Map `[B, dim, H, W]`, by weight and bias of `maps`, to the input of W_y, of the same shape."""
         product = pointwise_product(x, weight, bias)
         position_bias = resize_kernel(self.position_bias, self.out_size)
         return instance_standardize(product, position_bias, activate=True, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to the same."""
+        """Map `[B, dim, H, W]` to the same."""
         weight, bias = self.maps()
         return pointwise(self.gate(x, weight, bias), self.proj.weight, self.proj.bias)
 
@@ -62,20 +62,20 @@ class HyperChannelInteraction(nn.Module):
     """HCI: `x * sigmoid(y * y * k)`, y being the mean of each channel and k a hyper-kernel over channels."""
 
     def __init__(self, dim: int, **kwargs: Any) -> None:
-        """Takes `dim` channels; see `FilterNetwork` for the rest."""
+        """Build the module for `dim` channels; see `FilterNetwork` for the rest."""
         super().__init__()
         self.channel = SlowNetwork(1, (1, dim), ndim=1, hidden=32, **kwargs)
 
     def gate(self, mean: Tensor) -> Tensor:
-        """Maps y to what multiplies x, `[B, dim]` both."""
+        """Map y to the factor of x, `[B, dim]` both."""
         return torch.sigmoid(mean * mean * self.channel().flatten().to(mean.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to the same."""
+        """Map `[B, dim, H, W]` to the same."""
         return x * self.gate(channel_means(x))[:, :, None, None]
 
     def standardized(self, x: Tensor, eps: float = EPS) -> Tensor:
-        """IS of what `forward` makes."""
+        """Return the instance standardization of the output of `forward`."""
         if not is_fused([x]):
             return instance_standardize(self(x), eps=eps)
         mean, var = moments(x)
@@ -91,13 +91,13 @@ class HyperInteraction(nn.Module):
     """
 
     def __init__(self, dim: int, size: tuple[int, int], ndim: int = 2, **kwargs: Any) -> None:
-        """Takes `dim` channels on maps of `size`; see `FilterNetwork` for the rest."""
+        """Build the module for `dim` channels on maps of `size`; see `FilterNetwork` for the rest."""
         super().__init__()
         self.channel = SlowNetwork(1, (1, dim), ndim=1, hidden=16, **kwargs)
         self.spatial = SlowNetwork(1, size, ndim=ndim, hidden=64, **kwargs)
 
     def forward(self, context: Tensor, x: Tensor) -> Tensor:
-        """Gates `x` `[B, dim, H, W]` by `context` of the same shape."""
+        """Gate `x` `[B, dim, H, W]` by `context` of the same shape."""
         mean = channel_means(context)
         channel = mean * mean * self.channel().flatten().to(x.dtype)
         mean = position_means(context)

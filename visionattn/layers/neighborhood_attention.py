@@ -12,11 +12,10 @@ KernelSize = int | tuple[int, int]
 
 
 @register_notrace_function
-@torch.jit.ignore
 def attend_neighborhood(
-    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: int | tuple[int, int], dilation: int | None
+    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: KernelSize, dilation: int | None
 ) -> Tensor:
-    """Neighborhood attention of packed queries, keys and values; opaque to FX and TorchScript, whose shapes it reads.
+    """Compute neighborhood attention of packed queries, keys and values; opaque to FX, because it reads shapes.
 
     Args:
         qkv: `[B, H, W, 3 * dim]`, rows ordered (3, head, head_dim).
@@ -36,21 +35,20 @@ def attend_neighborhood(
 
 
 @register_notrace_function
-@torch.jit.ignore
-def pad_to_window(x: Tensor, kernel_size: int | tuple[int, int], dilation: int | None) -> Tensor:
-    """Appends zeros to a map `[B, H, W, C]` that is smaller than a window, kernel_size * dilation, until it fits."""
+def pad_to_window(x: Tensor, kernel_size: KernelSize, dilation: int | None) -> Tensor:
+    """Append zeros to a map `[B, H, W, C]` that is smaller than a window, kernel_size * dilation, until it fits."""
     kernel, dilations = _pair(kernel_size), _dilations(x, kernel_size, dilation)
     bottom, right = (max(0, k * d - n) for k, d, n in zip(kernel, dilations, x.shape[1:3], strict=True))
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
 def largest_dilation(length: int, kernel_size: int) -> int:
-    """The largest dilation with which a window of `kernel_size` keys fits an axis of `length`; at least 1."""
+    """Return the largest dilation, at least 1, with which `kernel_size` keys fit an axis of `length`."""
     return max(1, length // kernel_size)
 
 
 def resize_rpb(rpb: Tensor, kernel_size: KernelSize) -> Tensor:
-    """Interpolates a table `[heads, 2k - 1, 2k - 1]` of relative biases bicubically to another kernel size."""
+    """Interpolate a table `[heads, 2k - 1, 2k - 1]` of relative biases bicubically to another kernel size."""
     height, width = (2 * k - 1 for k in _pair(kernel_size))
     if rpb.shape[1:] == (height, width):
         return rpb
@@ -69,7 +67,7 @@ def _pair(kernel_size: KernelSize) -> tuple[int, int]:
 
 
 def _plain(kernel_size: KernelSize) -> KernelSize:
-    """An int where both axes agree; a tuple also where a configuration file had a list."""
+    """Return an int if both axes agree, or else a tuple, also for a list from a configuration file."""
     height, width = _pair(kernel_size)
     return height if height == width else (height, width)
 
@@ -93,7 +91,7 @@ class NeighborhoodAttention2d(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the module.
+        """Build the module.
 
         Args:
             dim: Channels.
@@ -129,15 +127,14 @@ class NeighborhoodAttention2d(nn.Module):
         if self.rpb is not None:
             trunc_normal_(self.rpb, std=0.02)
 
-    @torch.jit.ignore
-    def set_kernel_size(self, kernel_size: int | tuple[int, int]) -> None:
-        """Changes the kernel size; the relative bias table is interpolated bicubically."""
+    def set_kernel_size(self, kernel_size: KernelSize) -> None:
+        """Change the kernel size; the relative bias table is interpolated bicubically."""
         self.kernel_size = _plain(kernel_size)
         if self.rpb is not None:
             self.rpb = nn.Parameter(resize_rpb(self.rpb.detach(), kernel_size), self.rpb.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, H, W, dim]` to the same."""
+        """Map `[B, H, W, dim]` to the same."""
         height, width = x.shape[1], x.shape[2]
         if self.legacy_pad:
             x = pad_to_window(x, self.kernel_size, self.dilation)

@@ -27,7 +27,7 @@ class PairedWindowAttention(nn.Module):
         self.attn, self.pair, self.source = attn, pair, source
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """From windows [2·B·n, N, D], those of self-attention first, to the same; a mask is [n, N, N]."""
+        """Map windows [2·B·n, N, D], those of self-attention first, to the same; a mask is [n, N, N]."""
         attn = self.attn
         count, N, _ = x.shape
         q, k, v = attn.qkv(x).reshape(count, N, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -43,7 +43,7 @@ class PairedWindowAttention(nn.Module):
 
 
 def forward_paired_windows(block: Any, x: Tensor, pair: Tensor, source: PairSource) -> Tensor:
-    """A block of Swin on maps [2B, H, W, D], those of self-attention first, then those of the pair-wise stream.
+    """Run a Swin block on maps [2B, H, W, D]: self-attention first, then the pair-wise stream.
 
     Args:
         block: timm's SwinTransformerBlock, which is left as it was.

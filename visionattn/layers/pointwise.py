@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 
 @register_notrace_function
-@torch.jit.ignore
 def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` of a heads-last map `[B, H, W, C]`; on CPUs in float32 by a 1x1 convolution.
+    """Apply `F.linear` to a heads-last map `[B, H, W, C]`; on CPUs in float32 by a 1x1 convolution.
 
     torch multiplies float32 matrices by MKL, which on processors of AMD reaches half of what the convolution does.
     """
@@ -22,7 +21,7 @@ class MapLinear(nn.Linear):
     """A linear layer for heads-last maps, with the parameters of any other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, H, W, in_features]` to `[B, H, W, out_features]`."""
+        """Map `[B, H, W, in_features]` to `[B, H, W, out_features]`."""
         return linear_on_map(x, self.weight, self.bias)
 
 
@@ -37,7 +36,7 @@ class MapMlp(Mlp):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """An MLP of `hidden_dim` between `dim` channels, with dropout behind both layers."""
+        """Build an MLP of `hidden_dim` between `dim` channels, with dropout after both layers."""
         super().__init__(dim, hidden_dim, drop=drop, device=device, dtype=dtype)
         self.fc1 = MapLinear(dim, hidden_dim, device=device, dtype=dtype)
         self.fc2 = MapLinear(hidden_dim, dim, device=device, dtype=dtype)

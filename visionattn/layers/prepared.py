@@ -18,7 +18,7 @@ class Prepared(nn.Module):
     """
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Start without kept tensors."""
         super().__init__()
         self._kept: list[Tensor] | None = None
         self.register_load_state_dict_pre_hook(_forget)  # type: ignore[no-untyped-call]
@@ -29,24 +29,18 @@ class Prepared(nn.Module):
 
     def prepared(self) -> list[Tensor]:
         """Return what `prepare` gives, computed in the precision of the parameters."""
-        if torch.jit.is_scripting():
-            return self.prepare()
-        return self._find()
-
-    @torch.jit.unused
-    def _find(self) -> list[Tensor]:
         if self._kept is not None and not (torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters())):
             return self._kept
         with without_autocast(next(self.parameters()).device):
             return self.prepare()
 
     def keep(self) -> None:
-        """Give the tensors of now at every call, except where gradients of parameters are wanted."""
+        """Keep the current tensors for all calls, except those that need gradients of parameters."""
         self.forget()
         # A tensor made in inference mode could not take part in a later computation of gradients. A graph's file holds
         # whole storages, of which a view would be a part.
         with torch.inference_mode(False), torch.no_grad():
-            self._kept = [x.clone(memory_format=torch.contiguous_format) for x in self._find()]
+            self._kept = [x.clone(memory_format=torch.contiguous_format) for x in self.prepared()]
 
     def forget(self) -> None:
         """Compute the tensors at every call again."""
@@ -62,7 +56,7 @@ class Prepared(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept: nobody has promised anything about the weights of a copy."""
+        """Leave out the kept tensors: the weights of a copy may change."""
         return {**self.__dict__, "_kept": None}
 
 

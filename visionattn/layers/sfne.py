@@ -13,7 +13,7 @@ Biases and scalars that a standardization takes away again are left out, unless 
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +37,8 @@ from visionattn_kernels.hyper import GlobalMode
 Size = tuple[int, int]
 
 
-@torch.jit.ignore
-def mix_globally(w_hat: Tensor, z: list[Tensor], mode: str) -> list[Tensor]:
-    """`hyper_zzw_global`, opaque to TorchScript."""
-    return hyper_zzw_global(w_hat, z, cast(GlobalMode, mode))
-
-
-@torch.jit.ignore
 def mix_locally(z: Tensor, kernel: Tensor) -> Tensor:
-    """`hyper_zzw_local`, opaque to TorchScript; `kernel` is `[1, C, kH, kW]` where all images share one."""
+    """Apply `hyper_zzw_local`; `kernel` is `[1, C, kH, kW]` if all images share one."""
     kernel = kernel.to(z.dtype)
     return hyper_zzw_local(z, kernel[0] if kernel.shape[0] < z.shape[0] else kernel)
 
@@ -56,7 +49,7 @@ class LocalMixing(Prepared):
     def __init__(
         self, dim: int, kernel_size: Size, ndim: int, paper_compat: bool, dd: dict[str, Any], **kw: Any
     ) -> None:
-        """Takes `dim` channels; see `ContextSlowNetwork` for the rest."""
+        """Build the module for `dim` channels; see `ContextSlowNetwork` for the rest."""
         super().__init__()
         self.kernel_size = kernel_size
         self.kernel = ContextSlowNetwork(dim, kernel_size, ndim, paper_compat=paper_compat, **kw, **dd)
@@ -65,14 +58,14 @@ class LocalMixing(Prepared):
         self.scalar = nn.Parameter(torch.zeros(1, **dd)) if paper_compat else None
 
     def prepare(self) -> list[Tensor]:
-        """Weight and bias of the 1x1 map, with BS in them where its statistics are constants."""
+        """Return weight and bias of the 1x1 map, with BS folded in if its statistics are constants."""
         weight, bias = self.proj.weight.flatten(1), bias_of(self.proj.weight, self.proj.bias)
         if self.norm.uses_running_stats():
             weight, bias = self.norm.fold(weight, bias)
         return [weight, bias]
 
     def forward(self, context: Tensor, z: Tensor) -> Tensor:
-        """Mixes `z` `[B, dim, H, W]` with kernels made from `context` of the same shape."""
+        """Mix `z` `[B, dim, H, W]` with kernels made from `context` of the same shape."""
         kernel = self.kernel(adaptive_pool(context, self.kernel_size))
         weight, bias = self.prepared()
         folded = self.norm.uses_running_stats()
@@ -101,7 +94,7 @@ class SlowFastBlock(Prepared):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the block.
+        """Build the block.
 
         Args:
             dim: Channels of the input.
@@ -124,7 +117,7 @@ class SlowFastBlock(Prepared):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         slow: dict[str, Any] = {"init": kernel_init, "omega_0": omega_0}
         self.dim = dim
-        self.global_mode: str = global_mode
+        self.global_mode = global_mode
         self.drop_rate = drop_rate
         self.kernel = SlowNetwork(dim, size, ndim, depth=depth, **slow, **dd)
         self.rgu_slow = RecursiveGatedUnit(dim, size, proj_bias=paper_compat, **dd)
@@ -150,24 +143,24 @@ class SlowFastBlock(Prepared):
                 nn.init.zeros_(conv.bias)
 
     def prepare(self) -> list[Tensor]:
-        """Weights and biases of the 1x1 maps: of the RGUs' beginnings, of `mix`, of the RGUs' ends, of the branches."""
+        """Return weights and biases of the 1x1 maps: RGUs' beginnings, `mix`, RGUs' ends, branches."""
         fast, slow = self.rgu_fast, self.rgu_slow
         found = [*fast.maps(), *slow.maps(), self.mix.weight.flatten(1), bias_of(self.mix.weight, self.mix.bias)]
         found += [fast.proj.weight.flatten(1), slow.proj.weight.flatten(1)]
         found.append(bias_of(fast.proj.weight, fast.proj.bias) + bias_of(slow.proj.weight, slow.proj.bias))
         found.append(bias_of(self.proj.weight, self.proj.bias))
         columns = self.proj.weight.flatten(1).split(self.dim, 1)
-        found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims)]  # noqa: B905  (TorchScript)
+        found += [untile_columns(w, dim) for w, dim in zip(columns, self.branch_dims, strict=True)]
         return found
 
     def branches(self, x: Tensor, dense: list[Tensor], maps: list[Tensor]) -> list[Tensor]:
-        """What the last map combines, in its order: `[B, dim, H, W]` each, but earlier outputs as they are."""
+        """Return the inputs of the last map, in its order: `[B, dim, H, W]` each; earlier outputs unchanged."""
         w_hat = x * self.kernel().to(x.dtype)
         gates = [self.rgu_fast.gate(x, maps[0], maps[1]), self.rgu_slow.gate(w_hat, maps[2], maps[3])]
         fast = instance_standardize(pointwise_sum(gates, maps[6:8], maps[8]), inplace=True)
         mix = instance_standardize(pointwise(x, maps[4], maps[5]), inplace=True)
         hci = self.hci.standardized(x)
-        out, out_x, out_hci = mix_globally(w_hat, [fast, mix, hci], self.global_mode)
+        out, out_x, out_hci = hyper_zzw_global(w_hat, [fast, mix, hci], self.global_mode)
         found = [out]
         if self.local_2 is not None:
             found.append(self.local_2(hci, x))
@@ -186,20 +179,20 @@ class SlowFastBlock(Prepared):
         return found
 
     def forward(self, x: Tensor, dense: list[Tensor]) -> Tensor:
-        """Maps `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
+        """Map `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
         maps = self.prepared()
         y = pointwise_sum(self.branches(positions_first(x), dense, maps[:9]), maps[10:], maps[9])
         return F.dropout2d(self.norm(y, self.scalar, activate=True, inplace=True), self.drop_rate, self.training)
 
 
 def tile_channels(x: Tensor, dim: int) -> Tensor:
-    """Repeats the first axis of `x`, as a whole, until it has `dim` channels."""
+    """Repeat the first axis of `x`, as a whole, until it has `dim` channels."""
     copies = -(-dim // x.shape[0])
     return x.repeat([copies] + [1] * (x.dim() - 1))[:dim]
 
 
 def untile_columns(weight: Tensor, dim: int) -> Tensor:
-    """The weight on `dim` channels that does what `weight` `[C_out, C]` does on their tiling to C channels."""
+    """Return the weight on `dim` channels that is equivalent to `weight` `[C_out, C]` on their tiling to C."""
     if weight.shape[1] == dim:
         return weight
     copies = -(-weight.shape[1] // dim)

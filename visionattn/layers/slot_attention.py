@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 SlotInit = Literal["gaussian", "learned"]
-"""Where slots start: at draws from one learned normal distribution, or each at a learned place of its own."""
+"""Initial slots: draws from one learned normal distribution, or a learned vector per slot."""
 
 EPSILON = 1e-8
 """Added to the attention, so that no slot divides by zero."""
@@ -42,7 +42,7 @@ class SlotAttention(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Makes the parameters.
+        """Build the module.
 
         Args:
             dim: Width of a slot.
@@ -82,7 +82,7 @@ class SlotAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialises what slots start from, as the paper's code does; other modules have their own."""
+        """Initialise the parameters of the initial slots, as the paper's code does."""
         bound = (6 / (1 + self.dim)) ** 0.5
         nn.init.uniform_(self.mu, -bound, bound)
         if self.log_sigma is not None:
@@ -92,7 +92,7 @@ class SlotAttention(nn.Module):
             self.noise.copy_(drawn)
 
     def initial_slots(self, batch: int, noise: Tensor | None = None) -> Tensor:
-        """Where slots start [B, K, D], see `forward`."""
+        """Return the initial slots [B, K, D], see `forward`."""
         if self.log_sigma is None:
             return self.mu.expand(batch, -1, -1)
         if noise is None:
@@ -102,7 +102,7 @@ class SlotAttention(nn.Module):
         return (self.mu + self.log_sigma.exp() * noise).expand(batch, -1, -1)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Binds slots to tokens.
+        """Bind slots to tokens.
 
         Args:
             x: Tokens [B, N, C].
@@ -115,7 +115,6 @@ class SlotAttention(nn.Module):
         """
         k, v = self.kv(self.norm_tokens(x)).chunk(2, dim=-1)  # [B, N, D]
         slots = initial = self.initial_slots(x.shape[0], noise)
-        attention = k
         for iteration in range(self.iterations):
             if self.implicit and iteration == self.iterations - 1:
                 slots = slots.detach() + initial - initial.detach()

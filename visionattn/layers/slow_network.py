@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 
 class FilterNetwork(Prepared):
-    """What all slow networks share: filters of the coordinates, hidden maps and the last one.
+    """Base of slow networks: filters of the coordinates, hidden maps and the last one.
 
     Shape letters: N taps, h hidden channels, C channels of the kernel.
     """
@@ -44,7 +44,7 @@ class FilterNetwork(Prepared):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             dim: Channels of the kernel.
@@ -102,10 +102,10 @@ class FilterNetwork(Prepared):
         nn.init.zeros_(self.proj.bias)
 
     def filter_taps(self) -> list[Tensor]:
-        """The filters g_l of every tap, `[N, h]` per layer."""
+        """Return the filters g_l of every tap, `[N, h]` per layer."""
         axes = [
             torch.linspace(-1.0, 1.0, n, device=self.tap_bias.device, dtype=self.tap_bias.dtype)
-            for n in [self.size[0], self.size[1]][2 - self.ndim :]
+            for n in self.size[-self.ndim :]
         ]
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
         return list(self.filters(grid).sin().split(self.hidden, 1))
@@ -128,17 +128,17 @@ class SlowNetwork(FilterNetwork):
     """A kernel that depends on nothing but parameters."""
 
     def __init__(self, dim: int, size: Size, ndim: int = 2, hidden: int = 64, depth: int = 2, **kwargs: Any) -> None:
-        """Builds the network; see `FilterNetwork`."""
+        """Build the network; see `FilterNetwork`."""
         super().__init__(dim, size, ndim, hidden, depth, **kwargs)
         self.out_size = size
 
     def set_size(self, size: Size) -> None:
-        """Gives kernels of another size from now on, interpolated from those of the grid, ends to ends."""
+        """Change the size of the kernel, which is interpolated from that of the grid, ends to ends."""
         self.out_size = size
         self.forget()
 
     def prepare(self) -> list[Tensor]:
-        """Computes the kernel."""
+        """Compute the kernel."""
         filters = self.filter_taps()
         h = filters[0]
         for level, layer in enumerate(self.layers):
@@ -147,12 +147,12 @@ class SlowNetwork(FilterNetwork):
         return [resize_kernel(kernel, self.out_size)]
 
     def forward(self) -> Tensor:
-        """The kernel `[C, kH, kW]`, in the precision of the parameters."""
+        """Return the kernel `[C, kH, kW]`, in the precision of the parameters."""
         return self.prepared()[0]
 
 
 def resize_kernel(kernel: Tensor, size: Size) -> Tensor:
-    """Interpolates `[C, kH, kW]` linearly to `[C, *size]`, ends to ends."""
+    """Interpolate `[C, kH, kW]` linearly to `[C, *size]`, ends to ends."""
     if kernel.shape[1] == size[0] and kernel.shape[2] == size[1]:
         return kernel
     return F.interpolate(kernel[None], size, mode="bilinear", align_corners=True)[0]
@@ -177,7 +177,7 @@ class ContextSlowNetwork(FilterNetwork):
         paper_compat: bool = False,
         **kw: Any,
     ) -> None:
-        """Builds the network; see `FilterNetwork`."""
+        """Build the network; see `FilterNetwork`."""
         super().__init__(dim, size, ndim, hidden, depth, **kw)
         self.paper_compat = paper_compat
         dd: dict[str, Any] = {"device": self.tap_bias.device, "dtype": self.tap_bias.dtype}
@@ -187,22 +187,15 @@ class ContextSlowNetwork(FilterNetwork):
         nn.init.ones_(self.fast.bias)
 
     def prepare(self) -> list[Tensor]:
-        """Computes the filters."""
+        """Compute the filters."""
         return self.filter_taps()
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Maps context that is pooled to the taps, `[B, C, kH, kW]`, to kernels `[B, C, kH, kW]`, `[1, ...]` if one."""
-        if torch.jit.is_scripting():
-            return self.generate(pooled)
-        return self._generate_exactly(pooled)
-
-    @torch.jit.unused
-    def _generate_exactly(self, pooled: Tensor) -> Tensor:
+        """Map context that is pooled to the taps, `[B, C, kH, kW]`, to kernels `[B, C, kH, kW]`, `[1, ...]` if one."""
         with without_autocast(pooled.device):
-            return self.generate(pooled)
+            return self._generate(pooled)
 
-    def generate(self, pooled: Tensor) -> Tensor:
-        """Computes the kernels."""
+    def _generate(self, pooled: Tensor) -> Tensor:
         v = self.squeeze(pooled.to(self.tap_bias.dtype).flatten(2).transpose(1, 2))  # [B, N, h]
         if self.paper_compat:
             v = v.mean(0, keepdim=True)

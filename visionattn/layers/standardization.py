@@ -18,7 +18,7 @@ EPS = 1e-5
 def instance_standardize(
     x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False, eps: float = EPS
 ) -> Tensor:
-    """Standardizes each channel of each image; a map of one position becomes 0.
+    """Standardize each channel of each image; a map of one position becomes 0.
 
     Args:
         x: `[B, C, H, W]`.
@@ -39,26 +39,24 @@ def instance_standardize(
 
 
 def finish(x: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
-    """What follows a standardization: GELU if asked for, then a bias."""
+    """Apply GELU if asked for, then a bias."""
     if activate:
         x = gelu(x)
     return x if bias is None else x.add_(bias)
 
 
-@torch.jit.unused
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of each image of `[B, C, H, W]`, `[B, C]` both, without gradients."""
+    """Return mean and variance of each channel of each image `[B, C, H, W]`: `[B, C]` both, no gradients."""
     batch, channels, height, width = x.shape
     found = column_moments(x.permute(2, 3, 0, 1).reshape(height * width, batch * channels))
     mean, var = found.view(2, batch, channels)
     return mean, var
 
 
-@torch.jit.unused
 def standardize_by(
     x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None, activate: bool, inplace: bool
 ) -> Tensor:
-    """`(x - mean) * scale`, with both `[B, C]` or `[C]`, without gradients; for the rest see `instance_standardize`."""
+    """Return `(x - mean) * scale`, both `[B, C]` or `[C]`, without gradients; see `instance_standardize`."""
     batch, channels, height, width = x.shape
     rows = x.permute(2, 3, 0, 1).reshape(height * width, batch * channels).contiguous()
     out = rows if inplace else torch.empty_like(rows)
@@ -69,7 +67,7 @@ def standardize_by(
 
 
 class BatchStandardization(nn.Module):
-    """Standardizes each channel over the batch, that of one device; at evaluation by running statistics.
+    """Standardization of each channel over the batch of one device; at evaluation by running statistics.
 
     Without running statistics it is by those of the batch at evaluation, too, so that predictions depend on what else
     is in the batch; that is what the released network did.
@@ -79,19 +77,18 @@ class BatchStandardization(nn.Module):
     running_var: Tensor | None
 
     def __init__(self, dim: int, running_stats: bool = True, momentum: float = 0.1, **dd: Any) -> None:
-        """Takes `dim` channels; `momentum` is the part of new statistics in the running ones."""
+        """Build the module for `dim` channels; `momentum` is the share of new statistics in the running ones."""
         super().__init__()
         self.momentum, self.eps = momentum, EPS
         self.register_buffer("running_mean", torch.zeros(dim, **dd) if running_stats else None)
         self.register_buffer("running_var", torch.ones(dim, **dd) if running_stats else None)
 
     def uses_running_stats(self) -> bool:
-        """Whether the statistics are constants now."""
+        """Return whether the statistics are constants in the current mode."""
         return not self.training and self.running_mean is not None
 
-    @torch.jit.unused
     def statistics(self, images: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and variance `[dim]` at evaluation, for a batch of images that have these moments `[B, dim]`."""
+        """Return mean and variance `[dim]` at evaluation, given the moments `[B, dim]` of the images of a batch."""
         if self.running_mean is not None and self.running_var is not None:
             return self.running_mean, self.running_var
         means, variances = images
@@ -99,7 +96,7 @@ class BatchStandardization(nn.Module):
         return mean, (variances + (means - mean).square()).mean(0)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight `[dim, C]` and bias of a 1x1 map that standardizes its own output by running statistics."""
+        """Return weight `[dim, C]` and bias of a 1x1 map that standardizes its own output by running statistics."""
         mean, var = self.running_mean, self.running_var
         assert mean is not None
         assert var is not None
@@ -107,7 +104,7 @@ class BatchStandardization(nn.Module):
         return weight * scale[:, None], (bias - mean) * scale
 
     def forward(self, x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False) -> Tensor:
-        """Maps `[B, C, H, W]` to the same; see `instance_standardize`."""
+        """Map `[B, C, H, W]` to the same; see `instance_standardize`."""
         by_batch = self.training or self.running_mean is None
         if by_batch:
             check_values(x)
@@ -119,9 +116,8 @@ class BatchStandardization(nn.Module):
         return finish(from_columns(y, x.shape[2], x.shape[3]), bias, activate)
 
 
-@torch.jit.ignore
 def check_values(x: Tensor) -> None:
-    """Refuses a batch that has one value per channel.
+    """Refuse a batch that has one value per channel.
 
     Raises:
         ValueError: That is so.
@@ -137,7 +133,7 @@ class GroupStandardization(nn.Module):
     """Channels in equal groups, standardized over the batch and over instances by turns (G-IBS)."""
 
     def __init__(self, dim: int, num_groups: int = 12, running_stats: bool = True, **dd: Any) -> None:
-        """Takes `dim` channels.
+        """Build the module for `dim` channels.
 
         Raises:
             ValueError: `dim` is not a multiple of `num_groups`, or the latter not even.
@@ -149,7 +145,7 @@ class GroupStandardization(nn.Module):
         self.batch = BatchStandardization(dim // 2, running_stats, **dd)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, activate: bool = False, inplace: bool = False) -> Tensor:
-        """Maps `[B, dim, H, W]` to the same; see `instance_standardize`."""
+        """Map `[B, dim, H, W]` to the same; see `instance_standardize`."""
         if not self.training and is_fused([x]):
             mean, var = self.statistics(x)
             return standardize_by(x, mean, torch.rsqrt(var + self.batch.eps), bias, activate, inplace)
@@ -159,9 +155,8 @@ class GroupStandardization(nn.Module):
         y = torch.stack([half.permute(2, 3, 0, 1).unflatten(-1, (self.num_groups // 2, -1)) for half in halves], -2)
         return finish(y.flatten(-3).permute(2, 3, 0, 1), bias, activate)
 
-    @torch.jit.unused
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance `[B, dim]` by which `[B, dim, H, W]` is standardized at evaluation, without gradients."""
+        """Return mean and variance `[B, dim]` that standardize `[B, dim, H, W]` at evaluation, without gradients."""
         if self.batch.running_mean is None:
             check_values(x)
         found = moments(x)

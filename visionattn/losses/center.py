@@ -30,7 +30,7 @@ class CenterLoss(nn.Module):
         self.register_buffer("centers", torch.zeros(num_classes, num_features))
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        """The loss of features [B, D] of classes [B]; in training mode the centres then move."""
+        """Return the loss of features [B, D] of classes [B]; in training mode the centres then move."""
         offset = features.float() - self.centers[target]
         if self.training:
             self._follow(offset.detach(), target)

@@ -23,7 +23,7 @@ class BatchHardTripletLoss(nn.Module):
         self.triplets = TripletMarginLoss(margin=0.0, smooth_loss=True, distance=distance, reducer=MeanReducer())
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        """The loss of features [B, D] of identities [B]."""
+        """Return the loss of features [B, D] of identities [B]."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             loss: Tensor = self.triplets(features, target, self.miner(features, target))

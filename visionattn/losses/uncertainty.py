@@ -19,7 +19,7 @@ class UncertaintyWeightedLoss(nn.Module):
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Takes the names of the losses."""
+        """Build a weight for each named loss."""
         super().__init__()
         # Of a plain dictionary it would sort the names.
         self.log_variances = nn.ParameterDict([(name, nn.Parameter(torch.zeros(()))) for name in names])
@@ -28,7 +28,7 @@ class UncertaintyWeightedLoss(nn.Module):
         return self.log_variances[name].clamp(-BOUND, BOUND)
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Adds up losses, 0-dimensional each, by name.
+        """Add up named losses, each 0-dimensional.
 
         Raises:
             ValueError: they are not those that were announced.
@@ -39,5 +39,5 @@ class UncertaintyWeightedLoss(nn.Module):
         return 0.5 * torch.stack(terms).sum()
 
     def weights(self) -> dict[str, Tensor]:
-        """The factors ½ exp(-w_i), for logs."""
+        """Return the factors ½ exp(-w_i), for logs."""
         return {name: 0.5 * torch.exp(-self._clamped(name)).detach() for name in self.log_variances}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 CHUNK_BYTES = 256 << 20
-"""Of one chunk's distances."""
+"""Size of one chunk of distances."""
 
 ROUNDING = 1e-6
 """Distances of features that are the same may come out as large."""
@@ -38,7 +38,7 @@ def rerank(
     lambda_value: float = 0.3,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[Tensor]:
-    """Re-ranked distances of queries to the gallery, a chunk of rows at a time, for `evaluate_distances`.
+    """Yield re-ranked distances of queries to the gallery in chunks of rows, for `evaluate_distances`.
 
     Args:
         query_features: `[Q, D]`.
@@ -82,7 +82,7 @@ class Neighbours:
 
 
 def find_neighbours(features: Tensor, count: int, progress: Callable[[int], object] | None = None) -> Neighbours:
-    """The `count` nearest of each of `features` `[N, D]`, which have length 1."""
+    """Return the `count` nearest neighbours of each of `features` `[N, D]`, which have length 1."""
     index, farthest = [], []
     step = max(1, CHUNK_BYTES // (4 * len(features)))
     for start, part in zip(range(0, len(features), step), features.split(step), strict=True):
@@ -97,7 +97,7 @@ def find_neighbours(features: Tensor, count: int, progress: Callable[[int], obje
 
 
 def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_array":
-    """Each image's sparse vector of weights over all images `[N, N]`; rows sum to 1."""
+    """Return each image's sparse vector of weights over all images `[N, N]`; rows sum to 1."""
     import numpy as np
     from scipy.sparse import csr_array
 
@@ -138,7 +138,7 @@ def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_a
 
 
 def _reciprocal(nearest: Tensor) -> Tensor:
-    """Which of each image's neighbours have it among theirs `[N, K]`."""
+    """Return a mask of the neighbours of each image that have it among theirs `[N, K]`."""
     found = []
     for start in range(0, len(nearest), EXPANSION_ROWS):
         own = nearest[start : start + EXPANSION_ROWS]
@@ -154,7 +154,7 @@ def _pair_distances(features: Tensor, row: Tensor, column: Tensor) -> Tensor:
 def _mixed_distances(
     features: Tensor, neighbours: Neighbours, vectors: "csr_array", num_queries: int, lambda_value: float
 ) -> Iterator[Tensor]:
-    """Chunks of the mix of Jaccard distance and first distance of queries to the gallery."""
+    """Yield chunks of the mixed Jaccard and original distance of queries to the gallery."""
     import numpy as np
 
     gallery = features[num_queries:]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 << 20
-"""Of one chunk's keys: a number and a gallery position of eight bytes together."""
+"""Size of one chunk of keys, each a number and a gallery position of eight bytes together."""
 
 FAR = torch.iinfo(torch.int64).max
 
@@ -39,7 +39,7 @@ def evaluate_retrieval(
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Ranks the gallery for every query and averages.
+    """Rank the gallery for every query and average.
 
     Args:
         query_features: `[Q, D]`.
@@ -79,7 +79,7 @@ def evaluate_distances(
     max_rank: int = 50,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """The same from distances, such as re-ranked ones: `[Q, G]`, none negative, whole or in chunks of rows.
+    """Evaluate distances `[Q, G]`, such as re-ranked ones: none negative, whole or in chunks of rows.
 
     Chunks may be overwritten. Other arguments, results and errors are those of `evaluate_retrieval`.
     """
@@ -107,7 +107,7 @@ def evaluate_distances(
 
 
 def check_features(query: Tensor, gallery: Tensor) -> None:
-    """Refuses features that cannot be compared.
+    """Refuse features that cannot be compared.
 
     Raises:
         ValueError: They are not matrices of one width, are empty, or hold NaN or infinity.
@@ -123,7 +123,7 @@ def check_features(query: Tensor, gallery: Tensor) -> None:
 
 
 def prepare(features: Tensor, metric: Metric, device: torch.device) -> Tensor:
-    """Features in float32 or wider on a device, of length 1 for cosine distances."""
+    """Return features in float32 or wider on a device, of length 1 for cosine distances."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean'; got {metric!r}")
     features = features.to(device)
@@ -132,7 +132,7 @@ def prepare(features: Tensor, metric: Metric, device: torch.device) -> Tensor:
 
 
 def distances(query: Tensor, gallery: Tensor, metric: Metric) -> Tensor:
-    """Distances `[Q, G]` of prepared features: `1 - cos`, or the squared Euclidean distance, which ranks alike."""
+    """Return distances `[Q, G]` of prepared features: `1 - cos`, or the squared Euclidean distance."""
     if metric == "cosine":
         return torch.addmm(query.new_ones(()), query, gallery.T, alpha=-1)
     squares = gallery.square().sum(1)
@@ -140,12 +140,12 @@ def distances(query: Tensor, gallery: Tensor, metric: Metric) -> Tensor:
 
 
 class Matches:
-    """Which gallery images have a query's identity, and which of them are left out for it."""
+    """Gallery images with the identity of each query, and those that are left out for it."""
 
     def __init__(
         self, query_ids: Tensor, gallery_ids: Tensor, query_cams: Tensor | None, gallery_cams: Tensor | None
     ) -> None:
-        """Sorts the gallery by identity.
+        """Sort the gallery by identity.
 
         Raises:
             ValueError: Identities and cameras differ in number, or only one side has cameras.
@@ -165,7 +165,7 @@ class Matches:
         self.gallery_cams = None if gallery_cams is None else gallery_cams.cpu()
 
     def of(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Of queries `start` to `stop`: gallery positions `[n, M]`, which are matches, and which are left out."""
+        """Return for queries `start` to `stop` gallery positions `[n, M]`, a mask of matches and one of exclusions."""
         first, last = self.first[start:stop, None], self.last[start:stop, None]
         offset = torch.arange(int((last - first).max()) if len(first) else 0)
         exists = offset < last - first
@@ -178,7 +178,7 @@ class Matches:
 
 
 def rank_matches(chunk: Tensor, position: Tensor, is_match: Tensor, is_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks of the matches of a chunk of queries.
+    """Return the ranks of the matches of a chunk of queries.
 
     Args:
         chunk: Distances `[n, G]`.
@@ -202,7 +202,7 @@ def rank_matches(chunk: Tensor, position: Tensor, is_match: Tensor, is_out: Tens
 
 
 def order_keys(chunk: Tensor) -> Tensor:
-    """Distances as integers in the same order, no two alike in a row: their bits, then the position in the gallery."""
+    """Return unique integers in the order of distances: their bits, then the position in the gallery."""
     # The bits of floats that are not negative are ordered as they are; adding zero rids -0.0 of its sign.
     bits = chunk.float().clamp_(min=0).add_(0.0).view(torch.int32)
     return bits.long().bitwise_left_shift_(32).bitwise_or_(torch.arange(chunk.shape[1], device=chunk.device))
@@ -210,7 +210,7 @@ def order_keys(chunk: Tensor) -> Tensor:
 
 @dataclass
 class Sums:
-    """What is summed over queries."""
+    """Sums over queries."""
 
     cmc: Tensor
     average_precision: float = 0.0
@@ -219,7 +219,7 @@ class Sums:
     skipped: int = field(default=0)
 
     def add(self, ranked: tuple[Tensor, Tensor]) -> None:
-        """Adds a chunk's ranks and numbers of matches."""
+        """Add a chunk's ranks and numbers of matches."""
         ranks, number = (x.cpu() for x in ranked)
         valid = number > 0
         self.skipped += int((~valid).sum())
@@ -238,7 +238,7 @@ class Sums:
         self.valid += len(ranks)
 
     def results(self) -> dict[str, Any]:
-        """The averages.
+        """Return the averages.
 
         Raises:
             ValueError: No query has a match.
@@ -267,7 +267,7 @@ def evaluate_vehicleid(
     max_rank: int = 50,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """The protocol of VehicleID: one image per identity, drawn at random, is the gallery, all others ask; averaged.
+    """Evaluate by the protocol of VehicleID: a random image per identity is the gallery, the others are queries.
 
     Args:
         features: `[N, D]`.

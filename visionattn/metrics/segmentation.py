@@ -20,7 +20,7 @@ UNLABELLED = 0
 
 
 def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
-    """ARI over all labelled positions (Hubert and Arabie, "Comparing partitions", 1985).
+    """Return ARI over all labelled positions (Hubert and Arabie, "Comparing partitions", 1985).
 
     Two maps that group positions alike score 1, also where all are in one group or each in its own.
 
@@ -35,7 +35,7 @@ def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
 
 
 def foreground_ari(predicted: Tensor, segments: Tensor, things: Tensor) -> Tensor:
-    """FG-ARI: the same over the positions of objects alone (Greff et al., arXiv 1903.00450).
+    """Return FG-ARI, ARI over the positions of objects alone (Greff et al., arXiv 1903.00450).
 
     It does not see whether objects are told from the background.
 
@@ -49,7 +49,7 @@ def foreground_ari(predicted: Tensor, segments: Tensor, things: Tensor) -> Tenso
 
 
 def mean_best_overlap(predicted: Tensor, segments: Tensor, things: Tensor, classes: Tensor | None = None) -> Tensor:
-    """mBO: the best IoU of any predicted segment with each object, averaged over the objects (arXiv 2209.14860).
+    """Return mBO, the best IoU of any predicted segment with each object, averaged (arXiv 2209.14860).
 
     Args:
         predicted: Ids `[..., H, W]`.
@@ -71,7 +71,7 @@ def mean_best_overlap(predicted: Tensor, segments: Tensor, things: Tensor, class
 
 
 def correct_localization(predicted: Tensor, segments: Tensor, things: Tensor) -> Tensor:
-    """CorLoc: 1 where the box around some predicted segment has an IoU above 0.5 with that around some object, else 0.
+    """Return CorLoc: 1 if some predicted box has an IoU above 0.5 with the box of some object, else 0.
 
     Boxes, not masks, as with Deselaers et al. (2010), who brought the measure up, and with DINOSAUR (arXiv 2209.14860);
     they hold whole positions, so that a segment of one position has a box of area 1. Predicted boxes go around all of a
@@ -113,10 +113,10 @@ class DiscoveryMetric(Metric, ABC):
 
     @abstractmethod
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """The measure of each image, NaN where it has none."""
+        """Return the measure of each image, NaN if it has none."""
 
     def update(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> None:
-        """Adds images.
+        """Add a batch of images.
 
         Args:
             predicted: Ids `[B, H, W]`, from 0 on; negative for no segment.
@@ -130,7 +130,7 @@ class DiscoveryMetric(Metric, ABC):
         self.count += exists.sum()
 
     def compute(self) -> Tensor:
-        """The mean, float64."""
+        """Return the mean, float64."""
         return self.total / self.count
 
 
@@ -138,7 +138,7 @@ class ARI(DiscoveryMetric):
     """`adjusted_rand_index`, averaged."""
 
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """See there."""
+        """Return the measure of each image."""
         return adjusted_rand_index(predicted, segments)
 
 
@@ -146,7 +146,7 @@ class ForegroundARI(DiscoveryMetric):
     """`foreground_ari`, averaged."""
 
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """See there."""
+        """Return the measure of each image."""
         return foreground_ari(predicted, segments, things)
 
 
@@ -163,7 +163,7 @@ class MeanBestOverlap(DiscoveryMetric):
         self.by_class = by_class
 
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """See there."""
+        """Return the measure of each image."""
         return mean_best_overlap(predicted, segments, things, classes if self.by_class else None)
 
 
@@ -171,7 +171,7 @@ class CorLoc(DiscoveryMetric):
     """`correct_localization`, averaged: the share of images with an object that is found."""
 
     def measure(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> Tensor:
-        """See there."""
+        """Return the measure of each image."""
         return correct_localization(predicted, segments, things)
 
 
@@ -189,12 +189,12 @@ def _check(predicted: Tensor, segments: Tensor) -> None:
 
 
 def _number(ids: Tensor) -> int:
-    """Of ids from 0 on, at least one."""
+    """Return the number of ids from 0 on, at least one."""
     return 1 + max(0, int(ids.max())) if ids.numel() else 1
 
 
 def _fit(values: Tensor, width: int) -> Tensor:
-    """Cuts off what is said of segments that the maps do not have."""
+    """Cut off entries of segments that the maps do not have."""
     if values.shape[-1] < width:
         raise ValueError(
             f"classes and things must have a value for each id up to {width - 1}; got {list(values.shape)}"
@@ -203,7 +203,7 @@ def _fit(values: Tensor, width: int) -> Tensor:
 
 
 def _count(predicted: Tensor, segments: Tensor) -> Tensor:
-    """Labelled positions `[..., P + 1, S + 1]` by predicted segment, the first for none, and true one."""
+    """Count labelled positions `[..., P + 1, S + 1]` by predicted segment, the first for none, and true one."""
     _check(predicted, segments)
     rows, columns = 1 + _number(predicted), _number(segments)
     maps = segments.shape[:-2]
@@ -216,7 +216,7 @@ def _count(predicted: Tensor, segments: Tensor) -> Tensor:
 
 
 def _merge(counts: Tensor, chosen: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds up columns of one class; the first one is then of all segments that are not chosen."""
+    """Add up columns of one class; the first column then holds all segments that are not chosen."""
     column = torch.where(chosen, _fit(classes, chosen.shape[-1]) + 1, 0)
     merged = counts.new_zeros(*counts.shape[:-1], _number(column))
     merged.scatter_add_(-1, column[..., None, :].expand_as(counts), counts)
@@ -224,7 +224,7 @@ def _merge(counts: Tensor, chosen: Tensor, classes: Tensor) -> tuple[Tensor, Ten
 
 
 def _rand_index(counts: Tensor) -> Tensor:
-    """From pairs of positions: how many are together in both maps, in one of them, or in none."""
+    """Return the adjusted Rand index from counts of pairs that are together in both maps, one or none."""
     number = counts.sum((-2, -1))
     both, by_row, by_column = (x.square().sum(-1) for x in (counts.flatten(-2), counts.sum(-1), counts.sum(-2)))
     only_row, only_column = by_row - both, by_column - both
@@ -237,7 +237,7 @@ def _rand_index(counts: Tensor) -> Tensor:
 
 
 def _boxes(ids: Tensor, least: int) -> Tensor:
-    """Boxes `[..., N, 4]` around the segments from id ``least`` on: left, top, right, bottom; 0 without positions."""
+    """Return boxes `[..., N, 4]` around segments from id ``least`` on: left, top, right, bottom; else 0."""
     height, width = ids.shape[-2:]
     maps = ids.shape[:-2].numel()
     ids = ids.long() - least

@@ -1,5 +1,6 @@
 """Models, one family per file; importing this package registers them with timm."""
 
+from visionattn.models._backbone import Backbone
 from visionattn.models.controls import SmallImageResNet
 from visionattn.models.dcal import DcalSwinTransformer, DcalVisionTransformer
 from visionattn.models.halonet import HaloNet
@@ -12,6 +13,7 @@ from visionattn.models.slots import SlotAutoencoder
 from visionattn.models.terminator import Terminator
 
 __all__ = [
+    "Backbone",
     "DcalSwinTransformer",
     "DcalVisionTransformer",
     "HaloNet",

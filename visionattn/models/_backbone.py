@@ -1,18 +1,17 @@
-"""What timm asks of a model that is a stem, a stack, a last layer and a classifier; every family builds on it."""
+"""`Backbone`: timm's contract for a model of a stem, a stack, a last layer and a classifier."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
     """A stem, a stack of levels and a last layer, each from NCHW maps to NCHW maps, and a classifier.
 
-    A family gives the three their names of old, makes them in its constructor, and ends it with `finish`. Its
-    `forward_features` is the three in turn; modules of the stack obey a flag `grad_checkpointing`.
+    A family names the three, makes them in its constructor, and calls `finish` at its end. Its `forward_features` runs
+    the three in turn. Modules of the stack have a flag `grad_checkpointing`.
     """
 
     stem_name: ClassVar[str] = "patch_embed"
@@ -29,7 +28,7 @@ class Backbone(nn.Module):
         drop_rate: float,
         **dd: Any,
     ) -> None:
-        """Makes the classifier and the attributes that timm reads.
+        """Make the classifier and the attributes that timm reads.
 
         Args:
             feature_info: Per module of the stack its channels, reduction and name.
@@ -48,9 +47,8 @@ class Backbone(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.grad_checkpointing = False
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
+        """Return groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
         stack, last = rf"^{self.stack_name}\.(\d+)", (rf"^{self.last_name}", (99999,))
         if coarse:
             return {"stem": rf"^{self.stem_name}", "blocks": [(stack, None), last]}
@@ -59,27 +57,24 @@ class Backbone(nn.Module):
             "blocks": [(rf"{stack}\.downsample", (0,)), (rf"{stack}\.blocks\.(\d+)", None), (stack, None), last],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes blocks in backward instead of keeping what they computed."""
+        """Recompute blocks in backward instead of keeping what they computed."""
         self.grad_checkpointing = enable
         for module in getattr(self, self.stack_name):
             module.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The final linear layer."""
+        """Return the final linear layer."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in place of the old one; pooling stays unless one is given."""
+        """Put a new classifier in place of the old one; pooling stays unless one is given."""
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool, **self.device_and_dtype())
         self.head_hidden_size = self.head.num_features
 
-    @torch.jit.ignore
     def device_and_dtype(self) -> dict[str, Any]:
-        """Where maps are, and their type."""
+        """Return the device and dtype of maps."""
         return get_device_dtype(self)
 
     def forward_intermediates(
@@ -91,7 +86,7 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and those of the modules of the stack on the way.
+        """Compute the final features, and the outputs of modules of the stack.
 
         Args:
             x: Images `[B, in_chans, H, W]`.
@@ -110,7 +105,7 @@ class Backbone(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
         stack, last_layer = getattr(self, self.stack_name), getattr(self, self.last_name)
-        take, last = feature_take_indices(len(stack), indices)
+        take, last = take_indices(len(stack), indices)
         x = getattr(self, self.stem_name)(x)
         intermediates = []
         for index, module in enumerate(stack[: last + 1] if stop_early else stack):
@@ -126,9 +121,9 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what the modules of the stack at `indices` do not need; returns the indices as a list."""
+        """Drop the modules that the outputs at `indices` do not need, and return the indices as a list."""
         stack = getattr(self, self.stack_name)
-        take, last = feature_take_indices(len(stack), indices)
+        take, last = take_indices(len(stack), indices)
         width: int = self.feature_info[last]["num_chs"]
         shorter = last < len(stack) - 1
         setattr(self, self.stack_name, stack[: last + 1])
@@ -144,13 +139,37 @@ class Backbone(nn.Module):
         return take
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
+        """Map features to logits `[B, num_classes]`, or to pooled features with `pre_logits`."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
+        """Map images `[B, in_chans, H, W]` to logits `[B, num_classes]`."""
         return self.forward_head(self.forward_features(x))
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Resolve the `indices` of `forward_intermediates`.
+
+    Args:
+        count: Number of modules in the stack.
+        indices: Modules to take: the last n for an int, all for None; negative numbers count from the end.
+
+    Returns:
+        The positions in the order given, and the largest of them.
+
+    Raises:
+        ValueError: A position is outside the stack, or there are none.
+    """
+    if indices is None:
+        indices = count
+    if isinstance(indices, int):
+        found = list(range(count - indices, count))
+    else:
+        found = [index + count if index < 0 else index for index in indices]
+    if not found or min(found) < 0 or max(found) >= count:
+        raise ValueError(f"indices must name some of {count} modules, or how many of the last; got {indices!r}")
+    return found, max(found)

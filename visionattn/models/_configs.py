@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
-from timm.models._registry import get_arch_pretrained_cfgs
+from timm.models import get_arch_pretrained_cfgs
 
 
 def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[str, Any]:
-    """Configurations of timm's models, one for each of their weights, for models that take these weights.
+    """Return timm's configurations, one for each of the weights, for models that take these weights.
 
     Args:
         prefix: What the names begin with, before the backbone's.

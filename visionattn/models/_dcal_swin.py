@@ -16,7 +16,7 @@ class DcalSwinTransformer(SwinTransformer):
     """A Swin of timm with pair-wise attention in training; without a class token there is no GLCA."""
 
     def __init__(self, *args: Any, pair_source: PairSource = "sa", **kwargs: Any) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             *args: As for timm's SwinTransformer.
@@ -33,9 +33,8 @@ class DcalSwinTransformer(SwinTransformer):
         self.pair_source: PairSource = pair_source
         self.branch_names = ["sa", "pwca"]
 
-    @torch.jit.ignore
     def forward_branches(self, x: Tensor, pair: Tensor | None = None) -> dict[str, Branch]:
-        """Each branch by itself, for training.
+        """Compute each branch by itself, for training.
 
         Args:
             x: Images [B, in_chans, H, W].

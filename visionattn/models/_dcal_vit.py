@@ -1,9 +1,5 @@
 """A ViT of timm with dual cross-attention."""
 
-# TorchScript reads a comment about types beside a definition as a signature, so mypy is told here: masks, which timm's
-# methods take, are left out.
-# mypy: disable-error-code="override"
-
 import copy
 import math
 from typing import Any, Literal, NamedTuple
@@ -11,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from timm.layers import get_device_dtype
 from timm.models import checkpoint, named_apply
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
@@ -23,10 +18,11 @@ from visionattn.layers.dual_cross_attention import (
     PairSource,
     select_patches,
 )
+from visionattn.models._backbone import take_indices
 
 
 class Branch(NamedTuple):
-    """What a branch gives.
+    """Output of a branch.
 
     Attributes:
         features: pooled [B, num_features].
@@ -50,7 +46,7 @@ class DcalVisionTransformer(VisionTransformer):
         pair_source: PairSource = "sa",
         **kwargs: Any,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             *args: As for timm's VisionTransformer.
@@ -71,7 +67,7 @@ class DcalVisionTransformer(VisionTransformer):
         if pair_source not in ("sa", "pwca"):
             raise ValueError(f"pair_source must be sa or pwca, got {pair_source!r}")
         super().__init__(*args, **{**kwargs, "block_fn": DualCrossBlock})
-        self.pair_source = str(pair_source)
+        self.pair_source = pair_source
         self.branch_names = ["sa", *(["glca"] if glca else []), *(["pwca"] if pwca else [])]
         self.inference = "sa"
         self.glca: Any = None
@@ -90,9 +86,8 @@ class DcalVisionTransformer(VisionTransformer):
                     named_apply(get_init_weights_vit(self.weight_init_mode, needs_reset=False), module)
             self.set_inference("combined")
 
-    @torch.jit.ignore
     def set_inference(self, inference: Literal["combined", "sa"]) -> None:
-        """Lets `forward` answer with SA and GLCA together ("combined"), or with SA alone ("sa").
+        """Let `forward` use SA and GLCA together ("combined"), or SA alone ("sa").
 
         Raises:
             ValueError: Neither of the two, or no GLCA to combine with.
@@ -101,23 +96,21 @@ class DcalVisionTransformer(VisionTransformer):
             raise ValueError(f"inference must be combined or sa, got {inference!r}")
         if inference == "combined" and self.glca is None:
             raise ValueError("there is no GLCA to combine with: inference can only be sa")
-        self.inference = str(inference)
+        self.inference = inference
         self.head_hidden_size = self.embed_dim * (2 if inference == "combined" else 1)
 
     # What timm asks
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer decay; GLCA is beside the last block."""
+        """Return groups of parameters for layer decay; GLCA is in the group of the last block."""
         return {**super().group_matcher(coarse), "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^glca\.", (99999,))]}
 
-    @torch.jit.ignore
     def get_classifier(self) -> Any:
-        """The classifier of SA, or both classifiers, as in timm's DeiT."""
+        """Return the classifier of SA, or both classifiers, as in timm's DeiT."""
         return self.head if self.glca_head is None else (self.head, self.glca_head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts new classifiers in place of the old ones; pooling stays unless one is given."""
+        """Put new classifiers in place of the old ones; pooling stays unless one is given."""
         check_pool(self.global_pool if global_pool is None else global_pool)
         super().reset_classifier(num_classes, global_pool)
         if self.glca_head is not None:
@@ -128,7 +121,7 @@ class DcalVisionTransformer(VisionTransformer):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the blocks that those at `indices` do not need, and GLCA, whose place is at the end."""
+        """Drop the blocks that those at `indices` do not need, and GLCA, whose place is at the end."""
         depth = len(self.blocks)
         kept: list[int] = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head or len(self.blocks) < depth:
@@ -137,7 +130,7 @@ class DcalVisionTransformer(VisionTransformer):
             self.set_inference("sa")
         return kept
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]  # takes no masks
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
@@ -147,7 +140,7 @@ class DcalVisionTransformer(VisionTransformer):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features, and those of the blocks on the way, as in timm.
+        """Compute the final features, and the outputs of blocks, as in timm.
 
         Args:
             x: Images [B, in_chans, H, W].
@@ -166,7 +159,7 @@ class DcalVisionTransformer(VisionTransformer):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         complete = not intermediates_only and (not stop_early or last == len(self.blocks) - 1)
         size = self.patch_embed.dynamic_feat_size(x.shape[-2:])
         depth = last + 1 if stop_early or intermediates_only else len(self.blocks)
@@ -185,17 +178,16 @@ class DcalVisionTransformer(VisionTransformer):
 
     # Forward
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """From images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
+    def forward_features(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
+        """Map images [B, in_chans, H, W] to normalized tokens [B, 1 + P, D], the class token first.
 
         Where SA and GLCA are combined, GLCA's features come last: [B, 1 + P + 1, D].
         """
-        take: list[int] = []
-        before, x, scores, _ = self._run(self._embed(x), None, self._needs_scores(), take, len(self.blocks))
+        before, x, scores, _ = self._run(self._embed(x), None, self._needs_scores(), [], len(self.blocks))
         return self._with_glca(before, self.norm(x), scores)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From the tokens of `forward_features` to logits [B, num_classes].
+        """Map the tokens of `forward_features` to logits [B, num_classes].
 
         Combined logits are logarithms of the mean of both classifiers' probabilities. With `pre_logits`, and without a
         classifier, the class tokens' features [B, D], and GLCA's after them [B, 2D] where both are combined.
@@ -210,13 +202,12 @@ class DcalVisionTransformer(VisionTransformer):
             return mean_probability(self.head(own), self.glca_head(local))
         return own if pre_logits else self.head(own)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """From images [B, in_chans, H, W] to logits [B, num_classes]."""
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # takes no masks
+        """Map images [B, in_chans, H, W] to logits [B, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_branches(self, x: Tensor, pair: Tensor | None = None) -> dict[str, Branch]:
-        """Each branch by itself, for training.
+        """Compute each branch by itself, for training.
 
         Args:
             x: Images [B, in_chans, H, W].
@@ -240,9 +231,8 @@ class DcalVisionTransformer(VisionTransformer):
             branches["pwca"] = self._branch(x[count:, 0], self.head)
         return branches
 
-    @torch.jit.ignore
     def rollout_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the class token owes to each patch of images [B, in_chans, H, W], and the patches that GLCA selects.
+        """Compute the attention rollout of images [B, in_chans, H, W], and the patches that GLCA selects.
 
         Returns:
             Rollout [B, P] of all blocks but the last, and places among the patches [B, R].
@@ -262,9 +252,7 @@ class DcalVisionTransformer(VisionTransformer):
         return rows, columns
 
     def _needs_scores(self) -> bool:
-        if self.glca is not None:  # by itself, for TorchScript
-            return self.inference == "combined" and self.glca.needs_scores
-        return False
+        return self.glca is not None and self.inference == "combined" and self.glca.needs_scores
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
@@ -281,27 +269,27 @@ class DcalVisionTransformer(VisionTransformer):
     def _run(
         self, x: Tensor, pair: Tensor | None, with_scores: bool, take: list[int], depth: int
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Tokens before and after the last block, scores of all blocks before it, and the tokens after some blocks."""
+        """Run the blocks; return tokens before and after the last one, scores of those before, and kept tokens."""
         scores: list[Tensor] = []
         kept: list[Tensor] = []
         before = x
-        for index, block in enumerate(self.blocks):
-            if index < depth:
-                before = x
-                scored = with_scores and index < len(self.blocks) - 1
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x, own = checkpoint(block.forward_parts, x, pair, self.pair_source, scored)
-                else:
-                    x, own = block.forward_parts(x, pair, self.pair_source, scored)  # type: ignore[operator]
-                if scored:
-                    scores.append(own)
-                if index in take:
-                    kept.append(x)
+        blocks: list[Any] = list(self.blocks)
+        for index, block in enumerate(blocks[:depth]):
+            before = x
+            scored = with_scores and index < len(blocks) - 1
+            if self.grad_checkpointing:
+                x, own = checkpoint(block.forward_parts, x, pair, self.pair_source, scored)
+            else:
+                x, own = block.forward_parts(x, pair, self.pair_source, scored)
+            if scored:
+                scores.append(own)
+            if index in take:
+                kept.append(x)
         return before, x, scores, kept
 
 
 def check_pool(global_pool: str) -> None:
-    """Checks that features are class tokens.
+    """Check that features are class tokens.
 
     Raises:
         ValueError: They are not.
@@ -311,12 +299,12 @@ def check_pool(global_pool: str) -> None:
 
 
 def mean_probability(first: Tensor, second: Tensor) -> Tensor:
-    """Logarithms of the mean of two distributions over classes, of their logits [B, num_classes]."""
+    """Return the logarithm of the mean of two class distributions, given their logits [B, num_classes]."""
     return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - math.log(2)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: DcalVisionTransformer) -> dict[str, Tensor]:
-    """As timm's; weights without GLCA get a copy of the last block, its norm and its classifier as GLCA's."""
+    """Convert weights as timm does; without GLCA, the last block, norm and classifier are copied to it."""
     found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if model.glca is not None and not any(name.startswith("glca") for name in found):
         last = f"blocks.{len(model.blocks) - 1}."

@@ -1,4 +1,4 @@
-"""What the models of the NAT family are made of.
+"""Modules of the NAT family.
 
 Modules take and give NCHW maps; blocks run on NHWC, and the maps between them are views of that. Norms have the epsilon
 of torch, not that of timm: published weights were trained with it.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from timm import layers
 from timm.layers import DropPath, LayerScale, register_notrace_function, trunc_normal_
@@ -22,7 +21,7 @@ LayerNorm = partial(layers.LayerNorm, eps=1e-5)
 LayerNorm2d = partial(layers.LayerNorm2d, eps=1e-5)
 
 Dilation = int | Sequence[int] | Literal["largest"]
-"""Of a stack of blocks: D for 1, D, 1, D, ...; one per block; or "largest", the largest that fits, for every second."""
+"""Dilation of a stack of blocks: D for 1, D, 1, D, ...; one per block; or "largest", the largest that fits."""
 
 
 class ConvEmbed(nn.Module):
@@ -36,7 +35,7 @@ class ConvEmbed(nn.Module):
         self.norm = LayerNorm(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
+        """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
         x = self.proj(x).permute(0, 2, 3, 1)
         return self.norm(x).permute(0, 3, 1, 2)
 
@@ -51,13 +50,13 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, in_chans, H, W]` to `[B, dim, ceil(H / patch_size), ceil(W / patch_size)]`."""
+        """Map `[B, in_chans, H, W]` to `[B, dim, ceil(H / patch_size), ceil(W / patch_size)]`."""
         x = self.proj(pad_to_multiple(x, self.patch_size)).permute(0, 2, 3, 1)
         return self.norm(x).permute(0, 3, 1, 2)
 
 
 class ConvDownsample(nn.Module):
-    """Halves a map and doubles its width by a strided 3x3 convolution, then a norm over channels."""
+    """Strided 3x3 convolution that halves a map and doubles its width, then a norm over channels."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -65,13 +64,13 @@ class ConvDownsample(nn.Module):
         self.norm = LayerNorm(2 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
+        """Map `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
         x = self.reduction(x).permute(0, 2, 3, 1)
         return self.norm(x).permute(0, 3, 1, 2)
 
 
 class PatchMerging(nn.Module):
-    """Halves a map and doubles its width as Swin does: a norm over each 2x2 square, then a linear layer."""
+    """Swin's merging, which halves a map and doubles its width: a norm per 2x2 square, a linear layer."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(4 * dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
+        """Map `[B, dim, H, W]` to `[B, 2 * dim, ceil(H / 2), ceil(W / 2)]`."""
         x = pad_to_multiple(x, 2).permute(0, 2, 3, 1)
         squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B, H/2, 2, W/2, 2, dim]
         x = squares.permute(0, 1, 3, 4, 2, 5).flatten(3)  # published weights count down a column first
@@ -87,9 +86,8 @@ class PatchMerging(nn.Module):
 
 
 @register_notrace_function
-@torch.jit.ignore
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Appends zeros to a map `[B, C, H, W]` until `multiple` divides height and width."""
+    """Append zeros to a map `[B, C, H, W]` until `multiple` divides height and width."""
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
@@ -123,11 +121,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, H, W, dim]` to the same."""
-        return self.residual(x)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """The two branches; under a name of its own, for subclasses in TorchScript have no `super().forward`."""
+        """Map `[B, H, W, dim]` to the same."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
@@ -142,17 +136,14 @@ class Level(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to this level's width and size."""
+        """Map `[B, C, H, W]` to this level's width and size."""
         x = self.downsample(x).permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return x.permute(0, 3, 1, 2)
 
 
 def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
-    """The dilations of `depth` blocks; None stands for the largest that fits the map at hand.
+    """Return the dilations of `depth` blocks; None stands for the largest that fits the map.
 
     Raises:
         ValueError: another word than "largest", or as many dilations as there are no blocks.
@@ -167,12 +158,12 @@ def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
 
 
 def relative_tables(model: nn.Module) -> set[str]:
-    """Names of the relative bias tables, which take no weight decay."""
+    """Return the names of the relative bias tables, which take no weight decay."""
     return {name for name, _ in model.named_parameters() if name.endswith("rpb")}
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal for linear layers, as the papers have it."""
+    """Initialise linear layers from a truncated normal distribution, as in the papers."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -26,7 +26,7 @@ CLASSIFIER = ("head.fc.weight", "head.fc.bias")
 
 
 def _next_level(match: re.Match[str]) -> str:
-    """Others end a level in its downsampling, where ours starts the next one with it."""
+    """Rename a downsampling, which ends a level in other layouts and begins the next one in ours."""
     return f"levels.{int(match[1]) + 1}.downsample.{match[2]}"
 
 
@@ -62,7 +62,7 @@ HUGGING_FACE: Sequence[tuple[str, Name]] = (
 
 @dataclass(frozen=True)
 class Mapped:
-    """What a checkpoint holds for one of our models.
+    """Content of a checkpoint for one of our models.
 
     Attributes:
         layout: The layout that it was found to be in, in words.
@@ -82,7 +82,7 @@ class Mapped:
 
 
 def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict for `model` from a checkpoint in any of the layouts above.
+    """Convert a checkpoint in any of the layouts above to a state dict for `model`.
 
     Relative bias tables of another kernel size are interpolated. A checkpoint without a classifier leaves that of the
     model as it is, with a warning. Another warning says if small maps are padded, as in the training of the weights.
@@ -105,7 +105,7 @@ def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def map_checkpoint(checkpoint: Mapping[str, Any]) -> Mapped:
-    """Names what a checkpoint holds as our models do; knows of no model and compares no shape."""
+    """Rename the tensors of a checkpoint to our layout, without a model to compare with."""
     held = _unwrap(checkpoint)
     told = held.pop(PADDING, None)
     layout, rules, pieces = _recognise(held)
@@ -131,7 +131,7 @@ def map_checkpoint(checkpoint: Mapping[str, Any]) -> Mapped:
 
 
 def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Makes a mapped checkpoint fit a model, or says why it does not.
+    """Fit a mapped checkpoint to a model, or raise an error that says why it does not fit.
 
     Returns:
         A state dict for the model, and the names of the tables that were interpolated.
@@ -182,14 +182,14 @@ def _other_channels(model: nn.Module, cfg: Mapping[str, Any]) -> bool:
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights inside of what training scripts, DistributedDataParallel, torch.compile and detectors put around."""
+    """Remove the wrappers of training scripts, DistributedDataParallel, torch.compile and detectors."""
     wrapper = next((key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
     held = checkpoint[wrapper] if wrapper else checkpoint
     return {re.sub(r"^(?:(?:module|_orig_mod|backbone|nat|dinat)\.)+", "", name): value for name, value in held.items()}
 
 
 def _recognise(held: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, Name]], Iterator[Piece]]:
-    """The layout, its rules, and what it holds piece by piece."""
+    """Return the layout of a checkpoint, its rules, and its pieces."""
     if any(name.startswith("encoder.levels.") for name in held):
         return "Hugging Face's layout", HUGGING_FACE, _join_hugging_face(held)
     pieces = ((name, (name,), value) for name, value in held.items())
@@ -201,7 +201,7 @@ def _recognise(held: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, Name]]
 
 
 def _join_hugging_face(held: Mapping[str, Any]) -> Iterator[Piece]:
-    """Joins queries, keys and values, and parts the two layer scales of a block."""
+    """Join queries, keys and values, and split the two layer scales of a block."""
     for name, value in held.items():
         if match := re.fullmatch(r"(.+\.attention\.self\.)(query|key|value)\.(weight|bias)", name):
             parts = tuple(f"{match[1]}{part}.{match[3]}" for part in ("query", "key", "value"))

@@ -17,7 +17,7 @@ PADDING = "legacy_pad"
 
 
 def follow_padding(model: nn.Module, legacy_pad: bool | None) -> None:
-    """Let loaded weights say whether a model pads small maps, where `legacy_pad` does not."""
+    """Let loaded weights decide whether a model pads small maps if `legacy_pad` is None."""
     setattr(model, PADDING, legacy_pad)
     model.register_load_state_dict_pre_hook(_take)
     model.register_state_dict_post_hook(_tell)

@@ -14,13 +14,13 @@ CHECKSUMS = FOLDER / "SHA256SUMS"
 
 
 def packaged(name: str) -> dict[str, Any]:
-    """The part of timm's configuration that says where the weights of `MODEL.TAG` are, and what their classes are."""
+    """Return the part of timm's configuration with the file and the class names of weights `MODEL.TAG`."""
     config = json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
     return {"file": str(FOLDER / name / "model.safetensors"), "label_names": tuple(config["label_names"])}
 
 
 def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Builds as timm's `build_model_with_cfg` does, but compares weights of the package before it reads them.
+    """Call timm's `build_model_with_cfg` after checking the packaged weights that it would read.
 
     Raises:
         ValueError: weights of the package are damaged or missing.
@@ -34,7 +34,7 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
 
 
 def check(path: Path) -> None:
-    """Compares a file of the package with its checksum.
+    """Compare a packaged file with its checksum.
 
     Raises:
         ValueError: it is not there, or not what was packaged.

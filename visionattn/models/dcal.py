@@ -145,7 +145,7 @@ def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVi
 
 @register_model
 def dcal_vit_pico(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """A small one for small images, of ours: six blocks of width 128 on patches of 4 pixels."""
+    """DCAL for small images, of our own making: six blocks of width 128 on patches of 4 pixels."""
     return _create_vit("dcal_vit_pico", pretrained, {**VIT_32, "embed_dim": 128, "num_heads": 4}, **kwargs)
 
 

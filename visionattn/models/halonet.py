@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
     def __init__(
         self, dim: int, spatial: nn.Module, width: int, mid: int, dim_out: int, stride: int, drop_path: float, **dd: Any
     ) -> None:
-        """Takes `spatial`, from `width` to `mid` channels with `stride`; the block goes from `dim` to `dim_out`."""
+        """Build a block from `dim` to `dim_out` channels; `spatial` maps `width` to `mid` with `stride`."""
         super().__init__()
         self.conv1 = ConvNormAct(dim, width, 1, act_layer=nn.SiLU, **dd)
         self.attn = spatial
@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
+        """Map `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
         branch = self.conv2(self.norm(self.attn(self.conv1(x))))
         return self.act(self.shortcut(x) + self.drop_path(branch))
 
@@ -61,8 +61,8 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to this stage's width and size."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        """Map `[B, C, H, W]` to this stage's width and size."""
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
@@ -82,7 +82,7 @@ class Stem(nn.Module):
         self.reduction = 2 if kind == "small" else 4
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
+        """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
         return channels_last(self.pool(self.conv(x)))
 
 
@@ -115,7 +115,7 @@ class HaloNet(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             embed_dim: Width of queries and keys in the first stage; each stage doubles it.
@@ -196,30 +196,28 @@ class HaloNet(Backbone):
             elif isinstance(module, Bottleneck) and zero_init_last:
                 nn.init.zeros_(module.conv2.bn.weight)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beyond the 1-D ones: the relative tables."""
+        """Return parameters without weight decay beyond the 1-D ones: the relative tables."""
         return {name for name, _ in self.named_parameters() if name.endswith(("height_rel", "width_rel"))}
 
-    @torch.jit.ignore
     def set_input_size(
         self,
         img_size: int | tuple[int, int] | None = None,
         block_size: int | None = None,
         halo_size: int | None = None,
     ) -> None:
-        """Changes the attention windows, interpolating relative tables; images of any size are taken anyway."""
+        """Change the attention windows and interpolate relative tables; any image size works without this."""
         for module in self.modules():
             if isinstance(module, HaloAttention2d):
                 module.set_window(block_size or module.block_size, module.halo_size if halo_size is None else halo_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H / 32, W / 32]`, rounded up."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H / 32, W / 32]`, rounded up."""
         return self.final_conv(self.stages(self.stem(x)))
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HaloNet) -> dict[str, Tensor]:
-    """Fits the relative tables of a checkpoint to the windows of a model."""
+    """Fit the relative tables of a checkpoint to the windows of a model."""
     own = model.state_dict()
     return {
         name: resize_table(x, len(own[name])) if name.endswith(("height_rel", "width_rel")) and name in own else x

@@ -27,7 +27,7 @@ EPSILON = 1e-6
 
 
 class Masking(NamedTuple):
-    """Which patches of each image the encoder sees.
+    """Visible and hidden patches of each image.
 
     Attributes:
         visible: their places [B, V].
@@ -39,7 +39,7 @@ class Masking(NamedTuple):
 
 
 def mask_patches(noise: Tensor, ratio: float) -> Masking:
-    """Hides the patches with the most noise, so that uniform noise hides any set of them with equal probability.
+    """Hide the patches with the most noise, so that uniform noise hides any set of them with equal probability.
 
     Args:
         noise: a number for each patch [B, P].
@@ -57,7 +57,7 @@ def mask_patches(noise: Tensor, ratio: float) -> Masking:
 
 
 def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -> Tensor:
-    """What an encoder makes of a part of each image: patches get their positions and only then are left out.
+    """Encode the visible patches of each image, after all patches got their positions.
 
     Args:
         encoder: the ViT.
@@ -68,16 +68,17 @@ def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -
         Prefix tokens and then those of the visible patches, in the order of `visible`, after the final norm: [B, E + V,
         D].
     """
+    # timm has no public method that stops after the positions; the test of `encode_visible` fails if this one moves.
     tokens: Tensor = encoder._pos_embed(encoder.patch_embed(image))
     prefix, patches = tokens.split([encoder.num_prefix_tokens, tokens.shape[1] - encoder.num_prefix_tokens], dim=1)
     tokens = encoder.norm_pre(torch.cat([prefix, _take(patches, visible)], dim=1))
-    if encoder.grad_checkpointing and not torch.jit.is_scripting():
+    if encoder.grad_checkpointing:
         return encoder.norm(checkpoint_seq(encoder.blocks, tokens))
     return encoder.norm(encoder.blocks(tokens))
 
 
 class MaskedDecoder(nn.Module):
-    """Predicts the pixels of hidden patches from the encoder's tokens of visible ones.
+    """Decoder that predicts the pixels of hidden patches from the encoder's tokens of visible ones.
 
     Tokens of the encoder and, for each hidden patch, one learned mask token go through a few blocks of their own.
     Positions are sines and cosines (as in the paper), added to all but the prefix tokens.
@@ -86,7 +87,7 @@ class MaskedDecoder(nn.Module):
     position: Tensor
 
     def __init__(self, encoder: VisionTransformer, dim: int = 96, depth: int = 1, num_heads: int = 3) -> None:
-        """Builds a decoder for one encoder.
+        """Build a decoder for one encoder.
 
         Args:
             encoder: whose tokens it takes, and whose patches it predicts.
@@ -115,7 +116,7 @@ class MaskedDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, masking: Masking) -> Tensor:
-        """Predicts what :func:`hidden_patches` gives.
+        """Predict the pixels that :func:`hidden_patches` returns.
 
         Args:
             tokens: what :func:`encode_visible` gives [B, E + V, D].
@@ -134,7 +135,7 @@ class MaskedDecoder(nn.Module):
 
 
 def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int]) -> Tensor:
-    """The pixels to predict [B, M, h·w·C], each patch brought to mean 0 and variance 1 (section 4.1 of the paper).
+    """Return the pixels to predict [B, M, h·w·C], each patch with mean 0 and variance 1 (section 4.1).
 
     Args:
         image: images [B, C, H, W].
@@ -147,7 +148,7 @@ def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int])
 
 
 def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], predicted: Tensor | None) -> Tensor:
-    """Images whose hidden patches are what was predicted, or nothing.
+    """Return images with their hidden patches replaced by the prediction, or by zeros.
 
     Args:
         image: images [B, C, H, W].
@@ -167,14 +168,14 @@ def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], pr
 
 
 def patchify(image: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Cuts images [B, C, H, W] into patches [B, P, h·w·C], row by row, within a patch too; channels come last."""
+    """Cut images [B, C, H, W] into patches [B, P, h·w·C], row by row, within a patch too; channels come last."""
     height, width = patch_size
     grid = image.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, C, H/h, h, W/w, w]
     return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> VisionTransformer:
-    """Checks that a model can be pretrained so, on images of a height and width in pixels.
+    """Check that a model can be pretrained so, on images of a height and width in pixels.
 
     Raises:
         ValueError: it is no ViT of timm on plain patches, or one for images of another size.
@@ -196,10 +197,10 @@ def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> Visio
 
 
 def _take(patches: Tensor, places: Tensor) -> Tensor:
-    """Of patches [B, P, D] those at places [B, K]."""
+    """Take patches [B, P, D] at positions [B, K]."""
     return patches.gather(1, places[..., None].expand(-1, -1, patches.shape[-1]))
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the pixels of each patch."""
+    """Return mean and standard deviation of the pixels of each patch."""
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + EPSILON).sqrt()

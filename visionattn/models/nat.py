@@ -66,7 +66,7 @@ class NeighborhoodAttentionTransformer(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             embed_dim: Width of the first level; each level doubles it.
@@ -141,13 +141,12 @@ class NeighborhoodAttentionTransformer(Backbone):
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
+        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
         return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
+        """Map images `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
         return self.norm(self.levels(self.patch_embed(x)))
 
 

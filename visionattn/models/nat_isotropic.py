@@ -38,12 +38,9 @@ class IsotropicBlock(Block):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to the same."""
+        """Map `[B, dim, H, W]` to the same."""
         x = x.permute(0, 2, 3, 1)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint(self.residual, x)
-        else:
-            x = self.residual(x)
+        x = checkpoint(super().forward, x) if self.grad_checkpointing else super().forward(x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -74,7 +71,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             embed_dim: Width.
@@ -134,9 +131,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
 
-    @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Makes the attention of a ViT global up to another size, with interpolated tables; NAT stays as it is.
+        """Make the attention of a ViT global up to another size, with interpolated tables; NAT does not change.
 
         Args:
             img_size: Height and width in pixels.
@@ -146,13 +142,12 @@ class IsotropicNeighborhoodTransformer(Backbone):
                 if isinstance(module, NeighborhoodAttention2d):
                     module.set_kernel_size(self._map_size(img_size))
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beyond the 1-D ones: the relative bias tables."""
+        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
         return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
+        """Map images `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
         return self.norm(self.blocks(self.patch_embed(x)))
 
     def _map_size(self, img_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -28,8 +28,8 @@ class Layer(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        """Map `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
+        if self.grad_checkpointing:
             return self.act(checkpoint(self.conv, x))
         return self.act(self.conv(x))
 
@@ -49,7 +49,7 @@ class SlotCnn(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             embed_dims: Channels of each layer.
@@ -86,7 +86,7 @@ class SlotCnn(Backbone):
         self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H', W']`."""
         return self.norm(self.levels(self.patch_embed(x)))
 
 
@@ -127,12 +127,12 @@ def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
 
 @register_model
 def slot_cnn(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """The paper's: 5×5 kernels and 64 channels, at the resolution of the image."""
+    """The paper's encoder: 5×5 kernels and 64 channels, at the resolution of the image."""
     return _create("slot_cnn", pretrained, **kwargs)
 
 
 @register_model
 def slot_cnn_pico(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """A small one for CPUs, of ours: maps of a quarter of the image's edge."""
+    """A small encoder for CPUs, of our own making: maps of a quarter of the image's edge."""
     arch = {"embed_dims": (32, 64, 64, 64), "kernel_sizes": (5, 3, 3, 3), "strides": (2, 2, 1, 1)}
     return _create("slot_cnn_pico", pretrained, **{**arch, **kwargs})

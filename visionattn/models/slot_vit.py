@@ -11,7 +11,6 @@ making.
 
 from typing import Any, Literal, get_args
 
-import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
@@ -24,17 +23,17 @@ from visionattn.models.controls import VIT_PICO
 __all__ = ["SlotVisionTransformer"]
 
 SetPool = Literal["mean", "attention"]
-"""How one vector is made of a set of slots."""
+"""Pooling of a set of slots to one vector."""
 
 POOL = "attn_pool."
-"""What the names of the pooling's parameters begin with."""
+"""Prefix of the parameters of the pooling."""
 
 
 class SlotPool(nn.Module):
     """From tokens to slots, and from slots to one vector; the order of either does not matter."""
 
     def __init__(self, slots: SlotAttention, pool: SetPool, **dd: Any) -> None:
-        """Takes the slots and how they are pooled."""
+        """Build the pooling of `slots`: "mean" or "attention"."""
         super().__init__()
         dim = slots.dim
         self.slots = slots
@@ -42,7 +41,7 @@ class SlotPool(nn.Module):
         self.score = nn.Linear(dim, 1, bias=False, **dd) if pool == "attention" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """From tokens [B, N, D] to [B, D]."""
+        """Map tokens [B, N, D] to [B, D]."""
         slots = self.norm(self.slots(x)[0])
         if self.score is not None:
             return (self.score(slots).softmax(1) * slots).sum(1)
@@ -62,7 +61,7 @@ class SlotVisionTransformer(VisionTransformer):
         set_pool: SetPool = "attention",
         **kwargs: Any,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             *args: As for timm's VisionTransformer.
@@ -91,15 +90,13 @@ class SlotVisionTransformer(VisionTransformer):
             )
             self.attn_pool = SlotPool(slots, set_pool, **dd)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay: timm's, and where slots start."""
+        """Return the parameters without weight decay: timm's, and the initial slots."""
         names = ("slots.mu", "slots.log_sigma")
         return super().no_weight_decay() | {POOL + name for name in names}
 
-    @torch.jit.ignore
     def slot_maps(self, x: Tensor) -> Tensor:
-        """How much of each patch of images [B, in_chans, H, W] each slot got: [B, K, h, w], sums to 1 over slots.
+        """Return the share of each patch that each slot takes: [B, K, h, w], with a sum of 1 over slots.
 
         Raises:
             ValueError: There are no slots, as the pooling was taken away.
@@ -111,7 +108,7 @@ class SlotVisionTransformer(VisionTransformer):
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: SlotVisionTransformer) -> dict[str, Tensor]:
-    """As timm's; to weights of a ViT, the slots of the model are added as they are."""
+    """Convert weights as timm does; to weights of a ViT, the slots of the model are added unchanged."""
     found: dict[str, Tensor] = vit_filter_fn(state_dict, model, adapt_layer_scale=True)
     if not any(name.startswith(POOL) for name in found):
         found |= {name: value for name, value in model.state_dict().items() if name.startswith(POOL)}

@@ -52,16 +52,16 @@ class Decomposition(NamedTuple):
 
     @property
     def reconstruction(self) -> Tensor:
-        """The parts, each where its mask is [B, C', H', W']."""
+        """Sum of the parts, each weighted by its mask: [B, C', H', W']."""
         return (self.masks[:, :, None] * self.parts).sum(1)
 
     def segments(self, size: Sequence[int]) -> Tensor:
-        """Which slot has most of each place, in a height and width: [B, H, W], int64."""
+        """Return the slot with the largest mask at each position, at a height and width: [B, H, W], int64."""
         return _resize(self.masks, size).argmax(1)
 
 
 def encode(encoder: nn.Module, image: Tensor) -> Tensor:
-    """The last map of features of a model of timm, after its final norm: [B, C, h, w].
+    """Return the last feature map of a timm model, after its final norm: [B, C, h, w].
 
     Args:
         encoder: any model that has `forward_intermediates`.
@@ -78,7 +78,7 @@ class SoftPosition(nn.Module):
     distances: Tensor
 
     def __init__(self, dim: int, size: Sequence[int]) -> None:
-        """Takes the channels, and height and width of the maps."""
+        """Build positions for maps of `dim` channels, of a height and width."""
         super().__init__()
         self.size = (size[0], size[1])
         y, x = (torch.linspace(0, 1, length) for length in self.size)
@@ -87,7 +87,7 @@ class SoftPosition(nn.Module):
         self.project = nn.Linear(4, dim)
 
     def forward(self) -> Tensor:
-        """What is to be added to a map [h, w, D]."""
+        """Return the positions to add to a map [h, w, D]."""
         return self.project(self.distances)
 
 
@@ -95,19 +95,19 @@ class LearnedPosition(nn.Module):
     """Positions for maps: a learned vector for each place."""
 
     def __init__(self, dim: int, size: Sequence[int]) -> None:
-        """Takes the channels, and height and width of the maps."""
+        """Build positions for maps of `dim` channels, of a height and width."""
         super().__init__()
         self.size = (size[0], size[1])
         self.table = nn.Parameter(torch.empty(*self.size, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self) -> Tensor:
-        """What is to be added to a map [h, w, D]."""
+        """Return the positions to add to a map [h, w, D]."""
         return self.table
 
 
 class BroadcastDecoder(nn.Module):
-    """Draws slots one by one: each is put at all places of a grid, which differ by their positions, and convolved.
+    """Decoder of single slots: each is copied to all positions of a grid, gets their codes, and is convolved.
 
     With kernels of 1×1 this is an MLP for each place.
 
@@ -125,7 +125,7 @@ class BroadcastDecoder(nn.Module):
         kernel_size: int,
         patch_size: int,
     ) -> None:
-        """Makes the layers, see `SlotAutoencoder`; `dim` is the width of a slot, `position` that of the grid."""
+        """Build the layers, see `SlotAutoencoder`; `dim` is the width of a slot."""
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"decoder_kernel must be an odd number, got {kernel_size}")
@@ -144,7 +144,7 @@ class BroadcastDecoder(nn.Module):
         self.size = (scale * position.size[0], scale * position.size[1])
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """From slots [B, K, D] to parts [B, K, C', H', W'] and logits of their masks [B, K, H', W']."""
+        """Map slots [B, K, D] to parts [B, K, C', H', W'] and logits of their masks [B, K, H', W']."""
         placed = slots[:, :, None, None] + self.position()  # [B, K, h, w, D]
         drawn = self.layers(placed.flatten(0, 1).permute(0, 3, 1, 2)).float()
         drawn = drawn.unflatten(0, slots.shape[:2])
@@ -171,7 +171,7 @@ class SlotAutoencoder(nn.Module):
         decoder_kernel: int = 5,
         decoder_patch: int = 1,
     ) -> None:
-        """Makes the layers; what is not given is as published.
+        """Build the layers; sizes that are not given are the published ones.
 
         Args:
             features: C, h and w of the map.
@@ -223,7 +223,7 @@ class SlotAutoencoder(nn.Module):
         self.decoder = BroadcastDecoder(dim, 3 if pixels else in_chans, position, sizes["decoder_dim"], *layers)
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> Decomposition:
-        """Takes images to pieces.
+        """Decompose images into slots and their parts.
 
         Args:
             features: What `encode` gives [B, C, h, w].
@@ -239,7 +239,7 @@ class SlotAutoencoder(nn.Module):
         return Decomposition(slots, attention, logits.softmax(1), parts)
 
     def target(self, image: Tensor, features: Tensor) -> Tensor:
-        """What is to be rebuilt: the features, or images in the size of the reconstruction, each pixel a mean."""
+        """Return the target of the reconstruction: the features, or images averaged to its size."""
         if self.method == "dinosaur":
             return features
         size = self.decoder.size
@@ -247,7 +247,7 @@ class SlotAutoencoder(nn.Module):
 
 
 def _convolution(dim: int, dim_out: int, kernel_size: int, stride: int) -> nn.Module:
-    """Maps of the same size, or of one `stride` times as large."""
+    """Build a convolution that keeps the size of maps, or enlarges them `stride` times."""
     padding = kernel_size // 2
     if stride == 1:
         return nn.Conv2d(dim, dim_out, kernel_size, padding=padding)
@@ -255,5 +255,5 @@ def _convolution(dim: int, dim_out: int, kernel_size: int, stride: int) -> nn.Mo
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [B, K, h, w] in a height and width."""
+    """Resize maps [B, K, h, w] to a height and width."""
     return F.interpolate(maps.float(), size=tuple(size), mode="bilinear", align_corners=False)

@@ -29,14 +29,13 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
-from visionattn.models._backbone import Backbone
+from visionattn.models._backbone import Backbone, take_indices
 from visionattn.models._weights import build_model, packaged
 from visionattn_kernels.hyper import GlobalMode
 
@@ -46,9 +45,8 @@ Size = int | Sequence[int]
 
 
 @register_notrace_function
-@torch.jit.ignore
 def check_size(x: Tensor, height: int, width: int) -> None:
-    """Refuses images of another size than the model's.
+    """Refuse images of another size than the model's.
 
     Raises:
         ValueError: They are.
@@ -61,17 +59,17 @@ def check_size(x: Tensor, height: int, width: int) -> None:
 
 
 class Stem(nn.Module):
-    """Refuses images of another size than the model's, and cuts them into patches where there is a map for these."""
+    """Stem that checks the image size, and cuts images into patches if there is a convolution for that."""
 
     def __init__(self, img_size: tuple[int, int], proj: nn.Module | None) -> None:
-        """Takes height and width of the images."""
+        """Build the stem for images of a height and width."""
         super().__init__()
         self.img_size = img_size
         self.proj = nn.Identity() if proj is None else proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images `[B, C, H, W]` to maps."""
-        check_size(x, self.img_size[0], self.img_size[1])
+        """Check images `[B, C, H, W]` and cut them into patches."""
+        check_size(x, *self.img_size)
         return self.proj(x)
 
 
@@ -105,7 +103,7 @@ class Terminator(Backbone):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             img_size: Height and width of the images, or an int for a square or the length of a sequence.
@@ -139,9 +137,9 @@ class Terminator(Backbone):
             raise ValueError(f"slow_depths must have one entry per block, {len(embed_dims)}; got {len(slow_depths)}")
         if global_mode not in get_args(GlobalMode):
             raise ValueError(f"global_mode must be one of {', '.join(get_args(GlobalMode))}; got {global_mode!r}")
-        self.ndim = int(ndim)
+        self.ndim = ndim
         self.patch_size = (1 if ndim == 1 else patch_size, patch_size)
-        self.global_mode: str = global_mode
+        self.global_mode = global_mode
         self.slow_loss_weight = slow_loss_weight
         self.img_size = self._check_img_size(img_size)
         grid = self._map_size(self._check_img_size(img_size if grid_size is None else grid_size))
@@ -196,9 +194,8 @@ class Terminator(Backbone):
     def _map_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
-    @torch.jit.ignore
     def set_input_size(self, img_size: Size) -> None:
-        """Takes images of another size from now on; hyper-kernels and position biases are interpolated.
+        """Change the image size; hyper-kernels and position biases are interpolated.
 
         Parameters stay as they are. To build such a model from saved weights, give `grid_size`.
 
@@ -214,20 +211,17 @@ class Terminator(Backbone):
                 module.kernel.set_size(size)
                 module.hyper.spatial.set_size(size)
 
-    @torch.jit.ignore
     def device_and_dtype(self) -> dict[str, Any]:
-        """Where maps are, and their type; slow networks may keep a wider one."""
+        """Return the device and dtype of maps; slow networks may keep a wider dtype."""
         return get_device_dtype(self.blocks[0].mix)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
+        """Return parameters without weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
         names = ("filters.weight", "tap_bias", "position_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
 
-    @torch.jit.ignore
     def hyper_kernels(self) -> dict[str, Tensor]:
-        """The kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
+        """Return the kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
 
         Per block `global` and `spatial`, as large as the map, and `gate` and `channel`, one row over channels.
         """
@@ -240,9 +234,8 @@ class Terminator(Backbone):
             found[f"blocks.{i}.spatial"] = block.hyper.spatial()
         return found
 
-    @torch.jit.ignore
     def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The weighted slow neural loss, which is part of the objective in training.
+        """Return the weighted slow neural loss, a part of the training objective.
 
         It holds the global kernels of the blocks together: the sum over all pairs of the mean squared difference of the
         later kernel and the earlier one, tiled to as many channels.
@@ -259,21 +252,17 @@ class Terminator(Backbone):
         return {"slow": self.slow_loss_weight * torch.stack(terms).sum()} if terms else {}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
+        """Map images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
         return self.norm(self._outputs(x, len(self.blocks))[-1])
 
     def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
-        """Outputs of the first `count` blocks."""
+        """Return the outputs of the first `count` blocks."""
         x = self.stem(x)
         outputs: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            if i < count:
-                dense = [outputs[j] for j in self.dense[i]]
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, dense, use_reentrant=False)
-                else:
-                    x = block(x, dense)
-                outputs.append(x)
+        for block, earlier in zip(list(self.blocks)[:count], self.dense, strict=False):
+            dense = [outputs[j] for j in earlier]
+            x = checkpoint(block, x, dense, use_reentrant=False) if self.grad_checkpointing else block(x, dense)
+            outputs.append(x)
         return outputs
 
     def forward_intermediates(
@@ -285,10 +274,10 @@ class Terminator(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features, and those of the blocks on the way; see `Backbone.forward_intermediates`."""
+        """Compute features and outputs of blocks; see `Backbone.forward_intermediates`."""
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.blocks), indices)
+        take, last = take_indices(len(self.blocks), indices)
         outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
         found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
         return found if intermediates_only else (outputs[-1], found)

@@ -1,7 +1,7 @@
-"""Contact sheets of what a probing head attends: photographs, and over them its maps in colours that mean the same.
+"""Sheets of a probing head's attention: images with its maps in colours that are consistent over all images.
 
-A head with M maps is too much to look at. Maps that lie on the same places of the same images are put together and
-share a colour, in all images.
+A head has too many maps to look at. Maps that attend to the same places of the same images form a cluster, which has
+one colour in all images.
 """
 
 from collections.abc import Sequence
@@ -10,37 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.files import as_text
-from visionattn.viz.image import Pixels, read_image, save_image
+from visionattn.viz.image import Pixels, save_image, to_pixels
+from visionattn.viz.sheet import COLOURS, DIMMED, caption, join_tiles, stack_rows
 
-# Okabe and Ito's colours, without black, which colour-blind readers can tell apart.
-COLOURS = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
-    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
-)
-GAP, CAPTION, BACKGROUND, INK = 6, 20, 255, (40, 40, 40)  # the first two in pixels
-DIMMED = 0.45  # of the brightness, where there is no attention
-STRENGTH = 0.85  # of a colour at its strongest; the rest is the photograph
+STRENGTH = 0.85  # opacity of a colour at its strongest
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def cluster_maps(maps: Any, num_clusters: int) -> Integers:
-    """Puts maps together that rise and fall together, over all images at once.
+    """Cluster maps that rise and fall together over all images.
 
-    How far apart two maps are is 1 minus the correlation of their weights, each image's mean taken off; clusters are
-    those of average linkage.
+    The distance of two maps is 1 minus the correlation of their weights, centred per image; clusters are those of
+    average linkage.
 
     Args:
-        maps: weights, not negative, of M maps on N patches in P images, [P, M, N].
-        num_clusters: of which there are fewer where there are fewer maps.
+        maps: non-negative weights of M maps on N patches of P images, [P, M, N].
+        num_clusters: number of clusters; there are no more than maps.
 
     Returns:
-        The cluster of each map, [M]; the one with the most maps is 0, among equals the one with the earliest.
+        The cluster of each map, [M]. Cluster 0 has the most maps; of equal ones the earliest comes first.
 
     Raises:
-        ValueError: maps of another shape, or numbers that are negative or not finite, or no cluster.
+        ValueError: maps of another shape, with negative or non-finite weights, or num_clusters below 1.
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
@@ -61,45 +54,44 @@ def cluster_maps(maps: Any, num_clusters: int) -> Integers:
 
 
 def save_attention_maps(
-    photographs: Sequence[Any],
+    images: Sequence[Any],
     maps: Any,
     grid: tuple[int, int],
     path: str | Path,
     num_colours: int = len(COLOURS),
     height: int = 112,
 ) -> Path:
-    """Writes the sheet of :func:`draw_attention_maps`, with maps clustered by :func:`cluster_maps`."""
-    return save_image(
-        draw_attention_maps(photographs, maps, grid, cluster_maps(maps, min(num_colours, len(COLOURS))), height), path
-    )
+    """Write the sheet of :func:`draw_attention_maps`, with clusters from :func:`cluster_maps`."""
+    clusters = cluster_maps(maps, min(num_colours, len(COLOURS)))
+    return save_image(draw_attention_maps(images, maps, grid, clusters, height), path)
 
 
 def draw_attention_maps(
-    photographs: Sequence[Any], maps: Any, grid: tuple[int, int], clusters: Any, height: int = 112
+    images: Sequence[Any], maps: Any, grid: tuple[int, int], clusters: Any, height: int = 112
 ) -> Pixels:
-    """A row for each image: the photograph, all clusters over it, and each cluster alone in its colour.
+    """Draw a row for each image: the image, all clusters over it, and each cluster alone in its colour.
 
-    What is drawn of a cluster is by how much the mean of its maps exceeds that of a map that is everywhere the same,
-    and the strongest that it gets in any of the images has its full colour.
+    The opacity of a cluster shows how far the mean of its maps exceeds a uniform map. Its maximum over all images has
+    the full colour.
 
     Args:
-        photographs: P paths, Pillow images, or bytes [H, W, 3].
-        maps: weights, not negative, [P, M, N].
+        images: P paths, Pillow images, or bytes [H, W, 3].
+        maps: non-negative weights, [P, M, N].
         grid: rows and columns of patches; N is their product.
         clusters: the cluster of each map, [M], numbers from 0.
-        height: of a photograph on the sheet, in pixels; widths are the same, as backbones take square images.
+        height: height and width of an image on the sheet, in pixels.
 
     Returns:
         Bytes [H', W', 3].
 
     Raises:
-        ValueError: numbers that do not fit together, or more clusters than colours.
-        OSError: a file that is not there or no image.
+        ValueError: arguments that do not fit together, or more clusters than colours.
+        OSError: a file that is missing or not an image.
     """
     weights, labels = _shares(maps), np.asarray(clusters, dtype=np.int64)
-    if weights.shape[::2] != (len(photographs), grid[0] * grid[1]) or labels.shape != weights.shape[1:2]:
+    if weights.shape[::2] != (len(images), grid[0] * grid[1]) or labels.shape != weights.shape[1:2]:
         raise ValueError(
-            f"{len(photographs)} photographs, {len(labels)} clustered maps and a grid of {grid[0]}×{grid[1]} patches "
+            f"{len(images)} images, {len(labels)} clustered maps and a grid of {grid[0]}×{grid[1]} patches "
             f"do not fit maps of shape {list(weights.shape)}"
         )
     if not 0 <= labels.min() <= labels.max() < len(COLOURS):
@@ -107,17 +99,18 @@ def draw_attention_maps(
     sizes = np.bincount(labels)
     strengths = _strengths(weights, labels, grid)
     captions = ["", "all maps", *(f"{size} map{'s' if size > 1 else ''}" for size in sizes)]
-    rows = [_captions(captions, height)]
-    for photograph, each in zip(photographs, strengths, strict=True):
-        pixels = _resize(read_image(photograph), height)
+    bars = (None, None, *COLOURS)
+    rows = [join_tiles([caption(text, height, 0.45, bar) for text, bar in zip(captions, bars, strict=False)])]
+    for image, each in zip(images, strengths, strict=True):
+        pixels = _resize(to_pixels(image), height)
         smooth = np.stack([_resize(strength, height).clip(0, 1) for strength in each])
         alone = [_overlay(pixels, smooth[[k]], [colour]) for k, colour in zip(range(len(sizes)), COLOURS, strict=False)]
-        rows.append(_row([pixels, _overlay(pixels, smooth, COLOURS[: len(sizes)]), *alone]))
-    return np.pad(np.concatenate(rows), ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND)
+        rows.append(join_tiles([pixels, _overlay(pixels, smooth, COLOURS[: len(sizes)]), *alone]))
+    return stack_rows(rows)
 
 
 def _shares(maps: Any) -> Floats:
-    """Maps whose weights add up to 1; those of no weight at all are the same everywhere."""
+    """Normalise each map to a sum of 1; maps without any weight become uniform."""
     weights = np.asarray(maps, dtype=np.float64)
     if weights.ndim != 3 or not weights.size:
         raise ValueError(f"maps are weights [images, maps, patches], got {list(weights.shape)}")
@@ -128,17 +121,17 @@ def _shares(maps: Any) -> Floats:
 
 
 def _strengths(weights: Floats, labels: Integers, grid: tuple[int, int]) -> Floats:
-    """How strong the colour of each cluster is, [P, K, rows, columns], from 0 to 1."""
+    """Return the opacity of each cluster, [P, K, rows, columns], from 0 to 1."""
     mean = np.stack([weights[:, labels == k].mean(1) for k in range(labels.max() + 1)], axis=1)
     excess = np.maximum(mean * weights.shape[-1] - 1, 0)
     strongest = excess.max((0, 2), keepdims=True)
-    # The square root, as few patches come near the strongest of all.
+    # The square root, as few patches come near the maximum.
     return np.sqrt(excess / np.where(strongest > 0, strongest, 1)).reshape(*mean.shape[:2], *grid)
 
 
 def _overlay(pixels: Pixels, strengths: Floats, colours: Sequence[tuple[int, int, int]]) -> Pixels:
-    """Colours over a photograph, of strengths [K, H, W]; where none is, it is dark."""
-    shares = strengths**4  # so that the strongest one tells, yet without hard edges
+    """Draw colours of opacity [K, H, W] over an image, which is dark where there is no colour."""
+    shares = strengths**4  # the strongest colour dominates, without hard edges
     mixed = np.tensordot(shares, np.asarray(colours, np.float64), axes=(0, 0))
     mixed /= np.maximum(shares.sum(0), np.finfo(np.float64).tiny)[..., None]
     opacity = strengths.max(0)[..., None]
@@ -147,29 +140,8 @@ def _overlay(pixels: Pixels, strengths: Floats, colours: Sequence[tuple[int, int
 
 
 def _resize(values: Any, height: int) -> Any:
-    """A photograph, or numbers for the patches, as a square of this edge in pixels."""
+    """Resize an image, or a map of patches, to a square."""
     import cv2
 
     method = cv2.INTER_AREA if len(values) > height else cv2.INTER_CUBIC
     return cv2.resize(values, (height, height), interpolation=method)
-
-
-def _row(tiles: Sequence[Pixels]) -> Pixels:
-    """Tiles side by side, with gaps behind and below them."""
-    return np.concatenate(
-        [np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=BACKGROUND) for tile in tiles], axis=1
-    )
-
-
-def _captions(captions: Sequence[str], width: int) -> Pixels:
-    """What stands above the columns, from the third on in a bar of the column's colour."""
-    import cv2
-
-    tiles = []
-    for number, caption in enumerate(captions):
-        tile = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
-        if number > 1:
-            tile[-4:] = COLOURS[number - 2]
-        cv2.putText(tile, as_text(caption), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, INK, 1, cv2.LINE_AA)
-        tiles.append(tile)
-    return _row(tiles)

@@ -1,4 +1,4 @@
-"""Images of object binding: how well probes of each depth decode it, and what lies on the same object as a click."""
+"""Figures of object binding: accuracy of probes against depth, and same-object maps of clicks."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from visionattn.files import as_text
-from visionattn.viz.attention_maps import BACKGROUND, CAPTION, COLOURS, DIMMED, GAP, INK
 from visionattn.viz.figure import GREY, as_label, new_figure, save_figure, style_axes
-from visionattn.viz.image import Pixels, read_image, save_image
+from visionattn.viz.image import Pixels, save_image, to_pixels
+from visionattn.viz.sheet import COLOURS, DIMMED, caption, join_tiles, stack_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auc": "area under ROC"}
 LINES = ("-", "--", ":", "-.")
-TINT = 0.65  # of the colour, where the same object is certain; the rest is the photograph
+TINT = 0.65  # opacity of the colour at probability 1
 
 
 class DepthCurve(NamedTuple):
-    """What a probe reaches at each depth of a model.
+    """Rates of a probe at each depth of a model.
 
     Attributes:
-        model: that has a style of line.
-        probe: that has a colour.
-        depths: from 0 to 1.
-        means: by the measure's name in `PANELS`, a fraction for each depth; None for what cannot be said.
-        deviations: the same, standard deviations.
+        model: label of the model; each has a line style.
+        probe: name of the probe; each has a colour.
+        depths: depths of the layers, from 0 to 1.
+        means: for each measure in `PANELS`, a fraction for each depth, or None if unknown.
+        deviations: the same for standard deviations.
     """
 
     model: str
@@ -39,31 +38,31 @@ class DepthCurve(NamedTuple):
 
 
 class Click(NamedTuple):
-    """A photograph with a patch of an object, and what is said to be the same object.
+    """An image with a clicked patch of an object, and maps of the same object.
 
     Attributes:
-        photograph: path, Pillow image, or bytes [H, W, 3].
-        patch: row and column.
-        mask: the object, [H, W], bool.
-        maps: probabilities [rows, columns], any number of them.
+        image: path, Pillow image, or bytes [H, W, 3].
+        patch: row and column of the patch.
+        mask: whether each pixel belongs to the object, [H, W], bool.
+        maps: any number of maps of the probability of the same object, [rows, columns].
     """
 
-    photograph: Any
+    image: Any
     patch: tuple[int, int]
     mask: Any
     maps: Sequence[Any]
 
 
 def save_depth_curves(curves: Sequence[DepthCurve], chance: float, path: str | Path) -> Path:
-    """Draws accuracy, balanced accuracy and area under the ROC curve against depth.
+    """Draw accuracy, balanced accuracy and area under the ROC curve against depth.
 
     Args:
-        curves: what is drawn; bands are standard deviations.
-        chance: accuracy of always saying what is more frequent; that, and 50% of the other measures, are dotted.
-        path: where the figure goes.
+        curves: curves to draw; bands show standard deviations.
+        chance: accuracy of always giving the more frequent answer, drawn dotted; 50% in the other panels.
+        path: file of the figure.
 
     Raises:
-        ValueError: nothing to draw, or a suffix of no figure.
+        ValueError: no curves, or a suffix that is not a figure's.
     """
     if not curves:
         raise ValueError("there are no results to draw")
@@ -89,27 +88,26 @@ def save_depth_curves(curves: Sequence[DepthCurve], chance: float, path: str | P
 def save_similarity_sheet(
     clicks: Sequence[Click], captions: Sequence[str], path: str | Path, height: int = 128
 ) -> Path:
-    """Draws a row for each click: the photograph, the object, and each map; what is not the same object is dim.
+    """Draw a row for each click: the image, the object, and each map; the brighter, the likelier the same object.
 
     Args:
-        clicks: with as many maps each.
-        captions: of the maps.
-        path: where the image goes.
-        height: of a photograph on the sheet, in pixels, which is its width, too.
+        clicks: clicks with an equal number of maps.
+        captions: captions of the maps.
+        path: file of the image.
+        height: height and width of an image on the sheet, in pixels.
 
     Raises:
-        ValueError: nothing to draw, maps without captions, or a suffix of no image.
+        ValueError: no clicks, maps without captions, or a suffix that is not an image's.
     """
     if not clicks or any(len(click.maps) != len(captions) for click in clicks):
         raise ValueError(f"{len(clicks)} clicks do not fit {len(captions)} captions: each has a map for each")
-    rows = [_join([_caption(text, height) for text in ("click", "true object", *captions)])]
-    rows += [_join(_draw_click(click, height)) for click in clicks]
-    page = np.concatenate(rows)
-    return save_image(np.pad(page, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND), path)
+    rows = [join_tiles([caption(text, height) for text in ("click", "true object", *captions)])]
+    rows += [join_tiles(_draw_click(click, height)) for click in clicks]
+    return save_image(stack_rows(rows), path)
 
 
 def _colours() -> list[str]:
-    """Those that can be told apart on white first."""
+    """Return the colours as hex codes, those with most contrast on white first."""
     *first, yellow, blue, red, purple = (f"#{r:02X}{g:02X}{b:02X}" for r, g, b in COLOURS)
     return [*first, blue, red, purple, GREY, yellow]
 
@@ -125,7 +123,7 @@ def _draw_curve(axes: "Axes", curve: DepthCurve, measure: str, colour: str, line
 
 
 def _handles(colours: Mapping[str, str], lines: Mapping[str, Any]) -> list[Any]:
-    """Lines for the legend, of these colours and, unless they are solid, styles."""
+    """Make lines for the legend, with colours and optional styles."""
     from matplotlib.lines import Line2D
 
     return [
@@ -136,36 +134,21 @@ def _handles(colours: Mapping[str, str], lines: Mapping[str, Any]) -> list[Any]:
 def _draw_click(click: Click, height: int) -> list[Pixels]:
     import cv2
 
-    photograph: Any = cv2.resize(read_image(click.photograph), (height, height), interpolation=cv2.INTER_AREA)
+    image: Any = cv2.resize(to_pixels(click.image), (height, height), interpolation=cv2.INTER_AREA)
     rows, columns = np.shape(click.maps[0]) if click.maps else np.shape(click.mask)
     place = [round((index + 0.5) * height / count) for index, count in zip(click.patch, (rows, columns), strict=True)]
-    shown = [photograph, *(_overlay(photograph, values) for values in (click.mask, *click.maps))]
+    shown = [image, *(_overlay(image, values) for values in (click.mask, *click.maps))]
     for tile in shown:
         for radius, ink in ((5, (255, 255, 255)), (3, (0, 0, 0))):
             cv2.circle(tile, place[::-1], radius, ink, -1, cv2.LINE_AA)
     return shown
 
 
-def _overlay(photograph: Pixels, values: Any) -> Pixels:
-    """The photograph in grey, darker the lower the values [rows, columns] from 0 to 1, and tinted the higher."""
+def _overlay(image: Pixels, values: Any) -> Pixels:
+    """Draw the image in grey, dark where the values [rows, columns] are 0 and bright and tinted where they are 1."""
     import cv2
 
-    size = photograph.shape[1::-1]
+    size = image.shape[1::-1]
     strength = cv2.resize(np.asarray(values, dtype=np.float32), size, interpolation=cv2.INTER_NEAREST)[..., None]
-    bright = photograph.mean(-1, keepdims=True) * (DIMMED + (1 - DIMMED) * strength)
+    bright = image.mean(-1, keepdims=True) * (DIMMED + (1 - DIMMED) * strength)
     return np.asarray((bright + TINT * strength * (COLOURS[0] - bright)).round(), dtype=np.uint8)
-
-
-def _caption(text: str, width: int) -> Pixels:
-    import cv2
-
-    tile = np.full((CAPTION, width, 3), BACKGROUND, np.uint8)
-    cv2.putText(tile, as_text(text), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
-    return tile
-
-
-def _join(tiles: Sequence[Pixels]) -> Pixels:
-    """Tiles side by side, with gaps behind and below them."""
-    return np.concatenate(
-        [np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=BACKGROUND) for tile in tiles], axis=1
-    )

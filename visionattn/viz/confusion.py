@@ -1,4 +1,4 @@
-"""Confusion matrices, from 2 classes to 1000."""
+"""Confusion matrices of 2 to 1000 classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 Matrix = np.ndarray[Any, Any]
 
-NUMBERED = 20  # up to here each cell bears its count
-NAMED = 60  # up to here each class bears its name
+NUMBERED = 20  # most classes for which cells show counts
+NAMED = 60  # most classes for which axes show names
 LONGEST_NAME = 24
 LISTED = 25  # mistakes
-CELLS = 250  # drawn at most on each axis: more would be finer than pixels
+CELLS = 250  # most cells on each axis: more would be finer than pixels
 
 
 def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str | Path) -> Path:
-    """Draws which classes are taken for which; colours are shares of each true class.
+    """Draw a confusion matrix; colours are shares of each true class.
 
-    With many classes the diagonal hides all else, so the mistakes that happen most are listed beside the matrix.
+    With many classes the diagonal hides the rest, so the most frequent mistakes are listed next to the matrix.
 
     Args:
-        matrix: counts, tensor or array ``[classes, classes]``; rows are the true classes, columns the predicted ones.
-        class_names: a name for each class; where it is empty, classes are numbered.
-        png_path: where the figure goes.
+        matrix: counts, tensor or array ``[classes, classes]``; rows are true classes, columns predicted ones.
+        class_names: name of each class; if empty, classes are numbered.
+        png_path: file of the figure.
 
     Raises:
-        ValueError: a matrix that is not square, or has another size than ``class_names``.
+        ValueError: the matrix is not square, or of another size than ``class_names``.
     """
     from matplotlib.colors import PowerNorm
 
@@ -48,12 +48,11 @@ def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str
     side = min(3.0 + 0.3 * size, 8.0)
     listed = size > NUMBERED
     figure = new_figure(side + (5.0 if listed else 1.2), side)
-    panels = figure.subplots(1, 2 if listed else 1, squeeze=False, width_ratios=[side + 1.2, 3.8] if listed else None)[
-        0
-    ]
+    widths = [side + 1.2, 3.8] if listed else [side + 1.2]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     axes = panels[0]
     pooled, pool = _pool(shares)
-    # The square root lets rare mistakes be seen beside a diagonal near 1.
+    # The square root makes rare mistakes visible next to a diagonal near 1.
     norm = PowerNorm(0.5, vmin=0, vmax=1)
     extent = (-0.5, len(pooled) * pool - 0.5, len(pooled) * pool - 0.5, -0.5)
     image = axes.imshow(pooled, cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
@@ -73,7 +72,7 @@ def save_confusion_matrix(matrix: Any, class_names: Sequence[str], png_path: str
 
 
 def _pool(shares: Matrix) -> tuple[Matrix, int]:
-    """The largest share of each square of classes, and the side of the squares, so that no cell gets lost."""
+    """Return the largest share in each square of classes, so that no cell is lost, and the side of the squares."""
     pool = -(-len(shares) // CELLS)
     padding = -len(shares) % pool
     padded = np.pad(shares, (0, padding))

@@ -1,4 +1,4 @@
-"""Contact sheets of convolution kernels: all that a network has, on one page."""
+"""Contact sheets of convolution kernels: all kernels of a network on one page."""
 
 import math
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ CHANNELS = 36
 
 
 def save_contact_sheet(kernels: Mapping[str, Any], png_path: str | Path, channels: int = CHANNELS) -> Path:
-    """Draws kernels, a row for each block and a column for each kind.
+    """Draw kernels, with a row for each block and a column for each kind.
 
-    A kernel of two axes is a mosaic of its channels, one of a single row an image of channels by positions, and one
-    number per channel, or a single channel of a single row, a curve. Red is positive and blue negative, on a scale of
-    each kernel's own, which its title gives.
+    A two-dimensional kernel is drawn as a mosaic of its channels, a kernel of one row as an image of channels by
+    positions, and a kernel of one value per channel, or of one channel and one row, as a curve. Red is positive, blue
+    negative; the title of a kernel gives its scale.
 
     Args:
-        kernels: tensors or arrays ``[C, kH, kW]`` by name; what follows the last dot of the name is the kind.
-        png_path: where the figure goes.
-        channels: drawn at most of each kernel, evenly spaced.
+        kernels: tensors or arrays ``[C, kH, kW]`` by name; the part after the last dot of the name is the kind.
+        png_path: file of the figure.
+        channels: maximum number of channels to draw of each kernel, evenly spaced.
 
     Raises:
-        ValueError: nothing to draw, a kernel of another number of axes, or less than one channel.
+        ValueError: no kernels, a kernel without three axes, or channels below 1.
     """
     if channels < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
@@ -68,15 +68,12 @@ def _draw(axes: "Axes", name: str, kernel: Kernel, channels: int) -> None:
         return
     image = shown[:, 0] if kernel.shape[1] == 1 else _mosaic(shown)
     limit = bound or 1.0
-    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect=_aspect(kernel))
-
-
-def _aspect(kernel: Kernel) -> Any:
-    return "auto" if kernel.shape[1] == 1 else "equal"
+    aspect: Any = "auto" if kernel.shape[1] == 1 else "equal"
+    axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
 
 
 def _mosaic(kernel: Kernel) -> Kernel:
-    """Channels side by side, in rows, with gaps of one pixel (NaN, which is drawn as nothing)."""
+    """Place channels in rows, with gaps of one pixel (NaN, which is not drawn)."""
     count, height, width = kernel.shape
     columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 Points = tuple[list[float], list[float]]
 
-# So many points of a curve are a band, which is smoothed; and so few are marked.
+# Curves of more points than the first number are smoothed; points of curves with fewer than the second are marked.
 DENSE, SPARSE = 100, 20
 
 PART = "train_loss_"
-"""What the columns of the parts of the training loss begin with."""
+"""Prefix of the columns with parts of the training loss."""
 
 RATES = {
     "val_top1": "top-1",
@@ -28,21 +28,21 @@ RATES = {
     "val_fg_ari": "FG-ARI",
     "val_mbo_i": "mBO_i",
 }
-"""Fractions that validation gives: of classifiers, of models for re-identification, and of object discovery."""
+"""Labels of the validation measures of classification, re-identification and object discovery, all fractions."""
 
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
-    """Draws loss, validation accuracy and learning rate over the epochs of a run.
+    """Draw loss, validation accuracy and learning rate over the epochs of a run.
 
     Args:
-        csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it. The columns that are used are ``step``, ``epoch``,
-            ``train_loss``, its parts ``train_loss_…``, ``val_loss``, ``val_top1`` and ``val_top5`` or others of
-            ``RATES`` (fractions), and the first one called ``lr-…``; panels whose columns are absent are left out.
-        png_path: where the figure goes.
+        csv_path: ``metrics.csv`` of Lightning's CSVLogger. The columns used are ``step``, ``epoch``, ``train_loss``,
+            its parts ``train_loss_…``, ``val_loss``, those of ``RATES`` (fractions), and the first ``lr-…``. Panels
+            without columns are left out.
+        png_path: file of the figure.
 
     Raises:
-        FileNotFoundError: no such CSV file.
-        ValueError: it holds nothing that could be drawn.
+        FileNotFoundError: the CSV file is missing.
+        ValueError: the file has no values to draw.
     """
     csv_path = Path(csv_path)
     if not csv_path.exists():
@@ -76,12 +76,12 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
 
 
 def _points(rows: Sequence[dict[str, str]], column: str) -> Points:
-    """Epochs completed (fractional, from the step) and values of one column, where it has one.
+    """Return completed epochs (fractional, from the step) and values of the rows that have this column.
 
-    A row that was logged at the end of an epoch, as validation's are, stands at a whole number.
+    A row logged at the end of an epoch, as in validation, is at a whole number.
     """
     steps = [(int(row["step"]), int(row["epoch"])) for row in rows if row.get("step") and row.get("epoch")]
-    # Steps are counted from 0, over all epochs.
+    # Steps count from 0 over all epochs.
     last_step = {epoch: step for step, epoch in sorted(steps)}
     per_epoch = max((step + 1) / (epoch + 1) for epoch, step in last_step.items()) if last_step else math.nan
     positions, values = [], []
@@ -105,7 +105,7 @@ def _draw_losses(axes: "Axes", train: Points, validation: Points) -> None:
 
 
 def _draw_parts(axes: "Axes", parts: dict[str, Points]) -> None:
-    """On a logarithmic scale, for an auxiliary loss may be a small share of the whole."""
+    """Draw the parts on a logarithmic scale, as an auxiliary loss may be small."""
     for (name, points), color in zip(parts.items(), cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
         if points[0]:
             _draw_training(axes, points, name.removeprefix(PART), color)

@@ -1,4 +1,4 @@
-"""One look for all figures, drawn without a display and without pyplot's global state."""
+"""Common style of all figures, without a display or pyplot's global state."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 150
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, distinguishable for colour-blind readers.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7A7A7A"
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of this size in inches; its labels are placed so that nothing is cut off."""
+    """Create an empty figure of this size in inches, with a layout that fits all labels."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 def as_label(name: str) -> str:
-    """Return a name of the user's as a figure draws it: as text, and with dollars that begin no formula."""
+    """Return a user's name as text for a figure, with dollars escaped so that they begin no formula."""
     return as_text(name).replace("$", r"\$")
 
 
 def style_axes(axes: "Axes", **labels: Any) -> None:
-    """Sets labels and title as ``Axes.set`` does, and takes away what is not data."""
+    """Set labels and title as ``Axes.set`` does, and apply the common style."""
     axes.set(**labels)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#E5E5E5", linewidth=0.8)
@@ -37,20 +37,20 @@ def style_axes(axes: "Axes", **labels: Any) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Checks that a figure can be written to ``path``.
+    """Check that a figure can be written to ``path``.
 
     Raises:
-        ValueError: its suffix says otherwise.
+        ValueError: its suffix is not a figure's.
     """
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"cannot write a figure to {path}: its suffix must be one of {', '.join(SUFFIXES)}")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Writes ``figure`` as the suffix of ``path`` says, whole or not at all; makes folders that are missing.
+    """Write a figure atomically, in the format of the suffix; make missing folders.
 
     Raises:
-        ValueError: a suffix that no figure can be written as.
+        ValueError: the suffix is not a figure's.
     """
     path = Path(path).expanduser()
     check_suffix(path)

@@ -1,20 +1,21 @@
-"""Images as arrays of bytes [H, W, 3], red first, and files of them."""
+"""Images as arrays of bytes [H, W, 3] in RGB order, and their files."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionattn.data.images import read_image, to_mode, upright
 from visionattn.files import replacing
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def save_image(image: Any, path: str | Path) -> Path:
-    """Writes bytes [H, W, 3] as the suffix of ``path`` says, whole or not at all; makes folders that are missing.
+    """Write bytes [H, W, 3] atomically, in the format of the suffix; make missing folders.
 
     Raises:
-        ValueError: no such bytes, or a suffix of no format of images.
+        ValueError: another shape or type, or a suffix that is not an image's.
     """
     from PIL import Image
 
@@ -27,23 +28,22 @@ def save_image(image: Any, path: str | Path) -> Path:
     return path
 
 
-def read_image(image: Any) -> Pixels:
-    """A path, a Pillow image, or bytes [H, W, 3], as bytes.
+def to_pixels(image: Any) -> Pixels:
+    """Return a path, a Pillow image, or bytes [H, W, 3] as bytes, upright as its EXIF block says.
 
     Raises:
-        ValueError: numbers that are no such bytes.
-        OSError: a file that is not there or no image.
+        ValueError: an array that is not such bytes.
+        OSError: a file that is missing or not an image.
     """
     from PIL import Image
 
     if isinstance(image, str | Path):
-        with Image.open(image) as file:
-            return np.asarray(file.convert("RGB"))
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else _checked(image)
+        return np.asarray(read_image(image))
+    return np.asarray(to_mode(upright(image), "RGB")) if isinstance(image, Image.Image) else _checked(image)
 
 
 def scale_to_height(pixels: Pixels, height: int) -> Pixels:
-    """Brings an image to this height in pixels; its width follows."""
+    """Resize an image to this height in pixels, and keep its aspect ratio."""
     import cv2
 
     if height == len(pixels):
@@ -61,15 +61,15 @@ def _checked(image: Any) -> Pixels:
 
 
 def denormalize(images: Any, mean: Any, std: Any) -> Pixels:
-    """What normalised images show.
+    """Undo the normalisation of images.
 
     Args:
-        images: tensor or array [..., C, H, W].
-        mean: of each channel, that was taken away.
-        std: of each channel, that was divided by.
+        images: tensor or array [..., C, H, W]; C is 1 or 3.
+        mean: mean of each channel that was subtracted.
+        std: standard deviation of each channel that was divided by.
 
     Returns:
-        Bytes [..., H, W, 3]; the one channel of grey images stands in all three.
+        Bytes [..., H, W, 3]; grey images have three equal channels.
     """
     scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
     pixels = 255 * (np.asarray(images, dtype=np.float32) * scale + offset)

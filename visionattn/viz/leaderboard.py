@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, as_label, new_figure, save_figure, style_axes
 
@@ -10,19 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOOKS = [(colour, marker) for marker in "os^D" for colour in (BLUE, ORANGE, GREEN, GREY)]
-"""Colour and marker of each model."""
+"""Colours and markers of backbones, in order."""
 
 
 class Point(NamedTuple):
-    """What is drawn of a head on a backbone.
+    """Result of a head on a backbone.
 
     Attributes:
-        panel: data set, each of which has a panel.
-        series: backbone.
-        label: head.
-        num_parameters: that were trained; 0 for those that train none, which are drawn as lines.
-        accuracy: a fraction, or the mean of several.
-        deviation: standard deviation of these; 0 where there is but one.
+        panel: name of the data set; each has a panel.
+        series: name of the backbone.
+        label: name of the head.
+        num_parameters: number of trained parameters; heads with 0 are drawn as lines.
+        accuracy: mean accuracy, a fraction.
+        deviation: standard deviation; 0 for a single run.
     """
 
     panel: str
@@ -34,14 +36,14 @@ class Point(NamedTuple):
 
 
 def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
-    """Draws accuracy against the number of trained parameters, on a logarithmic axis.
+    """Draw accuracy against the number of trained parameters, on a logarithmic axis.
 
     Args:
-        points: what is drawn.
-        path: where the figure goes.
+        points: results to draw.
+        path: file of the figure.
 
     Raises:
-        ValueError: nothing to draw, or a suffix of no figure.
+        ValueError: no results, or a suffix that is not a figure's.
     """
     if not points:
         raise ValueError("there are no results to draw")
@@ -68,44 +70,32 @@ def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
 
 def _draw(axes: "Axes", points: Sequence[Point], colour: str, marker: str) -> None:
     trained = sorted((point for point in points if point.num_parameters), key=lambda point: point.num_parameters)
+    look: dict[str, Any] = {"color": colour, "fontsize": "small"}
     if trained:
         axes.set_xscale("log")
-        axes.errorbar(
-            [point.num_parameters for point in trained],
-            [100 * point.accuracy for point in trained],
-            [100 * point.deviation for point in trained],
-            fmt=marker,
-            color=colour,
-            capsize=2,
-            linewidth=1,
-            label=trained[0].series,
-        )
+        values = np.array([(point.num_parameters, 100 * point.accuracy, 100 * point.deviation) for point in trained])
+        x, y, error = values.T
+        axes.errorbar(x, y, error, fmt=marker, color=colour, capsize=2, linewidth=1, label=trained[0].series)
     for number, point in enumerate(trained):
         place = (point.num_parameters, 100 * point.accuracy)
-        # Labels of points that lie close together are easier told apart when they stand above and below in turn.
-        offset = (5, -10 if number % 2 else 4)
-        axes.annotate(point.label, place, offset, textcoords="offset points", fontsize="small", color=colour)
+        # Labels alternate above and below, so that those of close points are legible.
+        axes.annotate(point.label, place, (5, -10 if number % 2 else 4), textcoords="offset points", **look)
     for point in points:
         if not point.num_parameters:
             height = 100 * point.accuracy
             axes.axhline(height, color=colour, linestyle=":", linewidth=1)
-            # The place is a share of the width, and a height in the units of the axis.
-            axes.text(
-                0.01,
-                height,
-                point.label,
-                transform=axes.get_yaxis_transform(),
-                va="bottom",
-                fontsize="small",
-                color=colour,
-            )
+            # x is a share of the width, y is in units of the axis.
+            axes.text(0.01, height, point.label, transform=axes.get_yaxis_transform(), va="bottom", **look)
 
 
 def _mark_thousands(axes: "Axes") -> None:
-    """Marks 1k, 2k, 5k, 10k and so on."""
+    """Set ticks at 1k, 2k, 5k, 10k and so on."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.1)
+    low, high = axes.dataLim.intervalx
+    if high < 1.01 * low:  # matplotlib finds no limits around a single power of ten
+        axes.set_xlim(low / 2, 2 * high)

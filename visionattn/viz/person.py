@@ -1,4 +1,4 @@
-"""Draws people as cameras in different places see them: who it is, and what the camera makes of that, are apart."""
+"""Drawings of synthetic people; a person's appearance and the camera's view are independent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ Legs = Literal["trousers", "shorts", "skirt"]
 Bag = Literal["none", "backpack", "handbag", "sash"]
 
 FINE = 4
-"""Everything is drawn so many times larger, and then averaged."""
+"""Factor by which drawings are larger before they are averaged down."""
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """What a person looks like; colours are red, green and blue.
+    """Appearance of a person; colours are red, green and blue.
 
     Attributes:
-        build: width over that of an average person.
-        stature: height over that of an average person.
-        long_hair: whether it reaches the shoulders.
-        hat: its colour.
+        build: width relative to an average person.
+        stature: height relative to an average person.
+        long_hair: whether the hair reaches the shoulders.
+        hat: colour of the hat, None for no hat.
     """
 
     skin: Colour
@@ -48,20 +48,20 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a camera stands, and what it does to colours.
+    """Scene and optics of a camera.
 
     Attributes:
-        wall: colour behind the person.
-        floor: colour below.
-        horizon: where one ends and the other begins, as a share of the height.
-        gains: of red, green and blue.
-        gamma: of the brightness; above 1 darkens.
-        contrast: 1 keeps it.
-        blur: standard deviation in pixels of the finished image.
-        noise: standard deviation in grey levels.
-        scale: height of an average person as a share of that of the image.
-        tilt: by how much the legs look shorter than the trunk, as from above.
-        views: of the person that it gets to see.
+        wall: colour of the wall behind the person.
+        floor: colour of the floor.
+        horizon: border of wall and floor, as a share of the height.
+        gains: gains of red, green and blue.
+        gamma: exponent of the brightness; above 1 darkens.
+        contrast: factor of the contrast.
+        blur: standard deviation of the blur in pixels of the finished image.
+        noise: standard deviation of the noise in grey levels.
+        scale: height of an average person as a share of the image's height.
+        tilt: strength of a perspective from above, which shortens the legs.
+        views: sides of a person that the camera can see.
     """
 
     wall: Colour
@@ -78,7 +78,7 @@ class Camera:
 
 
 def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
-    """One image [height, width, 3]; pose, place, clutter and noise come from ``rng``."""
+    """Draw an image [height, width, 3]; ``rng`` determines pose, place, clutter and noise."""
     import cv2
 
     canvas = _background(camera, rng, height * FINE, width * FINE)
@@ -94,7 +94,7 @@ def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, he
 
 
 def _background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
-    """Wall with joints and floor with boards, seen from a slightly different place each time."""
+    """Draw a wall with joints and a floor with boards, with small random shifts."""
     import cv2
 
     canvas = np.empty((height, width, 3), np.uint8)
@@ -112,7 +112,7 @@ def _background(camera: Camera, rng: np.random.Generator, height: int, width: in
 
 
 def _clutter(canvas: Image, rng: np.random.Generator) -> None:
-    """Now and then something stands before the person."""
+    """Draw an object in front of the person, with probability 0.2."""
     import cv2
 
     if rng.random() < 0.2:
@@ -122,7 +122,7 @@ def _clutter(canvas: Image, rng: np.random.Generator) -> None:
 
 
 class _Figure:
-    """Puts a person on a canvas. Its own units: 1 from the sole to the crown, x from the middle to the right."""
+    """Person on a canvas, in units of the person's height: y from the sole up, x from the middle to the right."""
 
     def __init__(self, canvas: Image, person: Appearance, camera: Camera, view: View, rng: np.random.Generator) -> None:
         self.canvas, self.person, self.view, self.rng = canvas, person, view, rng
@@ -135,7 +135,7 @@ class _Figure:
         self.breadth = person.build * (0.65 if self.side else 1.0)
 
     def draw(self) -> None:
-        """From what is farthest to what is nearest."""
+        """Draw all parts from back to front."""
         person, stride = self.person, self.rng.uniform(0.02, 0.09) * (1.5 if self.side else 1)
         swing = self.rng.uniform(-0.06, 0.06)
         if person.bag == "backpack" and self.view != "back":
@@ -160,7 +160,8 @@ class _Figure:
         for side in (-1, 1):
             foot = side * (0.045 + stride)
             bare = person.legs != "trousers"
-            self._limb([(side * 0.045, 0.46), (foot, 0.03)], 0.065 if bare else 0.085, self._leg_colour(bare, side))
+            colour = _shade(person.skin if bare else person.legwear, 0.88 if side < 0 else 1)
+            self._limb([(side * 0.045, 0.46), (foot, 0.03)], 0.065 if bare else 0.085, colour)
             if person.legs == "shorts":
                 knee = side * 0.045 + 0.5 * (foot - side * 0.045)
                 self._limb([(side * 0.045, 0.48), (knee, 0.27)], 0.1, person.legwear)
@@ -171,15 +172,12 @@ class _Figure:
         else:
             self._polygon([(-0.09, 0.55), (0.09, 0.55), (0.095, 0.44), (-0.095, 0.44)], person.legwear)
 
-    def _leg_colour(self, bare: bool, side: int) -> Colour:
-        return _shade(self.person.skin if bare else self.person.legwear, 0.88 if side < 0 else 1)
-
     def _trunk(self) -> None:
         person = self.person
         top, bottom, shoulder, waist = 0.82, 0.5, 0.13, 0.1
 
         def slice_of(low: float, high: float, left: float = -1, right: float = 1) -> list[Point]:
-            """The trunk between two heights (0 at the waist) and two sides (-1 left, 1 right)."""
+            """Return the trunk between two heights (0 waist, 1 shoulders) and two sides (-1 left, 1 right)."""
             points = [(left, high), (right, high), (right, low), (left, low)]
             return [(x * (waist + y * (shoulder - waist)), bottom + y * (top - bottom)) for x, y in points]
 
@@ -215,7 +213,7 @@ class _Figure:
             self._oval((0, 0.975), 0.075, 0.035, person.hat)
 
     def _backpack(self) -> None:
-        """On the back: all of it from behind, half of it from the side, only straps from the front."""
+        """Draw a backpack: all of it from behind, half from the side, only the straps from the front."""
         colour = self.person.bag_colour
         if self.view == "front":
             for side in (-0.075, 0.075):
@@ -236,7 +234,7 @@ class _Figure:
 
     def _oval(self, centre: Point, across: float, along: float, colour: Colour) -> None:
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        across /= self.breadth**0.7  # heads differ less in width than trunks, and are as broad from the side
+        across /= self.breadth**0.7  # heads vary less in width than trunks, and look as broad from the side
         self._polygon(
             [(centre[0] + across * np.cos(angle), centre[1] + along * np.sin(angle)) for angle in angles], colour
         )
@@ -262,7 +260,7 @@ def _any_colour(rng: np.random.Generator) -> Colour:
 
 
 def single_threaded(worker: int) -> None:
-    """Keeps OpenCV from starting threads in a loader's worker."""
+    """Keep OpenCV from starting threads in a loader's worker."""
     import cv2
 
     cv2.setNumThreads(0)

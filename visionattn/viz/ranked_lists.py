@@ -1,4 +1,4 @@
-"""Ranked lists: a query, and what a model takes for the same person or vehicle, right or wrong."""
+"""Ranked lists: a query and its nearest gallery images, right or wrong."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionattn.viz.image import Pixels, read_image, save_image, scale_to_height
+from visionattn.viz.image import Pixels, save_image, scale_to_height, to_pixels
+from visionattn.viz.sheet import BACKGROUND, INK
 
 RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
-BACKGROUND, INK = 255, (40, 40, 40)
 FRAME, GAP, CAPTION = 4, 8, 22  # pixels
 
 
 class RankedList(NamedTuple):
-    """What is drawn for one query.
+    """Ranked list of one query.
 
     Attributes:
-        name: of the file, without its suffix.
+        name: name of the file, without its suffix.
         query: path, Pillow image, or bytes [H, W, 3].
-        gallery: the same, nearest first.
-        matches: which of them show whom the query shows.
+        gallery: gallery images in the same formats, nearest first.
+        matches: whether each gallery image shows the identity of the query.
     """
 
     name: str
@@ -30,7 +30,7 @@ class RankedList(NamedTuple):
 
 
 def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: int = 192) -> list[Path]:
-    """Writes ``NAME.png`` for each list into a folder, which is made where it is missing."""
+    """Write ``NAME.png`` for each list into a folder, which is made if it is missing."""
     return [
         save_image(draw_ranked_list(query, gallery, matches, height=height), Path(folder) / f"{name}.png")
         for name, query, gallery, matches in lists
@@ -38,22 +38,22 @@ def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: i
 
 
 def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool], *, height: int = 192) -> Pixels:
-    """The query, framed in grey, and beside it the gallery: what matches is framed green, what does not red.
+    """Draw the query in a grey frame, then the gallery: right images in green frames, wrong ones in red.
 
-    The ranks stand below, those of wrong images with a cross, for whom colours do not tell.
+    The rank is below each image, with a cross for wrong ones, for colour-blind readers.
 
     Args:
         query: path, Pillow image, or bytes [H, W, 3].
-        gallery: the same, nearest first.
-        matches: which of them show whom the query shows.
-        height: of every image in pixels; widths follow.
+        gallery: gallery images in the same formats, nearest first.
+        matches: whether each gallery image shows the identity of the query.
+        height: height of every image in pixels; the aspect ratio is kept.
 
     Returns:
         Bytes [H', W', 3].
 
     Raises:
-        ValueError: no gallery, not as many matches, or numbers that are no image.
-        OSError: a file that is not there or no image.
+        ValueError: no gallery, another number of matches, or an array that is not an image.
+        OSError: a file that is missing or not an image.
     """
     if not gallery or len(gallery) != len(matches):
         raise ValueError(f"a ranked list needs an image for each match: got {len(gallery)} and {len(matches)}")
@@ -71,10 +71,10 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
 
 
 def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
-    """An image of this height in its frame, above its caption."""
+    """Draw an image of this height in its frame, above its caption."""
     import cv2
 
-    inner = scale_to_height(read_image(image), height)
+    inner = scale_to_height(to_pixels(image), height)
     width = inner.shape[1]
     tile = np.full((height + 2 * FRAME + CAPTION, width + 2 * FRAME, 3), BACKGROUND, np.uint8)
     tile[: height + 2 * FRAME] = colour

@@ -1,4 +1,4 @@
-"""Plain shapes and patterns, drawn with whole numbers alone, so that they are the same on every machine."""
+"""Plain shapes and patterns, drawn in integer arithmetic so that every machine draws the same."""
 
 import math
 from typing import Any, Literal, get_args
@@ -13,25 +13,25 @@ Pattern = Literal["plain", "gradient", "stripes", "checks", "dots"]
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 SUBPIXELS = 16
-"""Places and sizes of shapes are in this part of a pixel."""
+"""Subpixels per pixel, the unit of places and sizes."""
 LEVELS = 16
-"""Of shade that a pattern has."""
+"""Number of shades of a pattern."""
 
 FRACTION = 14
 COSINES = tuple(round(math.cos(math.radians(degree)) * (1 << FRACTION)) for degree in range(360))
-"""Rounded: from here on it does not matter how a processor rounds."""
+"""Cosines of whole degrees in fixed point, so that the rounding of a processor does not matter."""
 RADIUS = 1024  # of the outlines
 
 
 def draw_shape(shape: Shape, centre: tuple[int, int], radius: int, turn: int, size: tuple[int, int]) -> Mask:
-    """Which pixels [H, W] a filled shape takes.
+    """Draw a filled shape as a mask [H, W].
 
     Args:
-        shape: which.
-        centre: x and y in subpixels, from the middle of the first pixel on.
-        radius: of the circle around the shape, in subpixels.
-        turn: clockwise, in degrees.
-        size: (H, W).
+        shape: name of the shape.
+        centre: x and y in subpixels, from the middle of the first pixel.
+        radius: radius of the circle around the shape, in subpixels.
+        turn: clockwise rotation in degrees.
+        size: (H, W) in pixels.
     """
     import cv2
 
@@ -42,13 +42,13 @@ def draw_shape(shape: Shape, centre: tuple[int, int], radius: int, turn: int, si
 
 
 def draw_pattern(pattern: Pattern, period: int, turn: int, size: tuple[int, int]) -> Levels:
-    """Shades [H, W] from 0 to ``LEVELS`` - 1.
+    """Draw a pattern as shades [H, W] from 0 to ``LEVELS`` - 1.
 
     Args:
-        pattern: of the two outermost shades, but for ``plain``, which has one, and ``gradient``, which has all.
-        period: pixels after which it repeats, at least 2; the gradient goes from one edge to the other.
-        turn: clockwise, in degrees; that of the gradient in quarters.
-        size: (H, W).
+        pattern: name of the pattern; ``plain`` has one shade, ``gradient`` all, the others the two outermost.
+        period: period in pixels, at least 2; a gradient goes from one edge to the other.
+        turn: clockwise rotation in degrees; in quarters for a gradient.
+        size: (H, W) in pixels.
     """
     if pattern == "plain":
         return np.zeros(size, np.uint8)
@@ -71,7 +71,7 @@ def draw_pattern(pattern: Pattern, period: int, turn: int, size: tuple[int, int]
 
 
 def _direction(turn: int) -> tuple[int, int]:
-    """Cosine and sine."""
+    """Return cosine and sine."""
     return COSINES[turn % 360], COSINES[(turn - 90) % 360]
 
 
@@ -83,13 +83,13 @@ def _place(outline: Points, centre: tuple[int, int], radius: int, turn: int) -> 
 
 
 def _regular(count: int, *radii: int) -> Points:
-    """A polygon with so many corners, the first at the top, at distances that take turns."""
+    """Return a polygon of ``count`` corners, the first at the top, with alternating radii."""
     corners = [(_direction(360 * corner // count - 90), radii[corner % len(radii)]) for corner in range(count)]
     return np.array([[(part * radius) >> FRACTION for part in direction] for direction, radius in corners])
 
 
 def _cross(arm: int) -> Points:
-    """Four arms, so wide from the middle."""
+    """Return a cross with arms of half width ``arm``."""
     quarter = np.array([(-arm, -RADIUS), (arm, -RADIUS), (arm, -arm)])
     turn = np.array([[0, 1], [-1, 0]])
     return np.concatenate([quarter, quarter @ turn, quarter @ turn @ turn, quarter @ turn @ turn @ turn])
@@ -106,4 +106,4 @@ OUTLINES: dict[Shape, list[Points]] = {
     "ring": [_ROUND, _ROUND * 5 // 9],
     "cross": [_cross(RADIUS // 3)],
 }
-"""Corners; where there are two outlines, the inner one is a hole."""
+"""Corners of the outlines; a second outline is a hole."""

@@ -1,4 +1,4 @@
-"""What slots make of images: the image, its true segments and those of the slots in colours over it."""
+"""Sheets of slots: the image, with the true segments and the slots in colours over it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.viz.attention_maps import COLOURS
 from visionattn.viz.image import Pixels, denormalize, scale_to_height
 from visionattn.viz.reconstructions import save_rows
+from visionattn.viz.sheet import COLOURS
 
-STRENGTH = 0.65  # of the colours; the rest is the image
-SHADES = (0.0, -0.45, 0.5)  # of the colours, from black at -1 to white at 1, once there are more segments than colours
+STRENGTH = 0.65  # opacity of the colours
+SHADES = (0.0, -0.45, 0.5)  # from black at -1 to white at 1, used in turn if there are more segments than colours
 
 
 def save_slots(
@@ -23,19 +23,19 @@ def save_slots(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Path:
-    """Draws images side by side, below each its true segments, its slots, and what the slots draw.
+    """Draw images side by side, and below each its true segments, its slots, and the reconstruction.
 
     Args:
         image: normalised images [N, 3, H, W], tensor or array.
-        segments: ids of the true segments [N, H, W]; 0 is uncoloured.
-        slots: which slot has each place [N, H, W]; a number has the same colour in all images.
-        rebuilt: normalised images [N, 3, h, w], or None to leave that row out.
-        png_path: where the figure goes.
-        mean: of each channel, as they were normalised with.
-        std: of each channel.
+        segments: ids of the true segments [N, H, W]; 0 stays uncoloured.
+        slots: slot of each pixel [N, H, W]; a slot has the same colour in all images.
+        rebuilt: normalised reconstructions [N, 3, h, w], or None for no such row.
+        png_path: file of the figure.
+        mean: mean of each channel that the images were normalised with.
+        std: standard deviation of each channel.
 
     Raises:
-        ValueError: nothing to draw, or maps of another size than the images.
+        ValueError: no images, or maps of another size than the images.
     """
     pixels = denormalize(image, mean, std)
     rows = {
@@ -50,14 +50,14 @@ def save_slots(
 
 
 def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
-    """Lays a colour over each segment.
+    """Draw a colour over each segment.
 
     Args:
         pixels: images, bytes [..., H, W, 3].
-        ids: of the segments [..., H, W]; negative ones stay as they are.
+        ids: ids of the segments [..., H, W]; pixels with negative ids stay unchanged.
 
     Raises:
-        ValueError: another size than the images'.
+        ValueError: the ids have another size than the images.
     """
     ids = np.asarray(ids)
     if ids.shape != pixels.shape[:-1]:
@@ -69,7 +69,7 @@ def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
 
 
 def palette(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """So many colours [count, 3], from 0 to 255: first all that differ for everyone, then darker and lighter ones."""
+    """Return ``count`` colours [count, 3], from 0 to 255: distinguishable ones first, then darker and lighter ones."""
     base = np.asarray(COLOURS, dtype=np.float64)
     shaded = [base * (1 - abs(shade)) + (255 * shade if shade > 0 else 0) for shade in SHADES]
     return np.resize(np.concatenate(shaded), (count, 3))

@@ -25,7 +25,7 @@ CAMERAS = {
 
 
 class Shots(NamedTuple):
-    """Who is in a split: identities ``first`` to ``last``, so often by each camera, and so many distractors."""
+    """People of a split: identities ``first`` to ``last``, images per camera, and distractors."""
 
     first: int
     last: int
@@ -53,7 +53,7 @@ PALETTE: tuple[Colour, ...] = (
     (236, 130, 40),
     (232, 140, 170),
 )
-"""Of clothes: few enough that many people share each."""
+"""Colours of clothes: few enough that many people share each."""
 SKINS: tuple[Colour, ...] = ((241, 205, 178), (214, 164, 124), (160, 108, 74), (96, 62, 44))
 HAIRS: tuple[Colour, ...] = ((30, 24, 22), (84, 54, 34), (170, 120, 60), (150, 146, 142))
 
@@ -68,17 +68,17 @@ class Identities:
     zero_counts = False
 
     def images(self, root: Path, split: Split, options: Options) -> list[ReidImage]:
-        """All of a split."""
+        """List the images of a split."""
         first, last, per_camera, distractors = SHOTS[split]
         shots = [(pid, camera, n) for pid in range(first, last + 1) for camera in CAMERAS for n in range(per_camera)]
         shots += [(0, 1 + n % len(CAMERAS), n) for n in range(distractors)]
         return [ReidImage(f"identities/{split}/{pid:04d}_c{camera}_{n:02d}", pid, camera) for pid, camera, n in shots]
 
     def compare(self, split: Split, images: list[ReidImage], options: Options) -> None:
-        """They are as they should be."""
+        """Return None: the drawn images are never other than published."""
 
     def open(self, image: ReidImage) -> Image.Image:
-        """Draws it: a function of its name, identity and camera."""
+        """Draw an image, as a function of its name, identity and camera."""
         return Image.fromarray(_draw(image))
 
 
@@ -91,7 +91,7 @@ def _draw(image: ReidImage) -> Pixels:
 
 
 def appearance(rng: np.random.Generator) -> Appearance:
-    """Somebody."""
+    """Draw the appearance of a person."""
 
     def one_of(choices: Any) -> Any:
         return choices[rng.integers(len(choices))]

@@ -1,4 +1,4 @@
-"""Where the data sets for re-identification keep their images, and who is on them."""
+"""Layouts of re-identification data sets: their files, identities and cameras."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ class ReidImage(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What a split has according to its publication; None where that is unknown or differs."""
+    """Published size of a split; None if it is unknown or not unique."""
 
     images: int | None = None
     identities: int | None = None
@@ -40,7 +40,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What some of the data sets offer to choose from.
+    """Options of some of the data sets.
 
     Attributes:
         train_val: MSMT17: train on its validation images, too.
@@ -76,7 +76,7 @@ class Layout:
     zero_counts: bool = False
 
     def images(self, root: Path, split: Split, options: Options) -> list[ReidImage]:
-        """Lists a split.
+        """List a split.
 
         Raises:
             DataError: a folder or list that is missing, or not as expected.
@@ -94,7 +94,7 @@ class Layout:
         return kept
 
     def compare(self, split: Split, images: list[ReidImage], options: Options) -> str | None:
-        """What differs from the published size of the split, in words; None where nothing does."""
+        """Describe how a split differs from its published size; None if it does not."""
         published = self.counts(options).get(split, Count())
         found = Count(len(images), len({image.pid for image in images if image.pid or self.zero_counts}))
         if all(theirs in (None, ours) for ours, theirs in zip(found, published, strict=True)):
@@ -102,7 +102,7 @@ class Layout:
         return f"{split} has {_words(found)} (published: {_words(published)})"
 
     def open(self, image: ReidImage) -> Image.Image:
-        """Decodes an image, in colour; whatever goes wrong is the caller's business."""
+        """Decode an image in colour; errors are left to the caller."""
         return read_image(image.name)
 
     @property
@@ -116,7 +116,7 @@ def _words(count: Count) -> str:
 
 
 def _find(places: list[Path], wanted: str, kind: Callable[[Path], bool] = Path.is_file) -> Path:
-    """The one place that has ``wanted``, a file or whatever ``kind`` tells.
+    """Return the one folder that has ``wanted``, a file or what ``kind`` names.
 
     Raises:
         FileNotFoundError: none has; its argument is ``wanted``.
@@ -147,7 +147,7 @@ def _by_name(folders: Mapping[Split, str], places: list[Path], split: Split, opt
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    """A list's lines, each an image and an identity."""
+    """Read the lines of a list, each an image and an identity."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -30,7 +30,7 @@ EVALUATION: tuple[Split, ...] = ("query", "gallery")
 
 
 class ReidBatch(NamedTuple):
-    """What every loader yields.
+    """A batch, as every loader yields it.
 
     Attributes:
         image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
@@ -63,7 +63,7 @@ class ReidCollate(Collate):
         self.cameras = torch.tensor(cameras, dtype=torch.long)
 
     def __call__(self, items: Sequence[Item]) -> ReidBatch:  # type: ignore[override]  # more of the same
-        """Stacks the items that have an image."""
+        """Stack the items that have an image."""
         batch = super().__call__(items)
         index = torch.tensor([item.index for item in items if item.image is not None], dtype=torch.long)
         return ReidBatch(batch.image, batch.target, self.cameras[index], index, batch.name, batch.errors)
@@ -193,7 +193,7 @@ class ReidData(ImageData):
 
     @property
     def class_names(self) -> list[str]:
-        """The training identities in the order of their numbers; their images must be there, or a checkpoint."""
+        """Training identities in the order of their numbers; known from their images or from a checkpoint."""
         if self._expected is not None:
             return self._expected
         self._list("train")
@@ -201,7 +201,7 @@ class ReidData(ImageData):
 
     @property
     def num_query(self) -> int:
-        """So many images of the evaluation are queries, the first ones; known after ``setup``."""
+        """Number of queries, which come first in the evaluation; known after ``setup``."""
         return len(self._images["query"])
 
     @property
@@ -210,7 +210,7 @@ class ReidData(ImageData):
         return self.layout.protocol
 
     def setup(self, stage: str) -> None:
-        """Lists the images that ``stage`` (fit, validate or test) needs."""
+        """List the images that ``stage`` (fit, validate or test) needs."""
         if stage == "predict":
             raise DataError("re-identification ranks images, it predicts no classes: use eval.py reid")
         self._list(*(("train",) if stage == "fit" else ()), *EVALUATION)
@@ -218,7 +218,7 @@ class ReidData(ImageData):
             self._compare_classes()
 
     def _list(self, *splits: Split) -> None:
-        """Lists splits that are not yet listed; warns once of what differs from the published data set."""
+        """List splits that are not yet listed; warn once of differences from the published data set."""
         new = [split for split in splits if split not in self._images]
         for split in new:
             self._images[split] = self.layout.images(Path(self.root or ""), split, self.dataset_options)
@@ -245,7 +245,7 @@ class ReidData(ImageData):
             )
 
     def _compare_classes(self) -> None:
-        """A checkpoint goes on with the identities that it was trained on."""
+        """Check that a resumed checkpoint was trained on these identities."""
         found = {str(image.pid) for image in self._images["train"]}
         if strange := sorted(found.symmetric_difference(self.class_names)):
             raise DataError(
@@ -254,7 +254,7 @@ class ReidData(ImageData):
             )
 
     def train_dataloader(self) -> ReidLoader:
-        """Shuffled and augmented batches of P identities; starts where a resumed run left off."""
+        """Return the training loader: augmented batches of P identities, from where a resumed run stopped."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
         source = ReidSource(self._images["train"], self.layout.open, numbers)
         sampler = PKBatchSampler(
@@ -268,11 +268,11 @@ class ReidData(ImageData):
         return self._loader("train", source, batch_sampler=sampler)
 
     def val_dataloader(self) -> ReidLoader:
-        """Every query once, and then every image of the gallery; the ranks take turns."""
+        """Return the evaluation loader: every query, then every gallery image; the ranks take turns."""
         return self._evaluation("validation")
 
     def test_dataloader(self) -> ReidLoader:
-        """The same as for validation."""
+        """Return the loader of the validation."""
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> ReidLoader:
@@ -297,7 +297,7 @@ class ReidData(ImageData):
         return loader
 
     def describe(self) -> str:
-        """The data set and the sizes of its splits, in words."""
+        """Return the name of the data set and the sizes of its splits, in words."""
         parts = []
         if "train" in self._images:
             parts.append(f"{len(self._images['train']):,} train images of {self.num_classes:,} identities")

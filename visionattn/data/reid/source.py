@@ -30,17 +30,17 @@ class ReidSource:
         return len(self.images)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image and its target."""
+        """Return an image and its target."""
         return self._open(self.images[index]), self._targets[index]
 
     def name_of(self, index: int) -> str:
-        """Path of the file, or the like."""
+        """Return the path of the file, or another name."""
         return self.images[index].name
 
     def targets(self) -> Sequence[int]:
-        """Targets of all images."""
+        """Return the targets of all images."""
         return self._targets
 
     def cameras(self) -> Sequence[int]:
-        """Cameras of all images."""
+        """Return the cameras of all images."""
         return [image.camera for image in self.images]

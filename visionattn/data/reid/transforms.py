@@ -16,7 +16,7 @@ from torchvision.transforms import (  # type: ignore[import-untyped]
 
 
 def reid_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
-    """A transform from images to tensors [C, H, W], which keeps the whole image, whatever its aspect.
+    """Build a transform from images to tensors [C, H, W] that keeps the whole image, whatever its aspect.
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation``.

@@ -19,7 +19,7 @@ EXPECTED = (
 )
 
 COMPANIONS = (".json", ".txt")
-"""Of the files beside an image, those that describe its parts and its scene."""
+"""Suffixes of files that describe the parts and the scene of an image."""
 
 MASK = re.compile(r"_(seg|parts_\d+)\.png$")
 
@@ -89,11 +89,11 @@ class Ade20k:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the image."""
+        """Return the path of an image."""
         return str(self.files[index])
 
     def __getitem__(self, index: int) -> Scene:
-        """Reads one.
+        """Read a scene.
 
         Raises:
             OSError: The image cannot be read.
@@ -114,7 +114,7 @@ def _label(key: int) -> Label | None:
 
 
 def _folder(root: Path, split: str) -> Path | None:
-    """Where a split is: `root` itself where there are no splits."""
+    """Return the folder of a split: `root` itself if there are no splits."""
     homes = [root / between for between in (f"{HOME}/images/ADE", "images/ADE", "ADE", "images", "")]
     wanted = SPLITS.get(split, (split,))
     others = {name for names in SPLITS.values() for name in names}

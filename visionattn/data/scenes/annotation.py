@@ -15,14 +15,14 @@ Keys = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Label(NamedTuple):
-    """What a segment shows: the number of its class, and whether it is an object."""
+    """Class number of a segment, and whether it is an object."""
 
     target: int
     is_thing: bool
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """An image in colour, as it is stored: that is what its mask goes by.
+    """Read an image in colour as it is stored, not turned upright, so that it fits its mask.
 
     Raises:
         OSError: It is not there or cannot be decoded.
@@ -32,7 +32,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """An image of numbers, as it is.
+    """Open an image of numbers, unconverted.
 
     Raises:
         ValueError: It is not there or cannot be decoded; the message names it, as its scene goes by the image's name.
@@ -48,13 +48,13 @@ def open_mask(path: Path) -> Image.Image:
 
 
 def channels(mask: Image.Image) -> tuple[Keys, Keys, Keys]:
-    """Red, green and blue of a mask, each `[H, W]`."""
+    """Return red, green and blue of a mask, each `[H, W]`."""
     red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int32), 2, 0)
     return red, green, blue
 
 
 def labelled_scene(image: Image.Image, keys: Keys, label: Callable[[int], Label | None]) -> Scene:
-    """Numbers the segments from 1 on, in the order of their keys.
+    """Number the segments from 1 on, in the order of their keys.
 
     Args:
         image: The image.

@@ -56,7 +56,7 @@ class CocoPanoptic:
             raise DataError(f"{table} lists no images: fetch it anew")
 
     def _index(self, table: dict[str, Any]) -> None:
-        """Keeps of the table what is needed, in arrays: a training split of Python objects would take gigabytes."""
+        """Keep the needed part of the table in arrays; Python objects of a training split take gigabytes."""
         categories = sorted(table["categories"], key=lambda category: category["id"])
         self.class_names: Sequence[str] = [
             _value(category, "name", f"category {category['id']}") for category in categories
@@ -81,11 +81,11 @@ class CocoPanoptic:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the image."""
+        """Return the path of an image."""
         return str(self.images / self.files[index][0])
 
     def __getitem__(self, index: int) -> Scene:
-        """Reads one.
+        """Read a scene.
 
         Raises:
             OSError: The image cannot be read.

@@ -16,7 +16,7 @@ EXPECTED = (
     "split, {root}/train and {root}/val"
 )
 BACKGROUND = 0
-"""What masks have where there is no object."""
+"""Value of masks outside objects."""
 
 
 class SceneFolder:
@@ -61,11 +61,11 @@ class SceneFolder:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Path of the image."""
+        """Return the path of an image."""
         return str(self.images / self.files[index])
 
     def __getitem__(self, index: int) -> Scene:
-        """Reads one.
+        """Read a scene.
 
         Raises:
             OSError: The image cannot be read.
@@ -83,7 +83,7 @@ def _label(number: int) -> Label:
 
 
 def _numbers(path: Path) -> Keys:
-    """Numbers of instances `[H, W]`."""
+    """Return the numbers of instances `[H, W]`."""
     mask = open_mask(path)
     if len(mask.getbands()) == 1:
         return np.asarray(mask).astype(np.int32)

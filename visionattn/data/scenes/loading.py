@@ -13,7 +13,7 @@ from visionattn.data.scenes.transforms import SceneTensors
 
 
 class SceneBatch(NamedTuple):
-    """What every loader yields.
+    """A batch, as every loader yields it.
 
     Attributes:
         image: normalised images [B, 3, H, W]; B may be smaller than the batch size, and 0, where images were left
@@ -47,15 +47,15 @@ class SceneSource:
         return len(self.scenes)
 
     def read(self, index: int) -> tuple[Any, int]:
-        """A scene, and no class."""
+        """Return a scene, and no class."""
         return self.scenes[index], -1
 
     def name_of(self, index: int) -> str:
-        """What the data set calls it."""
+        """Return the name of a scene in its data set."""
         return self.scenes.name(index)
 
     def targets(self) -> Sequence[int]:
-        """Scenes have no classes, their segments have."""
+        """Return no classes: segments have classes, scenes do not."""
         return [-1] * len(self)
 
 
@@ -76,7 +76,7 @@ class SceneCollate:
         )
 
     def __call__(self, items: Sequence[Item]) -> SceneBatch:
-        """Stacks the scenes that could be read."""
+        """Stack the scenes that could be read."""
         good = [item for item in items if item.image is not None]
         scenes: list[Any] = [item.image for item in good]
         images, segments, classes, things = (list(parts) for parts in zip(*(scenes or [self.blank]), strict=True))

@@ -102,11 +102,11 @@ class SceneData(ImageData):
 
     @property
     def class_names(self) -> list[str]:
-        """Names by class number; known after ``setup``. A checkpoint's may be others: slots know of no classes."""
+        """Class names; known after ``setup``. A checkpoint may have others: slots do not use classes."""
         return list(next(iter(self._scenes.values())).class_names)
 
     def setup(self, stage: str) -> None:
-        """Opens the splits that ``stage`` (fit, validate or test) needs."""
+        """Open the splits that ``stage`` (fit, validate or test) needs."""
         if stage == "predict":
             raise DataError("scenes have segments to compare with, there is nothing to predict: use validate")
         for split in ("train", "validation") if stage == "fit" else ("validation",):
@@ -118,15 +118,15 @@ class SceneData(ImageData):
         return open_scenes(self.name, self.root, self.splits[split] or split, limit=self.limit, **drawing)
 
     def train_dataloader(self) -> SceneLoader:
-        """Shuffled and flipped; starts where a resumed run left off."""
+        """Return the training loader: shuffled, flipped, from the place where a resumed run stopped."""
         return self._loader("train", "train")
 
     def val_dataloader(self) -> SceneLoader:
-        """Every scene of the validation split once, in order; the ranks take turns."""
+        """Return the validation loader: every scene once, in order; the ranks take turns."""
         return self._loader("validation", "validation")
 
     def test_dataloader(self) -> SceneLoader:
-        """The same as for validation."""
+        """Return the loader of the validation."""
         return self._loader("test", "validation")
 
     def _loader(self, stage: str, split: str) -> SceneLoader:
@@ -155,7 +155,7 @@ class SceneData(ImageData):
         return loader
 
     def describe(self) -> str:
-        """The data set and the sizes of its splits, in words."""
+        """Return the name of the data set and the sizes of its splits, in words."""
         sizes = ", ".join(f"{len(scenes):,} {split}" for split, scenes in self._scenes.items())
         where = self.name if self.root is None else f"{self.name} in {self.root}"
         return f"{where}: {sizes} scenes of {self.num_classes:,} classes"

@@ -1,4 +1,4 @@
-"""Opens a split of any data set of scenes."""
+"""Opening of a split of any data set of scenes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_scenes(
     max_objects: int = 6,
     textured: bool = True,
 ) -> Scenes:
-    """Opens one split of a data set.
+    """Open one split of a data set.
 
     Args:
         name: ``synthetic``, ``coco_panoptic``, ``ade20k`` or ``folder``.

@@ -47,13 +47,13 @@ class Scenes(Protocol):
     class_names: Sequence[str]
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of scenes."""
 
     def name(self, index: int) -> str:
-        """What a scene is called, a path within the data set or a number."""
+        """Return the name of a scene: a path within the data set or a number."""
 
     def __getitem__(self, index: int) -> Scene:
-        """Reads or draws one.
+        """Read or draw a scene.
 
         Raises:
             OSError: Unreadable image.

@@ -45,7 +45,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Look(NamedTuple):
-    """What is drawn at random for each segment."""
+    """Random properties of a segment."""
 
     shape: int
     x: int
@@ -107,11 +107,11 @@ class Synthetic:
         return self.length
 
     def name(self, index: int) -> str:
-        """``synthetic/SPLIT/NUMBER``."""
+        """Return the name of a scene, ``synthetic/SPLIT/NUMBER``."""
         return f"synthetic/{self.split}/{index:05d}"
 
     def __getitem__(self, index: int) -> Scene:
-        """Draws one."""
+        """Draw a scene."""
         if not 0 <= index < self.length:
             raise IndexError(f"there are {self.length:,} synthetic scenes for {self.split}, got number {index}")
         rng = np.random.default_rng([SEED, self.number, index])
@@ -145,7 +145,7 @@ class _Canvas:
         self.spare = np.array([0, size * size * 7 // 8])
 
     def add(self) -> None:
-        """Puts an object before the others, where enough of it and of each of them is seen."""
+        """Put an object before the others if enough of every object stays visible."""
         for _ in range(TRIES):
             look = self._look()
             mask = draw_shape(SHAPES[look.shape], (look.x, look.y), look.radius, look.turn, self.size)
@@ -161,7 +161,7 @@ class _Canvas:
         self.shapes.append(1 + look.shape)
 
     def paint(self, colours: Numbers) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The image [H, W, 3], of a colour for each segment; shades of dark ones are lighter, of others darker."""
+        """Return the image [H, W, 3] with a colour per segment; dark colours get lighter shades, others darker."""
         dark = colours.max(1, keepdims=True) < 160
         others = np.where(dark, colours + (255 - colours) // 4, colours * 3 // 4)
         level = np.arange(LEVELS)[:, None]

@@ -32,7 +32,7 @@ class SceneTensors(NamedTuple):
 
 
 class SceneTransform:
-    """Brings scenes to one size; ids stay ids.
+    """Transform that brings scenes to one size without mixing ids.
 
     Args:
         preprocessing: `input_size` (3, H, W), `mean` and `std` of the channels, `interpolation` of the image, and
@@ -53,7 +53,7 @@ class SceneTransform:
             raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
 
     def __call__(self, scene: Scene) -> SceneTensors:
-        """Resizes, flips and normalises."""
+        """Resize, flip and normalise a scene."""
         height, width = self.size
         box = crop_box(scene.image.size, (width, height)) if self.crop_mode == "center" else None
         segments = Image.fromarray(scene.segments.astype(np.int32, copy=False))
@@ -71,7 +71,7 @@ class SceneTransform:
 
 
 def crop_box(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest part in the middle of an image that has the wanted aspect: left, top, right, bottom.
+    """Return the largest centred box of the wanted aspect: left, top, right, bottom.
 
     Args:
         size: Width and height of the image.
