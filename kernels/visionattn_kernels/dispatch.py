@@ -12,8 +12,9 @@ from torch import Tensor
 
 from visionattn_kernels import choices
 from visionattn_kernels.backends import gemm, native, plain, reference, tiled
-from visionattn_kernels.operators import NO_FORWARD_MODE, is_exporting, is_forward_mode
+from visionattn_kernels.operators import NO_FORWARD_MODE
 from visionattn_kernels.problem import Problem
+from visionattn_kernels.tracing import is_exporting, is_forward_mode
 
 
 class Implementation(Protocol):

@@ -28,21 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.operators import Call, define_operator
-from visionattn_kernels.registration import accumulation_dtype
+from visionattn_kernels.operators import Call, accumulation_dtype, define_operator
 from visionattn_kernels.selected import sum_seen, until_clean
-from visionattn_kernels.window import (
-    MAX_CACHED_PLANS,
-    AxisWindow,
-    TilePlan,
-    Window,
-    outside_modes,
-    plan_tiles,
-    tile_axis,
-)
-
-SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between product and gather
-KEY_VALUES_PER_GROUP = 1 << 21  # 8 MB of parts of key sums
+from visionattn_kernels.tracing import outside_modes
+from visionattn_kernels.window import MAX_CACHED_PLANS, TiledMap, TilePlan, Window, choose_tile, plan_tiles
+from visionattn_kernels.window.tiles import slices
 
 Size = tuple[int, int]
 Product = Callable[[Tensor, Tensor, Window, Size], Tensor]
@@ -87,25 +77,6 @@ def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
     )
 
 
-@lru_cache(maxsize=1024)
-@outside_modes
-def choose_tile(window: Window, size: Size) -> Size:
-    """The tile of queries with the least estimated work."""
-
-    def candidates(axis: AxisWindow, length: int) -> Iterator[tuple[int, int, int]]:
-        block = max(1, axis.stride // axis.query_stride)
-        for tile in sorted({min(x, axis.num_queries(length)) for x in (1, 2, 3, 4, 6, 8, 12, 16, block)}):
-            keys = tile_axis(axis, length, tile).key
-            yield tile, keys.shape[0], keys.shape[1]
-
-    # A key costs as much to fetch as about 24 queries to multiply it with.
-    return min(
-        (tiles_h * tiles_w * keys_h * keys_w * (rows * columns + 24), (rows, columns))
-        for rows, tiles_h, keys_h in candidates(window.axes[0], size[0])
-        for columns, tiles_w, keys_w in candidates(window.axes[1], size[1])
-    )[1]
-
-
 @dataclass(frozen=True)
 class _Chunk:
     """Some tiles of some heads."""
@@ -117,35 +88,26 @@ class _Chunk:
     column: Tensor  # [h, t, q, E] column of each slot; that of a slot that does not exist is k
 
 
-class _Tiles:
-    """Moves heads-last maps and windows to tiles, a chunk at a time, and back."""
+class _Tiles(TiledMap):
+    """Tiles of a map, a chunk at a time, with the slots of windows."""
 
     def __init__(self, window: Window, size: Size, like: Tensor) -> None:
         self.layout = _lay_out(window, size, like.device)
-        self.plan = self.layout.plan
-        self.batch, self.heads = like.shape[0], like.shape[3]
-        self.num_heads = self.batch * self.heads
-        self.num_keys = self.plan.key.shape[1]
-        self.num_queries, self.num_positions = self.plan.slot.numel(), size[0] * size[1]
-        self.kernel_width = window.kernel_size[1]
         # Tensor cores add up half precision in float32; on a CPU that takes a product in float32.
-        self.dtype = like.dtype if like.is_cuda else accumulation_dtype(like.dtype)
+        dtype = like.dtype if like.is_cuda else accumulation_dtype(like.dtype)
+        super().__init__(self.layout.plan, size, like, dtype)
+        self.kernel_width = window.kernel_size[1]
 
-    def chunks(self, heads: slice) -> Iterator[_Chunk]:
-        """All tiles of a range of `batch * heads`."""
-        num_tiles = len(self.plan.query)
-        fit = max(1, SCORES_PER_CHUNK // (self.plan.query.shape[1] * self.num_keys))
-        for tiles in _slices(0, num_tiles, fit):
+    def chunks(self, heads: slice | None = None) -> Iterator[_Chunk]:
+        """All tiles of a range of `batch * heads`; by default of all."""
+        heads = heads or slice(0, self.num_heads)
+        fit = max(1, self.SCORES_PER_CHUNK // (self.num_queries * self.num_keys))
+        for tiles in slices(0, self.num_tiles, fit):
             column = self._columns(tiles)
-            for some in _slices(heads.start, heads.stop, max(1, fit // num_tiles)):
-                head = torch.arange(some.start, some.stop, device=column.device)
-                yield _Chunk(
-                    some,
-                    tiles,
-                    self._rows(head, self.plan.query[tiles], self.num_queries),
-                    self._rows(head, self.plan.key[tiles], self.num_positions),
-                    column.expand(len(head), -1, -1, -1),
-                )
+            for some in slices(heads.start, heads.stop, fit // self.num_tiles):
+                head = torch.arange(some.start, some.stop, device=column.device)[:, None, None]
+                query, key = self.query_rows(head, tiles), self.key_rows(head, tiles)
+                yield _Chunk(some, tiles, query, key, column.expand(len(head), -1, -1, -1))
 
     def _columns(self, tiles: slice) -> Tensor:
         layout, pattern = self.layout, self.plan.pattern[tiles]
@@ -157,20 +119,13 @@ class _Tiles:
             column = column.masked_fill_(~exists, self.num_keys)
         return column
 
-    def _rows(self, head: Tensor, position: Tensor, num_positions: int) -> Tensor:
-        first = head // self.heads * (num_positions * self.heads) + head % self.heads
-        return first[:, None, None] + position * self.heads
-
     def at_queries(self, x: Tensor, chunk: _Chunk) -> Tensor:
         """Rows of a query map or of its windows, `[h, t, q, c]`."""
         return F.embedding(chunk.query, x.reshape(-1, x.shape[-1])).to(self.dtype)
 
     def at_keys(self, x: Tensor, chunk: _Chunk) -> Tensor:
         """Rows of a key map, `[h, t, k, c]`; zero beyond its border."""
-        rows = F.embedding(chunk.key, x.reshape(-1, x.shape[-1])).to(self.dtype)
-        if self.plan.outside is not None:
-            rows.masked_fill_(self.plan.outside[chunk.tiles][..., None], 0)
-        return rows
+        return self.gather_keys(chunk.key, x.reshape(-1, x.shape[-1]), chunk.tiles)
 
     def to_slots(self, scores: Tensor, chunk: _Chunk) -> Tensor:
         """From tile columns `[h, t, q, k]` to window slots `[h, t, q, E]`."""
@@ -195,16 +150,11 @@ class _Tiles:
         return until_clean(compute, rows.device)[0]
 
 
-def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    for first in range(start, stop, step):
-        yield slice(first, min(first + step, stop))
-
-
 def _run_qk(q: Tensor, k: Tensor, window: Window, size: Size) -> Tensor:
     tiles = _Tiles(window, size, k)
     out = q.new_empty(*q.shape[:-1], len(tiles.layout.step))
     rows = out.view(-1, out.shape[-1]) if out.numel() else out
-    for chunk in tiles.chunks(slice(0, tiles.num_heads)):
+    for chunk in tiles.chunks():
         slots = tiles.to_slots(tiles.at_queries(q, chunk) @ tiles.at_keys(k, chunk).mT, chunk)
         rows.index_copy_(0, chunk.query.flatten(), slots.flatten(0, 2).to(out.dtype))
     return out
@@ -214,7 +164,7 @@ def _run_av(a: Tensor, v: Tensor, window: Window, size: Size) -> Tensor:
     tiles = _Tiles(window, size, v)
     out = v.new_empty(*a.shape[:-1], v.shape[-1])
     rows = out.view(-1, out.shape[-1]) if out.numel() else out
-    for chunk in tiles.chunks(slice(0, tiles.num_heads)):
+    for chunk in tiles.chunks():
         columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
         sums = tiles.sums(columns, tiles.at_keys(v, chunk), chunk)
         rows.index_copy_(0, chunk.query.flatten(), sums.flatten(0, 2).to(out.dtype))
@@ -225,8 +175,7 @@ def _run_atx(a: Tensor, x: Tensor, window: Window, size: Size) -> Tensor:
     tiles, channels = _Tiles(window, size, x), x.shape[-1]
     plan = tiles.plan
     out = x.new_empty(tiles.num_heads, tiles.num_positions, channels)
-    group = max(1, KEY_VALUES_PER_GROUP // (plan.key.numel() * channels))
-    for heads in _slices(0, tiles.num_heads, group):
+    for heads in tiles.group_heads(channels):
         count = heads.stop - heads.start
         parts = out.new_empty(count, *plan.key.shape, channels, dtype=accumulation_dtype(x.dtype))
         for chunk in tiles.chunks(heads):
@@ -236,11 +185,7 @@ def _run_atx(a: Tensor, x: Tensor, window: Window, size: Size) -> Tensor:
             columns = tiles.to_columns(tiles.at_queries(a, chunk), chunk)
             here = slice(chunk.heads.start - heads.start, chunk.heads.stop - heads.start), chunk.tiles
             parts[here] = tiles.sums(columns.mT, rows, chunk, by_key=True)
-        head = torch.arange(count, device=x.device)[:, None]
-        bag = (head * plan.key.numel() + plan.bag).flatten()
-        bag_start = (head * plan.bag.numel() + plan.bag_start).flatten()
-        sums = F.embedding_bag(bag, parts.flatten(0, 2), bag_start, mode="sum")
-        out[heads] = sums.view(count, tiles.num_positions, channels)
+        out[heads] = tiles.sum_keys(parts.flatten(0, 1))
     return out.view(tiles.batch, tiles.heads, *size, channels).permute(0, 2, 3, 1, 4).contiguous()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn_kernels.operators import Call, define_operator, first_order_alone
+from visionattn_kernels.operators import Call, accumulation_dtype, define_operator, first_order_alone
 from visionattn_kernels.problem import TENSORS, Problem
 from visionattn_kernels.window import Window
 
@@ -30,11 +30,6 @@ Forward = Callable[[Problem], tuple[Tensor, Tensor]]
 Backward = Callable[[Problem, Tensor, Tensor, Tensor, Tensor | None], Sequence[Tensor | None]]
 """From problem, out, lse, grad_out and grad_lse to the gradients of `TENSORS`, in that order, each of as many elements
 as its tensor and in any shape and dtype; None for an absent one."""
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What scores and sums are computed in: float32 for half precision, which would lose what inputs still hold."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def register(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from visionattn_kernels.operators import is_exporting
+from visionattn_kernels.tracing import is_exporting
 
 Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 

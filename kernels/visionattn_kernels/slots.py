@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.registration import accumulation_dtype
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window, outside_modes
+from visionattn_kernels.operators import accumulation_dtype
+from visionattn_kernels.tracing import outside_modes
+from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window
 
 
 def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

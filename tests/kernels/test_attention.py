@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.backends import tiled
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
+from visionattn_kernels.window import TiledMap
 
 FUSED = ["native", "tiled"]
 FAST = [*FUSED, "gemm", "plain"]
@@ -84,8 +84,8 @@ def test_no_uninitialised_memory_and_bitwise_repeatable(
 def test_many_small_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     window = Window.create(5, dilation=2)
     inputs = make_inputs(window, (13, 11), batch=3, rpb=True, rel=True, num_extra=2)
-    monkeypatch.setattr(tiled, "SCORES_PER_CHUNK", 1)
-    monkeypatch.setattr(tiled, "KEY_VALUES_PER_GROUP", 1)
+    monkeypatch.setattr(TiledMap, "SCORES_PER_CHUNK", 1)
+    monkeypatch.setattr(TiledMap, "KEY_VALUES_PER_GROUP", 1)
     assert_matches_reference(window, inputs, "tiled")
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionattn_kernels as vk
-from visionattn_kernels import Window, products, windowed_attention, windowed_av, windowed_qk
+from visionattn_kernels import Window, windowed_attention, windowed_av, windowed_qk
 from visionattn_kernels.slots import is_complete, tabulate_slots
 from visionattn_kernels.testing import make_inputs
-from visionattn_kernels.window import AxisWindow
+from visionattn_kernels.window import AxisWindow, TiledMap
 
 # id: window, map
 CASES: dict[str, tuple[Window, tuple[int, int]]] = {
@@ -142,8 +142,8 @@ def test_small_chunks_give_the_same_bits(
     torch.use_deterministic_algorithms(True)  # fills what torch leaves uninitialised with NaN
     try:
         again = run()
-        monkeypatch.setattr(products, "SCORES_PER_CHUNK", 1)
-        monkeypatch.setattr(products, "KEY_VALUES_PER_GROUP", 1)
+        monkeypatch.setattr(TiledMap, "SCORES_PER_CHUNK", 1)
+        monkeypatch.setattr(TiledMap, "KEY_VALUES_PER_GROUP", 1)
         chunked = run()
     finally:
         torch.use_deterministic_algorithms(False)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from visionattn_kernels.operators import is_transformed
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.selected import find_spoilt
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, outside_modes, tabulate_axis
+from visionattn_kernels.tracing import is_transformed, outside_modes
+from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made

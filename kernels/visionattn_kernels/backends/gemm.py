@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels import products
-from visionattn_kernels.operators import without_autocast
+from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.slots import finish_scores
+from visionattn_kernels.tracing import without_autocast
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visionattn_kernels.operators import is_transformed
 from visionattn_kernels.problem import Problem
+from visionattn_kernels.tracing import is_transformed
 
 try:
     import natten

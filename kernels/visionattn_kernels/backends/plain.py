@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.graph_constants import graph_constant
-from visionattn_kernels.operators import without_autocast
+from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.products import choose_tile
-from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.selected import products, sums
-from visionattn_kernels.window import MAX_CACHED_PLANS, Window, outside_modes, tile_axis
+from visionattn_kernels.tracing import outside_modes, without_autocast
+from visionattn_kernels.window import MAX_CACHED_PLANS, Window, choose_tile, tile_axis
 
 
 class _Axis(NamedTuple):

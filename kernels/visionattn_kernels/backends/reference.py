@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.operators import without_autocast
+from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import accumulation_dtype
 from visionattn_kernels.selected import products, sums
+from visionattn_kernels.tracing import without_autocast
 
 
 def can_run(problem: Problem) -> str | None:

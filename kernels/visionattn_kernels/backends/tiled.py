@@ -10,19 +10,19 @@ Shape letters: T tiles of a map, u tiles of a chunk, q queries of a tile, k keys
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import accumulation_dtype, register
+from visionattn_kernels.registration import register
 from visionattn_kernels.selected import sum_seen, until_clean
-from visionattn_kernels.window import AxisWindow, TilePlan, Window, plan_tiles
+from visionattn_kernels.window import TiledMap, choose_tile, plan_tiles
+from visionattn_kernels.window.tiles import slices
 
-SCORES_PER_CHUNK = 1 << 19  # 2 MB of fp32 scores: they stay in cache between the two products
-KEY_VALUES_PER_GROUP = 1 << 21  # 8 MB of key gradients before they are summed
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -31,33 +31,6 @@ def can_run(problem: Problem) -> str | None:
     if problem.q.dtype not in DTYPES:
         return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
     return None
-
-
-@lru_cache(maxsize=1024)
-def choose_tile(window: Window, size: tuple[int, int]) -> tuple[int, int]:
-    """The tile of queries with the least estimated work: products over its keys, and the cost of fetching them."""
-
-    def candidates(axis: AxisWindow, length: int) -> list[tuple[int, int, int]]:
-        queries = -(-axis.num_queries(length) // axis.dilation)
-        group = -(-length // axis.dilation)
-        block = max(1, axis.stride // axis.query_stride)
-        sizes = {min(x, queries) for x in (*range(1, 17), block, 2 * block)}
-        return [(x, -(-queries // x) * axis.dilation, _count_keys(axis, x, group)) for x in sizes]
-
-    # A key slot costs as much to fetch and to feed to a product of few rows as about 24 queries to multiply with.
-    return min(
-        (tiles_h * tiles_w * keys_h * keys_w * (rows * columns + 24), (rows, columns))
-        for rows, tiles_h, keys_h in candidates(window.axes[0], size[0])
-        for columns, tiles_w, keys_w in candidates(window.axes[1], size[1])
-    )[1]
-
-
-def _count_keys(axis: AxisWindow, tile: int, group_length: int) -> int:
-    """Keys that a tile of queries sees together, at most."""
-    span = (tile - 1) * axis.query_stride // axis.dilation
-    blocks = span // axis.stride + (span % axis.stride > 0) if (span + 1) % axis.stride else span // axis.stride
-    keys = axis.kernel_size + blocks * axis.stride
-    return keys if axis.margin(group_length) else min(keys, group_length)
 
 
 @dataclass(frozen=True)
@@ -77,20 +50,15 @@ class _Chunk:
     offset_w: Tensor | None  # [u, q, k_w] entries of rel_w
 
 
-class _Tiles:
+class _Tiles(TiledMap):
     """A problem beside its plan: gathers chunks of tiles from heads-last tensors and puts results back."""
 
     def __init__(self, problem: Problem) -> None:
         p = problem
-        size = (p.k.shape[1], p.k.shape[2])
+        plan = plan_tiles(p.window, p.size, choose_tile(p.window, p.size, True), p.k.device)
+        super().__init__(plan, p.size, p.k, accumulation_dtype(p.q.dtype))
         self.problem = problem
-        self.plan: TilePlan = plan_tiles(p.window, size, choose_tile(p.window, size), p.k.device)
-        self.batch, self.heads = p.k.shape[0], p.k.shape[3]
-        self.num_heads = self.batch * self.heads
-        self.num_tiles, self.num_queries = self.plan.query.shape
-        self.num_keys = self.plan.key.shape[1]
         self.num_extra = 0 if p.extra_k is None else p.extra_k.shape[1]
-        self.dtype = accumulation_dtype(p.q.dtype)
         self.q, self.k, self.v = self.rows(p.q), self.rows(p.k), self.rows(p.v)
         self.rel_h = None if p.rel_h is None else self.rows(p.rel_h)
         self.rel_w = None if p.rel_w is None else self.rows(p.rel_w)
@@ -102,42 +70,29 @@ class _Tiles:
         """A heads-last tensor as a matrix `[B * positions * heads, c]`, in the dtype of the computation."""
         return x.reshape(-1, x.shape[-1]).to(self.dtype)
 
-    def chunks(self, first_head: int, last_head: int) -> Iterator[_Chunk]:
-        """The tiles of a range of heads, a bounded number of scores at a time."""
-        plan, last = self.plan, last_head * self.num_tiles
-        step = max(1, SCORES_PER_CHUNK // (self.num_queries * (self.num_keys + self.num_extra)))
-        for lo in range(first_head * self.num_tiles, last, step):
-            unit = torch.arange(lo, min(lo + step, last), device=self.k.device)
+    def chunks(self, heads: slice | None = None) -> Iterator[_Chunk]:
+        """The tiles of a range of `batch * heads`, by default of all, a bounded number of scores at a time."""
+        plan, heads = self.plan, heads or slice(0, self.num_heads)
+        step = self.SCORES_PER_CHUNK // (self.num_queries * (self.num_keys + self.num_extra))
+        for units in slices(heads.start * self.num_tiles, heads.stop * self.num_tiles, step):
+            unit = torch.arange(units.start, units.stop, device=self.k.device)
             head, tile = unit // self.num_tiles, unit % self.num_tiles
-            pattern = plan.pattern[tile]
-            query = self._row_index(head, plan.query[tile], plan.slot.numel())
-            key = self._row_index(head, plan.key[tile], self.problem.k.shape[1] * self.problem.k.shape[2])
-            outside = None if plan.outside is None else plan.outside[tile]
+            pattern, query = plan.pattern[tile], self.query_rows(head[:, None], tile)
+            key = self.key_rows(head[:, None], tile)
+            k, v = self.gather_keys(key, self.k, tile), self.gather_keys(key, self.v, tile)
             yield _Chunk(
-                tiles=slice(lo, lo + len(unit)),
+                tiles=units,
                 head=head,
                 pattern=pattern,
                 bias=pattern if self.problem.rpb is None else head % self.heads * len(plan.visible) + pattern,
                 query=query,
                 q=F.embedding(query, self.q),
-                k=self._gather_keys(self.k, key, outside, self.extra_k, head),
-                v=self._gather_keys(self.v, key, outside, self.extra_v, head),
+                k=k if self.extra_k is None else torch.cat([k, self.extra_k[head]], 1),
+                v=v if self.extra_v is None else torch.cat([v, self.extra_v[head]], 1),
                 padding=None if plan.padding is None else plan.padding[tile],
                 offset_h=None if self.rel_h is None else plan.offset_h[pattern],
                 offset_w=None if self.rel_w is None else plan.offset_w[pattern],
             )
-
-    def _row_index(self, head: Tensor, position: Tensor, num_positions: int) -> Tensor:
-        first = head // self.heads * (num_positions * self.heads) + head % self.heads
-        return first[:, None] + position * self.heads
-
-    def _gather_keys(
-        self, rows: Tensor, key: Tensor, outside: Tensor | None, extra: Tensor | None, head: Tensor
-    ) -> Tensor:
-        keys = F.embedding(key, rows)
-        if outside is not None:
-            keys.masked_fill_(outside[..., None], 0)
-        return keys if extra is None else torch.cat([keys, extra[head]], 1)
 
     def seen(self, chunk: _Chunk) -> Tensor:
         """Whether a query sees a key, `[u, q, k + M]`."""
@@ -160,14 +115,6 @@ class _Tiles:
         """Query tiles `[B * heads * T, q, c]` to heads-last `[B * Q * heads, c]`."""
         head = torch.arange(self.num_heads, device=tiles.device).view(self.batch, 1, self.heads)
         return F.embedding(head * self.plan.query.numel() + self.plan.slot[:, None], tiles.flatten(0, 1))
-
-    def sum_keys(self, tiles: Tensor) -> Tensor:
-        """Key tiles of some heads, `[heads * T, k + M, c]`, summed over the slots of each key: `[heads, H * W, c]`."""
-        head = torch.arange(len(tiles) // self.num_tiles, device=tiles.device)[:, None]
-        bag = (head * self.plan.key.numel() + self.plan.bag).flatten()
-        start = (head * self.plan.bag.numel() + self.plan.bag_start).flatten()
-        slots = tiles[:, : self.num_keys].flatten(0, 1)
-        return F.embedding_bag(bag, slots, start, mode="sum").view(len(head), -1, tiles.shape[-1])
 
     def _bias_table(self) -> Tensor:
         """Mask and relative bias of each tile pattern: `[C, q, k + M]`, or `[heads * C, q, k + M]` with a bias."""
@@ -196,7 +143,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     tiles = _Tiles(problem)
     out = tiles.v.new_empty(tiles.num_heads * tiles.num_tiles, tiles.num_queries, tiles.v.shape[-1])
     lse = out.new_empty(*out.shape[:2], 1)
-    for chunk in tiles.chunks(0, tiles.num_heads):
+    for chunk in tiles.chunks():
         out[chunk.tiles], lse[chunk.tiles] = until_clean(partial(_attend, tiles, chunk), out.device)
     shape = problem.q.shape[:-1]
     return tiles.untile(out).view(*shape, out.shape[-1]).to(problem.v.dtype), tiles.untile(lse).view(shape)
@@ -237,18 +184,15 @@ def backward(
     grad_q, grad_rel_h, grad_rel_w = query_tiles(tiles.q), query_tiles(tiles.rel_h), query_tiles(tiles.rel_w)
     grad_bias = None if tiles.problem.rpb is None else torch.zeros_like(tiles.bias)
     grad_extra_k, grad_extra_v = (None if x is None else torch.zeros_like(x) for x in (tiles.extra_k, tiles.extra_v))
-    num_positions = tiles.problem.k.shape[1] * tiles.problem.k.shape[2]
-    grad_k, grad_v = (x.new_empty(tiles.num_heads, num_positions, x.shape[-1]) for x in (tiles.k, tiles.v))
+    grad_k, grad_v = (x.new_empty(tiles.num_heads, tiles.num_positions, x.shape[-1]) for x in (tiles.k, tiles.v))
     assert grad_q is not None
 
-    channels = tiles.k.shape[-1] + tiles.v.shape[-1]
-    group = max(1, KEY_VALUES_PER_GROUP // (tiles.plan.key.numel() * channels))
-    for first in range(0, tiles.num_heads, group):
-        last = min(first + group, tiles.num_heads)
-        shape = ((last - first) * tiles.num_tiles, num_keys + tiles.num_extra)
+    for heads in tiles.group_heads(tiles.k.shape[-1] + tiles.v.shape[-1]):
+        first = heads.start * tiles.num_tiles
+        shape = (heads.stop * tiles.num_tiles - first, num_keys + tiles.num_extra)
         tile_k, tile_v = (x.new_empty(*shape, x.shape[-1]) for x in (tiles.k, tiles.v))
-        for chunk in tiles.chunks(first, last):
-            here = slice(chunk.tiles.start - first * tiles.num_tiles, chunk.tiles.stop - first * tiles.num_tiles)
+        for chunk in tiles.chunks(heads):
+            here = slice(chunk.tiles.start - first, chunk.tiles.stop - first)
             grad = F.embedding(chunk.query, out_rows)
             grad_lse_tile = None if lse_rows is None else F.embedding(chunk.query, lse_rows)
             differentiate = partial(_differentiate, tiles, chunk, grad, grad_lse_tile)
@@ -269,7 +213,7 @@ def backward(
             if grad_extra_k is not None and grad_extra_v is not None:
                 grad_extra_k.index_add_(0, chunk.head, tile_k[here, num_keys:])
                 grad_extra_v.index_add_(0, chunk.head, tile_v[here, num_keys:])
-        grad_k[first:last], grad_v[first:last] = tiles.sum_keys(tile_k), tiles.sum_keys(tile_v)
+        grad_k[heads], grad_v[heads] = (tiles.sum_keys(x[:, :num_keys]) for x in (tile_k, tile_v))
 
     def heads_last(x: Tensor) -> Tensor:
         return x.unflatten(0, (tiles.batch, tiles.heads)).transpose(1, 2)

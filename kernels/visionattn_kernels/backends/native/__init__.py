@@ -14,13 +14,7 @@ from visionattn_kernels.backends.native.arguments import DTYPES, Call
 from visionattn_kernels.backends.native.build import missing
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import register
-from visionattn_kernels.window import AxisWindow
-
-STRIP = 8
-"""Neighbouring query columns of a tile: more would multiply with keys that most of them do not see."""
-
-PANEL_BYTES = 1 << 18
-"""Packed keys and values of a tile, at most, where the window allows: a quarter of a usual second-level cache."""
+from visionattn_kernels.window import choose_strip
 
 
 def can_run(problem: Problem) -> str | None:
@@ -34,7 +28,7 @@ def can_run(problem: Problem) -> str | None:
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp; see `registration.Forward`."""
-    call = Call(problem, choose_tile(problem))
+    call = _call(problem)
     out = problem.q.new_empty(*problem.q.shape[:-1], problem.v.shape[-1])
     lse = problem.q.new_empty(problem.q.shape[:-1], dtype=call.dtype)
     call.map("out", out)
@@ -47,7 +41,7 @@ def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
     """Gradients of all tensors; see `registration.Backward`. Bitwise repeatable for one number of threads."""
-    p, call = problem, Call(problem, choose_tile(problem))
+    p, call = problem, _call(problem)
     batch, heads, threads = p.k.shape[0], p.k.shape[3], call.arguments.num_threads
     # Strips of one head run side by side only where there are too few heads: each run of them has gradients of its own.
     strips = sum(math.ceil(n / call.arguments.columns.tile) for n in call.tables[1].queries.tolist())
@@ -83,25 +77,9 @@ def backward(
     ]
 
 
-def choose_tile(problem: Problem) -> tuple[int, int]:
-    """Rows and columns of a tile of queries: `STRIP` columns, or whole blocks, and as many rows as panels have room."""
-    rows, columns = problem.window.axes
-    height, width = problem.k.shape[1:3]
-    strip = _even_tile(columns, width, STRIP)
-    row_bytes = 4 * (problem.k.shape[-1] + problem.v.shape[-1]) * (strip * columns.query_stride + columns.kernel_size)
-    # Few rows would pack the same keys again and again.
-    most = max(PANEL_BYTES // row_bytes - rows.kernel_size, rows.kernel_size // 2, 4)
-    return _even_tile(rows, height, most), strip
-
-
-def _even_tile(axis: AxisWindow, length: int, most: int) -> int:
-    """Cuts the queries of a dilation group into tiles of nearly equal size, along the blocks that share a window."""
-    queries = math.ceil(axis.num_queries(length) / axis.dilation)
-    block = max(1, axis.stride // axis.query_stride)
-    if 1 < block <= most:
-        return most // block * block
-    whole = min(queries, block) if block > 1 else queries
-    return math.ceil(whole / math.ceil(whole / most))
+def _call(problem: Problem) -> Call:
+    p = problem
+    return Call(p, choose_strip(p.window, p.size, p.k.shape[-1] + p.v.shape[-1]))
 
 
 attention = register("native", forward, backward)

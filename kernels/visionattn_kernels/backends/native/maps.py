@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.backends.native.build import load
-from visionattn_kernels.operators import define_operator, is_forward_mode, is_transformed
+from visionattn_kernels.operators import define_operator
+from visionattn_kernels.tracing import is_forward_mode, is_transformed
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 _ENDINGS = ("sum", "gelu", "product")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.backends.native.build import load, missing
-from visionattn_kernels.operators import Call, define_operator, is_exporting, is_forward_mode
+from visionattn_kernels.operators import Call, define_operator
+from visionattn_kernels.tracing import is_exporting, is_forward_mode
 
 Shape = tuple[int, ...]
 

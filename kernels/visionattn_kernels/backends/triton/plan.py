@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.problem import Problem
-from visionattn_kernels.window import AxisWindow, Window, outside_modes, tabulate_axis
+from visionattn_kernels.tracing import outside_modes
+from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
 
 MAX_CACHED_TABLES = 512
 """Tables kept: one per axis, map length, tile size and device; each takes about 32 bytes per tile."""
