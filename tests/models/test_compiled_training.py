@@ -10,7 +10,7 @@ from torch import Tensor
 
 import visionattn  # noqa: F401  registers the models
 from tests.kernels.interpreter import NOT_INTERPRETED
-from visionattn_kernels import choices
+from visionattn_kernels import dispatch
 from visionattn_kernels.backends.native.build import load
 
 FEW_BLOCKS: dict[str, dict[str, Any]] = {
@@ -35,9 +35,7 @@ def test_compiled_step_under_autocast_is_the_plain_step(
         pytest.skip(NOT_INTERPRETED)
     if backend == "native" and isinstance(load(), str):
         pytest.skip(f"no kernels: {load()}")
-    rules = [{"order": [backend], "because": "it is tested"}]
-    tables = {device: {"measured": False, "rules": rules} for device in ("cpu", "other")}
-    monkeypatch.setattr(choices, "RULES", choices.read(tables))
+    monkeypatch.setitem(dispatch.ORDER, "cpu", (dispatch.Order((backend,), "it is tested"),))
     # What torch compiled before is found by the graph alone, whatever has become of the fakes.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()

@@ -13,7 +13,7 @@ from visionattn_kernels.tracing import outside_modes
 from visionattn_kernels.window.rule import AxisWindow
 
 MAX_CACHED_PLANS = 64
-"""Tables and tile plans that are kept; a plan takes about 16 bytes per query and key slot (0.4 MB at 56x56, kernel 7)."""
+"""Tables and tile plans that are kept; a plan takes about 16 bytes per query and key slot (0.4 MB for 56x56, k 7)."""
 
 
 @dataclass(frozen=True)
