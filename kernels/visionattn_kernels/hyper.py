@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.attention import autocast_inputs
 from visionattn_kernels.backends.native.stacked import can_run, correlate_stacked, multiply_stacked
+from visionattn_kernels.problem import autocast_inputs
 from visionattn_kernels.tracing import is_exporting
 from visionattn_kernels.unfused import windowed_av
 from visionattn_kernels.window import Window
@@ -28,7 +28,7 @@ def hyper_zzw_global(w_hat: Tensor, z: Tensor, mode: GlobalMode = "matmul") -> T
 @overload
 def hyper_zzw_global(w_hat: Tensor, z: Sequence[Tensor], mode: GlobalMode = "matmul") -> list[Tensor]: ...
 def hyper_zzw_global(w_hat: Tensor, z: Tensor | Sequence[Tensor], mode: GlobalMode = "matmul") -> Tensor | list[Tensor]:
-    """Mixes activations with a context-dependent kernel as large as the map.
+    """Mix activations with a context-dependent kernel as large as the map.
 
     - "matmul": per channel the product of two matrices, `out[h, w] = sum over m of w_hat[h, m] * z[m, w]`; square maps.
     - "elementwise": `w_hat * z`; maps of any size, positions do not mix.
@@ -72,7 +72,7 @@ def hyper_zzw_global(w_hat: Tensor, z: Tensor | Sequence[Tensor], mode: GlobalMo
 
 
 def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
-    """Depthwise correlation with generated kernels, zeros beyond the border.
+    """Correlate each channel with a generated kernel, zeros beyond the border.
 
     Tap `(i, j)` of a kernel meets the activation at `(h + i - kH // 2, w + j - kW // 2)`.
 
@@ -101,7 +101,7 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
     ):
         raise ValueError(f"kernel {list(kernel.shape)} does not fit z {list(z.shape)} in {', '.join(expected)} or map")
     if kernel.dim() == 6:
-        window = Window.create((kernel.shape[2], kernel.shape[3]), boundary="zero")
+        window = Window.neighborhood((kernel.shape[2], kernel.shape[3]), boundary="zero")
         weights = kernel.permute(0, 4, 5, 1, 2, 3).flatten(4)
         return windowed_av(weights, z.permute(0, 2, 3, 1).unsqueeze(-1), window).squeeze(-1).permute(0, 3, 1, 2)
     top, left = kernel.shape[-2] // 2, kernel.shape[-1] // 2

@@ -11,20 +11,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from visionattn_kernels import products
-from visionattn_kernels.attention import (
-    BoolOrPair,
-    IntOrPair,
-    autocast_inputs,
-    check_dims_1d,
-    check_problem,
-    scale_queries,
-)
+from visionattn_kernels.problem import autocast_inputs, check_dims_1d, check_problem, scale_queries
 from visionattn_kernels.slots import finish_scores
-from visionattn_kernels.window import Boundary, Window
+from visionattn_kernels.window import BoolOrPair, Boundary, IntOrPair, Window
 
 
 def windowed_qk(q: Tensor, k: Tensor, window: Window, rpb: Tensor | None = None, scale: float | Tensor = 1.0) -> Tensor:
-    """Scores of each query with the keys of its window: `scale q.k + rpb`.
+    """Compute scores of each query with the keys of its window: `scale q.k + rpb`.
 
     Args:
         q: Queries `[B, Q_h, Q_w, heads, head_dim]`, with `Q = ceil(H / query_stride)` (H itself by default).
@@ -48,7 +41,7 @@ def windowed_qk(q: Tensor, k: Tensor, window: Window, rpb: Tensor | None = None,
 
 
 def windowed_av(attn: Tensor, v: Tensor, window: Window) -> Tensor:
-    """Sums of the values of each query's window, weighted by `attn`.
+    """Sum the values of each query's window, weighted by `attn`.
 
     Args:
         attn: Weights `[B, Q_h, Q_w, heads, k_h * k_w]`, any numbers; ignored at slots that do not exist, where their
@@ -90,8 +83,8 @@ def neighborhood_qk_2d(
     scale: float | Tensor = 1.0,
     boundary: Boundary = "shift",
 ) -> Tensor:
-    """Scores of each query with its neighborhood; see `windowed_qk`, and `Window` for the other arguments."""
-    return windowed_qk(q, k, Window.create(kernel_size, stride, dilation, is_causal, boundary), rpb, scale)
+    """Compute scores of each query with its neighborhood; see `windowed_qk` and `Window.neighborhood`."""
+    return windowed_qk(q, k, Window.neighborhood(kernel_size, stride, dilation, is_causal, boundary), rpb, scale)
 
 
 def neighborhood_av_2d(
@@ -103,8 +96,8 @@ def neighborhood_av_2d(
     is_causal: BoolOrPair = False,
     boundary: Boundary = "shift",
 ) -> Tensor:
-    """Weighted sums over each query's neighborhood; see `windowed_av`, and `Window` for the other arguments."""
-    return windowed_av(attn, v, Window.create(kernel_size, stride, dilation, is_causal, boundary))
+    """Sum values over each query's neighborhood; see `windowed_av` and `Window.neighborhood`."""
+    return windowed_av(attn, v, Window.neighborhood(kernel_size, stride, dilation, is_causal, boundary))
 
 
 def neighborhood_qk_1d(
@@ -118,9 +111,9 @@ def neighborhood_qk_1d(
     scale: float | Tensor = 1.0,
     boundary: Boundary = "shift",
 ) -> Tensor:
-    """As `neighborhood_qk_2d` on sequences: `[B, L, heads, head_dim]` and `[heads, 2 k - 1]` to `[B, L, heads, k]`."""
+    """Run `neighborhood_qk_2d` on sequences: `[B, L, heads, head_dim]` and `[heads, 2 k - 1]` to `[B, L, heads, k]`."""
     check_dims_1d(q=(q, 4), k=(k, 4), rpb=(rpb, 2))
-    window = _window_1d(kernel_size, stride, dilation, is_causal, boundary)
+    window = Window.sequence(kernel_size, stride, dilation, is_causal, boundary)
     return windowed_qk(q[:, None], k[:, None], window, None if rpb is None else rpb[:, None], scale)[:, 0]
 
 
@@ -133,11 +126,7 @@ def neighborhood_av_1d(
     is_causal: bool = False,
     boundary: Boundary = "shift",
 ) -> Tensor:
-    """As `neighborhood_av_2d` on sequences: `[B, L, heads, k]` and `[B, L, heads, v_dim]` to `[B, L, heads, v_dim]`."""
+    """Run `neighborhood_av_2d` on sequences: `[B, L, heads, k]`, `[B, L, heads, v_dim]` to `[B, L, heads, v_dim]`."""
     check_dims_1d(attn=(attn, 4), v=(v, 4))
-    window = _window_1d(kernel_size, stride, dilation, is_causal, boundary)
+    window = Window.sequence(kernel_size, stride, dilation, is_causal, boundary)
     return windowed_av(attn[:, None], v[:, None], window)[:, 0]
-
-
-def _window_1d(kernel_size: int, stride: int, dilation: int, is_causal: bool, boundary: Boundary) -> Window:
-    return Window.create((1, kernel_size), (1, stride), (1, dilation), (False, is_causal), boundary)

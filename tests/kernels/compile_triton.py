@@ -64,7 +64,7 @@ def main(capability: int, dtype: torch.dtype) -> None:
 
     JITFunction.run = compile_only
     blocks._precision = lambda q: "tf32"
-    window = Window.create(7)
+    window = Window.neighborhood(7)
     x = make_inputs(window, (28, 28), batch=1, head_dim=32, rpb=True, rel=True, num_extra=3, dtype=dtype)
     problem = Problem(**{name: t.detach() for name, t in x.items()}, window=window, scale=0.2)
     out, lse = forward(problem)

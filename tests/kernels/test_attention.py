@@ -19,31 +19,39 @@ FAST = [*FUSED, "gemm", "plain"]
 
 # id: window, map, and what else the inputs hold
 CASES: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
-    "H9xW7-k3-d8": (Window.create(3), (9, 7), {}),
-    "H9xW7-k4-rpb": (Window.create(4), (9, 7), {"rpb": True}),
-    "H13xW11-k7-d24-rpb-extra3": (Window.create(7), (13, 11), {"head_dim": 24, "rpb": True, "num_extra": 3}),
-    "H13xW11-k5x3-dil2x3-rpb-rel": (Window.create((5, 3), dilation=(2, 3)), (13, 11), {"rpb": True, "rel": True}),
-    "H14xW14-k7-dil2-v16": (Window.create(7, dilation=2), (14, 14), {"v_dim": 16, "rpb": True}),
-    "H9xW9-k3-dil9": (Window.create(3, dilation=9), (9, 9), {"rpb": True}),
-    "H12xW10-k6x5-s6x2": (Window.create((6, 5), (6, 2)), (12, 10), {"rpb": True}),
-    "H12xW10-k5-s5-causal01": (Window.create(5, 5, is_causal=(False, True)), (12, 10), {"rel": True}),
-    "H8xW9-k4-dil2-causal11": (Window.create(4, dilation=2, is_causal=True), (8, 9), {"rpb": True, "num_extra": 1}),
-    "H4xW5-k7-larger": (Window.create(7), (4, 5), {"rpb": True, "rel": True}),
-    "H1xW17-k5": (Window.create((1, 5)), (1, 17), {"rpb": True}),
-    "H17xW1-k5x1-dil3": (Window.create((5, 1), dilation=(3, 1)), (17, 1), {"rpb": True}),
-    "H1xW1-k7": (Window.create(7), (1, 1), {"rpb": True, "rel": True}),
-    "B1-H33xW6-k9-d128": (Window.create(9), (33, 6), {"batch": 1, "heads": 1, "head_dim": 128}),
-    "B1-H40xW40-k7-d48": (Window.create(7), (40, 40), {"batch": 1, "heads": 3, "head_dim": 48, "rpb": True}),
-    "mask-H16xW16-b8h3": (Window.create(14, 8, boundary="mask"), (16, 16), {"rel": True, "head_dim": 16}),
-    "mask-H19xW12-b10h3": (Window.create(16, 10, boundary="mask"), (19, 12), {"rel": True}),
-    "mask-H9xW11-k5-dil2-rpb": (Window.create(5, dilation=2, boundary="mask"), (9, 11), {"rpb": True, "num_extra": 2}),
-    "mask-H3xW5-k16-s10": (Window.create(16, 10, boundary="mask"), (3, 5), {"rel": True}),
-    "zero-H16xW16-b8h3": (Window.create(14, 8, boundary="zero"), (16, 16), {"rel": True, "num_extra": 1}),
-    "zero-H7xW10-k4-dil2": (Window.create(4, dilation=2, boundary="zero"), (7, 10), {"rpb": True}),
-    "mask-H16xW12-b8h3-r2": (Window.create(14, 8, boundary="mask", query_stride=2), (16, 12), {"rel": True}),
-    "zero-H11xW9-b4h1-r2x3": (Window.create(6, 4, boundary="zero", query_stride=(2, 3)), (11, 9), {"rpb": True}),
-    "shift-H11xW9-k5-dil2-r2": (Window.create(5, dilation=2, query_stride=2), (11, 9), {"rpb": True}),
-    "B0-H6xW6-k3": (Window.create(3), (6, 6), {"batch": 0, "rpb": True, "rel": True}),
+    "H9xW7-k3-d8": (Window.neighborhood(3), (9, 7), {}),
+    "H9xW7-k4-rpb": (Window.neighborhood(4), (9, 7), {"rpb": True}),
+    "H13xW11-k7-d24-rpb-extra3": (Window.neighborhood(7), (13, 11), {"head_dim": 24, "rpb": True, "num_extra": 3}),
+    "H13xW11-k5x3-dil2x3-rpb-rel": (Window.neighborhood((5, 3), dilation=(2, 3)), (13, 11), {"rpb": True, "rel": True}),
+    "H14xW14-k7-dil2-v16": (Window.neighborhood(7, dilation=2), (14, 14), {"v_dim": 16, "rpb": True}),
+    "H9xW9-k3-dil9": (Window.neighborhood(3, dilation=9), (9, 9), {"rpb": True}),
+    "H12xW10-k6x5-s6x2": (Window.neighborhood((6, 5), (6, 2)), (12, 10), {"rpb": True}),
+    "H12xW10-k5-s5-causal01": (Window.neighborhood(5, 5, is_causal=(False, True)), (12, 10), {"rel": True}),
+    "H8xW9-k4-dil2-causal11": (
+        Window.neighborhood(4, dilation=2, is_causal=True),
+        (8, 9),
+        {"rpb": True, "num_extra": 1},
+    ),
+    "H4xW5-k7-larger": (Window.neighborhood(7), (4, 5), {"rpb": True, "rel": True}),
+    "H1xW17-k5": (Window.neighborhood((1, 5)), (1, 17), {"rpb": True}),
+    "H17xW1-k5x1-dil3": (Window.neighborhood((5, 1), dilation=(3, 1)), (17, 1), {"rpb": True}),
+    "H1xW1-k7": (Window.neighborhood(7), (1, 1), {"rpb": True, "rel": True}),
+    "B1-H33xW6-k9-d128": (Window.neighborhood(9), (33, 6), {"batch": 1, "heads": 1, "head_dim": 128}),
+    "B1-H40xW40-k7-d48": (Window.neighborhood(7), (40, 40), {"batch": 1, "heads": 3, "head_dim": 48, "rpb": True}),
+    "mask-H16xW16-b8h3": (Window.halo(8, 3), (16, 16), {"rel": True, "head_dim": 16}),
+    "mask-H19xW12-b10h3": (Window.halo(10, 3), (19, 12), {"rel": True}),
+    "mask-H9xW11-k5-dil2-rpb": (
+        Window.neighborhood(5, dilation=2, boundary="mask"),
+        (9, 11),
+        {"rpb": True, "num_extra": 2},
+    ),
+    "mask-H3xW5-k16-s10": (Window.halo(10, 3), (3, 5), {"rel": True}),
+    "zero-H16xW16-b8h3": (Window.halo(8, 3, "zero"), (16, 16), {"rel": True, "num_extra": 1}),
+    "zero-H7xW10-k4-dil2": (Window.neighborhood(4, dilation=2, boundary="zero"), (7, 10), {"rpb": True}),
+    "mask-H16xW12-b8h3-r2": (Window.halo(8, 3, query_stride=2), (16, 12), {"rel": True}),
+    "zero-H11xW9-b4h1-r2x3": (Window.halo(4, 1, "zero", query_stride=(2, 3)), (11, 9), {"rpb": True}),
+    "shift-H11xW9-k5-dil2-r2": (Window.neighborhood(5, dilation=2, query_stride=2), (11, 9), {"rpb": True}),
+    "B0-H6xW6-k3": (Window.neighborhood(3), (6, 6), {"batch": 0, "rpb": True, "rel": True}),
 }
 all_cases = pytest.mark.parametrize(("window", "size", "options"), CASES.values(), ids=CASES.keys())
 each_backend = pytest.mark.parametrize("backend", FAST)
@@ -82,7 +90,7 @@ def test_no_uninitialised_memory_and_bitwise_repeatable(
 
 
 def test_many_small_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    window = Window.create(5, dilation=2)
+    window = Window.neighborhood(5, dilation=2)
     inputs = make_inputs(window, (13, 11), batch=3, rpb=True, rel=True, num_extra=2)
     monkeypatch.setattr(TiledMap, "SCORES_PER_CHUNK", 1)
     monkeypatch.setattr(TiledMap, "KEY_VALUES_PER_GROUP", 1)
@@ -92,7 +100,7 @@ def test_many_small_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch)
 def test_reference_is_the_formula() -> None:
     """One query at a time: softmax(scale q.k + rpb) v over the keys of its neighborhood (arXiv 2204.07143, eq. 2-3)."""
     size, kernel, scale = (6, 5), 3, 0.3
-    x = make_inputs(Window.create(kernel), size, batch=1, heads=1, rpb=True)
+    x = make_inputs(Window.neighborhood(kernel), size, batch=1, heads=1, rpb=True)
     out, lse = vk.neighborhood_attention_2d(
         x["q"], x["k"], x["v"], kernel, rpb=x["rpb"], scale=scale, return_lse=True, backend="reference"
     )
@@ -138,7 +146,7 @@ def halo_by_unfolding(q: Tensor, k: Tensor, v: Tensor, block: int, halo: int, ma
 @pytest.mark.parametrize("size", [(16, 16), (19, 12), (5, 3)], ids=str)
 def test_halo_attention_is_that_of_a_padded_map(size: tuple[int, int], boundary: str) -> None:
     block, halo = 8, 3
-    x = make_inputs(Window.create(block), size)
+    x = make_inputs(Window.neighborhood(block), size)
     ours = vk.halo_attention_2d(x["q"], x["k"], x["v"], block, halo, boundary=boundary)  # type: ignore[arg-type]
     expected = halo_by_unfolding(x["q"], x["k"], x["v"], block, halo, boundary == "mask")
     torch.testing.assert_close(ours, expected)
@@ -146,14 +154,14 @@ def test_halo_attention_is_that_of_a_padded_map(size: tuple[int, int], boundary:
 
 @each_backend
 def test_window_of_the_whole_map_is_full_attention(backend: str) -> None:
-    x = make_inputs(Window.create(9), (9, 9), dtype=torch.float32)
+    x = make_inputs(Window.neighborhood(9), (9, 9), dtype=torch.float32)
     q, k, v = (x[name].flatten(1, 2).transpose(1, 2) for name in "qkv")
     full = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(1, (9, 9))
     torch.testing.assert_close(vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 9, backend=backend), full)
 
 
 def test_stride_of_the_kernel_is_window_attention() -> None:
-    x = make_inputs(Window.create(4), (8, 12))
+    x = make_inputs(Window.neighborhood(4), (8, 12))
     ours = vk.window_attention_2d(x["q"], x["k"], x["v"], 4)
     torch.testing.assert_close(ours, vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 4, stride=4))
     corner = F.scaled_dot_product_attention(
@@ -163,7 +171,7 @@ def test_stride_of_the_kernel_is_window_attention() -> None:
 
 
 def test_one_dimension_is_a_map_of_one_row() -> None:
-    x = make_inputs(Window.create((1, 5), dilation=(1, 2)), (1, 17), rpb=True, rel=True, num_extra=2)
+    x = make_inputs(Window.neighborhood((1, 5), dilation=(1, 2)), (1, 17), rpb=True, rel=True, num_extra=2)
     one = vk.neighborhood_attention_1d(
         *(x[name][:, 0] for name in "qkv"),
         5,
@@ -175,7 +183,7 @@ def test_one_dimension_is_a_map_of_one_row() -> None:
         return_lse=True,
     )
     x.pop("rel_h")
-    two = windowed_attention(**x, window=Window.create((1, 5), dilation=(1, 2)), return_lse=True)  # type: ignore[arg-type]
+    two = windowed_attention(**x, window=Window.neighborhood((1, 5), dilation=(1, 2)), return_lse=True)  # type: ignore[arg-type]
     torch.testing.assert_close(one, (two[0][:, 0], two[1][:, 0]))
 
 
@@ -184,7 +192,7 @@ def test_views_of_packed_projections(backend: str) -> None:
     qkv = torch.randn(2, 9, 8, 3 * 2 * 8, dtype=torch.float64).unflatten(-1, (3, 2, 8))
     q, k, v = qkv.unbind(3)
     assert not q.is_contiguous()
-    window = Window.create(5)
+    window = Window.neighborhood(5)
     ours = windowed_attention(q, k, v, window, backend=backend)
     torch.testing.assert_close(
         ours, windowed_attention(*(x.contiguous() for x in (q, k, v)), window, backend="reference")
@@ -193,18 +201,18 @@ def test_views_of_packed_projections(backend: str) -> None:
 
 @each_backend
 def test_scale_of_zero_is_a_mean(backend: str) -> None:
-    x = make_inputs(Window.create(3), (3, 3))
+    x = make_inputs(Window.neighborhood(3), (3, 3))
     out = vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, scale=0, backend=backend)
     torch.testing.assert_close(out, x["v"].mean((1, 2), keepdim=True).expand_as(x["v"]))
 
 
 @each_backend
 def test_scale_that_is_a_tensor_has_its_gradient(backend: str) -> None:
-    x = make_inputs(Window.create(3), (4, 5), num_extra=1)
+    x = make_inputs(Window.neighborhood(3), (4, 5), num_extra=1)
     scale = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    found = windowed_attention(**x, window=Window.create(3), scale=scale, backend=backend)  # type: ignore[arg-type]
+    found = windowed_attention(**x, window=Window.neighborhood(3), scale=scale, backend=backend)  # type: ignore[arg-type]
     scaled = {**x, "q": scale * x["q"]}
-    expected = windowed_attention(**scaled, window=Window.create(3), scale=1, backend="reference")  # type: ignore[arg-type]
+    expected = windowed_attention(**scaled, window=Window.neighborhood(3), scale=1, backend="reference")  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(out.square().sum(), scale) for out in (found, expected)]  # type: ignore[union-attr]
     torch.testing.assert_close(*gradients)
@@ -212,9 +220,9 @@ def test_scale_that_is_a_tensor_has_its_gradient(backend: str) -> None:
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "a", torch.ones(2)], ids=str)
 def test_scale_that_is_no_finite_number_is_refused(scale: object) -> None:
-    x = make_inputs(Window.create(3), (4, 5))
+    x = make_inputs(Window.neighborhood(3), (4, 5))
     with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
-        windowed_attention(x["q"], x["k"], x["v"], Window.create(3), scale=scale)  # type: ignore[arg-type]
+        windowed_attention(x["q"], x["k"], x["v"], Window.neighborhood(3), scale=scale)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
         vk.neighborhood_qk_2d(x["q"], x["k"], 3, scale=scale)  # type: ignore[arg-type]
 
@@ -222,10 +230,10 @@ def test_scale_that_is_no_finite_number_is_refused(scale: object) -> None:
 @pytest.mark.parametrize("boundary", ["shift", "mask", "zero"])
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_dilation_beyond_the_map_leaves_each_query_alone(backend: str, boundary: str) -> None:
-    x = make_inputs(Window.create(3), (4, 5))
+    x = make_inputs(Window.neighborhood(3), (4, 5))
     far, near = (
         windowed_attention(
-            x["q"], x["k"], x["v"], Window.create(3, dilation=dilation, boundary=boundary), backend=backend
+            x["q"], x["k"], x["v"], Window.neighborhood(3, dilation=dilation, boundary=boundary), backend=backend
         )
         for dilation in (10**9, (4, 5))
     )
@@ -235,7 +243,7 @@ def test_dilation_beyond_the_map_leaves_each_query_alone(backend: str, boundary:
 
 
 def test_products_take_a_dilation_beyond_the_map() -> None:
-    x = make_inputs(Window.create(3), (4, 5))
+    x = make_inputs(Window.neighborhood(3), (4, 5))
     scores = vk.neighborhood_qk_2d(x["q"], x["k"], 3, dilation=10**9)
     out = vk.neighborhood_av_2d(scores.softmax(-1), x["v"], 3, dilation=10**9)
     torch.testing.assert_close(out, x["v"])
@@ -244,12 +252,10 @@ def test_products_take_a_dilation_beyond_the_map() -> None:
 @each_fused_backend
 def test_forward_mode_is_refused_in_one_line(backend: str) -> None:
     """A tangent would be dropped in silence: custom operators pass none on."""
-    x = {name: t.detach() for name, t in make_inputs(Window.create(3), (4, 5)).items()}
+    x = {name: t.detach() for name, t in make_inputs(Window.neighborhood(3), (4, 5)).items()}
 
     def attend(q: Tensor, backend: str | None) -> Tensor:
-        out = vk.neighborhood_attention_2d(q, x["k"], x["v"], 3, backend=backend)
-        assert isinstance(out, Tensor)
-        return out
+        return vk.neighborhood_attention_2d(q, x["k"], x["v"], 3, backend=backend)
 
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x["q"], torch.ones_like(x["q"]))
@@ -278,7 +284,7 @@ def test_export_of_maps_of_any_size_is_refused_in_one_line() -> None:
 @each_backend
 def test_what_lies_behind_a_mask_does_not_leak(backend: str, value: float) -> None:
     """Keys that a query does not see may hold anything."""
-    x = {name: t.detach() for name, t in make_inputs(Window.create(3), (12, 12)).items()}
+    x = {name: t.detach() for name, t in make_inputs(Window.neighborhood(3), (12, 12)).items()}
     far = {name: t.clone() for name, t in x.items()}
     far["k"][:, 6:] = value
     far["v"][:, 6:] = -value
@@ -299,12 +305,12 @@ def test_scores_beyond_the_range_of_half_precision(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_float32_biases_beside_half_maps_and_autocast(backend: str) -> None:
-    x = make_inputs(Window.create(3), (5, 6), dtype=torch.float32, rpb=True, rel=True, num_extra=2)
+    x = make_inputs(Window.neighborhood(3), (5, 6), dtype=torch.float32, rpb=True, rel=True, num_extra=2)
     half = {name: t.detach().bfloat16() if name in "qkv" else t for name, t in x.items()}
     with torch.autocast("cpu", torch.bfloat16):
-        cast = windowed_attention(**x, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
-    mixed = windowed_attention(**half, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
-    truth = windowed_attention(**x, window=Window.create(3), backend="reference")  # type: ignore[arg-type]
+        cast = windowed_attention(**x, window=Window.neighborhood(3), backend=backend)  # type: ignore[arg-type]
+    mixed = windowed_attention(**half, window=Window.neighborhood(3), backend=backend)  # type: ignore[arg-type]
+    truth = windowed_attention(**x, window=Window.neighborhood(3), backend="reference")  # type: ignore[arg-type]
     for out in (cast, mixed):
         assert out.dtype == torch.bfloat16  # type: ignore[union-attr]
         torch.testing.assert_close(out.float(), truth, rtol=0.02, atol=0.02)  # type: ignore[union-attr]
@@ -314,7 +320,7 @@ def test_float32_biases_beside_half_maps_and_autocast(backend: str) -> None:
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_a_first_call_in_any_mode_does_not_spoil_later_ones(backend: str, first: str) -> None:
     modes = {"inference": torch.inference_mode, "fake": FakeTensorMode, "float64": nullcontext}
-    window = Window.create(3, dilation=(1, 2))
+    window = Window.neighborhood(3, dilation=(1, 2))
     size = (4, 50 + 5 * list(modes).index(first) + FAST.index(backend) if backend in FAST else 49)  # in no cache yet
     x = make_inputs(window, size, batch=1, dtype=torch.float32, rpb=True, rel=True)
     expected = windowed_attention(**x, window=window, backend="tiled" if backend == "native" else "native")  # type: ignore[arg-type]
@@ -333,7 +339,7 @@ def test_a_first_call_in_any_mode_does_not_spoil_later_ones(backend: str, first:
 
 @pytest.mark.parametrize("backend", ["reference", "gemm", "plain"])
 def test_gradients_to_second_order(backend: str) -> None:
-    window = Window.create(3, dilation=(1, 2), boundary="mask")
+    window = Window.neighborhood(3, dilation=(1, 2), boundary="mask")
     x = make_inputs(window, (3, 4), batch=1, heads=1, head_dim=2, rpb=True, rel=True, num_extra=1)
     names = list(x)
 
@@ -347,8 +353,8 @@ def test_gradients_to_second_order(backend: str) -> None:
 
 @each_fused_backend
 def test_second_order_gradients_are_refused(backend: str) -> None:
-    x = make_inputs(Window.create(3), (5, 6), dtype=torch.float32)
-    out = windowed_attention(**x, window=Window.create(3), backend=backend)  # type: ignore[arg-type]
+    x = make_inputs(Window.neighborhood(3), (5, 6), dtype=torch.float32)
+    out = windowed_attention(**x, window=Window.neighborhood(3), backend=backend)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(out.square().sum(), x["q"], create_graph=True)  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match=r"first-order gradients alone; .* ask for backend='gemm'"):
         grad.sum().backward()
@@ -357,7 +363,7 @@ def test_second_order_gradients_are_refused(backend: str) -> None:
 @each_backend
 def test_vmap_over_maps_and_gradients(backend: str) -> None:
     """Per-sample gradients, as torch.func users take them, and an ensemble of biases."""
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     x = make_inputs(window, (5, 6), dtype=torch.float32, batch=3, rpb=True)
     q, k, v, rpb = x.values()
 
@@ -377,12 +383,10 @@ def test_vmap_over_maps_and_gradients(backend: str) -> None:
 
 @each_backend
 def test_compiles_without_graph_breaks(backend: str) -> None:
-    x = make_inputs(Window.create(3), (6, 6), dtype=torch.float32, rpb=True)
+    x = make_inputs(Window.neighborhood(3), (6, 6), dtype=torch.float32, rpb=True)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor) -> Tensor:
-        out = vk.neighborhood_attention_2d(q, k, v, 3, rpb=rpb, backend=backend)
-        assert isinstance(out, Tensor)
-        return out
+        return vk.neighborhood_attention_2d(q, k, v, 3, rpb=rpb, backend=backend)
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     found, expected = (torch.autograd.grad(f(*x.values()).square().sum(), list(x.values())) for f in (compiled, attend))
@@ -390,7 +394,7 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
 
 
 def test_autocast_keeps_float32_bias_beside_bfloat16_maps() -> None:
-    x = make_inputs(Window.create(3), (6, 6), dtype=torch.bfloat16)
+    x = make_inputs(Window.neighborhood(3), (6, 6), dtype=torch.bfloat16)
     rpb = torch.randn(2, 5, 5, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         out = vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, rpb=rpb)
@@ -402,9 +406,9 @@ def test_autocast_keeps_float32_bias_beside_bfloat16_maps() -> None:
 
 
 def test_autocast_casts_float32_maps() -> None:
-    x = make_inputs(Window.create(3), (6, 6), dtype=torch.float32, num_extra=1)
+    x = make_inputs(Window.neighborhood(3), (6, 6), dtype=torch.float32, num_extra=1)
     with torch.autocast("cpu", torch.bfloat16):
-        out, lse = windowed_attention(**x, window=Window.create(3), return_lse=True)  # type: ignore[arg-type]
+        out, lse = windowed_attention(**x, window=Window.neighborhood(3), return_lse=True)  # type: ignore[arg-type]
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
 
 
@@ -429,7 +433,7 @@ def test_flops_are_those_of_the_window() -> None:
 
 
 def bad(**changes: object) -> dict[str, object]:
-    x: dict[str, object] = {**make_inputs(Window.create(3), (5, 5)), "kernel_size": 3}
+    x: dict[str, object] = {**make_inputs(Window.neighborhood(3), (5, 5)), "kernel_size": 3}
     return {**x, **changes}
 
 

@@ -13,7 +13,7 @@ from visionattn_kernels.operators import OPERATORS
 from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import make_inputs
 
-WINDOW, SIZE = Window.create(3), (4, 5)
+WINDOW, SIZE = Window.neighborhood(3), (4, 5)
 PURE_TORCH = {"tiled_attention", "tiled_attention_backward", "window_qk", "window_av", "window_atx"}
 WITHOUT_GRADIENT = {"convolve_maps", "column_moments", "standardize_columns"}
 

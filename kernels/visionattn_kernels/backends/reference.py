@@ -17,14 +17,15 @@ from visionattn_kernels.tracing import without_autocast
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem: there is none."""
+    """Return None: it runs every problem."""
     return None
 
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    """Compute `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
     with without_autocast(problem.q.device):  # it would round what is accumulated
-        return _attend(problem)
+        out, lse = _attend(problem)
+        return out, lse if need_lse else None
 
 
 def _attend(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -62,6 +63,6 @@ def _attend(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def _look_up(logits: Tensor, offset: Tensor) -> Tensor:
-    """Per-query logits `[B, Y, X, heads, R]` at the offsets `[Y, X, keys]` (broadcast): `[B, heads, Y, X, keys]`."""
+    """Look up logits `[B, Y, X, heads, R]` at the offsets `[Y, X, keys]` (broadcast): `[B, heads, Y, X, keys]`."""
     logits = logits.permute(0, 3, 1, 2, 4)
     return logits.gather(-1, offset.expand(*logits.shape[:-1], -1))

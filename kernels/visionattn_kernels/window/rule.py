@@ -20,11 +20,13 @@ from torch import Tensor
 
 from visionattn_kernels.tracing import outside_modes
 
+IntOrPair = int | tuple[int, int]
+BoolOrPair = bool | tuple[bool, bool]
 Boundary = Literal["shift", "mask", "zero"]
 BOUNDARIES: tuple[str, ...] = get_args(Boundary)
 
 MAX_KEYS = 1 << 22
-"""Keys of a window, at most: larger tables and panels would fill the memory before anything is said."""
+"""Largest window, in keys: larger tables would fill the memory before any error."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class AxisWindow:
         kernel_size: Keys that an interior query sees.
         stride: Queries per group that share one window; 1 is a sliding window, `kernel_size` a blocked one.
         dilation: Distance between neighbouring keys of a window.
-        is_causal: Whether a query sees no key behind itself.
+        is_causal: Whether a query sees no later key.
         boundary: What an interval that reaches over the border does: move inward ("shift"), lose those keys ("mask"),
             or see zero vectors there ("zero").
         query_stride: Distance between neighbouring queries, in key positions.
@@ -49,11 +51,11 @@ class AxisWindow:
     query_stride: int = 1
 
     def num_queries(self, length: int) -> int:
-        """Queries on an axis of `length` keys."""
+        """Return the number of queries on an axis of `length` keys."""
         return -(-length // self.query_stride)
 
     def interval(self, index: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """The half-open interval of keys that a query sees inside its dilation group.
+        """Return the half-open interval of keys that a query sees inside its dilation group.
 
         Args:
             index: Position of each query inside its dilation group.
@@ -79,19 +81,19 @@ class AxisWindow:
         return start, stop
 
     def groups(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Dilation group, position inside it, and that group's length, for each query: three `[Q]` tensors."""
+        """Return dilation group, position inside it, and length of that group for each query: three `[Q]` tensors."""
         position = torch.arange(self.num_queries(length), device="cpu") * self.query_stride
         group = position % self.dilation
         return group, position // self.dilation, (length - group + self.dilation - 1) // self.dilation
 
     def margin(self, length: int) -> int:
-        """Positions beyond either border that a query may see (as zero vectors): none unless boundary is "zero"."""
+        """Return how many positions beyond either border a query may see: none unless boundary is "zero"."""
         if self.boundary != "zero" or self.is_causal:
             return 0
         return (self.kernel_size + self.stride) * self.dilation
 
     def visible(self, length: int) -> tuple[Tensor, Tensor]:
-        """The rule written out.
+        """Write the rule out.
 
         Returns:
             `visible [Q, P]`, whether query Q takes part with the key at position P - margin, and `offset [Q, P]`, the
@@ -137,22 +139,74 @@ class Window:
             )
 
     @classmethod
-    def create(
+    def neighborhood(
         cls,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        dilation: int | tuple[int, int] = 1,
-        is_causal: bool | tuple[bool, bool] = False,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        dilation: IntOrPair = 1,
+        is_causal: BoolOrPair = False,
         boundary: Boundary = "shift",
-        query_stride: int | tuple[int, int] = 1,
+        query_stride: IntOrPair = 1,
     ) -> Window:
-        """A window from values that are given once or per axis. Raises ValueError with the argument's name."""
+        """Return a window around each query; see `AxisWindow` for the arguments, which are given once or per axis.
+
+        Raises:
+            ValueError: An argument is out of bounds; the message names it.
+        """
         return cls(_pair(kernel_size), _pair(stride), _pair(dilation), _pair(is_causal), boundary, _pair(query_stride))
 
-    def fit(self, size: tuple[int, int]) -> Window:
-        """The same rule on a key map of `size`, with no more dilation groups than there are keys on an axis.
+    create = neighborhood
+    """The name in 0.1.0."""
 
-        Keys further apart than the map is long leave each query alone with itself, however far.
+    @classmethod
+    def sequence(
+        cls,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        is_causal: bool = False,
+        boundary: Boundary = "shift",
+    ) -> Window:
+        """Return the neighborhood window of a sequence, which is a map of one row."""
+        return cls.neighborhood((1, kernel_size), (1, stride), (1, dilation), (False, is_causal), boundary)
+
+    @classmethod
+    def halo(
+        cls,
+        block_size: IntOrPair,
+        halo_size: IntOrPair,
+        boundary: Literal["mask", "zero"] = "mask",
+        query_stride: IntOrPair = 1,
+    ) -> Window:
+        """Return HaloNet's window (arXiv 2103.12731): a block of queries sees the keys of the block and its halo.
+
+        Maps of any size fit: the last block of an axis may be ragged.
+
+        Args:
+            block_size: Edge of a block, in key positions.
+            halo_size: Keys seen on each side of the block.
+            boundary: What lies beyond the map: nothing ("mask"), or zero vectors that take part in the softmax ("zero",
+                as in networks trained with unmasked zero padding).
+            query_stride: Distance of neighbouring queries, in key positions: 2 for HaloNet's downsampling attention.
+
+        Raises:
+            ValueError: An argument is out of bounds; the message names it.
+        """
+        block, halo = _check_sizes("block_size", block_size, 1), _check_sizes("halo_size", halo_size, 0)
+        if boundary not in ("mask", "zero"):
+            raise ValueError(f"boundary must be 'mask' or 'zero' in halo attention; got {boundary!r}")
+        kernel = (block[0] + 2 * halo[0], block[1] + 2 * halo[1])
+        return cls.neighborhood(kernel, block, boundary=boundary, query_stride=query_stride)
+
+    @classmethod
+    def blocks(cls, window_size: IntOrPair) -> Window:
+        """Return windows that do not overlap, as Swin's (arXiv 2103.14030); the last of an axis may be ragged."""
+        return cls.halo(_check_sizes("window_size", window_size, 1), 0)
+
+    def fit(self, size: tuple[int, int]) -> Window:
+        """Return the same rule with no more dilation groups than a key map of `size` has keys on an axis.
+
+        With keys further apart than the map is long, each query sees itself alone, however large the dilation.
         """
         if all(d <= n for d, n in zip(self.dilation, size, strict=True)):
             return self
@@ -161,7 +215,7 @@ class Window:
 
     @property
     def axes(self) -> tuple[AxisWindow, AxisWindow]:
-        """The rule of the rows and that of the columns."""
+        """The rules of rows and columns."""
         rows, columns = (
             AxisWindow(k, s, d, c, self.boundary, r)
             for k, s, d, c, r in zip(
@@ -171,30 +225,37 @@ class Window:
         return rows, columns
 
     def to_ints(self) -> list[int]:
-        """All fields as integers, for operator schemas; `from_ints` reads them back."""
+        """Return all fields as integers, for operator schemas; `from_ints` reads them."""
         pairs = (self.kernel_size, self.stride, self.dilation, self.is_causal, self.query_stride)
         return [int(x) for pair in pairs for x in pair] + [BOUNDARIES.index(self.boundary)]
 
     @classmethod
     def from_ints(cls, ints: Sequence[int]) -> Window:
-        """The inverse of `to_ints`."""
+        """Return the window of `to_ints`."""
         kernel, stride, dilation, causal, query_stride = ((ints[i], ints[i + 1]) for i in range(0, 10, 2))
         is_causal = (bool(causal[0]), bool(causal[1]))
         return cls(kernel, stride, dilation, is_causal, get_args(Boundary)[ints[10]], query_stride)
 
     def num_queries(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the query map over a key map of `size`."""
+        """Return height and width of the query map over a key map of `size`."""
         rows, columns = self.axes
         return rows.num_queries(size[0]), columns.num_queries(size[1])
 
     def count_pairs(self, size: tuple[int, int]) -> int:
-        """Query-key pairs that take part on a key map of `size`: what one head of one image must compute."""
+        """Return the number of query-key pairs that one head of one image computes on a key map of `size`."""
         rows, columns = (_count_axis_pairs(axis, length) for axis, length in zip(self.axes, size, strict=True))
         return rows * columns
 
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2
+
+
+def _check_sizes(name: str, value: Any, least: int) -> tuple[int, int]:
+    pair = _pair(value)
+    if len(pair) != 2 or not all(type(x) is int and x >= least for x in pair):
+        raise ValueError(f"{name} must be an int >= {least}, or one per axis; got {value!r}")
+    return pair[0], pair[1]
 
 
 def _pair(value: Any) -> Any:
