@@ -39,6 +39,55 @@ class Sizes(NamedTuple):
     num_extra: int
 
 
+class Given(NamedTuple):
+    """A problem as every kernel receives it, see `Problem`; tensors that are absent or empty are None.
+
+    Attributes:
+        q, k, v: Heads-last maps.
+        extra_k, extra_v: Tokens, as maps of one column.
+        rpb, rel_h, rel_w: Contiguous `[heads, R_h, R_w]`, `[queries, R_h]` and `[queries, R_w]`.
+        scale: Factor of the products `q.k`.
+        rows, columns: The axes, in tiles of queries or of keys.
+        grad_out: Heads-last gradient of the output, for backward kernels, as are the next two.
+        lse: Contiguous `[B, Q_h, Q_w, heads]` log-sum-exp.
+        delta: Likewise, sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
+        precision: How products of float32 are rounded.
+    """
+
+    q: Map
+    k: Map
+    v: Map
+    rpb: Any
+    rel_h: Any
+    rel_w: Any
+    extra_k: Any
+    extra_v: Any
+    rows: Any
+    columns: Any
+    scale: Any
+    grad_out: Any
+    lse: Any
+    delta: Any
+    precision: tl.constexpr  # last: in nested tuples that follow it Triton 3.6 loses constants inside loops
+
+    def tiled(self, axes: tuple[Axis, Axis]) -> Given:
+        """Return the same problem with its axes in tiles."""
+        return self._replace(rows=axes[0], columns=axes[1])
+
+    def grid(self) -> tuple[int]:
+        """Return one program per tile, head and image."""
+        return (self.q.data.shape[0] * self.rows.num_tiles * self.columns.num_tiles * self.q.data.shape[3],)
+
+
+class Place(NamedTuple):
+    """Where a program works: image, head, and numbers of a tile on both axes."""
+
+    batch: Any
+    head: Any
+    tile_h: Any
+    tile_w: Any
+
+
 class Queries(NamedTuple):
     """Some queries `[M]`: where they are, and the window rule of each.
 
@@ -84,25 +133,17 @@ def as_tokens(x: Tensor) -> Map:
     return as_map(x[:, :, None])._replace(column=0)
 
 
-def operands(problem: Problem) -> dict[str, Any]:
-    """The arguments that kernels share; tensors that are absent or empty are None."""
+def as_given(problem: Problem) -> tuple[Given, Sizes]:
+    """Return a problem for kernels, without axes, and its sizes."""
     p = problem
     extra_k, extra_v = (None if x is None or not x.shape[1] else as_tokens(x.to(p.q)) for x in (p.extra_k, p.extra_v))
     rpb, rel_h, rel_w = (None if x is None else x.contiguous() for x in (p.rpb, p.rel_h, p.rel_w))
     batch, height, width, heads, _ = p.q.shape
-    return {
-        "q": as_map(p.q),
-        "k": as_map(p.k),
-        "v": as_map(p.v),
-        "rpb": rpb,
-        "rel_h": rel_h,
-        "rel_w": rel_w,
-        "extra_k": extra_k,
-        "extra_v": extra_v,
-        "sizes": Sizes(batch, heads, height, width, 0 if p.extra_k is None else p.extra_k.shape[1]),
-        "scale": p.scale,
-        "PRECISION": _precision(p.q),
-    }
+    maps, tokens = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v)
+    sizes = Sizes(batch, heads, height, width, 0 if p.extra_k is None else p.extra_k.shape[1])
+    return Given(
+        *maps, rpb, rel_h, rel_w, *tokens, None, None, p.scale, None, None, None, tl.constexpr(_precision(p.q))
+    ), sizes
 
 
 def _precision(q: Tensor) -> str:
@@ -153,12 +194,13 @@ def add_sums(
 
 
 @triton.jit
-def locate(rows: Axis, columns: Axis, heads: tl.tensor) -> tl.tuple:
-    """Batch, head and tile of this program; the heads of a tile, beside each other in memory, run together."""
+def locate(given: Given, sizes: Sizes) -> Place:
+    """Where this program works; the heads of a tile, beside each other in memory, run together."""
     program = tl.program_id(0)
-    tile = program // heads
-    batch = tile // (columns.num_tiles * rows.num_tiles)
-    return batch, program % heads, tile // columns.num_tiles % rows.num_tiles, tile % columns.num_tiles
+    tile = program // sizes.heads
+    tiles_h, tiles_w = given.rows.num_tiles, given.columns.num_tiles
+    batch = tile // (tiles_w * tiles_h)
+    return Place(batch, program % sizes.heads, tile // tiles_w % tiles_h, tile % tiles_w)
 
 
 @triton.jit
@@ -182,18 +224,12 @@ def number_queries(sizes: Sizes, batch: tl.tensor, head: tl.tensor, row: tl.tens
 
 @triton.jit
 def describe_queries(
-    rows: Axis,
-    columns: Axis,
-    sizes: Sizes,
-    batch: tl.tensor,
-    head: tl.tensor,
-    row: tl.tensor,
-    column: tl.tensor,
-    valid: tl.tensor,
+    given: Given, sizes: Sizes, place: Place, row: tl.tensor, column: tl.tensor, valid: tl.tensor
 ) -> Queries:
     """Looks up the rule of queries at these positions."""
+    rows, columns = given.rows, given.columns
     return Queries(
-        number_queries(sizes, batch, head, row, column),
+        number_queries(sizes, place.batch, place.head, row, column),
         row,
         column,
         valid,
@@ -207,25 +243,16 @@ def describe_queries(
 
 
 @triton.jit
-def tile_queries(
-    rows: Axis,
-    columns: Axis,
-    sizes: Sizes,
-    batch: tl.tensor,
-    head: tl.tensor,
-    tile_h: tl.tensor,
-    tile_w: tl.tensor,
-    QUERY_H: tl.constexpr,
-    QUERY_W: tl.constexpr,
-) -> Queries:
+def tile_queries(given: Given, sizes: Sizes, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> Queries:
     """The queries of a tile; past its end stands its last one again, so that each row of scores is finite somewhere."""
+    rows, columns = given.rows, given.columns
     m = tl.arange(0, QUERY_H * QUERY_W)
-    table_h, table_w = rows.tiles + tile_h * 8, columns.tiles + tile_w * 8
+    table_h, table_w = rows.tiles + place.tile_h * 8, columns.tiles + place.tile_w * 8
     count_h, count_w = tl.load(table_h + 1), tl.load(table_w + 1)
     row = tl.load(table_h) + rows.query_step * tl.minimum(m // QUERY_W, count_h - 1)
     column = tl.load(table_w) + columns.query_step * tl.minimum(m % QUERY_W, count_w - 1)
     valid = (m // QUERY_W < count_h) & (m % QUERY_W < count_w)
-    return describe_queries(rows, columns, sizes, batch, head, row, column, valid)
+    return describe_queries(given, sizes, place, row, column, valid)
 
 
 @triton.jit
@@ -278,35 +305,23 @@ def store_vectors(
 
 @triton.jit
 def load_gradients(
-    grad_out: Map,
-    lse: tl.tensor,
-    delta: tl.tensor,
-    batch: tl.tensor,
-    head: tl.tensor,
-    number: tl.tensor,
-    row: tl.tensor,
-    column: tl.tensor,
-    valid: tl.tensor,
+    given: Given, place: Place, number: tl.tensor, row: tl.tensor, column: tl.tensor, valid: tl.tensor
 ) -> tl.tuple:
     """Output gradients of queries, their log-sum-exp and delta, such that one that is not valid has no weight."""
-    grad = load_vectors(grad_out, batch, head, row, column, valid)
-    log_sum = tl.load(lse + number, mask=valid, other=float("inf"))
-    return grad, log_sum, tl.load(delta + number, mask=valid, other=0.0)
+    grad = load_vectors(given.grad_out, place.batch, place.head, row, column, valid)
+    log_sum = tl.load(given.lse + number, mask=valid, other=float("inf"))
+    return grad, log_sum, tl.load(given.delta + number, mask=valid, other=0.0)
 
 
 @triton.jit
 def add_biases(
     scores: tl.tensor,
+    given: Given,
     queries: Queries,
+    head: tl.tensor,
     first_h: tl.tensor,
     first_w: tl.tensor,
     masked: tl.tensor,
-    rpb: tl.tensor,
-    rel_h: tl.tensor,
-    rel_w: tl.tensor,
-    head: tl.tensor,
-    rows: Axis,
-    columns: Axis,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
     BY_KEY: tl.constexpr,
@@ -314,31 +329,31 @@ def add_biases(
 ) -> tl.tensor:
     """Adds every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
 
-    The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups. Of the biases,
-    contiguous rpb `[heads, R_h, R_w]`, rel_h `[queries, R_h]` and rel_w `[queries, R_w]`, each may be None.
+    The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups.
     Where `masked` is false, every query sees all the keys. Scores of NaN are certain to be masked only with SELECTS.
     """
-    if (rel_h is not None) or (rel_w is not None):
+    rows, columns = given.rows, given.columns
+    if (given.rel_h is not None) or (given.rel_w is not None):
         M: tl.constexpr = queries.row.shape[0]
         bias = tl.zeros((M, KEY_H, KEY_W), tl.float32)
-        if rel_h is not None:
+        if given.rel_h is not None:
             entry, exists = rel_entries(rows, queries.number, queries.index_h, first_h, KEY_H)
-            bias += tl.load(rel_h + entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
-        if rel_w is not None:
+            bias += tl.load(given.rel_h + entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
+        if given.rel_w is not None:
             entry, exists = rel_entries(columns, queries.number, queries.index_w, first_w, KEY_W)
-            bias += tl.load(rel_w + entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
+            bias += tl.load(given.rel_w + entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
         by_query = tl.reshape(bias, (M, KEY_H * KEY_W))
         scores += tl.trans(by_query) if BY_KEY else by_query
 
-    if (rpb is not None) or masked:
+    if (given.rpb is not None) or masked:
         Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
         n = tl.arange(0, KEY_H * KEY_W)
         key_h, key_w = tl.expand_dims(first_h + n // KEY_W, 1 - Q), tl.expand_dims(first_w + n % KEY_W, 1 - Q)
         visible = (key_h >= tl.expand_dims(queries.start_h, Q)) & (key_h < tl.expand_dims(queries.stop_h, Q))
         visible &= (key_w >= tl.expand_dims(queries.start_w, Q)) & (key_w < tl.expand_dims(queries.stop_w, Q))
-        if rpb is not None:
+        if given.rpb is not None:
             width = 2 * columns.kernel_size - 1
-            table = rpb + head * (2 * rows.kernel_size - 1) * width
+            table = given.rpb + head * (2 * rows.kernel_size - 1) * width
             origin = (queries.index_h - rows.kernel_size + 1) * width + queries.index_w - columns.kernel_size + 1
             entry = key_h * width + key_w - tl.expand_dims(origin, Q)
             bias = tl.load(table + entry, mask=visible, other=float("-inf")).to(tl.float32)
@@ -360,3 +375,39 @@ def rel_entries(axis: Axis, number: tl.tensor, index: tl.tensor, first: tl.tenso
     width = 2 * axis.kernel_size - 1
     entry = first + tl.arange(0, SIZE)[None, :] - index[:, None] + axis.kernel_size - 1
     return number[:, None] * width + entry, (entry >= 0) & (entry < width)
+
+
+@triton.jit
+def score_keys(
+    given: Given,
+    place: Place,
+    query: tl.tensor,
+    queries: Queries,
+    span_h: Span,
+    span_w: Span,
+    first_h: tl.tensor,
+    first_w: tl.tensor,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+    SELECTS: tl.constexpr,
+) -> tl.tuple:
+    """Keys and values of a rectangle from `first_h, first_w`, and their scores `[M, N]` with a tile of queries."""
+    n = tl.arange(0, KEY_H * KEY_W)
+    row, inside_h = place_keys(given.rows, place.tile_h, first_h + n // KEY_W, span_h)
+    column, inside_w = place_keys(given.columns, place.tile_w, first_w + n % KEY_W, span_w)
+    key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
+    masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
+    scores = dot(query, tl.trans(key), given.precision) * given.scale
+    scores = add_biases(scores, given, queries, place.head, first_h, first_w, masked, KEY_H, KEY_W, False, SELECTS)
+    value = load_vectors(given.v, place.batch, place.head, row, column, inside_h & inside_w)
+    return key, value, scores
+
+
+@triton.jit
+def score_tokens(given: Given, sizes: Sizes, place: Place, query: tl.tensor, token: tl.tensor) -> tl.tuple:
+    """Extra keys and values, the scores `[M, N]` of queries with them, and whether there is such a token."""
+    inside = token < sizes.num_extra
+    key = load_vectors(given.extra_k, place.batch, place.head, token, token, inside)
+    scores = tl.where(inside[None, :], dot(query, tl.trans(key), given.precision) * given.scale, float("-inf"))
+    value = load_vectors(given.extra_v, place.batch, place.head, token, token, inside)
+    return key, value, scores, inside

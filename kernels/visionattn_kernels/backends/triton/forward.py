@@ -9,44 +9,33 @@ from torch import Tensor
 
 from visionattn_kernels.backends.triton import tuning
 from visionattn_kernels.backends.triton.blocks import (
+    Given,
     Map,
+    Place,
     Queries,
     Sizes,
-    add_biases,
     add_sums,
+    as_given,
     as_map,
-    dot,
     has_nan,
     load_span,
     load_vectors,
     locate,
-    operands,
-    partly,
-    place_keys,
+    score_keys,
+    score_tokens,
     store_vectors,
     tile_queries,
 )
-from visionattn_kernels.backends.triton.plan import Axis, Tile, place_axes
+from visionattn_kernels.backends.triton.plan import Tile, place_axes
 from visionattn_kernels.problem import Problem
 
 
 @triton.jit(do_not_specialize=["sizes"])
 def attend(
-    q: Map,
-    k: Map,
-    v: Map,
-    rpb: tl.tensor,
-    rel_h: tl.tensor,
-    rel_w: tl.tensor,
-    extra_k: Map,
-    extra_v: Map,
+    given: Given,
     out: Map,
     lse: tl.tensor,
-    rows: Axis,
-    columns: Axis,
     sizes: Sizes,
-    scale: tl.tensor,
-    PRECISION: tl.constexpr,
     QUERY_H: tl.constexpr,
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
@@ -54,81 +43,51 @@ def attend(
 ) -> None:
     """Writes out, and contiguous lse `[B, Q_h, Q_w, heads]`."""
     M: tl.constexpr = QUERY_H * QUERY_W
-    batch, head, tile_h, tile_w = locate(rows, columns, sizes.heads)
-    queries = tile_queries(rows, columns, sizes, batch, head, tile_h, tile_w, QUERY_H, QUERY_W)
-    query = load_vectors(q, batch, head, queries.row, queries.column, queries.valid)
+    place = locate(given, sizes)
+    queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
+    query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, queries.valid)
 
-    most, total, mean = _walk(
-        query, queries, k, v, rpb, rel_h, rel_w, extra_k, extra_v, rows, columns, sizes, scale,
-        batch, head, tile_h, tile_w, M, PRECISION, KEY_H, KEY_W, False,
-    )  # fmt: skip
+    most, total, mean = _walk(given, sizes, place, query, queries, M, KEY_H, KEY_W, False)
     if has_nan(mean):
-        most, total, mean = _walk(
-            query, queries, k, v, rpb, rel_h, rel_w, extra_k, extra_v, rows, columns, sizes, scale,
-            batch, head, tile_h, tile_w, M, PRECISION, KEY_H, KEY_W, True,
-        )  # fmt: skip
+        most, total, mean = _walk(given, sizes, place, query, queries, M, KEY_H, KEY_W, True)
 
-    store_vectors(out, batch, head, queries.row, queries.column, queries.valid, mean / total[:, None])
+    store_vectors(out, place.batch, place.head, queries.row, queries.column, queries.valid, mean / total[:, None])
     tl.store(lse + queries.number, most + tl.log(total), mask=queries.valid)
 
 
 @triton.jit
 def _walk(
+    given: Given,
+    sizes: Sizes,
+    place: Place,
     query: tl.tensor,
     queries: Queries,
-    k: Map,
-    v: Map,
-    rpb: tl.tensor,
-    rel_h: tl.tensor,
-    rel_w: tl.tensor,
-    extra_k: Map,
-    extra_v: Map,
-    rows: Axis,
-    columns: Axis,
-    sizes: Sizes,
-    scale: tl.tensor,
-    batch: tl.tensor,
-    head: tl.tensor,
-    tile_h: tl.tensor,
-    tile_w: tl.tensor,
     M: tl.constexpr,
-    PRECISION: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Walks over the keys of a tile; its maxima, sums of weights and weighted sums of values. See `add_sums`."""
     N: tl.constexpr = KEY_H * KEY_W
-    span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
+    span_h, span_w = load_span(given.rows, place.tile_h), load_span(given.columns, place.tile_w)
     n = tl.arange(0, N)
     # A finite least maximum: a row that has seen no key yet must not subtract infinities.
     most = tl.full((M,), -1e38, tl.float32)
     total = tl.zeros((M,), tl.float32)
-    mean = tl.zeros((M, v.block), tl.float32)
+    mean = tl.zeros((M, given.v.block), tl.float32)
     spoilt = tl.zeros((M,), tl.int32)
     high, wide = tl.cdiv(span_h.hi - span_h.lo, KEY_H), tl.cdiv(span_w.hi - span_w.lo, KEY_W)
     for step in range(high * wide):
         first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-        row, inside_h = place_keys(rows, tile_h, first_h + n // KEY_W, span_h)
-        column, inside_w = place_keys(columns, tile_w, first_w + n % KEY_W, span_w)
-        key = load_vectors(k, batch, head, row, column, inside_h & inside_w)
-        masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
-        scores = dot(query, tl.trans(key), PRECISION) * scale
-        scores = add_biases(
-            scores, queries, first_h, first_w, masked, rpb, rel_h, rel_w, head, rows, columns,
-            KEY_H, KEY_W, False, SELECTS,
-        )  # fmt: skip
-        value = load_vectors(v, batch, head, row, column, inside_h & inside_w)
-        most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, PRECISION, SELECTS)
+        _, value, scores = score_keys(
+            given, place, query, queries, span_h, span_w, first_h, first_w, KEY_H, KEY_W, SELECTS
+        )
+        most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, given.precision, SELECTS)
 
-    if extra_k is not None:
+    if given.extra_k is not None:
         for first in range(0, sizes.num_extra, N):
-            token = first + n
-            inside = token < sizes.num_extra
-            key = load_vectors(extra_k, batch, head, token, token, inside)
-            scores = tl.where(inside[None, :], dot(query, tl.trans(key), PRECISION) * scale, float("-inf"))
-            value = load_vectors(extra_v, batch, head, token, token, inside)
-            most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, PRECISION, SELECTS)
+            _, value, scores, _ = score_tokens(given, sizes, place, query, first + n)
+            most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, given.precision, SELECTS)
     return most, total, tl.where(spoilt[:, None] > 0, float("nan"), mean) if SELECTS else mean
 
 
@@ -159,12 +118,11 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     lse = p.q.new_empty(p.q.shape[:-1], dtype=torch.float32)
     if not lse.numel():
         return out, lse
-    arguments = operands(p) | {"out": as_map(out), "lse": lse}
+    given, sizes = as_given(p)
 
     def launch(tile: Tile) -> None:
-        rows, columns = place_axes(p, tile.query, by_key=False)
-        grid = (p.q.shape[0] * rows.num_tiles * columns.num_tiles * p.q.shape[3],)
-        attend[grid](**arguments, rows=rows, columns=columns, **tuning.constants(tile))
+        there = given.tiled(place_axes(p, tile.query, by_key=False))
+        attend[there.grid()](there, as_map(out), lse, sizes, **tuning.constants(tile))
 
     tuning.run("forward", p, launch)
     return out, lse
