@@ -1,8 +1,8 @@
 """Times windowed attention beside its peers, in one run, after checking that all compute the same.
 
-    python kernels/bench/attention.py --device cpu
-    python kernels/bench/attention.py --device cuda --dtype bfloat16,float16
-    python kernels/bench/attention.py --device cpu --backend tiled,reference
+    python -m kernels.bench.attention --device cpu
+    python -m kernels.bench.attention --device cuda --dtype bfloat16,float16
+    python -m kernels.bench.attention --device cpu --backend tiled,reference
 
 A row gives the median time of one contender and how many times longer it takes than this library. A contender whose
 output or gradients are not the reference's is not timed: the script says so and ends with status 1. Full attention
@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gate import Gate
-from measure import Rates, measure_rates, peak_bytes, time_in_turn
-from peers import OURS, PEERS, Contender, Run, ours, peers
-from problems import DIRECTIONS, Direction, Problem, attention_problems
-from report import Report, published
-from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor
 
+from kernels.bench.gate import Gate
+from kernels.bench.measure import Rates, measure_rates, peak_bytes, time_in_turn
+from kernels.bench.peers import OURS, PEERS, Contender, Run, ours, peers
+from kernels.bench.problems import DIRECTIONS, Direction, Problem, attention_problems
+from kernels.bench.report import Report, published
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn_kernels.dispatch import BACKENDS
 
 COLUMNS = (

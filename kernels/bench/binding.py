@@ -1,6 +1,6 @@
 """Measures what probes for object binding cost beside the backbone whose layers they are on.
 
-    python kernels/bench/binding.py --device cpu --threads 1
+    python -m kernels.bench.binding --device cpu --threads 1
 
 Timed are, on one batch, the forward pass of ViT-S with 12 layers and 196 patches, one training step of all probes of
 all layers on what it gives, and their evaluation; and the same for the quadratic probe alone. Scores of the probes
@@ -18,11 +18,11 @@ from types import SimpleNamespace
 
 import timm
 import torch
-from measure import peak_bytes, time_in_turn
-from report import Report, package_version
-from script import choose, new_parser, prepare, run
 from torch import Tensor
 
+from kernels.bench.measure import peak_bytes, time_in_turn
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import choose, new_parser, prepare, run
 from visionattn.objects.binding import BindingProbes
 from visionattn.objects.probes import DiagonalProbe, LinearProbe, Probe, QuadraticProbe
 from visionattn.probing.backbone import Backbone

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from problems import Problem
 from torch import Tensor
 
+from kernels.bench.problems import Problem
 from visionattn_kernels import Window
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}

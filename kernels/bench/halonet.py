@@ -1,6 +1,6 @@
 """Measures timm's halo networks before and after `accelerate`, layer by layer and whole, and HaloNet-H1 beside timm's.
 
-    python kernels/bench/halonet.py --device cpu
+    python -m kernels.bench.halonet --device cpu
 
 Layers run on what they are given in the network, at its own image size (256 pixels; 224 for haloregnetz_b); each must
 give timm's output and gradients before it is timed, and each network timm's logits. The two H1 have the same number of
@@ -17,14 +17,14 @@ from typing import Any
 
 import timm
 import torch
-from measure import time_in_turn
-from models import TOLERANCE, disagreement, inference_step, training_step
-from peers import OURS
-from report import Report, package_version
-from script import DTYPES, choose, new_parser, prepare, run
 from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
+from kernels.bench.measure import time_in_turn
+from kernels.bench.models import TOLERANCE, disagreement, inference_step, training_step
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn import accelerate
 
 COLUMNS = ("dtype", "model", "batch", "part", "direction", "contender", "version", "median_ms", "ratio_to_ours")

@@ -1,7 +1,7 @@
 """Measures this library's loading of images, without any training, beside timm's and torchvision's.
 
-    python kernels/bench/loader.py --device cpu
-    python kernels/bench/loader.py --device cpu --root data/cifar10
+    python -m kernels.bench.loader --device cpu
+    python -m kernels.bench.loader --device cpu --root data/cifar10
 
 One pass over the same JPEG files, with the same crops, flips and normalisation, in turn, each time in another order.
 Ours seeds the augmentation of every image, so that a training goes on as it would have; the others draw as they come.
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import SCALE, check_root, write_digits
-from measure import time_in_turn
-from peers import OURS
-from report import Report, package_version
-from script import choose, new_parser, prepare, run
 from torch import Tensor
+
+from kernels.bench.loops import SCALE, check_root, write_digits
+from kernels.bench.measure import time_in_turn
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import choose, new_parser, prepare, run
 
 COLUMNS = (
     *("dtype", "size", "batch", "workers", "contender", "version"),

@@ -1,6 +1,6 @@
 """Measures the peak memory of forward and backward against the number of positions, for every backend.
 
-    python kernels/bench/memory.py --device cpu
+    python -m kernels.bench.memory --device cpu
 
 One image, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
 torch's allocator hands out beyond the inputs: the output, what is kept for backward, gradients and scratch. The
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from measure import peak_bytes
-from peers import Contender, gather, ours
-from problems import Problem
-from report import Report, fit_exponent
-from script import DTYPES, choose, new_parser, prepare, run
 
+from kernels.bench.measure import peak_bytes
+from kernels.bench.peers import Contender, gather, ours
+from kernels.bench.problems import Problem
+from kernels.bench.report import Report, fit_exponent
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn_kernels import Window
 from visionattn_kernels.dispatch import BACKENDS
 

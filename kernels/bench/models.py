@@ -1,6 +1,6 @@
 """Measures images per second of NAT and DiNAT, in inference and in training, beside the same model on gathered keys.
 
-    python kernels/bench/models.py --device cuda --models nat_tiny,dinat_tiny --batch 128 --dtype bfloat16
+    python -m kernels.bench.models --device cuda --models nat_tiny,dinat_tiny --batch 128 --dtype bfloat16
 
 Both models have the same weights and must give the same logits in float32 before anything is timed. Inference runs in
 --dtype throughout; training (forward, backward, AdamW) keeps float32 weights under autocast, without loss scaling.
@@ -16,13 +16,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from measure import peak_bytes, time_in_turn
-from peers import OURS, gather
-from report import Report, package_version, published
-from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor, nn
 
 import visionattn  # noqa: F401  (registers the models)
+from kernels.bench.measure import peak_bytes, time_in_turn
+from kernels.bench.peers import OURS, gather
+from kernels.bench.report import Report, package_version, published
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d, largest_dilation
 from visionattn.layers.prepared import Prepared
 from visionattn_kernels import Window

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from problems import HaloLayer, Problem
-from report import package_version
 from torch import Tensor, nn
 
+from kernels.bench.problems import HaloLayer, Problem
+from kernels.bench.report import package_version
 from visionattn_kernels import Window, windowed_attention
 
 PEERS = ("gather", "flex", "sdpa-full", "sdpa-flash", "sdpa-cudnn", "natten", "timm")

@@ -1,6 +1,6 @@
 """Draws the images of kernels/bench/results from the CSV files there; needs matplotlib.
 
-python kernels/bench/plot.py
+python -m kernels.bench.plot
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peers import PEERS
-from problems import DIRECTIONS
-from report import fit_exponent, read_rows
-from script import RESULTS, run
-from table import group
-
+from kernels.bench.peers import PEERS
+from kernels.bench.problems import DIRECTIONS
+from kernels.bench.report import fit_exponent, read_rows
+from kernels.bench.script import RESULTS, run
+from kernels.bench.table import group
 from visionattn.viz.figure import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:

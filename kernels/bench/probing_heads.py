@@ -1,6 +1,6 @@
 """Measures efficient probing beside the order of its equations: values of all tokens first, then their sums.
 
-    python kernels/bench/probing_heads.py --device cpu
+    python -m kernels.bench.probing_heads --device cpu
 
 Both are the same function of the same parameters; logits and all gradients must agree in float64 before anything is
 timed. Training is forward, backward and an AdamW step on tokens that need no gradient, as those of a frozen backbone.
@@ -12,13 +12,13 @@ import copy
 import sys
 
 import torch
-from measure import time_in_turn
-from models import inference_step, training_step
-from peers import OURS
-from report import Report, package_version
-from script import DTYPES, choose, new_parser, prepare, run
 from torch import Tensor, nn
 
+from kernels.bench.measure import time_in_turn
+from kernels.bench.models import inference_step, training_step
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn.probing.heads import create_head
 
 COLUMNS = (

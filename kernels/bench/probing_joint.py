@@ -1,6 +1,6 @@
 """Measures the training of many probing heads at many learning rates: all at once, and one after another.
 
-    python kernels/bench/probing_joint.py --device cpu
+    python -m kernels.bench.probing_joint --device cpu
 
 All train the same heads on the same images in the same order, tokens of a ViT of width 192 with 64 patches and a
 class token, from a memory-mapped cache, and evaluate them after each epoch on the part that is held out. Weights and
@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import time_in_turn
-from peers import OURS
-from report import Report, package_version
-from script import choose, new_parser, prepare, run
 from torch import Tensor
 
+from kernels.bench.measure import time_in_turn
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import choose, new_parser, prepare, run
 from visionattn.probing.backbone import TokenLayout
 from visionattn.probing.cache import Field, ShardedArrays
 from visionattn.probing.extraction import FeatureCache

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from script import keeps_memory
 
+from kernels.bench.script import keeps_memory
 from visionattn_kernels.provenance import provenance
 
 PUBLISHED = Path(__file__).parent / "published.csv"

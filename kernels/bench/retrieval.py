@@ -1,7 +1,7 @@
 """Measures an evaluation as large as MSMT17's beside its matrix products alone: seconds and memory above the features.
 
-    python kernels/bench/retrieval.py
-    python kernels/bench/retrieval.py --rerank --queries 3000 --gallery 17000
+    python -m kernels.bench.retrieval
+    python -m kernels.bench.retrieval --rerank --queries 3000 --gallery 17000
 
 Features are random; what is measured does not depend on them, but for re-ranking, whose lists are longest then.
 """
@@ -15,8 +15,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-from script import run
 
+from kernels.bench.script import run
 from visionattn.metrics.reranking import rerank
 from visionattn.metrics.retrieval import CHUNK_BYTES, evaluate_distances, evaluate_retrieval
 

@@ -84,7 +84,7 @@ def choose(option: str, value: str, known: Iterable[str]) -> list[str]:
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Exit status of a script; a ValueError, which is what bad arguments raise, becomes one line."""
     if "--keep-memory" in sys.argv and not keeps_memory():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
     try:
         return main(argv)
     except ValueError as error:

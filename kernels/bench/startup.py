@@ -1,6 +1,6 @@
 """Measures how long commands take before they do anything, and what imports cost.
 
-    python kernels/bench/startup.py --device cpu
+    python -m kernels.bench.startup --device cpu
 
 Each command runs in a process of its own, in turn, each round in another order, after a first round that fills the
 caches of files and bytecode and is not timed. The ratio is to `import timm`. Memory is the most that a process held.
@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from report import Report
-from script import new_parser, prepare, run
+from kernels.bench.report import Report
+from kernels.bench.script import new_parser, prepare, run
 
 COLUMNS = ("dtype", "command", "median_ms", "ratio_to_timm", "peak_mb")
 REPOSITORY = Path(__file__).parents[2]

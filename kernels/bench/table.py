@@ -1,7 +1,7 @@
 """Writes the tables of kernels/README.md from the CSV files of kernels/bench/results.
 
-    python kernels/bench/table.py            # rewrites what stands between the markers
-    python kernels/bench/table.py --check    # fails if that would change anything
+    python -m kernels.bench.table            # rewrites what stands between the markers
+    python -m kernels.bench.table --check    # fails if that would change anything
 
 The table of results/NAME.csv stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import OURS, PEERS
-from problems import DIRECTIONS
-from report import fit_exponent, geometric_mean, published, read_origin, read_rows
-from script import RESULTS, run
+from kernels.bench.peers import OURS, PEERS
+from kernels.bench.problems import DIRECTIONS
+from kernels.bench.report import fit_exponent, geometric_mean, published, read_origin, read_rows
+from kernels.bench.script import RESULTS, run
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     old = args.readme.read_text(encoding="utf-8")
     new = update(old, args.results)
     if args.check and new != old:
-        raise ValueError(f"the tables of {args.readme.name} are out of date; run python kernels/bench/table.py")
+        raise ValueError(f"the tables of {args.readme.name} are out of date; run python -m kernels.bench.table")
     if new != old:
         args.readme.write_text(new, encoding="utf-8")
     return 0
@@ -89,7 +89,9 @@ def caption(path: Path) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in origin["versions"].items())
     revision = (origin["git_revision"] or "unknown").replace("-dirty", " with changes")
     where = f"{hardware['name']}{threads}{kept}; {versions}."
-    return f"{where} `python kernels/bench/{origin['command']}`, revision {revision}."
+    script, *options = origin["command"].split(" ", 1)
+    command = " ".join([script.removesuffix(".py"), *options])
+    return f"{where} `python -m kernels.bench.{command}`, revision {revision}."
 
 
 def attention_tables(rows: Rows) -> str:

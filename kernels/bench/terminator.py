@@ -1,6 +1,6 @@
 """Measures Terminator beside a plain transcription of its equations, in inference and in training.
 
-    python kernels/bench/terminator.py --device cpu
+    python -m kernels.bench.terminator --device cpu
 
 Both networks have the same parameters and 10 classes. Logits and the gradients of all parameters must agree in
 training and at evaluation before anything is timed. The transcription computes every map and every product by itself on
@@ -15,15 +15,15 @@ import sys
 
 import timm
 import torch
-from measure import time_in_turn
-from models import TOLERANCE, inference_step, training_step
-from peers import OURS
-from report import Report, package_version
-from script import DTYPES, choose, new_parser, prepare, run
-from terminator_reference import PlainTerminator
 from torch import Tensor, nn
 
 import visionattn.models.terminator  # noqa: F401  (registers the models)
+from kernels.bench.measure import time_in_turn
+from kernels.bench.models import TOLERANCE, inference_step, training_step
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
+from kernels.bench.terminator_reference import PlainTerminator
 
 COLUMNS = ("dtype", "model", "mode", "batch", "direction", "contender", "version", "median_ms", "ratio_to_ours")
 MODES = ("default", "compat")

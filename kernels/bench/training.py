@@ -1,7 +1,7 @@
 """Measures the training loop of train.py beside a plain loop of PyTorch and one after timm's training script.
 
-    python kernels/bench/training.py --device cpu
-    python kernels/bench/training.py --device cpu --root data/cifar10
+    python -m kernels.bench.training --device cpu
+    python -m kernels.bench.training --device cpu --root data/cifar10
 
 Each loop runs in a process of its own, in turn, each round in another order: `--repeats` rounds after a first one that
 is not timed. In that one all must see as many images per step, train as many parameters, and have losses of the same
@@ -27,10 +27,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loops import LOOPS, STARTED, Record, Task, check_root, write_digits
-from peers import OURS
-from report import Report, package_version
-from script import choose, new_parser, prepare, run
+from kernels.bench.loops import LOOPS, STARTED, Record, Task, check_root, write_digits
+from kernels.bench.peers import OURS
+from kernels.bench.report import Report, package_version
+from kernels.bench.script import choose, new_parser, prepare, run
 
 COLUMNS = (
     *("dtype", "model", "batch", "workers", "contender", "version"),
@@ -102,7 +102,7 @@ def train(name: str, task: Task) -> Record:
         ValueError: It failed.
     """
     environment = os.environ | {STARTED: str(time.time()), "OMP_NUM_THREADS": str(task.threads)}
-    command = [sys.executable, str(Path(__file__).with_name("loops.py")), name, json.dumps(asdict(task))]
+    command = [sys.executable, "-m", "kernels.bench.loops", name, json.dumps(asdict(task))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise ValueError(f"the loop {name!r} on {task.model} failed: {(done.stderr.splitlines() or ['?'])[-1]}")

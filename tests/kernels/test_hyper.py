@@ -1,26 +1,16 @@
 """HyperZ·Z·W: both operators against their sums written out, their gradients, and what they refuse."""
 
-import importlib
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernels.bench import terminator_reference as plain  # which benchmarks also time
 from visionattn_kernels import hyper, hyper_zzw_global, hyper_zzw_local
 from visionattn_kernels.backends.native import stacked
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 DOUBLE = torch.float64
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """The plain transcription, which kernels/bench times, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        return importlib.import_module("terminator_reference")
 
 
 @pytest.fixture(params=["native", "torch"], autouse=True)
@@ -34,7 +24,7 @@ def path(request, monkeypatch):
 
 def needs_compiler() -> None:
     if not stacked.can_run(torch.ones(1)):
-        pytest.skip(str(stacked.load()))
+        pytest.skip(f"no kernels: {stacked.unavailable()}")
 
 
 def randn(*shape: int) -> Tensor:
@@ -65,7 +55,7 @@ def correlate(z: Tensor, kernel: Tensor) -> Tensor:
     ],
     ids=str,
 )
-def test_global_operator_is_its_sum(plain, mode, size):
+def test_global_operator_is_its_sum(mode, size):
     w_hat, *z = (randn(2, 5, *size) for _ in range(4))
     upstream = [torch.randn_like(x) for x in z]
     ours = hyper_zzw_global(w_hat, z, mode)

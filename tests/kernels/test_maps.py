@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.backends.native import maps
-from visionattn_kernels.backends.native.build import load
+from visionattn_kernels.backends.native.build import unavailable
 from visionattn_kernels.backends.native.stacked import correlate_stacked, multiply_stacked
 
-pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no kernels: {load()}")
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no kernels: {unavailable()}")
 
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}

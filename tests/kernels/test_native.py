@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from visionattn_kernels.backends import native
 from visionattn_kernels.backends.native import build
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
-needs_compiler = pytest.mark.skipif(isinstance(build.load(), str), reason=f"no kernels: {build.load()}")
+needs_compiler = pytest.mark.skipif(build.unavailable() is not None, reason=f"no kernels: {build.unavailable()}")
 
 # id: window, map
 CASES = {
@@ -126,9 +127,9 @@ def problem_line() -> str:
 
 @pytest.fixture
 def forget_kernels() -> Iterator[None]:
-    build.load.cache_clear()
+    build._load.cache_clear()
     yield
-    build.load.cache_clear()
+    build._load.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_kernels")
@@ -176,10 +177,39 @@ def test_kernels_cut_short_are_compiled_again(size: int, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(build, "_place", lambda _: cut)
     monkeypatch.setattr(build, "_compile", compile_again)
-    assert not isinstance(build.load(), str)
-    build.load.cache_clear()
-    build.load()
+    assert build.unavailable() is None
+    build._load.cache_clear()
+    assert build.unavailable() is None
     assert compiled == [cut]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("forget_kernels")
+def test_kernels_of_another_interface_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "ABI", (build.ABI[0] + 1, build.ABI[1]))
+    with pytest.warns(UserWarning, match=r"has ABI \(1, \d+\) in place of \(2, \d+\): delete it"):
+        assert build.unavailable()
+    with pytest.raises(RuntimeError, match=r"kernels are missing: .* has ABI"):
+        build.library()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("forget_kernels")
+def test_kernels_are_compiled_by_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another process, here another thread, finds the kernels that the first one compiled."""
+    whole, compiled = build._place("c++").read_bytes(), []
+
+    def compile_slowly(compiler: str, path: Path) -> None:
+        compiled.append(path)
+        time.sleep(0.2)
+        path.write_bytes(whole)
+
+    monkeypatch.setattr(build, "_place", lambda _: tmp_path / "new" / "native.so")
+    monkeypatch.setattr(build, "_compile", compile_slowly)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(build._try_to_load, ["c++"] * 3))
+    assert len(compiled) == 1
+    assert not [x for x in found if isinstance(x, str)]
 
 
 def run_in_child(call: Callable[[], object]) -> int | None:
@@ -240,4 +270,4 @@ def test_a_failed_compilation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     with pytest.warns(UserWarning, match="could not compile it: attention.cpp:1: error: no luck"):
         assert "could not compile it: attention.cpp:1: error: no luck" in problem_line()
-    assert not list(tmp_path.glob("visionattn/*"))
+    assert not list(tmp_path.glob("visionattn/*.so"))

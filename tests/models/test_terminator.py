@@ -1,8 +1,7 @@
 """Terminator: the network as its equations stand, its counts, its caches, its sizes, and what it refuses."""
 
 import copy
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn
+from kernels.bench.terminator_reference import PlainTerminator  # which benchmarks also time
 from visionattn.layers.prepared import Prepared
 from visionattn.layers.sfne import tile_channels
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 LINE: dict[str, Any] = {"img_size": 20, "proj_drop_rate": 0.0}
 IMAGE: dict[str, Any] = {"img_size": 9, "proj_drop_rate": 0.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,14 +31,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequence, convolution": ("terminator_1d_pico", {**LINE, "global_mode": "fftconv"}),
     "one position": ("terminator_pico", {**IMAGE, "img_size": 1}),
 }
-
-
-@pytest.fixture(scope="module")
-def plain() -> Iterator[Any]:
-    """The plain transcription, which kernels/bench times, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        yield importlib.import_module("terminator_reference").PlainTerminator
 
 
 def create(name: str = "terminator_pico", **options: Any) -> nn.Module:
@@ -61,12 +52,12 @@ def images(model: nn.Module, batch: int = 3, **kwargs: Any) -> Tensor:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("paper_compat", [False, True], ids=["default", "compat"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_network_is_its_transcription(plain: Any, variant: str, paper_compat: bool, training: bool) -> None:
+def test_network_is_its_transcription(variant: str, paper_compat: bool, training: bool) -> None:
     name, options = VARIANTS[variant]
     model = create(name, paper_compat=paper_compat, **options).double()
     x = images(model, dtype=torch.float64)
     results = []
-    for make in (lambda net: net, plain):
+    for make in (lambda net: net, PlainTerminator):
         net, given = make(copy.deepcopy(model)).train(training), x.clone().requires_grad_()
         logits = net(given)
         upstream = torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view(logits.shape)
@@ -101,7 +92,7 @@ def test_multiplications_are_as_published() -> None:
     assert flops.get_total_flops() / 2e9 == pytest.approx(1.10, abs=0.005)
 
 
-def test_what_is_left_out_has_no_effect(plain: Any) -> None:
+def test_what_is_left_out_has_no_effect() -> None:
     """Drawn biases before a standardization change nothing; scalars after a local branch are added to a mixed map."""
     model = create(paper_compat=True, **IMAGE).double().eval()
     x = images(model, dtype=torch.float64)

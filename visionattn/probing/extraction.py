@@ -199,7 +199,7 @@ def extract_features(
     views = views if with_tokens else 1
     identity = {
         **backbone.identity,
-        "pictures": dict(images.identity),
+        "images": dict(images.identity),
         "augmentation": dict(images.augmentation) if views > 1 else None,
         "views": views,
         "dtype": dtype,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.backends.native.arguments import DTYPES, Call
-from visionattn_kernels.backends.native.build import missing
+from visionattn_kernels.backends.native.build import library, unavailable
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.registration import register
 from visionattn_kernels.window import choose_strip
@@ -23,7 +23,7 @@ def can_run(problem: Problem) -> str | None:
         return f"it runs on CPUs, and the maps are on {problem.q.device}"
     if problem.q.dtype not in DTYPES:
         return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return missing(problem.q.dtype)
+    return unavailable(problem.q.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     lse = problem.q.new_empty(problem.q.shape[:-1], dtype=call.dtype)
     call.map("out", out)
     call.plain("lse", lse)
-    call.run("visionattn_forward")
+    call.run(library().visionattn_forward)
     return out, lse
 
 
@@ -66,7 +66,7 @@ def backward(
         zeros(name, x, batch, heads, parts, call.arguments.num_extra, n)
         for name, x, n in (("extra_k", p.extra_k, p.k.shape[-1]), ("extra_v", p.extra_v, p.v.shape[-1]))
     )
-    call.run("visionattn_backward")
+    call.run(library().visionattn_backward)
     return [
         grad_q,
         *(x if x is None or parts == 1 else x.sum(0) for x in (grad_k, grad_v)),

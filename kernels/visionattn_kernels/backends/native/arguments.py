@@ -1,14 +1,14 @@
-"""What a kernel is called with: structures that mirror arguments.h, filled from a `Problem`."""
+"""Arguments of a CPU kernel: structures that mirror arguments.h, filled from a `Problem`."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visionattn_kernels.backends.native.build import load
 from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.problem import Problem
 from visionattn_kernels.window import AxisTables, tabulate_axis
@@ -50,8 +50,12 @@ class _Arguments(ctypes.Structure):
     )
 
 
+ABI = (1, ctypes.sizeof(_Arguments))
+"""Version of the interface and bytes of its structure, as `visionattn_abi` of attention.cpp returns them."""
+
+
 class Call:
-    """The arguments of one call, and what must live as long as it."""
+    """The arguments of one call, and the tensors that must live as long."""
 
     def __init__(self, problem: Problem, tile: tuple[int, int]) -> None:
         p, axes = problem, problem.window.axes
@@ -79,7 +83,7 @@ class Call:
         return _Axis(dilation, tables.query_step, tile, *pointers)
 
     def map(self, name: str, x: Tensor | None) -> None:
-        """Passes a heads-last tensor, by its strides; `[B, M, heads, c]` counts as a map of one row."""
+        """Store a heads-last tensor's pointer and strides. `[B, M, heads, c]` is treated as a one-row map."""
         if x is None:
             return
         x = x.to(self.problem.q.dtype)
@@ -89,7 +93,7 @@ class Call:
         setattr(self.arguments, name, _Map(x.data_ptr(), batch, *(rows or [0]), column, head))
 
     def plain(self, name: str, x: Tensor | None) -> Tensor | None:
-        """Passes a tensor as a contiguous one of the accumulation type, which is returned."""
+        """Store a contiguous tensor of the accumulation type, and return it."""
         if x is None:
             return None
         x = x.to(self.dtype).contiguous()
@@ -97,10 +101,12 @@ class Call:
         setattr(self.arguments, name, x.data_ptr())
         return x
 
-    def run(self, function: str) -> None:
-        """Calls a kernel."""
-        library = load()
-        assert not isinstance(library, str), library
-        if not getattr(library, function)(ctypes.byref(self.arguments)):
+    def run(self, kernel: Callable[..., int]) -> None:
+        """Call a kernel.
+
+        Raises:
+            RuntimeError: no memory for the keys of a tile.
+        """
+        if not kernel(ctypes.byref(self.arguments)):
             kernel_size = self.problem.window.kernel_size
             raise RuntimeError(f"can't allocate memory for the keys of a window of {kernel_size}: pass a smaller one")

@@ -92,6 +92,9 @@ bool backward(const Arguments& a) {
 
 extern "C" {
 
+// The version of the interface and the bytes of its structure, which arguments.py compares with its own.
+void visionattn_abi(int64_t* abi) { abi[0] = 1, abi[1] = sizeof(Arguments); }
+
 int visionattn_has_float16() {
 #ifdef __FLT16_MAX__
   return 1;

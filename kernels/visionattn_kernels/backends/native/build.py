@@ -1,4 +1,4 @@
-"""Compilation of the kernels on first use: one compiler call, no build system, no headers of torch."""
+"""Compile the CPU kernels on first use: one compiler call, no build system, no headers of torch."""
 
 from __future__ import annotations
 
@@ -10,56 +10,69 @@ import platform
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from visionattn_kernels.backends.native.arguments import ABI
 from visionattn_kernels.graph_constants import graph_constant
 
-SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in ("attention.cpp", "maps.cpp", "stacked.cpp", "worker.h", "products.h", "arguments.h", "vectors.h")
-)
+SOURCES = tuple(sorted(x for x in Path(__file__).parent.iterdir() if x.suffix in (".cpp", ".h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 _log = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=1)
-def load() -> ctypes.CDLL | str:
-    """The compiled kernels, or one line that says why there are none, which is also a warning.
-
-    They are compiled by `$CXX` (c++ by default) into `$TORCH_EXTENSIONS_DIR/visionattn` (~/.cache/torch_extensions),
-    once per source, compiler and processor.
-    """
-    library = _load(os.environ.get("CXX") or "c++")
-    if isinstance(library, str):
-        warnings.warn(
-            f"visionattn's compiled CPU kernels are missing ({library}): attention on the CPU is 2 to 5 times slower",
-            stacklevel=2,
-        )
-    return library
-
-
 @graph_constant
-def missing(dtype: torch.dtype) -> str | None:
-    """Why there are no kernels for a dtype, or None; compiles them the first time."""
-    library = load()
-    if isinstance(library, str):
-        return library
-    if dtype == torch.float16 and not library.visionattn_has_float16():
+def unavailable(dtype: torch.dtype | None = None) -> str | None:
+    """Return why there are no kernels, or none for a dtype; None if there are.
+
+    The first call compiles them with `$CXX` (c++ by default) into `$TORCH_EXTENSIONS_DIR/visionattn`
+    (~/.cache/torch_extensions), once per source, compiler and processor. It warns if that fails.
+    """
+    found = _load()
+    if isinstance(found, str):
+        return found
+    if dtype == torch.float16 and not found.visionattn_has_float16():
         return "the compiler knows no 16-bit floats on this machine"
     return None
 
 
-def _load(compiler: str) -> ctypes.CDLL | str:
+def library() -> ctypes.CDLL:
+    """Return the compiled kernels.
+
+    Raises:
+        RuntimeError: there are none; see `unavailable`.
+    """
+    found = _load()
+    if isinstance(found, ctypes.CDLL):
+        return found
+    raise RuntimeError(f"visionattn's compiled CPU kernels are missing: {found}")
+
+
+@lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL | str:
+    found = _try_to_load(os.environ.get("CXX") or "c++")
+    if isinstance(found, str):
+        warnings.warn(
+            f"visionattn's compiled CPU kernels are missing ({found}): attention on the CPU is 2 to 5 times slower",
+            stacklevel=3,
+        )
+    return found
+
+
+def _try_to_load(compiler: str) -> ctypes.CDLL | str:
     try:
         path = _place(compiler)
         if not _is_whole(path):
-            _log.info("compiling kernels into %s", path)
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
+            with _lock(path):
+                if not _is_whole(path):  # no other process has compiled them meanwhile
+                    _log.info("compiling kernels into %s", path)
+                    _compile(compiler, path)
+        kernels = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as failure:
         lines = [line for line in failure.stderr.splitlines() if "error" in line] or [f"status {failure.returncode}"]
         return f"{compiler} could not compile it: {lines[0]}"
@@ -67,10 +80,30 @@ def _load(compiler: str) -> ctypes.CDLL | str:
         return f"it needs a C++ compiler ($CXX) and a writable $TORCH_EXTENSIONS_DIR: {failure}"
     except RuntimeError as failure:  # of Path.home
         return f"it needs $TORCH_EXTENSIONS_DIR or a home directory: {failure}"
+    abi = (ctypes.c_int64 * len(ABI))()
+    kernels.visionattn_abi(abi)
+    if tuple(abi) != ABI:
+        return f"{path} has ABI {tuple(abi)} in place of {ABI}: delete it"
+    return kernels
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time compile, so that the other ranks of a machine wait; without locks, let all compile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    with path.with_suffix(".lock").open("w") as file:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _place(compiler: str) -> Path:
-    """Where the kernels lie that this compiler makes for this processor."""
+    """Return the file of the kernels of this compiler and processor."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     key = "\n".join(
         [*(x.read_text(encoding="utf-8") for x in SOURCES), compiler, *FLAGS, platform.platform(), _processor()]
@@ -79,7 +112,7 @@ def _place(compiler: str) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the kernels are there, to the last byte: the loader of a file cut short ends the process."""
+    """Return whether the file is complete: the system's loader of a truncated file ends the process."""
     if not path.exists():
         return False
     content = path.read_bytes()
@@ -87,15 +120,14 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         units = [str(x) for x in SOURCES if x.suffix == ".cpp"]
         command = [*compiler.split(), *FLAGS, *units, "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         with built.open("r+b") as file:
-            file.write(_digest(file.read()))  # behind all that a loader reads
-        built.replace(path)  # whole or not at all, whoever else compiles it now
+            file.write(_digest(file.read()))  # a loader does not read the end of the file
+        built.replace(path)  # atomic
 
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -106,7 +138,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: a cache folder may be shared by unlike machines."""
+    """Return what `-march=native` depends on, because machines may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn_kernels.backends.native.build import load
+from visionattn_kernels.backends.native.build import library, unavailable
 from visionattn_kernels.operators import define_operator
 from visionattn_kernels.tracing import is_forward_mode, is_transformed
 
@@ -25,7 +25,7 @@ def can_run(*xs: Tensor) -> bool:
     Transforms of `torch.func` do without: `standardize_columns` writes to an argument.
     """
     fitting = xs[0].dtype in _CODES and all(x.device.type == "cpu" and x.dtype == xs[0].dtype for x in xs)
-    return fitting and not is_forward_mode() and not is_transformed() and not isinstance(load(), str)
+    return fitting and not is_forward_mode() and not is_transformed() and unavailable() is None
 
 
 class _Matrix(ctypes.Structure):
@@ -57,9 +57,7 @@ class _Standardization(ctypes.Structure):
 
 
 def _call(function: str, arguments: ctypes.Structure) -> None:
-    library = load()
-    assert not isinstance(library, str), library
-    getattr(library, function)(ctypes.byref(arguments))
+    getattr(library(), function)(ctypes.byref(arguments))
 
 
 def _by_rows(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn_kernels.backends.native.build import load, missing
+from visionattn_kernels.backends.native.build import library, unavailable
 from visionattn_kernels.operators import Call, define_operator
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
 
@@ -48,16 +48,15 @@ def can_run(*stacks: Tensor) -> bool:
         return False
     (first, *others) = stacks
     fitting = first.device.type == "cpu" and first.dtype in _CODES
-    return fitting and all(x.dtype == first.dtype for x in others) and missing(first.dtype) is None
+    return fitting and all(x.dtype == first.dtype for x in others) and unavailable(first.dtype) is None
 
 
 def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ...], *stacks: Tensor) -> None:
-    first, library = stacks[0], load()
-    assert not isinstance(library, str), library
+    first = stacks[0]
     stacks = tuple(x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous() for x in stacks)
     numbers = (_CODES[first.dtype], first.shape[2], *sizes, torch.get_num_threads())
     arguments = structure(*numbers, *(_Stack(x.data_ptr(), *x.stride()[:2]) for x in stacks))
-    getattr(library, function)(ctypes.byref(arguments))
+    getattr(library(), function)(ctypes.byref(arguments))
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Benchmarks of this library beside its peers: ``python -m kernels.bench.NAME``."""
