@@ -1,6 +1,6 @@
 """Attention operators over windows of 2-D maps and sequences; needs torch alone."""
 
-from visionattn_kernels.attention import (
+from visionattn_kernels.attention.api import (
     explain,
     halo_attention_2d,
     neighborhood_attention_1d,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from visionattn_kernels.attention import windowed_attention
+from visionattn_kernels.attention.api import windowed_attention
 from visionattn_kernels.window import Window
 
 TINY = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}

@@ -18,10 +18,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from visionattn_kernels import Window
-from visionattn_kernels.backends.triton import blocks
-from visionattn_kernels.backends.triton.backward import backward
-from visionattn_kernels.backends.triton.forward import forward
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import blocks
+from visionattn_kernels.attention.triton.backward import backward
+from visionattn_kernels.attention.triton.forward import forward
 from visionattn_kernels.testing import make_inputs
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

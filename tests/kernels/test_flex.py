@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.backends import flex
-from visionattn_kernels.problem import check_problem
+from visionattn_kernels.attention import flex
+from visionattn_kernels.attention.problem import check_problem
 from visionattn_kernels.testing import TINY, assert_matches_reference, make_inputs
 
 # id: window, map, and what else the inputs hold

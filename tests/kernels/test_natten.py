@@ -8,8 +8,8 @@ import torch
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.backends import natten as backend
-from visionattn_kernels.problem import check_problem
+from visionattn_kernels.attention import natten as backend
+from visionattn_kernels.attention.problem import check_problem
 from visionattn_kernels.testing import make_inputs
 
 natten = pytest.importorskip("natten", reason="natten is not installed here")

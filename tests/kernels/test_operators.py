@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window
+from visionattn_kernels.attention.problem import TENSORS
 from visionattn_kernels.backends.native.build import unavailable
 from visionattn_kernels.operators import OPERATORS
-from visionattn_kernels.problem import TENSORS
 from visionattn_kernels.testing import make_inputs
 
 WINDOW, SIZE = Window.neighborhood(3), (4, 5)

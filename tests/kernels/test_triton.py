@@ -17,9 +17,9 @@ from torch import Tensor
 import visionattn_kernels as vk
 from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.backends import triton as backend
-from visionattn_kernels.backends.triton import plan
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention import triton as backend
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import plan
 from visionattn_kernels.testing import (
     assert_matches_reference,
     assert_reaches_who_sees,
@@ -30,7 +30,7 @@ from visionattn_kernels.window import AxisWindow, tabulate_axis
 
 triton = pytest.importorskip("triton")
 
-from visionattn_kernels.backends.triton import blocks, sums, tuning  # noqa: E402
+from visionattn_kernels.attention.triton import blocks, sums, tuning  # noqa: E402
 
 interpreted = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

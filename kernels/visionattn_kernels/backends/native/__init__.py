@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from visionattn_kernels.attention.fused import register
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.backends.native.arguments import DTYPES, Call
 from visionattn_kernels.backends.native.build import library, unavailable
-from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import register
 from visionattn_kernels.window import choose_strip
 
 
@@ -27,7 +27,7 @@ def can_run(problem: Problem) -> str | None:
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `registration.Forward`."""
+    """Output and log-sum-exp; see `fused.Forward`."""
     call = _call(problem)
     out = problem.q.new_empty(*problem.q.shape[:-1], problem.v.shape[-1])
     lse = problem.q.new_empty(problem.q.shape[:-1], dtype=call.dtype)
@@ -40,7 +40,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `registration.Backward`. Bitwise repeatable for one number of threads."""
+    """Gradients of all tensors; see `fused.Backward`. Bitwise repeatable for one number of threads."""
     p, call = problem, _call(problem)
     batch, heads, threads = p.k.shape[0], p.k.shape[3], call.arguments.num_threads
     # Strips of one head run side by side only where there are too few heads: each run of them has gradients of its own.

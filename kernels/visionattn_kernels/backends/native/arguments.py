@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.problem import Problem
 from visionattn_kernels.window import AxisTables, tabulate_axis
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

@@ -10,9 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visionattn_kernels.backends import gemm, native, plain, reference, tiled
+from visionattn_kernels.attention import gemm, plain, reference, tiled
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.backends import native
 from visionattn_kernels.operators import NO_FORWARD_MODE
-from visionattn_kernels.problem import Problem
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
 
 
@@ -41,19 +42,19 @@ class Backend:
 
 # The compiler traces import statements in functions, but no other way to import.
 def _load_triton() -> Implementation:
-    from visionattn_kernels.backends import triton
+    from visionattn_kernels.attention import triton
 
     return triton
 
 
 def _load_natten() -> Implementation:
-    from visionattn_kernels.backends import natten
+    from visionattn_kernels.attention import natten
 
     return natten
 
 
 def _load_flex() -> Implementation:
-    from visionattn_kernels.backends import flex
+    from visionattn_kernels.attention import flex
 
     return flex
 

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionattn_kernels.backends.triton.plan import Axis
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton.plan import Axis
 
 
 class Map(NamedTuple):

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionattn_kernels.backends.triton import tuning
-from visionattn_kernels.backends.triton.blocks import (
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.blocks import (
     Given,
     Map,
     Place,
@@ -26,8 +27,7 @@ from visionattn_kernels.backends.triton.blocks import (
     store_vectors,
     tile_queries,
 )
-from visionattn_kernels.backends.triton.plan import Tile, place_axes
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.triton.plan import Tile, place_axes
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -112,7 +112,7 @@ def _join(
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `registration.Forward`."""
+    """Output and log-sum-exp; see `fused.Forward`."""
     p = problem
     out = p.q.new_empty(*p.q.shape[:-1], p.v.shape[-1])
     lse = p.q.new_empty(p.q.shape[:-1], dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.tracing import outside_modes
 from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionattn_kernels.attention.problem import TENSORS, Problem
 from visionattn_kernels.operators import Call, accumulation_dtype, define_operator, first_order_alone
-from visionattn_kernels.problem import TENSORS, Problem
 from visionattn_kernels.window import Window
 
 _PROBLEM = ", ".join(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.tracing import is_transformed
 
 try:

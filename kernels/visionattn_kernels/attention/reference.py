@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.problem import Problem
 from visionattn_kernels.selected import products, sums
 from visionattn_kernels.tracing import without_autocast
 

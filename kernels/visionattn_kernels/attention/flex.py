@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.selected import find_spoilt
 from visionattn_kernels.tracing import is_transformed, outside_modes
 from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis

@@ -10,8 +10,8 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from visionattn_kernels import dispatch
-from visionattn_kernels.problem import Scale, autocast_inputs, check_dims_1d, check_problem, scale_queries
+from visionattn_kernels.attention import dispatch
+from visionattn_kernels.attention.problem import Scale, autocast_inputs, check_dims_1d, check_problem, scale_queries
 from visionattn_kernels.window import BoolOrPair, IntOrPair, Window
 
 

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionattn_kernels.backends.triton import tuning
-from visionattn_kernels.backends.triton.blocks import (
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.blocks import (
     Given,
     Map,
     Place,
@@ -29,8 +30,7 @@ from visionattn_kernels.backends.triton.blocks import (
     store_vectors,
     tile_queries,
 )
-from visionattn_kernels.backends.triton.plan import OffsetAxis, Tile, offset_axis, place_axes, query_spacing
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.triton.plan import OffsetAxis, Tile, offset_axis, place_axes, query_spacing
 from visionattn_kernels.window import AxisWindow
 
 PROGRAMS = 1024

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 import triton
 
-from visionattn_kernels.backends.triton.plan import Tile, best_rectangles
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
 from visionattn_kernels.window import Window
 
 Launch = Callable[[Tile], None]

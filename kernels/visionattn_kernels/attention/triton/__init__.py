@@ -13,8 +13,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import register
+from visionattn_kernels.attention.fused import register
+from visionattn_kernels.attention.problem import Problem
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -43,8 +43,8 @@ def can_run(problem: Problem) -> str | None:
 
 
 def _forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `registration.Forward`."""
-    from visionattn_kernels.backends.triton.forward import forward
+    """Output and log-sum-exp; see `fused.Forward`."""
+    from visionattn_kernels.attention.triton.forward import forward
 
     return forward(problem)
 
@@ -52,8 +52,8 @@ def _forward(problem: Problem) -> tuple[Tensor, Tensor]:
 def _backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Sequence[Tensor | None]:
-    """Gradients of all tensors; see `registration.Backward`."""
-    from visionattn_kernels.backends.triton.backward import backward
+    """Gradients of all tensors; see `fused.Backward`."""
+    from visionattn_kernels.attention.triton.backward import backward
 
     return backward(problem, out, lse, grad_out, grad_lse)
 

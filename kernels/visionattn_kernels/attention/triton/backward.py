@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionattn_kernels.backends.triton import tuning
-from visionattn_kernels.backends.triton.blocks import (
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.blocks import (
     Given,
     Map,
     Place,
@@ -36,9 +37,8 @@ from visionattn_kernels.backends.triton.blocks import (
     store_vectors,
     tile_queries,
 )
-from visionattn_kernels.backends.triton.plan import Tile, place_axes
-from visionattn_kernels.backends.triton.sums import sum_by_offset, sum_by_token
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.triton.plan import Tile, place_axes
+from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -227,7 +227,7 @@ def _walk_queries(
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `registration.Backward`."""
+    """Gradients of all tensors; see `fused.Backward`."""
     p = problem
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (p.q, p.k, p.v))
     grad_rpb, grad_extra_k, grad_extra_v = (

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.problem import Problem
 from visionattn_kernels.selected import products, sums
 from visionattn_kernels.tracing import outside_modes, without_autocast
 from visionattn_kernels.window import MAX_CACHED_PLANS, Window, choose_tile, tile_axis

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels import products
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.problem import Problem
 from visionattn_kernels.slots import finish_scores
 from visionattn_kernels.tracing import without_autocast
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.attention.fused import register
+from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.problem import Problem
-from visionattn_kernels.registration import register
 from visionattn_kernels.selected import sum_seen, until_clean
 from visionattn_kernels.window import TiledMap, choose_tile, plan_tiles
 from visionattn_kernels.window.tiles import slices
@@ -139,7 +139,7 @@ class _Tiles(TiledMap):
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `registration.Forward`."""
+    """Output and log-sum-exp; see `fused.Forward`."""
     tiles = _Tiles(problem)
     out = tiles.v.new_empty(tiles.num_heads * tiles.num_tiles, tiles.num_queries, tiles.v.shape[-1])
     lse = out.new_empty(*out.shape[:2], 1)
@@ -171,7 +171,7 @@ def _multiply(weights: Tensor, rows: Tensor, seen: Tensor | None, out: Tensor | 
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `registration.Backward`."""
+    """Gradients of all tensors; see `fused.Backward`."""
     tiles = _Tiles(problem)
     scale, num_keys = tiles.problem.scale, tiles.num_keys
     out_rows = tiles.rows(grad_out)
