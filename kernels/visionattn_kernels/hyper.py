@@ -17,7 +17,7 @@ from torch import Tensor
 from visionattn_kernels.attention.problem import autocast_inputs
 from visionattn_kernels.backends.native.stacked import can_run, correlate_stacked, multiply_stacked
 from visionattn_kernels.tracing import is_exporting
-from visionattn_kernels.unfused import windowed_av
+from visionattn_kernels.unfused.api import windowed_av
 from visionattn_kernels.window import Window
 
 GlobalMode = Literal["matmul", "elementwise", "fftconv"]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention, windowed_av, windowed_qk
-from visionattn_kernels.slots import is_complete, tabulate_slots
 from visionattn_kernels.testing import make_inputs
+from visionattn_kernels.unfused.slots import is_complete, tabulate_slots
 from visionattn_kernels.window import AxisWindow, TiledMap
 
 # id: window, map

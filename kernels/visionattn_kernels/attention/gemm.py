@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visionattn_kernels import products
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.slots import finish_scores
 from visionattn_kernels.tracing import without_autocast
+from visionattn_kernels.unfused import products
+from visionattn_kernels.unfused.slots import finish_scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

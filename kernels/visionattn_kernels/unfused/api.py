@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visionattn_kernels import products
 from visionattn_kernels.attention.problem import autocast_inputs, check_dims_1d, check_problem, scale_queries
-from visionattn_kernels.slots import finish_scores
+from visionattn_kernels.unfused import products
+from visionattn_kernels.unfused.slots import finish_scores
 from visionattn_kernels.window import BoolOrPair, Boundary, IntOrPair, Window
 
 
