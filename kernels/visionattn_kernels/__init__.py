@@ -9,7 +9,7 @@ from visionattn_kernels.attention.api import (
     windowed_attention,
 )
 from visionattn_kernels.forking import run_serially_in_forked_children
-from visionattn_kernels.hyper import hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels.hyper.api import hyper_zzw_global, hyper_zzw_local
 from visionattn_kernels.unfused.api import (
     neighborhood_av_1d,
     neighborhood_av_2d,

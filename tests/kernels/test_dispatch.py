@@ -11,10 +11,10 @@ import torch
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window
+from visionattn_kernels._native.build import unavailable
 from visionattn_kernels.attention import dispatch
 from visionattn_kernels.attention.dispatch import Order
 from visionattn_kernels.attention.problem import Problem, check_problem
-from visionattn_kernels.backends.native.build import unavailable
 from visionattn_kernels.testing import make_inputs
 
 WINDOW = Window.neighborhood(3)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels.bench import terminator_reference as plain  # which benchmarks also time
-from visionattn_kernels import hyper, hyper_zzw_global, hyper_zzw_local
-from visionattn_kernels.backends.native import stacked
+from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels.attention.native import stacked
+from visionattn_kernels.hyper import api as hyper
 
 DOUBLE = torch.float64
 

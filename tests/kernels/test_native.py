@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from visionattn_kernels import Window, explain, windowed_attention
-from visionattn_kernels.backends import native
-from visionattn_kernels.backends.native import build
+from visionattn_kernels.attention import native
+from visionattn_kernels.attention.native import build
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
 
 needs_compiler = pytest.mark.skipif(build.unavailable() is not None, reason=f"no kernels: {build.unavailable()}")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window
+from visionattn_kernels._native.build import unavailable
 from visionattn_kernels.attention.problem import TENSORS
-from visionattn_kernels.backends.native.build import unavailable
 from visionattn_kernels.operators import OPERATORS
 from visionattn_kernels.testing import make_inputs
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import visionattn  # noqa: F401  registers the models
 from tests.kernels.interpreter import NOT_INTERPRETED
+from visionattn_kernels._native.build import unavailable
 from visionattn_kernels.attention import dispatch
-from visionattn_kernels.backends.native.build import unavailable
 
 FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "nat_pico": {"depths": (1, 1, 1)},

@@ -10,9 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visionattn_kernels.attention import gemm, plain, reference, tiled
+from visionattn_kernels.attention import gemm, native, plain, reference, tiled
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.backends import native
 from visionattn_kernels.operators import NO_FORWARD_MODE
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
 

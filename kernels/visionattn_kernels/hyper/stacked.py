@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn_kernels.backends.native.build import library, unavailable
+from visionattn_kernels._native.build import library, unavailable
 from visionattn_kernels.operators import Call, define_operator
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
 

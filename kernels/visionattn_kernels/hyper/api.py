@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import autocast_inputs
-from visionattn_kernels.backends.native.stacked import can_run, correlate_stacked, multiply_stacked
+from visionattn_kernels.hyper.stacked import can_run, correlate_stacked, multiply_stacked
 from visionattn_kernels.tracing import is_exporting
 from visionattn_kernels.unfused.api import windowed_av
 from visionattn_kernels.window import Window

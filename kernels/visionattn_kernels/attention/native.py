@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from visionattn_kernels._native.arguments import DTYPES, Call
+from visionattn_kernels._native.build import library, unavailable
 from visionattn_kernels.attention.fused import register
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.backends.native.arguments import DTYPES, Call
-from visionattn_kernels.backends.native.build import library, unavailable
 from visionattn_kernels.window import choose_strip
 
 

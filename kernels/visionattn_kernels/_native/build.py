@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from visionattn_kernels.backends.native.arguments import ABI
+from visionattn_kernels._native.arguments import ABI
 from visionattn_kernels.graph_constants import graph_constant
 
 SOURCES = tuple(sorted(x for x in Path(__file__).parent.iterdir() if x.suffix in (".cpp", ".h")))
