@@ -104,7 +104,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def first_order_alone(message: str) -> Backward:
-    """The gradient of an operator that has none: an error with a message."""
+    """Return the gradient of an operator that has none: it raises a RuntimeError."""
 
     def backward(call: Call, *grads: Tensor | None) -> Sequence[Tensor | None]:
         raise RuntimeError(message)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kernels.bench import terminator_reference as plain  # which benchmarks also time
 from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
-from visionattn_kernels.attention.native import stacked
 from visionattn_kernels.hyper import api as hyper
+from visionattn_kernels.hyper import stacked
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels._native.build import unavailable
-from visionattn_kernels.attention.native import maps
+from visionattn_kernels.hyper import maps
 from visionattn_kernels.hyper.stacked import correlate_stacked, multiply_stacked
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no kernels: {unavailable()}")

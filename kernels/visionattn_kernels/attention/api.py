@@ -96,24 +96,12 @@ def neighborhood_attention_2d(
     extra_k: Tensor | None = None, extra_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def neighborhood_attention_2d(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
-    dilation: IntOrPair = 1,
-    is_causal: BoolOrPair = False,
-    rpb: Tensor | None = None,
-    scale: Scale = None,
-    return_lse: bool = False,
-    backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """(Dilated, strided, causal) neighborhood attention (NAT arXiv 2204.07143, DiNAT 2209.15001, GNA 2504.16922).
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: IntOrPair, stride: IntOrPair = 1, dilation: IntOrPair = 1,
+    is_causal: BoolOrPair = False, rpb: Tensor | None = None, scale: Scale = None, return_lse: bool = False,
+    backend: str | None = None, *, rel_h: Tensor | None = None, rel_w: Tensor | None = None,
+    extra_k: Tensor | None = None, extra_v: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute neighborhood attention (NAT arXiv 2204.07143), also dilated (DiNAT 2209.15001), strided or causal.
 
     A window that reaches over the border moves inward, so that each query sees `kernel_size` keys per axis, or the
     whole map if that is smaller. See `Window.neighborhood` and `windowed_attention` for the arguments.
@@ -138,23 +126,11 @@ def neighborhood_attention_1d(
     rel: Tensor | None = None, extra_k: Tensor | None = None, extra_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def neighborhood_attention_1d(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: int,
-    stride: int = 1,
-    dilation: int = 1,
-    is_causal: bool = False,
-    rpb: Tensor | None = None,
-    scale: Scale = None,
-    return_lse: bool = False,
-    backend: str | None = None,
-    *,
-    rel: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Neighborhood attention over sequences, which are maps of one row; as `neighborhood_attention_2d` otherwise.
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1, is_causal: bool = False,
+    rpb: Tensor | None = None, scale: Scale = None, return_lse: bool = False, backend: str | None = None, *,
+    rel: Tensor | None = None, extra_k: Tensor | None = None, extra_v: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute neighborhood attention over sequences, as `neighborhood_attention_2d` on maps of one row.
 
     Args:
         q: Queries `[B, L, heads, head_dim]`.
@@ -200,24 +176,12 @@ def halo_attention_2d(
     rel_w: Tensor | None = None, extra_k: Tensor | None = None, extra_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def halo_attention_2d(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_size: IntOrPair,
-    halo_size: IntOrPair,
-    boundary: Literal["mask", "zero"] = "mask",
-    query_stride: IntOrPair = 1,
-    rpb: Tensor | None = None,
-    scale: Scale = None,
-    return_lse: bool = False,
-    backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Blocked local attention with a halo (HaloNet, arXiv 2103.12731): a block of queries sees the block and its halo.
+    q: Tensor, k: Tensor, v: Tensor, block_size: IntOrPair, halo_size: IntOrPair,
+    boundary: Literal["mask", "zero"] = "mask", query_stride: IntOrPair = 1, rpb: Tensor | None = None,
+    scale: Scale = None, return_lse: bool = False, backend: str | None = None, *, rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None, extra_k: Tensor | None = None, extra_v: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute HaloNet's blocked attention (arXiv 2103.12731): a block of queries sees the block and its halo.
 
     Relative tables have `2 (block + 2 halo) - 1` entries per axis. See `Window.halo` for block_size, halo_size,
     boundary and query_stride, and `windowed_attention` for the other arguments.
@@ -242,21 +206,11 @@ def window_attention_2d(
     rel_w: Tensor | None = None, extra_k: Tensor | None = None, extra_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def window_attention_2d(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window_size: IntOrPair,
-    rpb: Tensor | None = None,
-    scale: Scale = None,
-    return_lse: bool = False,
-    backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention inside windows that do not overlap (Swin's, arXiv 2103.14030, unshifted); the last may be ragged.
+    q: Tensor, k: Tensor, v: Tensor, window_size: IntOrPair, rpb: Tensor | None = None, scale: Scale = None,
+    return_lse: bool = False, backend: str | None = None, *, rel_h: Tensor | None = None, rel_w: Tensor | None = None,
+    extra_k: Tensor | None = None, extra_v: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute attention inside windows that do not overlap (Swin's, arXiv 2103.14030, unshifted).
 
     Relative tables have `2 window_size - 1` entries per axis. See `windowed_attention` for the other arguments.
     """
@@ -267,19 +221,10 @@ def window_attention_2d(
 
 
 def explain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: Window,
-    rpb: Tensor | None = None,
-    return_lse: bool = False,
-    backend: str | None = None,
-    *,
-    rel_h: Tensor | None = None,
-    rel_w: Tensor | None = None,
-    extra_k: Tensor | None = None,
-    extra_v: Tensor | None = None,
-) -> str:
+    q: Tensor, k: Tensor, v: Tensor, window: Window, rpb: Tensor | None = None, return_lse: bool = False,
+    backend: str | None = None, *, rel_h: Tensor | None = None, rel_w: Tensor | None = None,
+    extra_k: Tensor | None = None, extra_v: Tensor | None = None,
+) -> str:  # fmt: skip
     """Return one line per backend: the one that `windowed_attention` would run, and why the others would not.
 
     The arguments are those of `windowed_attention`.

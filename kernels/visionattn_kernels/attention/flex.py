@@ -25,21 +25,20 @@ BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
 MAX_COMPILED = 256  # kinds of arguments
 SMALLEST_DIM_CUDA = 16
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 Modifier = Callable[..., Tensor]
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None."""
+    """Return why this backend cannot run the problem, or None."""
     p, device = problem, problem.q.device.type
     for name in ("rel_h", "rel_w", "extra_k"):
         if name in p.tensors:
             return f"it does not take {name}"
     if p.window.boundary == "zero" and not all(p.window.is_causal):
         return "it has no keys beyond the border, which boundary 'zero' asks for"
-    if p.q.dtype not in DTYPES:
-        return f"dtype {p.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    if reason := p.refuse_dtype(torch.float16, torch.bfloat16, torch.float32):
+        return reason
     if 0 in p.q.shape or 0 in p.v.shape:
         return "it does not take empty tensors"
     if is_transformed():
@@ -60,7 +59,7 @@ def can_run(problem: Problem) -> str | None:
 
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k + rpb) v` over each query's window; see `Problem` for the shapes."""
+    """Compute `softmax(scale q.k + rpb) v` over each query's window; see `Problem` for the shapes."""
     p, where = problem, (problem.window, problem.size, problem.q.device)
     # Without a graph to record, leaves are still refused on CPUs for requiring gradients.
     given = p.tensors if torch.is_grad_enabled() else {name: x.detach() for name, x in p.tensors.items()}
@@ -83,7 +82,7 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def _see_any(marked: Tensor, window: Window) -> Tensor:
-    """Which queries `[B, Q_h, Q_w, heads]` see any of the marked keys `[B, H, W, heads]`."""
+    """Return which queries `[B, Q_h, Q_w, heads]` see any of the marked keys `[B, H, W, heads]`."""
     see_h, see_w = (
         axis.visible(length)[0].to(marked.device, torch.float32)
         for axis, length in zip(window.axes, marked.shape[1:3], strict=True)
@@ -100,7 +99,7 @@ def _attend(
 
 @lru_cache(maxsize=MAX_COMPILED)
 def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """`_attend` compiled for one kind of arguments alone."""
+    """Compile `_attend` for one kind of arguments."""
     # Torch keeps what it compiled with the code of a function, up to 8 times, and then runs it uncompiled.
     function = FunctionType(_attend.__code__.replace(), _attend.__globals__, _attend.__name__)
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -109,7 +108,7 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
 @lru_cache(maxsize=MAX_CACHED_PLANS)
 @outside_modes
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
-    """The blocks of queries and keys that hold pairs of the window, and the rule inside them; cached."""
+    """Return the blocks of queries and keys that hold pairs of the window, with the rule inside them; cached."""
     mask = _see(window, size, device)
     (height, width), keys = window.num_queries(size), size[0] * size[1]
     queries, blocks = height * width, -(-keys // BLOCK)
@@ -131,13 +130,13 @@ def make_block_mask(window: Window, size: tuple[int, int], device: torch.device)
 
 
 def _list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are set, and which: those first."""
+    """Return how many blocks of each row are set, and their numbers, before all others."""
     order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def _see(window: Window, size: tuple[int, int], device: torch.device) -> Modifier:
-    """The window's rule in flex attention's form."""
+    """Return the window's rule in flex attention's form."""
     (rows, columns), (height, width) = window.axes, size
     tables_h, tables_w = (tabulate_axis(axis, n, device) for axis, n in ((rows, height), (columns, width)))
     queries_w = window.num_queries(size)[1]
@@ -156,7 +155,7 @@ def _see_axis(axis: AxisWindow, tables: AxisTables, query: Tensor, key: Tensor) 
 
 
 def _add_bias(rpb: Tensor, window: Window, size: tuple[int, int], device: torch.device) -> Modifier:
-    """Adds the relative bias in flex attention's form."""
+    """Return the relative bias in flex attention's form."""
     (rows, columns), (height, width) = window.axes, size
     index_h, index_w = (tabulate_axis(axis, n, device).index for axis, n in ((rows, height), (columns, width)))
     queries_w = window.num_queries(size)[1]

@@ -35,7 +35,7 @@ as its tensor and in any shape and dtype; None for an absent one."""
 def register(
     name: str, forward: Forward, backward: Backward
 ) -> Callable[[Problem, bool], tuple[Tensor, Tensor | None]]:
-    """Registers the two operators of a fused backend.
+    """Register the two operators of a fused backend.
 
     Args:
         name: Of the backend.

@@ -15,18 +15,14 @@ from visionattn_kernels.tracing import without_autocast
 from visionattn_kernels.unfused import products
 from visionattn_kernels.unfused.slots import finish_scores
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None."""
-    if problem.q.dtype not in DTYPES:
-        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return None
+    """Return why this backend cannot run the problem, or None."""
+    return problem.refuse_dtype(torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    """Compute `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
     p, size = problem, problem.size
     with without_autocast(p.q.device):
         dtype = accumulation_dtype(p.q.dtype)  # scores need its range, weights its precision

@@ -1,4 +1,4 @@
-"""Fused windowed attention on CPUs, in C++ that is compiled on first use: the CPU default where a compiler is at hand.
+"""Fused windowed attention on CPUs, in C++ that is compiled on first use: the CPU default if there is a compiler.
 
 `attention.cpp` tells how the kernels work; here are the choice of tiles and the two functions that call them.
 """
@@ -18,16 +18,14 @@ from visionattn_kernels.window import choose_strip
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None; compiles the kernels the first time."""
+    """Return why this backend cannot run the problem, or None; compile the kernels the first time."""
     if problem.q.device.type != "cpu":
         return f"it runs on CPUs, and the maps are on {problem.q.device}"
-    if problem.q.dtype not in DTYPES:
-        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return unavailable(problem.q.dtype)
+    return problem.refuse_dtype(*DTYPES) or unavailable(problem.q.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `fused.Forward`."""
+    """Compute output and log-sum-exp; see `fused.Forward`."""
     call = _call(problem)
     out = problem.q.new_empty(*problem.q.shape[:-1], problem.v.shape[-1])
     lse = problem.q.new_empty(problem.q.shape[:-1], dtype=call.dtype)
@@ -40,7 +38,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `fused.Backward`. Bitwise repeatable for one number of threads."""
+    """Compute the gradients of all tensors; see `fused.Backward`. Bitwise repeatable for one number of threads."""
     p, call = problem, _call(problem)
     batch, heads, threads = p.k.shape[0], p.k.shape[3], call.arguments.num_threads
     # Strips of one head run side by side only where there are too few heads: each run of them has gradients of its own.

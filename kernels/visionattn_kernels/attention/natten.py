@@ -18,7 +18,7 @@ except ImportError:
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None."""
+    """Return why this backend cannot run the problem, or None."""
     p, window = problem, problem.window
     for name in p.tensors:
         if name not in ("q", "k", "v"):
@@ -48,7 +48,7 @@ def can_run(problem: Problem) -> str | None:
 
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k) v` over each query's window; see `Problem` for the shapes."""
+    """Compute `softmax(scale q.k) v` over each query's window; see `Problem` for the shapes."""
     p, w = problem, problem.window
     one_row = p.size[0] == 1
     attend, first = (natten.na1d, 1) if one_row else (natten.na2d, 0)
@@ -68,13 +68,13 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def _axes(problem: Problem) -> list[tuple[int, int, int]]:
-    """Kernel, dilation and length of each axis; a map of one row is a sequence."""
+    """Return kernel, dilation and length of each axis; a map of one row is a sequence."""
     axes = list(zip(problem.window.kernel_size, problem.window.dilation, problem.size, strict=True))
     return axes[1:] if axes[0][0] == axes[0][2] == 1 else axes
 
 
 def _kernel(problem: Problem) -> str | None:
-    """The name of NATTEN's kernel for the tensors at hand, by its own rules."""
+    """Return the name of NATTEN's kernel for these tensors, by NATTEN's own rules."""
     try:
         name = choose_backend(problem.q, problem.k, problem.v, torch_compile=False)
     except NotImplementedError:

@@ -35,12 +35,12 @@ class _Axis(NamedTuple):
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem: there is none."""
+    """Return None: it runs every problem."""
     return None
 
 
 def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Computes `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
+    """Compute `softmax(scale q.k + bias) v` over each query's window; see `Problem` for the shapes."""
     dtype = accumulation_dtype(problem.q.dtype)
     if dtype == problem.q.dtype:
         return _attend(problem, need_lse, dtype)
@@ -71,7 +71,7 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 @graph_constant
 def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """The tables of both axes, as plain tuples, which the compiler takes for constants."""
+    """Return the tables of both axes as plain tuples, which are constants to the compiler."""
     return _cached_tables(window, size, device)
 
 
@@ -88,24 +88,24 @@ def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.d
 
 
 def _cut(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A map `[B, H, W, n, c]` at the places of tiles, `[T, a]` and `[T, b]`: `[B, n, T, T, a * b, c]`."""
+    """Cut a map `[B, H, W, n, c]` at the places of tiles, `[T, a]` and `[T, b]`: `[B, n, T, T, a * b, c]`."""
     x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
     return x.unflatten(2, columns.shape).unflatten(1, rows.shape).permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)
 
 
 def _join(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    """Query tiles `[B, n, T, T, q, c]` as a map `[B, Q_h, Q_w, n, c]`."""
+    """Join query tiles `[B, n, T, T, q, c]` to a map `[B, Q_h, Q_w, n, c]`."""
     x = x.unflatten(4, (rows.query.shape[1], columns.query.shape[1])).permute(0, 2, 4, 3, 5, 1, 6)
     return x.flatten(3, 4).flatten(1, 2).index_select(1, rows.slot).index_select(2, columns.slot)
 
 
 def _per_tile(extra: Tensor) -> Tensor:
-    """Extra keys or values `[B, M, n, c]` beside those of tiles, `[B, n, 1, 1, M, c]`."""
+    """Lay extra keys or values `[B, M, n, c]` beside those of tiles, `[B, n, 1, 1, M, c]`."""
     return extra.transpose(1, 2)[:, :, None, None]
 
 
 def _add_biases(scores: Tensor, p: Problem, rows: _Axis, columns: _Axis) -> Tensor:
-    """Adds biases to the scores of tiles `[B, n, T, T, q, k]`."""
+    """Add biases to the scores of tiles `[B, n, T, T, q, k]`."""
     queries, keys = (rows.query.shape[1], columns.query.shape[1]), (rows.key.shape[1], columns.key.shape[1])
     scores = scores.unflatten(-1, keys).unflatten(-3, queries)  # [B, n, T_h, T_w, q_h, q_w, k_h, k_w]
     if p.rpb is not None:

@@ -57,6 +57,10 @@ class Problem:
         """The tensors that are given, by name."""
         return {name: x for name in TENSORS if (x := getattr(self, name)) is not None}
 
+    def refuse_dtype(self, *dtypes: torch.dtype) -> str | None:
+        """Return why a backend of these dtypes cannot run the problem, or None."""
+        return None if self.q.dtype in dtypes else f"dtype {self.q.dtype} is not one of {', '.join(map(str, dtypes))}"
+
     @property
     def needs_grad(self) -> bool:
         """Whether autograd records the result."""

@@ -23,14 +23,10 @@ from visionattn_kernels.selected import sum_seen, until_clean
 from visionattn_kernels.window import TiledMap, choose_tile, plan_tiles
 from visionattn_kernels.window.tiles import slices
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None."""
-    if problem.q.dtype not in DTYPES:
-        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return None
+    """Return why this backend cannot run the problem, or None."""
+    return problem.refuse_dtype(torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,11 @@ class _Tiles(TiledMap):
         self.bias = self._bias_table()
 
     def rows(self, x: Tensor) -> Tensor:
-        """A heads-last tensor as a matrix `[B * positions * heads, c]`, in the dtype of the computation."""
+        """Flatten a heads-last tensor to a matrix `[B * positions * heads, c]`, in the dtype of the computation."""
         return x.reshape(-1, x.shape[-1]).to(self.dtype)
 
     def chunks(self, heads: slice | None = None) -> Iterator[_Chunk]:
-        """The tiles of a range of `batch * heads`, by default of all, a bounded number of scores at a time."""
+        """Iterate over the tiles of some `batch * heads`, by default of all, a bounded number of scores at a time."""
         plan, heads = self.plan, heads or slice(0, self.num_heads)
         step = self.SCORES_PER_CHUNK // (self.num_queries * (self.num_keys + self.num_extra))
         for units in slices(heads.start * self.num_tiles, heads.stop * self.num_tiles, step):
@@ -95,11 +91,11 @@ class _Tiles(TiledMap):
             )
 
     def seen(self, chunk: _Chunk) -> Tensor:
-        """Whether a query sees a key, `[u, q, k + M]`."""
+        """Return whether a query sees a key, `[u, q, k + M]`."""
         return F.pad(self.plan.visible[chunk.pattern], (0, self.num_extra), value=True)
 
     def scores(self, chunk: _Chunk, seen: Tensor | None) -> Tensor:
-        """Scaled products, mask and biases of a chunk, `[u, q, k + M]`; a mask that is `seen` hides NaN as well."""
+        """Compute scaled products, mask and biases, `[u, q, k + M]`; a mask that is `seen` hides NaN as well."""
         scores = self.bias.index_select(0, chunk.bias).baddbmm_(chunk.q, chunk.k.mT, alpha=self.problem.scale)
         if chunk.offset_h is not None and self.rel_h is not None:
             self.by_axis(scores).add_(F.embedding(chunk.query, self.rel_h).gather(-1, chunk.offset_h)[..., :, None])
@@ -108,16 +104,16 @@ class _Tiles(TiledMap):
         return scores if seen is None else scores.masked_fill_(~seen, -torch.inf)
 
     def by_axis(self, scores: Tensor) -> Tensor:
-        """The window's part of `[u, q, k + M]` scores as a view `[u, q, k_h, k_w]`."""
+        """Return the window's part of `[u, q, k + M]` scores as a view `[u, q, k_h, k_w]`."""
         return scores[..., : self.num_keys].unflatten(-1, self.plan.size[1])
 
     def untile(self, tiles: Tensor) -> Tensor:
-        """Query tiles `[B * heads * T, q, c]` to heads-last `[B * Q * heads, c]`."""
+        """Put query tiles `[B * heads * T, q, c]` to heads-last `[B * Q * heads, c]`."""
         head = torch.arange(self.num_heads, device=tiles.device).view(self.batch, 1, self.heads)
         return F.embedding(head * self.plan.query.numel() + self.plan.slot[:, None], tiles.flatten(0, 1))
 
     def _bias_table(self) -> Tensor:
-        """Mask and relative bias of each tile pattern: `[C, q, k + M]`, or `[heads * C, q, k + M]` with a bias."""
+        """Return mask and bias of each tile pattern: `[C, q, k + M]`, or `[heads * C, q, k + M]` with a bias."""
         visible = F.pad(self.plan.visible, (0, self.num_extra), value=True)
         bias = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
         if self.problem.rpb is None:
@@ -126,20 +122,20 @@ class _Tiles(TiledMap):
         return (F.pad(rpb, (0, self.num_extra)) + bias).flatten(0, 1)
 
     def sum_bias(self, table: Tensor) -> Tensor:
-        """Gradient of the bias table to that of rpb: `[heads, (2 k_h - 1) * (2 k_w - 1)]`."""
+        """Sum the gradient of the bias table to that of rpb: `[heads, (2 k_h - 1) * (2 k_w - 1)]`."""
         rpb, table = self.problem.rpb, table[..., : self.num_keys]
         assert rpb is not None
         index = self._rpb_index().flatten()
         return table.new_zeros(rpb.flatten(1).shape).index_add_(1, index, table.reshape(len(rpb), -1))
 
     def _rpb_index(self) -> Tensor:
-        """Entry of the flattened rpb table for each pattern, query and key: `[C, q, k]`."""
+        """Return the entry of the flattened rpb table for each pattern, query and key: `[C, q, k]`."""
         row = self.plan.offset_h * (2 * self.problem.window.kernel_size[1] - 1)
         return (row[..., :, None] + self.plan.offset_w[..., None, :]).flatten(-2)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `fused.Forward`."""
+    """Compute output and log-sum-exp; see `fused.Forward`."""
     tiles = _Tiles(problem)
     out = tiles.v.new_empty(tiles.num_heads * tiles.num_tiles, tiles.num_queries, tiles.v.shape[-1])
     lse = out.new_empty(*out.shape[:2], 1)
@@ -150,7 +146,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def _attend(tiles: _Tiles, chunk: _Chunk, selects: bool) -> tuple[Tensor, Tensor]:
-    """Output `[u, q, c]` and log-sum-exp `[u, q, 1]`; see `until_clean`."""
+    """Compute output `[u, q, c]` and log-sum-exp `[u, q, 1]`; see `until_clean`."""
     seen = tiles.seen(chunk) if selects else None
     scores = tiles.scores(chunk, seen)
     probs = scores.softmax(-1)
@@ -171,7 +167,7 @@ def _multiply(weights: Tensor, rows: Tensor, seen: Tensor | None, out: Tensor | 
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `fused.Backward`."""
+    """Compute the gradients of all tensors; see `fused.Backward`."""
     tiles = _Tiles(problem)
     scale, num_keys = tiles.problem.scale, tiles.num_keys
     out_rows = tiles.rows(grad_out)
@@ -233,7 +229,7 @@ def backward(
 def _differentiate(
     tiles: _Tiles, chunk: _Chunk, grad: Tensor, grad_lse: Tensor | None, selects: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradient of the queries, probabilities, gradient of the scores, and the mask if it `selects`.
+    """Compute gradient of queries, probabilities, gradient of scores, and the mask if it `selects`.
 
     A key that a query does not see gets nothing but zeros from it, unless the gradient of the query is NaN.
     """

@@ -129,7 +129,7 @@ def _multiply(w_hat: Tensor, several: list[Tensor]) -> list[Tensor]:
 
 
 def _as_stack(x: Tensor) -> Tensor:
-    """A map `[B, C, H, W]` as matrices `[H, W, B * C]`: a view where memory has this order."""
+    """View a map `[B, C, H, W]` as matrices `[H, W, B * C]`; copied if memory has another order."""
     return x.permute(2, 3, 0, 1).flatten(2)
 
 
@@ -151,5 +151,5 @@ def _convolve(w_hat: Tensor, several: list[Tensor]) -> list[Tensor]:
 
 
 def _single(x: Tensor) -> Tensor:
-    """Fourier transforms know no half precision."""
+    """Cast half precision, which Fourier transforms do not take."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

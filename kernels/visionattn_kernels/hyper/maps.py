@@ -20,7 +20,7 @@ _ENDINGS = ("sum", "gelu", "product")
 
 
 def can_run(*xs: Tensor) -> bool:
-    """Whether the operators take such tensors together; compiles them the first time.
+    """Return whether the operators take such tensors together; compile them the first time.
 
     Transforms of `torch.func` do without: `standardize_columns` writes to an argument.
     """
@@ -56,10 +56,6 @@ class _Standardization(ctypes.Structure):
     )
 
 
-def _call(function: str, arguments: ctypes.Structure) -> None:
-    getattr(library(), function)(ctypes.byref(arguments))
-
-
 def _by_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
@@ -69,7 +65,7 @@ def _matrix(x: Tensor) -> _Matrix:
 
 
 def convolve_maps(maps: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str = "sum") -> Tensor:
-    """Makes `[N, C_out]` of the sum of maps `[N, C_i]` times transposed weights `[C, C_i]`, and of `bias` `[C]`.
+    """Make `[N, C_out]` of the sum of maps `[N, C_i]` times transposed weights `[C, C_i]`, and of `bias` `[C]`.
 
     By `ending` it is "sum" itself, its "gelu", or the "product" of its halves: then C is twice C_out.
 
@@ -91,7 +87,7 @@ def _run_convolution(maps: list[Tensor], weights: list[Tensor], bias: Tensor, en
     out = _empty_out(maps, weights, bias, ending)
     numbers = (_CODES[out.dtype], out.shape[0], len(maps), _ENDINGS.index(ending), torch.get_num_threads())
     stacks = ((_Matrix * len(xs))(*(_matrix(x) for x in xs)) for xs in (maps, weights))
-    _call("visionattn_convolve_maps", _Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr()))
+    library().visionattn_convolve_maps(ctypes.byref(_Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr())))
     return out
 
 
@@ -116,7 +112,7 @@ _convolve_maps = define_operator(
 def _run_moments(x: Tensor) -> Tensor:
     x, out = _by_rows(x), _empty_moments(x)
     numbers = (_CODES[x.dtype], x.shape[0], torch.get_num_threads())
-    _call("visionattn_column_moments", _Moments(*numbers, _matrix(x), _matrix(out)))
+    library().visionattn_column_moments(ctypes.byref(_Moments(*numbers, _matrix(x), _matrix(out))))
     return out
 
 
@@ -138,7 +134,9 @@ def _run_standardization(
     assert out.stride(1) == 1 or out.shape[1] == 1
     numbers = (_CODES[x.dtype], x.shape[0], activate, torch.get_num_threads())
     columns = (mean.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr())
-    _call("visionattn_standardize_columns", _Standardization(*numbers, _matrix(x), _matrix(out), *columns))
+    library().visionattn_standardize_columns(
+        ctypes.byref(_Standardization(*numbers, _matrix(x), _matrix(out), *columns))
+    )
 
 
 standardize_columns = define_operator(

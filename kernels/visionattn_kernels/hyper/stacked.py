@@ -40,7 +40,7 @@ class _Correlation(ctypes.Structure):
 
 
 def can_run(*stacks: Tensor) -> bool:
-    """Whether the operators take such tensors; compiles them the first time.
+    """Return whether the operators take such tensors; compile them the first time.
 
     Exported graphs and forward-mode derivatives do without them.
     """
@@ -100,7 +100,7 @@ def _correlate_backward(call: Call, grad: Tensor) -> list[Tensor | None]:
 
 
 def _correlate_back(grad: Tensor, kernels: Tensor, top: int, left: int) -> Tensor:
-    """The gradient of a correlation with respect to its maps."""
+    """Compute the gradient of a correlation with respect to its maps."""
     out: Tensor = correlate_stacked(grad, kernels.flip(0, 1), kernels.shape[0] - 1 - top, kernels.shape[1] - 1 - left)
     return out
 

@@ -99,7 +99,7 @@ class _Tiles(TiledMap):
         self.kernel_width = window.kernel_size[1]
 
     def chunks(self, heads: slice | None = None) -> Iterator[_Chunk]:
-        """All tiles of a range of `batch * heads`; by default of all."""
+        """Iterate over all tiles of some `batch * heads`; by default of all."""
         heads = heads or slice(0, self.num_heads)
         fit = max(1, self.SCORES_PER_CHUNK // (self.num_queries * self.num_keys))
         for tiles in slices(0, self.num_tiles, fit):
@@ -120,26 +120,26 @@ class _Tiles(TiledMap):
         return column
 
     def at_queries(self, x: Tensor, chunk: _Chunk) -> Tensor:
-        """Rows of a query map or of its windows, `[h, t, q, c]`."""
+        """Gather rows of a query map or of its windows, `[h, t, q, c]`."""
         return F.embedding(chunk.query, x.reshape(-1, x.shape[-1])).to(self.dtype)
 
     def at_keys(self, x: Tensor, chunk: _Chunk) -> Tensor:
-        """Rows of a key map, `[h, t, k, c]`; zero beyond its border."""
+        """Gather rows of a key map, `[h, t, k, c]`; zero beyond its border."""
         return self.gather_keys(chunk.key, x.reshape(-1, x.shape[-1]), chunk.tiles)
 
     def to_slots(self, scores: Tensor, chunk: _Chunk) -> Tensor:
-        """From tile columns `[h, t, q, k]` to window slots `[h, t, q, E]`."""
+        """Move from tile columns `[h, t, q, k]` to window slots `[h, t, q, E]`."""
         if self.layout.complete:
             return scores.gather(-1, chunk.column)
         return F.pad(scores, (0, 1)).gather(-1, chunk.column)
 
     def to_columns(self, slots: Tensor, chunk: _Chunk) -> Tensor:
-        """From window slots `[h, t, q, E]` to tile columns `[h, t, q, k]`, zero where a query sees no key."""
+        """Move from window slots `[h, t, q, E]` to tile columns `[h, t, q, k]`, zero where a query sees no key."""
         columns = slots.new_zeros(*slots.shape[:-1], self.num_keys + (not self.layout.complete))
         return columns.scatter_(-1, chunk.column, slots)[..., : self.num_keys]
 
     def sums(self, weights: Tensor, rows: Tensor, chunk: _Chunk, by_key: bool = False) -> Tensor:
-        """`weights @ rows` over what is seen: of the keys of each query, or of the queries of each key."""
+        """Compute `weights @ rows` over what is seen: of the keys of each query, or of the queries of each key."""
 
         def compute(selects: bool) -> tuple[Tensor]:
             if not selects:

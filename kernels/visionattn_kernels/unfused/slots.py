@@ -18,7 +18,7 @@ from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window
 
 
 def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What an axis of `length` keys holds at each slot.
+    """Tabulate what an axis of `length` keys holds at each slot.
 
     Returns:
         `offset [Q, k]`, the entry `(key - query) / dilation + kernel_size - 1` of a relative table, and
@@ -35,7 +35,7 @@ _cached_slots = lru_cache(maxsize=MAX_CACHED_PLANS)(outside_modes(tabulate_slots
 
 
 def is_complete(axis: AxisWindow, length: int) -> bool:
-    """Whether every slot of every query of the axis exists."""
+    """Return whether every slot of every query of the axis exists."""
     if axis.is_causal or axis.boundary == "mask":
         return axis.kernel_size == 1
     return axis.boundary == "zero" or axis.kernel_size <= length // axis.dilation
@@ -49,13 +49,13 @@ def finish_scores(
     rel_h: Tensor | None = None,
     rel_w: Tensor | None = None,
 ) -> Tensor:
-    """Adds biases to products and puts -inf where a slot does not exist.
+    """Add biases to products, and -inf where a slot does not exist.
 
     Args:
         scores: `[B, Q_h, Q_w, heads, k_h * k_w]`.
         window: Which keys a query sees.
         size: Height and width of the key map.
-        rpb: `[heads, 2 k_h - 1, 2 k_w - 1]`, as in `windowed_attention`; rel_h and rel_w alike.
+        rpb: `[heads, 2 k_h - 1, 2 k_w - 1]`, as in `windowed_attention`.
         rel_h: `[B, Q_h, Q_w, heads, 2 k_h - 1]`.
         rel_w: `[B, Q_h, Q_w, heads, 2 k_w - 1]`.
 
@@ -83,5 +83,5 @@ def finish_scores(
 
 
 def _look_up(logits: Tensor, offset: Tensor) -> Tensor:
-    """Logits `[B, Q_h, Q_w, heads, R]` at the offsets of each query's slots."""
+    """Look up logits `[B, Q_h, Q_w, heads, R]` at the offsets of each query's slots."""
     return logits.gather(-1, offset.expand(*logits.shape[:-1], -1))

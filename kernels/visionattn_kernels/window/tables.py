@@ -45,7 +45,7 @@ class AxisTables:
 @lru_cache(maxsize=MAX_CACHED_PLANS)
 @outside_modes
 def tabulate_axis(axis: AxisWindow, length: int, device: torch.device) -> AxisTables:
-    """The tables of an axis of `length` keys, int32 on `device`; cached."""
+    """Return the tables of an axis of `length` keys, int32 on `device`; cached."""
     group, index, group_length = axis.groups(length)
     start, stop = axis.interval(index, group_length)
     every_group = torch.arange(axis.dilation, device="cpu")

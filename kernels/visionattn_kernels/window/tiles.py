@@ -252,18 +252,18 @@ class TiledMap:
         self.num_keys = plan.key.shape[1]
 
     def query_rows(self, head: Tensor, tiles: Tensor | slice) -> Tensor:
-        """Rows of a query map, by numbers of `batch * heads` that broadcast with `[..., t, q]`."""
+        """Number rows of a query map, by numbers of `batch * heads` that broadcast with `[..., t, q]`."""
         return self._rows(head, self.plan.query[tiles], self.plan.slot.numel())
 
     def key_rows(self, head: Tensor, tiles: Tensor | slice) -> Tensor:
-        """Rows of a key map, by numbers of `batch * heads` that broadcast with `[..., t, k]`."""
+        """Number rows of a key map, by numbers of `batch * heads` that broadcast with `[..., t, k]`."""
         return self._rows(head, self.plan.key[tiles], self.num_positions)
 
     def _rows(self, head: Tensor, position: Tensor, num_positions: int) -> Tensor:
         return head // self.heads * (num_positions * self.heads) + head % self.heads + position * self.heads
 
     def gather_keys(self, rows: Tensor, matrix: Tensor, tiles: Tensor | slice) -> Tensor:
-        """Vectors at `key_rows`, in the dtype of the computation; zero beyond the border."""
+        """Gather vectors at `key_rows`, in the dtype of the computation; zero beyond the border."""
         keys = F.embedding(rows, matrix).to(self.dtype)
         return keys if self.plan.outside is None else keys.masked_fill_(self.plan.outside[tiles][..., None], 0)
 

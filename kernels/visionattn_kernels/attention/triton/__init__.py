@@ -16,17 +16,16 @@ from torch import Tensor
 from visionattn_kernels.attention.fused import register
 from visionattn_kernels.attention.problem import Problem
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def can_run(problem: Problem) -> str | None:
-    """The reason why this backend cannot run the problem, or None."""
+    """Return why this backend cannot run the problem, or None."""
     device = problem.q.device
-    if problem.q.dtype not in DTYPES:
-        return f"dtype {problem.q.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    if reason := problem.refuse_dtype(torch.float16, torch.bfloat16, torch.float32):
+        return reason
     head_dim = max(problem.q.shape[-1], problem.v.shape[-1])
     if head_dim > MAX_HEAD_DIM:
         return f"head_dim {head_dim} exceeds {MAX_HEAD_DIM}"
@@ -43,7 +42,7 @@ def can_run(problem: Problem) -> str | None:
 
 
 def _forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `fused.Forward`."""
+    """Compute output and log-sum-exp; see `fused.Forward`."""
     from visionattn_kernels.attention.triton.forward import forward
 
     return forward(problem)
@@ -52,7 +51,7 @@ def _forward(problem: Problem) -> tuple[Tensor, Tensor]:
 def _backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Sequence[Tensor | None]:
-    """Gradients of all tensors; see `fused.Backward`."""
+    """Compute the gradients of all tensors; see `fused.Backward`."""
     from visionattn_kernels.attention.triton.backward import backward
 
     return backward(problem, out, lse, grad_out, grad_lse)

@@ -55,7 +55,7 @@ def by_query(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
 ) -> None:
-    """Writes grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
+    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
     place = locate(given, sizes)
     batch, head = place.batch, place.head
     queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
@@ -95,7 +95,7 @@ def _walk_keys(
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tensor:
-    """Walks over the keys of a tile: gradients of its queries, before the scale; writes those of relative logits."""
+    """Walk over the keys of a tile: gradients of its queries, before the scale; writes those of relative logits."""
     M: tl.constexpr = query.shape[0]
     N: tl.constexpr = KEY_H * KEY_W
     REL: tl.constexpr = (given.rel_h is not None) or (given.rel_w is not None)
@@ -158,7 +158,7 @@ def by_key(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
 ) -> None:
-    """Writes grad_k and grad_v; the axes hold tiles of keys, and scores have keys first."""
+    """Write grad_k and grad_v; the axes hold tiles of keys, and scores have keys first."""
     place, rows, columns = locate(given, sizes), given.rows, given.columns
     batch, head = place.batch, place.head
     n = tl.arange(0, KEY_H * KEY_W)
@@ -190,7 +190,7 @@ def _walk_queries(
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
-    """Walks over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
+    """Walk over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
     rows, columns = given.rows, given.columns
     m = tl.arange(0, QUERY_H * QUERY_W)
     table_h, table_w = rows.tiles + place.tile_h * 8, columns.tiles + place.tile_w * 8
@@ -227,7 +227,7 @@ def _walk_queries(
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Gradients of all tensors; see `fused.Backward`."""
+    """Compute the gradients of all tensors; see `fused.Backward`."""
     p = problem
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (p.q, p.k, p.v))
     grad_rpb, grad_extra_k, grad_extra_v = (

@@ -121,7 +121,7 @@ class Span(NamedTuple):
 
 
 def as_map(x: Tensor) -> Map:
-    """`[B, H, W, heads, c]` for a kernel; copied only where channels are not neighbours."""
+    """Return `[B, H, W, heads, c]` for a kernel; copied only if channels are not neighbours."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, row, column, head, _ = x.stride()
     dim = x.shape[-1]
@@ -129,7 +129,7 @@ def as_map(x: Tensor) -> Map:
 
 
 def as_tokens(x: Tensor) -> Map:
-    """`[B, tokens, heads, c]` likewise: a map of one column, whatever number that is given."""
+    """Return `[B, tokens, heads, c]` as a map of one column, whichever column is asked for."""
     return as_map(x[:, :, None])._replace(column=0)
 
 
@@ -147,7 +147,7 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
 
 
 def _precision(q: Tensor) -> str:
-    """How products of float32 are rounded: as torch's own switch says."""
+    """Return how products of float32 are rounded, by torch's own switch."""
     if q.device.type == "cpu":
         return "interpreted"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
@@ -155,7 +155,7 @@ def _precision(q: Tensor) -> str:
 
 @triton.jit
 def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """Matrix product, summed in float32."""
+    """Multiply matrices, summed in float32."""
     if PRECISION == "interpreted":  # the interpreter would multiply the bits of bfloat16 as integers
         product = tl.dot(a.to(tl.float32), b.to(tl.float32))
     else:
@@ -165,7 +165,7 @@ def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def has_nan(x: tl.tensor) -> tl.tensor:
-    """Whether there is NaN in a matrix."""
+    """Return whether there is NaN in a matrix."""
     return tl.max(tl.max(tl.where(x == x, 0, 1), 1), 0) > 0
 
 
@@ -179,7 +179,7 @@ def add_sums(
     PRECISION: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
-    """Adds `weights [M, N]` times `rows [N, c]` to a total, and what is `spoilt [M]` to that.
+    """Add `weights [M, N]` times `rows [N, c]` to a total, and what is `spoilt [M]` to that.
 
     A weight of zero leaves NaN out only with SELECTS: then a row of the total is spoilt if it has seen a vector that is
     not finite, and others are clean. Without it whatever gets through is NaN in the total; see `has_nan`.
@@ -195,7 +195,7 @@ def add_sums(
 
 @triton.jit
 def locate(given: Given, sizes: Sizes) -> Place:
-    """Where this program works; the heads of a tile, beside each other in memory, run together."""
+    """Return where this program works; the heads of a tile, neighbours in memory, run together."""
     program = tl.program_id(0)
     tile = program // sizes.heads
     tiles_h, tiles_w = given.rows.num_tiles, given.columns.num_tiles
@@ -205,20 +205,20 @@ def locate(given: Given, sizes: Sizes) -> Place:
 
 @triton.jit
 def load_span(axis: Axis, tile: tl.tensor) -> Span:
-    """The last columns of a tile's table."""
+    """Load the last columns of a tile's table."""
     table = axis.tiles + tile * 8
     return Span(tl.load(table + 4), tl.load(table + 5), tl.load(table + 6), tl.load(table + 7))
 
 
 @triton.jit
 def partly(span: Span, first: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """Whether some pair is masked between a tile and `SIZE` keys or queries from `first`."""
+    """Return whether some pair is masked between a tile and `SIZE` keys or queries from `first`."""
     return (first < span.every_lo) | (first + SIZE > span.every_hi)
 
 
 @triton.jit
 def number_queries(sizes: Sizes, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor) -> tl.tensor:
-    """Numbers of queries in contiguous `[B, Q_h, Q_w, heads]`."""
+    """Return numbers of queries in contiguous `[B, Q_h, Q_w, heads]`."""
     return ((tl.cast(batch, tl.int64) * sizes.height + row) * sizes.width + column) * sizes.heads + head
 
 
@@ -226,7 +226,7 @@ def number_queries(sizes: Sizes, batch: tl.tensor, head: tl.tensor, row: tl.tens
 def describe_queries(
     given: Given, sizes: Sizes, place: Place, row: tl.tensor, column: tl.tensor, valid: tl.tensor
 ) -> Queries:
-    """Looks up the rule of queries at these positions."""
+    """Look up the rule of queries at these positions."""
     rows, columns = given.rows, given.columns
     return Queries(
         number_queries(sizes, place.batch, place.head, row, column),
@@ -244,7 +244,7 @@ def describe_queries(
 
 @triton.jit
 def tile_queries(given: Given, sizes: Sizes, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> Queries:
-    """The queries of a tile; past its end stands its last one again, so that each row of scores is finite somewhere."""
+    """Return the queries of a tile; its last one is repeated, so that each row of scores is finite somewhere."""
     rows, columns = given.rows, given.columns
     m = tl.arange(0, QUERY_H * QUERY_W)
     table_h, table_w = rows.tiles + place.tile_h * 8, columns.tiles + place.tile_w * 8
@@ -257,7 +257,7 @@ def tile_queries(given: Given, sizes: Sizes, place: Place, QUERY_H: tl.constexpr
 
 @triton.jit
 def place_keys(axis: Axis, tile: tl.tensor, key: tl.tensor, span: Span) -> tl.tuple:
-    """Positions of keys, counted in the dilation group of a tile of queries, and whether they are in map and span.
+    """Return positions of keys, counted in the dilation group of a tile, and whether they are in map and span.
 
     What is not, is loaded as zeros; the rule says whether it takes part.
     """
@@ -283,7 +283,7 @@ def _address(
 def load_vectors(
     x: Map, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor, inside: tl.tensor
 ) -> tl.tensor:
-    """Vectors at positions of a map, `[positions, block]`; zeros beyond their channels and where not inside."""
+    """Load vectors at positions of a map, `[positions, block]`; zeros beyond their channels and where not inside."""
     address, mask = _address(x, batch, head, row, column, inside)
     return tl.load(address, mask=mask, other=0.0)
 
@@ -298,7 +298,7 @@ def store_vectors(
     inside: tl.tensor,
     value: tl.tensor,
 ) -> None:
-    """The reverse of `load_vectors`."""
+    """Store vectors at positions of a map; see `load_vectors`."""
     address, mask = _address(x, batch, head, row, column, inside)
     tl.store(address, value.to(x.data.dtype.element_ty), mask=mask)
 
@@ -307,7 +307,7 @@ def store_vectors(
 def load_gradients(
     given: Given, place: Place, number: tl.tensor, row: tl.tensor, column: tl.tensor, valid: tl.tensor
 ) -> tl.tuple:
-    """Output gradients of queries, their log-sum-exp and delta, such that one that is not valid has no weight."""
+    """Load output gradients of queries, log-sum-exp and delta, so that a query that is not valid has no weight."""
     grad = load_vectors(given.grad_out, place.batch, place.head, row, column, valid)
     log_sum = tl.load(given.lse + number, mask=valid, other=float("inf"))
     return grad, log_sum, tl.load(given.delta + number, mask=valid, other=0.0)
@@ -327,7 +327,7 @@ def add_biases(
     BY_KEY: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tensor:
-    """Adds every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
+    """Add every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
 
     The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups.
     Where `masked` is false, every query sees all the keys. Scores of NaN are certain to be masked only with SELECTS.
@@ -367,7 +367,7 @@ def add_biases(
 
 @triton.jit
 def rel_entries(axis: Axis, number: tl.tensor, index: tl.tensor, first: tl.tensor, SIZE: tl.constexpr) -> tl.tuple:
-    """Where logits by offset stand in contiguous `[queries, R]`, for `SIZE` keys of one axis from `first`.
+    """Return where logits by offset stand in contiguous `[queries, R]`, for `SIZE` keys of one axis from `first`.
 
     Returns:
         The entries `[M, SIZE]`, and whether there is one.
@@ -391,7 +391,7 @@ def score_keys(
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
-    """Keys and values of a rectangle from `first_h, first_w`, and their scores `[M, N]` with a tile of queries."""
+    """Load keys and values of a rectangle from `first_h, first_w`; score them `[M, N]` with a tile of queries."""
     n = tl.arange(0, KEY_H * KEY_W)
     row, inside_h = place_keys(given.rows, place.tile_h, first_h + n // KEY_W, span_h)
     column, inside_w = place_keys(given.columns, place.tile_w, first_w + n % KEY_W, span_w)
@@ -405,7 +405,7 @@ def score_keys(
 
 @triton.jit
 def score_tokens(given: Given, sizes: Sizes, place: Place, query: tl.tensor, token: tl.tensor) -> tl.tuple:
-    """Extra keys and values, the scores `[M, N]` of queries with them, and whether there is such a token."""
+    """Load extra keys and values; return also scores `[M, N]` of queries, and whether there is such a token."""
     inside = token < sizes.num_extra
     key = load_vectors(given.extra_k, place.batch, place.head, token, token, inside)
     scores = tl.where(inside[None, :], dot(query, tl.trans(key), given.precision) * given.scale, float("-inf"))

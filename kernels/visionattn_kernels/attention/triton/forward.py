@@ -41,7 +41,7 @@ def attend(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
 ) -> None:
-    """Writes out, and contiguous lse `[B, Q_h, Q_w, heads]`."""
+    """Write out, and contiguous lse `[B, Q_h, Q_w, heads]`."""
     M: tl.constexpr = QUERY_H * QUERY_W
     place = locate(given, sizes)
     queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
@@ -67,7 +67,7 @@ def _walk(
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
-    """Walks over the keys of a tile; its maxima, sums of weights and weighted sums of values. See `add_sums`."""
+    """Walk over the keys of a tile; return its maxima, sums of weights and weighted sums of values. See `add_sums`."""
     N: tl.constexpr = KEY_H * KEY_W
     span_h, span_w = load_span(given.rows, place.tile_h), load_span(given.columns, place.tile_w)
     n = tl.arange(0, N)
@@ -102,7 +102,7 @@ def _join(
     PRECISION: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
-    """Takes a block of keys into the running maximum, sum of weights and weighted sum of values."""
+    """Take a block of keys into the running maximum, sum of weights and weighted sum of values."""
     more = tl.maximum(most, tl.max(scores, 1))
     weights = tl.exp(scores - more[:, None])
     shrink = tl.exp(most - more)
@@ -112,7 +112,7 @@ def _join(
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; see `fused.Forward`."""
+    """Compute output and log-sum-exp; see `fused.Forward`."""
     p = problem
     out = p.q.new_empty(*p.q.shape[:-1], p.v.shape[-1])
     lse = p.q.new_empty(p.q.shape[:-1], dtype=torch.float32)

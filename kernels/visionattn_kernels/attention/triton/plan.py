@@ -65,7 +65,7 @@ class Axis(NamedTuple):
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
-    """Tiles of `size` queries, `[T, 8]` int32 on the CPU.
+    """Cut tiles of `size` queries, `[T, 8]` int32 on the CPU.
 
     Columns: position of the first query, number of queries, first key position of the dilation group, number of its
     keys; the interval of keys, counted in the group, that any query of the tile sees, and the one that each sees.
@@ -82,7 +82,7 @@ def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
-    """Tiles of `size` keys, `[T, 8]` int32 on the CPU.
+    """Cut tiles of `size` keys, `[T, 8]` int32 on the CPU.
 
     Columns: position of the first key, number of keys, first query position of the dilation group, number of the first
     key in it; the interval of queries, counted in the group, that see any key of the tile, and the one that see all.
@@ -99,7 +99,7 @@ def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
 
 
 def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Group and number inside it of each tile, where a group has `counts` members."""
+    """Return group and number in it of each tile, if a group has `counts` members."""
     tiles = (counts + size - 1) // size
     group = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), tiles)
     first = tiles.cumsum(0) - tiles
@@ -109,7 +109,7 @@ def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def place_axis(axis: AxisWindow, length: int, size: int, by_key: bool, device: torch.device) -> Axis:
-    """The tables of one axis on the device, in tiles of `size` queries or keys."""
+    """Return the tables of one axis on the device, in tiles of `size` queries or keys."""
     tables = tabulate_axis(axis, length, device)
     tiles = (key_tiles if by_key else query_tiles)(axis, length, size).to(device)
     return Axis(
@@ -125,7 +125,7 @@ def place_axis(axis: AxisWindow, length: int, size: int, by_key: bool, device: t
 
 
 def place_axes(problem: Problem, tile: Rectangle, by_key: bool) -> tuple[Axis, Axis]:
-    """Rows and columns of a problem, in tiles of queries or of keys of this shape."""
+    """Return rows and columns of a problem, in tiles of queries or of keys of this shape."""
     rows, columns = (
         place_axis(*args, by_key, problem.q.device)
         for args in zip(problem.window.axes, problem.k.shape[1:3], tile, strict=True)
@@ -152,7 +152,7 @@ class OffsetAxis(NamedTuple):
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: torch.device) -> OffsetAxis:
-    """Groups the tiles of `query` queries by the rectangles of `key` keys that they see, counted from the tile."""
+    """Group the tiles of `query` queries by the rectangles of `key` keys that they see, counted from the tile."""
     tiles = query_tiles(axis, length, query)
     index = tabulate_axis(axis, length, torch.device("cpu")).index[tiles[:, 0].long()]
     lo, hi = tiles[:, 4] - index, tiles[:, 5] - index
@@ -171,7 +171,7 @@ def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: tor
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> int:
-    """Tiles of an axis, times the rectangles that each of them meets."""
+    """Count the pairs of tiles and rectangles of an axis."""
     tiles, step = (key_tiles(axis, length, key), query) if by_key else (query_tiles(axis, length, query), key)
     return int(((tiles[:, 5] - tiles[:, 4] + step - 1) // step).sum())
 
@@ -181,7 +181,7 @@ def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> 
 def best_rectangles(
     window: Window, size: tuple[int, int], num_queries: int, num_keys: int, by_key: bool
 ) -> tuple[int, Rectangle, Rectangle]:
-    """The shape of tiles of so many queries and keys that leaves the fewest pairs of rectangles to multiply.
+    """Return the shape of tiles of so many queries and keys with the fewest pairs of rectangles to multiply.
 
     Returns:
         The number of pairs, and height and width of the rectangle of queries and of that of keys. Among equals, keys
@@ -207,5 +207,5 @@ def _halves(area: int, exponent: int) -> Rectangle:
 
 
 def query_spacing(axis: AxisWindow) -> int:
-    """Distance of neighbouring queries of a dilation group, in keys of that group."""
+    """Return the distance of neighbouring queries of a dilation group, in keys of that group."""
     return axis.query_stride // math.gcd(axis.dilation, axis.query_stride)

@@ -49,7 +49,7 @@ def by_token(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
 ) -> None:
-    """Writes grad_extra_k and grad_extra_v, `[splits * B, M, heads, c]`: what every splits-th block of queries adds."""
+    """Write grad_extra_k and grad_extra_v, `[splits * B, M, heads, c]`: what every splits-th block of queries adds."""
     M: tl.constexpr = QUERY_H * QUERY_W
     N: tl.constexpr = KEY_H * KEY_W
     program = tl.program_id(0)
@@ -94,7 +94,7 @@ def by_offset(
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
 ) -> None:
-    """Writes grad_scores `[tile_chunks, batch_chunks, heads, places_h, places_w, M, N]`, each a sum over its tiles.
+    """Write grad_scores `[tile_chunks, batch_chunks, heads, places_h, places_w, M, N]`, each a sum over its tiles.
 
     A program has one place of the key rectangle, counted from the first query of a tile: pairs of the same offset then
     stand at the same place of `[M, N]` in all tiles.
@@ -137,7 +137,7 @@ def by_offset(
 
 
 def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Gradients of extra keys and values `[B, M, heads, c]`, in float32."""
+    """Compute gradients of extra keys and values `[B, M, heads, c]`, in float32."""
     p = problem
     assert p.extra_k is not None
     assert p.extra_v is not None
@@ -159,7 +159,7 @@ def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, 
 
 
 def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
-    """The gradient of the positional bias `[heads, 2 k_h - 1, 2 k_w - 1]`, in float32."""
+    """Compute the gradient of the positional bias `[heads, 2 k_h - 1, 2 k_w - 1]`, in float32."""
     p = problem
     batch, heads = p.q.shape[0], p.q.shape[3]
     parts, origins = p.q, (0, 0)
@@ -188,7 +188,7 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
 
 
 def sum_diagonals(x: Tensor, axis: AxisWindow, origin: int) -> Tensor:
-    """Sums the pairs of a tile by their offset on an axis.
+    """Sum the pairs of a tile by their offset on an axis.
 
     Args:
         x: `[..., queries, keys]`, something of each pair.

@@ -41,7 +41,7 @@ _chosen: dict[tuple[Any, ...], Tile] = {}
 
 
 def run(kind: str, problem: Problem, launch: Launch) -> None:
-    """Launches a kernel with the tile chosen for it.
+    """Launch a kernel with the tile chosen for it.
 
     Args:
         kind: Of kernel: "forward", "query", "key", "token" or "offset".
@@ -60,7 +60,7 @@ def run(kind: str, problem: Problem, launch: Launch) -> None:
 
 
 def constants(tile: Tile) -> dict[str, Any]:
-    """A tile as arguments of a kernel."""
+    """Return a tile as arguments of a kernel."""
     return {
         "QUERY_H": tile.query[0],
         "QUERY_W": tile.query[1],
@@ -73,7 +73,7 @@ def constants(tile: Tile) -> dict[str, Any]:
 
 
 def _choose(kind: str, problem: Problem, launch: Launch, biases: tuple[bool, ...]) -> Tile:
-    """Finds a tile and launches it: a measured one if so asked, else the first default that the device can hold."""
+    """Launch with a measured tile if asked to, else with the first default that fits the device; return the tile."""
     p = problem
     channels = max(16, *(triton.next_power_of_2(x.shape[-1]) for x in (p.q, p.v)))
     defaults = default_tiles(kind, p.window, p.size, channels, p.q.element_size())
@@ -93,7 +93,7 @@ def _choose(kind: str, problem: Problem, launch: Launch, biases: tuple[bool, ...
 
 @lru_cache(maxsize=1024)
 def default_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, itemsize: int) -> tuple[Tile, ...]:
-    """Tiles by estimated work, least first; the last one needs least of a device.
+    """Return tiles by estimated work, least first; the last one needs least of a device.
 
     Args:
         kind: Of kernel.
@@ -124,7 +124,7 @@ def default_tiles(kind: str, window: Window, size: tuple[int, int], channels: in
 
 
 def _tuned(description: str, defaults: tuple[Tile, ...], launch: Launch) -> Tile:
-    """The tile on disk, or else the fastest of the defaults and their variants, which is put there."""
+    """Return the tile on disk, or else the fastest of the defaults and their variants, and store it."""
     path = cache_file()
     known = _read(path).get(description)
     if known is not None:
@@ -145,7 +145,7 @@ def _tuned(description: str, defaults: tuple[Tile, ...], launch: Launch) -> Tile
 
 
 def _measure(launch: Launch, tile: Tile) -> float:
-    """Median milliseconds; infinity where the device cannot hold the tile."""
+    """Return median milliseconds; infinity if the device cannot hold the tile."""
     try:
         return float(triton.testing.do_bench(lambda: launch(tile), warmup=5, rep=20, return_mode="median"))
     except triton.OutOfResources:
@@ -171,7 +171,7 @@ def _describe(kind: str, problem: Problem, biases: tuple[bool, ...]) -> str:
 
 
 def cache_file() -> Path:
-    """Where measured tiles are kept."""
+    """Return where measured tiles are kept."""
     folder = os.environ.get("VISIONATTN_CACHE") or Path(torch.hub.get_dir()).parent / "visionattn"
     return Path(folder) / "triton_tiles.json"
 
@@ -185,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, tiles: dict[str, Any]) -> None:
-    """Replaces the file in one step, so that a process beside this one never reads half of it."""
+    """Replace the file atomically, so that no process reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
         json.dump(tiles, file, indent=1)
