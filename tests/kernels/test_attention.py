@@ -61,7 +61,7 @@ each_fused_backend = pytest.mark.parametrize("backend", FUSED)
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @all_cases
-def test_matches_reference(
+def test_backend_matches_reference(
     window: Window, size: tuple[int, int], options: dict[str, object], dtype: torch.dtype, backend: str
 ) -> None:
     inputs = make_inputs(window, size, **{"v_dim": 5, **options})  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def poisoned_memory() -> Iterator[None]:
 @each_backend
 @all_cases
 @pytest.mark.usefixtures("poisoned_memory")
-def test_no_uninitialised_memory_and_bitwise_repeatable(
+def test_backend_reads_no_uninitialised_memory_and_repeats_bitwise(
     window: Window, size: tuple[int, int], options: dict[str, object], backend: str
 ) -> None:
     inputs = make_inputs(window, size, dtype=torch.float32, **options)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_no_uninitialised_memory_and_bitwise_repeatable(
         assert torch.equal(x, second[name]), name
 
 
-def test_many_small_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiled_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     window = Window.neighborhood(5, dilation=2)
     inputs = make_inputs(window, (13, 11), batch=3, rpb=True, rel=True, num_extra=2)
     monkeypatch.setattr(TiledMap, "SCORES_PER_CHUNK", 1)
@@ -144,7 +144,7 @@ def halo_by_unfolding(q: Tensor, k: Tensor, v: Tensor, block: int, halo: int, ma
 
 @pytest.mark.parametrize("boundary", ["mask", "zero"])
 @pytest.mark.parametrize("size", [(16, 16), (19, 12), (5, 3)], ids=str)
-def test_halo_attention_is_that_of_a_padded_map(size: tuple[int, int], boundary: str) -> None:
+def test_halo_attention_equals_blocks_of_a_padded_map(size: tuple[int, int], boundary: str) -> None:
     block, halo = 8, 3
     x = make_inputs(Window.neighborhood(block), size)
     ours = vk.halo_attention_2d(x["q"], x["k"], x["v"], block, halo, boundary=boundary)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_halo_attention_is_that_of_a_padded_map(size: tuple[int, int], boundary:
 
 
 @each_backend
-def test_window_of_the_whole_map_is_full_attention(backend: str) -> None:
+def test_window_as_large_as_the_map_is_full_attention(backend: str) -> None:
     x = make_inputs(Window.neighborhood(9), (9, 9), dtype=torch.float32)
     q, k, v = (x[name].flatten(1, 2).transpose(1, 2) for name in "qkv")
     full = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(1, (9, 9))
@@ -188,7 +188,7 @@ def test_one_dimension_is_a_map_of_one_row() -> None:
 
 
 @each_backend
-def test_views_of_packed_projections(backend: str) -> None:
+def test_packed_projections_may_be_views(backend: str) -> None:
     qkv = torch.randn(2, 9, 8, 3 * 2 * 8, dtype=torch.float64).unflatten(-1, (3, 2, 8))
     q, k, v = qkv.unbind(3)
     assert not q.is_contiguous()
@@ -207,7 +207,7 @@ def test_scale_of_zero_is_a_mean(backend: str) -> None:
 
 
 @each_backend
-def test_scale_that_is_a_tensor_has_its_gradient(backend: str) -> None:
+def test_scale_tensor_has_a_gradient(backend: str) -> None:
     x = make_inputs(Window.neighborhood(3), (4, 5), num_extra=1)
     scale = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     found = windowed_attention(**x, window=Window.neighborhood(3), scale=scale, backend=backend)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_scale_that_is_a_tensor_has_its_gradient(backend: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "a", torch.ones(2)], ids=str)
-def test_scale_that_is_no_finite_number_is_refused(scale: object) -> None:
+def test_scale_must_be_a_finite_number(scale: object) -> None:
     x = make_inputs(Window.neighborhood(3), (4, 5))
     with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
         windowed_attention(x["q"], x["k"], x["v"], Window.neighborhood(3), scale=scale)  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def test_dilation_beyond_the_map_leaves_each_query_alone(backend: str, boundary:
         torch.testing.assert_close(far, x["v"])
 
 
-def test_products_take_a_dilation_beyond_the_map() -> None:
+def test_unfused_products_take_a_dilation_beyond_the_map() -> None:
     x = make_inputs(Window.neighborhood(3), (4, 5))
     scores = vk.neighborhood_qk_2d(x["q"], x["k"], 3, dilation=10**9)
     out = vk.neighborhood_av_2d(scores.softmax(-1), x["v"], 3, dilation=10**9)
@@ -269,7 +269,7 @@ def test_forward_mode_is_refused_in_one_line(backend: str) -> None:
         torch.func.jvp(lambda q: vk.neighborhood_qk_2d(q, x["k"], 3), (x["q"],), (x["k"],))
 
 
-def test_export_of_maps_of_any_size_is_refused_in_one_line() -> None:
+def test_export_with_dynamic_map_size_is_refused_in_one_line() -> None:
     class Attend(torch.nn.Module):
         def forward(self, q: Tensor) -> object:
             return vk.neighborhood_attention_2d(q, q, q, 3)
@@ -282,7 +282,7 @@ def test_export_of_maps_of_any_size_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("value", [1e30, torch.inf, torch.nan])
 @each_backend
-def test_what_lies_behind_a_mask_does_not_leak(backend: str, value: float) -> None:
+def test_masked_nan_does_not_leak(backend: str, value: float) -> None:
     """Keys that a query does not see may hold anything."""
     x = {name: t.detach() for name, t in make_inputs(Window.neighborhood(3), (12, 12)).items()}
     far = {name: t.clone() for name, t in x.items()}
@@ -318,7 +318,7 @@ def test_float32_biases_beside_half_maps_and_autocast(backend: str) -> None:
 
 @pytest.mark.parametrize("first", ["inference", "fake", "float64"])
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
-def test_a_first_call_in_any_mode_does_not_spoil_later_ones(backend: str, first: str) -> None:
+def test_caches_hold_ordinary_tensors_whatever_mode_comes_first(backend: str, first: str) -> None:
     modes = {"inference": torch.inference_mode, "fake": FakeTensorMode, "float64": nullcontext}
     window = Window.neighborhood(3, dilation=(1, 2))
     size = (4, 50 + 5 * list(modes).index(first) + FAST.index(backend) if backend in FAST else 49)  # in no cache yet
@@ -352,7 +352,7 @@ def test_gradients_to_second_order(backend: str) -> None:
 
 
 @each_fused_backend
-def test_second_order_gradients_are_refused(backend: str) -> None:
+def test_fused_backends_refuse_second_order_gradients(backend: str) -> None:
     x = make_inputs(Window.neighborhood(3), (5, 6), dtype=torch.float32)
     out = windowed_attention(**x, window=Window.neighborhood(3), backend=backend)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(out.square().sum(), x["q"], create_graph=True)  # type: ignore[union-attr]
@@ -382,7 +382,7 @@ def test_vmap_over_maps_and_gradients(backend: str) -> None:
 
 
 @each_backend
-def test_compiles_without_graph_breaks(backend: str) -> None:
+def test_attention_compiles_without_graph_breaks(backend: str) -> None:
     x = make_inputs(Window.neighborhood(3), (6, 6), dtype=torch.float32, rpb=True)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor) -> Tensor:
@@ -464,7 +464,7 @@ def bad(**changes: object) -> dict[str, object]:
         ),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+def test_invalid_argument_is_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vk.neighborhood_attention_2d(**arguments)  # type: ignore[arg-type]
 

@@ -135,7 +135,7 @@ ZERO = Window.halo(4, 1, "zero")
         (Window.neighborhood(3), {"device": "meta"}, "the maps are on meta"),
     ],
 )
-def test_what_it_cannot_do(window: Window, options: dict[str, object], reason: str) -> None:
+def test_can_run_gives_a_reason(window: Window, options: dict[str, object], reason: str) -> None:
     x = make_inputs(window, (8, 8), **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
     found = flex.can_run(check_problem(**x, window=window, rpb=None, scale=None))  # type: ignore[arg-type]
     assert found is not None

@@ -68,9 +68,7 @@ SEQUENCE = Window.neighborhood((1, 3))
         (SEQUENCE, (1, 8), {}, "the maps are on cpu"),
     ],
 )
-def test_what_the_backend_refuses(
-    window: Window, size: tuple[int, int], options: dict[str, object], reason: str
-) -> None:
+def test_can_run_gives_a_reason(window: Window, size: tuple[int, int], options: dict[str, object], reason: str) -> None:
     settings = {name: options[name] for name in ("scale", "need_lse") if name in options}
     x: dict[str, object] = {
         "rpb": None,
@@ -104,7 +102,7 @@ def test_its_log_sum_exp_is_taken_where_no_gradient_is_asked_for() -> None:
     ],
     ids=str,
 )
-def test_its_kernels_match_the_reference(window: Window, size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_kernels_match_reference(window: Window, size: tuple[int, int], dtype: torch.dtype) -> None:
     inputs = make_inputs(window, size, head_dim=32, device="cuda")
     rounded = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
     results = {}

@@ -1,4 +1,4 @@
-"""Every registered operator: its fake describes the real one, for mixed dtypes and maps that are not contiguous."""
+"""Every registered operator passes `torch.library.opcheck`, with mixed dtypes and maps that are not contiguous."""
 
 from collections.abc import Callable
 
@@ -76,9 +76,13 @@ ARGUMENTS: dict[str, Callable[[bool], list[object]]] = {
 }
 
 
+def test_arguments_cover_every_operator() -> None:
+    assert set(ARGUMENTS) == set(OPERATORS)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_fake_describes_the_operator(name: str, mixed: bool) -> None:
+def test_opcheck_of_every_operator(name: str, mixed: bool) -> None:
     if name.startswith("triton") and NOT_INTERPRETED:
         pytest.skip(NOT_INTERPRETED)
     if not name.startswith("triton") and name not in PURE_TORCH and unavailable() is not None:

@@ -100,7 +100,7 @@ def inputs_for(window: Window, size: tuple[int, int], options: dict[str, Any], *
 
 @interpreted
 @over(CASES)
-def test_matches_reference(window: Window, size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_kernels_match_reference(window: Window, size: tuple[int, int], options: dict[str, Any]) -> None:
     assert_matches_reference(window, inputs_for(window, size, options), "triton", torch.float32)
 
 
@@ -129,7 +129,7 @@ def test_many_tiles_match_reference(window: Window, size: tuple[int, int], optio
 
 @interpreted
 @pytest.mark.parametrize("name", ["q", "k", "v", "grad"])
-def test_what_is_not_finite_reaches_those_alone_who_see_it(name: str) -> None:
+def test_nan_reaches_only_queries_that_see_it(name: str) -> None:
     window = Window.neighborhood(3, 2, boundary="mask")
     inputs = make_inputs(window, (4, 5), batch=1, heads=1, rpb=True, rel=name == "k", dtype=torch.float32)
     assert_reaches_who_sees(window, inputs, "triton", name)
@@ -240,7 +240,7 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 @interpreted
-def test_no_extra_tokens_are_none() -> None:
+def test_zero_extra_tokens_equal_none() -> None:
     window = Window.neighborhood(3)
     x = make_inputs(window, (4, 4), batch=1, dtype=torch.float32)
     extra = torch.zeros(1, 0, 2, 8, requires_grad=True)
@@ -264,11 +264,11 @@ def problem_of(**options: Any) -> Problem:
         ({"dtype": torch.float32, "device": "meta"}, "device meta is not cuda"),
     ],
 )
-def test_what_it_cannot_run_has_a_reason(options: dict[str, Any], reason: str) -> None:
+def test_can_run_gives_a_reason(options: dict[str, Any], reason: str) -> None:
     assert backend.can_run(problem_of(**options)) == reason
 
 
-def test_on_a_cpu_it_only_runs_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_problem_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(dtype=torch.float32)
     monkeypatch.setattr(backend, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1 is not set" in str(backend.can_run(problem))
@@ -283,7 +283,7 @@ def run_python(*arguments: str) -> str:
     return done.stdout
 
 
-def test_imports_where_triton_is_missing() -> None:
+def test_package_imports_without_triton() -> None:
     program = """
         import sys
         sys.modules["triton"] = None

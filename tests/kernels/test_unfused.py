@@ -52,7 +52,7 @@ def make_products(window: Window, size: tuple[int, int], seed: int = 0) -> tuple
 
 
 @all_cases
-def test_scores_and_sums_are_those_written_out(window: Window, size: tuple[int, int]) -> None:
+def test_qk_and_av_match_explicit_sums(window: Window, size: tuple[int, int]) -> None:
     (key_h, exists_h), (key_w, exists_w) = (slots(axis, n) for axis, n in zip(window.axes, size, strict=True))
     exists = (exists_h[:, None, :, None] & exists_w[:, None]).flatten(2)[:, :, None]
     q, k, attn = make_products(window, size)
@@ -66,7 +66,7 @@ def test_scores_and_sums_are_those_written_out(window: Window, size: tuple[int, 
 
 
 @all_cases
-def test_slots_that_do_not_exist_hold_anything(window: Window, size: tuple[int, int]) -> None:
+def test_missing_slots_are_ignored(window: Window, size: tuple[int, int]) -> None:
     q, k, attn = make_products(window, size)
     missing = windowed_qk(q, k, window) == -torch.inf
     out = windowed_av(attn.masked_fill(missing, torch.nan), k, window)
@@ -80,7 +80,7 @@ def test_slots_that_do_not_exist_hold_anything(window: Window, size: tuple[int, 
 
 
 @all_cases
-def test_together_they_are_attention(window: Window, size: tuple[int, int]) -> None:
+def test_qk_softmax_av_is_attention(window: Window, size: tuple[int, int]) -> None:
     x = make_inputs(window, size, v_dim=3, rpb=True)
     scores = windowed_qk(x["q"], x["k"], window, x["rpb"], scale=0.3)
     out = windowed_av(scores.softmax(-1), x["v"], window)
@@ -115,7 +115,7 @@ def test_gradients_to_second_order(window: Window, size: tuple[int, int]) -> Non
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_third_order() -> None:
+def test_gradients_to_third_order() -> None:
     """Every product is the gradient of another, so the ladder has no end."""
     q, k, attn = make_products(Window.neighborhood(3), (4, 5))
     out = windowed_av(attn, windowed_qk(q, k, Window.neighborhood(3))[..., :5], Window.neighborhood(3)).square().sum()
@@ -157,9 +157,7 @@ def test_small_chunks_give_the_same_bits(
 @pytest.mark.parametrize(
     ("k", "d", "causal"), [(1, 1, True), (3, 1, False), (4, 2, False), (5, 2, True), (12, 1, False)]
 )
-def test_complete_axes_are_those_whose_slots_all_exist(
-    k: int, d: int, causal: bool, boundary: str, length: int
-) -> None:
+def test_is_complete_if_all_slots_exist(k: int, d: int, causal: bool, boundary: str, length: int) -> None:
     axis = AxisWindow(k, dilation=d, is_causal=causal, boundary=boundary)  # type: ignore[arg-type]
     _, exists = tabulate_slots(axis, length, torch.device("cpu"))
     # It may take an axis for incomplete that is complete, at the price of a mask.
@@ -308,7 +306,7 @@ Q = torch.randn(2, 5, 6, 2, 8)
         ("av_1d", (Q[0], Q), "v must have 4 dimensions"),
     ],
 )
-def test_bad_arguments_are_named(operator: str, arguments: tuple[object, ...], message: str) -> None:
+def test_invalid_argument_is_named(operator: str, arguments: tuple[object, ...], message: str) -> None:
     call = getattr(vk, f"neighborhood_{operator}")
     with pytest.raises(ValueError, match=message):
         call(*arguments, *((3,) if len(arguments) == 2 else ()))

@@ -110,7 +110,7 @@ def test_halo_blocks_are_those_of_a_padded_map() -> None:
         assert visible[query].nonzero().flatten().tolist() == list(window)
 
 
-def test_windows_of_one_stride_do_not_overlap() -> None:
+def test_windows_with_stride_of_the_kernel_do_not_overlap() -> None:
     visible, _ = AxisWindow(4, 4, boundary="mask").visible(10)
     assert visible.int().tolist() == [[int(q // 4 == k // 4) for k in range(10)] for q in range(10)]
 
@@ -131,7 +131,7 @@ def test_plans_are_cached_up_to_a_bound() -> None:
     assert plan_tiles.cache_info().currsize == bound
 
 
-def test_ints_carry_the_whole_window() -> None:
+def test_to_ints_and_from_ints_are_inverse() -> None:
     window = Window.neighborhood((5, 7), (2, 3), (1, 2), (False, True), "zero", (2, 1))
     assert Window.from_ints(window.to_ints()) == window
 
@@ -149,7 +149,7 @@ def test_ints_carry_the_whole_window() -> None:
         ({"kernel_size": 3, "query_stride": -1}, "query_stride"),
     ],
 )
-def test_bad_windows_are_named(arguments: dict[str, object], message: str) -> None:
+def test_invalid_window_argument_is_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Window.neighborhood(**arguments)  # type: ignore[arg-type]
 
