@@ -1,4 +1,4 @@
-"""How a fused backend becomes a pair of torch operators, once for all.
+"""Register a fused backend as a pair of torch operators.
 
 A backend gives two plain functions of a `Problem`; `register` makes `visionattn::NAME_attention` and
 `visionattn::NAME_attention_backward` of them and returns what the dispatch table wants. They have a first-order

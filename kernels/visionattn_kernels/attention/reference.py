@@ -1,4 +1,4 @@
-"""The oracle: an explicit mask over all keys and a plain softmax.
+"""The definition: an explicit mask over all keys and a plain softmax.
 
 Differentiable to any order in forward and reverse mode, in any floating dtype, on any device; its memory grows with
 the square of the map. Half precision is computed in float32. Every other backend is tested against it in float64.

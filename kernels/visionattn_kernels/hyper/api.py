@@ -110,7 +110,7 @@ def hyper_zzw_local(z: Tensor, kernel: Tensor) -> Tensor:
         return _from_stack(correlate_stacked(_as_stack(z), _as_stack(taps), top, left), z)
     z = F.pad(z, (left, kernel.shape[-1] - 1 - left, top, kernel.shape[-2] - 1 - top))
     if is_exporting():
-        # A convolution has a number of groups for good, hence of images.
+        # A convolution has a fixed number of groups, hence of images.
         patches = F.unfold(z, kernel.shape[-2:]).unflatten(1, (channels, -1))
         return (kernel.flatten(-2).unsqueeze(-2) @ patches).reshape(batch, channels, height, width)
     # The images' channels side by side are the channels of one image.
