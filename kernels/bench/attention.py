@@ -27,7 +27,7 @@ from kernels.bench.peers import OURS, PEERS, Contender, Run, ours, peers
 from kernels.bench.problems import DIRECTIONS, Direction, Problem, attention_problems
 from kernels.bench.report import Report, published
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
-from visionattn_kernels.dispatch import BACKENDS
+from visionattn_kernels.attention.dispatch import BACKENDS
 
 COLUMNS = (
     *("dtype", "problem", "direction", "contender", "version", "median_ms", "ratio_to_ours"),

@@ -20,7 +20,7 @@ from kernels.bench.problems import Problem
 from kernels.bench.report import Report, fit_exponent
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 from visionattn_kernels import Window
-from visionattn_kernels.dispatch import BACKENDS
+from visionattn_kernels.attention.dispatch import BACKENDS
 
 COLUMNS = ("dtype", "map", "positions", "contender", "version", "peak_mb")
 MAPS, QUICK_MAPS = (32, 64, 128, 256), (16, 32)

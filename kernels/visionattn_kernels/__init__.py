@@ -1,6 +1,6 @@
 """Attention operators over windows of 2-D maps and sequences; needs torch alone."""
 
-from visionattn_kernels.attention import (
+from visionattn_kernels.attention.api import (
     explain,
     halo_attention_2d,
     neighborhood_attention_1d,
@@ -9,8 +9,8 @@ from visionattn_kernels.attention import (
     windowed_attention,
 )
 from visionattn_kernels.forking import run_serially_in_forked_children
-from visionattn_kernels.hyper import hyper_zzw_global, hyper_zzw_local
-from visionattn_kernels.unfused import (
+from visionattn_kernels.hyper.api import hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels.unfused.api import (
     neighborhood_av_1d,
     neighborhood_av_2d,
     neighborhood_qk_1d,

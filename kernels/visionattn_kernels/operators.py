@@ -6,14 +6,14 @@ Operators are opaque to `torch.compile`, `torch.export` and FX. They have no for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
+
+from visionattn_kernels.tracing import is_forward_mode, is_transformed, without_autocast
 
 OPERATORS: dict[str, Any] = {}
 """Every operator that was defined, by name."""
@@ -98,34 +98,13 @@ def define_operator(
     return call
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which tensors keep their types."""
-    # If it is off, a trace is spared the context. Autocast does not know the meta device.
-    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
-def is_forward_mode() -> bool:
-    """Whether forward-mode derivatives are being taken; operators would pass no tangent on, without a word."""
-    return bool(forward_ad._current_level >= 0)
-
-
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func`, such as vmap or grad, is being taken."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def is_exporting() -> bool:
-    """Whether `torch.export` traces.
-
-    The compiler of torch 2.11 takes `torch.compiler.is_exporting()` for true in whatever it traces; the flag behind it
-    is right in every version.
-    """
-    return torch.compiler._is_exporting_flag
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of scores and sums: float32 for half precision, whose own sums would lose too much."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def first_order_alone(message: str) -> Backward:
-    """The gradient of an operator that has none: an error with a message."""
+    """Return the gradient of an operator that has none: it raises a RuntimeError."""
 
     def backward(call: Call, *grads: Tensor | None) -> Sequence[Tensor | None]:
         raise RuntimeError(message)

@@ -12,7 +12,7 @@ import torch
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware, command and git revision: what it takes to tell where a number came from."""
+    """Return versions, hardware, command and git revision of a measured number."""
     return {
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")},
@@ -23,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The device's name; for a CPU also how many threads torch uses."""
+    """Return the device's name, and for a CPU the number of torch's threads."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {"device": str(device), "name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
@@ -47,7 +47,7 @@ def _cpu_name() -> str:
 
 
 def _git_revision() -> str | None:
-    """The commit that this code stands at, with ``-dirty`` where files differ from it; None for an installed wheel."""
+    """Return the commit of this code, with ``-dirty`` if files differ from it; None for an installed wheel."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:

@@ -21,23 +21,23 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from visionattn_kernels.operators import is_exporting
+from visionattn_kernels.tracing import is_exporting
 
 Outcome = TypeVar("Outcome", bound=tuple[Any, ...])
 
 
 def products(x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """Products `[..., m, n]` of rows `x [..., m, c]` and `y [..., n, c]`; those `seen [..., m, n]` are of use."""
+    """Multiply rows `x [..., m, c]` and `y [..., n, c]` to `[..., m, n]`; only those `seen [..., m, n]` are used."""
     return _apply(_Products, x, y, seen)
 
 
 def sums(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """Sums `[..., m, c]` of the rows of `y [..., n, c]` with weights `a [..., m, n]`, over those that are `seen`."""
+    """Sum the rows of `y [..., n, c]` with weights `a [..., m, n]` to `[..., m, c]`, over those that are `seen`."""
     return _apply(_Sums, a, y, seen)
 
 
 def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
-    """`sums` without a gradient."""
+    """Compute `sums` without a gradient."""
     spoilt = find_spoilt(y)
     total = a @ y.masked_fill(spoilt[..., None], 0)
     # An einsum, unlike a product of matrices, makes no copy of the mask for each head. ONNX wants as many dimensions.
@@ -47,12 +47,12 @@ def sum_seen(a: Tensor, y: Tensor, seen: Tensor) -> Tensor:
 
 
 def find_spoilt(x: Tensor) -> Tensor:
-    """Which vectors `[..., c]` hold NaN or infinity: `[...]`."""
+    """Return which vectors `[..., c]` hold NaN or infinity: `[...]`."""
     return (x * 0).sum(-1) != 0  # zero or NaN, and far cheaper than `isfinite`
 
 
 def until_clean(compute: Callable[[bool], Outcome], device: torch.device) -> Outcome:
-    """The result of `compute(selects)`, which multiplies by zeros if that is enough, and else leaves out.
+    """Return `compute(False)`, which multiplies by zeros, or `compute(True)`, which leaves out, if that is needed.
 
     Whatever gets through a weight of zero is NaN. On a CPU the faster way is tried first and its result looked at; a
     GPU would have to be waited for, so there the other way is taken at once.

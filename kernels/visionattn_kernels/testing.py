@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from visionattn_kernels.attention import windowed_attention
+from visionattn_kernels.attention.api import windowed_attention
 from visionattn_kernels.window import Window
 
 TINY = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 2e-2}
@@ -29,7 +29,7 @@ def make_inputs(
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Random tensors by argument name of `windowed_attention`, all requiring gradients.
+    """Make random tensors by argument name of `windowed_attention`, all requiring gradients.
 
     Args:
         window: Which keys a query sees.
@@ -68,7 +68,7 @@ def make_inputs(
 def run_with_gradients(
     window: Window, inputs: Mapping[str, Tensor], backend: str | None, dtype: torch.dtype | None = None, seed: int = 1
 ) -> dict[str, Tensor]:
-    """Output, log-sum-exp and the gradient of each input under random output gradients, as float64 on the CPU.
+    """Return output, log-sum-exp and gradient of each input under random output gradients, in float64 on the CPU.
 
     Args:
         window: Which keys a query sees.
@@ -91,7 +91,7 @@ def run_with_gradients(
 def assert_matches_reference(
     window: Window, inputs: Mapping[str, Tensor], backend: str, dtype: torch.dtype = torch.float64
 ) -> None:
-    """Compares a backend with the oracle in float64: outputs and every gradient.
+    """Compare a backend with the reference in float64: outputs and every gradient.
 
     The error may be no larger than twice that of the eager reference in the same dtype, or `TINY`.
 
@@ -115,7 +115,7 @@ def assert_matches_reference(
 def assert_reaches_who_sees(
     window: Window, inputs: Mapping[str, Tensor], backend: str, name: str, value: float = torch.nan, seed: int = 0
 ) -> None:
-    """Puts a value that is not finite in one place, and holds what may not depend on it to what it was before.
+    """Put a value that is not finite in one place, and check that what may not depend on it is unchanged.
 
     A key or value reaches the queries that see it; a query, or its output gradient, is reached itself. The gradients of
     a query that is reached may be anything, as may those of the keys and values that it sees.
@@ -163,7 +163,7 @@ def _differentiate(window: Window, inputs: Mapping[str, Tensor], backend: str, g
 
 
 def _visible(window: Window, size: tuple[int, int]) -> Tensor:
-    """Which keys of the map each query sees, `[Q_h * Q_w, H * W]`."""
+    """Return which keys of the map each query sees, `[Q_h * Q_w, H * W]`."""
     rows, columns = (
         axis.visible(n)[0][:, axis.margin(n) : axis.margin(n) + n] for axis, n in zip(window.axes, size, strict=True)
     )

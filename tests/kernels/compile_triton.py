@@ -18,10 +18,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from visionattn_kernels import Window
-from visionattn_kernels.backends.triton import blocks
-from visionattn_kernels.backends.triton.backward import backward
-from visionattn_kernels.backends.triton.forward import forward
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import blocks
+from visionattn_kernels.attention.triton.backward import backward
+from visionattn_kernels.attention.triton.forward import forward
 from visionattn_kernels.testing import make_inputs
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -64,7 +64,7 @@ def main(capability: int, dtype: torch.dtype) -> None:
 
     JITFunction.run = compile_only
     blocks._precision = lambda q: "tf32"
-    window = Window.create(7)
+    window = Window.neighborhood(7)
     x = make_inputs(window, (28, 28), batch=1, head_dim=32, rpb=True, rel=True, num_extra=3, dtype=dtype)
     problem = Problem(**{name: t.detach() for name, t in x.items()}, window=window, scale=0.2)
     out, lse = forward(problem)

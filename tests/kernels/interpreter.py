@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from visionattn_kernels.backends import triton as backend
+from visionattn_kernels.attention import triton as backend
 
 
 def find_reason() -> str | None:

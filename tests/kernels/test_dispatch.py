@@ -1,7 +1,6 @@
-"""The automatic choice: it follows the measured tables, says so, and never replaces a backend named explicitly."""
+"""The choice of a backend: it follows `ORDER`, says so, and never replaces a backend that is named."""
 
 import csv
-import json
 import math
 import re
 import statistics
@@ -11,13 +10,14 @@ import pytest
 import torch
 
 import visionattn_kernels as vk
-from visionattn_kernels import Window, choices, dispatch
-from visionattn_kernels.attention import check_problem
-from visionattn_kernels.backends.native.build import unavailable
-from visionattn_kernels.problem import Problem
+from visionattn_kernels import Window
+from visionattn_kernels._native.build import unavailable
+from visionattn_kernels.attention import dispatch
+from visionattn_kernels.attention.dispatch import Order
+from visionattn_kernels.attention.problem import Problem, check_problem
 from visionattn_kernels.testing import make_inputs
 
-WINDOW = Window.create(3)
+WINDOW = Window.neighborhood(3)
 
 
 def make_problem(size: tuple[int, int] = (5, 5), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Problem:
@@ -26,17 +26,15 @@ def make_problem(size: tuple[int, int] = (5, 5), dtype: torch.dtype = torch.floa
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table with one rule per condition."""
-    rules = [
-        {"order": ["reference", "tiled"], "because": "it is small", "max_keys": 16},
-        {"order": ["gemm", "tiled"], "because": "it is half", "dtypes": ["bfloat16", "float16"]},
-        {"order": ["flex", "tiled"], "because": "it is for inference", "needs_grad": False},
-        {"order": ["natten", "tiled", "gemm"], "because": "it is all the same"},
-    ]
-    monkeypatch.setattr(
-        choices, "RULES", choices.read({name: {"measured": True, "rules": rules} for name in ("cpu", "other")})
+def orders_by_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One order per condition."""
+    orders = (
+        Order(("reference", "tiled"), "it is small", measured=True, max_keys=16),
+        Order(("gemm", "tiled"), "it is half", measured=True, dtypes=(torch.bfloat16, torch.float16)),
+        Order(("flex", "tiled"), "it is for inference", measured=True, needs_grad=False),
+        Order(("natten", "tiled", "gemm"), "it is all the same", measured=True),
     )
+    monkeypatch.setattr(dispatch, "ORDER", {"cpu": orders, "other": orders})
 
 
 def chosen(problem: Problem) -> str:
@@ -47,8 +45,8 @@ def chosen(problem: Problem) -> str:
     return name
 
 
-@pytest.mark.usefixtures("table")
-def test_the_first_rule_that_fits_decides() -> None:
+@pytest.mark.usefixtures("orders_by_condition")
+def test_first_order_that_fits_decides() -> None:
     assert chosen(make_problem((4, 4), torch.bfloat16)) == "reference"
     assert chosen(make_problem((4, 5), torch.bfloat16)) == "gemm"
     assert chosen(make_problem((4, 5))) == "tiled"  # natten comes first there, and has no kernel
@@ -56,8 +54,8 @@ def test_the_first_rule_that_fits_decides() -> None:
         assert chosen(make_problem((4, 5))) == "flex"
 
 
-@pytest.mark.usefixtures("table")
-def test_explain_names_the_rule_and_why_the_others_do_not_run() -> None:
+@pytest.mark.usefixtures("orders_by_condition")
+def test_explain_names_the_order_and_why_others_do_not_run() -> None:
     x = make_inputs(WINDOW, (5, 5), dtype=torch.float32)
     lines = vk.explain(x["q"], x["k"], x["v"], WINDOW).splitlines()
     assert len(lines) == len(dispatch.BACKENDS)
@@ -82,7 +80,7 @@ def test_explain_of_a_named_backend() -> None:
     assert runs.endswith("it is asked for")
 
 
-def test_a_named_backend_is_never_replaced() -> None:
+def test_backend_argument_is_never_replaced() -> None:
     x = make_inputs(WINDOW, (5, 5), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"no backend can run this problem \(flex: it has no gradient on CPUs\)$"):
         vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, backend="flex")
@@ -90,48 +88,46 @@ def test_a_named_backend_is_never_replaced() -> None:
         vk.neighborhood_attention_2d(x["q"], x["k"], x["v"], 3, backend="flex", return_lse=True)
 
 
-def test_the_choice_hears_of_the_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = [{"order": ["flex", "tiled"], "because": "flex cannot return it on CPUs"}]
-    monkeypatch.setattr(
-        choices, "RULES", choices.read({name: {"measured": False, "rules": rules} for name in ("cpu", "other")})
-    )
+def test_choice_depends_on_return_lse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch.ORDER, "cpu", (Order(("flex", "tiled"), "flex cannot return it on CPUs"),))
     x = {name: t.detach() for name, t in make_inputs(WINDOW, (5, 5), dtype=torch.float32).items()}
     assert vk.explain(x["q"], x["k"], x["v"], WINDOW).startswith("flex: runs")
     assert vk.explain(x["q"], x["k"], x["v"], WINDOW, return_lse=True).startswith("flex: cannot run")
 
 
-def test_the_tables_hold_known_backends_and_end_with_a_rule_for_everything() -> None:
-    assert {"cpu", "cuda", choices.OTHER} <= set(choices.RULES)
-    for rules in choices.RULES.values():
-        assert {name for rule in rules for name in rule.order} <= set(dispatch.BACKENDS)
-        last = rules[-1]
+def test_every_order_holds_known_backends_and_the_last_fits_every_problem() -> None:
+    assert {"cpu", "cuda", dispatch.OTHER} == set(dispatch.ORDER)
+    for orders in dispatch.ORDER.values():
+        assert {name for order in orders for name in order.names} <= set(dispatch.BACKENDS)
+        last = orders[-1]
         assert (last.max_keys, last.dtypes, last.needs_grad) == (None, None, None)
-        assert last.order[-1] == "reference"
+        assert last.names[-1] == "reference"
 
 
-TABLES = json.loads(choices.FILE.read_text())
-MEASURED = [device for device, table in TABLES.items() if table["measured"]]
-
-
-@pytest.mark.parametrize("device", MEASURED)
-def test_measured_tables_say_where_they_come_from(device: str) -> None:
-    source = TABLES[device]["source"]
-    assert all(source[name] for name in ("commands", "hardware", "versions"))
+KERNELS = Path(__file__).parents[2] / "kernels"
+MEASURED = [device for device, orders in dispatch.ORDER.items() if any(order.measured for order in orders)]
 
 
 @pytest.mark.parametrize("device", MEASURED)
-def test_measured_orders_are_those_of_their_rows(device: str) -> None:
-    """Backends stand by the geometric mean of their times, over the rows that fall under the rule."""
-    path = Path(__file__).parents[2] / TABLES[device]["source"]["rows"]
+def test_measured_order_has_its_provenance_in_the_readme(device: str) -> None:
+    section = (KERNELS / "README.md").read_text(encoding="utf-8").partition("### Order of preference")[2]
+    assert f"bench/results/backends-{device}.csv" in section
+    assert f"kernels.bench.attention --device {device} --backend" in section
+
+
+@pytest.mark.parametrize("device", MEASURED)
+def test_measured_order_is_that_of_its_rows(device: str) -> None:
+    """Backends stand by the geometric mean of their times, over the rows that fall under the order."""
+    path = KERNELS / f"bench/results/backends-{device}.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
-    for rule in choices.RULES[device]:
-        logs: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in rule.order}
+    for order in dispatch.ORDER[device]:
+        logs: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in order.names}
         for row in rows:
             height, width = re.search(r" (\d+)x(\d+) ", row["problem"]).groups()  # type: ignore[union-attr]
             fits = (
-                (rule.max_keys is None or int(height) * int(width) <= rule.max_keys)
-                and (rule.dtypes is None or row["dtype"] in rule.dtypes)
-                and (rule.needs_grad is None or ("backward" in row["direction"]) == rule.needs_grad)
+                (order.max_keys is None or int(height) * int(width) <= order.max_keys)
+                and (order.dtypes is None or getattr(torch, row["dtype"]) in order.dtypes)
+                and (order.needs_grad is None or ("backward" in row["direction"]) == order.needs_grad)
             )
             if fits and row["contender"] in logs:
                 where = (row["problem"], row["direction"], row["dtype"])
@@ -139,19 +135,16 @@ def test_measured_orders_are_those_of_their_rows(device: str) -> None:
         everywhere = set.intersection(*(set(found) for found in logs.values()))
         assert everywhere
         means = {name: statistics.mean(found[where] for where in everywhere) for name, found in logs.items()}
-        assert list(rule.order) == sorted(means, key=means.__getitem__), rule
+        assert list(order.names) == sorted(means, key=means.__getitem__), order
 
 
-def test_devices_without_a_table_have_the_order_of_others() -> None:
-    assert choices.find(make_problem(device="meta")) in choices.RULES[choices.OTHER]
+def test_device_without_an_order_has_the_order_of_others() -> None:
+    assert dispatch.find_order(make_problem(device="meta")) in dispatch.ORDER[dispatch.OTHER]
 
 
-def test_considering_backends_breaks_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_breaks_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CUDA device, where those that are imported when considered come first."""
-    rules = [{"order": ["natten", "flex", "tiled"], "because": "the first two cannot"}]
-    monkeypatch.setattr(
-        choices, "RULES", choices.read({name: {"measured": False, "rules": rules} for name in ("cpu", "other")})
-    )
+    monkeypatch.setitem(dispatch.ORDER, "cpu", (Order(("natten", "flex", "tiled"), "the first two cannot"),))
     x = make_inputs(WINDOW, (6, 5), dtype=torch.float32)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
@@ -191,7 +184,6 @@ def test_compiled_gradients_leave_out_what_no_query_sees(monkeypatch: pytest.Mon
 
     q.requires_grad_()
     out = attend(q)
-    assert isinstance(out, torch.Tensor)
     out.sum().backward()
     assert q.grad is not None
     assert q.grad[0, 0, :6].isfinite().all()

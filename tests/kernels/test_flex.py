@@ -7,24 +7,24 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.attention import check_problem
-from visionattn_kernels.backends import flex
+from visionattn_kernels.attention import flex
+from visionattn_kernels.attention.problem import check_problem
 from visionattn_kernels.testing import TINY, assert_matches_reference, make_inputs
 
 # id: window, map, and what else the inputs hold
 COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
     "H19xW17-k5x3-dil2x3-d24-v5-rpb": (
-        Window.create((5, 3), dilation=(2, 3)),
+        Window.neighborhood((5, 3), dilation=(2, 3)),
         (19, 17),
         {"head_dim": 24, "v_dim": 5, "rpb": True},
     ),
-    "mask-H16xW12-b8h3-r2": (Window.create(14, 8, boundary="mask", query_stride=2), (16, 12), {"batch": 1}),
+    "mask-H16xW12-b8h3-r2": (Window.halo(8, 3, query_stride=2), (16, 12), {"batch": 1}),
 }
 SLOWLY_COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
-    "H56xW56-k7-d32": (Window.create(7), (56, 56), {"batch": 1, "head_dim": 32}),
-    "H4xW5-k7-larger-rpb": (Window.create(7), (4, 5), {"rpb": True}),
-    "H12xW10-k5-s5-causal01-rpb": (Window.create(5, 5, is_causal=(False, True)), (12, 10), {"rpb": True}),
-    "H1xW17-k5-v16": (Window.create((1, 5)), (1, 17), {"v_dim": 16}),
+    "H56xW56-k7-d32": (Window.neighborhood(7), (56, 56), {"batch": 1, "head_dim": 32}),
+    "H4xW5-k7-larger-rpb": (Window.neighborhood(7), (4, 5), {"rpb": True}),
+    "H12xW10-k5-s5-causal01-rpb": (Window.neighborhood(5, 5, is_causal=(False, True)), (12, 10), {"rpb": True}),
+    "H1xW17-k5-v16": (Window.neighborhood((1, 5)), (1, 17), {"v_dim": 16}),
 }
 ON_CUDA = {name: (w, s, {"head_dim": 32, **o, "v_dim": 16}) for name, (w, s, o) in (COMPILED | SLOWLY_COMPILED).items()}
 
@@ -71,7 +71,7 @@ def test_forward_of_more_problems_on_a_cpu(
 def test_many_shapes_stay_compiled() -> None:
     """Torch runs a function uncompiled after 8 recompilations, with all scores of the map in memory."""
     for length in range(2, 13):
-        check_forward(Window.create((1, 2)), (1, length), {"batch": 1, "heads": 1}, torch.float32)
+        check_forward(Window.neighborhood((1, 2)), (1, length), {"batch": 1, "heads": 1}, torch.float32)
 
 
 @pytest.mark.gpu
@@ -87,11 +87,11 @@ def test_matches_reference_on_cuda(
 @pytest.mark.parametrize(
     ("window", "size"),
     [
-        (Window.create(7), (20, 33)),
-        (Window.create(3, dilation=(2, 3)), (19, 17)),
-        (Window.create(14, 8, boundary="mask", query_stride=2), (35, 12)),
-        (Window.create(5, 5, is_causal=(False, True)), (12, 30)),
-        (Window.create(9), (4, 5)),
+        (Window.neighborhood(7), (20, 33)),
+        (Window.neighborhood(3, dilation=(2, 3)), (19, 17)),
+        (Window.halo(8, 3, query_stride=2), (35, 12)),
+        (Window.neighborhood(5, 5, is_causal=(False, True)), (12, 30)),
+        (Window.neighborhood(9), (4, 5)),
     ],
     ids=str,
 )
@@ -116,26 +116,26 @@ def test_block_mask_is_that_of_every_pair(
 
 def test_block_masks_are_cached() -> None:
     device = torch.device("cpu")
-    first = flex.make_block_mask(Window.create(3), (5, 6), device)
-    assert flex.make_block_mask(Window.create(3), (5, 6), device) is first
+    first = flex.make_block_mask(Window.neighborhood(3), (5, 6), device)
+    assert flex.make_block_mask(Window.neighborhood(3), (5, 6), device) is first
 
 
-ZERO = Window.create(6, 4, boundary="zero")
+ZERO = Window.halo(4, 1, "zero")
 
 
 @pytest.mark.parametrize(
     ("window", "options", "reason"),
     [
-        (Window.create(3), {"rel": True}, "it does not take rel_h"),
-        (Window.create(3), {"num_extra": 1}, "it does not take extra_k"),
-        (Window.create(3), {"dtype": torch.float64}, "dtype torch.float64 is not one of"),
-        (Window.create(3), {"batch": 0}, "it does not take empty tensors"),
-        (Window.create(3), {}, "it has no gradient on CPUs"),
+        (Window.neighborhood(3), {"rel": True}, "it does not take rel_h"),
+        (Window.neighborhood(3), {"num_extra": 1}, "it does not take extra_k"),
+        (Window.neighborhood(3), {"dtype": torch.float64}, "dtype torch.float64 is not one of"),
+        (Window.neighborhood(3), {"batch": 0}, "it does not take empty tensors"),
+        (Window.neighborhood(3), {}, "it has no gradient on CPUs"),
         (ZERO, {}, "it has no keys beyond the border"),
-        (Window.create(3), {"device": "meta"}, "the maps are on meta"),
+        (Window.neighborhood(3), {"device": "meta"}, "the maps are on meta"),
     ],
 )
-def test_what_it_cannot_do(window: Window, options: dict[str, object], reason: str) -> None:
+def test_can_run_gives_a_reason(window: Window, options: dict[str, object], reason: str) -> None:
     x = make_inputs(window, (8, 8), **{"dtype": torch.float32, **options})  # type: ignore[arg-type]
     found = flex.can_run(check_problem(**x, window=window, rpb=None, scale=None))  # type: ignore[arg-type]
     assert found is not None

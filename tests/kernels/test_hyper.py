@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels.bench import terminator_reference as plain  # which benchmarks also time
-from visionattn_kernels import hyper, hyper_zzw_global, hyper_zzw_local
-from visionattn_kernels.backends.native import stacked
+from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
+from visionattn_kernels.hyper import api as hyper
+from visionattn_kernels.hyper import stacked
 
 DOUBLE = torch.float64
 
@@ -55,7 +56,7 @@ def correlate(z: Tensor, kernel: Tensor) -> Tensor:
     ],
     ids=str,
 )
-def test_global_operator_is_its_sum(mode, size):
+def test_global_operator_matches_its_sum(mode, size):
     w_hat, *z = (randn(2, 5, *size) for _ in range(4))
     upstream = [torch.randn_like(x) for x in z]
     ours = hyper_zzw_global(w_hat, z, mode)
@@ -80,7 +81,7 @@ KERNELS = [(1, 1), (3, 3), (3, 5), (9, 7), (1, 5), (2, 4)]
 @pytest.mark.parametrize("size", [(6, 7), (1, 6)], ids=str)
 @pytest.mark.parametrize("taps", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", ["shared", "image", "position"])
-def test_local_operator_is_its_sum(kind, taps, size):
+def test_local_operator_matches_its_sum(kind, taps, size):
     z = randn(2, 5, *size)
     lead = {"shared": (5,), "image": (2, 5), "position": (2, 5)}[kind]
     kernel = randn(*lead, *taps, *(size if kind == "position" else ()))
@@ -142,7 +143,7 @@ def test_bfloat16_is_as_exact_as_it_can_be(mode):
     assert (half - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_wrong_arguments_are_named():
+def test_invalid_argument_is_named():
     x, square = torch.ones(2, 3, 4, 6), torch.ones(2, 3, 4, 4)
     with pytest.raises(ValueError, match="square matrices; got maps of 4x6: pad or resize"):
         hyper_zzw_global(x, x)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.backends.native import maps
-from visionattn_kernels.backends.native.build import unavailable
-from visionattn_kernels.backends.native.stacked import correlate_stacked, multiply_stacked
+from visionattn_kernels._native.build import unavailable
+from visionattn_kernels.hyper import maps
+from visionattn_kernels.hyper.stacked import correlate_stacked, multiply_stacked
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no kernels: {unavailable()}")
 
@@ -42,7 +42,7 @@ def expect(xs: list[Tensor], weights: list[Tensor], bias: Tensor, ending: str = 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("ending", ["sum", "gelu", "product"])
-def test_convolution_is_its_sum(ending: str, dtype: torch.dtype) -> None:
+def test_convolution_matches_its_sum(ending: str, dtype: torch.dtype) -> None:
     """Rows and columns in whole tiles and vectors, and beside them, of one map and of several."""
     for rows in (1, 8, 100):
         for channels in ([3], [16], [5, 33, 1]):

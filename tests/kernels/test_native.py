@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from visionattn_kernels import Window, explain, windowed_attention
-from visionattn_kernels.backends import native
-from visionattn_kernels.backends.native import build
+from visionattn_kernels._native import build
 from visionattn_kernels.testing import assert_matches_reference, make_inputs, run_with_gradients
+from visionattn_kernels.window import tiles
 
 needs_compiler = pytest.mark.skipif(build.unavailable() is not None, reason=f"no kernels: {build.unavailable()}")
 
@@ -39,8 +39,8 @@ all_cases = pytest.mark.parametrize(("window", "size"), CASES.values(), ids=CASE
 @pytest.mark.parametrize("strip", [1, 3, 5, 8])
 @all_cases
 def test_tiles_of_any_size(window: Window, size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "STRIP", strip)
-    monkeypatch.setattr(native, "PANEL_BYTES", 1)
+    monkeypatch.setattr(tiles, "STRIP", strip)
+    monkeypatch.setattr(tiles, "PANEL_BYTES", 1)
     inputs = make_inputs(window, size, batch=1, head_dim=20, v_dim=36, rpb=True, rel=True, num_extra=2)
     assert_matches_reference(window, inputs, "native", torch.float32)
 

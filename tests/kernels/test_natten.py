@@ -8,8 +8,8 @@ import torch
 
 import visionattn_kernels as vk
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.attention import check_problem
-from visionattn_kernels.backends import natten as backend
+from visionattn_kernels.attention import natten as backend
+from visionattn_kernels.attention.problem import check_problem
 from visionattn_kernels.testing import make_inputs
 
 natten = pytest.importorskip("natten", reason="natten is not installed here")
@@ -49,28 +49,26 @@ def test_maps() -> None:
         torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4, msg=lambda text, case=case: f"{case}: {text}")
 
 
-SEQUENCE = Window.create((1, 3))
+SEQUENCE = Window.neighborhood((1, 3))
 
 
 @pytest.mark.parametrize(
     ("window", "size", "options", "reason"),
     [
-        (Window.create(3), (8, 8), {"rpb": True}, "it does not take rpb"),
-        (Window.create(3), (8, 8), {"num_extra": 1}, "it does not take extra_k"),
-        (Window.create(6, 4, boundary="mask"), (8, 8), {}, "boundary is 'mask'"),
-        (Window.create(3, query_stride=2), (8, 8), {}, r"query_stride is \(2, 2\)"),
-        (Window.create(5, dilation=2), (12, 9), {}, r"kernel_size \* dilation <= 9; got 5 and 2"),
-        (Window.create((3, 1)), (8, 8), {}, "kernel_size must be >= 2"),
+        (Window.neighborhood(3), (8, 8), {"rpb": True}, "it does not take rpb"),
+        (Window.neighborhood(3), (8, 8), {"num_extra": 1}, "it does not take extra_k"),
+        (Window.neighborhood(6, 4, boundary="mask"), (8, 8), {}, "boundary is 'mask'"),
+        (Window.neighborhood(3, query_stride=2), (8, 8), {}, r"query_stride is \(2, 2\)"),
+        (Window.neighborhood(5, dilation=2), (12, 9), {}, r"kernel_size \* dilation <= 9; got 5 and 2"),
+        (Window.neighborhood((3, 1)), (8, 8), {}, "kernel_size must be >= 2"),
         (SEQUENCE, (2, 8), {}, "kernel_size must be >= 2"),
-        (Window.create(3), (8, 8), {"scale": 0.0}, "takes a scale of 0 for none"),
-        (Window.create(3), (8, 8), {"need_lse": True}, "drops the gradient of the log-sum-exp"),
-        (Window.create(3), (8, 8), {}, "the maps are on cpu"),
+        (Window.neighborhood(3), (8, 8), {"scale": 0.0}, "takes a scale of 0 for none"),
+        (Window.neighborhood(3), (8, 8), {"need_lse": True}, "drops the gradient of the log-sum-exp"),
+        (Window.neighborhood(3), (8, 8), {}, "the maps are on cpu"),
         (SEQUENCE, (1, 8), {}, "the maps are on cpu"),
     ],
 )
-def test_what_the_backend_refuses(
-    window: Window, size: tuple[int, int], options: dict[str, object], reason: str
-) -> None:
+def test_can_run_gives_a_reason(window: Window, size: tuple[int, int], options: dict[str, object], reason: str) -> None:
     settings = {name: options[name] for name in ("scale", "need_lse") if name in options}
     x: dict[str, object] = {
         "rpb": None,
@@ -82,9 +80,9 @@ def test_what_the_backend_refuses(
 
 
 def test_its_log_sum_exp_is_taken_where_no_gradient_is_asked_for() -> None:
-    x = make_inputs(Window.create(3), (8, 8))
+    x = make_inputs(Window.neighborhood(3), (8, 8))
     with torch.no_grad():
-        found = backend.can_run(check_problem(**x, window=Window.create(3), rpb=None, scale=None, need_lse=True))  # type: ignore[arg-type]
+        found = backend.can_run(check_problem(**x, window=Window.neighborhood(3), rpb=None, scale=None, need_lse=True))  # type: ignore[arg-type]
     assert found is not None
     assert "the maps are on cpu" in found
 
@@ -95,16 +93,16 @@ def test_its_log_sum_exp_is_taken_where_no_gradient_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("window", "size"),
     [
-        (Window.create(7), (14, 20)),
-        (Window.create((5, 3), dilation=(2, 3)), (13, 11)),
-        (Window.create(6, (6, 2)), (12, 10)),
-        (Window.create(5, 5, is_causal=(False, True)), (12, 10)),
-        (Window.create((1, 5), dilation=(1, 2)), (1, 17)),
-        (Window.create(8), (8, 8)),
+        (Window.neighborhood(7), (14, 20)),
+        (Window.neighborhood((5, 3), dilation=(2, 3)), (13, 11)),
+        (Window.neighborhood(6, (6, 2)), (12, 10)),
+        (Window.neighborhood(5, 5, is_causal=(False, True)), (12, 10)),
+        (Window.neighborhood((1, 5), dilation=(1, 2)), (1, 17)),
+        (Window.neighborhood(8), (8, 8)),
     ],
     ids=str,
 )
-def test_its_kernels_match_the_reference(window: Window, size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_kernels_match_reference(window: Window, size: tuple[int, int], dtype: torch.dtype) -> None:
     inputs = make_inputs(window, size, head_dim=32, device="cuda")
     rounded = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
     results = {}

@@ -17,57 +17,64 @@ from torch import Tensor
 import visionattn_kernels as vk
 from tests.kernels.interpreter import NOT_INTERPRETED
 from visionattn_kernels import Window, windowed_attention
-from visionattn_kernels.backends import triton as backend
-from visionattn_kernels.backends.triton import plan
-from visionattn_kernels.problem import Problem
+from visionattn_kernels.attention import triton as backend
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import plan
 from visionattn_kernels.testing import (
     assert_matches_reference,
     assert_reaches_who_sees,
     make_inputs,
     run_with_gradients,
 )
-from visionattn_kernels.window import AxisWindow, tabulate_axis
 
 triton = pytest.importorskip("triton")
 
-from visionattn_kernels.backends.triton import blocks, sums, tuning  # noqa: E402
+from visionattn_kernels.attention.triton import blocks, tuning  # noqa: E402
 
 interpreted = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 # id: window, map, and what else the inputs hold; the interpreter takes about 10 ms per tile
 CASES: dict[str, tuple[Window, tuple[int, int], dict[str, Any]]] = {
-    "H9xW7-k3-d8": (Window.create(3), (9, 7), {}),
-    "H9xW7-k4-d24-rpb-extra3": (Window.create(4), (9, 7), {"head_dim": 24, "rpb": True, "num_extra": 3}),
-    "H9xW8-k5x3-dil2x3-rpb-rel": (Window.create((5, 3), dilation=(2, 3)), (9, 8), {"rpb": True, "rel": True}),
-    "H12xW10-k5-d48-v16-rpb": (Window.create(5), (12, 10), {"head_dim": 48, "v_dim": 16, "rpb": True}),
-    "H4xW4-k3-dil4-rpb": (Window.create(3, dilation=4), (4, 4), {"rpb": True}),
-    "H12xW10-k6x5-s6x2-rpb": (Window.create((6, 5), (6, 2)), (12, 10), {"rpb": True}),
-    "H9xW10-k5-s5-causal01-rel": (Window.create(5, 5, is_causal=(False, True)), (9, 10), {"rel": True}),
+    "H9xW7-k3-d8": (Window.neighborhood(3), (9, 7), {}),
+    "H9xW7-k4-d24-rpb-extra3": (Window.neighborhood(4), (9, 7), {"head_dim": 24, "rpb": True, "num_extra": 3}),
+    "H9xW8-k5x3-dil2x3-rpb-rel": (Window.neighborhood((5, 3), dilation=(2, 3)), (9, 8), {"rpb": True, "rel": True}),
+    "H12xW10-k5-d48-v16-rpb": (Window.neighborhood(5), (12, 10), {"head_dim": 48, "v_dim": 16, "rpb": True}),
+    "H4xW4-k3-dil4-rpb": (Window.neighborhood(3, dilation=4), (4, 4), {"rpb": True}),
+    "H12xW10-k6x5-s6x2-rpb": (Window.neighborhood((6, 5), (6, 2)), (12, 10), {"rpb": True}),
+    "H9xW10-k5-s5-causal01-rel": (Window.neighborhood(5, 5, is_causal=(False, True)), (9, 10), {"rel": True}),
     "H5xW9-k4-dil1x2-causal11-rpb-extra1": (
-        Window.create(4, dilation=(1, 2), is_causal=True),
+        Window.neighborhood(4, dilation=(1, 2), is_causal=True),
         (5, 9),
         {"rpb": True, "num_extra": 1},
     ),
-    "H4xW5-k7-larger-rpb-rel": (Window.create(7), (4, 5), {"rpb": True, "rel": True}),
-    "H1xW40-k5-rpb": (Window.create((1, 5)), (1, 40), {"rpb": True}),
-    "H17xW1-k5x1-dil3-rpb-rel": (Window.create((5, 1), dilation=(3, 1)), (17, 1), {"rpb": True, "rel": True}),
-    "H1xW1-k7-rpb-rel": (Window.create(7), (1, 1), {"rpb": True, "rel": True}),
-    "H18xW3-k9-d128": (Window.create(9), (18, 3), {"head_dim": 128}),
-    "H5xW5-k3-d256-v8": (Window.create(3), (5, 5), {"heads": 1, "head_dim": 256, "v_dim": 8}),
-    "mask-H16xW12-b8h3-rel": (Window.create(14, 8, boundary="mask"), (16, 12), {"rel": True, "head_dim": 16}),
+    "H4xW5-k7-larger-rpb-rel": (Window.neighborhood(7), (4, 5), {"rpb": True, "rel": True}),
+    "H1xW40-k5-rpb": (Window.neighborhood((1, 5)), (1, 40), {"rpb": True}),
+    "H17xW1-k5x1-dil3-rpb-rel": (Window.neighborhood((5, 1), dilation=(3, 1)), (17, 1), {"rpb": True, "rel": True}),
+    "H1xW1-k7-rpb-rel": (Window.neighborhood(7), (1, 1), {"rpb": True, "rel": True}),
+    "H18xW3-k9-d128": (Window.neighborhood(9), (18, 3), {"head_dim": 128}),
+    "H5xW5-k3-d256-v8": (Window.neighborhood(3), (5, 5), {"heads": 1, "head_dim": 256, "v_dim": 8}),
+    "mask-H16xW12-b8h3-rel": (Window.halo(8, 3), (16, 12), {"rel": True, "head_dim": 16}),
     "mask-H7xW8-k5-dil2x1-rpb-extra20": (
-        Window.create(5, dilation=(2, 1), boundary="mask"),
+        Window.neighborhood(5, dilation=(2, 1), boundary="mask"),
         (7, 8),
         {"rpb": True, "num_extra": 20},
     ),
-    "mask-H3xW5-k16-s10-rel": (Window.create(16, 10, boundary="mask"), (3, 5), {"rel": True}),
-    "zero-H12xW9-b8h3-rel-extra1": (Window.create(14, 8, boundary="zero"), (12, 9), {"rel": True, "num_extra": 1}),
-    "zero-H7xW6-k4-dil2-rpb": (Window.create(4, dilation=2, boundary="zero"), (7, 6), {"rpb": True}),
-    "mask-H12xW16-b8h3-r2-rel": (Window.create(14, 8, boundary="mask", query_stride=2), (12, 16), {"rel": True}),
-    "zero-H11xW9-b4h1-r2x3-rpb": (Window.create(6, 4, boundary="zero", query_stride=(2, 3)), (11, 9), {"rpb": True}),
-    "shift-H9xW8-k5-dil2x3-r2-rpb": (Window.create(5, dilation=(2, 3), query_stride=2), (9, 8), {"rpb": True}),
-    "B0-H6xW6-k3-rpb-rel": (Window.create(3), (6, 6), {"batch": 0, "rpb": True, "rel": True}),
+    "mask-H3xW5-k16-s10-rel": (Window.halo(10, 3), (3, 5), {"rel": True}),
+    "zero-H12xW9-b8h3-rel-extra1": (
+        Window.halo(8, 3, "zero"),
+        (12, 9),
+        {"rel": True, "num_extra": 1},
+    ),
+    "zero-H7xW6-k4-dil2-rpb": (Window.neighborhood(4, dilation=2, boundary="zero"), (7, 6), {"rpb": True}),
+    "mask-H12xW16-b8h3-r2-rel": (Window.halo(8, 3, query_stride=2), (12, 16), {"rel": True}),
+    "zero-H11xW9-b4h1-r2x3-rpb": (
+        Window.halo(4, 1, "zero", query_stride=(2, 3)),
+        (11, 9),
+        {"rpb": True},
+    ),
+    "shift-H9xW8-k5-dil2x3-r2-rpb": (Window.neighborhood(5, dilation=(2, 3), query_stride=2), (9, 8), {"rpb": True}),
+    "B0-H6xW6-k3-rpb-rel": (Window.neighborhood(3), (6, 6), {"batch": 0, "rpb": True, "rel": True}),
 }
 FEW = {name: CASES[name] for name in [*list(CASES)[1:3], "zero-H12xW9-b8h3-rel-extra1"]}
 
@@ -92,7 +99,7 @@ def inputs_for(window: Window, size: tuple[int, int], options: dict[str, Any], *
 
 @interpreted
 @over(CASES)
-def test_matches_reference(window: Window, size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_kernels_match_reference(window: Window, size: tuple[int, int], options: dict[str, Any]) -> None:
     assert_matches_reference(window, inputs_for(window, size, options), "triton", torch.float32)
 
 
@@ -110,8 +117,8 @@ def test_half_precision_matches_reference(
 @pytest.mark.parametrize(
     ("window", "size", "options"),
     [
-        (Window.create(7), (11, 10), {"rpb": True, "rel": True, "num_extra": 17}),
-        (Window.create(6, 4, boundary="zero"), (9, 7), {"batch": 2, "rel": True, "rpb": True}),
+        (Window.neighborhood(7), (11, 10), {"rpb": True, "rel": True, "num_extra": 17}),
+        (Window.halo(4, 1, "zero"), (9, 7), {"batch": 2, "rel": True, "rpb": True}),
     ],
     ids=["shift", "zero"],
 )
@@ -121,8 +128,8 @@ def test_many_tiles_match_reference(window: Window, size: tuple[int, int], optio
 
 @interpreted
 @pytest.mark.parametrize("name", ["q", "k", "v", "grad"])
-def test_what_is_not_finite_reaches_those_alone_who_see_it(name: str) -> None:
-    window = Window.create(3, 2, boundary="mask")
+def test_nan_reaches_only_queries_that_see_it(name: str) -> None:
+    window = Window.neighborhood(3, 2, boundary="mask")
     inputs = make_inputs(window, (4, 5), batch=1, heads=1, rpb=True, rel=name == "k", dtype=torch.float32)
     assert_reaches_who_sees(window, inputs, "triton", name)
 
@@ -130,7 +137,7 @@ def test_what_is_not_finite_reaches_those_alone_who_see_it(name: str) -> None:
 @interpreted
 def test_very_low_scores_beside_extra_keys() -> None:
     """A block of extra keys is filled up with zeros, whose weights would be infinite here."""
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     x = make_inputs(window, (3, 3), batch=1, heads=1, rpb=True, num_extra=1, dtype=torch.float32)
     x["rpb"].data.fill_(-200)
     x["q"].data.fill_(1)
@@ -162,7 +169,7 @@ def test_no_uninitialised_memory_and_bitwise_repeatable(
 @interpreted
 def test_packed_projections_are_read_in_place() -> None:
     """q, k and v as slices of one tensor, and an output gradient that is one number repeated."""
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     packed = torch.randn(2, 5, 6, 3, 2, 8, requires_grad=True)
     q, k, v = packed.unbind(3)
     assert blocks.as_map(k).data.data_ptr() == k.data_ptr()
@@ -176,7 +183,7 @@ def test_packed_projections_are_read_in_place() -> None:
 
 @interpreted
 def test_channels_apart_in_memory() -> None:
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     q, k, v = torch.randn(3, 1, 2, 8, 5, 6).movedim((2, 3), (-2, -1)).unbind(0)
     assert q.stride(-1) != 1
     results = [windowed_attention(q, k, v, window, backend=name) for name in ("triton", "reference")]
@@ -186,7 +193,7 @@ def test_channels_apart_in_memory() -> None:
 @interpreted
 def test_rows_further_apart_than_two_to_the_31_numbers() -> None:
     """Most of the memory is never touched, and so never there."""
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     q, k, v = (
         torch.empty(2**31 + 16, dtype=torch.float16).as_strided((1, 3, 2, 1, 8), (0, 2**30, 8, 8, 1)).normal_()
         for _ in range(3)
@@ -201,7 +208,7 @@ def test_rows_further_apart_than_two_to_the_31_numbers() -> None:
 
 @interpreted
 def test_bias_may_be_more_precise_than_the_maps() -> None:
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     x = make_inputs(window, (6, 6), batch=1, dtype=torch.bfloat16)
     bias = make_inputs(window, (6, 6), batch=1, dtype=torch.float32, rpb=True, rel=True)
     biases = {name: bias[name] for name in ("rpb", "rel_h", "rel_w")}
@@ -220,7 +227,7 @@ def test_bias_may_be_more_precise_than_the_maps() -> None:
 
 @interpreted
 def test_compiles_without_graph_breaks() -> None:
-    x = make_inputs(Window.create(3), (5, 5), batch=1, dtype=torch.float32, rpb=True)
+    x = make_inputs(Window.neighborhood(3), (5, 5), batch=1, dtype=torch.float32, rpb=True)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor) -> Tensor:
         out = vk.neighborhood_attention_2d(q, k, v, 3, rpb=rpb, backend="triton")
@@ -232,8 +239,8 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 @interpreted
-def test_no_extra_tokens_are_none() -> None:
-    window = Window.create(3)
+def test_zero_extra_tokens_equal_none() -> None:
+    window = Window.neighborhood(3)
     x = make_inputs(window, (4, 4), batch=1, dtype=torch.float32)
     extra = torch.zeros(1, 0, 2, 8, requires_grad=True)
     out = windowed_attention(**x, window=window, extra_k=extra, extra_v=extra, backend="triton")  # type: ignore[arg-type]
@@ -243,7 +250,7 @@ def test_no_extra_tokens_are_none() -> None:
 
 
 def problem_of(**options: Any) -> Problem:
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     return Problem(**make_inputs(window, (4, 4), **options), window=window, scale=1.0)
 
 
@@ -256,11 +263,11 @@ def problem_of(**options: Any) -> Problem:
         ({"dtype": torch.float32, "device": "meta"}, "device meta is not cuda"),
     ],
 )
-def test_what_it_cannot_run_has_a_reason(options: dict[str, Any], reason: str) -> None:
+def test_can_run_gives_a_reason(options: dict[str, Any], reason: str) -> None:
     assert backend.can_run(problem_of(**options)) == reason
 
 
-def test_on_a_cpu_it_only_runs_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_problem_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(dtype=torch.float32)
     monkeypatch.setattr(backend, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1 is not set" in str(backend.can_run(problem))
@@ -275,13 +282,13 @@ def run_python(*arguments: str) -> str:
     return done.stdout
 
 
-def test_imports_where_triton_is_missing() -> None:
+def test_package_imports_without_triton() -> None:
     program = """
         import sys
         sys.modules["triton"] = None
         import torch, visionattn_kernels
         q = torch.ones(1, 3, 3, 1, 8)
-        print(visionattn_kernels.explain(q, q, q, visionattn_kernels.Window.create(3)))
+        print(visionattn_kernels.explain(q, q, q, visionattn_kernels.Window.neighborhood(3)))
     """
     assert "triton: cannot run: triton is not installed" in run_python("-c", textwrap.dedent(program))
 
@@ -294,78 +301,6 @@ def test_kernels_compile_for_gpus(capability: str, dtype: str) -> None:
     assert {name for name, _ in lines} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
     spilled = {name: int(stack) for name, stack in lines if int(stack) > 1024}
     assert not spilled
-
-
-AXES = [
-    AxisWindow(k, s, d, c, boundary, r)  # type: ignore[arg-type]
-    for boundary in ("shift", "mask", "zero")
-    for k, s, d, c, r in [(3, 1, 1, False, 1), (7, 4, 3, False, 1), (4, 1, 2, True, 1), (14, 8, 1, False, 2)]
-] + [AxisWindow(5, 5, 2, False, "mask", 3)]
-
-
-@pytest.mark.parametrize("length", [1, 7, 19])
-@pytest.mark.parametrize("axis", AXES, ids=str)
-def test_tiles_of_an_axis(axis: AxisWindow, length: int) -> None:
-    """Tiles hold each query and key once, and the intervals that their members see or are seen by."""
-    t = tabulate_axis(axis, length, torch.device("cpu"))
-    members = []
-    for first, count, group, num_keys, lo, hi, every_lo, every_hi in plan.query_tiles(axis, length, 4).tolist():
-        queries = [first + t.query_step * i for i in range(count)]
-        sees = [set(range(int(t.start[q]), int(t.stop[q]))) for q in queries]
-        assert all(q * axis.query_stride % axis.dilation == group for q in queries)
-        assert num_keys == len(range(group, length, axis.dilation))
-        assert (lo, hi) == (min(map(min, sees)), max(map(max, sees)) + 1)
-        assert set(range(every_lo, every_hi)) == set.intersection(*sees)
-        members += queries
-    assert sorted(members) == list(range(axis.num_queries(length)))
-    members = []
-    for first, count, first_query, index, lo, hi, every_lo, every_hi in plan.key_tiles(axis, length, 4).tolist():
-        keys = [first + axis.dilation * i for i in range(count)]
-        assert first == first % axis.dilation + axis.dilation * index
-        seen_by = [
-            {q for q in range(first_query, axis.num_queries(length), t.query_step)
-             if q * axis.query_stride % axis.dilation == first % axis.dilation
-             and t.start[q] <= (key - key % axis.dilation) // axis.dilation < t.stop[q]}
-            for key in keys
-        ]  # fmt: skip
-        assert set.union(*seen_by) <= {first_query + t.query_step * n for n in range(lo, hi)}
-        assert {first_query + t.query_step * n for n in range(every_lo, every_hi)} == set.intersection(*seen_by)
-        members += keys
-    assert sorted(members) == list(range(length))
-
-
-@pytest.mark.parametrize("length", [1, 7, 19])
-@pytest.mark.parametrize("axis", AXES, ids=str)
-def test_places_cover_what_tiles_see(axis: AxisWindow, length: int) -> None:
-    """Each key that a tile sees is in exactly one of its rectangles, counted from the tile's first query."""
-    tiles, places = (
-        plan.query_tiles(axis, length, 4).tolist(),
-        plan.offset_axis(axis, length, 4, 8, torch.device("cpu")),
-    )
-    index = tabulate_axis(axis, length, torch.device("cpu")).index
-    covered: list[list[int]] = [[] for _ in tiles]
-    for place, (members, count) in enumerate(zip(places.members.tolist(), places.counts.tolist(), strict=True)):
-        for tile in members[:count]:
-            first = int(index[tiles[tile][0]]) + places.origin + 8 * place
-            covered[tile] += range(first, first + 8)
-    for tile, keys in zip(tiles, covered, strict=True):
-        assert len(set(keys)) == len(keys)
-        assert set(range(tile[4], tile[5])) <= set(keys)
-
-
-@pytest.mark.parametrize(("queries", "query_stride"), [(1, 1), (4, 1), (4, 2), (2, 3)])
-def test_sum_of_diagonals(queries: int, query_stride: int) -> None:
-    axis, keys, origin = AxisWindow(9, query_stride=query_stride), 5, -3
-    x = torch.randn(2, queries, keys, dtype=torch.float64)
-    expected = torch.zeros(2, 17, dtype=torch.float64)
-    for i in range(queries):
-        for j in range(keys):
-            entry = origin + j - i * query_stride + 8
-            if 0 <= entry < 17:
-                expected[:, entry] += x[:, i, j]
-            else:
-                x[:, i, j] = 0
-    torch.testing.assert_close(sums.sum_diagonals(x, axis, origin), expected)
 
 
 def test_default_tile_is_the_first_that_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +322,7 @@ def test_default_tile_is_the_first_that_the_device_holds(monkeypatch: pytest.Mon
 
 def test_measured_tiles_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "cache"))
-    defaults = tuning.default_tiles("forward", Window.create(7), (28, 28), 32, 2)
+    defaults = tuning.default_tiles("forward", Window.neighborhood(7), (28, 28), 32, 2)
     rng, timed = random.Random(0), dict[plan.Tile, float]()
 
     def measure(launch: tuning.Launch, tile: plan.Tile) -> float:
@@ -412,7 +347,7 @@ gpu = pytest.mark.gpu
 
 @gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@over(CASES | {"H40xW40-k7-d48-rpb": (Window.create(7), (40, 40), {"head_dim": 48, "rpb": True, "rel": True})})
+@over(CASES | {"H40xW40-k7-d48-rpb": (Window.neighborhood(7), (40, 40), {"head_dim": 48, "rpb": True, "rel": True})})
 def test_gpu_matches_reference(
     window: Window, size: tuple[int, int], options: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -421,7 +356,7 @@ def test_gpu_matches_reference(
 
 @gpu
 def test_gpu_tf32_follows_the_switch() -> None:
-    window = Window.create(7)
+    window = Window.neighborhood(7)
     x = make_inputs(window, (20, 20), head_dim=64, dtype=torch.float32, device="cuda")
     truth = run_with_gradients(window, x, "reference", torch.float64)["out"]
     before, errors = torch.backends.cuda.matmul.fp32_precision, {}
@@ -435,7 +370,7 @@ def test_gpu_tf32_follows_the_switch() -> None:
 @gpu
 @pytest.mark.usefixtures("poisoned_memory")
 def test_gpu_bitwise_repeatable() -> None:
-    window = Window.create(7)
+    window = Window.neighborhood(7)
     x = make_inputs(window, (60, 50), batch=4, head_dim=32, rpb=True, rel=True, num_extra=5, dtype=torch.bfloat16)
     x = {name: t.detach().cuda().requires_grad_() for name, t in x.items()}
     first, second = (run_with_gradients(window, x, "triton") for _ in range(2))
@@ -447,7 +382,7 @@ def test_gpu_bitwise_repeatable() -> None:
 @gpu
 def test_gpu_maps_of_more_than_two_to_the_31_numbers() -> None:
     """The last rows of a map of 2.4e9 numbers are those of a map of these rows alone."""
-    window, height, kept = Window.create(3), 2400, 6
+    window, height, kept = Window.neighborhood(3), 2400, 6
     q = torch.randn(1, height, 1000, 8, 128, dtype=torch.bfloat16, device="cuda")
     assert q.numel() > 2**31
     out = windowed_attention(q, q, q, window, backend="triton")
@@ -459,7 +394,7 @@ def test_gpu_maps_of_more_than_two_to_the_31_numbers() -> None:
 
 @gpu
 def test_gpu_memory_is_linear_in_the_map() -> None:
-    window, peaks = Window.create(7), []
+    window, peaks = Window.neighborhood(7), []
     for width in (128, 256):
         x = make_inputs(window, (128, width), batch=1, head_dim=32, rpb=True, dtype=torch.bfloat16, device="cuda")
         torch.cuda.reset_peak_memory_stats()

@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionattn_kernels as vk
-from visionattn_kernels import Window, products, windowed_attention, windowed_av, windowed_qk
-from visionattn_kernels.slots import is_complete, tabulate_slots
+from visionattn_kernels import Window, windowed_attention, windowed_av, windowed_qk
 from visionattn_kernels.testing import make_inputs
-from visionattn_kernels.window import AxisWindow
+from visionattn_kernels.unfused.slots import is_complete, tabulate_slots
+from visionattn_kernels.window import AxisWindow, TiledMap
 
 # id: window, map
 CASES: dict[str, tuple[Window, tuple[int, int]]] = {
-    "H9xW7-k3": (Window.create(3), (9, 7)),
-    "H9xW8-k4-dil2": (Window.create(4, dilation=2), (9, 8)),
-    "H13xW11-k5x3-dil2x3": (Window.create((5, 3), dilation=(2, 3)), (13, 11)),
-    "H12xW10-k6x5-s6x2": (Window.create((6, 5), (6, 2)), (12, 10)),
-    "H8xW9-k4-dil2-causal01": (Window.create(4, dilation=2, is_causal=(False, True)), (8, 9)),
-    "H4xW5-k7-larger": (Window.create(7), (4, 5)),
-    "H1xW17-k5": (Window.create((1, 5)), (1, 17)),
-    "mask-H19xW12-b10h3": (Window.create(16, 10, boundary="mask"), (19, 12)),
-    "zero-H9xW11-b4h1": (Window.create(6, 4, boundary="zero"), (9, 11)),
-    "mask-H11xW9-k5-r2x3": (Window.create(5, boundary="mask", query_stride=(2, 3)), (11, 9)),
+    "H9xW7-k3": (Window.neighborhood(3), (9, 7)),
+    "H9xW8-k4-dil2": (Window.neighborhood(4, dilation=2), (9, 8)),
+    "H13xW11-k5x3-dil2x3": (Window.neighborhood((5, 3), dilation=(2, 3)), (13, 11)),
+    "H12xW10-k6x5-s6x2": (Window.neighborhood((6, 5), (6, 2)), (12, 10)),
+    "H8xW9-k4-dil2-causal01": (Window.neighborhood(4, dilation=2, is_causal=(False, True)), (8, 9)),
+    "H4xW5-k7-larger": (Window.neighborhood(7), (4, 5)),
+    "H1xW17-k5": (Window.neighborhood((1, 5)), (1, 17)),
+    "mask-H19xW12-b10h3": (Window.halo(10, 3), (19, 12)),
+    "zero-H9xW11-b4h1": (Window.halo(4, 1, "zero"), (9, 11)),
+    "mask-H11xW9-k5-r2x3": (Window.neighborhood(5, boundary="mask", query_stride=(2, 3)), (11, 9)),
 }
 all_cases = pytest.mark.parametrize(("window", "size"), CASES.values(), ids=CASES.keys())
 
@@ -52,7 +52,7 @@ def make_products(window: Window, size: tuple[int, int], seed: int = 0) -> tuple
 
 
 @all_cases
-def test_scores_and_sums_are_those_written_out(window: Window, size: tuple[int, int]) -> None:
+def test_qk_and_av_match_explicit_sums(window: Window, size: tuple[int, int]) -> None:
     (key_h, exists_h), (key_w, exists_w) = (slots(axis, n) for axis, n in zip(window.axes, size, strict=True))
     exists = (exists_h[:, None, :, None] & exists_w[:, None]).flatten(2)[:, :, None]
     q, k, attn = make_products(window, size)
@@ -66,7 +66,7 @@ def test_scores_and_sums_are_those_written_out(window: Window, size: tuple[int, 
 
 
 @all_cases
-def test_slots_that_do_not_exist_hold_anything(window: Window, size: tuple[int, int]) -> None:
+def test_missing_slots_are_ignored(window: Window, size: tuple[int, int]) -> None:
     q, k, attn = make_products(window, size)
     missing = windowed_qk(q, k, window) == -torch.inf
     out = windowed_av(attn.masked_fill(missing, torch.nan), k, window)
@@ -80,7 +80,7 @@ def test_slots_that_do_not_exist_hold_anything(window: Window, size: tuple[int, 
 
 
 @all_cases
-def test_together_they_are_attention(window: Window, size: tuple[int, int]) -> None:
+def test_qk_softmax_av_is_attention(window: Window, size: tuple[int, int]) -> None:
     x = make_inputs(window, size, v_dim=3, rpb=True)
     scores = windowed_qk(x["q"], x["k"], window, x["rpb"], scale=0.3)
     out = windowed_av(scores.softmax(-1), x["v"], window)
@@ -89,11 +89,11 @@ def test_together_they_are_attention(window: Window, size: tuple[int, int]) -> N
 
 
 SMALL = {
-    "shift-dil1x2": (Window.create((2, 3), dilation=(1, 2)), (3, 6)),
-    "shift-larger": (Window.create(3), (2, 4)),
-    "causal-s2": (Window.create(3, 2, is_causal=True), (4, 3)),
-    "mask-r2": (Window.create(3, boundary="mask", query_stride=2), (3, 5)),
-    "zero-b2h1": (Window.create(4, 2, boundary="zero"), (3, 4)),
+    "shift-dil1x2": (Window.neighborhood((2, 3), dilation=(1, 2)), (3, 6)),
+    "shift-larger": (Window.neighborhood(3), (2, 4)),
+    "causal-s2": (Window.neighborhood(3, 2, is_causal=True), (4, 3)),
+    "mask-r2": (Window.neighborhood(3, boundary="mask", query_stride=2), (3, 5)),
+    "zero-b2h1": (Window.neighborhood(4, 2, boundary="zero"), (3, 4)),
 }
 
 
@@ -115,10 +115,10 @@ def test_gradients_to_second_order(window: Window, size: tuple[int, int]) -> Non
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_third_order() -> None:
+def test_gradients_to_third_order() -> None:
     """Every product is the gradient of another, so the ladder has no end."""
-    q, k, attn = make_products(Window.create(3), (4, 5))
-    out = windowed_av(attn, windowed_qk(q, k, Window.create(3))[..., :5], Window.create(3)).square().sum()
+    q, k, attn = make_products(Window.neighborhood(3), (4, 5))
+    out = windowed_av(attn, windowed_qk(q, k, Window.neighborhood(3))[..., :5], Window.neighborhood(3)).square().sum()
     for _ in range(3):
         (grad,) = torch.autograd.grad(out, q, create_graph=True)
         out = (grad * attn[..., :5].tanh()).sum() + grad.square().sum()
@@ -142,8 +142,8 @@ def test_small_chunks_give_the_same_bits(
     torch.use_deterministic_algorithms(True)  # fills what torch leaves uninitialised with NaN
     try:
         again = run()
-        monkeypatch.setattr(products, "SCORES_PER_CHUNK", 1)
-        monkeypatch.setattr(products, "KEY_VALUES_PER_GROUP", 1)
+        monkeypatch.setattr(TiledMap, "SCORES_PER_CHUNK", 1)
+        monkeypatch.setattr(TiledMap, "KEY_VALUES_PER_GROUP", 1)
         chunked = run()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -157,9 +157,7 @@ def test_small_chunks_give_the_same_bits(
 @pytest.mark.parametrize(
     ("k", "d", "causal"), [(1, 1, True), (3, 1, False), (4, 2, False), (5, 2, True), (12, 1, False)]
 )
-def test_complete_axes_are_those_whose_slots_all_exist(
-    k: int, d: int, causal: bool, boundary: str, length: int
-) -> None:
+def test_is_complete_if_all_slots_exist(k: int, d: int, causal: bool, boundary: str, length: int) -> None:
     axis = AxisWindow(k, dilation=d, is_causal=causal, boundary=boundary)  # type: ignore[arg-type]
     _, exists = tabulate_slots(axis, length, torch.device("cpu"))
     # It may take an axis for incomplete that is complete, at the price of a mask.
@@ -170,7 +168,7 @@ def test_complete_axes_are_those_whose_slots_all_exist(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(dtype: torch.dtype) -> None:
-    window = Window.create(5, dilation=2)
+    window = Window.neighborhood(5, dilation=2)
     q, k, attn = make_products(window, (13, 11))
     scores = windowed_qk(q.to(dtype), k.to(dtype), window)
     sums = windowed_av(attn.to(dtype), k.to(dtype), window)
@@ -183,7 +181,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_empty_batches() -> None:
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     q, k, attn = (x[:0].detach().requires_grad_() for x in make_products(window, (6, 7)))
     scores, sums = windowed_qk(q, k, window), windowed_av(attn, k, window)
     assert (scores.shape, sums.shape) == ((0, 6, 7, 2, 9), (0, 6, 7, 2, 5))
@@ -192,7 +190,7 @@ def test_empty_batches() -> None:
 
 
 def test_views() -> None:
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     q, k, attn = make_products(window, (6, 7))
     turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, attn)]
     assert not any(x.is_contiguous() for x in turned)
@@ -201,7 +199,7 @@ def test_views() -> None:
 
 
 def test_sequences_are_maps_of_one_row() -> None:
-    x = make_inputs(Window.create((1, 5), dilation=(1, 2)), (1, 17), rpb=True)
+    x = make_inputs(Window.neighborhood((1, 5), dilation=(1, 2)), (1, 17), rpb=True)
     q, k, rpb = x["q"], x["k"], x["rpb"]
     one = vk.neighborhood_qk_1d(q[:, 0], k[:, 0], 5, dilation=2, rpb=rpb[:, 0], scale=0.5)
     two = vk.neighborhood_qk_2d(q, k, (1, 5), dilation=(1, 2), rpb=rpb, scale=0.5)
@@ -212,7 +210,7 @@ def test_sequences_are_maps_of_one_row() -> None:
 
 
 def test_scale_is_one_by_default() -> None:
-    x = make_inputs(Window.create(3), (5, 5))
+    x = make_inputs(Window.neighborhood(3), (5, 5))
     torch.testing.assert_close(
         vk.neighborhood_qk_2d(x["q"], x["k"], 3)[:, 2, 2, :, 4], (x["q"] * x["k"])[:, 2, 2].sum(-1)
     )
@@ -251,7 +249,7 @@ def test_flops_are_those_of_the_window() -> None:
 
 
 def test_compiles_without_graph_breaks() -> None:
-    x = make_inputs(Window.create(3), (6, 6), dtype=torch.float32, rpb=True)
+    x = make_inputs(Window.neighborhood(3), (6, 6), dtype=torch.float32, rpb=True)
 
     def mix(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor) -> Tensor:
         scores = vk.neighborhood_qk_2d(q, k, 3, is_causal=True, rpb=rpb)
@@ -264,7 +262,7 @@ def test_compiles_without_graph_breaks() -> None:
 
 def test_vmap_and_functional_gradients() -> None:
     """Per-sample gradients with shared values, and a batch of weights."""
-    window = Window.create(3)
+    window = Window.neighborhood(3)
     q, k, attn = (x.detach() for x in make_products(window, (5, 6)))
 
     def loss(attn: Tensor, v: Tensor) -> Tensor:
@@ -281,7 +279,7 @@ def test_vmap_and_functional_gradients() -> None:
 
 
 def test_autocast_casts_float32_maps() -> None:
-    q, k, attn = (x.detach().float() for x in make_products(Window.create(3), (5, 6)))
+    q, k, attn = (x.detach().float() for x in make_products(Window.neighborhood(3), (5, 6)))
     with torch.autocast("cpu", torch.bfloat16):
         assert vk.neighborhood_qk_2d(q, k, 3).dtype == torch.bfloat16
         assert vk.neighborhood_av_2d(attn, k, 3).dtype == torch.bfloat16
@@ -308,7 +306,7 @@ Q = torch.randn(2, 5, 6, 2, 8)
         ("av_1d", (Q[0], Q), "v must have 4 dimensions"),
     ],
 )
-def test_bad_arguments_are_named(operator: str, arguments: tuple[object, ...], message: str) -> None:
+def test_invalid_argument_is_named(operator: str, arguments: tuple[object, ...], message: str) -> None:
     call = getattr(vk, f"neighborhood_{operator}")
     with pytest.raises(ValueError, match=message):
         call(*arguments, *((3,) if len(arguments) == 2 else ()))

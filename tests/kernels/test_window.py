@@ -1,5 +1,7 @@
 """The geometry, against the rule written as plain loops."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -108,20 +110,20 @@ def test_halo_blocks_are_those_of_a_padded_map() -> None:
         assert visible[query].nonzero().flatten().tolist() == list(window)
 
 
-def test_windows_of_one_stride_do_not_overlap() -> None:
+def test_windows_with_stride_of_the_kernel_do_not_overlap() -> None:
     visible, _ = AxisWindow(4, 4, boundary="mask").visible(10)
     assert visible.int().tolist() == [[int(q // 4 == k // 4) for k in range(10)] for q in range(10)]
 
 
 def test_count_of_pairs() -> None:
-    assert Window.create(7).count_pairs((56, 56)) == 56 * 56 * 49
-    assert Window.create(7).count_pairs((4, 9)) == 4 * 9 * 4 * 7
-    assert Window.create(3, is_causal=True).count_pairs((1, 4)) == 1 + 2 + 3 + 3
+    assert Window.neighborhood(7).count_pairs((56, 56)) == 56 * 56 * 49
+    assert Window.neighborhood(7).count_pairs((4, 9)) == 4 * 9 * 4 * 7
+    assert Window.neighborhood(3, is_causal=True).count_pairs((1, 4)) == 1 + 2 + 3 + 3
 
 
 def test_plans_are_cached_up_to_a_bound() -> None:
-    window, device = Window.create(3), torch.device("cpu")
-    assert plan_tiles(window, (5, 6), (2, 2), device) is plan_tiles(Window.create(3), (5, 6), (2, 2), device)
+    window, device = Window.neighborhood(3), torch.device("cpu")
+    assert plan_tiles(window, (5, 6), (2, 2), device) is plan_tiles(Window.neighborhood(3), (5, 6), (2, 2), device)
     bound = plan_tiles.cache_info().maxsize
     assert bound is not None
     for width in range(1, bound + 10):
@@ -129,8 +131,8 @@ def test_plans_are_cached_up_to_a_bound() -> None:
     assert plan_tiles.cache_info().currsize == bound
 
 
-def test_ints_carry_the_whole_window() -> None:
-    window = Window.create((5, 7), (2, 3), (1, 2), (False, True), "zero", (2, 1))
+def test_to_ints_and_from_ints_are_inverse() -> None:
+    window = Window.neighborhood((5, 7), (2, 3), (1, 2), (False, True), "zero", (2, 1))
     assert Window.from_ints(window.to_ints()) == window
 
 
@@ -147,6 +149,28 @@ def test_ints_carry_the_whole_window() -> None:
         ({"kernel_size": 3, "query_stride": -1}, "query_stride"),
     ],
 )
-def test_bad_windows_are_named(arguments: dict[str, object], message: str) -> None:
+def test_invalid_window_argument_is_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Window.create(**arguments)  # type: ignore[arg-type]
+        Window.neighborhood(**arguments)  # type: ignore[arg-type]
+
+
+def test_window_constructors_are_the_rule_of_their_kind() -> None:
+    assert Window.create(7, 2) == Window.neighborhood(7, 2) == Window((7, 7), (2, 2))
+    assert Window.sequence(5, dilation=2) == Window((1, 5), dilation=(1, 2))
+    assert Window.halo(8, (3, 1), query_stride=2) == Window((14, 10), (8, 8), boundary="mask", query_stride=(2, 2))
+    assert Window.blocks((7, 4)) == Window((7, 4), (7, 4), boundary="mask")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window.halo(0, 1), "block_size must be an int >= 1, or one per axis; got 0"),
+        (lambda: Window.halo(8, -1), "halo_size must be an int >= 0, or one per axis; got -1"),
+        (lambda: Window.halo(8, 1, "shift"), "boundary must be 'mask' or 'zero' in halo attention; got 'shift'"),
+        (lambda: Window.blocks(2.5), "window_size must be an int >= 1, or one per axis; got 2.5"),
+        (lambda: Window.neighborhood(3, 4), "stride must be <= kernel_size"),
+    ],
+)
+def test_window_constructor_names_the_argument_out_of_bounds(make: Callable[[], Window], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

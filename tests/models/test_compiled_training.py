@@ -10,8 +10,8 @@ from torch import Tensor
 
 import visionattn  # noqa: F401  registers the models
 from tests.kernels.interpreter import NOT_INTERPRETED
-from visionattn_kernels import choices
-from visionattn_kernels.backends.native.build import unavailable
+from visionattn_kernels._native.build import unavailable
+from visionattn_kernels.attention import dispatch
 
 FEW_BLOCKS: dict[str, dict[str, Any]] = {
     "nat_pico": {"depths": (1, 1, 1)},
@@ -35,9 +35,7 @@ def test_compiled_step_under_autocast_is_the_plain_step(
         pytest.skip(NOT_INTERPRETED)
     if backend == "native" and unavailable() is not None:
         pytest.skip(f"no kernels: {unavailable()}")
-    rules = [{"order": [backend], "because": "it is tested"}]
-    tables = {device: {"measured": False, "rules": rules} for device in ("cpu", "other")}
-    monkeypatch.setattr(choices, "RULES", choices.read(tables))
+    monkeypatch.setitem(dispatch.ORDER, "cpu", (dispatch.Order((backend,), "it is tested"),))
     # What torch compiled before is found by the graph alone, whatever has become of the fakes.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()

@@ -31,8 +31,8 @@ EXTRACTION = ("extractall", "tarfile.extract")
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("visionattn/__main__.py", "importlib.import_module"): "of the commands that are written there",
-    ("kernels/visionattn_kernels/backends/native/build.py", "subprocess.run"): "the C++ compiler, a list of words",
-    ("kernels/visionattn_kernels/backends/native/build.py", "ctypes.CDLL"): "what that compiler made",
+    ("kernels/visionattn_kernels/_native/build.py", "subprocess.run"): "the C++ compiler, a list of words",
+    ("kernels/visionattn_kernels/_native/build.py", "ctypes.CDLL"): "what that compiler made",
     ("kernels/visionattn_kernels/provenance.py", "subprocess.run"): "git, a list of words",
 }
 WATCHED = ("subprocess.", "importlib.import_module", "ctypes.CDLL", "ctypes.cdll", "torch.ops.load_library")

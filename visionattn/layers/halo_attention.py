@@ -64,7 +64,6 @@ def attend_halo(
         rel_h=rel_h,
         rel_w=rel_w,
     )
-    assert isinstance(out, Tensor)
     return out.flatten(-2)
 
 

@@ -29,9 +29,7 @@ def attend_neighborhood(
     """
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
     dilations = _dilations(qkv, kernel_size, dilation)
-    out = neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, rpb=rpb)
-    assert isinstance(out, Tensor)
-    return out.flatten(-2)
+    return neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, rpb=rpb).flatten(-2)
 
 
 @register_notrace_function

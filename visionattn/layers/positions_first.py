@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn_kernels.backends.native.maps import can_run, convolve_maps
+from visionattn_kernels.hyper.maps import can_run, convolve_maps
 
 
 def positions_first(x: Tensor) -> Tensor:

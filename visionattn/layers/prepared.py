@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from visionattn_kernels.operators import without_autocast
+from visionattn_kernels.tracing import without_autocast
 
 
 class Prepared(nn.Module):

@@ -32,7 +32,7 @@ from visionattn.layers.prepared import Prepared
 from visionattn.layers.slow_network import ContextSlowNetwork, KernelInit, SlowNetwork
 from visionattn.layers.standardization import BatchStandardization, GroupStandardization, instance_standardize
 from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
-from visionattn_kernels.hyper import GlobalMode
+from visionattn_kernels.hyper.api import GlobalMode
 
 Size = tuple[int, int]
 

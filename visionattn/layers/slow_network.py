@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.layers.prepared import Prepared
-from visionattn_kernels.operators import without_autocast
+from visionattn_kernels.tracing import without_autocast
 
 KernelInit = Literal["gamma", "band_limited"]
 Size = tuple[int, int]

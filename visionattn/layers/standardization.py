@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.layers.positions_first import as_channels, as_columns, from_channels, from_columns, gelu, is_fused
-from visionattn_kernels.backends.native.maps import column_moments, standardize_columns
+from visionattn_kernels.hyper.maps import column_moments, standardize_columns
 
 EPS = 1e-5
 

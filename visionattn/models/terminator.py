@@ -37,7 +37,7 @@ from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
 from visionattn.models._backbone import Backbone, take_indices
 from visionattn.models._weights import build_model, packaged
-from visionattn_kernels.hyper import GlobalMode
+from visionattn_kernels.hyper.api import GlobalMode
 
 __all__ = ["Terminator"]
 

@@ -1,0 +1,112 @@
+"""Arguments of a CPU kernel: structures that mirror arguments.h, filled from a `Problem`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.operators import accumulation_dtype
+from visionattn_kernels.window import AxisTables, tabulate_axis
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""The codes of arguments.h."""
+
+
+class _Axis(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_groups", "query_step", "tile")),
+        *((name, ctypes.c_void_p) for name in ("keys", "queries", "first_query", "index", "start", "stop")),
+    )
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "row", "column", "head")),
+    )
+
+
+_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out")
+_PLAIN = ("rpb", "rel_h", "rel_w", "lse", "grad_lse")
+_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("dtype", "batch", "heads", "head_dim", "v_dim", "num_extra")),
+        *((name, ctypes.c_int64) for name in ("num_parts", "num_threads", "queries_h", "queries_w")),
+        *((name, ctypes.c_int64) for name in ("keys_h", "keys_w", "kernel_h", "kernel_w")),
+        ("scale", ctypes.c_double),
+        ("rows", _Axis),
+        ("columns", _Axis),
+        *((name, _Map) for name in _MAPS),
+        *((name, ctypes.c_void_p) for name in _PLAIN),
+        *((f"grad_{name}", ctypes.c_void_p) for name in _GRADS),
+    )
+
+
+ABI = (1, ctypes.sizeof(_Arguments))
+"""Version of the interface and bytes of its structure, as `visionattn_abi` of attention.cpp returns them."""
+
+
+class Call:
+    """The arguments of one call, and the tensors that must live as long."""
+
+    def __init__(self, problem: Problem, tile: tuple[int, int]) -> None:
+        p, axes = problem, problem.window.axes
+        size = (p.k.shape[1], p.k.shape[2])
+        self.problem = problem
+        self.dtype = accumulation_dtype(p.q.dtype)
+        self.alive: list[Any] = []
+        self.arguments = a = _Arguments()
+        a.dtype, a.scale, a.num_threads = DTYPES[p.q.dtype], p.scale, torch.get_num_threads()
+        a.batch, a.queries_h, a.queries_w, a.heads, a.head_dim = p.q.shape
+        a.keys_h, a.keys_w, a.v_dim = *size, p.v.shape[-1]
+        a.kernel_h, a.kernel_w = p.window.kernel_size
+        a.num_extra = 0 if p.extra_k is None else p.extra_k.shape[1]
+        a.num_parts = 1
+        self.tables = [tabulate_axis(axis, n, torch.device("cpu")) for axis, n in zip(axes, size, strict=True)]
+        a.rows, a.columns = (self._axis(*args) for args in zip(p.window.dilation, self.tables, tile, strict=True))
+        for name in ("q", "k", "v", "extra_k", "extra_v"):
+            self.map(name, getattr(p, name))
+        for name in ("rpb", "rel_h", "rel_w"):
+            self.plain(name, getattr(p, name))
+
+    @staticmethod
+    def _axis(dilation: int, tables: AxisTables, tile: int) -> _Axis:
+        pointers = (getattr(tables, name).data_ptr() for name, *_ in _Axis._fields_[3:])
+        return _Axis(dilation, tables.query_step, tile, *pointers)
+
+    def map(self, name: str, x: Tensor | None) -> None:
+        """Store a heads-last tensor's pointer and strides. `[B, M, heads, c]` is treated as a one-row map."""
+        if x is None:
+            return
+        x = x.to(self.problem.q.dtype)
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        self.alive.append(x)
+        batch, *rows, column, head, _ = x.stride()
+        setattr(self.arguments, name, _Map(x.data_ptr(), batch, *(rows or [0]), column, head))
+
+    def plain(self, name: str, x: Tensor | None) -> Tensor | None:
+        """Store a contiguous tensor of the accumulation type, and return it."""
+        if x is None:
+            return None
+        x = x.to(self.dtype).contiguous()
+        self.alive.append(x)
+        setattr(self.arguments, name, x.data_ptr())
+        return x
+
+    def run(self, kernel: Callable[..., int]) -> None:
+        """Call a kernel.
+
+        Raises:
+            RuntimeError: no memory for the keys of a tile.
+        """
+        if not kernel(ctypes.byref(self.arguments)):
+            kernel_size = self.problem.window.kernel_size
+            raise RuntimeError(f"can't allocate memory for the keys of a window of {kernel_size}: pass a smaller one")

@@ -1,0 +1,1 @@
+"""Windowed attention as one operator: public functions, a problem, and the backends that can run it."""

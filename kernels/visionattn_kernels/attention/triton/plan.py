@@ -1,0 +1,211 @@
+"""How a map is cut for the kernels: tables of tiles per axis, on the device, and what their sizes cost. No triton.
+
+A tile lies inside one dilation group of each axis, where neighbouring keys are neighbours. The tables are cut from
+`tabulate_axis`, the written-out window rule; kernels read them and know of no other rule.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.tracing import outside_modes
+from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
+
+MAX_CACHED_TABLES = 512
+"""Tables kept: one per axis, map length, tile size and device; each takes about 32 bytes per tile."""
+
+Rectangle = tuple[int, int]
+
+
+class Tile(NamedTuple):
+    """What one program works on.
+
+    Attributes:
+        query: Height and width of a rectangle of queries, powers of two with a product of at least 16.
+        key: Height and width of a rectangle of keys, likewise.
+        num_warps: Warps of a program.
+        num_stages: Loads in flight, counted in turns of the inner loop.
+    """
+
+    query: Rectangle
+    key: Rectangle
+    num_warps: int
+    num_stages: int
+
+
+class Axis(NamedTuple):
+    """One axis, as kernels receive it.
+
+    Attributes:
+        tiles: `[T, 8]` int32, see `query_tiles` and `key_tiles`.
+        num_tiles: T.
+        key_index: `[Q]` each query's own position in its dilation group, in keys.
+        start, stop: `[Q]` the interval of keys, in its dilation group, that a query sees.
+        dilation: Distance of neighbouring keys of a group.
+        query_step: Distance of neighbouring queries of a group, in the query map.
+        kernel_size: Of the window; relative tables have `2 kernel_size - 1` entries.
+    """
+
+    tiles: Tensor
+    num_tiles: int
+    key_index: Tensor
+    start: Tensor
+    stop: Tensor
+    dilation: int
+    query_step: int
+    kernel_size: int
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
+    """Cut tiles of `size` queries, `[T, 8]` int32 on the CPU.
+
+    Columns: position of the first query, number of queries, first key position of the dilation group, number of its
+    keys; the interval of keys, counted in the group, that any query of the tile sees, and the one that each sees.
+    """
+    t = tabulate_axis(axis, length, torch.device("cpu"))
+    group, number = _split(t.queries, size)
+    first = t.first_query[group] + t.query_step * number * size
+    count = (t.queries[group] - number * size).clamp(max=size)
+    last = first + t.query_step * (count - 1)
+    columns = (first, count, group, t.keys[group], t.start[first], t.stop[last], t.start[last], t.stop[first])
+    return torch.stack(columns, 1).int()
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
+    """Cut tiles of `size` keys, `[T, 8]` int32 on the CPU.
+
+    Columns: position of the first key, number of keys, first query position of the dilation group, number of the first
+    key in it; the interval of queries, counted in the group, that see any key of the tile, and the one that see all.
+    """
+    t = tabulate_axis(axis, length, torch.device("cpu"))
+    group, number = _split(t.keys, size)
+    index = number * size
+    first = group + axis.dilation * index
+    count = (t.keys[group] - index).clamp(max=size)
+    last = first + axis.dilation * (count - 1)
+    starts, stops = t.query_start, t.query_stop
+    columns = (first, count, t.first_query[group], index, starts[first], stops[last], starts[last], stops[first])
+    return torch.stack(columns, 1).int()
+
+
+def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return group and number in it of each tile, if a group has `counts` members."""
+    tiles = (counts + size - 1) // size
+    group = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), tiles)
+    first = tiles.cumsum(0) - tiles
+    return group, torch.arange(len(group), device="cpu") - first[group]
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def place_axis(axis: AxisWindow, length: int, size: int, by_key: bool, device: torch.device) -> Axis:
+    """Return the tables of one axis on the device, in tiles of `size` queries or keys."""
+    tables = tabulate_axis(axis, length, device)
+    tiles = (key_tiles if by_key else query_tiles)(axis, length, size).to(device)
+    return Axis(
+        tiles,
+        len(tiles),
+        tables.index,
+        tables.start,
+        tables.stop,
+        axis.dilation,
+        tables.query_step,
+        axis.kernel_size,
+    )
+
+
+def place_axes(problem: Problem, tile: Rectangle, by_key: bool) -> tuple[Axis, Axis]:
+    """Return rows and columns of a problem, in tiles of queries or of keys of this shape."""
+    rows, columns = (
+        place_axis(*args, by_key, problem.q.device)
+        for args in zip(problem.window.axes, problem.k.shape[1:3], tile, strict=True)
+    )
+    return rows, columns
+
+
+class OffsetAxis(NamedTuple):
+    """Tiles of queries on one axis, by which key rectangles, counted from the tile's first query, they see.
+
+    Attributes:
+        members: `[R, T]` numbers of the tiles that see rectangle R; the row is filled with zeros.
+        counts: `[R]` how many they are.
+        num_places: R.
+        origin: Key of rectangle 0, less the tile's first query.
+    """
+
+    members: Tensor
+    counts: Tensor
+    num_places: int
+    origin: int
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: torch.device) -> OffsetAxis:
+    """Group the tiles of `query` queries by the rectangles of `key` keys that they see, counted from the tile."""
+    tiles = query_tiles(axis, length, query)
+    index = tabulate_axis(axis, length, torch.device("cpu")).index[tiles[:, 0].long()]
+    lo, hi = tiles[:, 4] - index, tiles[:, 5] - index
+    # Rectangles are aligned with what most tiles see.
+    aligned = int(lo.mode().values)
+    first = (lo - aligned).div(key, rounding_mode="floor")
+    last = -(aligned - hi).div(key, rounding_mode="floor")
+    least, most = int(first.min()), int(last.max())
+    rectangle = torch.arange(least, most, device="cpu")[:, None]
+    sees = (rectangle >= first) & (rectangle < last)
+    counts = sees.sum(1)
+    members = torch.argsort((~sees).byte(), dim=1, stable=True)
+    return OffsetAxis(members.int().to(device), counts.int().to(device), most - least, aligned + least * key)
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> int:
+    """Count the pairs of tiles and rectangles of an axis."""
+    tiles, step = (key_tiles(axis, length, key), query) if by_key else (query_tiles(axis, length, query), key)
+    return int(((tiles[:, 5] - tiles[:, 4] + step - 1) // step).sum())
+
+
+@lru_cache(maxsize=1024)
+@outside_modes
+def best_rectangles(
+    window: Window, size: tuple[int, int], num_queries: int, num_keys: int, by_key: bool
+) -> tuple[int, Rectangle, Rectangle]:
+    """Return the shape of tiles of so many queries and keys with the fewest pairs of rectangles to multiply.
+
+    Returns:
+        The number of pairs, and height and width of the rectangle of queries and of that of keys. Among equals, keys
+        are wide: then fewer columns of rectangles cover a window.
+    """
+    shapes = [
+        (_halves(num_queries, i), _halves(num_keys, j))
+        for i in range(num_queries.bit_length())
+        for j in range(num_keys.bit_length())
+    ]
+    rows, columns = window.axes
+
+    def pairs(query: Rectangle, key: Rectangle) -> int:
+        return _work(rows, size[0], query[0], key[0], by_key) * _work(columns, size[1], query[1], key[1], by_key)
+
+    return min(
+        ((pairs(query, key), query, key) for query, key in shapes), key=lambda x: (x[0], -x[2][1], abs(x[1][1] - 8))
+    )
+
+
+def _halves(area: int, exponent: int) -> Rectangle:
+    return area >> exponent, 1 << exponent
+
+
+def query_spacing(axis: AxisWindow) -> int:
+    """Return the distance of neighbouring queries of a dilation group, in keys of that group."""
+    return axis.query_stride // math.gcd(axis.dilation, axis.query_stride)

@@ -1,0 +1,208 @@
+"""Gradients that sum over all queries of an image, or of all images: those of extra tokens and of positional bias.
+
+The work is split among a bounded number of programs, each of which writes its part; the parts are then added in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.blocks import (
+    Given,
+    Map,
+    Place,
+    Sizes,
+    as_tokens,
+    dot,
+    load_gradients,
+    load_span,
+    load_vectors,
+    number_queries,
+    score_keys,
+    store_vectors,
+    tile_queries,
+)
+from visionattn_kernels.attention.triton.plan import OffsetAxis, Tile, offset_axis, place_axes, query_spacing
+from visionattn_kernels.window import AxisWindow
+
+PROGRAMS = 1024
+"""About how many programs share a sum: some for each multiprocessor of a large GPU."""
+
+
+@triton.jit(do_not_specialize=["sizes", "splits"])
+def by_token(
+    given: Given,
+    grad_extra_k: Map,
+    grad_extra_v: Map,
+    splits: tl.tensor,
+    sizes: Sizes,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+) -> None:
+    """Write grad_extra_k and grad_extra_v, `[splits * B, M, heads, c]`: what every splits-th block of queries adds."""
+    M: tl.constexpr = QUERY_H * QUERY_W
+    N: tl.constexpr = KEY_H * KEY_W
+    program = tl.program_id(0)
+    blocks = tl.cdiv(sizes.num_extra, N)
+    head = program % sizes.heads
+    token = program // sizes.heads % blocks * N + tl.arange(0, N)
+    part = program // (sizes.heads * blocks)
+    place, split = Place(part % sizes.batch, head, 0, 0), part // sizes.batch
+    inside = token < sizes.num_extra
+    key = load_vectors(given.extra_k, place.batch, head, token, token, inside)
+    value = load_vectors(given.extra_v, place.batch, head, token, token, inside)
+
+    total_k = tl.zeros((N, given.q.block), tl.float32)
+    total_v = tl.zeros((N, given.grad_out.block), tl.float32)
+    num_queries = sizes.height * sizes.width
+    for first in range(split * M, num_queries, splits * M):
+        position = first + tl.arange(0, M)
+        row, column, valid = position // sizes.width, position % sizes.width, position < num_queries
+        number = number_queries(sizes, place.batch, head, row, column)
+        query = load_vectors(given.q, place.batch, head, row, column, valid)
+        grad, log_sum, slope = load_gradients(given, place, number, row, column, valid)
+        weights = tl.exp(dot(key, tl.trans(query), given.precision) * given.scale - log_sum[None, :])
+        total_v += dot(weights.to(grad.dtype), grad, given.precision)
+        grad_scores = weights * (dot(value, tl.trans(grad), given.precision) - slope[None, :])
+        total_k += dot(grad_scores.to(query.dtype), query, given.precision)
+
+    store_vectors(grad_extra_k, part, head, token, token, inside, total_k * given.scale)
+    store_vectors(grad_extra_v, part, head, token, token, inside, total_v)
+
+
+@triton.jit(do_not_specialize=["sizes", "batch_chunks", "tile_chunks"])
+def by_offset(
+    given: Given,
+    grad_scores: tl.tensor,
+    places_h: OffsetAxis,
+    places_w: OffsetAxis,
+    batch_chunks: tl.tensor,
+    tile_chunks: tl.tensor,
+    sizes: Sizes,
+    QUERY_H: tl.constexpr,
+    QUERY_W: tl.constexpr,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+) -> None:
+    """Write grad_scores `[tile_chunks, batch_chunks, heads, places_h, places_w, M, N]`, each a sum over its tiles.
+
+    A program has one place of the key rectangle, counted from the first query of a tile: pairs of the same offset then
+    stand at the same place of `[M, N]` in all tiles.
+    """
+    M: tl.constexpr = QUERY_H * QUERY_W
+    N: tl.constexpr = KEY_H * KEY_W
+    rows, columns = given.rows, given.columns
+    program = tl.program_id(0)
+    place_w = program % places_w.num_places
+    place_h = program // places_w.num_places % places_h.num_places
+    rest = program // (places_w.num_places * places_h.num_places)
+    head, first_batch = rest % sizes.heads, rest // sizes.heads % batch_chunks
+    count_h, count_w = tl.load(places_h.counts + place_h), tl.load(places_w.counts + place_w)
+    m, n = tl.arange(0, M), tl.arange(0, N)
+
+    total = tl.zeros((M, N), tl.float32)
+    for member in range(rest // (sizes.heads * batch_chunks), count_h * count_w, tile_chunks):
+        tile_h = tl.load(places_h.members + place_h * rows.num_tiles + member // count_w)
+        tile_w = tl.load(places_w.members + place_w * columns.num_tiles + member % count_w)
+        span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
+        query_h, query_w = tl.load(rows.tiles + tile_h * 8), tl.load(columns.tiles + tile_w * 8)
+        first_h = tl.load(rows.key_index + query_h) + places_h.origin + place_h * KEY_H
+        first_w = tl.load(columns.key_index + query_w) + places_w.origin + place_w * KEY_W
+        for batch in range(first_batch, sizes.batch, batch_chunks):
+            place = Place(batch, head, tile_h, tile_w)
+            queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
+            query = load_vectors(given.q, batch, head, queries.row, queries.column, queries.valid)
+            grad, log_sum, slope = load_gradients(
+                given, place, queries.number, queries.row, queries.column, queries.valid
+            )
+            _, value, scores = score_keys(
+                given, place, query, queries, span_h, span_w, first_h, first_w, KEY_H, KEY_W, True
+            )
+            weights = tl.exp(scores - log_sum[:, None])
+            products = weights * (dot(grad, tl.trans(value), given.precision) - slope[:, None])
+            total += tl.where(scores == float("-inf"), 0.0, products)
+
+    start = grad_scores + tl.cast(program, tl.int64) * (M * N)
+    tl.store(start + m[:, None] * N + n[None, :], total)
+
+
+def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Compute gradients of extra keys and values `[B, M, heads, c]`, in float32."""
+    p = problem
+    assert p.extra_k is not None
+    assert p.extra_v is not None
+    extra, num_extra = (p.extra_k, p.extra_v), p.extra_k.shape[1]
+    batch, height, width, heads, _ = p.q.shape
+    parts: list[Tensor] = []
+
+    def launch(tile: Tile) -> None:
+        queries, tokens = math.prod(tile.query), math.prod(tile.key)
+        programs = batch * heads * -(-num_extra // tokens)
+        splits = max(1, min(-(-height * width // queries), PROGRAMS // programs))
+        parts[:] = (x.new_empty(splits * batch, *x.shape[1:], dtype=torch.float32) for x in extra)
+        grads = as_tokens(parts[0]), as_tokens(parts[1])
+        by_token[(splits * programs,)](given, *grads, splits, sizes, **tuning.constants(tile))
+
+    tuning.run("token", p, launch)
+    grad_k, grad_v = (x.unflatten(0, (-1, batch)).sum(0) for x in parts)
+    return grad_k, grad_v
+
+
+def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
+    """Compute the gradient of the positional bias `[heads, 2 k_h - 1, 2 k_w - 1]`, in float32."""
+    p = problem
+    batch, heads = p.q.shape[0], p.q.shape[3]
+    parts, origins = p.q, (0, 0)
+
+    def launch(tile: Tile) -> None:
+        nonlocal parts, origins
+        there = given.tiled(place_axes(p, tile.query, by_key=False))
+        places_h, places_w = (
+            offset_axis(*args, p.q.device)
+            for args in zip(p.window.axes, p.k.shape[1:3], tile.query, tile.key, strict=True)
+        )
+        sums = heads * places_h.num_places * places_w.num_places
+        batch_chunks = min(batch, max(1, PROGRAMS // sums))
+        tile_chunks = min(there.rows.num_tiles * there.columns.num_tiles, max(1, PROGRAMS // (sums * batch_chunks)))
+        shape = (tile_chunks * batch_chunks, heads, places_h.num_places, places_w.num_places, *tile.query, *tile.key)
+        parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
+        chunks = batch_chunks, tile_chunks
+        by_offset[(len(parts) * sums,)](there, parts, places_h, places_w, *chunks, sizes, **tuning.constants(tile))
+
+    tuning.run("offset", p, launch)
+    # [heads, place_h, place_w, query_h, query_w, key_h, key_w]: on each axis, queries beside the keys of all places.
+    pairs = parts.sum(0).permute(0, 3, 1, 5, 4, 2, 6).flatten(5, 6).flatten(2, 3)
+    rows, columns = p.window.axes
+    by_column = sum_diagonals(pairs, columns, origins[1])
+    return sum_diagonals(by_column.permute(0, 3, 1, 2), rows, origins[0]).mT
+
+
+def sum_diagonals(x: Tensor, axis: AxisWindow, origin: int) -> Tensor:
+    """Sum the pairs of a tile by their offset on an axis.
+
+    Args:
+        x: `[..., queries, keys]`, something of each pair.
+        axis: On which they lie.
+        origin: Offset of the first pair: key less query.
+
+    Returns:
+        `[..., 2 kernel_size - 1]`, by the entries of a relative table; what lies beyond it must be zero.
+    """
+    queries, keys = x.shape[-2:]
+    spacing = query_spacing(axis) if queries > 1 else 0
+    width = keys + (queries - 1) * spacing
+    # Row r moves right by (queries - 1 - r) * spacing: rows of one spacing less than the width are read as if of it.
+    x = F.pad(x, (0, width - spacing - keys)).flatten(-2)
+    x = F.pad(x, ((queries - 1) * spacing, spacing)).unflatten(-1, (queries, width)).sum(-2)
+    before = origin - (queries - 1) * spacing + axis.kernel_size - 1
+    return F.pad(x, (before, 2 * axis.kernel_size - 1 - before - width))

@@ -1,1 +1,0 @@
-"""Implementations of the window operators; none imports another."""

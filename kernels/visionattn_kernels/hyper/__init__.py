@@ -1,0 +1,1 @@
+"""HyperZ·Z·W, the operator of Terminator, and its kernels for CPUs."""

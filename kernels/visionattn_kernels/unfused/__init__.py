@@ -1,0 +1,1 @@
+"""The halves of attention, scores and weighted sums, differentiable to any order."""
