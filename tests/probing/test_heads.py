@@ -206,7 +206,7 @@ def test_parameters_of_narrower_features(d_out, expected):
     assert head.num_features == 768 // d_out
 
 
-def test_the_table_holds_every_head():
+def test_parameter_table_holds_every_head():
     assert {name for name, _ in PARAMETERS} >= set(list_heads())
     assert {name for name in list_heads() if create_head(name, 64, 5).has_attention} <= {*NAIVE, "ep_32"}
 
@@ -236,14 +236,14 @@ def test_ep_with_narrower_features(d_out, num_queries):
     assert found.shape == (3, 64 // d_out)
 
 
-def test_work_of_ep_is_what_pooling_first_costs():
+def test_ep_costs_as_much_as_pooling_first():
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         create_head("ep_32", 768, 1000).pool(torch.empty(1, 196, 768))
     assert counter.get_total_flops() == 2 * (2 * 196 * 32 * 768 + 768 * 768)
 
 
 @pytest.mark.parametrize("name", FOLDED)
-def test_neither_keys_nor_values_are_made(name):
+def test_keys_and_values_are_never_made(name):
     num_tokens = 4096  # so many that nothing done once per image matters
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         options = {"num_tokens": num_tokens} if name == "clip" else {}
@@ -414,7 +414,7 @@ def test_class_token_beside_patches_is_one_token_more():
         (("gap", 64, 0), {}, "num_classes must be at least 1; got 0"),
     ],
 )
-def test_heads_that_cannot_be_made(arguments, options, message):
+def test_impossible_heads_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         create_head(*arguments, **options)
 
@@ -436,7 +436,7 @@ def test_heads_must_divide_the_width(name):
         ("ep_8", (1, 9, 64), "at least 2 images in training; got 1"),
     ],
 )
-def test_tokens_that_cannot_be_pooled(name, shape, message):
+def test_impossible_tokens_are_refused(name, shape, message):
     with pytest.raises(ValueError, match=message):
         small(name)(make_tokens(*shape))
 

@@ -19,7 +19,6 @@ from visionattn.cli.kinds import find_task
 from visionattn.cli.next_steps import next_command, resume_command, shell_command
 from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.progress import LightningProgress
-from visionattn.cli.report import write_json
 from visionattn.cli.trainer_options import (
     RunOptions,
     check_callbacks,
@@ -30,6 +29,7 @@ from visionattn.cli.trainer_options import (
     describe_commands,
     listed,
 )
+from visionattn.output import write_json
 from visionattn.tasks import TASKS
 from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.training import require_own_model, stored_spec

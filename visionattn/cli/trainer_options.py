@@ -24,8 +24,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
-from visionattn.cli.report import check_writable
 from visionattn.data.module import MAX_SEED
+from visionattn.output import check_writable
 from visionattn.training.loggers import LoggerName
 from visionattn.training.predictions import check_predictions
 

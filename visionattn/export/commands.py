@@ -7,10 +7,10 @@ from jsonargparse import ArgumentParser, auto_cli
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import ConciseParser
-from visionattn.cli.report import check_writable
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
+from visionattn.output import check_writable
 from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.training.branches import Inference

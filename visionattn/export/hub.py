@@ -8,11 +8,11 @@ import torch
 from timm.models import save_for_hf, split_model_name_tag
 from timm.models._input import update_model_input_size  # not exported; test_hub.py's sequence fails if it moves
 
-from visionattn.cli.report import check_folder
 from visionattn.export.card import write_card
 from visionattn.export.network import Network
 from visionattn.export.run import Run
 from visionattn.files import replacing_all
+from visionattn.output import check_folder
 
 CONFIG = "config.json"
 KEY = "visionattn"
