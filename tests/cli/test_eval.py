@@ -15,7 +15,7 @@ from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.data import ImageClassificationData
 from visionattn.evaluation import count_macs
-from visionattn.tasks.checkpoint import create_classifier, load_classifier
+from visionattn.training import create_model, load_checkpoint
 
 FAST = ["--device", "cpu", "--data.num_workers", "0"]
 
@@ -34,7 +34,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
     """(class, predicted class) of each validation image, one at a time and in double precision."""
-    model, spec = load_classifier(checkpoint)
+    model, spec = load_checkpoint(checkpoint)
     data = ImageClassificationData(
         root=str(root), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=1
     )
@@ -95,7 +95,7 @@ def test_weights_option_chooses_raw_weights(tmp_path, checkpoint, colour_folder)
 
 
 def test_model_option_names_the_architecture_of_plain_weights(tmp_path, checkpoint, colour_folder):
-    model, spec = load_classifier(checkpoint)
+    model, spec = load_checkpoint(checkpoint)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     argv = ["--model", "test_resnet", "--checkpoint", tmp_path / "model.safetensors", "--output", tmp_path / "r.json"]
     assert classify(*argv, "--data.root", colour_folder, "--data.img_size", "32", "--data.crop_pct", "1") == 0
@@ -192,7 +192,7 @@ def test_throughput_keeps_the_rows_of_models_beside_one_that_fails(tmp_path, cap
 
 @pytest.mark.parametrize(
     ("models", "says"),
-    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "names nothing")],
+    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "give at least one value")],
 )
 def test_throughput_names_unknown_models_before_it_measures(capsys, models, says):
     assert run(main, ["throughput", "--models", models]) != 0
@@ -200,7 +200,7 @@ def test_throughput_names_unknown_models_before_it_measures(capsys, models, says
 
 
 def test_macs_count_fused_attention():
-    fused, plain = (create_classifier("test_vit", img_size=64).eval() for _ in range(2))
+    fused, plain = (create_model("test_vit", img_size=64).eval() for _ in range(2))
     for block in plain.blocks:
         block.attn.fused_attn = False  # two matrix products, which are counted anywhere
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -212,14 +212,14 @@ def test_macs_count_fused_attention():
 def test_macs_of_nat_are_those_of_the_paper():
     # Hassani et al., 2023, table 1: NAT-Mini, 2.7 GFLOPs at 224².
     with torch.device("meta"):
-        model = create_classifier("nat_mini")
+        model = create_model("nat_mini")
     assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(2.7, abs=0.05)
 
 
 def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_path, colour_folder, capsys):
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
-    model = create_classifier("dcal_vit_pico", **options).eval()
+    model = create_model("dcal_vit_pico", **options).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     argv = ["--model", "dcal_vit_pico", "--model_kwargs", json.dumps(options), "--checkpoint", tmp_path / "weights.pth"]
     argv += ["--data.root", colour_folder, "--output", tmp_path / "r.json"]

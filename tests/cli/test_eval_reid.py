@@ -14,8 +14,8 @@ from visionattn.cli.evaluate import main
 from visionattn.data import ReidData
 from visionattn.metrics.reranking import rerank
 from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval
-from visionattn.tasks.checkpoint import load_classifier
 from visionattn.tasks.reid import ReidTask
+from visionattn.training import load_checkpoint
 from visionattn.training.branches import reid_features
 
 DCAL = {
@@ -47,7 +47,7 @@ def dcal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(checkpoint: Path, flip: bool = False, reranked: bool = False, inference: Any = None) -> dict[str, Any]:
-    model, _ = load_classifier(checkpoint)
+    model, _ = load_checkpoint(checkpoint)
     if inference:
         model.set_inference(inference)
     data = ReidData("identities", num_workers=0)

@@ -32,8 +32,8 @@ from visionattn.evaluation.source import draw_weights
 from visionattn.metrics.retrieval import evaluate_retrieval
 from visionattn.metrics.segmentation import foreground_ari
 from visionattn.models.slots import encode
-from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier
 from visionattn.tasks.object_discovery import SLOTS, create_slots
+from visionattn.training import ModelSpec, create_model
 
 TIMING = ("images_per_second", "seconds")
 """Figures that differ between two runs."""
@@ -60,7 +60,7 @@ def slots_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of object discovery, as training writes it, with random weights."""
     torch.manual_seed(0)
     kwargs = {"embed_dims": [8, 8], "kernel_sizes": [5, 3], "strides": [2, 2]}
-    encoder = create_classifier("slot_cnn_pico", num_classes=0, **kwargs)
+    encoder = create_model("slot_cnn_pico", num_classes=0, **kwargs)
     options: dict[str, Any] = dict.fromkeys(SLOTS) | {
         "method": "slot_attention",
         "num_slots": 4,
@@ -86,7 +86,7 @@ def slots_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    spec = ClassifierSpec("slot_cnn_pico", kwargs, 0, [], preprocessing, "synthetic", "object_discovery")
+    spec = ModelSpec("slot_cnn_pico", kwargs, 0, [], preprocessing, "synthetic", "object_discovery")
     path = tmp_path_factory.mktemp("slots") / "best.ckpt"
     torch.save({"state_dict": weights, "visionattn": spec.to_dict(), "hyper_parameters": options}, path)
     return path
@@ -107,8 +107,9 @@ def test_load_model_tells_files_from_names(checkpoint, tmp_path):
         named = visionattn.load_model("test_resnet", model_kwargs={"num_classes": 5})
     assert (named.spec.num_classes, named.origin.checkpoint, named.origin.weights) == (5, None, "random")
     assert not named.model.training
-    with pytest.raises(FileNotFoundError, match=r"gone\.ckpt"):
-        visionattn.load_model("gone.ckpt")
+    for gone in ("gone.ckpt", "runs/gone"):
+        with pytest.raises(FileNotFoundError, match=gone):
+            visionattn.load_model(gone)
     with pytest.raises(ValueError, match="unknown model 'resnt18': did you mean"):
         visionattn.load_model("resnt18")
     with pytest.raises(ValueError, match="name different weights"):
@@ -230,7 +231,7 @@ def test_throughput_rows_are_those_of_the_command(tmp_path, monkeypatch):
     assert run(main, argv) == 1  # one model has failed
     assert [row.to_dict() for row in rows] == json.loads(output.read_text())["results"]
     assert rows[0].to_dict() == {"model": "test_vit", "error": "ValueError: no"}
-    assert [ThroughputRow.from_dict(row.to_dict()) for row in rows] == rows
+    assert [ThroughputRow(**row.to_dict()) for row in rows] == rows
     assert seen == list(range(1, len(rows) + 1))
 
 

@@ -10,7 +10,7 @@ from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.classification import AS_TRAINED, ClassificationResult, evaluate_classifier
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_rollouts
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 from visionattn.training.branches import Inference
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix

@@ -9,7 +9,7 @@ from visionattn.evaluation.as_trained import SceneOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.discovery import AS_TRAINED, DiscoveryResult, evaluate_slots
 from visionattn.evaluation.drawing import save_slot_sheet
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 from visionattn_kernels.provenance import provenance
 
 LABELS = {"fg_ari": "FG-ARI", "ari": "ARI", "mbo_i": "mBO_i", "mbo_c": "mBO_c", "corloc": "CorLoc"}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visionattn.cli.options import model_source
 from visionattn.cli.report import check_writable, print_table, write_json
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 from visionattn.viz.contact_sheet import CHANNELS, save_contact_sheet
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance

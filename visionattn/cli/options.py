@@ -7,7 +7,7 @@ from typing import Any
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.evaluation.source import ModelSource
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 
 
 def model_source(

@@ -10,7 +10,7 @@ from visionattn.evaluation.as_trained import IdentityOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_ranked_lists, save_rollouts
 from visionattn.evaluation.retrieval import AS_TRAINED, RetrievalResult, evaluate_reid, require_ranking
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 from visionattn.training.branches import Inference
 from visionattn_kernels.provenance import provenance
 

@@ -50,7 +50,7 @@ def read_held(output: Path | None, origin: dict[str, Any]) -> dict[str, Throughp
                 f"{output} was measured with {key} {earlier.get(key)!r}, here it is {value!r}: "
                 "leave out --resume, or name another --output"
             )
-    return {row["model"]: ThroughputRow.from_dict(row) for row in earlier["results"] if not row["error"]}
+    return {row["model"]: ThroughputRow(**row) for row in earlier["results"] if not row["error"]}
 
 
 def write_zoo(measured: Sequence[Results], path: Path) -> None:

@@ -24,48 +24,21 @@ if TYPE_CHECKING:
     from visionattn.evaluation.throughput import ThroughputRow, measure_throughput
     from visionattn.evaluation.timing import Conditions, count_macs
 
-_MODULES = {
-    "as_trained": ("IdentityOptions", "ImageOptions", "SceneOptions", "open_identities", "open_images", "open_scenes"),
-    "classification": ("ClassificationResult", "evaluate_classifier"),
-    "discovery": ("DiscoveryResult", "evaluate_slots"),
-    "drawing": ("save_ranked_lists", "save_rollouts", "save_slot_sheet"),
-    "retrieval": ("RetrievalResult", "evaluate_reid"),
-    "source": ("LoadedModel", "ModelSource", "Origin", "load_model"),
-    "throughput": ("ThroughputRow", "measure_throughput"),
-    "timing": ("Conditions", "count_macs"),
-}
-"""Modules, which are imported upon first use, and what they export."""
-
 __all__ = [
-    "ClassificationResult",
-    "Conditions",
-    "DiscoveryResult",
-    "IdentityOptions",
-    "ImageOptions",
-    "LoadedModel",
-    "ModelSource",
-    "Origin",
-    "RetrievalResult",
-    "SceneOptions",
-    "ThroughputRow",
-    "count_macs",
-    "evaluate_classifier",
-    "evaluate_reid",
-    "evaluate_slots",
-    "load_model",
-    "measure_throughput",
-    "open_identities",
-    "open_images",
-    "open_scenes",
-    "save_ranked_lists",
-    "save_rollouts",
-    "save_slot_sheet",
-]
+    "ClassificationResult", "Conditions", "DiscoveryResult", "IdentityOptions", "ImageOptions", "LoadedModel",
+    "ModelSource", "Origin", "RetrievalResult", "SceneOptions", "ThroughputRow", "count_macs", "evaluate_classifier",
+    "evaluate_reid", "evaluate_slots", "load_model", "measure_throughput", "open_identities", "open_images",
+    "open_scenes", "save_ranked_lists", "save_rollouts", "save_slot_sheet",
+]  # fmt: skip
+
+_MODULES = ("source", "as_trained", "timing", "throughput", "classification", "retrieval", "discovery", "drawing")
+"""Modules in the order in which names are looked for; they load Lightning and torchmetrics."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `__all__`; the modules load Lightning and torchmetrics."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+    """Import a name of `__all__` upon first use."""
+    if name in __all__:
+        for module in _MODULES:
+            if hasattr(found := import_module(f"{__name__}.{module}"), name):
+                return getattr(found, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from visionattn.data.class_map import ClassMap
 from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
-from visionattn.tasks.checkpoint import ClassifierSpec
+from visionattn.training import ModelSpec
 
 Stage = Literal["validate", "fit"]
 """The validation split alone, or the training split also."""
@@ -104,7 +104,7 @@ class SceneOptions:
 
 
 def prepare_images(
-    spec: ClassifierSpec,
+    spec: ModelSpec,
     img_size: int | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
@@ -135,7 +135,7 @@ def prepare_images(
 
 
 def open_images(
-    spec: ClassifierSpec,
+    spec: ModelSpec,
     options: Any,
     stage: Stage = "validate",
     *,
@@ -165,16 +165,15 @@ def open_images(
         module = ImageClassificationData(
             **given | {"name": options.name or stored, "img_size": edge, "in_chans": channels} | prepared | arguments
         )
-        if stage == "fit":
-            module.setup(stage)
-        else:
+        if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)
-            module.setup(stage)
+        module.setup(stage)
+        if stage == "validate":
             module.check_head(spec.model, spec.num_classes)
     return module
 
 
-def open_identities(spec: ClassifierSpec, options: IdentityOptions) -> ReidData:
+def open_identities(spec: ModelSpec, options: IdentityOptions) -> ReidData:
     """Open queries and gallery for a model.
 
     Raises:
@@ -195,13 +194,13 @@ def open_identities(spec: ClassifierSpec, options: IdentityOptions) -> ReidData:
     return module
 
 
-def identity_dataset(spec: ClassifierSpec, options: IdentityOptions) -> str | None:
+def identity_dataset(spec: ModelSpec, options: IdentityOptions) -> str | None:
     """Return the data set's name: the given one, or that of a re-identification training."""
     return options.name or (spec.dataset if spec.task == "reid" else None)
 
 
 def open_scenes(
-    spec: ClassifierSpec,
+    spec: ModelSpec,
     options: Any,
     stage: Stage = "validate",
     *,

@@ -9,72 +9,50 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
-from visionattn.data import ImageClassificationData
 from visionattn.evaluation.as_trained import ImageOptions, open_images
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe_run, evaluate
+from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.classification import require_finite
-from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.training.branches import Inference, choose_inference
+from visionattn.training.preprocessing import describe_preprocessing
 
 AS_TRAINED = ImageOptions()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationResult(Result):
-    """Accuracy of a classifier on a split.
+    """Accuracy of a classifier on a split; more in `Result`.
 
     Attributes:
-        model: name of the architecture.
-        checkpoint: its file, if there is one.
-        weights: where they come from, see `Origin`.
         inference: for DCAL models, the branches that answered.
-        dataset: name of the data set.
-        root: its folder, as given.
         split: name of the split, as given.
         num_images: images that could be read.
         num_classes: width of the head.
         top1: share of images whose class has the highest logit.
         top5: share of images whose class is among the five highest.
-        num_unreadable: images that were left out.
-        unreadable: the first 20 of them, with the reason.
-        images_per_second: loading included.
-        seconds: the same.
-        batch_size: images per step.
-        precision: of the model.
-        preprocessing: of the images.
         per_class: a row for each class: ``class``, ``num_images``, ``top1``, ``num_predicted``, ``precision``; a share
-            is None if it is of no image.
+            of no image is None.
         class_names: a name for each output.
         confusion_matrix: counts ``[num_classes, num_classes]``, true classes in rows; None unless asked for.
-        data: the data set.
     """
 
-    model: str
-    checkpoint: str | None
-    weights: str
     inference: Inference | None
-    dataset: str
-    root: str | None
     split: str | None
     num_images: int
     num_classes: int
     top1: float
     top5: float
-    num_unreadable: int
-    unreadable: list[str]
-    images_per_second: float
-    seconds: float
-    batch_size: int
-    precision: Precision
-    preprocessing: dict[str, Any]
     per_class: list[dict[str, Any]] = field(repr=False)
     class_names: list[str] = field(repr=False)
     confusion_matrix: Tensor | None = field(repr=False)
-    data: ImageClassificationData = field(repr=False)
+
+    KEYS = (
+        "model", "checkpoint", "weights", "inference", "dataset", "root", "split", "num_images", "num_classes", "top1",
+        "top5",
+    )  # fmt: skip
 
 
 def evaluate_classifier(
@@ -126,22 +104,16 @@ def evaluate_classifier(
     names = data.class_names
     names = names + [str(index) for index in range(len(names), spec.num_classes)]
     return ClassificationResult(
-        model=spec.model,
-        checkpoint=origin.checkpoint,
-        weights=origin.weights,
+        **describe(spec.model, origin, data, options, timing, precision),
         inference=getattr(model, "inference", None),
-        dataset=data.name,
-        root=options.root,
         split=options.split,
         num_images=timing.num_images,
         num_classes=spec.num_classes,
-        top1=int(counts["top1"][0]) / timing.num_images,
+        top1=int(counts["per_class"][:, 0].sum()) / timing.num_images,
         top5=int(counts["top5"][0]) / timing.num_images,
-        **describe_run(data, timing, options.batch_size, precision),
         per_class=_class_rows(counts["per_class"], names),
         class_names=names,
         confusion_matrix=counts["matrix"].cpu() if confusion_matrix else None,
-        data=data,
     )
 
 
@@ -170,7 +142,6 @@ def _metrics(num_classes: int, with_matrix: bool) -> MetricCollection:
     """Return counts, which are exact, unlike rates in single precision: (tp, fp, tn, fn, support) of torchmetrics."""
     options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
     metrics: dict[str, Any] = {
-        "top1": MulticlassStatScores(average="micro", **options),
         "top5": MulticlassStatScores(average="micro", top_k=min(5, num_classes), **options),
         "per_class": MulticlassStatScores(average=None, **options),
     }
@@ -180,16 +151,13 @@ def _metrics(num_classes: int, with_matrix: bool) -> MetricCollection:
 
 
 def _class_rows(counts: Tensor, names: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for name, (right, wrong, _, _, support) in zip(names, counts.tolist(), strict=True):
-        predicted = right + wrong
-        rows.append(
-            {
-                "class": name,
-                "num_images": support,
-                "top1": right / support if support else None,
-                "num_predicted": predicted,
-                "precision": right / predicted if predicted else None,
-            }
-        )
-    return rows
+    return [
+        {
+            "class": name,
+            "num_images": support,
+            "top1": right / support if support else None,
+            "num_predicted": right + wrong,
+            "precision": right / (right + wrong) if right + wrong else None,
+        }
+        for name, (right, wrong, _, _, support) in zip(names, counts.tolist(), strict=True)
+    ]

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from visionattn.data.scenes import SceneData
 from visionattn.evaluation.as_trained import SceneOptions, open_scenes
-from visionattn.evaluation.baselines import block_grid, random_segments
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe_run, evaluate
+from visionattn.evaluation.loop import Result, describe, evaluate
+from visionattn.evaluation.source import Origin
+from visionattn.metrics.baselines import block_grid, random_segments
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.object_discovery import create_scores, load_slots
+from visionattn.training import Weights
 
 AS_TRAINED = SceneOptions()
 MEASURES = ("fg_ari", "ari", "mbo_i", "mbo_c", "corloc")
@@ -35,17 +35,12 @@ class SlotNetwork(nn.Module):
         return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DiscoveryResult(Result):
-    """Agreement of slots with the objects of scenes; measures are shares, or None if no scene has them.
+    """Agreement of slots with the objects of scenes, as shares, None if no scene has a measure; more in `Result`.
 
     Attributes:
-        model: name of the encoder.
         method: ``slot_attention`` or ``dinosaur``.
-        checkpoint: its file.
-        weights: ``average`` or ``raw``, as asked for.
-        dataset: name of the data set.
-        root: its folder, as given.
         split: name of the split, as given.
         num_images: scenes that could be read.
         num_slots: parts of an image.
@@ -55,23 +50,10 @@ class DiscoveryResult(Result):
         mbo_c: mean best overlap with classes.
         corloc: share of scenes in which an object is found.
         baselines: the same for ``blocks``, a grid of as many blocks, and ``random`` segments; ``segments`` says which.
-        num_unreadable: scenes that were left out.
-        unreadable: the first 20 of them, with the reason.
-        images_per_second: loading and baselines included.
-        seconds: the same.
-        batch_size: scenes per step.
-        precision: of the model.
-        preprocessing: of the scenes.
         network: encoder and slots, on the device.
-        data: the data set.
     """
 
-    model: str
     method: str
-    checkpoint: str
-    weights: Weights
-    dataset: str
-    root: str | None
     split: str | None
     num_images: int
     num_slots: int
@@ -81,15 +63,12 @@ class DiscoveryResult(Result):
     mbo_c: float | None
     corloc: float | None
     baselines: list[dict[str, Any]]
-    num_unreadable: int
-    unreadable: list[str]
-    images_per_second: float
-    seconds: float
-    batch_size: int
-    precision: Precision
-    preprocessing: dict[str, Any]
     network: SlotNetwork = field(repr=False)
-    data: SceneData = field(repr=False)
+
+    KEYS = (
+        "model", "method", "checkpoint", "weights", "dataset", "root", "split", "num_images", "num_slots", *MEASURES,
+        "baselines",
+    )  # fmt: skip
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -142,20 +121,14 @@ def evaluate_slots(
         network, data, update, name=spec.model, device=resolved, precision=precision, progress=progress, noun="scene"
     )
     return DiscoveryResult(
-        model=spec.model,
+        **describe(spec.model, Origin(str(checkpoint), weights), data, options, timing, precision),
         method=slots.method,
-        checkpoint=str(checkpoint),
-        weights=weights,
-        dataset=data.name,
-        root=options.root,
         split=options.split,
         num_images=timing.num_images,
         num_slots=num_slots,
         **_values(scores["slots"]),
         baselines=[{"segments": name, **_values(scores[name])} for name in ("blocks", "random")],
-        **describe_run(data, timing, options.batch_size, precision),
         network=network,
-        data=data,
     )
 
 

@@ -26,7 +26,7 @@ def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> Non
     from visionattn.viz.ranked_lists import RankedList
     from visionattn.viz.ranked_lists import save_ranked_lists as save
 
-    source = result.data.val_dataloader().dataset.source  # type: ignore[attr-defined]
+    source = result.data.val_dataloader().dataset.source
     query, gallery = divide(result.features, result.data.num_query)
     chosen = spread(len(query.place), number)
     ranks = rank(query, gallery, chosen, TOP, reranked=result.reranked)
@@ -76,7 +76,7 @@ def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
     """Draw ``number`` scenes, evenly spaced, above their true segments, their slots and what the slots draw."""
     from visionattn.viz.slots import save_slots
 
-    places = spread(len(result.data.val_dataloader().dataset), number)  # type: ignore[arg-type]
+    places = spread(len(result.data.val_dataloader().dataset), number)
     scenes = [item.image for _, item in _items(result.data, places)]
     image, segments = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
     slots = result.network.slots

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, dataclass, field
 from operator import length_hint
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from visionattn.data.module import ImageData
 from visionattn.evaluation.device import Precision, autocast
+from visionattn.evaluation.source import Origin
 from visionattn.progress import ShowProgress, no_progress
 
 NAMED_UNREADABLE = 20
@@ -26,12 +27,52 @@ class Timing(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """Base of results: dataclasses whose ``repr`` shows their figures, and hides tensors and data sets."""
+    """What every evaluation returns: figures, and the data set for drawings.
+
+    Attributes:
+        model: name of the architecture.
+        checkpoint: its file, if there is one.
+        weights: where they come from, see `Origin`.
+        dataset: name of the data set.
+        root: its folder, as given.
+        num_unreadable: images that were left out.
+        unreadable: the first 20 of them, with the reason.
+        images_per_second: loading included.
+        seconds: the same.
+        batch_size: images per step.
+        precision: of the model.
+        preprocessing: of the images.
+        data: the data set.
+    """
+
+    model: str
+    checkpoint: str | None
+    weights: str
+    dataset: str
+    root: str | None
+    num_unreadable: int
+    unreadable: list[str]
+    images_per_second: float
+    seconds: float
+    batch_size: int
+    precision: Precision
+    preprocessing: dict[str, Any]
+    data: Any = field(repr=False)
+
+    KEYS: ClassVar[tuple[str, ...]] = ()
+    """Figures of a kind of evaluation, in their order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, as ``eval.py --output`` writes them."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.repr}  # type: ignore[arg-type]
+        return {key: getattr(self, key) for key in (*self.KEYS, *OF_ALL)}
+
+
+OF_ALL = (
+    "num_unreadable", "unreadable", "images_per_second", "seconds", "batch_size", "precision", "preprocessing"
+)  # fmt: skip
+"""Figures of every kind of evaluation, which come last."""
 
 
 def evaluate(
@@ -62,6 +103,7 @@ def evaluate(
     """
     start, num_images = time.perf_counter(), 0
     loader = data.val_dataloader()
+    total = length_hint(loader) or None  # the length of a stream is unknown
     with progress(f"evaluating {name}", "batches") as report:
         for number, batch in enumerate(loader, 1):
             if len(batch.image):
@@ -69,22 +111,29 @@ def evaluate(
                     output = model(batch.image.to(device, non_blocking=True))
                 update(output, batch)
                 num_images += len(batch.image)
-            report(number, length_hint(loader) or None)  # the length of a stream is unknown
+            report(number, total)
     if not num_images:
         first = (data.broken("validation") or ["the split is empty"])[0]
         raise ValueError(f"not one {noun} could be read: {first}")
     return Timing(num_images, time.perf_counter() - start)
 
 
-def describe_run(data: ImageData, timing: Timing, batch_size: int, precision: Precision) -> dict[str, Any]:
-    """Return the last fields of a result: unreadable images, speed and preprocessing."""
+def describe(
+    model: str, origin: Origin, data: Any, options: Any, timing: Timing, precision: Precision
+) -> dict[str, Any]:
+    """Return the fields of a `Result`."""
     unreadable = data.broken("validation")
     return {
+        "model": model,
+        **asdict(origin),
+        "dataset": data.name,
+        "root": options.root,
         "num_unreadable": len(unreadable),
         "unreadable": unreadable[:NAMED_UNREADABLE],
         "images_per_second": timing.num_images / timing.seconds,
         "seconds": timing.seconds,
-        "batch_size": batch_size,
+        "batch_size": options.batch_size,
         "precision": precision,
         "preprocessing": data.preprocessing,
+        "data": data,
     }

@@ -7,31 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn.data import ReidData
 from visionattn.evaluation.as_trained import IdentityOptions, identity_dataset, open_identities
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe_run, evaluate
+from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, adding, no_progress
-from visionattn.tasks.checkpoint import ClassifierSpec
-from visionattn.tasks.preprocessing import describe_preprocessing
 from visionattn.tasks.retrieval import Gallery, measure, merge
+from visionattn.training import ModelSpec
 from visionattn.training.branches import Inference, choose_inference, reid_features
+from visionattn.training.preprocessing import describe_preprocessing
 
 AS_TRAINED = IdentityOptions()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RetrievalResult(Result):
-    """Retrieval of identities on a data set.
+    """Retrieval of identities on a data set; more in `Result`.
 
     Attributes:
-        model: name of the architecture.
-        checkpoint: its file, if there is one.
-        weights: where they come from, see `Origin`.
-        dataset: name of the data set.
-        root: its folder, as given.
         protocol: ``camera`` (matches by a query's own camera do not count) or ``vehicleid`` (mean over ten galleries
             of one image per identity).
         inference: for DCAL models, the branches that gave features.
@@ -42,22 +36,9 @@ class RetrievalResult(Result):
         measures: ``mAP``, ``mINP`` and ``cmc`` as shares, and the numbers of valid and skipped queries, as
             `visionattn.metrics.retrieval.evaluate_retrieval` returns them.
         before_reranking: the same without re-ranking, if ``reranked``.
-        num_unreadable: images that were left out.
-        unreadable: the first 20 of them, with the reason.
-        images_per_second: of the features, loading included.
-        seconds: the same.
-        batch_size: images per step.
-        precision: of the model.
-        preprocessing: of the images.
         features: queries and gallery with features ``[N, D]``, identities and cameras.
-        data: the data set.
     """
 
-    model: str
-    checkpoint: str | None
-    weights: str
-    dataset: str
-    root: str | None
     protocol: str
     inference: Inference | None
     flip: bool
@@ -66,24 +47,17 @@ class RetrievalResult(Result):
     num_gallery: int
     measures: dict[str, Any]
     before_reranking: dict[str, Any] | None
-    num_unreadable: int
-    unreadable: list[str]
-    images_per_second: float
-    seconds: float
-    batch_size: int
-    precision: Precision
-    preprocessing: dict[str, Any]
     features: Gallery = field(repr=False)
-    data: ReidData = field(repr=False)
+
+    KEYS = (
+        "model", "checkpoint", "weights", "dataset", "root", "protocol", "inference", "flip", "reranked", "num_query",
+        "num_gallery", "measures", "before_reranking",
+    )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, as ``eval.py reid --output`` writes them: ``measures`` one by one."""
-        values = super().to_dict()
-        return {
-            key: value
-            for name in values
-            for key, value in (self.measures if name == "measures" else {name: values[name]}).items()
-        }
+        parts = [value if key == "measures" else {key: value} for key, value in super().to_dict().items()]
+        return {key: value for part in parts for key, value in part.items()}
 
 
 def evaluate_reid(
@@ -145,11 +119,7 @@ def evaluate_reid(
         with progress("re-ranking", "queries") as report:
             measures = measure(*ranked, reranked=True, progress=adding(report, num_query))
     return RetrievalResult(
-        model=spec.model,
-        checkpoint=origin.checkpoint,
-        weights=origin.weights,
-        dataset=data.name,
-        root=options.root,
+        **describe(spec.model, origin, data, options, timing, precision),
         protocol=data.protocol,
         inference=getattr(model, "inference", None),
         flip=flip,
@@ -158,13 +128,11 @@ def evaluate_reid(
         num_gallery=len(found.place) - num_query,
         measures=measures,
         before_reranking=plain if rerank else None,
-        **describe_run(data, timing, options.batch_size, precision),
         features=found,
-        data=data,
     )
 
 
-def require_ranking(spec: ClassifierSpec, options: IdentityOptions) -> None:
+def require_ranking(spec: ModelSpec, options: IdentityOptions) -> None:
     """Check that a data set has one ranking, which can be re-ranked and drawn.
 
     Raises:

@@ -10,12 +10,12 @@ import timm
 import torch
 from torch import nn
 
-from visionattn.tasks.checkpoint import (
-    ClassifierSpec,
+from visionattn.training import (
+    ModelSpec,
     Weights,
-    create_classifier,
-    describe_classifier,
-    load_classifier,
+    create_model,
+    describe_model,
+    load_checkpoint,
     weights_origin,
 )
 
@@ -47,7 +47,7 @@ class LoadedModel(NamedTuple):
     """
 
     model: nn.Module
-    spec: ClassifierSpec
+    spec: ModelSpec
     origin: Origin
 
     @property
@@ -115,20 +115,20 @@ class ModelSource:
 
     def _load(self, kwargs: Mapping[str, Any]) -> LoadedModel:
         if self.checkpoint is not None:
-            return LoadedModel(*load_classifier(self.checkpoint, self.weights, self.model, kwargs), self.origin)
+            return LoadedModel(*load_checkpoint(self.checkpoint, self.weights, self.model, kwargs), self.origin)
         assert self.model is not None
-        model = create_classifier(self.model, pretrained=self.pretrained, **kwargs).eval()
+        model = create_model(self.model, pretrained=self.pretrained, **kwargs).eval()
         if not self.pretrained:
             warnings.warn(f"{self.model} has random weights; give --pretrained or --checkpoint FILE", stacklevel=3)
-        spec = describe_classifier(model, self.model, pretrained=self.pretrained, **kwargs)
+        spec = describe_model(model, self.model, pretrained=self.pretrained, **kwargs)
         return LoadedModel(model, spec, self.origin)
 
 
-def draw_weights(spec: ClassifierSpec, seed: int) -> LoadedModel:
+def draw_weights(spec: ModelSpec, seed: int) -> LoadedModel:
     """Build the architecture of a spec without its classifier, in evaluation mode, with random weights of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = create_classifier(spec.model, **{**spec.model_kwargs, "num_classes": 0}).eval()
+        model = create_model(spec.model, **{**spec.model_kwargs, "num_classes": 0}).eval()
     return LoadedModel(model, spec, Origin(None, "random"))
 
 
@@ -154,7 +154,7 @@ def load_model(
         ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
     """
     name = str(path_or_name)
-    is_file = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES
-    if is_file or model is not None or (not timm.is_model(name) and Path(name).exists()):
+    is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
+    if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
         return ModelSource(Path(name), model, pretrained, model_kwargs, weights).load()
     return ModelSource(None, name, pretrained, model_kwargs, weights).load()

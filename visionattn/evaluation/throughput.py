@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -13,7 +13,7 @@ from timm.models import model_entrypoint
 
 from visionattn.evaluation.timing import Conditions, measure
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.checkpoint import check_model_name
+from visionattn.training import check_model_name
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ class ThroughputRow:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as ``eval.py throughput --output`` writes them."""
         return {"model": self.model, "error": self.error} if self.error else asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ThroughputRow":
-        """Return the row of plain values."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def measure_throughput(
@@ -97,7 +92,7 @@ def expand_names(models: Iterable[str]) -> list[str]:
         models: names, patterns such as ``nat_*``, or ``module:PACKAGE`` for all models that a package registers.
 
     Raises:
-        ValueError: an unknown name, or a pattern that matches none.
+        ValueError: an unknown name, a pattern that matches none, or no name.
     """
     names: list[str] = []
     for word in models:
@@ -115,6 +110,8 @@ def expand_names(models: Iterable[str]) -> list[str]:
         else:
             check_model_name(word)
             names.append(word)
+    if not names:
+        raise ValueError("--models names no model: nat_tiny,resnet50 and dinat_* are possible")
     return list(dict.fromkeys(names))
 
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from visionattn.checks import check_range
 from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.layers.prepared import frozen_weights
-from visionattn.tasks.checkpoint import create_classifier, describe_classifier
+from visionattn.training import create_model, describe_model
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 def _prepare(name: str, conditions: Conditions, device: torch.device) -> tuple[nn.Module, Tensor]:
     # Some models are built for one size, others have no such argument; timm knows which.
     resolved = resolve_model_input_args(name, {"img_size": conditions.img_size}, **conditions.model_kwargs)
-    model = create_classifier(resolved.pop("model_name"), **resolved)
+    model = create_model(resolved.pop("model_name"), **resolved)
     asked = {"img_size": conditions.img_size} if conditions.img_size else {}
-    input_size = describe_classifier(model, name, **conditions.model_kwargs, **asked).preprocessing["input_size"]
+    input_size = describe_model(model, name, **conditions.model_kwargs, **asked).preprocessing["input_size"]
     layout = torch.channels_last if conditions.channels_last else torch.contiguous_format
     images = torch.randn(conditions.batch_size, *input_size, device=device).contiguous(memory_format=layout)
     return model.to(device).to(memory_format=layout), images

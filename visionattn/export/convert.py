@@ -14,11 +14,11 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from visionattn.cli.errors import UsageError, one_line, run
-from visionattn.cli.hints import near_matches
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.models._nat_padding import PADDING
+from visionattn.suggestions import suggest
 from visionattn.training.checkpoints.files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
@@ -71,7 +71,7 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} to")
     known = timm.list_models(arch.partition(".")[0])
     if not known:
-        raise ValueError(f"unknown architecture {arch!r}{near_matches(arch, timm.list_models())}")
+        raise ValueError(f"unknown architecture {arch!r}{suggest(arch, timm.list_models())}")
     mapped = map_checkpoint(_read(source))
     head = mapped.state_dict.get(CLASSIFIER[0])
     num_classes = 0 if head is None else len(head)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visionattn.evaluation.baselines import block_grid, random_segments
+from visionattn.metrics.baselines import block_grid, random_segments
 
 
 def test_blocks_form_rows() -> None:
