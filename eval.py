@@ -1,4 +1,4 @@
-"""Evaluates classifiers; python eval.py --help lists the commands."""
+"""Evaluate and analyse models; python eval.py --help lists the commands."""
 
 import sys
 

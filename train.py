@@ -1,4 +1,4 @@
-"""Trains, validates, tests and applies classifiers; python train.py --help lists the commands."""
+"""Train, validate, test and apply models; python train.py --help lists the commands."""
 
 import sys
 

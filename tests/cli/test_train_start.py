@@ -69,7 +69,7 @@ def test_predict_prepares_images_as_the_weights_want(command: Commands, images: 
     assert found["probability"] == pytest.approx(float(share), abs=1e-5)
 
 
-def test_fit_takes_what_is_not_given_from_the_weights(
+def test_fit_takes_preprocessing_from_the_weights(
     command: Commands, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
@@ -116,7 +116,7 @@ def test_weights_without_a_decoder_are_not_evaluated(command: Commands, capsys) 
     assert "nothing to validate: give --ckpt_path FILE, a checkpoint of --task mae" in capsys.readouterr().err
 
 
-def test_a_head_of_another_width_is_not_evaluated(command: Commands, colour_folder: Path, capsys) -> None:
+def test_head_of_another_width_is_not_evaluated(command: Commands, colour_folder: Path, capsys) -> None:
     options = ["validate", *QUICK, *WEIGHTS, knowing(None), f"--data.root={colour_folder}"]
     assert command(*options) == 1
     assert "has 3 classes, the head of resnet_pico.cifar10 has 10: " in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_classes_are_matched_by_name_and_never_by_order(
     assert command(*options, MAP) == 0
 
 
-def test_a_checkpoint_to_start_from_matches_classes_by_name(
+def test_initial_checkpoint_matches_classes_by_name(
     command: Commands, checkpoint: Path, colour_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (colour_folder / "val" / "blue").rename(colour_folder / "val" / "sky")
@@ -153,7 +153,7 @@ def test_a_checkpoint_to_start_from_matches_classes_by_name(
     assert command(*options, "--data.class_map={sky: blue}") == 0
 
 
-def test_a_head_for_other_classes_is_told_when_training_starts(command: Commands, images: Path) -> None:
+def test_head_for_other_classes_is_warned_of(command: Commands, images: Path) -> None:
     options = ["fit", *QUICK, *STEP, *WEIGHTS, knowing(NAMES), f"--data.root={images}"]
     with pytest.warns(UserWarning, match="starts with a head for classes airplane, automobile, bird, …; the data have"):
         assert command(*options) == 0
@@ -167,12 +167,12 @@ def test_a_head_for_other_classes_is_told_when_training_starts(command: Commands
         (["classify", "--per_class=r.json"], "r.json would hold CSV: name it r.csv"),
     ],
 )
-def test_a_file_never_holds_another_format_than_its_suffix_says(command: Commands, capsys, argv, says: str) -> None:
+def test_output_file_has_the_format_of_its_suffix(command: Commands, capsys, argv, says: str) -> None:
     assert command(*argv) == 1
     assert capsys.readouterr().err == f"error: {says}\n"
 
 
-def test_a_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: Path, capsys, monkeypatch) -> None:
+def test_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: Path, capsys, monkeypatch) -> None:
     """Whatever loads it."""
     body = timm.create_model("test_resnet", num_classes=0)
     torch.save(timm.create_model("test_resnet").state_dict(), "body.pth")

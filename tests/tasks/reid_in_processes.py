@@ -38,8 +38,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     note = Note()
     task, data = create()
-    # Forked processes need not import everything again.
+    # Forked processes need not import everything again. They hand weights back in files that are no checkpoints.
     options: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "callbacks": [note, Writer(folder, note)]}
+    options["plugins"] = []
     create_trainer(**options).validate(task, datamodule=data, verbose=False)
     task, data = create()
     create_trainer(**options, limit_val_batches=0).fit(task, datamodule=data)

@@ -51,7 +51,7 @@ def losses(trainer: Trainer) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("slow_loss")
-def test_what_is_added_to_the_loss_is_logged_apart() -> None:
+def test_auxiliary_losses_are_logged_separately() -> None:
     task = ClassificationTask(MODEL, l2_penalty=1e-3)
     weights: dict[str, torch.Tensor] = {}
     task.on_train_start = lambda: weights.update(  # type: ignore[method-assign]
@@ -66,7 +66,7 @@ def test_what_is_added_to_the_loss_is_logged_apart() -> None:
 
 
 @pytest.mark.usefixtures("slow_loss")
-def test_what_is_added_to_the_loss_is_minimised() -> None:
+def test_auxiliary_losses_are_minimised() -> None:
     task = ClassificationTask(MODEL, opt="momentum", lr=1.0, weight_decay=0, l2_penalty=0.5)
     weights: dict[str, torch.Tensor] = {}
 
@@ -87,19 +87,19 @@ def test_what_is_added_to_the_loss_is_minimised() -> None:
         torch.testing.assert_close(task.model.get_parameter(name), before - gradient, msg=name)
 
 
-def test_what_takes_no_weight_decay_is_not_penalised() -> None:
+def test_l2_penalty_spares_tensors_without_weight_decay() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(2, 4), nn.Linear(4, 2, bias=False))
     model.no_weight_decay = lambda: {"2.weight"}  # type: ignore[assignment]
     model[3].requires_grad_(False)
     assert [id(weight) for weight in decayed_weights(model)] == [id(model[0].weight)]
 
 
-def test_other_models_have_one_loss() -> None:
+def test_models_without_auxiliary_losses_log_one_loss() -> None:
     assert set(losses(fit(ClassificationTask(MODEL), limit_train_batches=1))) == {""}
 
 
 @pytest.mark.usefixtures("slow_loss")
-def test_a_probed_backbone_has_no_auxiliary_losses() -> None:
+def test_probed_backbone_has_no_auxiliary_losses() -> None:
     assert set(losses(fit(ClassificationTask(MODEL, linear_probe=True), limit_train_batches=1))) == {""}
 
 
@@ -108,18 +108,18 @@ def test_unknown_model_has_near_matches() -> None:
         ClassificationTask("resnet5")
 
 
-def test_more_classes_in_the_data_than_in_the_head() -> None:
+def test_head_with_too_few_outputs_is_refused() -> None:
     with pytest.raises(ValueError, match="the data have 10 classes, the head only 4"):
         fit(ClassificationTask(MODEL, num_classes=4))
 
 
-def test_wider_heads_are_welcome() -> None:
+def test_head_may_be_wider_than_the_data() -> None:
     task = ClassificationTask(MODEL, num_classes=12)
     fit(task)
     assert task.spec.num_classes == 12
 
 
-def test_fine_tuning_takes_all_but_the_head(tmp_path: Path) -> None:
+def test_fine_tuning_loads_all_weights_but_the_head(tmp_path: Path) -> None:
     source = timm.create_model(MODEL, num_classes=7)
     torch.save(source.state_dict(), tmp_path / "weights.pt")
     task = ClassificationTask(MODEL, checkpoint_path=str(tmp_path / "weights.pt"), lr=1e-12, weight_decay=0)
@@ -162,7 +162,7 @@ def test_learning_rate_follows_the_images_per_update() -> None:
         ClassificationTask(MODEL, lr=0.1, lr_base=0.1)
 
 
-def test_a_penalty_is_not_negative() -> None:
+def test_penalty_must_not_be_negative() -> None:
     with pytest.raises(ValueError, match=r"--model.l2_penalty must be at least 0, got -1"):
         ClassificationTask(MODEL, l2_penalty=-1.0)
 
@@ -179,7 +179,7 @@ def test_schedule_per_epoch() -> None:
     assert rates(task, max_epochs=2) == pytest.approx([1.0] * 4 + [0.5] * 4)
 
 
-def test_a_shortened_run_still_warms_up_and_comes_down() -> None:
+def test_shortened_run_keeps_its_schedule() -> None:
     task = ClassificationTask(MODEL, lr=1.0, warmup_epochs=20, warmup_lr=0.0, cooldown_epochs=10)
     seen = rates(task, max_epochs=1, limit_train_batches=8)
     assert seen[:2] == pytest.approx([0.0, 0.5])
@@ -250,13 +250,13 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(tmp_path: Path) -> 
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
-def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+def test_checkpoint_is_never_written_with_weights_that_are_not_finite(tmp_path: Path) -> None:
     task = ClassificationTask(MODEL, opt="sgd", lr=1e38, weight_decay=0)
     with pytest.raises(DivergenceError):
         fit(task, tmp_path)
 
 
-def test_a_checkpoint_says_how_to_build_its_model(tmp_path: Path) -> None:
+def test_checkpoint_describes_its_model(tmp_path: Path) -> None:
     task = ClassificationTask(MODEL)
     fit(task, tmp_path)
     model, spec = load_checkpoint(tmp_path / "last.ckpt")
@@ -268,7 +268,7 @@ def test_a_checkpoint_says_how_to_build_its_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["not one", "cut short", "no checkpoint of ours"])
-def test_bad_checkpoints_are_told(tmp_path: Path, kind: str) -> None:
+def test_bad_checkpoint_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     if kind == "not one":
@@ -281,7 +281,7 @@ def test_bad_checkpoints_are_told(tmp_path: Path, kind: str) -> None:
         AtomicCheckpointIO().load_checkpoint(path)
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     before = path.read_bytes()

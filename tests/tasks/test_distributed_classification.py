@@ -75,7 +75,7 @@ def test_each_image_is_evaluated_once(folder: Path, strategy: str) -> None:
 @pytest.mark.parametrize(
     ("stopped", "resumed"), [("stopped", "stopped-ddp"), ("stopped", "stopped-fsdp2"), ("sharded", "sharded-resumed")]
 )
-def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(folder: Path, stopped: str, resumed: str) -> None:
+def test_signal_to_one_process_stops_both_and_they_resume_exactly(folder: Path, stopped: str, resumed: str) -> None:
     whole = found(folder, "one-adamw")
     for rank in (0, 1):
         first, second = found(folder, stopped, rank), found(folder, resumed, rank)
@@ -87,14 +87,14 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_exactly(folder: Path,
     assert seen(folder, stopped, resumed) == whole["seen"]
 
 
-def test_averaging_accumulation_compilation_and_checkpointed_gradients_go_together(folder: Path) -> None:
+def test_averaging_accumulation_compilation_and_checkpointed_gradients_combine(folder: Path) -> None:
     one, two = found(folder, "one-ema"), found(folder, "ddp-saving")
     assert furthest(two["weights"], one["weights"]) < 1e-6
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
     assert furthest(found(folder, "fsdp2-saving")["weights"], found(folder, "one")["weights"]) < 1e-6
 
 
-def test_a_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded = folder / "sharded-resumed" / "last.ckpt"
     with pytest.raises(ValueError, match=r"folder of shards.*consolidate_checkpoint .*last.ckpt"):
         load_checkpoint(sharded)
@@ -106,7 +106,7 @@ def test_a_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest
     assert furthest(held, found(folder, "sharded-resumed")["weights"]) == 0
 
 
-def test_the_command_keeps_one_run_and_goes_on_with_any_strategy(folder: Path) -> None:
+def test_command_keeps_one_run_and_resumes_with_any_strategy(folder: Path) -> None:
     assert [path.name for path in (folder / "runs" / "two").iterdir()] == ["0"]
     run = folder / "runs" / "two" / "0"
     with (run / "metrics.csv").open() as file:

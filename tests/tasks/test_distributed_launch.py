@@ -24,7 +24,7 @@ OPTIONS = [
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_and_then_torchrun(tmp_path: Path) -> None:
+def test_signal_to_the_launcher_stops_and_torchrun_resumes(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(TRAIN), "fit", *OPTIONS],
         cwd=tmp_path,
@@ -62,7 +62,7 @@ def test_a_signal_to_the_launcher_and_then_torchrun(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_only_some_processes_see_is_told(tmp_path: Path) -> None:
+def test_checkpoint_that_only_some_processes_see_is_refused(tmp_path: Path) -> None:
     """As on nodes that do not share a folder."""
     script = tmp_path / "train.py"
     script.write_text(

@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(("size", "repeats", "world"), [(50, 0, 2), (50, 0, 3), (600, 3, 2), (7, 0, 3)])
-def test_processes_see_in_each_step_what_one_would(size: int, repeats: int, world: int) -> None:
+def test_processes_together_see_the_batches_of_one(size: int, repeats: int, world: int) -> None:
     def draws(rank: int, world: int) -> list[Draw]:
         sampler = TrainSampler(size, 1, rank, world, repeats)
         sampler.set_epoch(3)
@@ -38,7 +38,7 @@ def test_processes_see_in_each_step_what_one_would(size: int, repeats: int, worl
     assert size - world < len(together) or repeats
 
 
-def test_a_place_in_an_epoch_is_one_of_all_processes() -> None:
+def test_place_in_an_epoch_is_shared_by_all_processes() -> None:
     class Data(ImageClassificationData):
         shard = (1, 2)
 
@@ -49,7 +49,7 @@ def test_a_place_in_an_epoch_is_one_of_all_processes() -> None:
     assert list(data.train_dataloader().sampler) == whole[3 * 8 * 4 // 2 :]
 
 
-def test_fewer_images_than_processes() -> None:
+def test_data_with_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(DataError, match="2 images to train on are too few for 3 processes"):
         TrainSampler(2, world_size=3)
 
@@ -58,7 +58,7 @@ def test_fewer_images_than_processes() -> None:
     ("name", "blocks"),
     [("nat_pico", "Block"), ("vit_pico_patch4_32", "Block"), ("swin_tiny_patch4_window7_224", "SwinTransformerBlock")],
 )
-def test_blocks_are_found(name: str, blocks: str) -> None:
+def test_repeated_blocks_are_found(name: str, blocks: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     expected = [module for module in model.modules() if type(module).__name__ == blocks]
@@ -75,7 +75,7 @@ def test_blocks_are_found(name: str, blocks: str) -> None:
     ],
     ids=["batch norm", "scalar", "no seed"],
 )
-def test_what_cannot_be_divided(model: nn.Module, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unshardable_model_is_refused(model: nn.Module, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     mesh: Any = None  # looked at later
     with pytest.raises(ValueError, match=message):
@@ -108,14 +108,14 @@ def configure(task: Any, strategy: Any = None, tensor_parallel: int = 1, callbac
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_does_not_go_with_fsdp2(task: Any, more: dict[str, Any], message: str) -> None:
+def test_fsdp2_refuses_options_that_it_cannot_combine(task: Any, more: dict[str, Any], message: str) -> None:
     strategy = StrategyRegistry.get("fsdp2")
     assert isinstance(strategy, ModelParallelStrategy)
     with pytest.raises(ValueError, match=f"{message} does not go with FSDP2: use --trainer.strategy ddp"):
         configure(task, strategy, **more)
 
 
-def test_the_model_is_compiled_and_its_weights_keep_their_names() -> None:
+def test_compiled_model_keeps_the_names_of_its_weights() -> None:
     plain, compiled = ClassificationTask("test_vit"), ClassificationTask("test_vit", compile=True)
     for task in (plain, compiled):
         configure(task)
@@ -125,7 +125,7 @@ def test_the_model_is_compiled_and_its_weights_keep_their_names() -> None:
     assert compiled._compiled_call_impl is None
 
 
-def test_activations_are_computed_anew() -> None:
+def test_activations_are_recomputed() -> None:
     task = ClassificationTask("test_vit", model_kwargs={"img_size": 32}, grad_checkpointing=True)
     configure(task)
     model: Any = task.model
@@ -138,7 +138,7 @@ def test_activations_are_computed_anew() -> None:
     assert len(calls) == 2
 
 
-def test_models_that_cannot_compute_anew_are_told() -> None:
+def test_models_that_cannot_recompute_are_named() -> None:
     task = ClassificationTask("inception_v3", grad_checkpointing=True)
     with pytest.raises(ValueError, match=r"inception_v3 cannot .*leave out --model.grad_checkpointing"):
         configure(task)

@@ -29,14 +29,14 @@ def fit(task: ClassificationTask, folder: Path | None = None, **options: Any) ->
     return trainer
 
 
-def test_each_batch_meets_a_permutation_of_itself(pairs: list[Tensor | None]) -> None:
+def test_batch_is_paired_with_a_permutation_of_itself(pairs: list[Tensor | None]) -> None:
     fit(FineGrainedTask(**DCAL), limit_val_batches=0)
     assert len(pairs) == 3
     assert all(pair is not None and sorted(pair.tolist()) == list(range(6)) for pair in pairs)
     assert len({tuple(pair.tolist()) for pair in pairs if pair is not None}) == 3
 
 
-def test_branches_have_losses_of_their_own_and_weights() -> None:
+def test_branches_have_their_own_losses_and_weights() -> None:
     task = FineGrainedTask(**DCAL, lr=1e-12, weight_decay=0)
     expected: dict[str, float] = {}
     original = task.training_step
@@ -60,7 +60,7 @@ def test_branches_have_losses_of_their_own_and_weights() -> None:
     assert {name for name in metrics if name.startswith("weight_")} == {"weight_sa", "weight_glca", "weight_pwca"}
 
 
-def test_the_losses_weights_are_learned_and_not_decayed() -> None:
+def test_loss_weights_are_learned_and_not_decayed() -> None:
     task = FineGrainedTask(**DCAL, opt="momentum", lr=0.1, weight_decay=0.5)
     trainer = fit(task, limit_val_batches=0)
     learned = list(task.weighting.parameters())
@@ -74,7 +74,7 @@ def test_mixed_images_go_through_all_branches() -> None:
     assert fit(FineGrainedTask(**DCAL, mixup=0.4, smoothing=0.1)).global_step == 3
 
 
-def test_a_plain_model_is_trained_as_by_classification() -> None:
+def test_plain_model_is_trained_as_by_classification() -> None:
     states = []
     for kind in (ClassificationTask, FineGrainedTask):
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_a_plain_model_is_trained_as_by_classification() -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_a_checkpoint_names_its_task_and_goes_on_with_that_alone(tmp_path: Path) -> None:
+def test_checkpoint_resumes_with_its_own_task_only(tmp_path: Path) -> None:
     task = FineGrainedTask(**DCAL)
     fit(task, tmp_path)
     model, spec = load_checkpoint(tmp_path / "last.ckpt")

@@ -71,7 +71,7 @@ def slow_loss(task: Any, image: Tensor, noise: Tensor) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def test_the_loss_is_that_of_hidden_patches_alone(noises: list[Tensor]) -> None:
+def test_loss_is_that_of_hidden_patches_only(noises: list[Tensor]) -> None:
     task = create(lr=1e-12, weight_decay=0)
     metrics = fit(task, limit_train_batches=1).callback_metrics
     assert {name for name in metrics if "loss" in name} == {"train_loss", "val_loss"}
@@ -106,7 +106,7 @@ def test_killed_run_resumes_exactly(tmp_path: Path, noises: list[Tensor]) -> Non
     torch.testing.assert_close(noises[-3:], noises[5:8])  # two steps and a validation
 
 
-def test_a_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
+def test_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
     task = create()
     fit(task, tmp_path)
     model, spec = load_checkpoint(tmp_path / "last.ckpt")
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", [{}, {"global_pool": "avg", "fc_norm": False}], ids=["token", "avg"])
-def test_a_classifier_is_fine_tuned_from_it(tmp_path: Path, pooling: dict[str, Any]) -> None:
+def test_classifier_is_fine_tuned_from_the_encoder(tmp_path: Path, pooling: dict[str, Any]) -> None:
     source = create()
     fit(source, tmp_path, limit_val_batches=0)
     path = str(tmp_path / "last.ckpt")
@@ -152,7 +152,7 @@ def test_examples_are_images_of_the_validation() -> None:
     assert len(task.examples.tensors()["original"]) == 8
 
 
-def test_bfloat16_on_cpus_computes_attention_step_by_step() -> None:
+def test_bfloat16_on_cpus_uses_unfused_attention() -> None:
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
@@ -173,12 +173,12 @@ def test_bfloat16_on_cpus_computes_attention_step_by_step() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(create(**options))
 
 
-def test_images_of_one_channel_without_classes(tmp_path: Path) -> None:
+def test_images_of_one_channel_without_classes_are_enough(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         for number in range(2):
@@ -205,7 +205,7 @@ PRETRAIN = ["--task=mae", "--model.decoder_dim=16", "--model.decoder_num_heads=2
 RUN = Path("runs", MODEL, "0")
 
 
-def test_from_pretraining_to_fine_tuning(
+def test_commands_lead_from_pretraining_to_fine_tuning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -236,7 +236,7 @@ def test_from_pretraining_to_fine_tuning(
     assert load_checkpoint("runs/tuned/0/checkpoints/best.ckpt")[1].num_classes == 10
 
 
-def test_what_it_is_not_for_is_told_in_one_line(
+def test_unsuitable_commands_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

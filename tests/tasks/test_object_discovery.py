@@ -60,7 +60,7 @@ def scenes(task: Any) -> Any:
 # Steps
 
 
-def test_the_loss_is_that_of_the_image_and_scores_are_those_of_the_masks() -> None:
+def test_loss_is_that_of_the_image_and_scores_are_those_of_the_masks() -> None:
     task = create(**STEADY)
     metrics = fit(task, limit_train_batches=1).callback_metrics
     assert {name for name in metrics if name.startswith("val")} == {
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_image_and_scores_are_those_of_the_masks() -> No
 
 
 @pytest.mark.filterwarnings("ignore:the frozen")
-def test_dinosaur_rebuilds_features_of_an_encoder_that_stays_as_it_is() -> None:
+def test_dinosaur_rebuilds_features_of_a_frozen_encoder() -> None:
     task = dinosaur()
     trainer = fit(task, max_epochs=2)
     encoder: Any = task.model
@@ -102,7 +102,7 @@ def test_dinosaur_rebuilds_features_of_an_encoder_that_stays_as_it_is() -> None:
     assert "rebuilt" not in task.examples.tensors()
 
 
-def test_the_frozen_encoder_can_come_from_a_checkpoint_and_is_missed_otherwise(tmp_path: Path) -> None:
+def test_frozen_encoder_without_weights_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the frozen vit_pico_patch4_32 has random weights"):
         fit(dinosaur(), limit_train_batches=1, limit_val_batches=0)
     torch.manual_seed(3)
@@ -139,7 +139,7 @@ def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
 # Checkpoints
 
 
-def test_a_checkpoint_is_an_encoder_and_slots(tmp_path: Path) -> None:
+def test_checkpoint_is_an_encoder_and_slots(tmp_path: Path) -> None:
     task = create(guided=True, slot_init="learned", implicit=True)
     fit(task, tmp_path)
     encoder, slots, spec = load_slots(tmp_path / "last.ckpt")
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_an_encoder_and_slots(tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in held} == {"model", "slots"}
 
 
-def test_averages_and_raw_weights_are_told_apart(tmp_path: Path) -> None:
+def test_average_and_raw_weights_differ(tmp_path: Path) -> None:
     fit(create(), tmp_path, ema=True)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     average, raw = (load_slots(tmp_path / "last.ckpt", weights)[1] for weights in ("average", "raw"))  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_averages_and_raw_weights_are_told_apart(tmp_path: Path) -> None:
     assert not torch.equal(average.state_dict()[key], raw.state_dict()[key])
 
 
-def test_a_classifier_is_fine_tuned_from_its_encoder(tmp_path: Path) -> None:
+def test_classifier_is_fine_tuned_from_the_slots_encoder(tmp_path: Path) -> None:
     source = create()
     fit(source, tmp_path, limit_val_batches=0)
     task = ClassificationTask("slot_cnn_pico", model_kwargs=CNN, checkpoint_path=str(tmp_path / "last.ckpt"), **STEADY)
@@ -213,7 +213,7 @@ class Blind(nn.Module):
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_options_are_named(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task = create(**options)
     if options.get("name") == "sequencer2d_s":
         monkeypatch.setattr(task, "_create", lambda num_classes: Blind())

@@ -46,7 +46,7 @@ def losses(run: Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in run.callback_metrics.items() if name.startswith("train_loss")}
 
 
-def test_a_plain_model_has_its_losses_logged_apart() -> None:
+def test_plain_model_logs_its_losses_separately() -> None:
     found = losses(fit(ReidTask(MODEL, center_weight=0.01), limit_train_batches=1, limit_val_batches=0))
     assert set(found) == {"train_loss", "train_loss_ce", "train_loss_triplet", "train_loss_center"}
     assert found["train_loss"] == pytest.approx(sum(found.values()) - found["train_loss"], rel=1e-5)
@@ -80,7 +80,7 @@ def test_losses_are_taken_before_and_behind_the_neck() -> None:
     assert task.spec.num_classes == 0
 
 
-def test_biases_learn_faster_and_what_is_not_the_model_learns_too() -> None:
+def test_biases_learn_faster_and_other_modules_learn() -> None:
     task = ReidTask(MODEL, opt="sgd", lr=0.1, bias_lr_factor=2, weight_decay=0.01, sched="constant")
     groups = fit(task, limit_train_batches=1, limit_val_batches=0).optimizers[0].param_groups
     found = {id(parameter): group for group in groups for parameter in group["params"]}
@@ -126,7 +126,7 @@ def test_branches_are_compared_together_or_alone(pairs: list[Any]) -> None:
     assert not pairs
 
 
-def test_a_checkpoint_holds_the_backbone_and_what_it_was_trained_for(tmp_path: Path) -> None:
+def test_checkpoint_holds_the_backbone_and_its_task(tmp_path: Path) -> None:
     task = ReidTask(MODEL)
     run = fit(task, tmp_path)
     model, spec = load_checkpoint(tmp_path / "best.ckpt")
@@ -152,7 +152,7 @@ def test_queries_without_a_gallery_are_not_measured() -> None:
     assert math.isnan(run.callback_metrics["val_mAP"])
 
 
-def test_a_sanity_check_measures_nothing_and_leaves_nothing() -> None:
+def test_sanity_check_measures_nothing_and_leaves_nothing() -> None:
     task = ReidTask(MODEL)
     run = fit(task, limit_train_batches=1, num_sanity_val_steps=1, check_val_every_n_epoch=2)
     assert "val_mAP" not in run.callback_metrics
@@ -179,14 +179,14 @@ def images(place: list[int], features: list[list[float]]) -> Gallery:
     return Gallery(torch.tensor(place), torch.tensor(features), zeros, zeros)
 
 
-def test_parts_are_put_in_the_order_of_the_split() -> None:
+def test_merged_parts_have_the_order_of_the_split() -> None:
     whole = merge([images([4, 0], [[4.0], [0.0]]), images([], []), images([1, 3], [[1.0], [3.0]])])
     assert whole.place.tolist() == [0, 1, 3, 4]
     assert whole.features.flatten().tolist() == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("reranked", [False, True])
-def test_first_ranks_leave_out_what_the_measures_leave_out(reranked: bool) -> None:
+def test_first_ranks_leave_out_the_same_images_as_the_measures(reranked: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     places = torch.arange(46)
     ids, cameras = (torch.randint(high, (46,), generator=generator) for high in (4, 3))

@@ -87,7 +87,7 @@ def assert_same(whole: Any, first: Trace, second: Trace, trainer: Trainer, task:
 
 
 @pytest.mark.parametrize("stop_after", [2, BATCHES, BATCHES + 3])
-def test_sigterm(tmp_path: Path, uninterrupted: Any, stop_after: int) -> None:
+def test_sigterm_resumes_exactly(tmp_path: Path, uninterrupted: Any, stop_after: int) -> None:
     first, second = Trace(stop_after), Trace()
     with pytest.raises(SIGTERMException):
         run(tmp_path, first)
@@ -103,7 +103,7 @@ def test_sigterm(tmp_path: Path, uninterrupted: Any, stop_after: int) -> None:
     ],
     ids=str,
 )
-def test_sigterm_elsewhere(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_sigterm_resumes_exactly_with_other_lengths(tmp_path: Path, options: dict[str, Any]) -> None:
     trace, first, second = Trace(), Trace(BATCHES), Trace()
     whole = trace, *run(tmp_path / "whole", trace, **options)
     with pytest.raises(SIGTERMException):
@@ -112,7 +112,7 @@ def test_sigterm_elsewhere(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("slow_loss")
-def test_sigterm_with_kar3_and_auxiliary_losses(tmp_path: Path) -> None:
+def test_sigterm_resumes_exactly_with_kar3_and_auxiliary_losses(tmp_path: Path) -> None:
     options: dict[str, Any] = {"opt": "kar3", "l2_penalty": 1e-4, "accumulate_grad_batches": 2, "gradient_clip_val": 1}
     trace, first, second = Trace(), Trace(BATCHES), Trace()
     whole = trace, *run(tmp_path / "whole", trace, **options)
@@ -122,7 +122,7 @@ def test_sigterm_with_kar3_and_auxiliary_losses(tmp_path: Path) -> None:
     assert_same(whole, first, second, *run(tmp_path, second, tmp_path / "last.ckpt", **options), lost=0)
 
 
-def test_gradients_that_were_not_applied_are_computed_again(tmp_path: Path) -> None:
+def test_gradients_that_were_not_applied_are_recomputed(tmp_path: Path) -> None:
     first, second = Trace(3), Trace()
     with pytest.raises(SIGTERMException):
         run(tmp_path, first, accumulate_grad_batches=2)
@@ -131,7 +131,7 @@ def test_gradients_that_were_not_applied_are_computed_again(tmp_path: Path) -> N
     assert trainer.global_step == 3 * BATCHES // 2
 
 
-def test_interrupted_validation_is_made_up_for(tmp_path: Path) -> None:
+def test_interrupted_validation_is_repeated(tmp_path: Path) -> None:
     with pytest.raises(SIGTERMException):
         run(tmp_path, Trace(BATCHES))
     assert not (tmp_path / "best.ckpt").exists()
@@ -141,7 +141,7 @@ def test_interrupted_validation_is_made_up_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stop_after", "every", "lost"), [(7, 0, 3), (7, 2, 1), (BATCHES + 1, 2, 1)])
-def test_kill(tmp_path: Path, uninterrupted: Any, stop_after: int, every: int, lost: int) -> None:
+def test_kill_resumes_exactly(tmp_path: Path, uninterrupted: Any, stop_after: int, every: int, lost: int) -> None:
     first, second = Trace(stop_after, by="kill"), Trace()
     with pytest.raises(RuntimeError, match="killed"):
         run(tmp_path, first, every=every)

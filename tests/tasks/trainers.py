@@ -23,13 +23,12 @@ def create_trainer(
         **options: further arguments of the trainer.
     """
     last = [] if folder is None else [LastCheckpoint(folder, every_n_steps)]
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults = {"accelerator": "cpu", "use_distributed_sampler": False, "num_sanity_val_steps": 0, "max_epochs": 1}
     return Trainer(
         callbacks=[*callbacks, *last],
-        plugins=[AtomicCheckpointIO()],
         enable_checkpointing=folder is not None,
-        **{**silent, **defaults, **options},
+        **{**silent, **defaults, "plugins": [AtomicCheckpointIO()], **options},
     )
 
 

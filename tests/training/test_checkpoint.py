@@ -22,7 +22,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_average_weights_are_the_default_and_raw_ones_are_at_hand(checkpoint, classifier, spec):
+def test_average_weights_are_the_default_and_raw_ones_available(checkpoint, classifier, spec):
     model, found = load_checkpoint(checkpoint)
     assert same_weights(model, classifier)
     assert not model.training
@@ -76,7 +76,7 @@ def test_plain_weights_need_a_name(tmp_path, classifier):
         load_checkpoint(tmp_path / "model.pt")
 
 
-def test_another_architecture_names_both_and_the_first_keys(checkpoint):
+def test_error_for_another_architecture_names_both_and_the_first_keys(checkpoint):
     with pytest.raises(ValueError, match=r"trained as test_resnet, does not fit resnet10t: .*first \w+") as error:
         load_checkpoint(checkpoint, model_name="resnet10t")
     assert "\n" not in str(error.value)
@@ -91,12 +91,12 @@ def test_missing_and_unknown_keys_are_named(tmp_path, checkpoint):
         load_checkpoint(tmp_path / "odd.ckpt")
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.ckpt"):
         load_checkpoint(tmp_path / "gone.ckpt")
 
 
-def test_a_folder_is_no_checkpoint(tmp_path):
+def test_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         load_checkpoint(tmp_path)
 
@@ -112,7 +112,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("kind", ["text", "random", "empty", "truncated", "other zip", "list", "pickle", "safetensors"])
-def test_what_is_not_a_checkpoint_says_so_in_one_line(tmp_path, checkpoint, kind):
+def test_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, checkpoint, kind):
     path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.ckpt")
     content = {
         "text": b"learning rate: 0.1\n",
@@ -140,7 +140,7 @@ def test_pickled_code_is_named_and_not_run(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_metadata_with_holes_is_an_error_of_the_file(tmp_path):
+def test_metadata_with_missing_keys_are_an_error_of_the_file(tmp_path):
     torch.save({"state_dict": {}, "visionattn": {"model": "test_resnet"}}, tmp_path / "old.ckpt")
     with pytest.raises(ValueError, match=r"old\.ckpt: .* lacks model_kwargs, num_classes"):
         load_checkpoint(tmp_path / "old.ckpt")
@@ -163,7 +163,7 @@ def test_models_without_published_weights_say_so():
         create_model("resnet18.nonsense", pretrained=True)
 
 
-def test_a_model_folder_that_is_not_there_is_named(tmp_path):
+def test_missing_model_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         create_model(f"local-dir:{tmp_path / 'nowhere'}")
 

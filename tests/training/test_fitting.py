@@ -142,7 +142,7 @@ def test_wrong_keys_are_named_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_head_that_is_asked_for_must_be_there(vit: nn.Module, save: Callable[[Any], Path]) -> None:
+def test_head_must_be_in_the_file_if_classes_are_given(vit: nn.Module, save: Callable[[Any], Path]) -> None:
     with pytest.raises(ValueError, match=r"2 keys missing in the file, first head\.weight"):
         load_plain(save(headless(vit)), NAME, {"num_classes": 7})
 

@@ -43,4 +43,5 @@ def main(argv: list[str], prog: str = "eval.py") -> None:
     """Run one eval command."""
     if any(word.partition("=")[0] == "--leaderboard" for word in argv):
         raise UsageError(f"--leaderboard is a command of its own: {prog} leaderboard --results FILE …")
-    auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)
+    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": prog, "config_help": "YAML file of options."}
+    auto_cli(COMMANDS, args=argv, as_positional=False, **options)
