@@ -9,14 +9,8 @@ from rich.table import Table
 from visionattn.output import check_folder, check_writable, write_csv, write_json, write_text
 
 __all__ = [
-    "check_folder",
-    "check_writable",
-    "print_table",
-    "print_unreadable",
-    "write_csv",
-    "write_json",
-    "write_text",
-]
+    "check_folder", "check_writable", "print_table", "print_unreadable", "write_csv", "write_json", "write_text",
+]  # fmt: skip
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:

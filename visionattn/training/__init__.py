@@ -21,28 +21,11 @@ if TYPE_CHECKING:
     from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
 __all__ = [
-    "AVERAGE_BESIDE",
-    "METADATA_KEY",
-    "AtomicCheckpointIO",
-    "BestCheckpoint",
-    "LastCheckpoint",
-    "ModelSpec",
-    "Optimization",
-    "Weights",
-    "check_model_name",
-    "create_model",
-    "create_optimizer",
-    "describe_model",
-    "describe_weights",
-    "label_names",
-    "load_beside",
-    "load_checkpoint",
-    "load_plain",
-    "read_checkpoint",
-    "require_own_model",
-    "stored_spec",
-    "weights_origin",
-]
+    "AVERAGE_BESIDE", "METADATA_KEY", "AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "ModelSpec",
+    "Optimization", "Weights", "check_model_name", "create_model", "create_optimizer", "describe_model",
+    "describe_weights", "label_names", "load_beside", "load_checkpoint", "load_plain", "read_checkpoint",
+    "require_own_model", "stored_spec", "weights_origin",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
