@@ -9,15 +9,9 @@ from visionattn.tasks.training import TrainingTask
 from visionattn.training.divergence import DivergenceError
 
 __all__ = [
-    "TASKS",
-    "ClassificationTask",
-    "DivergenceError",
-    "FineGrainedTask",
-    "MaskedAutoencodingTask",
-    "ObjectDiscoveryTask",
-    "ReidTask",
-    "TrainingTask",
-]
+    "TASKS", "ClassificationTask", "DivergenceError", "FineGrainedTask", "MaskedAutoencodingTask",
+    "ObjectDiscoveryTask", "ReidTask", "TrainingTask",
+]  # fmt: skip
 
 TASKS: dict[str, type[TrainingTask]] = {
     task.kind: task

@@ -70,6 +70,7 @@ class ObjectDiscoveryTask(TrainingTask):
     rates: ClassVar[Mapping[str, str]] = {"fg_ari": "FG-ARI"}
     shown: ClassVar[tuple[str, ...]] = ("val_loss", "val_fg_ari")
     eval_command: ClassVar[str | None] = "discover"
+    fixed: ClassVar[tuple[str, Sequence[str]]] = ("other slots", SLOTS)
     help_text: ClassVar[str] = "slots that find objects"
     card_text: ClassVar[str] = "an encoder that slots found objects with; slots and decoder are not part of it"
 
@@ -173,17 +174,6 @@ class ObjectDiscoveryTask(TrainingTask):
                 self.examples.add(**{name: tensor[:wanted] for name, tensor in images.items()})
         self.log(f"{split}_loss", loss, on_epoch=True, batch_size=max(count, 1))
         self.log_dict(scores, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
-
-    # Checkpoints
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare also the slots."""
-        super().on_load_checkpoint(checkpoint)
-        for key in SLOTS:
-            theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
-            if theirs != ours:
-                path = self.trainer.ckpt_path
-                raise ValueError(f"{path} holds other slots: --model.{key} {theirs}, here {ours}")
 
 
 def _draw_slots(tensors: Mapping[str, Tensor], *where: Any) -> None:

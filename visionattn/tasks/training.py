@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -24,12 +24,7 @@ from visionattn.training.checkpoints.loading import describe_model, load_plain
 from visionattn.training.checkpoints.sharded import shard_model
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec
 from visionattn.training.divergence import DivergenceCheck
-from visionattn.training.initial_weights import (
-    classifiers,
-    load_all_but_heads,
-    require_heads,
-    warn_of_normalization,
-)
+from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
 from visionattn.training.models import check_model_name, create_regularized
 from visionattn.training.objective import decayed_weights, extra_losses
 from visionattn.training.optimization import Optimization, create_optimizer
@@ -84,6 +79,8 @@ class TrainingTask(LightningModule):
     """Whether the model's own classifier gives the answers."""
     model_alone: ClassVar[bool] = False
     """Whether the model's weights suffice to evaluate and predict, without other modules of the task."""
+    fixed: ClassVar[tuple[str, Sequence[str]]] = ("", ())
+    """What a resumed run must not change beside the model, in words, and its options."""
     shardable: ClassVar[bool] = False
     """Whether all parameters belong to the model and only its ``forward`` uses them, as FSDP2 requires."""
     resumed: bool = False
@@ -369,3 +366,8 @@ class TrainingTask(LightningModule):
         if self.trainer.state.fn == "fit":
             check_optimizer(path, checkpoint.get("hyper_parameters", {}), self.options)
             check_length(path, checkpoint, self.trainer.max_epochs, self.trainer.max_steps)
+        what, options = self.fixed
+        for key in options:
+            theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
+            if theirs != ours:
+                raise ValueError(f"{path} holds {what}: --model.{key} {theirs}, here {ours}")

@@ -1,5 +1,7 @@
 """Parts of a training: models and weights to start from, optimizers, schedules, checkpoints, run folders."""
 
+from typing import TYPE_CHECKING, Any
+
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.checkpoints.loading import (
     AVERAGE_BESIDE,
@@ -13,22 +15,23 @@ from visionattn.training.checkpoints.loading import (
 )
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec, require_own_model, stored_spec
 from visionattn.training.models import check_model_name, create_model, label_names
+from visionattn.training.optimization import Optimization, create_optimizer
+
+if TYPE_CHECKING:
+    from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 
 __all__ = [
-    "AVERAGE_BESIDE",
-    "METADATA_KEY",
-    "ModelSpec",
-    "Weights",
-    "check_model_name",
-    "create_model",
-    "describe_model",
-    "describe_weights",
-    "label_names",
-    "load_beside",
-    "load_checkpoint",
-    "load_plain",
-    "read_checkpoint",
-    "require_own_model",
-    "stored_spec",
-    "weights_origin",
-]
+    "AVERAGE_BESIDE", "METADATA_KEY", "AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "ModelSpec",
+    "Optimization", "Weights", "check_model_name", "create_model", "create_optimizer", "describe_model",
+    "describe_weights", "label_names", "load_beside", "load_checkpoint", "load_plain", "read_checkpoint",
+    "require_own_model", "stored_spec", "weights_origin",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what loads Lightning upon first use."""
+    if name in ("AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint"):
+        from visionattn.training.checkpoints import callbacks
+
+        return getattr(callbacks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,11 +15,7 @@ CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
 
 class EpochReport(Callback):
-    """Print a line at the start of the training and, without a progress bar, one per epoch.
-
-    Args:
-        per_epoch: print a line per epoch.
-    """
+    """Print a line at the start of the training and, if ``per_epoch``, one per epoch."""
 
     def __init__(self, per_epoch: bool) -> None:
         self.per_epoch = per_epoch
@@ -95,11 +91,7 @@ class Stopwatch(Callback):
 
 
 class LearningCurve(Callback):
-    """Draw ``curve.png`` next to ``metrics.csv``; errors are printed and do not stop the run.
-
-    Args:
-        folder: folder of the run.
-    """
+    """Draw ``curve.png`` next to ``metrics.csv``; errors are printed and do not stop the run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,11 +126,7 @@ class LearningCurve(Callback):
 
 
 class KernelSheet(Callback):
-    """Draw ``kernels.png`` after the training, for models with hyper-kernels; errors do not stop the run.
-
-    Args:
-        folder: folder of the run.
-    """
+    """Draw ``kernels.png`` after the training, for models with hyper-kernels; errors do not stop the run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -163,9 +151,6 @@ class ExampleSheet(Callback):
 
     ``TITLE-best.png`` shows the weights in ``best.ckpt``, ``TITLE-last.png`` those that were validated last. Errors are
     printed and do not stop the run.
-
-    Args:
-        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:

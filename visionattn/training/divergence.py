@@ -29,11 +29,7 @@ class DivergenceCheck:
         self._pending = loss.detach(), step, epoch
 
     def check_loss(self, trainer: Any) -> None:
-        """Check the last loss.
-
-        Raises:
-            DivergenceError: the loss is not finite; the message names the step and the last good checkpoint.
-        """
+        """Check the last loss; the error names the step and the last good checkpoint."""
         if self._pending is None:
             return
         (loss, step, epoch), self._pending = self._pending, None
@@ -43,15 +39,7 @@ class DivergenceCheck:
             )
 
     def check_weights(self, weights: Iterable[Tensor], trainer: Any) -> None:
-        """Check weights before they are saved.
-
-        Args:
-            weights: tensors of a state dict. Of weights that are divided among devices, this process's part is checked.
-            trainer: trainer, for the message.
-
-        Raises:
-            DivergenceError: a weight is not finite.
-        """
+        """Check weights before they are saved; of weights that are divided among devices, this process's part."""
         own = [
             value.to_local() if isinstance(value, DTensor) else value for value in weights if value.is_floating_point()
         ]

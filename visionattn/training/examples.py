@@ -45,11 +45,6 @@ class Examples:
 
 
 def wanted(batch_idx: int, batches: float) -> int:
-    """Return how many images of a batch are kept.
-
-    Args:
-        batch_idx: number of the batch.
-        batches: number of batches, infinite if unknown; then images come from the first ones.
-    """
+    """Return how many images of a batch are kept; of the first ones, if the number of batches is infinite."""
     batches = COUNT if math.isinf(batches) else int(batches)
     return sum(number * batches // COUNT == batch_idx for number in range(COUNT))

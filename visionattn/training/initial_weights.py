@@ -27,11 +27,7 @@ def load_all_but_heads(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
 
 
 def require_heads(model: nn.Module, initial: Mapping[str, Tensor], path: str) -> None:
-    """Check that a file has the weights of the classifiers, which would otherwise answer at random.
-
-    Raises:
-        ValueError: they are missing or of another width.
-    """
+    """Check that a file has the weights of the classifiers, which would otherwise answer at random."""
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     for name in (own[id(parameter)] for head in classifiers(model) for parameter in head.parameters()):
         if name not in initial or initial[name].shape != model.get_parameter(name).shape:
@@ -39,13 +35,7 @@ def require_heads(model: nn.Module, initial: Mapping[str, Tensor], path: str) ->
 
 
 def warn_of_normalization(model: nn.Module, name: str, used: Mapping[str, Any]) -> None:
-    """Warn if the data are normalised in another way than the pretrained weights expect, and name the options to pass.
-
-    Args:
-        model: model with pretrained weights.
-        name: its name.
-        used: preprocessing of the data.
-    """
+    """Warn if the preprocessing of the data normalises in another way than pretrained weights expect."""
     wanted = adapt_preprocessing(model_preprocessing(model), {"in_chans": used["input_size"][0]})
     for key in differing_keys(used, wanted):
         if key in ("mean", "std"):

@@ -44,15 +44,7 @@ class RunCSVLogger(Logger):
         """Empty: the folder has the name of the run."""
         return ""
 
-    @property
-    def version(self) -> str:
-        """Empty, as the name."""
-        return ""
-
-    @property
-    def log_dir(self) -> str:
-        """Folder of the run."""
-        return str(self.run.path)
+    version = name
 
     @property
     def save_dir(self) -> str:
@@ -161,11 +153,7 @@ class RunWandbLogger(WandbLogger):
 
 
 def check_logger(name: LoggerName) -> None:
-    """Check that the package of a logger is installed.
-
-    Raises:
-        UsageError: it is missing.
-    """
+    """Refuse a logger whose package is not installed."""
     if name == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise UsageError("--logger tensorboard needs a package that is not installed: pip install tensorboard")
 

@@ -14,6 +14,7 @@ from visionattn.suggestions import suggest
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
 
+NOT_NEGATIVE = "lr lr_base min_lr warmup_lr warmup_epochs cooldown_epochs weight_decay momentum layer_decay agc"
 DEFAULT_LR = 1e-3
 REFERENCE_BATCH = 256
 """``lr_base`` is the rate for this many images per update."""
@@ -66,18 +67,7 @@ class Optimization:
     def __post_init__(self) -> None:
         if self.lr is not None and self.lr_base is not None:
             raise ValueError(f"--model.lr {self.lr} and --model.lr_base {self.lr_base} exclude each other: pass one")
-        for option in (
-            "lr",
-            "lr_base",
-            "min_lr",
-            "warmup_lr",
-            "warmup_epochs",
-            "cooldown_epochs",
-            "weight_decay",
-            "momentum",
-            "layer_decay",
-            "agc",
-        ):
+        for option in NOT_NEGATIVE.split():
             check_range(f"model.{option}", getattr(self, option), 0)
         check_range("model.bias_lr_factor", self.bias_lr_factor, 0, above=True)
 

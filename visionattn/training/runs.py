@@ -96,21 +96,13 @@ class RunFolder:
 
 
 class SameCheckpoint(Callback):
-    """Check that all processes resume from the same checkpoint, since each of them looked for it.
-
-    Args:
-        path: the checkpoint that this process found.
-    """
+    """Check that all processes resume from the same checkpoint, since each of them looked for it."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare with the first process.
-
-        Raises:
-            UsageError: the first process found another one.
-        """
+        """Refuse to start if the first process found another checkpoint."""
         first = trainer.strategy.broadcast(self.path)
         if self.path != first:
             raise UsageError(

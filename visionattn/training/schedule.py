@@ -23,10 +23,6 @@ class RunSchedule:
     Attributes:
         length: updates of the run, or epochs if the rates change with the epoch.
         differs: whether the checkpoint that the run resumed from has another schedule.
-
-    Args:
-        scheduler: the schedule.
-        length: as the attribute.
     """
 
     def __init__(self, scheduler: Scheduler, length: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from visionattn.files import as_text
 from visionattn.training.models import is_elsewhere
@@ -58,7 +58,8 @@ class ModelSpec:
         missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
         if missing:
             raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
-        for name, kind in _TYPES.items():
+        for name, hint in get_type_hints(cls).items():
+            kind = get_origin(hint) or hint
             if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
                 raise ValueError(f"the checkpoint's description of its model has {name} {values[name]!r}")
         size = values["preprocessing"].get("input_size")
@@ -67,17 +68,6 @@ class ModelSpec:
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         # Earlier versions stored names of class folders as they were, including bytes that are not UTF-8.
         return cls(**known | {"class_names": [as_text(str(name)) for name in known["class_names"]]})
-
-
-_TYPES: dict[str, type] = {
-    "model": str,
-    "model_kwargs": dict,
-    "num_classes": int,
-    "class_names": list,
-    "preprocessing": dict,
-    "dataset": str,
-    "task": str,
-}
 
 
 def stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec | None:
