@@ -1,28 +1,26 @@
 """Image classification: one DataModule for every data set that timm can read, and some that it cannot."""
 
-import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
-from visionattn.data.module import ImageData, per_channel
-from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, ImageSource, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, image_transform
+from visionattn.data.transforms import MAX_SIZE, image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
 """Pixels of the embedded and small sets; others are brought to 224."""
@@ -148,46 +146,20 @@ class ImageClassificationData(ImageData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
-        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
-        crop_pct = 0.875 if crop_pct is None else crop_pct
         in_chans = 3 if in_chans is None else in_chans
-        for option, number, low, high in (
-            ("num_classes", num_classes, 1, math.inf),
-            ("limit_per_class", limit_per_class, 1, math.inf),
-            ("holdout_per_class", holdout_per_class, 1, math.inf),
-            ("img_size", img_size, 1, MAX_SIZE),
-            ("crop_from", crop_from, 1, MAX_SIZE),
-            ("crop_pct", crop_pct, 0.05, 2),
-            ("hflip", hflip, 0, 1),
-            ("vflip", vflip, 0, 1),
-            ("color_jitter", color_jitter, 0, math.inf),
-            ("re_prob", re_prob, 0, 1),
-            ("re_count", re_count, 1, math.inf),
-            ("aug_repeats", aug_repeats, 0, math.inf),
+        for option, number in (
+            ("num_classes", num_classes),
+            ("limit_per_class", limit_per_class),
+            ("holdout_per_class", holdout_per_class),
         ):
-            check_range(f"data.{option}", number, low, high, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.train_interpolation", train_interpolation, (*INTERPOLATIONS, "random"), error=DataError)
-        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
-        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
+            check_range(f"data.{option}", number, 1, error=DataError)
+        check_range("data.img_size", img_size, 1, MAX_SIZE, error=DataError)
+        check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
         if in_chans not in (1, 3):
             raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
         if holdout_per_class is not None and val_split is not None:
             raise DataError(f"--data.holdout_per_class takes the place of --data.val_split {val_split}: leave one out")
-        for option, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
-            if not 0 < low <= high <= most:
-                bounds = "above 0" if most == math.inf else f"above 0 and at most {most}"
-                raise DataError(f"--data.{option} must be two numbers {bounds}, the smaller first, got {low}, {high}")
-        if crop_padding < 0 or (crop_padding and no_aug):
-            raise DataError(
-                f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
-            )
         size = img_size or EDGES.get(self.name, 224)
-        if crop_from is not None and (no_aug or crop_from < size):
-            raise DataError(
-                f"--data.crop_from {crop_from} must be at least --data.img_size {size}, and is an augmentation: "
-                "not with --data.no_aug"
-            )
         self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats = aug_repeats
@@ -198,14 +170,7 @@ class ImageClassificationData(ImageData):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
 
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (in_chans, size, size),
-            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean", in_chans),
-            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std", in_chans),
-            "interpolation": interpolation,
-            "crop_pct": crop_pct,
-            "crop_mode": crop_mode,
-        }
+        self.preprocessing = make_preprocessing((in_chans, size, size), mean, std, interpolation, crop_pct, crop_mode)
         self._to_sequence = pixel_sequence(sequence, permutation_seed, size * size)
         if sequence is not None:
             # timm's configuration knows nothing of sequences: other images do without these.
@@ -225,6 +190,7 @@ class ImageClassificationData(ImageData):
             "crop_padding": crop_padding,
             "crop_from": crop_from,
         }
+        check_augmentation(self.augmentation, size)
 
     @property
     def class_names(self) -> list[str]:
@@ -391,36 +357,22 @@ class ImageClassificationData(ImageData):
         training = split == "train"
         source = self._sources[split]
         transform = self._transform(training)
-        rank, world = self.shard
-        workers = self.num_workers
-        batch_size = self.batch_size if training else self.eval_batch_size
+        options = self.worker_options
         dataset: Dataset[Item]
-        sampler: TrainSampler | EvalSampler | None = None
         if isinstance(source, IterableImageDataset):
+            rank, world = self.shard
             dataset = StreamDataset(source, transform, training, rank, world)
             if training:
-                workers = stream_workers(self.name, source, workers, world)
+                options["num_workers"] = stream_workers(self.name, source, self.num_workers, world)
                 self._enter(source)
-            source.set_loader_cfg(num_workers=workers)
+            source.set_loader_cfg(num_workers=options["num_workers"])
+            options["batch_size"] = self.batch_size if training else self.eval_batch_size
         else:
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
-            sampler = (
-                TrainSampler(
-                    len(source), self.seed, rank, world, self.aug_repeats, (self.start[0], self.start[1] * batch_size)
-                )
-                if training
-                else EvalSampler(len(source), rank, world)
-            )
+            options |= self.batches(len(source), training, self.aug_repeats)
+        num_classes = None if split == "predict" else self.num_classes
         self._loaders[split] = ImageLoader(
-            dataset,
-            self.on_error,
-            None if split == "predict" else self.num_classes,
-            batch_size=batch_size,
-            sampler=sampler,
-            # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
-            drop_last=training and sampler is not None and len(sampler) >= batch_size,
-            **self.worker_options | {"num_workers": workers},
-            collate_fn=Collate(self.item_shape),
+            dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape)
         )
         return self._loaders[split]
 

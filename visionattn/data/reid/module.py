@@ -9,18 +9,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor
 
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError
-from visionattn.data.module import ImageData, per_channel
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Protocol, ReidImage, Split
 from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
-from visionattn.data.sampling import EvalSampler
 from visionattn.data.sources import some
-from visionattn.data.transforms import ERASURES, INTERPOLATIONS, MAX_SIZE
+from visionattn.data.transforms import MAX_SIZE
 from visionattn.viz.person import single_threaded
 from visionattn.words import counted
 
@@ -161,34 +161,25 @@ class ReidData(ImageData):
                 f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
                 f"got {gallery_size} for {self.name}"
             )
-        interpolation = interpolation or "bicubic"
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width
         for what, edge in (("height", height), ("width", width)):
             check_range(f"data.{what}", edge, 1, MAX_SIZE, error=DataError)
-        check_range("data.padding", padding, 0, error=DataError)
-        for what, share in (("hflip", hflip), ("re_prob", re_prob)):
-            check_range(f"data.{what}", share, 0, 1, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
         self.root, self.instances = root and str(Path(root).expanduser()), instances
         self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
         self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (3, height, width),
-            "mean": per_channel(mean, IMAGENET_INCEPTION_MEAN, "mean"),
-            "std": per_channel(std, IMAGENET_INCEPTION_STD, "std"),
-            "interpolation": interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-        }
+        published = (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
+        self.preprocessing = make_preprocessing(
+            (3, height, width), mean, std, interpolation, crop_mode="squash", statistics=published
+        )
         self.augmentation: dict[str, Any] = {
             "hflip": hflip,
             "padding": padding,
             "re_prob": re_prob,
             "re_mode": re_mode,
         }
+        check_augmentation(self.augmentation, width)
         self._images: dict[Split, list[ReidImage]] = {}
 
     @property
@@ -279,9 +270,7 @@ class ReidData(ImageData):
         self._check_matches()
         images = [image for part in EVALUATION for image in self._images[part]]
         source = ReidSource(images, self.layout.open)
-        return self._loader(
-            split, source, sampler=EvalSampler(len(source), *self.shard), batch_size=self.eval_batch_size
-        )
+        return self._loader(split, source, **self.batches(len(source), training=False))
 
     def _loader(self, split: str, source: ReidSource, **options: Any) -> ReidLoader:
         training = split == "train"

@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageDataset, OnError
-from visionattn.data.module import ImageData, per_channel
-from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
 from visionattn.data.scenes.opening import SceneName, open_scenes
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.synthetic import LENGTHS
 from visionattn.data.scenes.transforms import CROP_MODES, CropMode, SceneTransform
-from visionattn.data.transforms import INTERPOLATIONS, MAX_SIZE
+from visionattn.data.transforms import MAX_SIZE
 from visionattn.viz.person import single_threaded
 
 SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
@@ -81,23 +79,15 @@ class SceneData(ImageData):
         self.name: str = name or ("folder" if root else "synthetic")
         self.worker_setup = single_threaded if self.name == "synthetic" else None
         self.root, self.limit, self.hflip = root and str(Path(root).expanduser()), limit, hflip
-        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
         size = (SYNTHETIC_SIZE if self.name == "synthetic" else PHOTOGRAPH_SIZE) if image_size is None else image_size
         check_range("data.image_size", size, 1, MAX_SIZE, error=DataError)
-        check_range("data.hflip", hflip, 0, 1, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
+        check_augmentation({"hflip": hflip}, size)
         self.splits: dict[str, str | None] = {"train": train_split, "validation": val_split}
         self.lengths = {"train": length, "validation": val_length}
         self.drawing: dict[str, Any] = {"max_objects": max_objects, "textured": textured}
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (3, size, size),
-            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean"),
-            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std"),
-            "interpolation": interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": crop_mode,
-        }
+        self.preprocessing = make_preprocessing(
+            (3, size, size), mean, std, interpolation, crop_mode=crop_mode, crop_modes=CROP_MODES
+        )
         self._scenes: dict[str, Scenes] = {}
 
     @property
@@ -132,22 +122,11 @@ class SceneData(ImageData):
     def _loader(self, stage: str, split: str) -> SceneLoader:
         training = stage == "train"
         scenes = self._scenes[split]
-        batch_size = self.batch_size if training else self.eval_batch_size
-        rank, world = self.shard
-        start = (self.start[0], self.start[1] * batch_size)
-        sampler = (
-            TrainSampler(len(scenes), self.seed, rank, world, start=start)
-            if training
-            else EvalSampler(len(scenes), rank, world)
-        )
         transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
         loader = SceneLoader(
             ImageDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
-            batch_size=batch_size,
-            sampler=sampler,
-            # An odd last batch is dropped, but a data set smaller than one batch still trains.
-            drop_last=training and len(sampler) >= batch_size,
+            **self.batches(len(scenes), training),
             **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
         )
