@@ -1,4 +1,4 @@
-"""Image classification: one DataModule for every data set that timm can read, and some that it cannot."""
+"""Image classification: one DataModule for the data sets that timm reads, and some that it does not."""
 
 import os
 import re
@@ -23,75 +23,74 @@ from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import MAX_SIZE, image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
-"""Pixels of the embedded and small sets; others are brought to 224."""
+"""Edge in pixels of the embedded and small data sets; other images are resized to 224."""
 TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
-"""torchvision's reader of folders takes hidden ones for classes: these names stand for ``folder``."""
+"""Other names of ``folder``; torchvision's own reader would take hidden folders for classes."""
 
 
 class ImageClassificationData(ImageData):
     """Images with class labels: loaders for training, validation, testing and prediction.
 
-    Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
-    where there is nothing else, ``test``; each a folder (or a ``.tar``) of class folders. For ``predict`` the root is
-    any folder of images. Every format that Pillow decodes is read. Hidden and system files and folders, and files
-    that are not images, are passed over and counted in a warning.
+    Under ``root`` the splits are found by name: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or, as the
+    last resort, ``test``. Each is a folder (or a ``.tar``) of class folders. For ``predict`` the root is any
+    folder of images. Every format that Pillow decodes is read. Hidden files, system files and files that are not images
+    are skipped and counted in a warning.
 
-    Defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are for
-    training from scratch: commands of ``train.py`` take what is not given from the weights that they start from.
+    The defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are
+    for training from scratch. If ``train.py`` starts from pretrained weights, it takes missing values from them.
 
     Args:
-        name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm's: ``torch/cifar10``,
+        name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
+            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm: ``torch/cifar10``,
             ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
-            ``*-ubyte.gz``; for the others the place of their downloads.
-        train_split: name of the training split, where it is not found by itself.
-        val_split: the same for validation.
-        test_split: the same for testing, which falls back to the validation split.
-        num_classes: where the data set does not say how many classes it has (webdataset).
-        download: let torchvision or timm fetch a data set that is not there.
-        limit_per_class: train on so many images of each class, the first ones after shuffling with the seed; by
-            default on all.
-        holdout_per_class: validate on so many images of each class of the training split, and train on the others:
-            the same ones whatever the seed. So the best epoch is chosen without the test images.
-        class_map: classes of folders whose names are not the model's, as ``{plane: airplane}``, or a YAML or JSON file
-            with that. Folders of one class are put together. For a model that does not know its classes, a class is the
+            ``*-ubyte.gz``; for other data sets the folder of their downloads.
+        train_split: name of the training split, if it is not one of the usual names.
+        val_split: name of the validation split, if it is not one of the usual names.
+        test_split: name of the test split; without one the validation split is tested.
+        num_classes: number of classes, if the data set does not say it (webdataset).
+        download: download a missing data set with torchvision or timm.
+        limit_per_class: number of training images per class, the first after shuffling with the seed; by default all.
+        holdout_per_class: validate on this number of training images per class, and train on the others. The
+            held-out images do not depend on the seed. The best epoch is then chosen without the test images.
+        class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
+            file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
         in_chans: 3 for colour, the default, 1 for grey.
-        sequence: hand out images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
-            in the random order that ``permutation_seed`` gives, the same for all images.
-        permutation_seed: of that order.
+        sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
+            random order of ``permutation_seed``, the same for all images.
+        permutation_seed: seed of that order.
         batch_size: images per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
-        mean: of each channel, by default ImageNet's.
-        std: of each channel, by default ImageNet's.
-        interpolation: for validation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
-        crop_pct: part of the resized image's edge that validation keeps, by default 0.875.
+        eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
+        mean: mean of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's.
+        interpolation: interpolation in evaluation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        crop_pct: share of the resized image's edge that evaluation keeps, by default 0.875.
         crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
-        no_aug: train on plainly resized images.
-        train_interpolation: as ``interpolation``, or ``random``.
-        crop_padding: train on random crops of the image with so many mirrored pixels added on each side, in place of
-            ``scale``, ``ratio`` and ``train_interpolation``; 0 for not.
-        crop_from: train on random crops of the image with its shorter edge brought to so many pixels, in place of the
-            same; by default to ``img_size``, where there is ``crop_padding``.
-        scale: bounds of the random crop's share of the area.
-        ratio: bounds of its width over height.
+        no_aug: train on resized images without augmentation.
+        train_interpolation: interpolation in training, as above, or ``random``.
+        crop_padding: pad training images by this number of mirrored pixels and crop at random, in place of ``scale``,
+            ``ratio`` and ``train_interpolation``; 0 for no padding.
+        crop_from: resize the shorter edge of training images to this number of pixels and crop at random, in place of
+            the same options; with ``crop_padding`` by default ``img_size``.
+        scale: smallest and largest share of the area that a random crop keeps.
+        ratio: smallest and largest width over height of a random crop.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
-        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` switches it off.
+        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` disables it.
         auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
         re_prob: probability of random erasing.
-        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
         re_count: largest number of erased rectangles.
-        aug_repeats: draw each image so often per epoch, in an epoch of the same length; 0 or 1 for once.
-        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another image in its place in training and without it in validation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        aug_repeats: number of times that each image is drawn per epoch, whose length does not change; 0 or 1 for once.
+        on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
+            it by another image in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: upon ``setup``, where data are missing or not as expected.
+        DataError: in ``setup``, if data are missing or not as expected.
     """
 
     weights_decide = frozenset({"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"})
@@ -218,7 +217,7 @@ class ImageClassificationData(ImageData):
             DataError: there are others.
         """
         names = self.class_names
-        # Where the head's names are known, folders have been matched with them, and it may have room for more.
+        # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
             raise DataError(
                 f"data set {self.name!r} has {len(names)} classes, the head of {model} has {num_classes}: evaluate on "

@@ -1,4 +1,4 @@
-"""From a source of images to batches of tensors; broken images are named, never passed over in silence."""
+"""Loading of batches from a source of images; broken images are always reported by name."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error
 SIGTERM_GRACE = 60  # seconds
 
 MAX_NEIGHBOURS = 20
-"""After so many broken images in a row training gives up even when told to skip them."""
+"""Number of broken images in a row after which training stops, even with ``on_error`` skip."""
 
 
 class UnreadableImageError(OSError):
@@ -39,13 +39,13 @@ class UnreadableImageError(OSError):
 
 
 class Item(NamedTuple):
-    """One image on its way into a batch; without an image it is broken (``errors`` says so) or a filler."""
+    """One image of a batch; without an image it is broken, as ``errors`` says, or a filler."""
 
     image: Tensor | None  # [C, H, W]
     target: int
     name: str
     errors: tuple[str, ...] = ()
-    index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index, which nobody wants
+    index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index
 
 
 FILLER = Item(None, -1, "")
@@ -55,11 +55,10 @@ class Batch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
-            out.
-        target: class indices [B], -1 where they are unknown.
-        name: file names, B of them, as :func:`visionattn.files.as_text` gives them.
-        errors: one line for each broken image that was met.
+        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        target: class indices [B], -1 if unknown.
+        name: B file names, in the form of :func:`visionattn.files.as_text`.
+        errors: one line for each broken image.
     """
 
     image: Tensor

@@ -22,18 +22,18 @@ class ImageData(LightningDataModule):
     """DataModule with loaders by split and the position from which the training loader starts.
 
     Attributes:
-        preprocessing: how images are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
-        preferred_classes: those of the head that a training starts from, which number the same classes alike.
+        preprocessing: timm's preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ….
+        preferred_classes: class names of the head that a training starts from; the same classes keep their numbers.
 
     Args:
         batch_size: images per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device; None for as many as there are cores, at most 8.
-        on_error: what becomes of an image that cannot be decoded.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device; None for the number of cores, at most 8.
+        on_error: treatment of images that cannot be decoded.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: batches of less than one image, or another number that cannot be.
+        DataError: a number is out of its bounds.
     """
 
     preprocessing: dict[str, Any]
@@ -140,8 +140,8 @@ class ImageData(LightningDataModule):
     @property
     def start(self) -> tuple[int, int]:
         """Epoch, and batches done in it, at which the training loader starts."""
-        # With another batch size, or number of processes, the count of batches that Lightning goes by means another
-        # place in the epoch.
+        # The same count of batches is another position in the epoch if the batch size or the number of processes
+        # changed.
         state, world = self._resumed, self.shard[1]
         seen = state["batches"] * state["batch_size"] * state.get("world_size", world)
         return state["epoch"], seen // (self.batch_size * world)

@@ -1,4 +1,4 @@
-"""Re-identification: one DataModule for the published data sets, their like, and the embedded identities."""
+"""Re-identification: one DataModule for the published data sets, folders like them, and the embedded identities."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,13 +33,12 @@ class ReidBatch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
-            out.
-        target: [B]: in training numbers of the identities from 0, in evaluation the identities themselves.
+        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        target: [B], in training the numbers of the identities from 0, in evaluation the identities themselves.
         camera: [B], by the data set's own numbers.
-        index: places in the split [B]; in evaluation the queries come first, then the gallery.
+        index: positions in the split [B]; in evaluation the queries come first, then the gallery.
         name: file names, B of them.
-        errors: one line for each broken image that was met.
+        errors: one line for each broken image.
     """
 
     image: Tensor
@@ -51,10 +50,10 @@ class ReidBatch(NamedTuple):
 
 
 class ReidCollate(Collate):
-    """Makes a :class:`ReidBatch` of what there is.
+    """Collation of the images that could be read to a :class:`ReidBatch`.
 
     Args:
-        input_size: (C, H, W), for batches that turn out empty.
+        input_size: (C, H, W), for empty batches.
         cameras: of all images of the split.
     """
 
@@ -82,36 +81,35 @@ class ReidData(ImageData):
     Nothing is downloaded. Validation and test are the same: one loader over the queries and then the gallery.
 
     Args:
-        name: ``identities`` (embedded; the default where there is no root), ``market1501`` (the default with a root;
+        name: ``identities`` (embedded; the default without a root), ``market1501`` (the default with a root;
             any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version), ``veri776`` or
             ``vehicleid``.
-        root: folder of the data set, or the one that it was unpacked in.
-        train_val: train on MSMT17's validation images, too.
+        root: folder of the data set, or the folder above it.
+        train_val: also train on MSMT17's validation images.
         gallery_size: evaluate on VehicleID's list of 800 identities (the default), 1600 or 2400.
-        height: in pixels, by default 256, and 64 for the embedded images.
-        width: in pixels, by default 128 for people and 256 for vehicles, and 32 for the embedded images.
+        height: height in pixels, by default 256, and 64 for the embedded images.
+        width: width in pixels, by default 128 for people, 256 for vehicles, and 32 for the embedded images.
         batch_size: images per step and per device, P·K.
         instances: K, images of each identity in a batch.
-        eval_batch_size: images per step in evaluation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for the embedded
-            images.
-        mean: of each channel, by default 0.5.
-        std: of each channel, by default 0.5.
-        interpolation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        eval_batch_size: images per step in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8; 0 for the embedded images.
+        mean: mean of each channel, by default 0.5.
+        std: standard deviation of each channel, by default 0.5.
+        interpolation: interpolation of the resizing: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
         hflip: probability of a horizontal flip.
-        padding: black pixels on each side, of which a random crop takes its share; by default 10, and 3 for the
-            embedded images; 0 for no crop.
+        padding: black pixels added on each side before a random crop; by default 10, and 3 for the embedded images; 0
+            for no crop.
         re_prob: probability of random erasing.
-        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
-        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another image in its place in training and without it in evaluation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
+            it by another image in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+        DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
 
-    # Persons and vehicles have sizes of their own, which the models are resized to.
+    # The image size is that of people or vehicles; models are resized to it.
     weights_decide = frozenset({"mean", "std", "interpolation"})
 
     def __init__(

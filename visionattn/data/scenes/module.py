@@ -1,4 +1,4 @@
-"""Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of images with masks."""
+"""Scenes: one DataModule for synthetic scenes, COCO panoptic, ADE20K and folders of images with masks."""
 
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,32 @@ class SceneData(ImageData):
     """Scenes for training and validation. Nothing is downloaded; test is the same as validation.
 
     Args:
-        name: ``synthetic`` (drawn as they are needed; the default where there is no root), ``coco_panoptic``,
-            ``ade20k``, or ``folder`` (the default with a root), which has masks with numbers of instances.
+        name: ``synthetic`` (drawn on demand; the default without a root), ``coco_panoptic``,
+            ``ade20k``, or ``folder`` (the default with a root), a folder with masks of instance numbers.
         root: folder of the data set.
         train_split: name of the training split, by default the data set's usual one.
-        val_split: the same for validation.
-        limit: use so many scenes of each split, the first ones; by default all.
+        val_split: name of the validation split, likewise.
+        limit: number of scenes of each split, the first ones; by default all.
         image_size: height and width in pixels, by default 64 for synthetic scenes and 224 for others.
-        length: synthetic scenes for training.
-        val_length: synthetic scenes for validation.
-        max_objects: synthetic scenes have 2 to so many.
-        textured: some synthetic objects and backgrounds have patterns; otherwise all are plain.
+        length: number of synthetic scenes for training.
+        val_length: number of synthetic scenes for validation.
+        max_objects: largest number of objects in a synthetic scene; the smallest is 2.
+        textured: draw patterns on some synthetic objects and backgrounds.
         batch_size: scenes per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8.
-        mean: of each channel, by default ImageNet's.
-        std: of each channel, by default ImageNet's.
-        interpolation: of images: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; that of segments is always
-            ``nearest``.
-        crop_mode: ``center``, the default, keeps the aspect and cuts off what is too much of the longer side;
-            ``squash`` keeps all.
+        eval_batch_size: scenes per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8.
+        mean: mean of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's.
+        interpolation: interpolation of images: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; segments always
+            use ``nearest``.
+        crop_mode: ``center``, the default, keeps the aspect and crops the longer side; ``squash`` does not crop.
         hflip: probability of a horizontal flip in training.
-        on_error: a scene that cannot be read: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another one in its place in training and without it in validation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``; synthetic scenes have their own.
+        on_error: for a scene that cannot be read: ``raise`` stops with its name; ``skip`` counts it, and replaces it
+            by another scene in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``; synthetic scenes have their own.
 
     Raises:
-        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+        DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
 
     def __init__(
