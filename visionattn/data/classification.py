@@ -31,10 +31,10 @@ TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
 class ImageClassificationData(ImageData):
     """Images with class labels: loaders for training, validation, testing and prediction.
 
-    Under ``root`` the splits are found by name: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or, as the
-    last resort, ``test``. Each is a folder (or a ``.tar``) of class folders. For ``predict`` the root is any
-    folder of images. Every format that Pillow decodes is read. Hidden files, system files and files that are not images
-    are skipped and counted in a warning.
+    Splits are found by name under ``root``: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or otherwise
+    ``test``. Each is a folder (or a ``.tar``) of class folders. For ``predict`` the root is any folder of images.
+    Every format that Pillow decodes is read. Hidden files, system files and files that are not images are skipped and
+    counted in a warning.
 
     The defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are
     for training from scratch. If ``train.py`` starts from pretrained weights, it takes missing values from them.

@@ -56,8 +56,8 @@ class FilterNetwork(Prepared):
                 from Gamma(6 / (l + 1), 1) per filter of layer l, without phases. "band_limited": uniform, so that no
                 product of filters passes the highest frequency that the grid can hold, with phases.
             omega_0: Scale of "gamma".
-            device: Where parameters are made.
-            dtype: Their type, at least float32.
+            device: Device of the parameters.
+            dtype: Type of the parameters, at least float32.
 
         Raises:
             ValueError: An argument is out of its range.

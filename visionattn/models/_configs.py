@@ -10,8 +10,8 @@ def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[
     """Return timm's configurations, one for each of the weights, for models that take these weights.
 
     Args:
-        prefix: What the names begin with, before the backbone's.
-        changes: What is other than there.
+        prefix: Prefix of the new names, before the backbone's name.
+        changes: Entries that differ from timm's.
         *backbones: Names in timm's registry.
     """
     return {

@@ -65,15 +65,15 @@ class SlotVisionTransformer(VisionTransformer):
 
         Args:
             *args: As for timm's VisionTransformer.
-            num_slots: Slots, of the width of the tokens.
-            slot_iterations: How often they look at the patches.
-            slot_init: Where they start, see `SlotInit`.
+            num_slots: Number of slots, which have the width of the tokens.
+            slot_iterations: Iterations of slot attention.
+            slot_init: Initial slots, see `SlotInit`.
             slot_implicit: Whether gradients are those of the last iteration alone, see `SlotAttention`.
-            set_pool: How one vector is made of the slots: their "mean", or one with learned weights, "attention".
+            set_pool: Pooling of the slots: "mean", or "attention" with learned weights.
             **kwargs: As for timm's VisionTransformer; `global_pool` is "map" or "".
 
         Raises:
-            ValueError: An option out of its bounds.
+            ValueError: An option is out of its bounds.
         """
         pool = kwargs.get("global_pool", "map")
         if pool not in ("map", ""):
@@ -99,7 +99,7 @@ class SlotVisionTransformer(VisionTransformer):
         """Return the share of each patch that each slot takes: [B, K, h, w], with a sum of 1 over slots.
 
         Raises:
-            ValueError: There are no slots, as the pooling was taken away.
+            ValueError: There are no slots, because the pooling was removed.
         """
         if self.attn_pool is None:
             raise ValueError("there are no slots: the pooling was taken away")

@@ -45,7 +45,7 @@ class SceneData(ImageData):
         hflip: probability of a horizontal flip in training.
         on_error: for a scene that cannot be read: ``raise`` stops with its name; ``skip`` counts it, and replaces it
             by another scene in training.
-        seed: seed of shuffling and augmentation, by default that of ``seed_everything``; synthetic scenes have their own.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``; not of synthetic scenes.
 
     Raises:
         DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
