@@ -183,7 +183,8 @@ class SlotAutoencoder(nn.Module):
             slot_init: Initial slots, see `SlotInit`.
             implicit: Whether gradients are those of the last iteration alone, see `SlotAttention`.
             guided: Whether a mask is the slot's attention times the decoder's mask, so that a slot draws where it
-                looked. An extension: slots separate within hundreds of steps; otherwise they stayed the same for thousands.
+                looked. An extension: slots separate within hundreds of steps, and without it stayed the same for
+                thousands.
             decoder_dim: Channels of the decoder's layers.
             decoder_grid: Edge of the grid on which a slot is put before it is drawn, for "slot_attention"; that of
                 "dinosaur" is that of the features, and its layers are an MLP.
