@@ -25,8 +25,9 @@ from typing import Any
 import yaml
 from matplotlib.transforms import Bbox
 
-from visionattn.cli.classify import EvaluationData, classify
+from visionattn.cli.classify import classify
 from visionattn.cli.report import write_csv, write_text
+from visionattn.evaluation import ImageOptions
 from visionattn.export.hub import save_folder
 from visionattn.export.network import load_network
 from visionattn.models._weights import CHECKSUMS, FOLDER
@@ -96,7 +97,7 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
         classify(
             checkpoint=folder / "model.safetensors",
             model=summary["model"],
-            data=EvaluationData(root=str(root), split="test"),
+            data=ImageOptions(root=str(root), split="test"),
             device="cpu",
             output=found,
         )

@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 
 import visionattn  # noqa: F401  registers the models
 from tests.code_blocks import ROOT, Block, execute, parse, read_blocks
-from visionattn.cli.throughput import _expand
+from visionattn.evaluation.throughput import expand_names
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -134,7 +134,7 @@ def test_the_zoo_lists_every_model_with_its_size() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| [\d×]+ \| ([\d.]+) ", (DOCS / "zoo.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert [name for name, _ in rows] == _expand("module:visionattn")
+    assert [name for name, _ in rows] == expand_names(["module:visionattn"])
     for name, millions in rows:
         with torch.device("meta"):
             model = timm.create_model(name)
@@ -174,4 +174,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     assert drawn == [16, 1, 12]
     assert names["measured"]["val_top1"] > 0.95
-    assert all(probe.result.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"
+    assert all(probe.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"

@@ -33,6 +33,11 @@ def _escape(surrogate: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
+def slug(name: str) -> str:
+    """Return a name as part of a file's name: letters, digits, dots and hyphens stay, others become underscores."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 @contextmanager
 def replacing(path: Path, only_writer: bool = False) -> Iterator[Path]:
     """Yield a path to write to; the file there replaces ``path`` if the block ends without an error.

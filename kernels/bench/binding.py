@@ -24,8 +24,8 @@ from script import choose, new_parser, prepare, run
 from torch import Tensor
 
 from visionattn.objects.binding import BindingProbes
-from visionattn.objects.probes import DiagonalProbe, LinearProbe, Probe, QuadraticProbe
-from visionattn.probing.backbone import Backbone
+from visionattn.objects.probes import DiagonalProbe, LinearProbe, PairProbe, QuadraticProbe
+from visionattn.probing.backbone import FrozenBackbone
 
 COLUMNS = (
     *("dtype", "model", "layers", "patches", "dim", "batch", "probes", "direction"),
@@ -63,7 +63,9 @@ class Step:
 
     def __init__(self, model: str, probes: Sequence[str], batch: int, device: torch.device) -> None:
         self.device = device
-        self.backbone = Backbone(timm.create_model(model, num_classes=0).to(device), model, None, norm_blocks=False)
+        self.backbone = FrozenBackbone(
+            timm.create_model(model, num_classes=0).to(device), model, None, norm_blocks=False
+        )
         self.probes = BindingProbes(self.backbone.layouts, probes, NUM_CLASSES, device=device)
         size = self.backbone.preprocessing["input_size"]
         self.images = torch.randn(batch, *size, device=device)
@@ -146,7 +148,7 @@ def disagreement() -> float:
     return max(errors)
 
 
-def single_pair(probe: Probe, layer: int, x: Tensor, y: Tensor) -> Tensor:
+def single_pair(probe: PairProbe, layer: int, x: Tensor, y: Tensor) -> Tensor:
     """The formula of a probe for two tokens `[D]`."""
     w, b = (probe.get_parameter(name)[layer] for name in ("weight", "bias"))
     if isinstance(probe, QuadraticProbe):

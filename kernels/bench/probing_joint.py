@@ -31,9 +31,9 @@ from script import choose, new_parser, prepare, run
 from torch import Tensor
 
 from visionattn.probing.backbone import TokenLayout
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.extraction import FeatureCache
-from visionattn.probing.features import CachedFeatures, FeatureSource
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.extraction import FeatureCache
+from visionattn.probing.features.sources import CachedFeatures, FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe, sweep
 from visionattn.probing.protocols.joint import JointTraining
@@ -172,7 +172,7 @@ def disagreement(source: FeatureSource, candidates: Sequence[Candidate], recipe:
     training = JointTraining(source, source, candidates, NUM_CLASSES, recipe, device, torch.float64)
     training.fit()
     differences = [0.0]
-    for each in training.runs:
+    for each in training.trials:
         head, accuracy = train_alone(source, each.candidate, recipe, device, torch.float64)
         differences.append(abs(accuracy - each.best_accuracy))
         states = zip(head.state_dict().values(), each.head.state_dict().values(), strict=True)

@@ -1,4 +1,4 @@
-"""eval.py in this process, on small images."""
+"""eval.py classify and throughput, in this process, on small images."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionattn.cli.classify
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
-from visionattn.cli.measure import count_macs
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpoint import create_classifier, load_classifier
+from visionattn.evaluation import count_macs
+from visionattn.training import create_model, load_checkpoint
 
 FAST = ["--device", "cpu", "--data.num_workers", "0"]
 
@@ -34,7 +34,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
     """(class, predicted class) of each validation image, one at a time and in double precision."""
-    model, spec = load_classifier(checkpoint)
+    model, spec = load_checkpoint(checkpoint)
     data = ImageClassificationData(
         root=str(root), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=1
     )
@@ -47,7 +47,7 @@ def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(tmp_path, checkpoint, colour_folder, capsys):
+def test_classify_uses_the_preprocessing_of_the_checkpoint(tmp_path, checkpoint, colour_folder, capsys):
     output = tmp_path / "new" / "folder" / "r.json"
     per_class, matrix = tmp_path / "c.csv", tmp_path / "m.png"
     files = ["--output", output, "--per-class", per_class, "--confusion-matrix", matrix]
@@ -76,13 +76,13 @@ def test_a_checkpoint_is_evaluated_with_its_own_preprocessing(tmp_path, checkpoi
     assert "test_resnet" in capsys.readouterr().out
 
 
-def test_the_embedded_data_set_needs_no_data_option(tmp_path, digits_checkpoint):
+def test_classify_opens_the_data_set_of_the_checkpoint(tmp_path, digits_checkpoint):
     assert classify("--checkpoint", digits_checkpoint, "--output", tmp_path / "r.json") == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["dataset"], result["num_images"], result["num_classes"]) == ("digits", 355, 10)
 
 
-def test_raw_weights_can_be_asked_for(tmp_path, checkpoint, colour_folder):
+def test_weights_option_chooses_raw_weights(tmp_path, checkpoint, colour_folder):
     rates = {}
     for weights in ("average", "raw"):
         output = tmp_path / f"{weights}.json"
@@ -90,12 +90,12 @@ def test_raw_weights_can_be_asked_for(tmp_path, checkpoint, colour_folder):
         assert classify(*argv) == 0
         rates[weights] = json.loads(output.read_text())
     assert rates["raw"]["weights"] == "raw"
-    # All raw weights are 0: so are all logits, and the first class is as good as any.
+    # All raw weights are 0, and so are all logits: the first class wins.
     assert rates["raw"]["top1"] == 1 / 3
 
 
-def test_a_named_model_takes_plain_weights(tmp_path, checkpoint, colour_folder):
-    model, spec = load_classifier(checkpoint)
+def test_model_option_names_the_architecture_of_plain_weights(tmp_path, checkpoint, colour_folder):
+    model, spec = load_checkpoint(checkpoint)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     argv = ["--model", "test_resnet", "--checkpoint", tmp_path / "model.safetensors", "--output", tmp_path / "r.json"]
     assert classify(*argv, "--data.root", colour_folder, "--data.img_size", "32", "--data.crop_pct", "1") == 0
@@ -104,7 +104,7 @@ def test_a_named_model_takes_plain_weights(tmp_path, checkpoint, colour_folder):
     assert spec.num_classes == 3
 
 
-def test_results_are_written_even_where_the_table_cannot_be(tmp_path, checkpoint, colour_folder, capsys, monkeypatch):
+def test_results_are_written_before_the_table_is_printed(tmp_path, checkpoint, colour_folder, capsys, monkeypatch):
     def broken(rows, title=None):
         raise UnicodeEncodeError("ascii", "┏", 0, 1, "ordinal not in range")
 
@@ -115,7 +115,7 @@ def test_results_are_written_even_where_the_table_cannot_be(tmp_path, checkpoint
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_truncated_image_is_named_or_left_out(tmp_path, checkpoint, colour_folder, capsys):
+def test_truncated_image_is_named_or_left_out(tmp_path, checkpoint, colour_folder, capsys):
     broken = colour_folder / "val" / "green" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--output", tmp_path / "r.json"]
@@ -129,7 +129,7 @@ def test_a_truncated_image_is_named_or_left_out(tmp_path, checkpoint, colour_fol
     assert str(broken) in result["unreadable"][0]
 
 
-def test_numbers_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_folder, capsys):
+def test_logits_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_folder, capsys):
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["model.fc.weight"].fill_(3e38)
     torch.save(content, checkpoint)
@@ -160,7 +160,7 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_f
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it(tmp_path, checkpoint, colour_folder, capsys, options, status, says):
+def test_classify_errors_name_the_input_in_one_line(tmp_path, checkpoint, colour_folder, capsys, options, status, says):
     empty, others = tmp_path / "empty", tmp_path / "others"
     (empty / "val" / "red").mkdir(parents=True)
     (others / "val" / "purple").mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, checkpoint, colour_folder
     assert says.format(**names) in error_line(capsys)
 
 
-def test_throughput_measures_each_model_apart_and_keeps_what_it_has(tmp_path, capsys):
+def test_throughput_keeps_the_rows_of_models_beside_one_that_fails(tmp_path, capsys):
     output, table = tmp_path / "t.json", tmp_path / "t.csv"
     # A vision transformer with patches of 16 cannot have 33 pixels; the other model can.
     argv = ["--models", "test_vit,test_resnet", "--img-size", "33", "--batch-size", "2", "--seconds", "0.01"]
@@ -192,15 +192,15 @@ def test_throughput_measures_each_model_apart_and_keeps_what_it_has(tmp_path, ca
 
 @pytest.mark.parametrize(
     ("models", "says"),
-    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "names no model")],
+    [("nat_tinny", "did you mean nat_tiny"), ("nothing_*", "no model matches"), (" , ", "give at least one value")],
 )
-def test_unknown_models_are_found_before_anything_is_measured(capsys, models, says):
-    assert run(main, ["throughput", "--models", models]) == 1
+def test_throughput_names_unknown_models_before_it_measures(capsys, models, says):
+    assert run(main, ["throughput", "--models", models]) != 0
     assert says in error_line(capsys)
 
 
 def test_macs_count_fused_attention():
-    fused, plain = (create_classifier("test_vit", img_size=64).eval() for _ in range(2))
+    fused, plain = (create_model("test_vit", img_size=64).eval() for _ in range(2))
     for block in plain.blocks:
         block.attn.fused_attn = False  # two matrix products, which are counted anywhere
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -212,14 +212,14 @@ def test_macs_count_fused_attention():
 def test_macs_of_nat_are_those_of_the_paper():
     # Hassani et al., 2023, table 1: NAT-Mini, 2.7 GFLOPs at 224².
     with torch.device("meta"):
-        model = create_classifier("nat_mini")
+        model = create_model("nat_mini")
     assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(2.7, abs=0.05)
 
 
-def test_branches_of_dcal_are_asked_together_or_alone_and_drawn(tmp_path, colour_folder, capsys):
+def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_path, colour_folder, capsys):
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
-    model = create_classifier("dcal_vit_pico", **options).eval()
+    model = create_model("dcal_vit_pico", **options).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     argv = ["--model", "dcal_vit_pico", "--model_kwargs", json.dumps(options), "--checkpoint", tmp_path / "weights.pth"]
     argv += ["--data.root", colour_folder, "--output", tmp_path / "r.json"]

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
-from visionattn.cli.binding_images import choose_patch, shown_layers
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
-from visionattn.objects.patches import PatchLabels
 
 KWARGS = {"img_size": 32, "patch_size": 8, "depth": 3}
 FAST = ["--device", "cpu", "--data.num_workers", "0", "--data.length", "8", "--data.val_length", "4"]
@@ -34,7 +31,7 @@ def results(path: Path | str) -> list[dict[str, Any]]:
     return json.loads(Path(path).read_text())["results"]
 
 
-def test_files_table_and_images_agree(tmp_path, capsys):
+def test_files_table_and_overlays_agree(tmp_path, capsys):
     files = ["--output", "new/r.json", "--csv", "r.csv", "--overlays", "maps", "--num_examples", "2"]
     assert binding(*VIT, "--probes", ",".join(PROBES), "--seeds", "2", *files) == 0
     content = json.loads(Path("new/r.json").read_text())
@@ -53,7 +50,7 @@ def test_files_table_and_images_agree(tmp_path, capsys):
         (0, 8, 4),
         (1, 8, 4),
     ]
-    # Random weights are others with every seed.
+    # Each seed has its own random weights.
     assert len({model["weights_hash"] for model in content["models"]}) == 2
     with Path("r.csv").open() as file:
         assert [float(row["auc"]) for row in csv.DictReader(file)] == [row["auc"] for row in rows]
@@ -65,13 +62,13 @@ def test_files_table_and_images_agree(tmp_path, capsys):
         assert f"{100 * max(means):.2f} ±" in line
         assert f" {means.index(max(means))} " in line
     with Image.open("maps/test_vit.png") as sheet:
-        # A photograph, the object, three layers; captions and two images.
+        # Columns: photograph, object, three layers. Rows: captions, two scenes.
         assert sheet.size == (6 + 5 * (128 + 6), 6 + 26 + 2 * (128 + 6))
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {"new/r.json", "r.csv", "maps/test_vit.png"}
 
 
-def test_experiments_leave_probes_as_they_are(capsys):
+def test_interventions_do_not_change_the_probes(capsys):
     assert binding(*VIT, "--probes", "quadratic,class,identity", "--output", "plain.json") == 0
     capsys.readouterr()
     options = ["--interventions.layers", "0,1", "--interventions.shuffle", "0,1", "--interventions.inject", "0,0.5"]
@@ -95,7 +92,7 @@ def test_experiments_leave_probes_as_they_are(capsys):
     assert f"{content['attention'][0]['correlation']:.3f}" in printed
 
 
-def test_checkpoints_stand_beside_the_same_architecture_at_random(checkpoint):
+def test_control_evaluates_the_architecture_with_random_weights(checkpoint):
     files = ["--output", "r.json", "--plot", "depth.svg", "--overlays", "maps", "--num_examples", "1"]
     assert binding("--checkpoint", checkpoint, "--control", "random", "--probes", "linear,dot", *files) == 0
     content = json.loads(Path("r.json").read_text())
@@ -109,13 +106,13 @@ def test_checkpoints_stand_beside_the_same_architecture_at_random(checkpoint):
     rates = [[row["auc"] for row in content["results"] if row["weights"] == model["weights"]] for model in models]
     assert len(rates[0]) == len(rates[1]) == 2 * 5
     assert rates[0] != rates[1]
-    # A single patch in the last stage has no pairs.
+    # The last stage has a single patch, and no pairs.
     assert [row["num_pairs"] for row in content["results"][:10]][-2:] == [0, 0]
     assert {path.name for path in Path("maps").iterdir()} == {"test_resnet.png", "test_resnet-random.png"}
     assert Path("depth.svg").read_text().count("<!-- test_resnet (") == 2
 
 
-def test_a_run_can_be_repeated():
+def test_run_is_reproducible():
     for name in ("a", "b"):
         assert binding(*VIT, "--training.patches", "7", "--layers=-1,0", "--output", f"{name}.json") == 0
     assert results("a.json") == results("b.json")
@@ -124,7 +121,7 @@ def test_a_run_can_be_repeated():
 
 
 @pytest.mark.slow
-def test_real_images(coco_panoptic_root):
+def test_coco_scenes_are_probed(coco_panoptic_root):
     options = ["--data.name", "coco_panoptic", "--data.root", coco_panoptic_root, "--data.limit", "16"]
     assert binding(*VIT, *options, "--output", "r.json") == 0
     assert {row["num_pairs"] > 0 for row in results("r.json")} == {True}
@@ -133,8 +130,9 @@ def test_real_images(coco_panoptic_root):
 @pytest.mark.parametrize(
     ("options", "status", "says"),
     [
-        (["--probes", "quadratic,liner"], 2, "no probe is named 'liner'; did you mean linear?"),
-        (["--layers", "first"], 2, "--layers must be all, or numbers of blocks, as in 3,7,11; got 'first'"),
+        (["--probes", "quadratic,liner"], 1, "no probe is named 'liner'; did you mean linear?"),
+        (["--probes", ","], 2, "--probes: not of type list[str]: give at least one value"),
+        (["--layers", "first"], 2, "'first' is not 'all' or an integer; separate several values by commas"),
         (["--layers", "0,3"], 1, "model 'test_vit' has no layer 3; there are 0 to 2"),
         (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
         (["--control", "random"], 2, "give --pretrained or --checkpoint FILE"),
@@ -143,7 +141,7 @@ def test_real_images(coco_panoptic_root):
         (["--plot", "depth.txt"], 1, "its suffix must be one of .png, .pdf, .svg"),
         (["--training.patches", "1"], 2, "--training.patches must be at least 2, got 1"),
         (["--interventions.layers", "3"], 1, "must be among those that are probed, 0, 1, 2; got 3"),
-        (["--interventions.shuffle", "2"], 2, "--interventions.shuffle must be from 0 to 1, got 2"),
+        (["--interventions.shuffle", "2"], 2, "--interventions.shuffle must be at least 0 and at most 1, got 2"),
         (
             ["--interventions.layers", "0", "--training.rank", "63"],
             1,
@@ -155,7 +153,7 @@ def test_real_images(coco_panoptic_root):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it(capsys, options, status, says):
+def test_wrong_options_end_in_one_line(capsys, options, status, says):
     defaults = {"--model": "test_vit", "--model_kwargs": json.dumps(KWARGS)}
     if "test_convnext" in options:
         defaults["--model_kwargs"] = "{}"
@@ -167,30 +165,10 @@ def test_bad_input_is_one_line_that_names_it(capsys, options, status, says):
     assert says in lines[0]
 
 
-def test_option_that_only_the_config_gives_is_told_with_its_line(tmp_path, capsys):
+def test_option_that_only_a_config_gives_is_named_with_its_line(tmp_path, capsys):
     config = tmp_path / "c.yaml"
     config.write_text("model: test_vit\npretrained: true\n")
     assert binding("--config", config, "--checkpoint", "f.safetensors") == 2
     assert f"give one of them (--pretrained: {config}, line 2)" in capsys.readouterr().err
     assert binding("--config", config, "--checkpoint", "f.safetensors", "--pretrained") == 2
     assert capsys.readouterr().err.endswith("give one of them\n")
-
-
-def test_layers_on_a_sheet():
-    assert shown_layers(range(3), 1) == [0, 1, 2]
-    assert shown_layers(range(12), 8) == [0, 3, 6, 8, 11]
-    assert shown_layers(range(12), 7) == [0, 3, 7, 8, 11]
-    assert shown_layers([4], 4) == [4]
-
-
-def test_clicked_is_the_middle_of_the_largest_object():
-    instances = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2, 3]])
-    purity = torch.ones(1, 16)
-    labels = PatchLabels(instances, purity, instances, instances > 1)
-    assert choose_patch(labels, (4, 4)) == (2, (2, 1))
-    purity[0, 9] = 0.5
-    assert choose_patch(labels, (4, 4))[1] != (2, 1)
-    nothing = PatchLabels(instances, purity, instances, instances > 9)
-    assert choose_patch(nothing, (4, 4))[0] == 2
-    unlabelled = torch.zeros_like(instances)
-    assert choose_patch(PatchLabels(unlabelled, purity, unlabelled, unlabelled > 0), (4, 4))[0] == 0

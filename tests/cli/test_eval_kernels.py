@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-import visionattn.cli.kernels
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
+from visionattn.evaluation import LoadedModel, ModelSource
 
 KERNELS = {"blocks.0.global": torch.tensor([[[1.0, -3.0]], [[0.0, 2.0]]]), "blocks.0.channel": torch.ones(2, 1, 1)}
 
@@ -30,18 +30,18 @@ def kernels(*argv: str | Path) -> int:
 
 @pytest.fixture
 def _with_kernels(monkeypatch):
-    """Lets what a checkpoint holds have hyper-kernels."""
-    original = visionattn.cli.kernels.build_classifier
+    """Give hyper-kernels to the model of a checkpoint."""
+    original = ModelSource.load
 
-    def build(*args):
-        model, spec = original(*args)
-        return HyperResNet(model), spec
+    def load(source: ModelSource) -> LoadedModel:
+        loaded = original(source)
+        return loaded._replace(model=HyperResNet(loaded.model))
 
-    monkeypatch.setattr(visionattn.cli.kernels, "build_classifier", build)
+    monkeypatch.setattr(ModelSource, "load", load)
 
 
 @pytest.mark.usefixtures("_with_kernels")
-def test_an_image_and_its_numbers(tmp_path, checkpoint, capsys):
+def test_kernels_are_drawn_and_described(tmp_path, checkpoint, capsys):
     sheet, numbers = tmp_path / "new" / "kernels.png", tmp_path / "kernels.json"
     assert kernels("--checkpoint", checkpoint, "--output", sheet, "--statistics", numbers) == 0
     with Image.open(sheet) as image:
@@ -70,7 +70,7 @@ def test_an_image_and_its_numbers(tmp_path, checkpoint, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it(tmp_path, monkeypatch, checkpoint, capsys, options, status, says):
+def test_kernels_errors_name_the_input_in_one_line(tmp_path, monkeypatch, checkpoint, capsys, options, status, says):
     monkeypatch.chdir(tmp_path)
     assert kernels(*(option.format(checkpoint=checkpoint) for option in options)) == status
     (line,) = capsys.readouterr().err.splitlines()

@@ -20,7 +20,7 @@ from visionattn.cli.evaluate import main
 from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
 from visionattn.files import save_weights
-from visionattn.probing.backbone import Backbone
+from visionattn.probing.backbone import FrozenBackbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.tasks.checkpoint import load_classifier
 
@@ -138,7 +138,7 @@ def test_a_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monk
     def broken(*args, **kwargs):
         raise AssertionError("called")
 
-    monkeypatch.setattr(Backbone, "forward", broken)
+    monkeypatch.setattr(FrozenBackbone, "forward", broken)
     # Heads of another seed learn from the same features.
     assert probe(*argv, tmp_path / "b.json", "--training.seed", "1") == 0
     monkeypatch.setattr(JointTraining, "_train_epoch", broken)
@@ -217,7 +217,7 @@ def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, mon
     before = found("a.json")
     write_mnist(tmp_path, images, relabelled := np.roll(labels, 7) // 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "forward", lambda *_: pytest.fail("features do not depend on labels"))
+        patch.setattr(FrozenBackbone, "forward", lambda *_: pytest.fail("features do not depend on labels"))
         after = found("b.json")
     assert before != after == found("fresh.json", *OTHER_CACHE)
     if protocol == "paper":
@@ -392,7 +392,7 @@ def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(t
 
 
 def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
-    monkeypatch.setattr(Backbone, "forward", lambda *_: pytest.fail("extracted"))
+    monkeypatch.setattr(FrozenBackbone, "forward", lambda *_: pytest.fail("extracted"))
     argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
     assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1
     assert "model 'test_resnet' has no layer 5; there are 0 to 4" in error_line(capsys)

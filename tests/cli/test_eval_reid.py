@@ -14,10 +14,10 @@ from visionattn.cli.evaluate import main
 from visionattn.data import ReidData
 from visionattn.metrics.reranking import rerank
 from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval
-from visionattn.tasks.branches import reid_features
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.reid import ReidTask
+from visionattn.training import load_checkpoint
+from visionattn.training.branches import reid_features
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 DCAL = {
     "name": "dcal_deit_tiny_patch16_224",
@@ -57,7 +57,7 @@ def dcal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(checkpoint: Path, flip: bool = False, reranked: bool = False, inference: Any = None) -> dict[str, Any]:
-    model, _ = load_classifier(checkpoint)
+    model, _ = load_checkpoint(checkpoint)
     if inference:
         model.set_inference(inference)
     data = ReidData("identities", num_workers=0)
@@ -77,7 +77,7 @@ def same(result: dict[str, Any], measured: dict[str, Any]) -> bool:
     return all(result[name] == pytest.approx(measured[name], abs=1e-5) for name in ("mAP", "mINP", "cmc"))
 
 
-def test_a_checkpoint_knows_its_data_and_the_json_says_all(tmp_path, plain, capsys):
+def test_reid_opens_the_data_set_of_the_checkpoint(tmp_path, plain, capsys):
     assert reid("--checkpoint", plain, "--output", tmp_path / "r.json") == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert same(result, expected(plain))
@@ -91,7 +91,7 @@ def test_a_checkpoint_knows_its_data_and_the_json_says_all(tmp_path, plain, caps
     assert f"{result['mAP']:.2%}" in capsys.readouterr().out
 
 
-def test_flipped_and_reranked(tmp_path, plain, capsys):
+def test_flip_and_rerank_agree_with_the_metrics(tmp_path, plain, capsys):
     assert reid("--checkpoint", plain, "--flip", "--rerank", "--output", tmp_path / "r.json") == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert same(result, expected(plain, flip=True, reranked=True))
@@ -99,7 +99,7 @@ def test_flipped_and_reranked(tmp_path, plain, capsys):
     assert "re-ranked" in capsys.readouterr().out
 
 
-def test_branches_of_dcal_together_and_alone(tmp_path, dcal):
+def test_inference_option_chooses_branches_of_dcal(tmp_path, dcal):
     results = {}
     for inference in ("combined", "sa"):
         assert reid("--checkpoint", dcal, "--inference", inference, "--output", tmp_path / "r.json") == 0
@@ -109,7 +109,7 @@ def test_branches_of_dcal_together_and_alone(tmp_path, dcal):
     assert results["sa"]["mAP"] != results["combined"]["mAP"]
 
 
-def test_a_model_without_training_can_be_measured(tmp_path):
+def test_model_without_training_is_measured_at_the_given_size(tmp_path):
     argv = ["--model", "test_resnet", "--data.height", "32", "--data.width", "16", "--output", tmp_path / "r.json"]
     with pytest.warns(UserWarning, match="test_resnet has random weights"):
         assert reid(*argv) == 0
@@ -117,7 +117,7 @@ def test_a_model_without_training_can_be_measured(tmp_path):
     assert (result["weights"], result["preprocessing"]["input_size"]) == ("random", [3, 32, 16])
 
 
-def test_images_of_ranks_and_of_selected_patches(tmp_path, dcal):
+def test_ranked_lists_and_rollouts_are_drawn(tmp_path, dcal):
     ranked, rollout = tmp_path / "ranked", tmp_path / "a" / "rollout"
     assert reid("--checkpoint", dcal, "--ranked-lists", ranked, "--rollout", rollout, "--num_examples", "3") == 0
     for folder in (ranked, rollout):
@@ -127,7 +127,7 @@ def test_images_of_ranks_and_of_selected_patches(tmp_path, dcal):
             assert min(image.size) >= 32
 
 
-def test_a_market_folder_with_a_broken_image(tmp_path, plain, capsys):
+def test_broken_image_of_a_market_folder_is_named_or_left_out(tmp_path, plain, capsys):
     root = tmp_path / "market"
     for folder, cameras in (("query", (1,)), ("bounding_box_test", (2, 3))):
         (root / folder).mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_a_market_folder_with_a_broken_image(tmp_path, plain, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it(tmp_path, plain, capsys, options, status, says):
+def test_reid_errors_name_the_input_in_one_line(tmp_path, plain, capsys, options, status, says):
     names = {"plain": plain, "folder": tmp_path}
     assert reid(*(option.format(**names) for option in options)) == status
     (line,) = capsys.readouterr().err.splitlines()
@@ -177,6 +177,6 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, plain, capsys, options, s
     assert says.format(**names) in line
 
 
-def test_classify_names_the_right_command(plain, capsys):
+def test_classify_names_the_command_for_a_reid_checkpoint(plain, capsys):
     assert run(main, ["classify", "--device", "cpu", "--checkpoint", str(plain)]) == 1
     assert "eval.py reid evaluates it" in capsys.readouterr().err

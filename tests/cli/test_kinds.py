@@ -1,12 +1,18 @@
-"""--task, before there is a parser."""
+"""--task: how it is found before there is a parser, and a new kind of training, which one line adds."""
 
+import json
+import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from visionattn.cli.errors import UsageError, run
+from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.kinds import find_task
 from visionattn.cli.train import main
+from visionattn.export.commands import main as export
+from visionattn.tasks import TASKS, ClassificationTask
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +49,12 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_the_last_one_named_is_taken(argv: list[str], task: str) -> None:
+def test_task_named_last_counts(argv: list[str], task: str) -> None:
     assert find_task(argv) == task
 
 
 @pytest.mark.parametrize("argv", [["fit", "--task", "detection"], ["fit", "--task"]], ids=" ".join)
-def test_an_unknown_task(argv: list[str]) -> None:
+def test_unknown_task_is_refused(argv: list[str]) -> None:
     with pytest.raises(
         UsageError, match=r"unknown --task '\w*': choose one of classification, fine_grained, reid, mae, object_d"
     ):
@@ -65,7 +71,7 @@ def test_an_unknown_task(argv: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_errors_tell_of_it(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_the_task(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
@@ -82,6 +88,38 @@ def test_errors_tell_of_it(argv: list[str], says: str, capsys: pytest.CaptureFix
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_help_tells_of_it(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_tasks_and_their_options(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, argv) == 0
     assert says in " ".join(capsys.readouterr().out.split())
+
+
+class ToyTask(ClassificationTask):
+    """A kind of training that the package does not know."""
+
+    kind: ClassVar[str] = "toy"
+    monitor: ClassVar[str] = "val_top5"
+    shown: ClassVar[tuple[str, ...]] = ("val_top5",)
+    help_text: ClassVar[str] = "toys"
+    card_text: ClassVar[str] = "a toy"
+
+
+def test_new_kind_needs_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(TASKS, ToyTask.kind, ToyTask)
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    options = ["--task=toy", "--model.name=test_resnet", "--data.img_size=32", "--data.num_workers=0"]
+    options += ["--trainer.accelerator=cpu", "--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
+    assert run(main, ["fit", *options, "--trainer.max_epochs=1", "--run_name=toy"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^epoch 1/1, step 1, train_loss [\d.]+, val_top5 [\d.]+, \d+ s$", out, re.MULTILINE)
+    assert re.search(r"^best val top-5 [\d.]+%", out, re.MULTILINE)
+    assert "evaluate:  python eval.py classify --checkpoint" in out
+    summary = json.loads(Path("runs/toy/0/summary.json").read_text())
+    assert (summary["task"], list(summary["best"])) == ("toy", ["val_top5"])
+
+    checkpoint = "runs/toy/0/checkpoints/best.ckpt"
+    assert run(main, ["validate", *options, f"--ckpt_path={checkpoint}"]) == 0
+    assert run(evaluate, ["classify", f"--checkpoint={checkpoint}", "--device=cpu", "--data.num_workers=0"]) == 0
+    assert run(export, ["hub", f"--checkpoint={checkpoint}", "--output=exported"]) == 0
+    assert "This is a toy." in Path("exported/README.md").read_text()
+    assert run(main, ["fit", "--help"]) == 0
+    assert "classification,fine_grained,reid,mae,object_discovery,toy" in capsys.readouterr().out

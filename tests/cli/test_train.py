@@ -160,7 +160,7 @@ def test_tensorboard_by_one_option() -> None:
 
 
 def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("visionattn.cli.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("visionattn.training.loggers.find_spec", lambda name: None)
     assert fit("--logger=tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not Path("runs/test_resnet").exists()

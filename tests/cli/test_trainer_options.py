@@ -21,7 +21,7 @@ from visionattn.cli.errors import UsageError, run
 from visionattn.cli.hints import meant_option
 from visionattn.cli.train import main
 from visionattn.cli.trainer_options import OPTIONS, check_callbacks, check_plugins, check_trainer_options
-from visionattn.tasks.callbacks import Stopwatch
+from visionattn.training.callbacks import Stopwatch
 from visionattn.words import counted
 
 DEFAULTS: dict[str, Any] = {**dict.fromkeys(OPTIONS), "callbacks": None, "min_epochs": None, "max_epochs": 30}

@@ -1,13 +1,13 @@
-"""The table of models that eval.py throughput writes: its cells, its columns, and what a resumed run measures."""
+"""The page of models that eval.py throughput writes: cells, columns, and resumed runs."""
 
 import json
 
 import pytest
 
-from visionattn.cli import throughput as module
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.cli.zoo import write_zoo
+from visionattn.evaluation import throughput as module
 
 
 def row(model, speed, size=(32, 32), **values):
@@ -32,14 +32,14 @@ def results(rows, **values):
     } | values
 
 
-def test_cells_and_the_conditions_below_them(tmp_path):
+def test_zoo_has_a_cell_for_each_speed_and_the_conditions_below(tmp_path):
     first = results([row("a", 1234.5), row("b", 7.891, (1, 784), gmacs=None), {"model": "c", "error": "killed"}])
     gpu = {"device": "cuda", "name": "A card", "memory_gib": 80}
     second = results([row("a", 9e4), row("b", 5, (28, 28))], hardware=gpu, batch_size=64, train=True)
     write_zoo([first, second], tmp_path / "zoo.md")
     lines = (tmp_path / "zoo.md").read_text().splitlines()
     assert "| `a` | 32×32 | 1.23 | 0.0456 | 1,234 | 90,000 |" in lines
-    assert "| `b` | 1×784 | 1.23 | – | 7.89 | – |" in lines, "at another size a speed does not compare"
+    assert "| `b` | 1×784 | 1.23 | – | 7.89 | – |" in lines, "a speed at another image size is left out"
     assert "| `c` | failed | – | – | – | – |" in lines
     cpu, card = (line for line in lines if line[:2] in ("1.", "2."))
     assert cpu == (
@@ -49,14 +49,14 @@ def test_cells_and_the_conditions_below_them(tmp_path):
     assert card.startswith("2. A card: training, forward, backward and AdamW, 32-true, batch size 64;")
 
 
-def test_a_resumed_run_measures_what_is_missing(tmp_path, monkeypatch, capsys):
+def test_resume_measures_the_missing_models(tmp_path, monkeypatch, capsys):
     measured = []
 
     def measure(name, conditions):
         measured.append(name)
         if name == "test_vit" and len(measured) == 2:
             raise KeyboardInterrupt
-        return row(name, 10.0)
+        return module.ThroughputRow(**row(name, 10.0))
 
     monkeypatch.setattr(module, "_measure_apart", measure)
     output, zoo = tmp_path / "t.json", tmp_path / "zoo.md"
@@ -77,12 +77,12 @@ def test_a_resumed_run_measures_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "--output" in capsys.readouterr().err
 
 
-def test_all_models_of_a_package():
-    ours = module._expand("module:visionattn")
+def test_module_pattern_names_all_models_of_a_package():
+    ours = module.expand_names(["module:visionattn"])
     assert {"nat_pico", "halo_h7", "terminator_1d", "dcal_vit_pico"} <= set(ours)
-    assert module._expand("module:visionattn.models.terminator,nat_pico") == [
+    assert module.expand_names(["module:visionattn.models.terminator", "nat_pico"]) == [
         *(name for name in ours if name.startswith("terminator")),
         "nat_pico",
     ]
     with pytest.raises(ValueError, match=r"no model is registered by 'visionatt'"):
-        module._expand("module:visionatt")
+        module.expand_names(["module:visionatt"])

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visionattn.cli.errors import describe
-from visionattn.cli.runs import RunFolder
 from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier, load_classifier
-from visionattn.tasks.weight_files import read_checkpoint
+from visionattn.training.checkpoints.files import read_checkpoint
+from visionattn.training.runs import RunFolder
 
 Fails = Callable[..., str]
 Reader = Callable[[Path], list[str]]

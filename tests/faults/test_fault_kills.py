@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from visionattn.cli.errors import run
-from visionattn.cli.loggers import _AppendingWriter
-from visionattn.cli.runs import RunFolder
 from visionattn.cli.train import main
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
+from visionattn.training.loggers import RunCSVLogger
+from visionattn.training.runs import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
 KILLED = 9
@@ -125,7 +125,7 @@ def half_a_checkpoint(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def half_a_row(append: Callable[..., Any]) -> Callable[..., Any]:
-    def write(self: _AppendingWriter) -> None:
+    def write(self: RunCSVLogger, columns: list[str]) -> None:
         with self.path.open("a") as file:
             file.write("0,0.0")
         die()
@@ -141,7 +141,7 @@ PLACES: list[tuple[Any, str, Wrapper]] = [
     (LastCheckpoint, "on_train_batch_end", at_call(2)),
     (os, "fsync", at_call(1)),
     (os, "fsync", at_call(3)),
-    (_AppendingWriter, "_append", half_a_row),
+    (RunCSVLogger, "_append", half_a_row),
     (Path, "replace", at_call(1)),
     (Path, "replace", at_call(3)),
     (Path, "replace", after_call(1)),
@@ -153,7 +153,7 @@ PLACES: list[tuple[Any, str, Wrapper]] = [
     (Path, "replace", after_call(4)),
     (LastCheckpoint, "on_train_batch_end", after_call(3)),
     (os, "fsync", at_call(2)),
-    (_AppendingWriter, "save", at_call(4)),
+    (RunCSVLogger, "save", at_call(4)),
 ]
 
 

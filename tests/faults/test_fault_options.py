@@ -218,7 +218,7 @@ def test_results_that_cannot_be_written_are_told_before_the_work(
     def work(*args: object) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("visionattn.cli.classify.build_classifier", work)
+    monkeypatch.setattr("visionattn.evaluation.source.ModelSource.load", work)
     Path("file").write_text("")
     given = option.format("file")
     fails("classify", f"--checkpoint={digits_checkpoint}", given, says=f"cannot write {given.partition('=')[2]}: ")

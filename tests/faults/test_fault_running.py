@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from visionattn.cli.errors import describe
-from visionattn.cli.loggers import RunCSVLogger
 from visionattn.cli.report import write_json
-from visionattn.cli.runs import RunFolder, new_run
 from visionattn.data.loading import ImageDataset
-from visionattn.tasks.callbacks import LearningCurve
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.callbacks import LearningCurve
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
+from visionattn.training.loggers import RunCSVLogger
+from visionattn.training.runs import RunFolder, new_run
 
 Run = Callable[..., Any]
 Fails = Callable[..., str]
@@ -120,7 +120,7 @@ def test_images_that_vanish_while_they_are_trained_on(
 
 
 def test_runs_that_begin_at_once_take_different_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionattn.cli.runs._numbers", lambda folder: [])  # all of them look before any has begun
+    monkeypatch.setattr("visionattn.training.runs._numbers", lambda folder: [])  # all of them look before any has begun
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: new_run(tmp_path, "x"), range(20)))
     assert sorted(int(run.path.name) for run in runs) == list(range(20))

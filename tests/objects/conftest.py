@@ -1,4 +1,4 @@
-"""Scenes of rectangles whose segments are known, and features that carry them."""
+"""Scenes of rectangles with known segments."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Blocks(NamedTuple):
-    """Images with segments, without the images."""
+    """Segments of a batch, without the images."""
 
     segments: Tensor
     classes: Tensor
@@ -16,7 +16,7 @@ class Blocks(NamedTuple):
 
 
 def make_blocks(count: int, size: int = 32, num_segments: int = 5, seed: int = 0) -> Blocks:
-    """A background, 1, and rectangles upon it, 2 and up, in multiples of 4 pixels."""
+    """Make rectangles, with ids from 2, on a background of id 1; edges are multiples of 4 pixels."""
     draws = torch.Generator().manual_seed(seed)
     segments = torch.ones(count, size, size, dtype=torch.int64)
     for image in segments:

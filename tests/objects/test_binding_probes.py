@@ -1,4 +1,4 @@
-"""Probes against explicit formulas for single pairs, in float64."""
+"""Probes, compared with explicit formulas for single pairs in float64."""
 
 import copy
 
@@ -45,7 +45,7 @@ def probe(request):
 
 
 def explicit(name, probe, x):
-    """Scores [L, B, N, N], a pair at a time."""
+    """Score pairs one at a time: [L, B, N, N]."""
     return torch.stack(
         [
             torch.stack([torch.stack([FORMULAS[name](probe, n, a, b) for b in tokens]) for a in tokens])
@@ -56,7 +56,7 @@ def explicit(name, probe, x):
 
 
 @pytest.mark.parametrize(("probe", "name"), [(name, name) for name in PROBES], indirect=["probe"], ids=PROBES)
-def test_scores_and_gradients_are_those_of_single_pairs(probe, name):
+def test_scores_and_gradients_equal_those_of_single_pairs(probe, name):
     x = torch.randn(L, 2, 5, D, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(L, 2, 5, 5, dtype=torch.float64)
     inputs = [x, *probe.parameters()]
@@ -86,7 +86,7 @@ def test_the_loss_is_the_cross_entropy_of_counted_pairs(probe, blocks):
 
 
 @pytest.mark.parametrize("probe", ["class"], indirect=True)
-def test_the_class_probe_learns_classes_of_labelled_patches(probe, blocks):
+def test_class_probe_learns_the_classes_of_labelled_patches(probe, blocks):
     scenes = blocks(B)
     scenes.segments[0, :9] = 0
     labels = label_patches(scenes, (4, 4))
@@ -96,8 +96,8 @@ def test_the_class_probe_learns_classes_of_labelled_patches(probe, blocks):
     torch.testing.assert_close(probe.loss(x, labels, labels.pairs()), torch.stack(expected), rtol=0, atol=1e-10)
 
 
-def test_each_segment_gets_a_query_of_its_own():
-    # Both segments are of query 0 more than of others; the second one loses less without it.
+def test_queries_are_matched_one_to_one_with_segments():
+    # Query 0 is best for both segments; the second one loses less without it.
     p = torch.tensor([[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.5, 0.1, 0.4], [0.3, 0.3, 0.4]])
     instances = torch.tensor([[2, 2, 5, 0]])
     assert match_queries(p[None, None], instances).tolist() == [[[0, 0, 2, -1]]]
@@ -105,7 +105,7 @@ def test_each_segment_gets_a_query_of_its_own():
     assert match_queries(p[None, None, :, :1], instances).tolist() == [[[0, 0, -1, -1]]]
 
 
-def test_the_identity_probe_learns_matched_queries(blocks):
+def test_identity_probe_learns_matched_queries(blocks):
     probe = create_probe("identity", L, D, num_classes=1, num_queries=7).double()
     labels = label_patches(blocks(B), (4, 4))
     x = torch.randn(L, B, N, D, dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_the_identity_probe_learns_matched_queries(blocks):
     torch.testing.assert_close(probe.loss(x, labels, labels.pairs()), torch.stack(expected), rtol=0, atol=1e-10)
 
 
-def test_stacked_layers_are_trained_each_by_itself(blocks):
+def test_stacked_layers_train_independently(blocks):
     labels = label_patches(blocks(B), (4, 4))
     pairs = labels.pairs()
     x = torch.randn(L, B, N, D, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_stacked_layers_are_trained_each_by_itself(blocks):
         torch.testing.assert_close(both.weight.grad[1:], second.weight.grad, rtol=0, atol=1e-12)
 
 
-def test_normalisation_is_that_of_all_that_was_seen():
+def test_norm_uses_the_statistics_of_all_training_batches():
     torch.manual_seed(0)
     norm = RunningNorm(L, D).double()
     offset = torch.linspace(-30, 30, D, dtype=torch.float64)
@@ -146,7 +146,7 @@ def test_normalisation_is_that_of_all_that_was_seen():
     torch.testing.assert_close(normed.std(1, correction=0), torch.ones(L, D).double(), rtol=1e-3, atol=0)
 
 
-def test_directions_of_normalised_tokens_are_directions_of_tokens():
+def test_norm_converts_directions_to_raw_tokens():
     norm = RunningNorm(1, D).double()
     tokens = torch.randn(1, 4, 9, D, dtype=torch.float64) * torch.linspace(1, 3, D, dtype=torch.float64)
     norm(tokens)
@@ -159,7 +159,7 @@ def test_directions_of_normalised_tokens_are_directions_of_tokens():
 
 
 @pytest.mark.parametrize(("options", "message"), [({"rank": 0}, "rank 0"), ({"num_queries": 0}, "num_queries 0")])
-def test_numbers_below_one_are_refused(options, message):
+def test_unknown_probes_and_numbers_below_1_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         create_probe("quadratic", 1, 4, num_classes=3, **options)
     with pytest.raises(ValueError, match="no probe is named 'cubic'"):

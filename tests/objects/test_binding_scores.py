@@ -1,4 +1,4 @@
-"""Streamed rates against scikit-learn's of all scores at once."""
+"""Rates of streamed scores, compared with scikit-learn on all scores at once."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def of_image(pairs, number):
 
 @pytest.mark.parametrize("scale", [0.3, 3.0, 300.0])
 @pytest.mark.parametrize("foreground", [False, True])
-def test_rates_are_those_of_all_scores_at_once(blocks, scale, foreground):
+def test_rates_equal_those_of_all_scores_at_once(blocks, scale, foreground):
     pairs = label_patches(blocks(B), (4, 4)).pairs()
     noise = torch.randn(L, B, N, N)
     scores = scale * (noise + noise.mT + 0.5 * pairs.same)
@@ -41,7 +41,7 @@ def test_rates_are_those_of_all_scores_at_once(blocks, scale, foreground):
         assert rates.auc == pytest.approx(roc_auc_score(same, values), abs=rates.auc_error + 1e-12)
 
 
-def test_a_threshold_is_fitted_for_the_best_accuracy(blocks):
+def test_fitted_threshold_has_the_best_accuracy(blocks):
     pairs = label_patches(blocks(B), (4, 4)).pairs()
     scores = torch.randn(L, B, N, N) + torch.tensor([2.0, 3.0])[:, None, None, None] + 2 * pairs.same
     scores = (scores + scores.mT) / 2
@@ -56,7 +56,7 @@ def test_a_threshold_is_fitted_for_the_best_accuracy(blocks):
         assert fitted == pytest.approx(best, abs=0.01)
 
 
-def test_what_cannot_be_said_is_none():
+def test_rates_without_pairs_are_none():
     pairs = PatchPairs(*(torch.ones(1, 2, 2, dtype=torch.bool) for _ in range(2)), torch.zeros(1, 2, 2).bool())
     counted = PairScores(1)
     counted.update(torch.tensor([[[[0.0, 1e30], [1e30, 0.0]]]]), pairs)
@@ -67,7 +67,7 @@ def test_what_cannot_be_said_is_none():
     assert counted.rates(0, foreground=True).accuracy is None
 
 
-def test_memory_does_not_grow_with_the_data(blocks):
+def test_histograms_do_not_grow_with_the_data(blocks):
     counted = PairScores(L)
     for seed in range(3):
         pairs = label_patches(blocks(B, seed=seed), (4, 4)).pairs()

@@ -1,4 +1,4 @@
-"""Probes on features that carry which object a patch lies on, and on others; what training keeps."""
+"""Training of probes: on features that encode the object of a patch, on others, and what it keeps in memory."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.data.scenes import SceneData
-from visionattn.objects.binding import BindingProbes, ProbeRecipe
+from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.patches import label_patches
 from visionattn.objects.probes import PROBES, RunningNorm
 
@@ -20,7 +20,7 @@ LAYOUT = SimpleNamespace(dim=DIM, grid=GRID, num_prefix_tokens=PREFIX)
 
 
 def identity_features(scenes, draws, shuffled=False):
-    """Tokens [B, 2 + 64, D]: a random code for each segment of each image, with noise."""
+    """Make tokens [B, 2 + 64, D]: a random code for each segment of each image, with noise."""
     instances = label_patches(scenes, GRID).instances
     if shuffled:
         instances = instances.gather(1, torch.rand(instances.shape, generator=draws).argsort(1))
@@ -30,12 +30,12 @@ def identity_features(scenes, draws, shuffled=False):
     return torch.cat([torch.randn(len(tokens), PREFIX, DIM, generator=draws), tokens], dim=1)
 
 
-def test_probes_find_objects_in_features_that_carry_them_and_none_in_others():
+def test_probes_find_objects_only_in_features_that_encode_them():
     scenes = SceneData("synthetic", image_size=32, length=160, val_length=64, batch_size=16, num_workers=0, seed=0)
     scenes.setup("fit")
     draws = torch.Generator().manual_seed(0)
-    recipe = ProbeRecipe(lr=3e-2, rank=32)
-    probes = BindingProbes({"built": LAYOUT, "shuffled": LAYOUT}, ("quadratic", "cosine"), 8, recipe)
+    training = ProbeTraining(lr=3e-2, rank=32)
+    probes = BindingProbes({"built": LAYOUT, "shuffled": LAYOUT}, ("quadratic", "cosine"), 8, training)
 
     def backbone(batch):
         return {name: identity_features(batch, draws, name == "shuffled") for name in probes.layers}
@@ -57,7 +57,7 @@ def test_probes_find_objects_in_features_that_carry_them_and_none_in_others():
         assert abs(rates.auc - 0.5) <= 0.05
 
 
-def test_features_of_one_batch_are_all_that_is_held(blocks, monkeypatch):
+def test_memory_holds_the_features_of_one_batch(blocks, monkeypatch):
     held: list[weakref.ref[torch.Tensor]] = []
     normalize = RunningNorm.forward
 
@@ -68,7 +68,7 @@ def test_features_of_one_batch_are_all_that_is_held(blocks, monkeypatch):
 
     monkeypatch.setattr(RunningNorm, "forward", spy)
     scenes, draws = blocks(4), torch.Generator().manual_seed(0)
-    probes = BindingProbes({0: LAYOUT, 1: LAYOUT}, PROBES, 3, ProbeRecipe(rank=4))
+    probes = BindingProbes({0: LAYOUT, 1: LAYOUT}, PROBES, 3, ProbeTraining(rank=4))
     for step in range(4):
         features = {layer: identity_features(scenes, draws) for layer in probes.layers}
         held.extend(map(weakref.ref, features.values()))
@@ -81,7 +81,7 @@ def test_features_of_one_batch_are_all_that_is_held(blocks, monkeypatch):
         assert all(tensor() is None for tensor in held)
 
 
-def test_layers_of_other_widths_and_grids_are_trained_beside_each_other(blocks):
+def test_layers_of_different_widths_and_grids_train_together(blocks):
     scenes = blocks(6)
     draws = torch.Generator().manual_seed(0)
     layouts = {
@@ -89,7 +89,7 @@ def test_layers_of_other_widths_and_grids_are_trained_beside_each_other(blocks):
         1: SimpleNamespace(dim=12, grid=(4, 4), num_prefix_tokens=0),
         2: SimpleNamespace(dim=8, grid=(8, 8), num_prefix_tokens=0),
     }
-    probes = BindingProbes(layouts, PROBES, 3, ProbeRecipe(patches=10, rank=4))
+    probes = BindingProbes(layouts, PROBES, 3, ProbeTraining(patches=10, rank=4))
     features = {0: torch.randn(6, 64, 8, generator=draws), 1: torch.randn(6, 16, 12, generator=draws)}
     features[2] = features[0].clone()
     losses = [probes.train_step(features, scenes, calibrate=True) for _ in range(30)]
@@ -108,10 +108,10 @@ def test_layers_of_other_widths_and_grids_are_trained_beside_each_other(blocks):
         assert by_place[0, name].pairs == by_place[2, name].pairs
 
 
-def test_one_layer_can_be_taken_out(blocks):
+def test_copy_of_one_layer_scores_as_all_layers_do(blocks):
     scenes = blocks(3)
     draws = torch.Generator().manual_seed(0)
-    probes = BindingProbes({0: LAYOUT, 5: LAYOUT}, PROBES, 3, ProbeRecipe(rank=4))
+    probes = BindingProbes({0: LAYOUT, 5: LAYOUT}, PROBES, 3, ProbeTraining(rank=4))
     features = {layer: identity_features(scenes, draws) for layer in probes.layers}
     probes.train_step(features, scenes)
     probes.evaluate_step(features, scenes)
@@ -127,16 +127,16 @@ def test_one_layer_can_be_taken_out(blocks):
         probes.at(1)
 
 
-def test_seeds_give_the_same_probes_again_and_others(blocks):
+def test_seed_determines_the_probes(blocks):
     scenes, found = blocks(4), []
     for seed in (0, 0, 1):
-        probes = BindingProbes({0: LAYOUT}, ("quadratic", "identity"), 3, ProbeRecipe(patches=9), seed=seed)
+        probes = BindingProbes({0: LAYOUT}, ("quadratic", "identity"), 3, ProbeTraining(patches=9, seed=seed))
         features = {0: identity_features(scenes, torch.Generator().manual_seed(0))}
         found.append([probes.train_step(features, scenes) for _ in range(3)])
     assert found[0] == found[1] != found[2]
 
 
-def test_scenes_without_labels_teach_nothing(blocks):
+def test_scenes_without_labels_do_not_train(blocks):
     scenes = blocks(2)._replace(segments=torch.zeros(2, 32, 32, dtype=torch.int64))
     probes = BindingProbes({0: LAYOUT}, PROBES, 3)
     features = {0: torch.randn(2, 66, DIM)}
@@ -147,7 +147,7 @@ def test_scenes_without_labels_teach_nothing(blocks):
 
 def test_features_must_be_finite(blocks):
     probes = BindingProbes({0: LAYOUT}, ("cosine",), 3)
-    with pytest.raises(ValueError, match="features that are not finite"):
+    with pytest.raises(ValueError, match="features of the backbone are not finite"):
         probes.evaluate_step({0: torch.full((2, 66, DIM), torch.nan)}, blocks(2))
 
 
@@ -156,16 +156,17 @@ def test_features_must_be_finite(blocks):
     [
         ({"patches": 1}, "patches must be at least 2, got 1"),
         ({"rank": 0}, "rank must be at least 1"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"min_purity": 1.5}, "min_purity must be from 0 to 1"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"lr": 0.0}, "lr must be greater than 0"),
+        ({"min_purity": 1.5}, "min_purity must be at least 0 and at most 1"),
     ],
 )
-def test_recipes_that_cannot_be_are_refused(option, message):
+def test_training_options_out_of_bounds_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
-        ProbeRecipe(**option)
+        ProbeTraining(**option)
 
 
-def test_benchmark(monkeypatch, tmp_path, capsys):
+def test_benchmark_compares_scores_before_timing(monkeypatch, tmp_path, capsys):
     threads, before = torch.get_num_threads(), set(sys.modules)
     monkeypatch.syspath_prepend(BENCH)
     try:

@@ -1,4 +1,4 @@
-"""What interventions change, and what they leave as it is, bit by bit."""
+"""Interventions: what they change, and what stays bit-identical."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from visionattn.objects.binding import BindingProbes, ProbeRecipe
+from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
@@ -18,7 +18,7 @@ from visionattn.objects.interventions import (
     shuffle,
 )
 from visionattn.objects.patches import label_patches
-from visionattn.probing.backbone import Backbone
+from visionattn.probing.backbone import FrozenBackbone
 
 INSTANCES = torch.tensor([[1, 1, 2, 0, 2, 2], [3, 3, 3, 3, 1, 0]])
 
@@ -33,7 +33,7 @@ def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_shuffling_exchanges_whole_parts_of_the_share():
+def test_shuffle_permutes_the_share_of_patches():
     parts = torch.arange(60.0).view(2, 10, 3)
     for share, moved in ((0.0, 0), (0.1, 0), (0.5, 5), (1.0, 10)):
         changed = shuffle(share, draws())(parts)
@@ -42,7 +42,7 @@ def test_shuffling_exchanges_whole_parts_of_the_share():
             assert sorted(map(tuple, before.tolist())) == sorted(map(tuple, after.tolist()))
 
 
-def test_injection_brings_parts_to_their_object():
+def test_injection_moves_parts_to_the_mean_of_their_object():
     parts = torch.randn(2, 6, 3, dtype=torch.float64)
     assert torch.equal(inject(0.0, INSTANCES)(parts), parts)
     changed = inject(0.25, INSTANCES)(parts)
@@ -53,7 +53,7 @@ def test_injection_brings_parts_to_their_object():
 
 
 @pytest.mark.parametrize("change", [shuffle(0.0, draws()), inject(0.0, torch.ones(2, 16, dtype=torch.int64))])
-def test_no_change_leaves_outputs_as_they_are(vit, change):
+def test_change_of_amount_0_leaves_outputs_identical(vit, change):
     images = torch.randn(2, 3, 32, 32)
     basis = random_subspace(8, 64, draws())
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_no_change_leaves_outputs_as_they_are(vit, change):
         assert torch.equal(vit.forward_features(images), before)
 
 
-def test_only_the_subspace_of_patches_changes(vit):
+def test_intervention_changes_only_the_subspace_of_patches(vit):
     images, basis = torch.randn(2, 3, 32, 32), random_subspace(8, 64, draws())
     found = {}
     vit.blocks[1].register_forward_hook(lambda module, inputs, output: found.update(before=inputs[0]))
@@ -83,17 +83,17 @@ def test_only_the_subspace_of_patches_changes(vit):
     assert delta.abs().max() > 0.01
 
 
-def test_the_subspace_is_what_the_quadratic_probe_reads(blocks):
+def test_probe_subspace_is_the_one_the_quadratic_probe_reads(blocks):
     scenes = blocks(4)
     layout = type("Layout", (), {"dim": 24, "grid": (8, 8), "num_prefix_tokens": 1})()
-    probes = BindingProbes({0: layout, 1: layout}, ("quadratic",), 3, ProbeRecipe(rank=5))
+    probes = BindingProbes({0: layout, 1: layout}, ("quadratic",), 3, ProbeTraining(rank=5))
     features = {layer: torch.randn(4, 65, 24) * torch.linspace(1, 4, 24) for layer in (0, 1)}
     probes.train_step(features, scenes)
     single = probes.at(1)
     basis = probe_subspace(single)
     assert basis.shape == (5, 24)
     torch.testing.assert_close(basis @ basis.T, torch.eye(5), rtol=0, atol=1e-5)
-    # What lies outside of it, at the same mean and length, is not seen; what lies inside is.
+    # The probe does not see the part outside the subspace, at equal mean and length; it sees the part inside.
     tokens = features[1]
     centred = tokens - tokens.mean(-1, keepdim=True)
     outside = centred - centred @ basis.T @ basis
@@ -106,14 +106,14 @@ def test_the_subspace_is_what_the_quadratic_probe_reads(blocks):
     assert (at_equal_length(outside) @ weight.T).abs().max() < 1e-4
     assert (at_equal_length(centred) @ weight.T).abs().max() > 0.1
 
-    whole = BindingProbes({0: layout}, ("quadratic",), 3, ProbeRecipe(rank=30)).at(0)
-    with pytest.raises(ValueError, match="rank 30 reads all of width 24: take a lower rank"):
+    whole = BindingProbes({0: layout}, ("quadratic",), 3, ProbeTraining(rank=30)).at(0)
+    with pytest.raises(ValueError, match="rank 30 reads all of width 24: choose a lower rank"):
         probe_subspace(whole)
 
 
-def test_attention_is_that_of_queries_and_keys(vit):
+def test_recorded_attention_is_that_of_queries_and_keys(vit):
     images = torch.randn(2, 3, 32, 32)
-    backbone = Backbone(vit, "test_vit", None, norm_blocks=False)
+    backbone = FrozenBackbone(vit, "test_vit", None, norm_blocks=False)
     fused = [block.attn.fused_attn for block in vit.blocks]
     with record_attention({1: vit.blocks[2].attn}, 1) as weights:
         features = backbone(images)
@@ -140,19 +140,19 @@ def test_correlation_is_pearsons():
     assert constant.compute() is None
 
 
-def test_interventions_are_for_vits(vit):
+def test_interventions_need_a_vit(vit):
     assert len(blocks_of(vit, "test_vit")) == 3
     with pytest.raises(ValueError, match="test_convnext is no ViT"):
         blocks_of(timm.create_model("test_convnext"), "test_convnext")
 
 
-def test_injecting_objects_helps_and_shuffling_hurts_a_probe_that_reads_them(blocks):
+def test_injection_helps_and_shuffling_hurts_a_probe_of_objects(blocks):
     scenes = blocks(8)
     labels = label_patches(scenes, (8, 8))
     codes = torch.randn(8, 6, 16)
     tokens = codes.gather(1, labels.instances[..., None].expand(-1, -1, 16)) + torch.randn(8, 64, 16)
     layout = type("Layout", (), {"dim": 16, "grid": (8, 8), "num_prefix_tokens": 0})()
-    probes = BindingProbes({0: layout}, ("quadratic",), 3, ProbeRecipe(lr=1e-2, rank=8))
+    probes = BindingProbes({0: layout}, ("quadratic",), 3, ProbeTraining(lr=1e-2, rank=8))
     for _ in range(60):
         probes.train_step({0: tokens}, scenes)
     single = probes.at(0)

@@ -1,4 +1,4 @@
-"""Mean intersections over unions, in cases made by hand."""
+"""Mean IoU, on small hand-made scenes."""
 
 from types import SimpleNamespace
 
@@ -16,33 +16,34 @@ SCENES = SimpleNamespace(
 GRID = (1, 2)
 
 
-def test_overlaps_are_counted_in_pixels():
+def test_overlaps_count_pixels():
     overlaps = count_overlaps(SCENES, torch.tensor([[0, 1], [1, 1]]), GRID, 3)
     assert overlaps[0].tolist() == [[0, 1, 0], [4, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert overlaps[1].tolist() == [[0, 0, 0], [0, 4, 0], [0, 0, 0], [0, 4, 0]]
 
 
-def test_semantic_iou_is_the_mean_of_classes_that_occur():
+def test_semantic_iou_is_the_mean_over_classes_that_occur():
     metric = SemanticIoU(5)
     assert metric.compute() is None
     for number, predicted in enumerate(torch.tensor([[0, 1], [0, 4]])):
         scenes = SimpleNamespace(**{key: value[number : number + 1] for key, value in vars(SCENES).items()})
         metric.update(scenes, count_overlaps(scenes, predicted[None], GRID, 5))
-    # Class 0: 5 pixels in the first image, 4 right, and 4 in the second, 2 right; said of 2 pixels of class 2, too.
-    # Class 1: 2 pixels, both right; said of one of class 0, too. Class 2: 4 pixels, none right. Class 4 does not occur.
+    # Class 0: 5 pixels in the first image, 4 correct, and 4 in the second, 2 correct; also predicted for 2 of class 2.
+    # Class 1: 2 pixels, both correct; also predicted for one of class 0. Class 2: 4 pixels, none correct. Class 4 does
+    # not occur.
     assert metric.compute() == pytest.approx((6 / 11 + 2 / 3 + 0) / 3)
 
 
-def test_instance_iou_is_the_mean_of_objects_with_their_queries():
+def test_instance_iou_is_the_mean_over_objects_and_their_queries():
     metric = InstanceIoU()
     assert metric.compute() is None
     metric.update(SCENES, count_overlaps(SCENES, torch.tensor([[3, 1], [2, 2]]), GRID, 4))
-    # In the second image query 2 is as good for either segment, half right, and one of them remains without.
+    # In the second image, query 2 fits either segment equally, half of it; the other segment gets no query.
     first = 4 / 5 + 2 / 3
     assert metric.compute() in (pytest.approx((first + 0.5) / 3), pytest.approx((first + 0.0) / 3))
 
 
-def test_right_predictions_are_one():
+def test_perfect_predictions_have_an_iou_of_1():
     scenes = SimpleNamespace(
         segments=torch.tensor([[[1, 1, 2, 2]]]),
         classes=torch.tensor([[-1, 3, 0]]),

@@ -1,11 +1,12 @@
-"""Labels of patches, in cases made by hand."""
+"""Labels of patches, on small hand-made scenes."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from visionattn.objects.patches import count_pixels, label_patches, sample_patches
+from visionattn.objects.patches import label_patches, sample_patches
+from visionattn.objects.segmentation import count_pixels
 
 SEGMENTS = torch.tensor(
     [
@@ -20,23 +21,23 @@ THINGS = torch.tensor([[False, False, True, True]])
 SCENE = SimpleNamespace(segments=SEGMENTS, classes=CLASSES, things=THINGS)
 
 
-def test_a_patch_belongs_to_the_segment_with_most_of_its_pixels():
+def test_label_is_the_segment_with_most_pixels():
     labels = label_patches(SCENE, (2, 2))
-    # Of the last patch, segments 1 and 2 have two pixels each; of the third one, most are of none.
+    # In the last patch, segments 1 and 2 have two pixels each; in the third, most pixels have no segment.
     assert labels.instances.tolist() == [[1, 2, 0, 1]]
     assert labels.purity.tolist() == [[0.75, 1.0, 0.75, 0.5]]
     assert labels.classes.tolist() == [[7, 4, -1, 7]]
     assert labels.things.tolist() == [[False, True, False, False]]
 
 
-def test_impure_patches_can_be_left_out():
+def test_impure_patches_get_no_label():
     labels = label_patches(SCENE, (2, 2), min_purity=0.75)
     assert labels.instances.tolist() == [[1, 2, 0, 0]]
     assert labels.classes.tolist() == [[7, 4, -1, -1]]
     assert label_patches(SCENE, (2, 2), min_purity=1.0).instances.tolist() == [[0, 2, 0, 0]]
 
 
-def test_pairs_are_of_two_labelled_patches():
+def test_pairs_count_two_labelled_patches():
     pairs = label_patches(SCENE, (2, 2)).pairs()
     assert pairs.counted[0].nonzero().tolist() == [[0, 1], [0, 3], [1, 0], [1, 3], [3, 0], [3, 1]]
     assert (pairs.same & pairs.counted)[0].nonzero().tolist() == [[0, 3], [3, 0]]
@@ -47,7 +48,7 @@ def test_pairs_are_of_two_labelled_patches():
     assert torch.equal(pairs.foreground, pairs.counted)
 
 
-def test_grids_need_not_divide_images():
+def test_grid_need_not_divide_the_image():
     counts = count_pixels(SEGMENTS[:, :3], (2, 3), 4)
     # Rows 0 and 1, then 2; columns 0 and 1, then 2, then 3.
     assert counts.tolist() == [
@@ -56,7 +57,7 @@ def test_grids_need_not_divide_images():
 
 
 @pytest.mark.parametrize("count", [4, 9])
-def test_labelled_patches_are_drawn_first(blocks, count):
+def test_sampling_draws_labelled_patches_first(blocks, count):
     scenes = blocks(3)
     scenes.segments[0, :, :16] = 0
     labels = label_patches(scenes, (4, 4))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers nat_pico
-from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -61,7 +61,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     return model.eval()
 
 
-def random_images(backbone: Backbone, count: int = 2) -> Tensor:
+def random_images(backbone: FrozenBackbone, count: int = 2) -> Tensor:
     return torch.randn(count, *backbone.preprocessing["input_size"])
 
 
@@ -83,7 +83,7 @@ def final_tokens(model: Any, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
     model = build(family.name, **family.kwargs)
-    backbone = Backbone(model, family.name, model_kwargs=family.kwargs)
+    backbone = FrozenBackbone(model, family.name, model_kwargs=family.kwargs)
     images = random_images(backbone)
     tokens = backbone(images)["last"]
     assert backbone.layouts == {"last": family.layout}
@@ -94,7 +94,7 @@ def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_images_are_prepared_as_the_weights_want_them(family: Family) -> None:
-    preprocessing = Backbone(build(family.name, **family.kwargs), family.name).preprocessing
+    preprocessing = FrozenBackbone(build(family.name, **family.kwargs), family.name).preprocessing
     config = timm.get_pretrained_cfg(family.name)
     assert preprocessing["input_size"] == config.input_size == (3, family.size, family.size)
     assert (preprocessing["mean"], preprocessing["std"]) == (config.mean, config.std) == family.statistics
@@ -105,7 +105,7 @@ def test_images_are_prepared_as_the_weights_want_them(family: Family) -> None:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_tapped_layers_are_those_of_forward_intermediates(family: Family) -> None:
     model: Any = build(family.name, **family.kwargs)
-    backbone = Backbone(model, family.name, ["last", -1, 0])
+    backbone = FrozenBackbone(model, family.name, ["last", -1, 0])
     images = random_images(backbone)
     with torch.no_grad():
         features = model.forward_intermediates(images, intermediates_only=True)
@@ -121,14 +121,14 @@ def test_tapped_layers_are_those_of_forward_intermediates(family: Family) -> Non
         first = norm(first).detach()
     torch.testing.assert_close(tokens[0][:, backbone.layouts[0].num_prefix_tokens :], first)
     assert backbone.layouts[0].grid == features[0].shape[2:]
-    torch.testing.assert_close(Backbone(model, family.name, [0])(images)[0], tokens[0])
+    torch.testing.assert_close(FrozenBackbone(model, family.name, [0])(images)[0], tokens[0])
 
 
 @pytest.mark.parametrize("name", ["DINOv2", "DINOv3", "CLIP"])
 def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> None:
     family = FAMILIES[name]
     model: Any = build(family.name, **family.kwargs)
-    backbone = Backbone(model, family.name, [0])
+    backbone = FrozenBackbone(model, family.name, [0])
     images = random_images(backbone, 1)
     with torch.no_grad():
         ((patches, prefix),) = model.forward_intermediates(
@@ -141,24 +141,24 @@ def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> N
 def test_all_blocks_can_be_had_as_they_are() -> None:
     model: Any = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
-    backbone = Backbone(model, **options, layers=None, norm_blocks=False)
+    backbone = FrozenBackbone(model, **options, layers=None, norm_blocks=False)
     assert (backbone.layers, backbone.depth) == ((0, 1), 2)
     images = random_images(backbone)
     with torch.no_grad():
         tokens = model.blocks[0](model.norm_pre(model._pos_embed(model.patch_embed(images))))
     torch.testing.assert_close(backbone(images)[0], tokens)
-    torch.testing.assert_close(Backbone(model, **options, layers=[0])(images)[0], model.norm(tokens).detach())
-    assert Backbone(model, **options, layers=None).identity != backbone.identity
+    torch.testing.assert_close(FrozenBackbone(model, **options, layers=[0])(images)[0], model.norm(tokens).detach())
+    assert FrozenBackbone(model, **options, layers=None).identity != backbone.identity
 
 
 def test_a_class_token_that_a_model_does_not_declare_is_no_patch() -> None:
-    backbone = Backbone(timm.create_model("coat_lite_tiny"), "coat_lite_tiny", ["last", -1])
+    backbone = FrozenBackbone(timm.create_model("coat_lite_tiny"), "coat_lite_tiny", ["last", -1])
     assert backbone.layouts == {"last": TokenLayout(320, (7, 7), 1), 3: TokenLayout(320, (7, 7))}
 
 
 def test_hiera_comes_row_by_row_where_it_keeps_the_order_of_its_mask_units() -> None:
     model: Any = build("hiera_tiny_224", embed_dim=8, stages=(1, 1, 1, 1), q_pool=2)
-    backbone = Backbone(model, "hiera_tiny_224")
+    backbone = FrozenBackbone(model, "hiera_tiny_224")
     images = random_images(backbone, 1)
     tokens = backbone(images)["last"]
     torch.testing.assert_close(tokens, final_tokens(model, images))
@@ -167,7 +167,7 @@ def test_hiera_comes_row_by_row_where_it_keeps_the_order_of_its_mask_units() -> 
 
 
 def test_tokens_of_a_convolution_are_row_by_row() -> None:
-    backbone = Backbone(build("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), "convnext_tiny", [0])
+    backbone = FrozenBackbone(build("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), "convnext_tiny", [0])
     images = random_images(backbone, 1)
     changed = images.clone()
     changed[..., :4, 8:12] += 1  # the third patch of the first row, of 56
@@ -178,7 +178,7 @@ def test_tokens_of_a_convolution_are_row_by_row() -> None:
 def test_a_backbone_is_frozen_and_heads_can_be_trained_on_what_it_gives() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, proj_drop_rate=0.5, **SMALL)
     model.train()
-    backbone = Backbone(model, "vit_tiny_patch16_224", preprocessing={"input_size": (3, 32, 32)}).train()
+    backbone = FrozenBackbone(model, "vit_tiny_patch16_224", preprocessing={"input_size": (3, 32, 32)}).train()
     images = random_images(backbone, 3)
     tokens = backbone(images)["last"]
     torch.testing.assert_close(backbone(images)["last"], tokens, rtol=0, atol=0)
@@ -191,8 +191,8 @@ def test_a_backbone_is_frozen_and_heads_can_be_trained_on_what_it_gives() -> Non
 def test_autocast_computes_in_low_precision_and_gives_float32() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"preprocessing": {"input_size": (3, 32, 32)}}
-    exact = Backbone(model, "vit_tiny_patch16_224", **options)
-    rounded = Backbone(model, "vit_tiny_patch16_224", amp_dtype=torch.bfloat16, **options)
+    exact = FrozenBackbone(model, "vit_tiny_patch16_224", **options)
+    rounded = FrozenBackbone(model, "vit_tiny_patch16_224", amp_dtype=torch.bfloat16, **options)
     images = random_images(exact)
     tokens = rounded(images)["last"]
     assert tokens.dtype == torch.float32
@@ -203,19 +203,19 @@ def test_autocast_computes_in_low_precision_and_gives_float32() -> None:
 def test_the_identity_changes_with_all_that_features_depend_on() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
-    identity = Backbone(model, **options).identity
-    assert Backbone(model, **options).identity == identity
+    identity = FrozenBackbone(model, **options).identity
+    assert FrozenBackbone(model, **options).identity == identity
     others = [
-        Backbone(model, **options | {"name": "another"}),
-        Backbone(model, **options, layers=[0]),
-        Backbone(model, **options, model_kwargs={"depth": 2}),
-        Backbone(model, **options | {"preprocessing": {"input_size": (3, 32, 32), "crop_pct": 0.9}}),
-        Backbone(model, **options, amp_dtype=torch.bfloat16),
+        FrozenBackbone(model, **options | {"name": "another"}),
+        FrozenBackbone(model, **options, layers=[0]),
+        FrozenBackbone(model, **options, model_kwargs={"depth": 2}),
+        FrozenBackbone(model, **options | {"preprocessing": {"input_size": (3, 32, 32), "crop_pct": 0.9}}),
+        FrozenBackbone(model, **options, amp_dtype=torch.bfloat16),
     ]
     assert all(other.identity != identity for other in others)
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc1.bias")[3] += 1e-6
-    assert Backbone(model, **options).identity["weights"] != identity["weights"]
+    assert FrozenBackbone(model, **options).identity["weights"] != identity["weights"]
 
 
 def test_the_hash_of_weights_is_of_names_types_and_shapes_too() -> None:
@@ -244,7 +244,7 @@ def test_the_hash_of_weights_is_of_names_types_and_shapes_too() -> None:
 def test_layers_that_are_not_there(layers: list[Layer], message: str) -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     with pytest.raises(ValueError, match=message):
-        Backbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 32, 32)})
+        FrozenBackbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 32, 32)})
 
 
 def test_dcal_gives_the_tokens_of_self_attention() -> None:
@@ -252,7 +252,7 @@ def test_dcal_gives_the_tokens_of_self_attention() -> None:
     x = torch.randn(2, *model.default_cfg["input_size"])
     with torch.no_grad():
         combined = model.forward_features(x)
-    backbone = Backbone(model, "dcal_vit_pico")
+    backbone = FrozenBackbone(model, "dcal_vit_pico")
     tokens = backbone(x)["last"]
     assert torch.equal(tokens, combined[:, :-1]), "all but the global-local one"
     layout = backbone.layouts["last"]
@@ -261,8 +261,8 @@ def test_dcal_gives_the_tokens_of_self_attention() -> None:
 
 def test_models_that_give_no_tokens() -> None:
     with pytest.raises(ValueError, match=r"ends in 1 tokens.*grid of 7 × 7; tap a block"):
-        Backbone(timm.create_model("pit_ti_224"), "pit_ti_224")
+        FrozenBackbone(timm.create_model("pit_ti_224"), "pit_ti_224")
     with pytest.raises(ValueError, match=r"takes no images 3 × 96 × 96.*input_size"):
-        Backbone(build("vit_tiny_patch16_224", **SMALL), "vit", preprocessing={"input_size": (3, 96, 96)})
+        FrozenBackbone(build("vit_tiny_patch16_224", **SMALL), "vit", preprocessing={"input_size": (3, 96, 96)})
     with pytest.raises(ValueError, match="has no forward_intermediates"):
-        Backbone(nn.Linear(2, 2), "linear", preprocessing={"input_size": (3, 4, 4)})
+        FrozenBackbone(nn.Linear(2, 2), "linear", preprocessing={"input_size": (3, 4, 4)})

@@ -21,10 +21,10 @@ import timm
 import torch
 from torch import Tensor
 
-from visionattn.probing import cache as cache_module
-from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.cache import Field, ShardedArrays
-from visionattn.probing.extraction import FeatureCache, ImageBatch, extract_features
+from visionattn.probing.backbone import FrozenBackbone, Layer
+from visionattn.probing.features import cache as cache_module
+from visionattn.probing.features.cache import Field, ShardedArrays
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, extract_features
 
 IMAGES, SHARD = 7, 4
 
@@ -52,11 +52,11 @@ def noise(number: int, view: int) -> Tensor:
 
 
 @cache
-def backbone(seed: int = 0, layers: tuple[Layer, ...] = ("last",)) -> Backbone:
+def backbone(seed: int = 0, layers: tuple[Layer, ...] = ("last",)) -> FrozenBackbone:
     torch.manual_seed(seed)
     kwargs = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2, "reg_tokens": 1}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
-    return Backbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 16, 16)})
+    return FrozenBackbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 16, 16)})
 
 
 def extract(folder: Path, images: Noise | None = None, **options: Any) -> FeatureCache:

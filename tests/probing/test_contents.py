@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from visionattn.probing import contents
-from visionattn.probing.contents import fingerprint
+from visionattn.probing.features import contents
+from visionattn.probing.features.contents import fingerprint
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from visionattn.data.loading import ImageDataset, ImageLoader
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
 from visionattn.data.transforms import image_transform
-from visionattn.probing.backbone import Backbone, Layer
-from visionattn.probing.extraction import (
+from visionattn.probing.backbone import FrozenBackbone, Layer
+from visionattn.probing.features.extraction import (
     FeatureCache,
     ImageBatch,
     collate_images,
@@ -26,7 +26,7 @@ from visionattn.probing.extraction import (
     pool_tokens,
     view_seed,
 )
-from visionattn.probing.features import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
+from visionattn.probing.features.sources import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
 
 CROP = {"scale": (0.3, 1.0), "hflip": 0.5, "color_jitter": 0.4}
 COUNT = 21
@@ -51,7 +51,9 @@ class Digit(Digits):
 class DigitImages:
     """Images as a command hands them over: a source, transforms, a loader."""
 
-    def __init__(self, backbone: Backbone, source: Source | None = None, seed: int = 0, num_workers: int = 0) -> None:
+    def __init__(
+        self, backbone: FrozenBackbone, source: Source | None = None, seed: int = 0, num_workers: int = 0
+    ) -> None:
         self.source, self.seed, self.num_workers = source or Digit(), seed, num_workers
         self.identity = {"name": "digits", "fingerprint": fingerprint(map(str, range(len(self.source))))}
         self.targets = self.source.targets()
@@ -75,7 +77,7 @@ class DigitImages:
         )
 
 
-def build(layers: Sequence[Layer] = ("last",), **kwargs: Any) -> Backbone:
+def build(layers: Sequence[Layer] = ("last",), **kwargs: Any) -> FrozenBackbone:
     torch.manual_seed(0)
     kwargs = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 16, "num_heads": 2, "reg_tokens": 2} | kwargs
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **kwargs)
@@ -87,15 +89,15 @@ def build(layers: Sequence[Layer] = ("last",), **kwargs: Any) -> Backbone:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    return Backbone(model, "vit_tiny_patch16_224", layers, kwargs, preprocessing)
+    return FrozenBackbone(model, "vit_tiny_patch16_224", layers, kwargs, preprocessing)
 
 
-def extract(backbone: Backbone, folder: Path, images: DigitImages | None = None, **options: Any) -> FeatureCache:
+def extract(backbone: FrozenBackbone, folder: Path, images: DigitImages | None = None, **options: Any) -> FeatureCache:
     options = {"token_budget_gb": 1, "dtype": "float32", "batch_size": 4, "rows_per_shard": 8} | options
     return extract_features(backbone, images or DigitImages(backbone), folder, **options)
 
 
-def by_hand(backbone: Backbone, layer: Layer = "last", view: int = 0, broken: Sequence[int] = ()) -> Tensor:
+def by_hand(backbone: FrozenBackbone, layer: Layer = "last", view: int = 0, broken: Sequence[int] = ()) -> Tensor:
     """Tokens of all images, one after another."""
     images = DigitImages(backbone)
     numbers = [number for number in range(COUNT) if number not in broken]
@@ -191,7 +193,7 @@ def test_layers_are_put_side_by_side(tmp_path: Path) -> None:
 
 
 def test_stages_of_different_grids_have_vectors_side_by_side_but_no_tokens(tmp_path: Path) -> None:
-    backbone = Backbone(timm.create_model("nat_pico", num_classes=0), "nat_pico", [0, "last"])
+    backbone = FrozenBackbone(timm.create_model("nat_pico", num_classes=0), "nat_pico", [0, "last"])
     cache = extract(backbone, tmp_path, token_budget_gb=0)
     source = OnlineFeatures(cache, backbone, DigitImages(backbone), [0, "last"])
     assert source.pooled("gap").shape == (COUNT, 48 + 192)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource, TensorFeatures
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource, TensorFeatures
 from visionattn.probing.heads import create_head, select_tokens
 from visionattn.probing.protocols import (
     Candidate,
@@ -29,8 +29,8 @@ from visionattn.probing.protocols import (
 from visionattn.probing.protocols import shared as shared_module
 from visionattn.probing.protocols import stack as stack_module
 from visionattn.probing.protocols.joint import JointTraining
-from visionattn.probing.protocols.run import Run
 from visionattn.probing.protocols.split import draw, hold_out, random_order
+from visionattn.probing.protocols.trial import Trial
 
 BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 DIM, CLASSES, PREFIX, REGISTERS = 24, 3, 3, 2
@@ -120,14 +120,14 @@ def test_heads_become_together_what_they_become_alone(monkeypatch, optimizer, lr
     recipe = Recipe(epochs=5, batch_size=32, warmup_epochs=1, patience=None)
     training = JointTraining(train, train, candidates, CLASSES, recipe, dtype=F64)
     training.fit()
-    for run in training.runs:
-        head, losses = train_plainly(run.candidate, train, recipe, make_optimizer)
-        assert run.losses == pytest.approx(losses, rel=1e-10), run.candidate
+    for trial in training.trials:
+        head, losses = train_plainly(trial.candidate, train, recipe, make_optimizer)
+        assert trial.losses == pytest.approx(losses, rel=1e-10), trial.candidate
         assert losses[-1] < losses[0]
-        for (name, expected), found in zip(head.state_dict().items(), run.head.state_dict().values(), strict=True):
-            if (run.candidate.head, name) == ("dolg", "pool.proj.bias"):
+        for (name, expected), found in zip(head.state_dict().items(), trial.head.state_dict().values(), strict=True):
+            if (trial.candidate.head, name) == ("dolg", "pool.proj.bias"):
                 continue  # batch norm takes it off again: its gradient is what rounding leaves
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11, msg=f"{run.candidate}: {name}")
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11, msg=f"{trial.candidate}: {name}")
 
 
 def test_gradients_of_shared_products(monkeypatch):
@@ -176,25 +176,25 @@ def test_a_run_that_diverges_or_stops_leaves_the_others_alone():
     diverging = [Candidate("ep_4", 1e200), Candidate("aim", 1e200, {"num_heads": 4}), Candidate("abmilp", 1e200)]
     together = JointTraining(train, train, [*diverging, *candidates], CLASSES, recipe, dtype=F64)
     together.fit()
-    assert all(run.stopped for run in together.runs[:3])
-    assert all(torch.isfinite(value).all() for run in together.runs[:3] for value in run.best.values())
-    assert len({len(run.losses) for run in alone.runs}) > 1, "of these some are to stop earlier than others"
-    for run, expected in zip(together.runs[3:], alone.runs, strict=True):
-        assert run.losses == pytest.approx(expected.losses, rel=1e-9)
-        assert (run.best_epoch, run.best_accuracy) == (expected.best_epoch, expected.best_accuracy)
+    assert all(trial.stopped for trial in together.trials[:3])
+    assert all(torch.isfinite(value).all() for trial in together.trials[:3] for value in trial.best.values())
+    assert len({len(trial.losses) for trial in alone.trials}) > 1, "of these some are to stop earlier than others"
+    for trial, expected in zip(together.trials[3:], alone.trials, strict=True):
+        assert trial.losses == pytest.approx(expected.losses, rel=1e-9)
+        assert (trial.best_epoch, trial.best_accuracy) == (expected.best_epoch, expected.best_accuracy)
 
 
 def test_a_run_keeps_its_best_weights_and_stops_in_its_own_time():
-    run = Run(Candidate("gap", 0.1), create_head("gap", DIM, CLASSES))
-    weight = run.head.classifier.bias
+    trial = Trial(Candidate("gap", 0.1), create_head("gap", DIM, CLASSES))
+    weight = trial.head.classifier.bias
     for epoch, accuracy in enumerate([0.2, 0.6, 0.5, 0.6, 0.4], 1):
-        assert not run.stopped
+        assert not trial.stopped
         with torch.no_grad():
             weight.fill_(epoch)
-        run.note(loss=1.0, accuracy=accuracy, seconds=2.0, patience=3)
-    assert run.stopped
-    assert (run.best_epoch, run.best_accuracy, run.seconds) == (2, 0.6, 10.0)
-    assert run.best["classifier.bias"].tolist() == [2.0] * CLASSES
+        trial.note(loss=1.0, accuracy=accuracy, seconds=2.0, patience=3)
+    assert trial.stopped
+    assert (trial.best_epoch, trial.best_accuracy, trial.seconds) == (2, 0.6, 10.0)
+    assert trial.best["classifier.bias"].tolist() == [2.0] * CLASSES
 
 
 def test_trailing_candidates_of_each_head_stop():
@@ -204,12 +204,12 @@ def test_trailing_candidates_of_each_head_stop():
     race.fit()
     to_the_end = JointTraining(train, train, candidates, CLASSES, replace(recipe, race=False), dtype=F64)
     to_the_end.fit()
-    for runs in (race.runs[:5], race.runs[5:]):
-        assert sorted(len(run.losses) for run in runs) == [2, 2, 2, 4, 6]  # 5 // 2 go on, 2 // 2 to the end
-    for run, whole in zip(race.runs, to_the_end.runs, strict=True):
-        assert run.losses == pytest.approx(whole.losses[: len(run.losses)], rel=1e-9)
-    winner = max(race.runs[:5], key=lambda run: len(run.losses))
-    assert winner.best_accuracy >= max(run.best_accuracy for run in race.runs[:5])
+    for trials in (race.trials[:5], race.trials[5:]):
+        assert sorted(len(trial.losses) for trial in trials) == [2, 2, 2, 4, 6]  # 5 // 2 go on, 2 // 2 to the end
+    for trial, whole in zip(race.trials, to_the_end.trials, strict=True):
+        assert trial.losses == pytest.approx(whole.losses[: len(trial.losses)], rel=1e-9)
+    winner = max(race.trials[:5], key=lambda trial: len(trial.losses))
+    assert winner.best_accuracy >= max(trial.best_accuracy for trial in race.trials[:5])
 
 
 class Guarded(TensorFeatures):
@@ -246,10 +246,11 @@ def test_val_is_read_once_and_after_all_choices():
     def progress(done: int, total: int) -> None:
         guarded.open = done == total
 
-    probes = train_heads(train, guarded, candidates, CLASSES, recipe, progress=progress)
+    results = train_heads(train, guarded, candidates, CLASSES, recipe, progress=progress)
     assert guarded.reads == 1
     expected = train_heads(train, val, candidates, CLASSES, recipe)
-    for (found, _), (result, head) in zip(probes, expected, strict=True):
+    for found, result in zip(results, expected, strict=True):
+        head = result.head
         assert found.to_dict() | {"seconds": 0} == result.to_dict() | {"seconds": 0}
         assert (result.selected_on, result.num_parameters) == ("held_out", sum(p.numel() for p in head.parameters()))
         scores = head(select_tokens(val.tokens, head.tokens, PREFIX, REGISTERS))
@@ -262,9 +263,9 @@ def test_val_is_read_once_and_after_all_choices():
 @pytest.mark.parametrize("protocol", [knn, ridge, logistic_regression])
 def test_choices_of_vectors_are_the_same_whatever_val_is(protocol):
     train = make_features(150, 0, signal=0.3)
-    choices = [protocol(train, make_features(40, seed), CLASSES).result for seed in (1, 2)]
+    choices = [protocol(train, make_features(40, seed), CLASSES) for seed in (1, 2)]
     guarded = Guarded(make_features(40, 1))
-    choices.append(protocol(train, guarded, CLASSES).result)
+    choices.append(protocol(train, guarded, CLASSES))
     assert guarded.reads == 1
     assert len({(str(choice.options), choice.held_out_accuracy) for choice in choices}) == 1
     assert choices[0].top1 == choices[2].top1 != choices[1].top1
@@ -276,11 +277,11 @@ def test_protocol_of_the_paper():
     assert {(candidate.optimizer, candidate.weight_decay) for candidate in candidates} == {("lars", 0.0)}
     assert (recipe.epochs, recipe.warmup_epochs, recipe.patience) == (90, 10, None)
     train, val = make_features(64, 0), make_features(40, 1)
-    ((result, head),) = train_heads(train, val, candidates, CLASSES, recipe)
+    (result,) = train_heads(train, val, candidates, CLASSES, recipe)
     assert (result.selected_on, result.held_out_accuracy) == ("val", None)
-    assert result.top1 == (head(val.tokens[:, PREFIX:]).argmax(1) == val.targets).double().mean().item()
+    assert result.top1 == (result.head(val.tokens[:, PREFIX:]).argmax(1) == val.targets).double().mean().item()
     for protocol in (knn, ridge):
-        found = protocol(train, val, CLASSES, selection=Selection(selected_on="val")).result
+        found = protocol(train, val, CLASSES, selection=Selection(selected_on="val"))
         assert (found.selected_on, found.held_out_accuracy) == ("val", None)
 
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
-from visionattn.probing.features import FeatureSource, TensorFeatures
+from visionattn.probing.features.sources import FeatureSource, TensorFeatures
 from visionattn.probing.protocols import (
-    Probe,
+    HeadResult,
     Recipe,
     Selection,
     few_shot,
@@ -66,12 +66,12 @@ def test_knn_is_a_brute_force_search(monkeypatch):
     monkeypatch.setattr(selection, "IMAGES", 16)
     train, val = make_features(260, 0), make_features(50, 1)
     for k, temperature in ((1, 0.07), (20, 0.1), (200, 0.2), (1000, 0.07)):
-        result = knn(train, val, CLASSES, ks=[k], temperatures=[temperature]).result
+        result = knn(train, val, CLASSES, ks=[k], temperatures=[temperature])
         assert (result.top1, result.top5) == brute_force(val, train, k, temperature)
         assert (result.selected_on, result.held_out_accuracy) == (None, None)
         assert result.options == {"features": "gap", "k": k, "temperature": temperature}
 
-    result = knn(train, val, CLASSES).result
+    result = knn(train, val, CLASSES)
     rest, held = (take(train, part) for part in hold_out(train.targets))
     rates = {(k, t): brute_force(held, rest, k, t)[0] for k in KS for t in TEMPERATURES}
     assert result.held_out_accuracy == max(rates.values())
@@ -90,7 +90,7 @@ def test_processes_share_the_work_and_all_of_train(tmp_path):
 
 def classify() -> str:
     train, val = make_features(120, 0), make_features(41, 1)
-    return str([protocol(train, val, CLASSES).result.to_dict() | {"seconds": 0} for protocol in (knn, ridge)])
+    return str([protocol(train, val, CLASSES).to_dict() | {"seconds": 0} for protocol in (knn, ridge)])
 
 
 def classify_together(rank: int, folder: str) -> None:
@@ -124,11 +124,11 @@ def test_ridge_is_that_of_scikit_learn(monkeypatch, classes):
         )
         assert (scores.argmax(1) == classifier.predict(queries.numpy())).all()
 
-    result, head = ridge(train, val, classes, lambdas=[0.1])
+    result = ridge(train, val, classes, lambdas=[0.1])
     gram = np.cov(x.numpy().T, bias=True) * len(x)
     classifier = RidgeClassifier(alpha=0.1 * np.trace(gram) / DIM).fit(x.numpy(), y.numpy())
     assert result.top1 == classifier.score(queries.numpy(), val.targets.numpy())
-    assert (head(val.tokens).argmax(1).numpy() == classifier.predict(queries.numpy())).all()
+    assert (result.head(val.tokens).argmax(1).numpy() == classifier.predict(queries.numpy())).all()
     assert result.num_parameters == classes * DIM + classes
 
 
@@ -136,10 +136,10 @@ def test_ridge_is_that_of_scikit_learn(monkeypatch, classes):
 def test_logistic_regression_is_that_of_scikit_learn(classes):
     train, val = make_features(150, 0, classes=classes), make_features(40, 1, classes=classes)
     x, queries = train.pooled("gap").numpy(), val.pooled("gap").numpy()
-    result, head = logistic_regression(train, val, classes, cs=[0.1])
+    result = logistic_regression(train, val, classes, cs=[0.1])
     expected = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000)
     expected.fit((x - x.mean(0)) / x.std(0), train.targets.numpy())
-    probabilities = head(val.tokens).softmax(1).detach().numpy()
+    probabilities = result.head(val.tokens).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba((queries - x.mean(0)) / x.std(0)), atol=2e-3)
     assert result.top1 == (probabilities.argmax(1) == val.targets.numpy()).mean()
 
@@ -151,20 +151,20 @@ def test_penalties_are_chosen_on_the_part_that_is_held_out():
         (ridge, "lambdas", (1e-3, 0.1, 10.0)),
         (logistic_regression, "cs", (1e-3, 0.1, 10.0)),
     ):
-        result, head = protocol(train, val, CLASSES, **{name: values}, selection=Selection(seed=5))
-        rates = [protocol(rest, held, CLASSES, **{name: [value]}).result.top1 for value in values]
+        result = protocol(train, val, CLASSES, **{name: values}, selection=Selection(seed=5))
+        rates = [protocol(rest, held, CLASSES, **{name: [value]}).top1 for value in values]
         assert result.held_out_accuracy == max(rates)
         chosen = values[rates.index(max(rates))]
         assert chosen in result.options.values()
-        assert result.top1 == protocol(train, val, CLASSES, **{name: [chosen]}).result.top1
-        assert result.top1 == (head(val.tokens).argmax(1) == val.targets).double().mean().item()
+        assert result.top1 == protocol(train, val, CLASSES, **{name: [chosen]}).top1
+        assert result.top1 == (result.head(val.tokens).argmax(1) == val.targets).double().mean().item()
 
 
 def test_a_class_without_images_is_never_the_answer():
     train, val = make_features(60, 0), make_features(20, 1)
     train.targets[train.targets == 3] = 4
     for protocol in (knn, ridge, logistic_regression):
-        _, head = protocol(train, val, CLASSES)
+        head = protocol(train, val, CLASSES).head
         assert head is None or not (head(val.tokens).argmax(1) == 3).any()
 
 
@@ -172,7 +172,7 @@ def test_few_shot_draws():
     train, val = make_features(140, 0), make_features(60, 1)
     sizes, seeds, steps = [], [], []
 
-    def evaluate(part: FeatureSource, seed: int) -> list[Probe]:
+    def evaluate(part: FeatureSource, seed: int) -> list[HeadResult]:
         sizes.append(part.targets.bincount().tolist())
         seeds.append(seed)
         recipe = Recipe(epochs=3, batch_size=16, seed=seed)
@@ -188,11 +188,11 @@ def test_few_shot_draws():
     assert [result.name for result in results] == ["knn", "ridge", "ep_4"]
     for result in results:
         rates = [draw.top1 for draw in result.draws]
-        assert result.top1_mean == pytest.approx(np.mean(rates))
+        assert result.top1 == pytest.approx(np.mean(rates))
         assert result.top1_std == pytest.approx(np.std(rates, ddof=1))
         assert len(set(rates)) > 1
     again = few_shot(evaluate, train, 5, 3, seed=2)
-    assert [result.top1_mean for result in again] == [result.top1_mean for result in results]
+    assert [result.top1 for result in again] == [result.top1 for result in results]
 
 
 def test_one_shot_leaves_nothing_to_choose():

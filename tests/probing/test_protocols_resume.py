@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionattn.probing.features import TensorFeatures
-from visionattn.probing.protocols import Candidate, Probe, Recipe, sweep, train_heads
+from visionattn.probing.features.sources import TensorFeatures
+from visionattn.probing.protocols import Candidate, HeadResult, Recipe, sweep, train_heads
 from visionattn.probing.protocols.state import load_state, save_state
 
 STEPS, RECIPE = 4, Recipe(epochs=8, batch_size=16, patience=5, race=True)
@@ -27,7 +27,7 @@ def make_features(count: int, seed: int) -> TensorFeatures:
     return TensorFeatures(torch.randn(count, 4, 8, generator=generator) + 0.4 * directions[targets], targets)
 
 
-def train(state_file: str | Path | None = None, kill_at: int | None = None) -> list[Probe]:
+def train(state_file: str | Path | None = None, kill_at: int | None = None) -> list[HeadResult]:
     """Trains; kills itself after a step."""
 
     def progress(done: int, total: int) -> None:
@@ -39,12 +39,12 @@ def train(state_file: str | Path | None = None, kill_at: int | None = None) -> l
     )
 
 
-def numbers(probes: list[Probe]) -> list[object]:
+def numbers(results: list[HeadResult]) -> list[object]:
     """All that a training ends with, but for the time that it took."""
     return [
-        (result.to_dict() | {"seconds": 0}, {name: value.tolist() for name, value in head.state_dict().items()})
-        for result, head in probes
-        if head is not None
+        (result.to_dict() | {"seconds": 0}, {name: value.tolist() for name, value in result.head.state_dict().items()})
+        for result in results
+        if result.head is not None
     ]
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.cli.images import save_ranked_lists, save_rollouts
-from visionattn.cli.probing_data import slug
 from visionattn.data.loading import ImageDataset, Item
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import open_source
+from visionattn.evaluation import save_ranked_lists, save_rollouts
+from visionattn.files import slug
 from visionattn.tasks.retrieval import Gallery
 
 ESCAPES = ["../../outside", "/tmp/outside", "a/../../outside", "..", "sub\\..\\outside", "new\nline", "~/x", "$HOME"]
@@ -64,9 +64,11 @@ def test_reading_an_archive_writes_nothing_and_follows_no_link_out(archive: Path
 def test_images_named_after_others_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     folders = [tmp_path / "one" / kind for kind in ("ranked", "rolled")]
     source = SimpleNamespace(name_of=lambda place: name, read=lambda place: (Image.new("RGB", (8, 8)), 0))
-    loader: Any = SimpleNamespace(dataset=SimpleNamespace(source=source))
+    loader = SimpleNamespace(dataset=SimpleNamespace(source=source))
     found = Gallery(torch.arange(3), torch.eye(3), torch.zeros(3).long(), torch.arange(3))
-    save_ranked_lists(folders[0], found, loader, 1, 1)
+    data = SimpleNamespace(val_dataloader=lambda: loader, num_query=1)
+    result: Any = SimpleNamespace(features=found, data=data, reranked=False)
+    save_ranked_lists(folders[0], result, 1)
 
     class Named:
         def __getitem__(self, draw: Draw) -> Item:
@@ -75,8 +77,10 @@ def test_images_named_after_others_stay_in_their_folder(name: str, tmp_path: Pat
     model = torch.nn.Linear(1, 1)
     model.rollout_maps = lambda image: (torch.rand(1, 4), torch.tensor([[1]]))  # type: ignore[assignment]
     model.grid = (2, 2)  # type: ignore[assignment]
-    rolled: Any = SimpleNamespace(dataset=Named())
-    save_rollouts(folders[1], model, rolled, 1, {"mean": (0.5,) * 3, "std": (0.5,) * 3}, 1)
+    rolled = SimpleNamespace(dataset=Named())
+    preprocessing = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    data = SimpleNamespace(val_dataloader=lambda: rolled, preprocessing=preprocessing)
+    save_rollouts(folders[1], model, data, 1, 1)
     assert [path.parent for path in sorted(tmp_path.rglob("*")) if path.is_file()] == folders
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from visionattn.cli import train
 from visionattn.cli.errors import run
-from visionattn.probing.cache import Field, ShardedArrays
 from visionattn.probing.export import load_probe
+from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.protocols.state import load_state
 from visionattn.tasks.checkpoint import create_classifier, load_classifier
 

@@ -22,8 +22,8 @@ from torch import multiprocessing, nn
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as cli
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint, read_training
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint, read_training
 
 GLOBAL_BATCH = 16
 MODEL: dict[str, Any] = {"name": "test_vit", "model_kwargs": {"img_size": 32, "patch_size": 8}}

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from visionattn.tasks.checkpoint import (
-    ClassifierSpec,
-    create_classifier,
-    describe_classifier,
-    load_classifier,
+from visionattn.training import (
+    ModelSpec,
+    create_model,
+    describe_model,
+    load_checkpoint,
     weights_origin,
 )
 
@@ -23,27 +23,27 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 
 def test_average_weights_are_the_default_and_raw_ones_are_at_hand(checkpoint, classifier, spec):
-    model, found = load_classifier(checkpoint)
+    model, found = load_checkpoint(checkpoint)
     assert same_weights(model, classifier)
     assert not model.training
     assert found.class_names == spec.class_names
-    raw, _ = load_classifier(checkpoint, weights="raw")
+    raw, _ = load_checkpoint(checkpoint, weights="raw")
     assert not any(value.any() for value in raw.state_dict().values())
 
 
 def test_raw_weights_without_an_average_are_the_weights(digits_checkpoint):
-    assert same_weights(load_classifier(digits_checkpoint)[0], load_classifier(digits_checkpoint, weights="raw")[0])
+    assert same_weights(load_checkpoint(digits_checkpoint)[0], load_checkpoint(digits_checkpoint, weights="raw")[0])
 
 
 def test_spec_survives_a_weights_only_checkpoint(tmp_path, spec):
     torch.save(spec.to_dict(), tmp_path / "spec.pt")
-    stored = ClassifierSpec.from_dict(torch.load(tmp_path / "spec.pt", weights_only=True))
+    stored = ModelSpec.from_dict(torch.load(tmp_path / "spec.pt", weights_only=True))
     assert stored.to_dict() == spec.to_dict()
     assert stored.preprocessing["input_size"] == [3, 32, 32]
 
 
 def test_class_names_of_earlier_checkpoints_are_text(spec):
-    stored = ClassifierSpec.from_dict({**spec.to_dict(), "class_names": ["caf\udce9", "b"]})
+    stored = ModelSpec.from_dict({**spec.to_dict(), "class_names": ["caf\udce9", "b"]})
     assert stored.class_names == [r"caf\xe9", "b"]
 
 
@@ -65,7 +65,7 @@ def test_plain_weights_load_into_a_named_model_with_as_many_classes(tmp_path, cl
         torch.save({"model": {f"_orig_mod.module.{name}": value for name, value in weights.items()}}, path)
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=wrap != "legacy")
-    model, spec = load_classifier(path, model_name="test_resnet")
+    model, spec = load_checkpoint(path, model_name="test_resnet")
     assert same_weights(model, classifier)
     assert (spec.num_classes, spec.class_names, spec.dataset) == (3, [], "")
 
@@ -73,12 +73,12 @@ def test_plain_weights_load_into_a_named_model_with_as_many_classes(tmp_path, cl
 def test_plain_weights_need_a_name(tmp_path, classifier):
     torch.save(classifier.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt does not say which model .* --model NAME --checkpoint FILE"):
-        load_classifier(tmp_path / "model.pt")
+        load_checkpoint(tmp_path / "model.pt")
 
 
 def test_another_architecture_names_both_and_the_first_keys(checkpoint):
     with pytest.raises(ValueError, match=r"trained as test_resnet, does not fit resnet10t: .*first \w+") as error:
-        load_classifier(checkpoint, model_name="resnet10t")
+        load_checkpoint(checkpoint, model_name="resnet10t")
     assert "\n" not in str(error.value)
     assert "of another shape, first conv1.0.weight (16×3×3×3 in the file, 24×3×3×3 in the model)" in str(error.value)
 
@@ -88,17 +88,17 @@ def test_missing_and_unknown_keys_are_named(tmp_path, checkpoint):
     content["state_dict"]["model.extra.bias"] = content["state_dict"].pop("model.fc.bias")
     torch.save(content, tmp_path / "odd.ckpt")
     with pytest.raises(ValueError, match=r"1 key missing in the file, first fc\.bias; 1 key unknown .* extra\.bias"):
-        load_classifier(tmp_path / "odd.ckpt")
+        load_checkpoint(tmp_path / "odd.ckpt")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.ckpt"):
-        load_classifier(tmp_path / "gone.ckpt")
+        load_checkpoint(tmp_path / "gone.ckpt")
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
-        load_classifier(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 class Payload:
@@ -128,7 +128,7 @@ def test_what_is_not_a_checkpoint_says_so_in_one_line(tmp_path, checkpoint, kind
     else:
         path.write_bytes(content[kind])
     with pytest.raises(ValueError, match=r"x\.\w+ is not a (checkpoint|safetensors file)") as error:
-        load_classifier(path)
+        load_checkpoint(path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "executed").exists()
 
@@ -136,41 +136,41 @@ def test_what_is_not_a_checkpoint_says_so_in_one_line(tmp_path, checkpoint, kind
 def test_pickled_code_is_named_and_not_run(tmp_path):
     torch.save({"state_dict": {}, "hook": Payload(tmp_path / "executed")}, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match=r"bad\.ckpt holds pickled code \(\w+\.mkdir\), which is never run"):
-        load_classifier(tmp_path / "bad.ckpt")
+        load_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "executed").exists()
 
 
 def test_metadata_with_holes_is_an_error_of_the_file(tmp_path):
     torch.save({"state_dict": {}, "visionattn": {"model": "test_resnet"}}, tmp_path / "old.ckpt")
     with pytest.raises(ValueError, match=r"old\.ckpt: .* lacks model_kwargs, num_classes"):
-        load_classifier(tmp_path / "old.ckpt")
+        load_checkpoint(tmp_path / "old.ckpt")
 
 
 def test_unknown_models_come_with_near_matches():
     with pytest.raises(ValueError, match=r"unknown model 'resnt18': did you mean .*resnet18"):
-        create_classifier("resnt18")
+        create_model("resnt18")
     with pytest.raises(ValueError, match="unknown model 'qqqqqq'"):
-        create_classifier("qqqqqq")
+        create_model("qqqqqq")
 
 
 def test_arguments_that_a_model_does_not_take_are_named():
     with pytest.raises(ValueError, match="'test_resnet' takes no argument 'kernel_size'"):
-        create_classifier("test_resnet", kernel_size=7)
+        create_model("test_resnet", kernel_size=7)
 
 
 def test_models_without_published_weights_say_so():
     with pytest.raises(ValueError, match=r"model 'resnet18\.nonsense': .*tag"):
-        create_classifier("resnet18.nonsense", pretrained=True)
+        create_model("resnet18.nonsense", pretrained=True)
 
 
 def test_a_model_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
-        create_classifier(f"local-dir:{tmp_path / 'nowhere'}")
+        create_model(f"local-dir:{tmp_path / 'nowhere'}")
 
 
 def test_preprocessing_follows_the_input_that_the_model_was_built_for():
     kwargs = {"in_chans": 1, "img_size": 48}
-    preprocessing = describe_classifier(create_classifier("test_vit", **kwargs), "test_vit", **kwargs).preprocessing
+    preprocessing = describe_model(create_model("test_vit", **kwargs), "test_vit", **kwargs).preprocessing
     assert tuple(preprocessing["input_size"]) == (1, 48, 48)
     assert len(preprocessing["mean"]) == len(preprocessing["std"]) == 1
 

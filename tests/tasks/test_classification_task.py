@@ -12,11 +12,11 @@ from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
-from visionattn.tasks.classification import ClassificationTask, DivergenceError
+from visionattn.tasks import ClassificationTask, DivergenceError
 from visionattn.tasks.fine_grained import FineGrainedTask
-from visionattn.tasks.objective import decayed_weights
+from visionattn.training import load_checkpoint
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
+from visionattn.training.objective import decayed_weights
 
 MODEL = "test_resnet"
 
@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 def test_a_checkpoint_says_how_to_build_its_model(tmp_path: Path) -> None:
     task = ClassificationTask(MODEL)
     fit(task, tmp_path)
-    model, spec = load_classifier(tmp_path / "last.ckpt")
+    model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.model, spec.num_classes, spec.dataset) == (MODEL, 10, "digits")
     assert spec.class_names == [str(digit) for digit in range(10)]
     batch = next(iter(task.data.val_dataloader()))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.tasks.classification_in_processes import GLOBAL_BATCH, STOP_AFTER
-from visionattn.tasks.checkpoint import load_classifier
+from visionattn.training import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -97,10 +97,10 @@ def test_averaging_accumulation_compilation_and_checkpointed_gradients_go_togeth
 def test_a_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded = folder / "sharded-resumed" / "last.ckpt"
     with pytest.raises(ValueError, match=r"folder of shards.*consolidate_checkpoint .*last.ckpt"):
-        load_classifier(sharded)
+        load_checkpoint(sharded)
     monkeypatch.setattr(sys, "argv", ["consolidate_checkpoint", str(sharded)])
     runpy.run_module("lightning.fabric.utilities.consolidate_checkpoint", run_name="__main__")
-    model, spec = load_classifier(f"{sharded}.consolidated")
+    model, spec = load_checkpoint(f"{sharded}.consolidated")
     assert spec.num_classes == 10
     held = {f"model.{name}": value for name, value in model.state_dict().items()}
     assert furthest(held, found(folder, "sharded-resumed")["weights"]) == 0
@@ -112,7 +112,7 @@ def test_the_command_keeps_one_run_and_goes_on_with_any_strategy(folder: Path) -
     with (run / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]] == list(range(10))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert load_classifier(run / "checkpoints" / "last.ckpt")[1].model == "test_vit"
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")[1].model == "test_vit"
     output = (folder / "output").read_text()
     assert output.count("training starts anew") == 1  # told by the first process alone
     assert output.count("best val top-1") == 4

@@ -19,7 +19,7 @@ from visionattn.data.sampling import Draw, TrainSampler
 from visionattn.models.masked_autoencoder import encode_visible
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
-from visionattn.tasks.sharding import repeated_blocks, shard_model
+from visionattn.training.checkpoints.sharded import repeated_blocks, shard_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 

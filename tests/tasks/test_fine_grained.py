@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
+from visionattn.training import load_checkpoint
+from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_a_plain_model_is_trained_as_by_classification() -> None:
 def test_a_checkpoint_names_its_task_and_goes_on_with_that_alone(tmp_path: Path) -> None:
     task = FineGrainedTask(**DCAL)
     fit(task, tmp_path)
-    model, spec = load_classifier(tmp_path / "last.ckpt")
+    model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.task, spec.num_classes) == ("fine_grained", 10)
     assert model.glca_head.weight.equal(task.model.glca_head.weight)
     trainer = Trainer(logger=False, enable_checkpointing=False, max_epochs=2, accelerator="cpu")

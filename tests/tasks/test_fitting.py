@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from visionattn.tasks.checkpoint import load_classifier, load_plain
+from visionattn.training import load_checkpoint, load_plain
 
 NAME = "vit_nano_patch4_32"
 Weights = dict[str, Tensor]
@@ -61,7 +61,7 @@ FORMATS: dict[str, Callable[[Weights], Any]] = {
 @pytest.mark.filterwarnings("ignore:.*no use for")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_headless_file_gives_features(kind: str, vit: nn.Module, save: Callable[[Any], Path]) -> None:
-    model, spec = load_classifier(save(FORMATS[kind](headless(vit))), model_name=NAME)
+    model, spec = load_checkpoint(save(FORMATS[kind](headless(vit))), model_name=NAME)
     x = torch.randn(2, 3, 32, 32)
     assert spec.num_classes == 0
     torch.testing.assert_close(model(x), vit.forward_head(vit.forward_features(x), pre_logits=True))
@@ -81,7 +81,7 @@ def test_positions_are_resampled_as_timm_does(vit: nn.Module, save: Callable[[An
     path = save(vit.state_dict())
     overlay = {"file": str(path), "num_classes": 7}
     expected = timm.create_model(NAME, pretrained=True, num_classes=7, img_size=48, pretrained_cfg_overlay=overlay)
-    model, spec = load_classifier(path, model_name=NAME, model_kwargs={"img_size": 48})
+    model, spec = load_checkpoint(path, model_name=NAME, model_kwargs={"img_size": 48})
     assert spec.num_classes == 7
     torch.testing.assert_close(model.state_dict(), expected.state_dict())
 
@@ -110,7 +110,7 @@ def test_authors_layout_loads_by_the_filter_of_its_family(save: Callable[[Any], 
         ): value
         for name, value in nat.state_dict().items()
     }
-    model, spec = load_classifier(save({"state_dict": theirs}), model_name="nat_pico")
+    model, spec = load_checkpoint(save({"state_dict": theirs}), model_name="nat_pico")
     assert spec.num_classes == 7
     x = torch.randn(1, 3, 64, 64)  # on smaller maps they pad
     torch.testing.assert_close(model(x), nat(x))
@@ -148,5 +148,5 @@ def test_head_that_is_asked_for_must_be_there(vit: nn.Module, save: Callable[[An
 
 
 def test_class_names_survive_other_arguments(checkpoint: Path) -> None:
-    _model, spec = load_classifier(checkpoint, model_name="test_resnet", model_kwargs={"in_chans": 3})
-    assert spec.class_names == load_classifier(checkpoint)[1].class_names
+    _model, spec = load_checkpoint(checkpoint, model_name="test_resnet", model_kwargs={"in_chans": 3})
+    assert spec.class_names == load_checkpoint(checkpoint)[1].class_names

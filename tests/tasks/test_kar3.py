@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from visionattn.tasks.optimization import create_optimizer
+from visionattn.training.optimization import Optimization, create_optimizer
 
 BETAS = (0.5, 0.95)
 
@@ -27,7 +27,8 @@ def transcribed(weights: list[float], gradients: list[list[float]], lr: float, w
 
 
 def create(model: nn.Module, weight_decay: float = 0.0, **options: Any) -> torch.optim.Optimizer:
-    return create_optimizer(model, "kar3", 0.1, weight_decay, 0.9, None, {"betas": list(BETAS), **options})
+    options = {"betas": list(BETAS), **options}
+    return create_optimizer(model, Optimization("kar3", weight_decay=weight_decay, opt_kwargs=options), lr=0.1)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> Tensor:

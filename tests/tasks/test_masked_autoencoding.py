@@ -17,10 +17,10 @@ from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.train import main as train
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask, fixed_noise
+from visionattn.training import load_checkpoint
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 MODEL = "vit_pico_patch4_32"
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, noises: lis
 def test_a_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
     task = create()
     fit(task, tmp_path)
-    model, spec = load_classifier(tmp_path / "last.ckpt")
+    model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.task, spec.model, spec.model_kwargs, spec.num_classes) == ("mae", MODEL, KWARGS, 0)
     held = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert {name.partition(".")[0] for name in held} == {"model", "decoder"}
@@ -265,7 +265,7 @@ def test_from_pretraining_to_fine_tuning(
     assert (python, script) == ("python", "train.py")
     rest = [option for option in QUICK if not option.startswith("--model")]
     assert run(train, [*words, *rest, "--run_name=tuned", "--trainer.max_epochs=1"]) == 0
-    assert load_classifier("runs/tuned/0/checkpoints/best.ckpt")[1].num_classes == 10
+    assert load_checkpoint("runs/tuned/0/checkpoints/best.ckpt")[1].num_classes == 10
 
 
 def test_what_it_is_not_for_is_told_in_one_line(

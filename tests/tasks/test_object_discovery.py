@@ -21,10 +21,10 @@ from visionattn.data import ImageClassificationData
 from visionattn.data.scenes import SceneData
 from visionattn.metrics.segmentation import foreground_ari
 from visionattn.models.slots import SlotAutoencoder, encode
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.object_discovery import SLOTS, ObjectDiscoveryTask, load_slots
+from visionattn.training import load_checkpoint
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 CNN: dict[str, Any] = {"embed_dims": [8, 8], "kernel_sizes": [5, 3], "strides": [2, 2]}
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -181,7 +181,7 @@ def test_a_checkpoint_is_an_encoder_and_slots(tmp_path: Path) -> None:
     image = scenes(task)[0].image
     task.eval()
     torch.testing.assert_close(tuple(slots(encode(encoder, image))), tuple(task(image)))
-    alone, _ = load_classifier(tmp_path / "last.ckpt")
+    alone, _ = load_checkpoint(tmp_path / "last.ckpt")
     torch.testing.assert_close(alone.state_dict(), encoder.state_dict())
     held = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert {name.partition(".")[0] for name in held} == {"model", "slots"}
@@ -266,7 +266,7 @@ QUICK = [
 RUN = Path("runs/slot_cnn_pico/0")
 
 
-def test_from_training_to_evaluation(
+def test_discover_evaluates_the_checkpoint_of_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -299,7 +299,7 @@ def test_from_training_to_evaluation(
     assert Path("drawn/slots.png").is_file()
 
 
-def test_what_it_is_not_for_is_told_in_one_line(
+def test_wrong_checkpoints_and_options_are_one_line(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

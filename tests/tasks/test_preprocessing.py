@@ -5,8 +5,8 @@ from typing import Any
 import timm
 from timm.data.config import resolve_model_data_config
 
-from visionattn.tasks.checkpoint import describe_classifier, describe_weights, label_names
-from visionattn.tasks.preprocessing import adapt_preprocessing, describe_preprocessing, differing_keys
+from visionattn.training import describe_model, describe_weights, label_names
+from visionattn.training.preprocessing import adapt_preprocessing, describe_preprocessing, differing_keys
 
 WANTED: dict[str, Any] = {
     "input_size": (3, 32, 32),
@@ -54,5 +54,5 @@ def test_class_names_of_published_weights_are_those_of_their_head() -> None:
     overlay = {"label_names": [f"c{number}" for number in range(10)]}
     for num_classes, known in ((10, 10), (3, 0)):
         kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}
-        spec = describe_classifier(timm.create_model("resnet_pico.cifar10", **kwargs), "resnet_pico.cifar10", **kwargs)
+        spec = describe_model(timm.create_model("resnet_pico.cifar10", **kwargs), "resnet_pico.cifar10", **kwargs)
         assert len(spec.class_names) == known

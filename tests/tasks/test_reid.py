@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from visionattn.data import ReidData
 from visionattn.losses.triplet import BatchHardTripletLoss
 from visionattn.metrics.retrieval import evaluate_retrieval
-from visionattn.tasks.branches import choose_inference
-from visionattn.tasks.checkpoint import load_classifier
-from visionattn.tasks.checkpointing import BestCheckpoint, LastCheckpoint
 from visionattn.tasks.reid import ReidTask
 from visionattn.tasks.retrieval import Gallery, divide, measure, merge, rank
+from visionattn.training import load_checkpoint
+from visionattn.training.branches import choose_inference
+from visionattn.training.checkpoints.callbacks import BestCheckpoint, LastCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {
@@ -135,7 +135,7 @@ def test_branches_are_compared_together_or_alone(pairs: list[Any]) -> None:
 def test_a_checkpoint_holds_the_backbone_and_what_it_was_trained_for(tmp_path: Path) -> None:
     task = ReidTask(MODEL)
     run = fit(task, tmp_path)
-    model, spec = load_classifier(tmp_path / "best.ckpt")
+    model, spec = load_checkpoint(tmp_path / "best.ckpt")
     assert (spec.task, spec.num_classes, spec.dataset) == ("reid", 0, "identities")
     assert spec.class_names == identities().class_names
     assert run.checkpoint_callbacks[0].best_model_score == run.callback_metrics["val_mAP"]  # type: ignore[attr-defined]

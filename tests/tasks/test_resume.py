@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from visionattn.data import ImageClassificationData
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from visionattn.training.lightning_internals import request_stop
 
 BATCHES = 4  # per epoch
 
@@ -32,7 +33,7 @@ class Trace(Callback):
         if self.stop_after is not None and len(self.batches) == self.stop_after:
             if self.by == "kill":
                 raise RuntimeError("killed")
-            trainer._signal_connector.received_sigterm = True
+            request_stop(trainer)
 
 
 def run(

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from visionattn.data import ImageClassificationData, ReidData
-from visionattn.tasks.checkpointing import AtomicCheckpointIO, LastCheckpoint
-from visionattn.tasks.classification import ClassificationTask, DivergenceError
+from visionattn.tasks import ClassificationTask, DivergenceError
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
-from visionattn.tasks.regularization import create_regularized
 from visionattn.tasks.reid import ReidTask
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
+from visionattn.training.models import create_regularized
 
 BATCHES = 3  # per epoch of 8 images each
 Options = dict[str, Any]
@@ -167,9 +167,9 @@ def test_advice_names_the_start_of_a_run_before_an_older_best_checkpoint() -> No
     task: Any = ClassificationTask("test_resnet", lr=1e-3)
     best, last = SimpleNamespace(best_model_path="best.ckpt", last_model_path=""), SimpleNamespace(last_model_path="")
     task.trainer = SimpleNamespace(checkpoint_callbacks=[best, last], ckpt_path="start.ckpt")
-    assert "--ckpt_path start.ckpt " in task._advice()
+    assert "--ckpt_path start.ckpt " in task.divergence.advice(task.trainer)
     last.last_model_path = "last.ckpt"
-    assert "--ckpt_path last.ckpt " in task._advice()
+    assert "--ckpt_path last.ckpt " in task.divergence.advice(task.trainer)
 
 
 def test_zero_stochastic_depth_is_a_value() -> None:

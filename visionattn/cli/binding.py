@@ -1,43 +1,44 @@
-"""Whether patches of one object can be told from others by the features of frozen backbones, layer by layer."""
+"""Whether the features of frozen backbones tell patches of one object from others, layer by layer."""
 
-import re
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from visionattn.cli.binding_images import save_overlays
-from visionattn.cli.binding_interventions import WANTED, Experiments, Interventions
-from visionattn.cli.binding_report import BindingReport, best_layer
-from visionattn.cli.binding_run import BindingData, BindingSubject, ProbeTraining, prepare_scenes
-from visionattn.cli.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.cli.errors import UsageError
-from visionattn.cli.frozen import draw_weights, load_frozen
-from visionattn.cli.hints import near_matches
-from visionattn.cli.images import check_number
-from visionattn.cli.options import numbers, words
-from visionattn.cli.probing_data import slug
-from visionattn.cli.report import check_folder, check_writable
-from visionattn.objects.probes import PROBES
-from visionattn.probing.backbone import Backbone
-from visionattn.tasks.checkpoint import Weights, check_model_name, weights_origin
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.cli.options import check_number, model_source
+from visionattn.cli.progress import show_progress
+from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
+from visionattn.evaluation.device import Precision, resolve_device
+from visionattn.evaluation.source import draw_weights
+from visionattn.files import slug
+from visionattn.objects.binding import ProbeTraining
+from visionattn.objects.clicks import LOGIT_PROBES, click_objects
+from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
+from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, statistic
+from visionattn.objects.session import DEFAULT_PROBES, BindingData, BindingSession
+from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.viz.binding import save_depth_curves, save_similarity_sheet
 from visionattn.viz.figure import check_suffix
+from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
 DATA, TRAINING, INTERVENTIONS = BindingData(), ProbeTraining(), Interventions()
-OF_PAIRS = ("quadratic", "quadratic_full", "diagonal", "linear")
-"""Probes whose scores are logits, of which maps are drawn."""
+ALL: list[Literal["all"] | int] = ["all"]
+RATES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auc": "AUC"}
+"""Rates in the table, with their headings."""
 
 
 def binding(
-    model: str | None = None,
+    model: list[str] | None = None,
     checkpoint: Path | None = None,
     pretrained: bool = False,
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
     control: Literal["random"] | None = None,
-    layers: str = "all",
-    probes: str = "quadratic,diagonal,linear,class,identity,cosine,dot",
+    layers: list[Literal["all"] | int] = ALL,
+    probes: list[str] = DEFAULT_PROBES,
     data: BindingData = DATA,
     training: ProbeTraining = TRAINING,
     interventions: Interventions = INTERVENTIONS,
@@ -50,122 +51,155 @@ def binding(
     overlays: Path | None = None,
     num_examples: int = 12,
 ) -> None:
-    """Evaluate how well probes tell from two patches whether they lie on the same object, at each layer of backbones.
+    """Evaluate whether probes can tell if two patches lie on the same object, at each layer of frozen backbones.
 
-    All probes of all layers are trained at once, on a stream of features that are used and dropped; nothing but results
-    is written. Nothing is selected on val but the layer that the table shows: all layers are in the files.
+    The probes of all layers are trained at once, on features that are not stored. The table shows the layer with the
+    best accuracy on val; the files hold all layers.
 
     Args:
         model: names of registered models, separated by commas.
         checkpoint: file that train.py wrote, of any task; with --model also a plain state dict or .safetensors file.
-        pretrained: fetch the weights that are published for the models.
-        model_kwargs: further arguments for each model, such as {"img_size": 64}.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        control: random evaluates the same architectures with random weights, too.
-        layers: all, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
-            last, separated by commas.
+        pretrained: download the published weights of the models.
+        model_kwargs: further arguments of each model, such as {"img_size": 64}.
+        weights: for a checkpoint with a moving average, use the average or the raw weights.
+        control: random also evaluates the same architectures with random weights.
+        layers: all, or numbers of blocks (of stages in hierarchical models), from 0, or from the last if negative,
+            separated by commas.
         probes: separated by commas: quadratic, quadratic_full, diagonal, linear, class, identity, cosine, dot.
-        data: which scenes.
-        training: how probes are trained.
-        interventions: what is done to tokens.
-        seeds: number of runs, with seeds from --training.seed on; random backbones are others in each of them.
+        data: scenes.
+        training: probes and their training.
+        interventions: changes of tokens.
+        seeds: number of runs, with seeds from --training.seed; each has its own random backbone.
         device: auto, cpu, cuda, cuda:1, …
-        precision: of the backbone, as --trainer.precision; probes are trained in single precision.
+        precision: precision of the backbone, as --trainer.precision; probes are trained in single precision.
         output: JSON file for the results.
-        csv: CSV file for those of the probes.
+        csv: CSV file for the results of the probes.
         plot: image of accuracy against depth, .png, .pdf or .svg.
-        overlays: folder for images of what the first probe says is the same object as a click, of the first seed.
-        num_examples: number of scenes of val that are drawn there, evenly spaced.
+        overlays: folder for images of the patches that the first probe takes for the object of a click (first seed).
+        num_examples: number of scenes of val to draw there, evenly spaced.
 
     Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model, checkpoint or data set that is not there or does not fit the others.
+        UsageError: options contradict each other.
+        ValueError: a model, checkpoint or data set is missing, or does not fit the others.
     """
-    names: list[str | None] = [*words("model", model)] if model is not None else [None]
+    names: Sequence[str | None] = model or [None]
     if checkpoint is not None and len(names) > 1:
-        raise UsageError(f"--checkpoint is of one model: give one --model or none, not {model}")
+        raise UsageError(f"--checkpoint is of one model: give one --model or none, not {','.join(model or ())}")
     if control and checkpoint is None and not pretrained:
-        raise UsageError("--control random stands beside trained weights: give --pretrained or --checkpoint FILE")
+        raise UsageError("--control random is compared with trained weights: give --pretrained or --checkpoint FILE")
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     for known in filter(None, names):
         check_model_name(known)
-    wanted = _parse_probes(probes, interventions)
-    if overlays and wanted[0] not in OF_PAIRS:
-        raise UsageError(f"--overlays draws the first probe: name one of {', '.join(OF_PAIRS)} before {wanted[0]}")
-    chosen = _parse_layers(layers)
+    if overlays and probes[0] not in LOGIT_PROBES:
+        raise UsageError(f"--overlays draws the first probe: name one of {', '.join(LOGIT_PROBES)} before {probes[0]}")
     check_writable(plot, json=output, csv=csv)
     check_folder(overlays)
     check_number(num_examples)
     if plot:
         check_suffix(plot)
     resolved = resolve_device(device)
+    required = () if interventions.layers is None else REQUIRED_PROBES
     options = {"data": asdict(data), "training": asdict(training), "intervention_options": asdict(interventions)}
     settings = {**options, "precision": precision, **provenance(resolved)}
-    report = BindingReport(output, csv, plot, settings)
+    results = BindingResults()
 
-    def open_subject(name: str | None, randomized: bool, seed: int, announce: bool) -> BindingSubject:
-        network, spec = load_frozen(checkpoint, name, pretrained, model_kwargs or {}, weights, seed)
-        origin = {
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-            "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
-        }
+    def open_session(name: str | None, randomized: bool, seed: int) -> tuple[BindingSession, Experiments | None]:
+        loaded = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
         if randomized:
-            network, origin = draw_weights(spec, seed), {"checkpoint": None, "weights": "random"}
-        preprocessing = prepare_scenes(spec, data)
-        if announce:
-            print(describe_preprocessing(preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
-        backbone = Backbone(
-            network.to(resolved),
-            spec.model,
-            chosen,
-            spec.model_kwargs,
-            preprocessing,
-            AUTOCAST_DTYPES.get(precision),
-            norm_blocks=False,
+            loaded = draw_weights(loaded.spec, seed)
+        session = BindingSession(
+            loaded,
+            data=data,
+            training=replace(training, seed=seed),
+            probes=list(dict.fromkeys([*probes, *required])),
+            layers=None if layers == ALL else layers,  # type: ignore[arg-type]
+            device=resolved,
+            precision=precision,
+            progress=show_progress,
         )
-        if interventions.layers is not None:
-            Experiments.check(backbone, interventions, training.rank)
-        return BindingSubject(backbone, origin, data, training, wanted, seed)
+        return session, None if interventions.layers is None else Experiments(session, interventions)
 
-    for name in names[1:]:  # what is wrong with the last one should not show after hours with the others
-        open_subject(name, randomized=False, seed=training.seed, announce=False)
+    def save(found: BindingResults) -> None:
+        results.extend(found)
+        if output:
+            write_json({**results.to_dict(), **settings}, output)
+        if csv:
+            write_csv([row.to_dict() for row in results.rows], csv)
+        if plot:
+            save_depth_curves(results.depth_curves(), results.chance, plot)
+
+    for name in names[1:]:  # report what is wrong with the last model before hours of training the others
+        open_session(name, False, training.seed)
     for name in names:
         for randomized in (False, True) if control else (False,):
             for seed in range(training.seed, training.seed + seeds):
-                subject = open_subject(name, randomized, seed, announce=seed == training.seed and not randomized)
-                subject.train()
-                subject.evaluate()
-                rows = subject.results()
-                report.add(subject.describe(), rows)
-                if interventions.layers is not None:
-                    experiments = Experiments(subject, interventions)
-                    report.add_experiments(experiments.segment(), experiments.correlate())
+                session, experiments = open_session(name, randomized, seed)
+                if seed == training.seed and not randomized:
+                    print(session.preparation)
+                found = session.run()
+                save(found)
+                if experiments:
+                    save(experiments.run())
                 if overlays and seed == training.seed:
-                    stem = "-".join([slug(subject.backbone.name), *(["random"] if randomized else [])])
-                    best = best_layer(rows, wanted[0])
-                    save_overlays(overlays / f"{stem}.png", subject, wanted[0], best, num_examples)
-    report.print()
+                    path = overlays / f"{slug(session.backbone.name)}{'-random' if randomized else ''}.png"
+                    best = best_layer(found.rows, probes[0])
+                    save_similarity_sheet(*click_objects(session, probes[0], best, num_examples), path)
+    print_results(results)
 
 
-def _parse_layers(text: str) -> list[int] | None:
-    """Numbers of blocks, None for all."""
-    if text.strip() == "all":
-        return None
-    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)*", text):
-        raise UsageError(f"--layers must be all, or numbers of blocks, as in 3,7,11; got {text!r}")
-    return numbers("layers", text, int)
+def print_results(results: BindingResults) -> None:
+    """Print the best layer of each probe, and the experiments, for each model."""
+    label = attrgetter("label")
+    interventions, attention = (dict(grouped(rows, label)) for rows in (results.interventions, results.attention))
+    for model, rows in grouped(results.rows, label):
+        found = grouped(rows, attrgetter("probe"))
+        print_table([_best_cells(same, probe) for probe, same in found], title=_title(results, rows))
+        key = attrgetter("layer", "change", "amount", "subspace")
+        if cells := [
+            {
+                "change": change if layer is None else f"{change} {amount:g}",
+                "after layer": "–" if layer is None else str(layer),
+                "subspace": subspace,
+                "semantic mIoU": _mean(row.semantic_miou for row in same),
+                "instance mIoU": _mean(row.instance_miou for row in same),
+            }
+            for (layer, change, amount, subspace), same in grouped(interventions.get(model, ()), key)
+        ]:
+            print_table(cells, title=f"Segmentation by the last layer of {model}")
+        if cells := [
+            {"layer": str(layer), "Pearson's r": _mean((row.correlation for row in same), 1, 3)}
+            for layer, same in grouped(attention.get(model, ()), attrgetter("layer"))
+        ]:
+            print_table(cells, title=f"Scores of a layer and attention in the next block of {model}")
+    for session in results.models:
+        print_unreadable(session, "scenes")
 
 
-def _parse_probes(text: str, interventions: Interventions) -> list[str]:
-    """Names of probes, those that interventions want behind the others.
+def _title(results: BindingResults, rows: Sequence[BindingRow]) -> str:
+    first, seeds = rows[0], len({row.seed for row in rows})
+    session = next(each for each in results.models if each.label == first.label)
+    shares = (first.share_different, first.foreground_share_different)
+    chance, on_objects = ("–" if share is None else f"{share:.1%}" for share in shares)
+    return (
+        f"{first.label} on {Path(first.root).name if first.root else first.dataset}, {session.num_train:,} + "
+        f"{session.num_val:,} scenes, {counted(seeds, 'seed')}; {chance} of pairs are of two segments, {on_objects} of "
+        "those on objects. Layers of the best accuracy on val"
+    )
 
-    Raises:
-        UsageError: a probe that there is not.
-    """
-    names = words("probes", text)
-    for name in names:
-        if name not in PROBES:
-            hint = near_matches(name, PROBES) or f"; there are {', '.join(PROBES)}"
-            raise UsageError(f"--probes: no probe is named {name!r}{hint}")
-    return list(dict.fromkeys([*names, *(WANTED if interventions.layers is not None else ())]))
+
+def _best_cells(rows: Sequence[BindingRow], probe: str) -> dict[str, str]:
+    layer = best_layer(rows, probe)
+    best = [row for row in rows if row.layer == layer]
+    cells = {"probe": probe, "layer": str(layer), "depth": f"{best[0].depth:.2f}"}
+    for heading, prefix in (("", ""), ("objects: ", "foreground_")):
+        cells |= {heading + name: _mean(getattr(row, prefix + rate) for row in best) for rate, name in RATES.items()}
+    return {**cells, "params": f"{best[0].num_parameters:,}"}
+
+
+def _mean(values: Iterable[float | None], scale: float = 100, digits: int = 2) -> str:
+    """Return mean and, of several values, standard deviation."""
+    mean, deviation = statistic(values)
+    if mean is None:
+        return "–"
+    return f"{scale * mean:.{digits}f}" + (f" ± {scale * deviation:.{digits}f}" if deviation is not None else "")

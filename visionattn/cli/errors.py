@@ -22,13 +22,11 @@ from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
 from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
+from visionattn.cli.lists import accept_commas
+from visionattn.errors import UsageError as UsageError
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
-
-
-class UsageError(Exception):
-    """The command line itself is wrong; ends with status 2."""
 
 
 class ConciseParser(argparse.ArgumentParser):
@@ -65,6 +63,7 @@ class ConciseParser(argparse.ArgumentParser):
                 # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
                 ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))
                 action._typehint = ordered  # type: ignore[attr-defined]
+            accept_commas(action)
         return super().parse_args(args, *others, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:

@@ -7,12 +7,13 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
-from visionattn.cli.errors import ConciseParser
+from visionattn.cli.errors import ConciseParser, UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
+from visionattn.errors import UserError
 
 COMMANDS: dict[str, Any] = {
     "binding": binding,
@@ -27,9 +28,18 @@ COMMANDS: dict[str, Any] = {
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):
-    """Options from the commands' signatures and docstrings."""
+    """Make options from the signatures and docstrings of commands."""
+
+    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
+        """Make groups of options; what they refuse is an error of the command line."""
+        try:
+            return super().instantiate(*args, **kwargs)
+        except UserError as error:
+            raise UsageError(str(error)) from error
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
-    """Runs one command, as ``visionattn.cli.errors.run`` wants it."""
+    """Run one eval command."""
+    if any(word.partition("=")[0] == "--leaderboard" for word in argv):
+        raise UsageError("--leaderboard is a command of its own: eval.py leaderboard --results FILE …")
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)

@@ -1,4 +1,4 @@
-"""Images of the kernels that a model makes itself."""
+"""``eval.py kernels``: the hyper-kernels of a model, as an image and in figures."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn.cli.classify import build_classifier
+from visionattn.cli.options import model_source
 from visionattn.cli.report import check_writable, print_table, write_json
-from visionattn.tasks.checkpoint import Weights
+from visionattn.training import Weights
 from visionattn.viz.contact_sheet import CHANNELS, save_contact_sheet
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance
@@ -25,25 +25,25 @@ def kernels(
 ) -> None:
     """Draw the hyper-kernels of each block of a model as a contact sheet.
 
-    These are the kernels that the slow networks of Terminator make from coordinates, whatever the input.
+    The slow networks of Terminator compute these kernels from coordinates, independently of the input.
 
     Args:
         output: file of the image, .png, .pdf or .svg.
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
-        model: name of a registered model; without a checkpoint it is drawn as initialised.
+        model: name of a registered model; without a checkpoint its weights are random.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        channels: drawn at most of each kernel, evenly spaced.
-        statistics: JSON file for shape, mean, standard deviation and bounds of each kernel.
+        weights: for a checkpoint that holds a moving average: the average or the raw weights.
+        channels: maximum number of channels per kernel, evenly spaced.
+        statistics: JSON file for the shape, mean, standard deviation and bounds of each kernel.
 
     Raises:
         UsageError: neither checkpoint nor model.
-        ValueError: a model or checkpoint that is not there or has no hyper-kernels.
+        ValueError: a model or checkpoint that is missing or has no hyper-kernels.
     """
     check_writable(output, statistics)
     check_suffix(output)
-    classifier, spec = build_classifier(checkpoint, model, False, model_kwargs or {}, weights)
-    hyper_kernels = getattr(classifier, "hyper_kernels", None)
+    network, spec, origin = model_source(checkpoint, model, False, model_kwargs, weights).load()
+    hyper_kernels = getattr(network, "hyper_kernels", None)
     if hyper_kernels is None:
         raise ValueError(f"{spec.model} has no hyper-kernels: only models that make their own kernels can be drawn")
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def kernels(
     save_contact_sheet(found, output, channels)
     rows = {name: _describe(kernel) for name, kernel in found.items()}
     if statistics:
-        source = {"model": spec.model, "checkpoint": None if checkpoint is None else str(checkpoint)}
+        source = {"model": spec.model, "checkpoint": origin.checkpoint}
         write_json({**source, "kernels": rows, **provenance(torch.device("cpu"))}, statistics)
     print_table([{"kernel": name} | {key: _text(value) for key, value in row.items()} for name, row in rows.items()])
 

@@ -1,44 +1,37 @@
-"""Options that hold several words or numbers, separated by commas, and names of options in errors."""
+"""Options that several commands share: the model, and the number of examples."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
-from visionattn.data import DataError
+from visionattn.evaluation.source import ModelSource
+from visionattn.training import Weights
 
 
-def words(option: str, text: str) -> list[str]:
-    """Words between commas, each once.
-
-    Raises:
-        UsageError: there are none.
-    """
-    found = list(dict.fromkeys(filter(None, (word.strip() for word in text.split(",")))))
-    if not found:
-        raise UsageError(f"--{option} {text!r} names nothing")
-    return found
-
-
-def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
-    """Numbers between commas.
+def model_source(
+    checkpoint: Path | None,
+    model: str | None,
+    pretrained: bool,
+    model_kwargs: Mapping[str, Any] | None,
+    weights: Weights,
+) -> ModelSource:
+    """Return the source that options name.
 
     Raises:
-        UsageError: something else.
+        UsageError: they contradict each other, or name none.
     """
     try:
-        return [kind(word) for word in text.split(",")]
+        return ModelSource(checkpoint, model, pretrained, model_kwargs, weights)
     except ValueError as error:
-        raise UsageError(f"--{option} must be numbers, separated by commas, got {text!r}") from error
+        raise UsageError(str(error)) from error
 
 
-@contextmanager
-def renamed(**names: str) -> Iterator[None]:
-    """Let errors of a data module name a command's own option in place of the module's: ``val_split="split"``."""
-    try:
-        yield
-    except DataError as error:
-        message = str(error)
-        for name, own in names.items():
-            message = message.replace(f"--data.{name}", f"--data.{own}")
-        raise DataError(message) from error
+def check_number(num_examples: int) -> None:
+    """Check how many images are to be drawn.
+
+    Raises:
+        UsageError: there would be none.
+    """
+    check_range("num_examples", num_examples, 1, error=UsageError)

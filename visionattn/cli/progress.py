@@ -1,20 +1,17 @@
-"""How far a long loop is: a bar on a terminal, elsewhere at least a line per minute."""
+"""Progress of long loops: a bar on a terminal, elsewhere at least a line per minute."""
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from operator import length_hint
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-T = TypeVar("T")
-Progress = Callable[[int, int | None], None]
-"""Called with how much is done, and how much there is."""
+from visionattn.progress import Progress
 
 LINE_EVERY = 60.0
 """Seconds."""
@@ -22,7 +19,7 @@ LINE_EVERY = 60.0
 
 @contextmanager
 def show_progress(description: str, unit: str = "steps") -> Iterator[Progress]:
-    """Show on stderr how far the block is, which calls what it is given."""
+    """Show the progress of a block on stderr; the block calls what it is given."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Bar(console=console, transient=True) as bar:
@@ -31,27 +28,6 @@ def show_progress(description: str, unit: str = "steps") -> Iterator[Progress]:
     else:
         with _Lines(description, unit) as lines:
             yield lines.update
-
-
-def track(batches: Iterable[T], description: str) -> Iterator[T]:
-    """Yield batches, and show how many were used."""
-    total = length_hint(batches) or None  # the length of a stream is not known
-    with show_progress(description, "batches") as progress:
-        for number, batch in enumerate(batches, 1):
-            yield batch
-            progress(number, total)
-
-
-def adding(progress: Progress, total: int) -> Callable[[int], None]:
-    """Return what takes the number of steps that were just done."""
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return add
 
 
 class LightningProgress(Callback):

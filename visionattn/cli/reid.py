@@ -1,57 +1,18 @@
-"""How well a model finds the images of a person or vehicle again."""
+"""``eval.py reid``: retrieval of people or vehicles."""
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from visionattn.cli.classify import NAMED_UNREADABLE, build_classifier
-from visionattn.cli.device import Precision, autocast, resolve_device
-from visionattn.cli.errors import UsageError
-from visionattn.cli.images import check_number, check_rollout, save_ranked_lists, save_rollouts
-from visionattn.cli.options import renamed
-from visionattn.cli.progress import adding, show_progress, track
-from visionattn.cli.report import check_folder, check_writable, print_table, write_json
-from visionattn.data import ReidData
-from visionattn.data.loading import OnError
-from visionattn.layers.prepared import frozen_weights
-from visionattn.tasks.branches import Inference, choose_inference, reid_features
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
-from visionattn.tasks.preprocessing import describe_preprocessing
-from visionattn.tasks.retrieval import Gallery, measure, merge
+from visionattn.cli.options import check_number, model_source
+from visionattn.cli.progress import show_progress
+from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_json
+from visionattn.evaluation.as_trained import IdentityOptions
+from visionattn.evaluation.device import Precision, resolve_device
+from visionattn.evaluation.drawing import require_rollout, save_ranked_lists, save_rollouts
+from visionattn.evaluation.retrieval import AS_TRAINED, RetrievalResult, evaluate_reid, require_ranking
+from visionattn.training import Weights
+from visionattn.training.branches import Inference
 from visionattn_kernels.provenance import provenance
-
-
-@dataclass(frozen=True)
-class ReidEvaluationData:
-    """Which images, and how they are read; what is not given is as the model was trained.
-
-    Args:
-        name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
-            or vehicleid.
-        root: its folder.
-        gallery_size: of VehicleID, the number of identities: 800, 1600 or 2400.
-        height: in pixels.
-        width: in pixels.
-        batch_size: images per step.
-        num_workers: loader processes.
-        on_error: an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
-    """
-
-    name: str | None = None
-    root: str | None = None
-    gallery_size: int | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 128
-    num_workers: int | None = None
-    on_error: OnError = "raise"
-
-
-AS_TRAINED = ReidEvaluationData()
 
 
 def reid(
@@ -60,7 +21,7 @@ def reid(
     pretrained: bool = False,
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
-    data: ReidEvaluationData = AS_TRAINED,
+    data: IdentityOptions = AS_TRAINED,
     inference: Inference | None = None,
     flip: bool = False,
     rerank: bool = False,
@@ -80,137 +41,67 @@ def reid(
         model: name of a registered model.
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"img_size": [256, 128]}.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
+        weights: for a checkpoint that holds a moving average: the average or the raw weights.
         data: which images.
-        inference: of DCAL's models the features of both branches (combined) or of self-attention alone (sa).
+        inference: for DCAL models, use the features of both branches (combined) or of self-attention only (sa).
         flip: add the features of the mirrored images.
-        rerank: re-rank with k-reciprocal neighbours; the results without it are told, too.
+        rerank: re-rank with k-reciprocal neighbours; results without re-ranking are reported also.
         device: auto, cpu, cuda, cuda:1, …
         precision: as --trainer.precision.
         output: JSON file for the results.
         ranked_lists: folder for images of queries with the first ranks of the gallery, right ones framed green,
             wrong ones red.
-        rollout: folder for images of what DCAL's attention is on in queries, and of the patches that it selects.
+        rollout: folder for images of the attention of DCAL models on queries, and of the patches that they select.
         num_examples: number of queries that are drawn, evenly spaced.
 
     Raises:
         UsageError: options that contradict each other.
-        ValueError: a model, checkpoint or data set that is not there or does not fit the others.
+        ValueError: a model, checkpoint or data set that is missing or does not fit the others.
     """
     check_writable(json=output)
     check_folder(ranked_lists, rollout)
     check_number(num_examples)
     resolved = resolve_device(device)
-    network, spec = build_classifier(checkpoint, model, pretrained, model_kwargs or {}, weights)
-    if inference is not None:
-        choose_inference(network, spec.model, inference)
+    loaded = model_source(checkpoint, model, pretrained, model_kwargs, weights).load()
     if rollout:
-        check_rollout(network, spec.model)
-    module = _open(data, spec)
-    print(describe_preprocessing(module.preprocessing, spec.preprocessing, str(checkpoint or spec.model)))
-    if module.protocol == "vehicleid" and (rerank or ranked_lists):
-        raise UsageError("VehicleID has no queries and no gallery of its own: leave out --rerank and --ranked_lists")
-    network = network.to(resolved)
-
-    start = time.perf_counter()
-    with frozen_weights(network):
-        found = _extract(network, module, resolved, precision, flip, spec)
-    seconds = time.perf_counter() - start
-    num_query = int((found.place < module.num_query).sum())
-    ranked = (found, module.num_query, module.protocol)
-    with show_progress("ranking", "queries") as progress:
-        measured = plain = measure(*ranked, device=resolved, progress=adding(progress, num_query))
-    if rerank:
-        with show_progress("re-ranking", "queries") as progress:
-            measured = measure(*ranked, reranked=True, progress=adding(progress, num_query))
-    unreadable = module.broken("validation")
-    result = {
-        "model": spec.model,
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-        "weights": weights_origin(pretrained, model_kwargs, checkpoint, weights),
-        "dataset": module.name,
-        "root": data.root,
-        "protocol": module.protocol,
-        "inference": getattr(network, "inference", None),
-        "flip": flip,
-        "reranked": rerank,
-        "num_query": num_query,
-        "num_gallery": len(found.place) - num_query,
-        **measured,
-        "before_reranking": plain if rerank else None,
-        "num_unreadable": len(unreadable),
-        "unreadable": unreadable[:NAMED_UNREADABLE],
-        "images_per_second": len(found.place) / seconds,
-        "seconds": seconds,
-        "batch_size": data.batch_size,
-        "precision": precision,
-        "preprocessing": module.preprocessing,
-    }
-    if output:
-        write_json({**result, **provenance(resolved)}, output)
+        require_rollout(loaded.model, loaded.spec.model)
     if ranked_lists:
-        loader = module.val_dataloader()
-        save_ranked_lists(ranked_lists, found, loader, module.num_query, num_examples, reranked=rerank)
+        require_ranking(loaded.spec, data)
+    result = evaluate_reid(
+        loaded,
+        data,
+        inference=inference,
+        flip=flip,
+        rerank=rerank,
+        device=resolved,
+        precision=precision,
+        progress=show_progress,
+        announce=print,
+    )
+    if output:
+        write_json({**result.to_dict(), **provenance(resolved)}, output)
+    if ranked_lists:
+        save_ranked_lists(ranked_lists, result, num_examples)
     if rollout:
-        save_rollouts(rollout, network, module.val_dataloader(), num_query, module.preprocessing, num_examples)
+        save_rollouts(rollout, loaded.model, result.data, result.num_query, num_examples)
     _print(result)
 
 
-@renamed(eval_batch_size="batch_size")
-def _open(data: ReidEvaluationData, spec: ClassifierSpec) -> ReidData:
-    """Queries and gallery, preprocessed as the model wants it."""
-    trained = spec.preprocessing
-    _, height, width = trained["input_size"]
-    module = ReidData(
-        name=data.name or (spec.dataset if spec.task == "reid" else None),
-        root=data.root,
-        gallery_size=data.gallery_size,
-        height=height if data.height is None else data.height,
-        width=width if data.width is None else data.width,
-        eval_batch_size=data.batch_size,
-        num_workers=data.num_workers,
-        mean=list(trained["mean"]),
-        std=list(trained["std"]),
-        on_error=data.on_error,
-    )
-    module.setup("validate")
-    return module
-
-
-@torch.inference_mode()
-def _extract(
-    network: nn.Module, module: ReidData, device: torch.device, precision: Precision, flip: bool, spec: ClassifierSpec
-) -> Gallery:
-    """Features of every image of query and gallery."""
-    parts = []
-    batch: Any  # of ReidBatch
-    for batch in track(module.val_dataloader(), f"evaluating {spec.model}"):
-        if len(batch.image):
-            with autocast(device, precision):
-                features: Tensor = reid_features(network, batch.image.to(device, non_blocking=True), flip)
-            parts.append(Gallery(batch.index, features.float().cpu(), batch.target, batch.camera))
-    if not parts:
-        raise ValueError(f"not one image could be read: {(module.broken('validation') or ['there are none'])[0]}")
-    return merge(parts)
-
-
-def _print(result: dict[str, Any]) -> None:
-    plain, reranked = result["before_reranking"], result["reranked"]
-    kinds = [("as ranked", plain), ("re-ranked", result)] if reranked else [("as ranked", result)]
+def _print(result: RetrievalResult) -> None:
+    kinds = {"re-ranked": result.measures} if result.reranked else {}
     rows = [
         {
-            "model": result["model"],
-            "data set": result["dataset"],
-            **({"distances": name} if reranked else {}),
-            "queries": f"{figures['num_valid_queries']:,}",
-            "mAP": f"{figures['mAP']:.2%}",
-            "mINP": f"{figures['mINP']:.2%}",
-            **{f"rank-{k}": f"{figures['cmc'][k - 1]:.2%}" for k in (1, 5, 10)},
+            "model": result.model,
+            "data set": result.dataset,
+            **({"distances": name} if kinds else {}),
+            "queries": f"{measures['num_valid_queries']:,}",
+            "mAP": f"{measures['mAP']:.2%}",
+            "mINP": f"{measures['mINP']:.2%}",
+            **{f"rank-{k}": f"{measures['cmc'][k - 1]:.2%}" for k in (1, 5, 10)},
         }
-        for name, figures in kinds
+        for name, measures in {"as ranked": result.before_reranking or result.measures, **kinds}.items()
     ]
     print_table(rows)
-    if result["num_skipped_queries"]:
-        print(f"queries without a match left out: {result['num_skipped_queries']}")
-    if result["num_unreadable"]:
-        print(f"unreadable images left out: {result['num_unreadable']}, the first: {result['unreadable'][0]}")
+    if result.measures["num_skipped_queries"]:
+        print(f"queries without a match left out: {result.measures['num_skipped_queries']}")
+    print_unreadable(result, "images")

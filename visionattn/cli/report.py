@@ -1,82 +1,26 @@
-"""How evaluations write their numbers."""
+"""Results of commands: files that are whole or absent, and tables."""
 
-import csv
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from visionattn.files import replacing
+from visionattn.output import check_folder, check_writable, write_csv, write_json, write_text
 
-FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
-"""Suffixes that say what a file holds."""
-
-
-def write_text(text: str, path: str | Path) -> None:
-    """Writes ``text`` whole or not at all; folders that are missing are made."""
-    _write_atomically(path, lambda file: file.write(text))
-
-
-def write_json(values: Mapping[str, Any], path: str | Path) -> None:
-    """Writes ``values`` whole or not at all; folders that are missing are made."""
-    write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes ``rows``, whose keys are the columns, whole or not at all; folders that are missing are made."""
-
-    def write(file: Any) -> None:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-
-    _write_atomically(path, write)
-
-
-def check_writable(*paths: str | Path | None, **formats: Path | None) -> None:
-    """Makes the folders of files that are to be written, so that what is wrong with them shows before the work.
-
-    Args:
-        *paths: files of any format.
-        **formats: files of a format, by its suffix, as in ``json=output``.
-
-    Raises:
-        ValueError: one of the paths is a folder, lies where no file can be made, or has the suffix of another format.
-    """
-    for suffix, path in formats.items():
-        if path is not None and path.suffix.lower() in FORMATS and path.suffix.lower() != f".{suffix}":
-            raise ValueError(f"{path} would hold {suffix.upper()}: name it {path.with_suffix(f'.{suffix}').name}")
-    for path in [Path(path).expanduser() for path in (*paths, *formats.values()) if path is not None]:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder: name a file in it")
-        _check_folder(path.parent, path)
-
-
-def check_folder(*paths: str | Path | None) -> None:
-    """Makes folders that files are to be written to.
-
-    Raises:
-        ValueError: one of the paths is a file, or lies where no folder can be made.
-    """
-    for path in [Path(path).expanduser() for path in paths if path is not None]:
-        _check_folder(path, path)
-
-
-def _check_folder(folder: Path, named: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write {named}: {error.strerror}; name a place elsewhere") from error
+__all__ = [
+    "check_folder",
+    "check_writable",
+    "print_table",
+    "print_unreadable",
+    "write_csv",
+    "write_json",
+    "write_text",
+]
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-    """Prints ``rows``, whose keys are the columns; the first column is aligned to the left, numbers to the right."""
+    """Print ``rows``, whose keys are the columns; the first column is aligned to the left, the others to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -84,21 +28,12 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
         table.add_row(*row.values())
     console = Console()
     if not console.is_terminal:
-        # A file or pipe has no width; rich would take 80 columns and break words.
+        # A file or pipe has no width; rich would assume 80 columns and break words.
         console = Console(width=160)
     console.print(table, soft_wrap=not console.is_terminal)
 
 
-def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
-    path = Path(path).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Paths may hold bytes that are not UTF-8: what they are escaped to, JSON reads as the same path again.
-        with (
-            replacing(path) as temporary,
-            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            write(file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write {path}: {reason}; make room there, or name a place elsewhere") from error
+def print_unreadable(result: Any, noun: str) -> None:
+    """Print the number of images that an evaluation left out, if there are any, and the first of them."""
+    if result.num_unreadable:
+        print(f"unreadable {noun} left out: {result.num_unreadable}, the first: {result.unreadable[0]}")

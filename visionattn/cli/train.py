@@ -22,12 +22,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import visionattn  # noqa: F401  registers the models
 from visionattn.checks import check_range
 from visionattn.cli.errors import DEBUG_HINT, ConciseParser, UsageError, describe, one_line
-from visionattn.cli.kinds import KINDS, find_task
-from visionattn.cli.loggers import LoggerName, check_logger, create_loggers
+from visionattn.cli.kinds import find_task
 from visionattn.cli.progress import LightningProgress
 from visionattn.cli.report import check_writable, write_json
-from visionattn.cli.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
-from visionattn.cli.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.cli.trainer_options import (
     check_callbacks,
     check_plugins,
@@ -38,23 +35,27 @@ from visionattn.cli.trainer_options import (
     listed,
 )
 from visionattn.data.module import MAX_SEED
-from visionattn.tasks.callbacks import (
+from visionattn.tasks import TASKS
+from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
+from visionattn.training import require_own_model, stored_spec
+from visionattn.training.callbacks import (
     EpochReport,
     ExampleSheet,
     KernelSheet,
     LearningCurve,
     Stopwatch,
 )
-from visionattn.tasks.checkpoint import TaskName, require_own_model, stored_spec
-from visionattn.tasks.checkpointing import (
+from visionattn.training.checkpoints.callbacks import (
     BEST,
     AtomicCheckpointIO,
     BestCheckpoint,
     LastCheckpoint,
     read_training,
 )
-from visionattn.tasks.predictions import PredictionWriter, check_predictions
-from visionattn.tasks.weight_files import is_sharded
+from visionattn.training.checkpoints.files import is_sharded
+from visionattn.training.loggers import LoggerName, check_logger, create_loggers
+from visionattn.training.predictions import PredictionWriter, check_predictions
+from visionattn.training.runs import RunFolder, SameCheckpoint, is_rank_zero, new_run, newest_run, run_of
 from visionattn.words import counted
 from visionattn_kernels.provenance import provenance
 
@@ -76,18 +77,15 @@ NOISE = (
 
 DESCRIPTION = (
     "Trains and applies image classifiers and models for re-identification, pretrains encoders, and finds objects: "
-    f"which, says --task ({', '.join(KINDS)}) after the command, or task: in a config file."
+    f"which, says --task ({', '.join(TASKS)}) after the command, or task: in a config file."
 )
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is trained, and the files of a training run.
+    """Files of a training run.
 
     Args:
-        task: classification; fine_grained, for models with several branches (DCAL); reid, for re-identification;
-            mae, to pretrain a ViT as a masked autoencoder; or object_discovery, for slots that find objects. The
-            options of --model and --data are the task's: --task NAME --help lists them.
         runs: folder of all runs; each gets runs/NAME/NUMBER.
         run_name: NAME, by default that of the config file, or of the model.
         logger: where metrics go beside metrics.csv.
@@ -96,7 +94,6 @@ class RunOptions:
         save_every_n_steps: save last.ckpt in the middle of epochs, too; 0 for not.
     """
 
-    task: TaskName = "classification"
     runs: Path = Path("runs")
     run_name: str | None = None
     logger: LoggerName = "csv"
@@ -121,15 +118,14 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, argv: list[str], prog: str = "train.py") -> None:
         self.argv, self.prog = argv, prog
-        self.task_name = find_task(argv)
-        self.kind = KINDS[self.task_name]
+        self.task = TASKS[find_task(argv)]
         self.resume: Path | None = None
         self.run: RunFolder | None = None  # that the training goes on in, or once it begins, the new one
         self.claim: IO[str] | None = None  # of its folder
         self.began = time.monotonic()
         super().__init__(
-            self.kind.task,
-            self.kind.data,
+            self.task,
+            self.task.data_class,
             parser_class=TrainingParser,
             parser_kwargs={"prog": prog, "description": DESCRIPTION},
             save_config_kwargs={"overwrite": True},
@@ -158,7 +154,14 @@ class TrainingCLI(LightningCLI):
         describe_commands(self.parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of the run."""
+        """Add the options of the run."""
+        kinds = "; ".join(f"{name}: {task.help_text}" for name, task in TASKS.items())
+        parser.add_argument(
+            "--task",
+            choices=list(TASKS),
+            default=next(iter(TASKS)),
+            help=f"kind of training ({kinds}). The options of --model and --data depend on it: see --task NAME --help",
+        )
         parser.add_class_arguments(RunOptions)
         parser.add_argument(
             "--output",
@@ -174,8 +177,8 @@ class TrainingCLI(LightningCLI):
         except UsageError as error:
             if not re.match(r"unknown (option|key) (--)?(model|data)\b", str(error)):
                 raise
-            others = ", ".join(name for name in KINDS if name != self.task_name)
-            raise UsageError(f"{error} (options of --task {self.task_name}; there are also {others})") from error
+            others = ", ".join(name for name in TASKS if name != self.task.kind)
+            raise UsageError(f"{error} (options of --task {self.task.kind}; there are also {others})") from error
         self._check_options()
 
     def _check_options(self) -> None:
@@ -247,8 +250,8 @@ class TrainingCLI(LightningCLI):
         spec = stored_spec(checkpoint, self.resume)
         if spec is None:
             raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
-        self.spec, self.place = spec, checkpoint.get(self.kind.data.__qualname__)
-        if self.spec.task != self.task_name:
+        self.spec, self.place = spec, checkpoint.get(self.task.data_class.__qualname__)
+        if self.spec.task != self.task.kind:
             raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that, too")
         if command != "fit":
             if self.options.model.get("name") != spec.model:
@@ -260,7 +263,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer."""
         resumed = None if self.resume is None else self.spec
-        spec = start_from(self.options, self.kind.data, self.task_name, self.config.subcommand, resumed)
+        spec = start_from(self.options, self.task, self.config.subcommand, resumed)
         super().instantiate_classes()
         if spec is not None:
             say(describe_start(spec, self.datamodule, self.options.model, self.resume))
@@ -324,7 +327,7 @@ class TrainingCLI(LightningCLI):
             "enable_checkpointing": keep,
             "default_root_dir": str(self.run.path),
         }
-        self.best = BestCheckpoint(self.run.checkpoints, self.kind.monitor, self.kind.mode)
+        self.best = BestCheckpoint(self.run.checkpoints, self.task.monitor, self.task.mode)
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
@@ -386,7 +389,7 @@ class TrainingCLI(LightningCLI):
             say(done)
             return
         checkpoint = relative(Path(kept))
-        best = "no validation" if score is None else f"best val {self.kind.tell(float(score))}"
+        best = "no validation" if score is None else f"best val {self.task.describe_score(float(score))}"
         say(f"{best}, {done}\ncheckpoint: {checkpoint}\n{self._next_step(checkpoint)}")
 
     def _summary(self, score: float | None) -> dict[str, Any]:
@@ -394,12 +397,12 @@ class TrainingCLI(LightningCLI):
         model: Any = self.model
         return {
             "model": model.spec.model,
-            "task": self.task_name,
+            "task": self.task.kind,
             "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
             "data": self.datamodule.describe(),
             "epochs": self.trainer.current_epoch,
             "steps": self.trainer.global_step,
-            "best": {self.kind.monitor: score},
+            "best": {self.task.monitor: score},
             "train_seconds": round(self.stopwatch.seconds, 1),
             "precision": str(self.trainer.precision),
             "seed": self.options.get("seed_everything"),
@@ -411,9 +414,12 @@ class TrainingCLI(LightningCLI):
         """The command that comes next: it evaluates, or fine-tunes what was pretrained."""
         data = self.datamodule
         options = {"data.name": data.name, "data.root": data.root}
-        if self.kind.command:
+        if self.task.eval_command:
             program = self.prog.replace("train", "eval")
-            what, words = "evaluate:  ", [*shell_words(program), self.kind.command, "--checkpoint", str(checkpoint)]
+            what, words = (
+                "evaluate:  ",
+                [*shell_words(program), self.task.eval_command, "--checkpoint", str(checkpoint)],
+            )
             options |= {"data.split": data.splits["validation"]}
             class_map = getattr(data, "class_map", {})
             options |= {"data.class_map": json.dumps(class_map, ensure_ascii=False) if class_map else None}

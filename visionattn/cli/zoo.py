@@ -1,4 +1,4 @@
-"""The table of a model zoo, made of the results of ``eval.py throughput``."""
+"""Results of ``eval.py throughput``: read, resume, and the page of a model zoo."""
 
 import json
 import math
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.cli.report import write_text
+from visionattn.evaluation.throughput import ThroughputRow
 
 Results = Mapping[str, Any]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What an earlier run wrote to ``--output``.
+    """Read what an earlier run wrote to ``--output``.
 
     Raises:
         ValueError: a file of another kind.
@@ -28,12 +29,36 @@ def read_results(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} holds no results of eval.py throughput --output: name another file")
 
 
+def read_held(output: Path | None, origin: dict[str, Any]) -> dict[str, ThroughputRow]:
+    """Read the rows by model that an interrupted run has measured under the same conditions.
+
+    Raises:
+        ValueError: no file is named, or one of another kind or of other conditions.
+    """
+    if output is None:
+        raise ValueError("--resume continues the file of --output: name it also")
+    if not output.exists():
+        return {}
+    earlier = read_results(output)
+    # The files of this command may be the only change since the commit.
+    earlier["git_revision"], revision = (
+        (found["git_revision"] or "").removesuffix("-dirty") for found in (earlier, origin)
+    )
+    for key, value in {**origin, "git_revision": revision}.items():
+        if key != "command" and earlier.get(key) != value:
+            raise ValueError(
+                f"{output} was measured with {key} {earlier.get(key)!r}, here it is {value!r}: "
+                "leave out --resume, or name another --output"
+            )
+    return {row["model"]: ThroughputRow(**row) for row in earlier["results"] if not row["error"]}
+
+
 def write_zoo(measured: Sequence[Results], path: Path) -> None:
-    """Writes size, arithmetic and speed of models as a Markdown page, whole or not at all.
+    """Write size, arithmetic and speed of models as a Markdown page, whole or not at all.
 
     Args:
-        measured: what ``throughput`` wrote as JSON, one for each column of images/s; the first has the models. Where
-            another measured a model at another size of image, its cell stays empty.
+        measured: results of ``throughput``, one for each column of images/s; the first has the models. If another one
+            measured a model at another image size, its cell stays empty.
         path: of the page.
     """
     columns = [{row["model"]: row for row in results["results"] if not row["error"]} for results in measured]
@@ -65,7 +90,7 @@ def _speed(row: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Three digits, as many as a measurement is worth."""
+    """Round to three digits, the precision of a measurement."""
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value))) if value else 0}f}"
 
 

@@ -9,19 +9,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from visionattn.export.network import Network
 from visionattn.export.run import Run
+from visionattn.tasks import TASKS
 
 NOT_RECORDED = "not recorded"
 SHOWN_CLASSES = 1000
-SCORES = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "fg_ari": "FG-ARI"}
-"""Rates in words; of other names, a card gives the number as it is."""
-
-TASKS = {
-    "classification": "a classifier of images",
-    "fine_grained": "a classifier of images, for classes that look alike",
-    "reid": "features by which images of the same person or vehicle are found; it has no classes",
-    "mae": "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it",
-    "object_discovery": "an encoder that slots found objects with; slots and decoder are not part of it",
-}
+SCORES = {name: words for task in TASKS.values() for name, words in task.rates.items()}
+"""Rates in words; other values are shown as plain numbers."""
 
 
 def write_card(
@@ -45,7 +38,7 @@ def write_card(
     parts = [
         f"---\n{_front_matter(network, run, license, data_name)}\n---",
         f"# {network.spec.model}",
-        f"This is {TASKS[network.spec.task]}.",
+        f"This is {TASKS[network.spec.task].card_text}.",
         _table(_facts(network, run, dtype, license, data_name)),
         "## Use",
         _usage(network),

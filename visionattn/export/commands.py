@@ -10,9 +10,9 @@ from visionattn.cli.report import check_writable
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
-from visionattn.tasks.branches import Inference
 from visionattn.tasks.checkpoint import Weights
 from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training.branches import Inference
 
 
 def hub(

@@ -19,7 +19,7 @@ from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.models._nat_padding import PADDING
-from visionattn.tasks.weight_files import check_whole
+from visionattn.training.checkpoints.files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
 

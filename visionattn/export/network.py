@@ -1,4 +1,4 @@
-"""The exported network in evaluation mode, with the facts that its users need."""
+"""What is exported: a network in evaluation mode, and what whoever runs it elsewhere has to know."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.checks import reason
-from visionattn.cli.classify import build_classifier
 from visionattn.cli.errors import UsageError, one_line
+from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
-from visionattn.tasks.branches import Inference, choose_inference
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights, weights_origin
+from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1
@@ -36,26 +36,26 @@ class Network:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input, which may be an image as one row of pixels."""
+        """Channels, height and width of what the network takes, which may be an image as one row of pixels."""
         channels, height, width = self.spec.preprocessing["input_size"]
         return (channels, 1, height * width) if self.spec.preprocessing.get("sequence") else (channels, height, width)
 
     @property
     def output_name(self) -> str:
-        """Name of the output."""
+        """What it gives."""
         return "logits" if self.spec.num_classes else "features"
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the outputs; empty if there are none or none are known."""
+        """A name for each output; empty where there are none, or none that are known."""
         return list(self.spec.class_names) if self.spec.num_classes else []
 
     def images(self, count: int) -> Tensor:
-        """Return images of noise, always the same, `[count, *input_size]`."""
+        """Images of noise, always the same, `[count, *input_size]`."""
         return torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(count))
 
     def answer(self, images: Tensor) -> Tensor:
-        """Return the output of the network.
+        """What the network makes of images.
 
         Raises:
             ValueError: It takes none of that size, or gives something else than a tensor.
@@ -73,7 +73,7 @@ class Network:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Describe input, output, preprocessing and versions as plain values."""
+        """All that a user has to know, as plain values: what goes in and out, how images are prepared, versions."""
         spec = self.spec
         return {
             "format": FORMAT,
@@ -98,7 +98,7 @@ def load_network(
     inference: Inference | None = None,
     img_size: ImageSize | None = None,
 ) -> Network:
-    """Load the network that options of the command line name.
+    """The network that options of the command line name.
 
     Args:
         checkpoint: As for `eval.py classify`, as are the following.
@@ -122,13 +122,12 @@ def load_network(
         return _load_probe(probe)
     if checkpoint is None and model is None:
         raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
-    module, spec = build_classifier(checkpoint, model, pretrained, dict(model_kwargs or {}), weights)
+    module, spec, origin = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if inference is not None:
         choose_inference(module, spec.model, inference)
     if img_size is not None:
         spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    origin = weights_origin(pretrained, model_kwargs, checkpoint, weights)
-    return Network(module.requires_grad_(False), spec, origin)
+    return Network(module.requires_grad_(False), spec, origin.weights)
 
 
 def _load_probe(path: Path) -> Network:
@@ -150,7 +149,7 @@ def _load_probe(path: Path) -> Network:
 
 
 def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> ClassifierSpec:
-    """Change the image size of a model and return its new spec."""
+    """Makes a model take images of another size, and gives its new spec."""
     channels, *trained = spec.preprocessing["input_size"]
     if spec.preprocessing.get("sequence"):
         raise UsageError(f"--img_size: {spec.model} takes sequences of {trained[0] * trained[1]} pixels and no others")

@@ -9,8 +9,8 @@ from typing import Any, Self
 import yaml
 
 from visionattn.tasks.checkpoint import AVERAGE_BESIDE, METADATA_KEY
-from visionattn.tasks.checkpointing import BEST
-from visionattn.tasks.weight_files import read_checkpoint
+from visionattn.training.checkpoints.callbacks import BEST
+from visionattn.training.checkpoints.files import read_checkpoint
 
 TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
 """The trainer's options that matter to what is trained."""

@@ -1,4 +1,4 @@
-"""Probes of all layers of a backbone, trained and evaluated at once on a stream of batches.
+"""Train and evaluate the probes of all layers at once, on a stream of batches.
 
     probes = BindingProbes(backbone.layouts, ("quadratic", "linear"), num_classes)
     for batch in train:
@@ -7,9 +7,9 @@
         probes.evaluate_step(backbone(batch.image), batch)
     results = probes.results()
 
-Features of a batch serve all probes of all layers and are gone with it; what stays is parameters and counts.
+All probes of all layers share the features of a batch, which are then dropped. Only parameters and counts are kept.
 
-Shapes: L layers, B images of T tokens, P of whose N patches are drawn, width D.
+Shapes: L layers, B images of T tokens, P of N patches drawn from each image, width D.
 """
 
 import copy
@@ -20,19 +20,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from visionattn.objects.patches import PatchLabels, PatchPairs, Segments, label_patches, sample_patches
-from visionattn.objects.probes import PointwiseProbe, Probe, RunningNorm, create_probe
+from visionattn.checks import check_range
+from visionattn.errors import UserError
+from visionattn.objects.patches import PatchLabels, PatchPairs, label_patches, sample_patches
+from visionattn.objects.probes import PairProbe, PointwiseProbe, RunningNorm, create_probe
 from visionattn.objects.scores import NUM_BINS, PairRates, PairScores
+from visionattn.objects.segmentation import Segments
 
 Layer = Any
-"""Whatever a backbone calls its layers, mostly their numbers."""
+"""Name of a layer, mostly its number."""
 
 EVALUATION_SEED = 0
-"""Of the patches that are drawn in evaluation, which are the same in every run."""
+"""Seed of the patches that are drawn in evaluation, the same in every run."""
 
 
 class Layout(Protocol):
-    """How the tokens of a layer lie, as `visionattn.probing.backbone.TokenLayout`."""
+    """Layout of a layer's tokens, such as `visionattn.probing.backbone.TokenLayout`."""
 
     @property
     def dim(self) -> int:
@@ -44,47 +47,48 @@ class Layout(Protocol):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches."""
+        """Number of tokens before the patches."""
 
 
 @dataclass(frozen=True)
-class ProbeRecipe:
-    """How probes are made and trained.
+class ProbeTraining:
+    """Probes and their training, by Adam on all pairs of the patches drawn from each image.
 
-    Attributes:
-        lr: Of Adam; that of a probe's single bias is √D times as large.
-        patches: Drawn from each image in each step; all pairs of them count.
-        min_purity: Share of a patch that its segment must have for the patch to be used.
-        rank: Of the quadratic probe.
-        num_queries: Of the identity probe.
+    Args:
+        epochs: passes over the training scenes; the backbone runs in each.
+        lr: learning rate; the single bias of a probe uses lr times the square root of the backbone's width.
+        patches: number of patches drawn from each image, different ones in every training step.
+        min_purity: smallest share of its pixels that a patch's segment must have; other patches are left out.
+        rank: rank of the quadratic probe.
+        num_queries: number of queries of the identity probe: maximum number of segments that it learns per image.
+        seed: for initial weights, the order of scenes, the drawn patches, and random backbones.
     """
 
+    epochs: int = 30
     lr: float = 1e-3
     patches: int = 256
     min_purity: float = 0.0
     rank: int = 100
     num_queries: int = 32
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, bound in (("patches", 2), ("rank", 1), ("num_queries", 1)):
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
-        if not 0 <= self.min_purity <= 1:
-            raise ValueError(f"min_purity must be from 0 to 1, got {self.min_purity}")
+        for name, bound in (("epochs", 1), ("patches", 2), ("rank", 1), ("num_queries", 1)):
+            check_range(f"training.{name}", getattr(self, name), bound, error=UserError)
+        check_range("training.lr", self.lr, 0, above=True, error=UserError)
+        check_range("training.min_purity", self.min_purity, 0, 1, error=UserError)
 
 
 @dataclass(frozen=True)
 class BindingResult:
-    """What a probe of a layer reaches.
+    """Result of one probe on one layer.
 
     Attributes:
         layer: The layer.
         probe: Name of the probe.
-        num_parameters: That were trained.
-        pairs: Rates of all pairs of two different patches.
-        foreground: Rates of those both patches of which lie on objects.
+        num_parameters: Number of trained parameters.
+        pairs: Rates over all pairs of different patches.
+        foreground: Rates over the pairs with both patches on objects.
     """
 
     layer: Layer
@@ -95,38 +99,38 @@ class BindingResult:
 
 
 class LayerProbes(nn.Module):
-    """Probes of layers of one width and grid, on their normalised tokens.
+    """Probes of layers with equal width and grid, on normalised tokens.
 
     Attributes:
-        layout: Of the tokens of each of the layers.
-        norm: Of the tokens.
-        probes: By name.
+        layout: Layout of the tokens of each layer.
+        norm: Normalisation of the tokens.
+        probes: The probes by name.
     """
 
     def __init__(
-        self, num_layers: int, layout: Layout, names: Sequence[str], num_classes: int, recipe: ProbeRecipe
+        self, num_layers: int, layout: Layout, names: Sequence[str], num_classes: int, training: ProbeTraining
     ) -> None:
         super().__init__()
         self.num_layers, self.layout = num_layers, layout
         self.norm = RunningNorm(num_layers, layout.dim)
-        options = {"num_classes": num_classes, "rank": recipe.rank, "num_queries": recipe.num_queries}
+        options = {"num_classes": num_classes, "rank": training.rank, "num_queries": training.num_queries}
         self.probes = nn.ModuleDict({name: create_probe(name, num_layers, layout.dim, **options) for name in names})
 
     def normalize(self, tokens: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
-        """Normalised patches `[L, B, P, D]` of each layer's tokens `[B, T, D]`, all or those at `index` `[B, P]`."""
+        """Normalise each layer's tokens `[B, T, D]`: all patches, or those at `index` `[B, P]`, as `[L, B, P, D]`."""
         patches = [layer[:, self.layout.num_prefix_tokens :] for layer in tokens]
         if index is not None:
             patches = [layer.gather(1, index[..., None].expand(-1, -1, layer.shape[-1])) for layer in patches]
         return self.norm(torch.stack(patches))
 
-    def probe(self, name: str) -> Probe:
-        """A probe by its name."""
+    def probe(self, name: str) -> PairProbe:
+        """Return a probe by name."""
         found = self.probes[name]
-        assert isinstance(found, Probe)
+        assert isinstance(found, PairProbe)
         return found
 
     def at(self, place: int) -> "LayerProbes":
-        """A copy for one of the layers, for evaluation."""
+        """Return a copy for the layer at index `place`, in evaluation mode."""
         single = copy.deepcopy(self).eval().requires_grad_(False)
         single.num_layers = 1
         for module in single.modules():
@@ -138,22 +142,22 @@ class LayerProbes(nn.Module):
 
     @torch.no_grad()
     def score(self, name: str, tokens: Tensor) -> Tensor:
-        """Scores of all pairs of patches `[B, N, N]` by the one layer's tokens `[B, T, D]`."""
+        """Score all pairs of patches `[B, N, N]` from the tokens `[B, T, D]` of a single layer."""
         return self.probe(name)(self.normalize([tokens]))[0]
 
     @torch.no_grad()
     def classify(self, name: str, tokens: Tensor) -> Tensor:
-        """What a pointwise probe says of each patch `[B, N, C]` by the one layer's tokens `[B, T, D]`."""
+        """Return a pointwise probe's logits of each patch `[B, N, C]` from the tokens `[B, T, D]` of a single layer."""
         probe = self.probe(name)
         assert isinstance(probe, PointwiseProbe)
         return probe.logits(self.normalize([tokens]))[0]
 
 
 class BindingProbes:
-    """Probes of all layers.
+    """Probes of all layers of a backbone.
 
     Attributes:
-        layers: The layers.
+        layers: Names of the layers.
     """
 
     def __init__(
@@ -161,42 +165,40 @@ class BindingProbes:
         layouts: Mapping[Layer, Layout],
         names: Sequence[str],
         num_classes: int,
-        recipe: ProbeRecipe | None = None,
+        training: ProbeTraining | None = None,
         *,
-        seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Makes the probes.
+        """Create the probes.
 
         Args:
-            layouts: How the tokens of each layer lie.
-            names: Of probes, see `visionattn.objects.probes.PROBES`.
-            num_classes: Of which segments are.
-            recipe: How they are trained, by default `ProbeRecipe()`.
-            seed: Of initial weights, and of the patches that are drawn in training.
-            device: Where they are, and the features too.
+            layouts: Layout of the tokens of each layer.
+            names: Names of probes, see `visionattn.objects.probes.PROBES`.
+            num_classes: Number of classes of segments.
+            training: Options of the probes and their training, by default `ProbeTraining()`. The caller counts epochs.
+            device: Device of the probes and the features.
 
         Raises:
-            ValueError: An unknown probe.
+            ValueError: A probe is unknown.
         """
-        self.layers, self.names, self.recipe = list(layouts), list(names), recipe or ProbeRecipe()
+        self.layers, self.names, self.training = list(layouts), list(names), training or ProbeTraining()
         self._groups: list[tuple[list[Layer], LayerProbes]] = []
         alike: dict[Any, list[Layer]] = {}
         for layer, layout in layouts.items():
             alike.setdefault((layout.dim, layout.grid, layout.num_prefix_tokens), []).append(layer)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.training.seed)
             for layers in alike.values():
-                group = LayerProbes(len(layers), layouts[layers[0]], self.names, num_classes, self.recipe)
+                group = LayerProbes(len(layers), layouts[layers[0]], self.names, num_classes, self.training)
                 self._groups.append((layers, group.to(device)))
-        # Steps of lr in D weights move a score by some lr √D: a single bias takes steps of that size, to keep up.
+        # Steps of lr in D weights move a score by about lr √D; a single bias takes steps of that size to keep up.
         parameters = [
-            {"params": [values], "lr": self.recipe.lr * (group.layout.dim**0.5 if values.dim() == 1 else 1)}
+            {"params": [values], "lr": self.training.lr * (group.layout.dim**0.5 if values.dim() == 1 else 1)}
             for _, group in self._groups
             for values in group.parameters()
         ]
         self._optimizer = torch.optim.Adam(parameters) if parameters else None
-        self._draws = torch.Generator().manual_seed(seed)
+        self._draws = torch.Generator().manual_seed(self.training.seed)
         self._evaluation_draws = torch.Generator().manual_seed(EVALUATION_SEED)
         self._started = False
         self._train_scores, self._scores = (
@@ -205,19 +207,18 @@ class BindingProbes:
         )
 
     def train_step(self, features: Mapping[Layer, Tensor], scenes: Segments, calibrate: bool = False) -> float:
-        """Trains all probes by one step.
+        """Train all probes by one step.
 
         Args:
             features: Tokens `[B, T, D]` of each layer.
-            scenes: What the images are made of.
-            calibrate: Whether the pairs count for the thresholds of scores that have none, as they should in the last
-                epoch.
+            scenes: Segments of the images.
+            calibrate: Use the pairs to fit the thresholds of probes without one; set this in the last epoch.
 
         Returns:
-            The mean loss of the probes that are trained.
+            Mean loss of the trained probes.
 
         Raises:
-            ValueError: Features that are not finite.
+            ValueError: The features are not finite.
         """
         if self._optimizer is not None:
             self._optimizer.zero_grad()
@@ -229,7 +230,7 @@ class BindingProbes:
             for name in self.names:
                 probe = group.probe(name)
                 if any(True for _ in probe.parameters()):
-                    # One graph at a time; layers do not share parameters, so that a sum trains each by itself.
+                    # One graph at a time. Layers share no parameters, so the sum trains each on its own.
                     loss = probe.loss(x, labels, pairs)
                     loss.sum().backward()
                     losses.append(loss.detach().mean())
@@ -242,14 +243,14 @@ class BindingProbes:
 
     @torch.no_grad()
     def evaluate_step(self, features: Mapping[Layer, Tensor], scenes: Segments) -> None:
-        """Counts how all probes score the pairs of a batch; arguments and errors are those of `train_step`."""
+        """Count the scores of all probes on a batch; arguments and errors as in `train_step`."""
         for (layers, group), counted in zip(self._groups, self._scores, strict=True):
             x, _, pairs = self._batch(layers, group.eval(), features, scenes, self._evaluation_draws)
             for name in self.names:
                 counted[name].update(group.probe(name)(x), pairs)
 
     def results(self) -> list[BindingResult]:
-        """What each probe of each layer reaches, by layers."""
+        """Return the result of each probe on each layer, ordered by layer."""
         found = {}
         for (layers, group), train_scores, scores in zip(self._groups, self._train_scores, self._scores, strict=True):
             for name in self.names:
@@ -263,7 +264,7 @@ class BindingProbes:
         return [found[layer, name] for layer in self.layers for name in self.names]
 
     def at(self, layer: Layer) -> LayerProbes:
-        """The probes of one layer."""
+        """Return a copy of the probes of one layer."""
         for layers, group in self._groups:
             if layer in layers:
                 return group.at(layers.index(layer))
@@ -277,13 +278,13 @@ class BindingProbes:
         scenes: Segments,
         draws: torch.Generator,
     ) -> tuple[Tensor, PatchLabels, PatchPairs]:
-        """Normalised patches `[L, B, P, D]`, with labels `[B, P]` and pairs `[B, P, P]`."""
-        labels = label_patches(scenes, group.layout.grid, self.recipe.min_purity)
-        index = sample_patches(labels, self.recipe.patches, draws)
+        """Return normalised patches `[L, B, P, D]`, labels `[B, P]` and pairs `[B, P, P]`."""
+        labels = label_patches(scenes, group.layout.grid, self.training.min_purity)
+        index = sample_patches(labels, self.training.patches, draws)
         labels = labels if index is None else labels.take(index)
         x = group.normalize([features[layer] for layer in layers], index)
         if not bool(x.sum().isfinite()):
-            raise ValueError("the backbone gives features that are not finite")
+            raise ValueError("the features of the backbone are not finite")
         return x, labels, labels.pairs()
 
     def _set_prior(self, pairs: PatchPairs) -> None:

@@ -1,8 +1,9 @@
-"""Experiments on what a model does with object binding: changes of its tokens on the way, and what attention follows.
+"""Interventions on object binding: change tokens between blocks, and record attention.
 
-A quadratic probe reads tokens h through a subspace of a few dimensions: h = f + b, with b the projection of h on it.
-Changing b alone, at one block, tells whether later blocks use what the probe found (https://arxiv.org/abs/2510.24709,
-sections on ablation); the same change in a random subspace of as many dimensions tells what any damage does.
+A quadratic probe reads tokens h through a subspace of few dimensions: h = f + b, where b is the projection of h onto
+the subspace. Changing only b after one block tests whether later blocks use what the probe reads
+(https://arxiv.org/abs/2510.24709, sections on ablation). The control is the same change in a random subspace of equal
+dimension.
 
 Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimensions.
 """
@@ -18,40 +19,40 @@ from torch import Tensor, nn
 from visionattn.objects.binding import LayerProbes
 
 Change = Callable[[Tensor], Tensor]
-"""What becomes of the coordinates `[B, N, K]` of b."""
+"""Maps the coordinates `[B, N, K]` of b to their new values."""
 
 
 def probe_subspace(probes: LayerProbes) -> Tensor:
-    """Orthonormal basis `[K, D]` of the subspace through which a layer's quadratic probe reads tokens.
+    """Return an orthonormal basis `[K, D]` of the subspace through which a layer's quadratic probe reads tokens.
 
     Args:
-        probes: Of one layer.
+        probes: Probes of one layer.
 
     Raises:
-        ValueError: The subspace leaves nothing out.
+        ValueError: The subspace is the whole space.
     """
     directions = probes.norm.to_tokens(probes.probe("quadratic").get_parameter("weight"))[0]
     _, sizes, basis = torch.linalg.svd(directions.double(), full_matrices=False)
     basis = basis[sizes > 1e-5 * sizes[0]].to(directions.dtype)
     dim = basis.shape[1]
-    # Tokens are read without their mean, so that dim - 1 dimensions are all.
+    # Layer norm removes the mean of a token, so the whole space has dim - 1 dimensions.
     if len(basis) >= dim - 1:
-        raise ValueError(f"a quadratic probe of rank {len(directions)} reads all of width {dim}: take a lower rank")
+        raise ValueError(f"a quadratic probe of rank {len(directions)} reads all of width {dim}: choose a lower rank")
     return basis
 
 
 def random_subspace(num_dimensions: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal basis `[num_dimensions, dim]` of a random subspace; the generator is on the CPU."""
+    """Draw an orthonormal basis `[num_dimensions, dim]` of a random subspace, with a generator on the CPU."""
     drawn = torch.randn(dim, num_dimensions, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(drawn).Q.T.float()
 
 
 def shuffle(share: float, generator: torch.Generator) -> Change:
-    """Exchanges b among a share of each image's patches, at random, so that none of these keeps its own.
+    """Make a change that permutes b among a random share of each image's patches; none of these keeps its own b.
 
     Args:
-        share: From 0 to 1; of fewer than two patches there is nothing to exchange.
-        generator: On the CPU.
+        share: Share of patches, from 0 to 1; fewer than two patches stay unchanged.
+        generator: A generator on the CPU.
     """
 
     def change(parts: Tensor) -> Tensor:
@@ -64,11 +65,11 @@ def shuffle(share: float, generator: torch.Generator) -> Change:
 
 
 def inject(alpha: float, instances: Tensor) -> Change:
-    """Brings b nearer to its mean over the patch's object: (1 - alpha) b + alpha mean.
+    """Make a change that moves b towards its mean over the patch's object: (1 - alpha) b + alpha mean.
 
     Args:
-        alpha: 0 for no change.
-        instances: Objects of patches `[B, N]`, 0 for those that are left alone.
+        alpha: Strength of the change; 0 changes nothing, 1 sets b to the mean.
+        instances: Object of each patch `[B, N]`; patches of object 0 stay unchanged.
     """
 
     def change(parts: Tensor) -> Tensor:
@@ -82,13 +83,13 @@ def inject(alpha: float, instances: Tensor) -> Change:
 
 @contextmanager
 def intervene(block: nn.Module, num_prefix_tokens: int, basis: Tensor, change: Change) -> Iterator[None]:
-    """Within, what a block gives has its patches' b changed; all else of it stays, bit by bit.
+    """Change the patches' b in the output of a block, within a `with` block; all else stays bit-identical.
 
     Args:
-        block: Of any ViT of timm's: it gives tokens `[B, E + N, D]`.
-        num_prefix_tokens: E, of which the tokens stay.
-        basis: Orthonormal `[K, D]`.
-        change: What becomes of b.
+        block: Block of a timm ViT, which returns tokens `[B, E + N, D]`.
+        num_prefix_tokens: Number of prefix tokens E, which stay unchanged.
+        basis: Orthonormal basis `[K, D]` of the subspace.
+        change: The change of b.
     """
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -106,13 +107,13 @@ def intervene(block: nn.Module, num_prefix_tokens: int, basis: Tensor, change: C
 
 @contextmanager
 def record_attention(attentions: Mapping[int, nn.Module], num_prefix_tokens: int) -> Iterator[dict[int, Tensor]]:
-    """Within, a forward pass leaves the attention of patches to patches, `[B, N, N]`, the mean of the heads.
+    """Record the attention between patches `[B, N, N]`, averaged over heads, in forward passes within a `with` block.
 
-    timm's fused attention, which has no weights to show, is off meanwhile.
+    timm's fused attention does not expose weights, and is switched off meanwhile.
 
     Args:
-        attentions: Modules of timm's, by the key that their weights get.
-        num_prefix_tokens: Tokens before the patches; what goes to them is left out, not shared among the others.
+        attentions: timm's attention modules, by the key of their weights in the result.
+        num_prefix_tokens: Number of tokens before the patches. Attention to them is left out, without renormalising.
     """
     weights: dict[int, Tensor] = {}
 
@@ -133,33 +134,33 @@ def record_attention(attentions: Mapping[int, nn.Module], num_prefix_tokens: int
 
 
 class Correlation:
-    """Pearson's r of pairs of numbers that come in batches."""
+    """Pearson's r of two variables, from batches."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(6, dtype=torch.float64)
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Takes account of numbers, of any but equal shapes."""
+        """Add a batch of values; `x` and `y` have the same shape."""
         x, y = x.flatten().double(), y.flatten().double()
         sums = torch.stack([x.new_tensor(len(x)), x.sum(), y.sum(), x @ x, y @ y, x @ y])
         self._sums += sums.cpu()
 
     def compute(self) -> float | None:
-        """The coefficient; None where one of the two does not vary."""
+        """Return the coefficient, or None if a variable is constant."""
         count, x, y, xx, yy, xy = self._sums.tolist()
         spread = (count * xx - x * x) * (count * yy - y * y)
         return (count * xy - x * y) / spread**0.5 if count and spread > 0 else None
 
 
 def blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
-    """The blocks of a ViT.
+    """Return the blocks of a timm ViT.
 
     Raises:
-        ValueError: The model is none of timm's ViTs, with blocks in a row whose attention can be read.
+        ValueError: The model is not a sequence of attention blocks whose attention can be recorded.
     """
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(
         isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Module) for block in blocks
     ):
-        raise ValueError(f"{name} is no ViT with blocks of attention in a row: interventions are for these")
+        raise ValueError(f"{name} is no ViT with a sequence of attention blocks: interventions need one")
     return list(blocks)

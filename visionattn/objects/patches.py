@@ -1,38 +1,24 @@
-"""Labels of patches: on which segment of its image each of them lies, and which pairs of them lie on the same.
+"""Labels of patches and of pairs of patches, from the segments of an image.
 
 Shapes: B images of H × W pixels and at most S segments, N patches.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Segments(Protocol):
-    """Images with the segments that they are made of, as `visionattn.data.scenes.SceneBatch`."""
-
-    @property
-    def segments(self) -> Tensor:
-        """Ids of the segments `[B, H, W]`, from 1 on; 0 for positions without one."""
-
-    @property
-    def classes(self) -> Tensor:
-        """Class of each segment by its id `[B, S + 1]`; -1 for none."""
-
-    @property
-    def things(self) -> Tensor:
-        """Whether a segment is an object `[B, S + 1]`, bool."""
+from visionattn.objects.segmentation import Segments, count_pixels
 
 
 class PatchPairs(NamedTuple):
-    """What is known of pairs of patches, `[B, N, N]` each, bool.
+    """Labels of pairs of patches, `[B, N, N]` each, bool.
 
     Attributes:
-        same: Whether both lie on the same segment.
-        counted: Whether they are two patches, and both of known segments.
-        foreground: Whether both lie on objects, and they are counted.
+        same: Whether both patches lie on the same segment.
+        counted: Whether the patches differ, and both have a segment.
+        foreground: Whether the pair is counted, and both patches lie on objects.
     """
 
     same: Tensor
@@ -45,10 +31,10 @@ class PatchLabels:
     """Labels of patches, `[B, N]` each.
 
     Attributes:
-        instances: Id of the segment that has most of a patch's pixels; 0 where none has, or too few.
-        purity: Its share of these pixels.
-        classes: Its class, -1 for none.
-        things: Whether it is an object.
+        instances: Id of the segment with most of the patch's pixels; 0 for none.
+        purity: Share of the patch's pixels that belong to this segment.
+        classes: Class of the segment; -1 for none.
+        things: Whether the segment is an object.
     """
 
     instances: Tensor
@@ -57,7 +43,7 @@ class PatchLabels:
     things: Tensor
 
     def pairs(self) -> PatchPairs:
-        """All pairs of patches of an image."""
+        """Label all pairs of patches within each image."""
         known = self.instances > 0
         counted = known[:, :, None] & known[:, None, :]
         counted.diagonal(dim1=1, dim2=2).fill_(False)
@@ -65,21 +51,21 @@ class PatchLabels:
         return PatchPairs(same, counted, counted & self.things[:, :, None] & self.things[:, None, :])
 
     def take(self, index: Tensor) -> "PatchLabels":
-        """Those of some patches, by their places `[B, P]`."""
+        """Select the labels of the patches at `index` `[B, P]`."""
         return PatchLabels(
             *(values.gather(1, index) for values in (self.instances, self.purity, self.classes, self.things))
         )
 
 
 def label_patches(scenes: Segments, grid: tuple[int, int], min_purity: float = 0.0) -> PatchLabels:
-    """Labels each patch by the segment that most of its pixels belong to, of equal ones that with the lower id.
+    """Label each patch with the segment that has most of its pixels; of equal segments, the one with the lower id.
 
-    A pixel belongs to the patch that its upper left corner lies on, should the grid not divide the image.
+    If the grid does not divide the image, a pixel belongs to the patch that holds its upper left corner.
 
     Args:
-        scenes: The images.
+        scenes: Segments of the images.
         grid: Rows and columns of patches.
-        min_purity: Patches of which no segment has so large a share get no label.
+        min_purity: Smallest share of its pixels that a patch's segment must have; other patches get no label.
     """
     segments, num_ids = scenes.segments, scenes.classes.shape[1]
     counts = count_pixels(segments, grid, num_ids)  # [B, N, S + 1]
@@ -92,31 +78,16 @@ def label_patches(scenes: Segments, grid: tuple[int, int], min_purity: float = 0
     return PatchLabels(instances, purity, classes, things)
 
 
-def count_pixels(segments: Tensor, grid: tuple[int, int], num_ids: int) -> Tensor:
-    """Pixels of each segment in each patch, `[B, N, num_ids]`, int64.
-
-    Args:
-        segments: `[B, H, W]`, ids below `num_ids`.
-        grid: Rows and columns of patches, row by row of which the N patches come.
-        num_ids: How many ids there are, 0 among them.
-    """
-    rows, columns = grid
-    height, width = segments.shape[1:]
-    y, x = (torch.arange(length, device=segments.device) for length in (height, width))
-    cells = (y * rows // height)[:, None] * columns + x * columns // width  # [H, W]
-    image = torch.arange(len(segments), device=segments.device)[:, None, None] * (rows * columns)
-    flat = (image + cells) * num_ids + segments
-    counts = torch.bincount(flat.flatten(), minlength=len(segments) * rows * columns * num_ids)
-    return counts.view(len(segments), rows * columns, num_ids)
-
-
 def sample_patches(labels: PatchLabels, count: int, generator: torch.Generator) -> Tensor | None:
-    """Places `[B, count]` of patches drawn at random, labelled ones first; None if there are no more than `count`.
+    """Draw patches at random, labelled ones first.
 
     Args:
-        labels: Of all patches.
-        count: How many to draw from each image.
-        generator: On the CPU, so that every device draws the same.
+        labels: Labels of all patches.
+        count: Number of patches to draw from each image.
+        generator: A generator on the CPU, so that every device draws the same patches.
+
+    Returns:
+        Indices of the patches `[B, count]`, or None if there are no more than `count` patches.
     """
     known = labels.instances > 0
     if known.shape[1] <= count:

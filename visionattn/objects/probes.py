@@ -1,8 +1,8 @@
-"""Probes that tell from the embeddings x, y of two patches whether these lie on the same object, for L layers at once.
+"""Probes that predict from the embeddings x, y of two patches whether they lie on one object, for L layers at once.
 
-They are those of "Does Object Binding Naturally Emerge in Large Pretrained Vision Transformers?"
-(https://arxiv.org/abs/2510.24709). Each has its parameters stacked over the layers and scores all pairs of an image by
-matrix products, never a pair at a time. All are symmetric in x and y.
+The probes are those of "Does Object Binding Naturally Emerge in Large Pretrained Vision Transformers?"
+(https://arxiv.org/abs/2510.24709). Parameters are stacked over the layers, and matrix products score all pairs of an
+image at once. All probes are symmetric in x and y.
 
 Shapes: L layers, B images of N patches, width D, rank K, C classes or queries.
 """
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from visionattn.objects.patches import PatchLabels, PatchPairs
 
 PROBES = ("quadratic", "quadratic_full", "diagonal", "linear", "class", "identity", "cosine", "dot")
-"""What `create_probe` makes."""
+"""Names that `create_probe` takes."""
 
 EPSILON = 1e-6
-"""Added to variances, and the least probability that a score is made of."""
+"""Added to variances; also the smallest probability whose log odds are taken."""
 
 
 class RunningNorm(nn.Module):
-    """Brings tokens to a common scale: layer norm, then mean 0 and variance 1 of each channel.
+    """Normalise tokens by layer norm, then each channel to mean 0 and variance 1.
 
-    The layer norm has no parameters; it takes off how long tokens are, which differs by orders of magnitude within some
-    backbones. Means and variances of channels are those of all patches of all batches seen in training so far, in
-    training as well as in evaluation: batch norm, which takes those of the batch, would show a probe images in
-    training relative to their batch. A probe of normalised tokens is one of tokens as they are, but for their lengths.
+    The layer norm has no parameters; it removes the length of tokens, which differs by orders of magnitude within some
+    backbones. The mean and variance of a channel cover all patches of all training batches so far, in training and in
+    evaluation. (Batch norm would use statistics of the batch, so that a probe would see each image relative to its
+    batch.) Up to token lengths, a probe of normalised tokens is a probe of the raw tokens.
     """
 
     count: Tensor
@@ -46,7 +46,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
-        """Normalises tokens `[L, B, N, D]`, after taking account of them if in training mode."""
+        """Normalise tokens `[L, B, N, D]`; in training mode, first add them to the statistics."""
         normed = F.layer_norm(tokens, tokens.shape[-1:])
         if self.training:
             self._update(normed.flatten(1, 2))
@@ -54,18 +54,18 @@ class RunningNorm(nn.Module):
         return normed.sub_(self.mean[:, None, None]).mul_(scale[:, None, None])
 
     def to_tokens(self, weight: Tensor) -> Tensor:
-        """Directions of normalised tokens as those of tokens as they are: `[L, K, D]` to `[L, K, D]`.
+        """Convert directions `[L, K, D]` in the space of normalised tokens to the space of raw tokens.
 
-        The product of a direction with a normalised token is that with the token itself, over the token's standard
-        deviation and up to a constant.
+        The product of `weight` with a normalised token equals the product of the result with the raw token, divided by
+        the token's standard deviation, up to a constant.
         """
         weight = weight * (self.variance + EPSILON).rsqrt()[:, None]
         return weight - weight.mean(-1, keepdim=True)
 
     def _update(self, rows: Tensor) -> None:
-        """Merges means and variances `[L, D]` of rows `[L, M, D]`, after Chan et al., 1979."""
+        """Merge in the means and variances `[L, D]` of rows `[L, M, D]` (Chan et al., 1979)."""
         origin = self.mean if self.count.any() else rows[:, 0]
-        shifted = rows - origin[:, None]  # small sums, of which little is lost in the difference below
+        shifted = rows - origin[:, None]  # keeps the sums small, so that the difference below loses little precision
         offset = shifted.mean(1)
         variance = (shifted.square_().mean(1) - offset**2).clamp(min=0)
         total = self.count + rows.shape[1]
@@ -76,36 +76,36 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
 
-class Probe(nn.Module, ABC):
-    """Normalised tokens `[L, B, N, D]` to scores of all pairs `[L, B, N, N]`; the higher, the likelier the same object.
+class PairProbe(nn.Module, ABC):
+    """Base class: score all pairs of tokens, with higher scores for pairs that more likely lie on the same object.
 
     Attributes:
-        has_threshold: Whether scores are logits, with 0 the threshold; otherwise one is to be fitted.
+        has_threshold: Whether scores are logits, with a threshold of 0; otherwise the threshold must be fitted.
     """
 
     has_threshold: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Scores `[L, B, N, N]` of tokens `[L, B, N, D]`."""
+        """Return scores `[L, B, N, N]` for all pairs of normalised tokens `[L, B, N, D]`."""
 
     def loss(self, x: Tensor, labels: PatchLabels, pairs: PatchPairs) -> Tensor:
-        """Loss of each layer, `[L]`: by default the mean binary cross-entropy of the counted pairs."""
+        """Return the loss of each layer `[L]`: by default the mean binary cross-entropy of the counted pairs."""
         sign = 2.0 * pairs.same.to(x.dtype) - 1.0
         right = torch.sigmoid(self(x) * sign).flatten(1)  # [L, B·N·N]
         counted = pairs.counted.flatten().to(x.dtype)
-        # The logarithm of a sigmoid: on CPUs, logsigmoid and softplus take ten times as long.
+        # Logarithm of a sigmoid; on CPUs, logsigmoid and softplus take ten times as long.
         logp = right.clamp(min=torch.finfo(x.dtype).tiny).log()
         return -(logp @ counted) / counted.sum().clamp(min=1)
 
     def set_prior(self, share_same: float) -> None:
-        """Starts from the share of pairs that are the same, which small steps would take long to find."""
+        """Set a single bias to the log odds of the share of same pairs, which small steps would reach late."""
         if isinstance(bias := getattr(self, "bias", None), nn.Parameter) and bias.dim() == 1:
             nn.init.constant_(bias, math.log((share_same + EPSILON) / (1 - share_same + EPSILON)))
 
 
-class LinearProbe(Probe):
-    """wᵀx + wᵀy + b: whether patches lie on any object."""
+class LinearProbe(PairProbe):
+    """Score wᵀx + wᵀy + b, which can only tell whether the patches lie on any object."""
 
     def __init__(self, num_layers: int, dim: int) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ class LinearProbe(Probe):
         self.bias = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         single = (x.flatten(1, 2) @ self.weight[:, :, None]).view(x.shape[:3])
         return single[:, :, :, None] + single[:, :, None, :] + self.bias[:, None, None, None]
 
 
-class DiagonalProbe(Probe):
-    """xᵀ diag(w) y + b."""
+class DiagonalProbe(PairProbe):
+    """Score xᵀ diag(w) y + b."""
 
     def __init__(self, num_layers: int, dim: int) -> None:
         super().__init__()
@@ -127,30 +127,33 @@ class DiagonalProbe(Probe):
         self.bias = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         return (x * self.weight[:, None, None]) @ x.mT + self.bias[:, None, None, None]
 
 
-class QuadraticProbe(Probe):
-    """xᵀ W₁ᵀ S W₁ y + b with W₁ of K rows and S = ±1, in turn: any symmetric form of up to K/2 signs of each kind."""
+class QuadraticProbe(PairProbe):
+    """Score xᵀ W₁ᵀ S W₁ y + b, where W₁ has K rows and S is a diagonal of alternating signs.
+
+    This is any symmetric form with at most K/2 positive and K/2 negative eigenvalues.
+    """
 
     signs: Tensor
 
     def __init__(self, num_layers: int, dim: int, rank: int = 100) -> None:
-        """Starts at scores of about unit variance."""
+        """Initialise the weights so that scores have about unit variance."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_layers, rank, dim) / (dim**0.5 * rank**0.25))
         self.bias = nn.Parameter(torch.zeros(num_layers))
         self.register_buffer("signs", (1.0 - 2.0 * (torch.arange(rank) % 2)).repeat(num_layers, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         projected = _project(x, self.weight)  # [L, B, N, K]
         return (projected * self.signs[:, None, None]) @ projected.mT + self.bias[:, None, None, None]
 
 
-class FullQuadraticProbe(Probe):
-    """xᵀ M y + b with any symmetric M, of full rank and any signs."""
+class FullQuadraticProbe(PairProbe):
+    """Score xᵀ M y + b, where M is any symmetric matrix."""
 
     def __init__(self, num_layers: int, dim: int) -> None:
         super().__init__()
@@ -158,13 +161,13 @@ class FullQuadraticProbe(Probe):
         self.bias = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         symmetric = (self.weight + self.weight.mT) / 2
         return _project(x, symmetric) @ x.mT + self.bias[:, None, None, None]
 
 
-class PointwiseProbe(Probe):
-    """Says of each patch by itself what it is; the score is the log odds that two draws from what it says agree."""
+class PointwiseProbe(PairProbe):
+    """Base class: classify each patch on its own, and score a pair by the log odds that two draws agree."""
 
     has_threshold: ClassVar[bool] = False
 
@@ -174,65 +177,65 @@ class PointwiseProbe(Probe):
         self.bias = nn.Parameter(torch.zeros(num_layers, num_outputs))
 
     def logits(self, x: Tensor) -> Tensor:
-        """What each patch is, `[L, B, N, C]`."""
+        """Return the logits of each patch, `[L, B, N, C]`."""
         return _project(x, self.weight) + self.bias[:, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         probabilities = self.logits(x).softmax(-1)
         return torch.logit(probabilities @ probabilities.mT, eps=EPSILON)
 
 
 class ClassProbe(PointwiseProbe):
-    """Which class a patch's segment is of: same object, if the same class."""
+    """Predict the class of a patch's segment, and take two patches of one class for the same object."""
 
     def loss(self, x: Tensor, labels: PatchLabels, pairs: PatchPairs) -> Tensor:
-        """Cross-entropy of the classes."""
+        """Return the cross-entropy of the classes."""
         return _cross_entropy(self.logits(x).log_softmax(-1), labels.classes.expand(len(x), -1, -1))
 
 
 class IdentityProbe(PointwiseProbe):
-    """Which of C queries a patch belongs to, where each segment of an image has a query of its own.
+    """Predict which of C queries a patch belongs to; each segment of an image has its own query.
 
-    Which one is found by Hungarian matching; segments beyond C get none and do not count.
+    Hungarian matching assigns queries to segments. Segments beyond C get no query and do not count.
     """
 
     def loss(self, x: Tensor, labels: PatchLabels, pairs: PatchPairs) -> Tensor:
-        """Cross-entropy of the queries that segments are matched with."""
+        """Return the cross-entropy of the queries that the segments are matched with."""
         logp = self.logits(x).log_softmax(-1)
         return _cross_entropy(logp, match_queries(logp.exp(), labels.instances))
 
 
-class CosineProbe(Probe):
-    """The cosine of x and y, which nothing is trained for."""
+class CosineProbe(PairProbe):
+    """Score the cosine of x and y, without trained parameters."""
 
     has_threshold: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         unit = F.normalize(x, dim=-1)
         return unit @ unit.mT
 
 
-class DotProbe(Probe):
-    """The product xᵀy / √D, which nothing is trained for."""
+class DotProbe(PairProbe):
+    """Score xᵀy / √D, without trained parameters."""
 
     has_threshold: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `Probe`."""
+        """Score all pairs of tokens; see `PairProbe.forward`."""
         return (x @ x.mT) * x.shape[-1] ** -0.5
 
 
 def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
-    """The query of each patch's segment, such that most patches are expected to be right.
+    """Match segments with queries, so that the expected number of correct patches is largest.
 
     Args:
-        probabilities: Of queries `[L, B, N, C]`.
-        instances: Segments `[B, N]`, 0 for none.
+        probabilities: Probabilities of the queries `[L, B, N, C]`.
+        instances: Segment of each patch `[B, N]`, 0 for none.
 
     Returns:
-        Queries `[L, B, N]`; -1 for patches of no segment, or of one without a query.
+        Query of each patch's segment `[L, B, N]`; -1 if the patch has no segment, or the segment no query.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -248,25 +251,35 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     return queries.to(instances.device).gather(2, instances.expand(len(probabilities), -1, -1))
 
 
+def check_probe(name: str) -> None:
+    """Check that a probe of this name exists.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if name not in PROBES:
+        raise ValueError(f"no probe is named {name!r}; there are {', '.join(PROBES)}")
+
+
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
-) -> Probe:
-    """A probe by its name.
+) -> PairProbe:
+    """Create a probe by name.
 
     Args:
         name: One of `PROBES`.
-        num_layers: Layers that it is of.
-        dim: Width of their tokens.
-        num_classes: Of which the class probe has as many.
-        rank: Of the quadratic probe.
-        num_queries: Of the identity probe.
+        num_layers: Number of layers, L.
+        dim: Width of the tokens, D.
+        num_classes: Number of classes of the class probe.
+        rank: Rank of the quadratic probe.
+        num_queries: Number of queries of the identity probe.
 
     Raises:
-        ValueError: An unknown name, or a number below 1.
+        ValueError: The name is unknown, or a number is below 1.
     """
     if min(rank, num_queries, num_classes) < 1:
         raise ValueError(f"rank {rank}, num_queries {num_queries} and num_classes {num_classes} must be at least 1")
-    makers: dict[str, Callable[[], Probe]] = {
+    makers: dict[str, Callable[[], PairProbe]] = {
         "quadratic": lambda: QuadraticProbe(num_layers, dim, rank),
         "quadratic_full": lambda: FullQuadraticProbe(num_layers, dim),
         "diagonal": lambda: DiagonalProbe(num_layers, dim),
@@ -276,18 +289,17 @@ def create_probe(
         "cosine": CosineProbe,
         "dot": DotProbe,
     }
-    if name not in makers:
-        raise ValueError(f"no probe is named {name!r}; there are {', '.join(PROBES)}")
+    check_probe(name)
     return makers[name]()
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
-    """Tokens `[L, B, N, D]` by matrices `[L, K, D]`: `[L, B, N, K]`."""
+    """Multiply tokens `[L, B, N, D]` by matrices `[L, K, D]`: `[L, B, N, K]`."""
     return torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
 
 
 def _cross_entropy(logp: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the patches with a target (others have -1) of log-probabilities `[L, B, N, C]`: `[L]`."""
+    """Average log-probabilities `[L, B, N, C]` over patches with a target (others have -1): `[L]`."""
     known = targets >= 0
     taken = logp.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     return -(taken * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)

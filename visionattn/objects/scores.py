@@ -1,8 +1,8 @@
-"""How well scores tell pairs of one object from others, counted in bins: memory does not grow with the data.
+"""Accuracy and AUC of pair scores, counted in histograms: memory does not grow with the data.
 
-Scores go through s / (4 + |s|) into bins of equal width, the middle of which divides negative from other scores. So
-decisions at 0 are counted exactly. Of the area under the ROC curve, pairs of scores that share a bin count half; it is
-off by no more than half their share, which is reported with it: some 1e-4 for scores up to 10 or so.
+Scores are mapped through s / (4 + |s|) to bins of equal width. The middle bin edge is at a score of 0, so decisions at
+0 are exact. In the area under the ROC curve, two scores in one bin count half. The error is therefore at most half the
+share of such ties; it is reported with the area, and is about 1e-4 for scores up to 10.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ NUM_BINS, SOFTNESS = 4096, 4.0
 
 @dataclass(frozen=True)
 class PairRates:
-    """Decisions on pairs of patches as fractions; None where there are no pairs of which to take one.
+    """Rates over pairs of patches, as fractions; None if there are no pairs to compute a rate from.
 
     Attributes:
-        num_pairs: Pairs, each counted once.
-        share_different: Share of them that lie on two objects: the accuracy of saying "different" always.
-        accuracy: Share of right decisions.
-        balanced_accuracy: Mean of the shares of right decisions among the same and among the different.
+        num_pairs: Number of pairs, each counted once.
+        share_different: Share of pairs on two objects: the accuracy of always answering "different".
+        accuracy: Share of correct decisions.
+        balanced_accuracy: Mean of the accuracy on same pairs and the accuracy on different pairs.
         auc: Area under the ROC curve.
-        auc_error: The most that it may be off by.
+        auc_error: Largest possible error of `auc` through binning.
     """
 
     num_pairs: int
@@ -37,41 +37,42 @@ class PairRates:
 
 
 class PairScores:
-    """Scores of pairs of L layers, in bins.
+    """Histograms of pair scores for L layers.
 
-    Pairs are those of two different patches, each counted once: scores are symmetric.
+    Scores are symmetric, so each pair of different patches is counted once.
 
     Attributes:
-        counts: `[L, 2, 2, NUM_BINS]`, int64: by whether both patches lie on objects, and whether it is the same one.
+        counts: `[L, 2, 2, NUM_BINS]`, int64. The second axis says whether both patches lie on objects, the third
+            whether they lie on the same one.
     """
 
     def __init__(self, num_layers: int, device: str | torch.device = "cpu") -> None:
         self.counts = torch.zeros(num_layers, 2, 2, NUM_BINS, dtype=torch.int64, device=device)
 
     def update(self, scores: Tensor, pairs: PatchPairs) -> None:
-        """Counts scores `[L, B, N, N]` of pairs `[B, N, N]`."""
+        """Count scores `[L, B, N, N]` of pairs `[B, N, N]`."""
         chosen = pairs.counted.triu(1).flatten().nonzero()[:, 0]
         kinds = (2 * pairs.foreground + 1 * pairs.same).flatten()[chosen]  # [M]
         taken = scores.flatten(1)[:, chosen]
-        # One less than the number of bins is the last one, where scores without bound would be.
+        # Unbounded scores would fall beyond the last bin, NUM_BINS - 1.
         bins = ((taken / (SOFTNESS + taken.abs()) + 1) * (NUM_BINS / 2)).long().clamp_(0, NUM_BINS - 1)
         layers = torch.arange(len(scores), device=scores.device)[:, None]
         places = (4 * layers + kinds) * NUM_BINS + bins
         self.counts += torch.bincount(places.flatten(), minlength=self.counts.numel()).view(self.counts.shape)
 
     def fit_thresholds(self) -> Tensor:
-        """First bin of each layer, `[L]`, from which on to say "same" for the best accuracy; the lowest of equals."""
+        """Return for each layer `[L]` the first bin to call "same" for the best accuracy, the lowest of equals."""
         different, same = self.counts.sum(1).unbind(1)  # [L, NUM_BINS]
         right = _below(different) + same.sum(-1, keepdim=True) - _below(same)  # [L, NUM_BINS + 1]
         return right.argmax(-1)
 
     def rates(self, layer: int, threshold: int = NUM_BINS // 2, foreground: bool = False) -> PairRates:
-        """Decisions of a layer.
+        """Return the rates of a layer.
 
         Args:
-            layer: By its place.
-            threshold: First bin that says "same"; the default decides at a score of 0.
-            foreground: Only of pairs both of which lie on objects.
+            layer: Index of the layer.
+            threshold: First bin that is called "same"; the default decides at a score of 0.
+            foreground: Count only pairs with both patches on objects.
         """
         counts = self.counts[layer, 1] if foreground else self.counts[layer].sum(0)
         different, same = counts.cpu().double()
@@ -93,5 +94,5 @@ class PairScores:
 
 
 def _below(counts: Tensor) -> Tensor:
-    """How many lie below each bin and, in the end, below all of them: `[..., NUM_BINS + 1]`."""
+    """Return the counts below each bin edge, including the last: `[..., NUM_BINS + 1]`."""
     return torch.nn.functional.pad(counts.cumsum(-1), (1, 0))

@@ -1,1 +1,61 @@
-"""Probing of frozen backbones: heads on their tokens."""
+"""Probing of frozen backbones: heads that are trained on their features.
+
+A `ProbingSession` extracts the features of a data set once, and trains and evaluates heads on them. Its results are the
+rows of ``eval.py probe --output``. `load_probe` makes a classifier of an exported head.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visionattn.probing.backbone import FrozenBackbone, TokenLayout
+    from visionattn.probing.export import ProbeClassifier, export_probe, load_probe
+    from visionattn.probing.features import TensorFeatures, extract_features
+    from visionattn.probing.heads import create_head, list_heads
+    from visionattn.probing.leaderboard import collect, read_results, to_markdown
+    from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
+    from visionattn.probing.requests import HeadRequest
+    from visionattn.probing.results import ProbingResult
+    from visionattn.probing.session import ProbingSession
+
+_MODULES = {
+    "backbone": ("FrozenBackbone", "TokenLayout"),
+    "export": ("ProbeClassifier", "export_probe", "load_probe"),
+    "features": ("TensorFeatures", "extract_features"),
+    "heads": ("create_head", "list_heads"),
+    "leaderboard": ("collect", "read_results", "to_markdown"),
+    "options": ("FeatureOptions", "HeadTraining", "ProbingData"),
+    "requests": ("HeadRequest",),
+    "results": ("ProbingResult",),
+    "session": ("ProbingSession",),
+}
+"""Modules, which are imported upon first use, and what they export."""
+
+__all__ = [
+    "FeatureOptions",
+    "FrozenBackbone",
+    "HeadRequest",
+    "HeadTraining",
+    "ProbeClassifier",
+    "ProbingData",
+    "ProbingResult",
+    "ProbingSession",
+    "TensorFeatures",
+    "TokenLayout",
+    "collect",
+    "create_head",
+    "export_probe",
+    "extract_features",
+    "list_heads",
+    "load_probe",
+    "read_results",
+    "to_markdown",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `__all__`; the session loads Lightning."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

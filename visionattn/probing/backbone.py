@@ -45,7 +45,7 @@ class TokenLayout:
         return self.num_prefix_tokens > self.num_reg_tokens
 
 
-class Backbone(nn.Module):
+class FrozenBackbone(nn.Module):
     """Images to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
 
     Every layer comes with the model's final norm applied, whether timm keeps that at the end of the stack or before the
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         # Of a stack that is cut short, timm wants to know at least one block.
         self._taps = sorted(layer for layer in self.layers if layer != "last") or [len(taps) - 1]
 
-    def train(self, mode: bool = True) -> "Backbone":
+    def train(self, mode: bool = True) -> "FrozenBackbone":
         """Stays in evaluation mode, whatever `mode`."""
         return super().train(False)
 

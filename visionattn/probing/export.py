@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
-from visionattn.probing.backbone import Backbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
-from visionattn.probing.protocols.results import Probe
+from visionattn.probing.protocols.results import HeadResult
 
 FORMAT = 1
 LOCAL = "local-dir:"
@@ -40,11 +40,11 @@ class ProbeClassifier(nn.Module):
         class_names: A name for each class, in order.
     """
 
-    backbone: Backbone
+    backbone: FrozenBackbone
     head: ProbingHead
 
     def __init__(
-        self, backbone: Backbone, head: ProbingHead, layers: Sequence[Layer], class_names: Sequence[str]
+        self, backbone: FrozenBackbone, head: ProbingHead, layers: Sequence[Layer], class_names: Sequence[str]
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
@@ -52,7 +52,7 @@ class ProbeClassifier(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images are to be prepared, see `Backbone`."""
+        """How images are to be prepared, see `FrozenBackbone`."""
         return self.backbone.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]])
 def export_probe(
     folder: str | Path,
     name: str,
-    probe: Probe,
-    backbone: Backbone,
+    result: HeadResult,
+    backbone: FrozenBackbone,
     layers: Sequence[Layer],
     class_names: Sequence[str],
     *,
@@ -110,7 +110,7 @@ def export_probe(
     Args:
         folder: Where the files go; made where it is missing.
         name: Of the files, without a suffix; what they held before is replaced.
-        probe: Head and result.
+        result: Head and its accuracy.
         backbone: What it was trained on.
         layers: Whose tokens the head takes.
         class_names: A name for each class, in order.
@@ -124,8 +124,8 @@ def export_probe(
         ValueError: The probe has no head, as k-NN's.
         OSError: The files cannot be written.
     """
-    if probe.head is None:
-        raise ValueError(f"{probe.result.name} has no head to export")
+    if result.head is None:
+        raise ValueError(f"{result.name} has no head to export")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digest = weights_hash(backbone.model)
@@ -134,17 +134,17 @@ def export_probe(
     stored = None if published and model == backbone.name else f"backbone-{digest}.safetensors"
     if stored and not (folder / stored).exists():
         save_weights(backbone.model.state_dict(), folder / stored)
-    save_weights(probe.head.state_dict(), folder / f"{name}.safetensors")
+    save_weights(result.head.state_dict(), folder / f"{name}.safetensors")
     # Of ridge and logistic regression the head is a linear one on the vectors that were chosen.
-    options = dict(probe.result.options)
-    head_name = options.pop("features") if "features" in options else probe.result.name
+    options = dict(result.options)
+    head_name = options.pop("features") if "features" in options else result.name
     content = {
         "format": FORMAT,
         "head": {
             "name": head_name,
-            "dim": probe.head.dim,
-            "num_classes": probe.head.classifier.out_features,
-            "options": {} if head_name != probe.result.name else options,
+            "dim": result.head.dim,
+            "num_classes": result.head.classifier.out_features,
+            "options": {} if head_name != result.name else options,
         },
         "weights": hashlib.blake2b((folder / f"{name}.safetensors").read_bytes(), digest_size=16).hexdigest(),
         "backbone": {
@@ -157,7 +157,7 @@ def export_probe(
         },
         "preprocessing": backbone.preprocessing,
         "class_names": list(class_names),
-        "result": probe.result.to_dict(),
+        "result": result.to_dict(),
     }
     path = folder / f"{name}.json"
     with replacing(path) as temporary:
@@ -204,7 +204,7 @@ def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClas
                 f"{path}: the backbone {made['model']} has weights {digest[:8]}…, the head was trained on "
                 f"{made['weights'][:8]}…; pass the same backbone, without its classifier, as load_probe(…, backbone=…)"
             )
-        tapped = Backbone(
+        tapped = FrozenBackbone(
             model,
             made["model"],
             made["layers"],

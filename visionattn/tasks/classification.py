@@ -16,40 +16,40 @@ from torchmetrics.classification import MulticlassAccuracy
 from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.data.sources import some
-from visionattn.tasks.checkpoint import TaskName
-from visionattn.tasks.objective import widened
-from visionattn.tasks.training import DivergenceError, TrainingTask
-
-__all__ = ["ClassificationTask", "DivergenceError"]
+from visionattn.tasks.training import TrainingTask
+from visionattn.training.objective import widened
 
 
 class ClassificationTask(TrainingTask):
     """An image classifier from timm's registry, its loss, optimizer and schedule.
 
-    What a model's ``auxiliary_losses()`` gives, where it has such a method, is added to the loss; the parts are then
-    logged apart, as ``train_loss_ce`` and ``train_loss_NAME``.
+    If the model has a method ``auxiliary_losses()``, its losses are added; the parts are then also logged, as
+    ``train_loss_ce`` and ``train_loss_NAME``.
 
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
-        num_classes: width of the head, by default as many as the data have.
-        linear_probe: train the head alone; the rest keeps its weights and norm statistics.
+        num_classes: width of the head; by default the number of classes in the data.
+        linear_probe: train the head only; the rest keeps its weights and norm statistics.
         loss: ``ce`` (softmax cross-entropy) or ``bce`` (one sigmoid per class).
         smoothing: label smoothing.
-        mixup: alpha of mixup, 0 for none.
-        cutmix: alpha of CutMix, 0 for none; with both, one of them is drawn each time.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of CutMix; 0 for none. With both, one of them is drawn for each batch.
         mix_prob: probability that images are mixed at all.
-        mix_switch_prob: probability of CutMix where both are on.
-        mix_mode: mix the whole ``batch`` alike, or draw anew per ``pair`` or per ``elem``.
-        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+        mix_switch_prob: probability of CutMix if both are on.
+        mix_mode: draw the mix once per ``batch``, per ``pair`` or per image (``elem``).
+        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, options that contradict each other, or (later) data that do not fit the head.
-        DivergenceError: in training, when the loss is NaN or infinite.
+        DivergenceError: in training, if the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "classification"
+    kind: ClassVar[str] = "classification"
+    help_text: ClassVar[str] = "image classifiers"
+    card_text: ClassVar[str] = "a classifier of images"
+    has_head: ClassVar[bool] = True
+    model_alone: ClassVar[bool] = True
     shardable: ClassVar[bool] = True
-    answers_by_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ClassificationTask(TrainingTask):
                 f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
                 "of several classes is expected"
             )
-        # Images to predict come without classes; the model keeps its own head.
+        # Images to predict have no classes; the model keeps its own head.
         self.model = self._create(hparams.num_classes or len(names) or None)
         num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
         if hparams.linear_probe:
@@ -125,7 +125,7 @@ class ClassificationTask(TrainingTask):
                 setattr(self, f"{split}_top{k}", metric)
 
     def _compare_heads(self, names: list[str]) -> None:
-        """Warn where training goes on with a head of as many outputs, but for other classes."""
+        """Warn if training starts from a head of the same width for other classes."""
         known = self.data.preferred_classes
         if known and len(known) == (self.options.num_classes or len(names)) and set(known) != set(names):
             rank_zero_warn(
@@ -135,7 +135,7 @@ class ClassificationTask(TrainingTask):
             )
 
     def train(self, mode: bool = True) -> "ClassificationTask":
-        """As usual, but a probed backbone stays in evaluation mode, for its norm statistics are frozen too."""
+        """Set the mode; a probed backbone stays in evaluation mode, because its norm statistics are frozen as well."""
         super().train(mode)
         if self.options.linear_probe and self.model is not None:
             self.model.eval()
@@ -145,20 +145,20 @@ class ClassificationTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, num_classes] of images [B, C, H, W]."""
+        """Return logits [B, num_classes] of images [B, C, H, W]."""
         assert self.model is not None
-        # Of no images the answer is known, but other processes may wait for this one's part of the model.
+        # An empty batch needs no model, but other processes may wait for this one's part of it.
         some = image if len(image) else image.new_zeros(1, *image.shape[1:])
         logits: Tensor = self.model(self._arrange(some))
         return logits[: len(image)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mixes the images where wanted and gives the loss, with what the model and the weights add to it."""
+        """Mix the images, if mixing is on, and return the loss."""
         image, target = self._mix(batch)
         return self._finish_step({self.options.loss: self.criterion(widened(self(image)), target)}, len(image))
 
     def _mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images and targets, mixed where that is wanted: targets are then shares of classes [B, num_classes]."""
+        """Return images and targets; if they are mixed, targets are shares of classes [B, num_classes]."""
         image, target = batch.image, batch.target
         if self.mixup is None:
             return image, target
@@ -169,19 +169,19 @@ class ClassificationTask(TrainingTask):
         return mixed
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the figures of the validation split."""
+        """Update the metrics of the validation split."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the figures of the test split."""
+        """Update the metrics of the test split."""
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Sees to it that there was something to validate on."""
+        """Check that an image was read."""
         self._require_images("val", "validation")
 
     def on_test_epoch_end(self) -> None:
-        """Sees to it that there was something to test on."""
+        """Check that an image was read."""
         self._require_images("test", "test")
 
     def _require_images(self, split: str, name: str) -> None:
@@ -195,7 +195,7 @@ class ClassificationTask(TrainingTask):
         metrics = {key: getattr(self, f"{split}_{key}") for key in ("loss", "top1", "top5")}
         logits = self(batch.image).float()
         if count:
-            if self.trainer.state.fn != "fit":  # where the loss tells
+            if self.trainer.state.fn != "fit":  # training checks the loss
                 require_finite(logits, batch.name, self.spec.model)
             metrics["loss"].update(F.cross_entropy(logits, batch.target), count)
             for key in ("top1", "top5"):
@@ -204,7 +204,7 @@ class ClassificationTask(TrainingTask):
             self.log(f"{split}_{key}", metric, on_epoch=True, prog_bar=key == "top1", batch_size=max(count, 1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, float]]:
-        """File name, class and probability for each image."""
+        """Return file name, class and probability of each image."""
         logits = self(batch.image).float()
         require_finite(logits, batch.name, self.spec.model)
         probability, index = logits.softmax(-1).max(-1)
@@ -216,12 +216,12 @@ class ClassificationTask(TrainingTask):
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
-    """Checks what a model says of images: of numbers that are not finite, one would still be the largest.
+    """Check the logits of images; one of them would be the largest even if none is finite.
 
     Args:
         logits: ``[B, num_classes]``.
-        names: of the images.
-        model: its name.
+        names: names of the images.
+        model: name of the model, for the message.
 
     Raises:
         ValueError: NaN or infinity.

@@ -1,9 +1,9 @@
 """Pretraining of a ViT without labels, as a masked autoencoder."""
 
 import zlib
-from collections.abc import Sequence
-from pathlib import Path, PurePath
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,61 +20,45 @@ from visionattn.models.masked_autoencoder import (
     hidden_patches,
     mask_patches,
 )
-from visionattn.tasks.checkpoint import TaskName
-from visionattn.tasks.examples import wanted
 from visionattn.tasks.training import TrainingTask
+from visionattn.training.examples import Examples, wanted
+from visionattn.viz.reconstructions import save_reconstructions
 
 DECODER = ("decoder_dim", "decoder_depth", "decoder_num_heads")
 
 
-class Examples(NamedTuple):
-    """Images of a validation, normalised as the data are.
-
-    Attributes:
-        original: as they are [N, C, H, W].
-        masked: with nothing in place of hidden patches.
-        reconstructed: with what was predicted in their place.
-    """
-
-    original: Tensor
-    masked: Tensor
-    reconstructed: Tensor
-
-    @property
-    def title(self) -> str:
-        """Of the sheet."""
-        return "reconstructions"
-
-    def save(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Draws them, each below the other."""
-        from visionattn.viz.reconstructions import save_reconstructions
-
-        save_reconstructions(self._asdict(), path, mean, std)
-
-
 class MaskedAutoencodingTask(TrainingTask):
-    """A ViT that learns from images alone: a small decoder has to predict the pixels of patches that it did not see.
+    """A ViT that learns from images only: a small decoder predicts the pixels of patches that the ViT did not see.
 
     The loss is the mean squared error of the pixels of hidden patches, each patch brought to mean 0 and variance 1
-    (He et al., CVPR 2022, https://arxiv.org/abs/2111.06377). Labels are not used. Validation hides the same patches of
-    an image each time. A checkpoint holds the ViT under ``model.``, as timm has it but for the head, and the decoder
+    (He et al., CVPR 2022, https://arxiv.org/abs/2111.06377). Labels are not used. Validation always hides the same
+    patches of an image. A checkpoint holds the ViT under ``model.``, as timm has it but without a head, and the decoder
     beside it.
 
     Args:
         name: the ViT, e.g. ``vit_pico_patch4_32``; one of timm's ``VisionTransformer`` class.
-        mask_ratio: share of the patches that are hidden.
-        decoder_dim: width of the decoder, a multiple of 4 and of its heads.
-        decoder_depth: blocks of the decoder.
-        decoder_num_heads: heads of each of its blocks.
-        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+        mask_ratio: share of hidden patches.
+        decoder_dim: width of the decoder, a multiple of 4 and of ``decoder_num_heads``.
+        decoder_depth: number of blocks of the decoder.
+        decoder_num_heads: attention heads of each block.
+        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
 
     Raises:
         ValueError: an unknown model or one that is no ViT, options out of their bounds, or (later) data of another
             size than the model's.
-        DivergenceError: in training, when the loss is NaN or infinite.
+        DivergenceError: in training, if the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "mae"
+    kind: ClassVar[str] = "mae"
+    monitor: ClassVar[str] = "val_loss"
+    mode: ClassVar[Literal["max", "min"]] = "min"
+    rates: ClassVar[Mapping[str, str]] = {}
+    shown: ClassVar[tuple[str, ...]] = ("val_loss",)
+    eval_command: ClassVar[str | None] = None
+    help_text: ClassVar[str] = "pretrain a ViT as a masked autoencoder"
+    card_text: ClassVar[str] = (
+        "an encoder that was pretrained without labels, as a masked autoencoder; the decoder is not part of it"
+    )
 
     def __init__(
         self,
@@ -88,12 +72,12 @@ class MaskedAutoencodingTask(TrainingTask):
         super().__init__(name=name, **options)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"--model.mask_ratio must lie between 0 and 1, got {mask_ratio}")
-        self._kept: list[Examples] = []
+        self.examples = Examples("reconstructions", save_reconstructions)
 
     # Building
 
     def setup(self, stage: str) -> None:
-        """Refuses to predict."""
+        """Refuse to predict."""
         if stage == "predict":
             raise ValueError("masked autoencoding predicts no classes: train.py validate measures its loss")
 
@@ -104,13 +88,13 @@ class MaskedAutoencodingTask(TrainingTask):
         self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
         self.model = encoder
         if self.trainer.strategy.root_device.type == "cpu" and self.trainer.precision == "bf16-mixed":
-            # There, torch's fused attention takes four times as long, for so few tokens.
+            # For so few tokens, torch's fused attention takes four times as long there.
             modules: list[Any] = [*encoder.modules(), *self.decoder.modules()]
             for module in modules:
                 if hasattr(module, "fused_attn"):
                     module.fused_attn = False
         if hparams.compile:
-            # The parts are called, and not the whole model.
+            # The task calls these parts, not the whole model.
             encoder.blocks.compile()
             self.decoder.compile()
         for split in ("val", "test"):
@@ -119,34 +103,29 @@ class MaskedAutoencodingTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Pooled features [B, D] of whole images [B, C, H, W]."""
+        """Return pooled features [B, D] of whole images [B, C, H, W]."""
         assert self.model is not None
         features: Tensor = self.model(self._arrange(image))
         return features
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hides patches at random and gives the loss."""
+        """Hide patches at random and return the loss."""
         # Drawn on the CPU, so that a seed means the same masks on any device.
         noise = torch.rand(len(batch.image), self._num_patches)
         loss, _, _ = self._reconstruct(batch.image, noise)
         return self._finish_step({"mse": loss}, len(batch.image))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the loss of the validation split, and keeps some images."""
+        """Update the loss of the validation split, and keep some images."""
         self._evaluate(batch, "val", wanted(batch_idx, self.trainer.num_val_batches[0]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates the loss of the test split."""
+        """Update the loss of the test split."""
         self._evaluate(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the images of the last validation."""
-        self._kept = []
-
-    @property
-    def examples(self) -> Examples | None:
-        """Images of the last validation, where there was one."""
-        return Examples(*map(torch.cat, zip(*self._kept, strict=True))) if self._kept else None
+        """Forget the images of the last validation."""
+        self.examples.clear()
 
     @property
     def _num_patches(self) -> int:
@@ -164,7 +143,7 @@ class MaskedAutoencodingTask(TrainingTask):
         self.log(f"{split}_loss", metric, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
 
     def _reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Masking]:
-        """Loss, predicted pixels [B, M, h·w·C] and masks, of images and a number for each of their patches."""
+        """Return loss, predicted pixels [B, M, h·w·C] and masks, from images and a number for each of their patches."""
         model: Any = self.model
         masking = mask_patches(noise.to(image.device), self.options.mask_ratio)
         predicted = self.decoder(encode_visible(model, self._arrange(image), masking.visible), masking).float()
@@ -172,13 +151,15 @@ class MaskedAutoencodingTask(TrainingTask):
         return F.mse_loss(predicted, target), predicted, masking
 
     def _keep(self, image: Tensor, masking: Masking, predicted: Tensor) -> None:
-        filled = (fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted))
-        self._kept.append(Examples(*(images.cpu() for images in (image, *filled))))
+        masked, filled = (
+            fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted)
+        )
+        self.examples.add(original=image, masked=masked, reconstructed=filled)
 
     # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compares the decoders, too."""
+        """Compare also the decoders."""
         super().on_load_checkpoint(checkpoint)
         for key in DECODER:
             theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
@@ -188,6 +169,6 @@ class MaskedAutoencodingTask(TrainingTask):
 
 
 def fixed_noise(names: Sequence[str], num_patches: int) -> Tensor:
-    """Uniform noise [B, P] that depends on an image's file name alone, not on folder, epoch or batch."""
+    """Return uniform noise [B, P] that depends only on the file name of an image, not on folder, epoch or batch."""
     seeds = [zlib.crc32(PurePath(name).name.encode()) for name in names]
     return torch.stack([torch.rand(num_patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

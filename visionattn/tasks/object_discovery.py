@@ -1,8 +1,9 @@
-"""Finding objects without labels: slots that have to rebuild images, or features of them."""
+"""Object discovery without labels: slots that rebuild images or their features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -11,97 +12,66 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
 from visionattn.checks import reason
-from visionattn.data.scenes import SceneBatch
+from visionattn.data.module import ImageData
+from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.layers.slot_attention import SlotInit
 from visionattn.metrics.segmentation import ARI, CorLoc, ForegroundARI, MeanBestOverlap
 from visionattn.models.slots import Decomposition, Method, SlotAutoencoder, encode
-from visionattn.tasks.checkpoint import ClassifierSpec, TaskName, Weights, load_beside, load_classifier
-from visionattn.tasks.examples import wanted
 from visionattn.tasks.training import TrainingTask
+from visionattn.training.checkpoints.loading import Weights, load_beside, load_checkpoint
+from visionattn.training.checkpoints.spec import ModelSpec
+from visionattn.training.examples import Examples, wanted
+from visionattn.viz.slots import save_slots
 
-SLOTS = (
-    "method",
-    "num_slots",
-    "slot_dim",
-    "slot_hidden_dim",
-    "iterations",
-    "slot_init",
-    "implicit",
-    "guided",
-    "decoder_dim",
-    "decoder_grid",
-    "decoder_strides",
-    "decoder_kernel",
-    "decoder_patch",
-)
-"""The options that make a :class:`~visionattn.models.slots.SlotAutoencoder`."""
+SLOTS = tuple(signature(SlotAutoencoder).parameters)[1:]
+"""Options of a :class:`~visionattn.models.slots.SlotAutoencoder`; the first parameter is the shape of its input."""
 
 SLOTS_PREFIX = "slots."
-"""Its place in the LightningModule."""
-
-
-class Examples(NamedTuple):
-    """What slots make of some images.
-
-    Attributes:
-        image: normalised as the data are [N, 3, H, W].
-        segments: the true ones [N, H, W].
-        slots: which slot has each place [N, H, W].
-        rebuilt: what slots draw [N, 3, H', W'], where they draw images.
-    """
-
-    image: Tensor
-    segments: Tensor
-    slots: Tensor
-    rebuilt: Tensor | None
-
-    @property
-    def title(self) -> str:
-        """Of the sheet."""
-        return "slots"
-
-    def save(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Draws them, each below the other."""
-        from visionattn.viz.slots import save_slots
-
-        save_slots(*self, path, mean, std)
+"""Prefix of its weights in a checkpoint: its attribute in the LightningModule."""
 
 
 class ObjectDiscoveryTask(TrainingTask):
-    """Slots that learn from images alone to come apart into objects.
+    """Slots that learn from images only, and separate into objects.
 
-    ``slot_attention`` trains an encoder and slots to draw the image again, each slot by itself (Locatello et al.,
-    NeurIPS 2020, https://arxiv.org/abs/2006.15055); ``dinosaur`` has slots rebuild the features of a frozen encoder
-    (Seitzer et al., ICLR 2023, https://arxiv.org/abs/2209.14860), which needs a pretrained one: ``pretrained``, or
-    ``checkpoint_path``. The loss is the mean squared error. Segments are used in validation alone. A checkpoint holds
-    the encoder under ``model.``, as timm has it but for the head, and slots and decoder beside it.
+    ``slot_attention`` trains an encoder and slots to reconstruct the image, each slot separately (Locatello et al.,
+    NeurIPS 2020, https://arxiv.org/abs/2006.15055). ``dinosaur`` trains slots to rebuild the features of a frozen
+    encoder (Seitzer et al., ICLR 2023, https://arxiv.org/abs/2209.14860), which should be pretrained: ``pretrained`` or
+    ``checkpoint_path``. The loss is the mean squared error. Segments are used only in validation. A checkpoint holds
+    the encoder under ``model.``, as timm has it but without a head, and slots and decoder beside it.
 
     Args:
-        name: the encoder, any model of timm that gives maps of features: ``slot_cnn_pico``, ``slot_cnn``, a ViT, ….
+        name: the encoder, any model of timm that gives feature maps: ``slot_cnn_pico``, ``slot_cnn``, a ViT, …
         method: ``slot_attention`` or ``dinosaur``.
-        num_slots: at most so many parts of an image.
-        slot_dim: width of a slot, by default 64, and 256 for dinosaur.
-        slot_hidden_dim: width within the MLP that updates slots, by default 128, and 1024 for dinosaur.
-        iterations: how often slots look at the features.
-        slot_init: where slots start: at draws from one learned distribution (``gaussian``), or each at a learned place
-            of its own (``learned``).
-        implicit: let gradients be those of the last iteration alone.
+        num_slots: number of slots, the maximum number of parts of an image.
+        slot_dim: width of a slot; by default 64, or 256 for dinosaur.
+        slot_hidden_dim: hidden width of the MLP that updates slots; by default 128, or 1024 for dinosaur.
+        iterations: number of iterations of slot attention.
+        slot_init: initial slots: drawn from one learned distribution (``gaussian``), or a learned vector for each slot
+            (``learned``).
+        implicit: compute gradients through the last iteration only.
         guided: multiply the masks of the decoder with the slots' attention.
-        decoder_dim: channels of the decoder, by default 64, and 2048 for dinosaur.
+        decoder_dim: channels of the decoder; by default 64, or 2048 for dinosaur.
         decoder_grid: slot_attention: edge of the grid on which the decoder starts.
-        decoder_strides: slot_attention: by how much each of its layers enlarges that grid. With ``decoder_grid`` 8,
-            [2, 2, 2, 1] draws images of 64 pixels, and [2, 2, 2, 2, 1] of 128; images of other sizes are compared
-            in that one.
-        decoder_kernel: slot_attention: edge of the kernels of its layers.
-        decoder_patch: slot_attention: edge of the patches of pixels that it draws at each place.
-        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+        decoder_strides: slot_attention: factor by which each layer enlarges that grid. With ``decoder_grid`` 8,
+            [2, 2, 2, 1] draws images of 64 pixels and [2, 2, 2, 2, 1] of 128; images are resized to that size for the
+            loss.
+        decoder_kernel: slot_attention: kernel size of the layers.
+        decoder_patch: slot_attention: edge of the patch of pixels that is drawn at each place.
+        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, options out of their bounds, or (later) data of another size than the model's.
-        DivergenceError: in training, when the loss is NaN or infinite.
+        DivergenceError: in training, if the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "object_discovery"
+    kind: ClassVar[str] = "object_discovery"
+    data_class: ClassVar[type[ImageData]] = SceneData
+    monitor: ClassVar[str] = "val_fg_ari"
+    rates: ClassVar[Mapping[str, str]] = {"fg_ari": "FG-ARI"}
+    shown: ClassVar[tuple[str, ...]] = ("val_loss", "val_fg_ari")
+    eval_command: ClassVar[str | None] = "discover"
+    help_text: ClassVar[str] = "slots that find objects"
+    card_text: ClassVar[str] = "an encoder that slots found objects with; slots and decoder are not part of it"
 
     def __init__(
         self,
@@ -122,7 +92,7 @@ class ObjectDiscoveryTask(TrainingTask):
         **options: Any,
     ) -> None:
         super().__init__(name=name, **options)
-        self._kept: list[Examples] = []
+        self.examples = Examples("slots", _draw_slots)
 
     # Building
 
@@ -152,7 +122,7 @@ class ObjectDiscoveryTask(TrainingTask):
             setattr(self, f"{split}_scores", create_scores(f"{split}_"))
 
     def train(self, mode: bool = True) -> "ObjectDiscoveryTask":
-        """As usual, but a frozen encoder stays in evaluation mode."""
+        """Set the mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self._frozen and self.model is not None:
             self.model.eval()
@@ -161,36 +131,27 @@ class ObjectDiscoveryTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Decomposition:
-        """The slots of images [B, 3, H, W], and what they draw."""
+        """Return the slots of images [B, 3, H, W] and their reconstructions."""
         return self._decompose(image)[0]
 
     def training_step(self, batch: SceneBatch, batch_idx: int) -> Tensor:
-        """The loss, of slots that are drawn anew."""
+        """Return the loss; initial slots are drawn at each step."""
         return self._finish_step({"mse": self._decompose(batch.image)[1]}, len(batch.image))
 
     def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Updates the figures of the validation split, and keeps some images."""
+        """Update the metrics of the validation split, and keep some images."""
         self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
 
     def test_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Updates the figures of the test split."""
+        """Update the metrics of the test split."""
         self._evaluate(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the images of the last validation."""
-        self._kept = []
-
-    @property
-    def examples(self) -> Examples | None:
-        """Images of the last validation, where there was one."""
-        if not self._kept:
-            return None
-        image, segments, slots, rebuilt = zip(*self._kept, strict=True)
-        drawn = None if rebuilt[0] is None else torch.cat(rebuilt)
-        return Examples(torch.cat(image), torch.cat(segments), torch.cat(slots), drawn)
+        """Forget the images of the last validation."""
+        self.examples.clear()
 
     def _decompose(self, image: Tensor) -> tuple[Decomposition, Tensor]:
-        """The slots of images, and the loss."""
+        """Return the slots of images and the loss."""
         assert self.model is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
             features = encode(self.model, self._arrange(image))
@@ -206,16 +167,17 @@ class ObjectDiscoveryTask(TrainingTask):
             loss.update(error, count)
             scores.update(slots, batch.segments, batch.classes, batch.things)
             if wanted:
-                rebuilt = None if self._frozen else found.reconstruction[:wanted].float().cpu()
-                image, segments, slots = (x[:wanted].cpu() for x in (batch.image.float(), batch.segments, slots))
-                self._kept.append(Examples(image, segments, slots, rebuilt))
+                images = {"image": batch.image.float(), "segments": batch.segments, "slots": slots}
+                if not self._frozen:  # slots of frozen features draw no images
+                    images["rebuilt"] = found.reconstruction.float()
+                self.examples.add(**{name: tensor[:wanted] for name, tensor in images.items()})
         self.log(f"{split}_loss", loss, on_epoch=True, batch_size=max(count, 1))
         self.log_dict(scores, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
 
     # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compares the slots, too."""
+        """Compare also the slots."""
         super().on_load_checkpoint(checkpoint)
         for key in SLOTS:
             theirs, ours = checkpoint["hyper_parameters"].get(key), self.options[key]
@@ -224,8 +186,12 @@ class ObjectDiscoveryTask(TrainingTask):
                 raise ValueError(f"{path} holds other slots: --model.{key} {theirs}, here {ours}")
 
 
+def _draw_slots(tensors: Mapping[str, Tensor], *where: Any) -> None:
+    save_slots(tensors["image"], tensors["segments"], tensors["slots"], tensors.get("rebuilt"), *where)
+
+
 def create_scores(prefix: str = "") -> MetricCollection:
-    """The measures of object discovery: fractions, updated with slots, segments, classes and things."""
+    """Return the metrics of object discovery: fractions, updated with slots, segments, classes and things."""
     scores = {
         "fg_ari": ForegroundARI(),
         "ari": ARI(),
@@ -237,16 +203,16 @@ def create_scores(prefix: str = "") -> MetricCollection:
 
 
 def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: Any) -> SlotAutoencoder:
-    """Slots for an encoder and images of a shape (C, H, W).
+    """Create slots for an encoder and images of one shape.
 
     Args:
-        encoder: whose features they are bound to.
+        encoder: encoder of the features.
         name: its name, for messages.
-        shape: of the images.
-        options: those in ``SLOTS``.
+        shape: shape (C, H, W) of the images.
+        options: mapping with the options in ``SLOTS``.
 
     Raises:
-        ValueError: the encoder gives no maps, or none of such images; options out of their bounds.
+        ValueError: the encoder gives no feature maps, or takes no such images; or options are out of bounds.
     """
     if not hasattr(encoder, "forward_intermediates"):
         raise ValueError(f"{name} gives no maps of features, which slots are bound to: choose another --model.name")
@@ -265,18 +231,18 @@ def create_slots(encoder: nn.Module, name: str, shape: Sequence[int], options: A
     return SlotAutoencoder(features.shape[1:], **{key: options[key] for key in SLOTS})
 
 
-def load_slots(path: str | Path, weights: Weights = "average") -> tuple[nn.Module, SlotAutoencoder, ClassifierSpec]:
-    """Encoder, slots and description of a checkpoint of object discovery, in evaluation mode on the CPU.
+def load_slots(path: str | Path, weights: Weights = "average") -> tuple[nn.Module, SlotAutoencoder, ModelSpec]:
+    """Return encoder, slots and spec of a checkpoint of object discovery, in evaluation mode on the CPU.
 
     Args:
         path: the file.
-        weights: an exponential moving average where there is one, or the weights as trained.
+        weights: an exponential moving average if there is one, or the raw weights.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of object discovery.
     """
-    encoder, spec = load_classifier(path, weights)
+    encoder, spec = load_checkpoint(path, weights)
     if spec.task != "object_discovery":
         raise ValueError(f"{path} was trained with --task {spec.task}, it has no slots")
     held, options = load_beside(path, SLOTS_PREFIX, weights)

@@ -1,63 +1,11 @@
-"""How a model wants its images, which every command takes from here."""
+"""Old place of `visionattn.training.preprocessing`."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from visionattn.training.preprocessing import (
+    KEYS,
+    adapt_preprocessing,
+    describe_preprocessing,
+    differing_keys,
+    model_preprocessing,
+)
 
-from timm.data.config import resolve_model_data_config
-from torch import nn
-
-from visionattn.data.options import per_channel
-
-KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-"""What timm's data configuration consists of."""
-
-
-def model_preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Return the preprocessing that the weights of a timm model want, as `pretrained_cfg` has it."""
-    config: dict[str, Any] = resolve_model_data_config(model)
-    return config
-
-
-def adapt_preprocessing(preprocessing: Mapping[str, Any], model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return preprocessing for a model that is built with another `img_size` or `in_chans`.
-
-    Args:
-        preprocessing: as `model_preprocessing` or a checkpoint has it.
-        model_kwargs: arguments of the model. For another number of channels, mean and std become their averages, as
-            timm averages or repeats the weights of the first layer.
-    """
-    channels, height, width = preprocessing["input_size"]
-    channels = model_kwargs.get("in_chans", channels)
-    size = model_kwargs.get("img_size") or (height, width)
-    averaged = {key: per_channel(None, tuple(preprocessing[key]), key, channels) for key in ("mean", "std")}
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return {**preprocessing, **averaged, "input_size": (channels, *size)}
-
-
-def differing_keys(used: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the keys of `wanted` whose values are others in `used`; rounded means and deviations are the same."""
-    return [key for key in KEYS if key in wanted and not _same(used[key], wanted[key])]
-
-
-def describe_preprocessing(used: Mapping[str, Any], wanted: Mapping[str, Any], origin: str) -> str:
-    """Return the line that says how images are prepared, where that comes from and what differs.
-
-    Args:
-        used: preprocessing of the data.
-        wanted: the preprocessing that the weights want.
-        origin: the name of the weights.
-    """
-    _, height, width = used["input_size"]
-    mean, std = (", ".join(f"{value:.3g}" for value in used[key]) for key in ("mean", "std"))
-    crop = f"crop {used['crop_pct']:g} ({used['crop_mode']})"
-    differing = differing_keys(used, wanted)
-    exception = f", except for {', '.join(differing)}" if differing else ""
-    images = f"images {height}×{width}, {crop}, {used['interpolation']}, mean {mean}, std {std}"
-    return f"{images}, as {origin} wants them{exception}"
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Sequence) and not isinstance(one, str):
-        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
-    return math.isclose(one, other, abs_tol=1e-3) if isinstance(one, float) else bool(one == other)
+__all__ = ["KEYS", "adapt_preprocessing", "describe_preprocessing", "differing_keys", "model_preprocessing"]

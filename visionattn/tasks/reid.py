@@ -1,6 +1,7 @@
-"""Training of models that tell by appearance whether two images show the same person or vehicle."""
+"""Training for re-identification: whether two images show the same person or vehicle."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,15 +9,15 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionattn.data import ReidBatch
+from visionattn.data import ReidBatch, ReidData
+from visionattn.data.module import ImageData
 from visionattn.layers.bnneck import BNNeck
 from visionattn.losses.center import CenterLoss
 from visionattn.losses.triplet import BatchHardTripletLoss
-from visionattn.tasks.branches import branch_features, branch_names, num_features, reid_features
-from visionattn.tasks.checkpoint import TaskName
-from visionattn.tasks.objective import widened
 from visionattn.tasks.retrieval import Gallery, gather, measure, merge
 from visionattn.tasks.training import TrainingTask
+from visionattn.training.branches import branch_features, branch_names, num_features, reid_features
+from visionattn.training.objective import widened
 
 RANKS = (1, 5, 10)
 SHARED_NECK = {"pwca": "sa"}
@@ -26,24 +27,32 @@ SHARED_NECK = {"pwca": "sa"}
 class ReidTask(TrainingTask):
     """A backbone whose features are trained by cross-entropy behind a BNNeck and by the hardest triplets before it.
 
-    Of models with several branches (DCAL) each has these losses, which are weighted by learned uncertainties; they are
+    For models with several branches (DCAL), each branch has these losses, weighted by learned uncertainties; they are
     logged as ``train_loss_BRANCH`` and their factors as ``weight_BRANCH``. Validation measures mAP, mINP and ranks on
     query and gallery, with the features before the neck.
 
     Args:
         name: the model, e.g. ``nat_tiny`` or ``dcal_deit_tiny_patch16_224``; ``timm.list_models()`` lists all.
         smoothing: label smoothing of the cross-entropy.
-        triplet_weight: factor of the triplet loss, 0 for none.
-        center_weight: factor of the centre loss, 0 for none.
+        triplet_weight: factor of the triplet loss; 0 for none.
+        center_weight: factor of the centre loss; 0 for none.
         flip: validate with the sum of the features of each image and its mirror image.
-        **options: how the model is built and optimised, as :class:`~visionattn.tasks.training.TrainingTask` has it.
+        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, or options that contradict each other.
-        DivergenceError: in training, when the loss is NaN or infinite.
+        DivergenceError: in training, if the loss is NaN or infinite.
     """
 
-    task_name: ClassVar[TaskName] = "reid"
+    kind: ClassVar[str] = "reid"
+    data_class: ClassVar[type[ImageData]] = ReidData
+    monitor: ClassVar[str] = "val_mAP"
+    rates: ClassVar[Mapping[str, str]] = {"mAP": "mAP", "mINP": "mINP", "rank1": "rank-1"}
+    shown: ClassVar[tuple[str, ...]] = ("val_mAP", "val_rank1")
+    eval_command: ClassVar[str | None] = "reid"
+    help_text: ClassVar[str] = "re-identification of people and vehicles"
+    card_text: ClassVar[str] = "features by which images of the same person or vehicle are found; it has no classes"
+    model_alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -76,12 +85,12 @@ class ReidTask(TrainingTask):
     # Steps
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features [B, D] of images [B, C, H, W]."""
+        """Return features [B, D] of images [B, C, H, W]."""
         assert self.model is not None
         return reid_features(self.model, self._arrange(image), self.options.flip)
 
     def training_step(self, batch: ReidBatch, batch_idx: int) -> Tensor:
-        """Gives the branches' weighted losses."""
+        """Return the weighted losses of the branches."""
         assert self.model is not None
         features = branch_features(self.model, self._arrange(batch.image))
         parts = {name: self._losses(name, values, batch.target) for name, values in features.items()}
@@ -92,7 +101,7 @@ class ReidTask(TrainingTask):
         return self._finish_step(losses, len(batch.image))
 
     def _losses(self, name: str, features: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What one branch's features [B, D] of identities [B] are trained by."""
+        """Return the losses of one branch, for features [B, D] of identities [B]."""
         hparams = self.options
         neck = name if name in self.necks else SHARED_NECK[name]
         features, logits = widened(features), widened(self.necks[neck](features))
@@ -104,11 +113,11 @@ class ReidTask(TrainingTask):
         return losses
 
     def validation_step(self, batch: ReidBatch, batch_idx: int) -> None:
-        """Keeps the features of queries and gallery."""
+        """Keep the features of queries and gallery."""
         self._keep(batch)
 
     def test_step(self, batch: ReidBatch, batch_idx: int) -> None:
-        """Keeps the features of queries and gallery."""
+        """Keep the features of queries and gallery."""
         self._keep(batch)
 
     def _keep(self, batch: ReidBatch) -> None:
@@ -117,11 +126,11 @@ class ReidTask(TrainingTask):
             self._seen.append(Gallery(*(tensor.cpu() for tensor in tensors)))
 
     def on_validation_epoch_end(self) -> None:
-        """Measures what was seen by all processes."""
+        """Measure the features of all processes."""
         self._measure("val")
 
     def on_test_epoch_end(self) -> None:
-        """Measures what was seen by all processes."""
+        """Measure the features of all processes."""
         self._measure("test")
 
     def _measure(self, split: str) -> None:

@@ -1,10 +1,8 @@
-"""Names of heads."""
+"""Heads by name."""
 
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from visionattn.probing.heads.base import Pooling, ProbingHead, TokenKind
@@ -20,21 +18,32 @@ from visionattn.probing.heads.queries import (
     MeanPooling,
     SimPooling,
 )
+from visionattn.suggestions import suggest
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a name stands for.
+    """A kind of head.
 
     Attributes:
-        pooling: Class of its pooling.
-        tokens: Kinds of tokens that it can take, the usual one first.
+        pooling: Class of the pooling.
+        tokens: Kinds of tokens that the head can take, the usual one first.
         batch_norm: Whether features are normalised before they are classified.
     """
 
     pooling: type[Pooling]
     tokens: tuple[TokenKind, ...] = ("patches", "all")
     batch_norm: bool = True
+
+    @property
+    def takes_mean(self) -> bool:
+        """Whether the head takes the mean of its tokens, so that pooled vectors are enough."""
+        return self.pooling is MeanPooling
+
+    @property
+    def options(self) -> set[str]:
+        """Names of the pooling's options."""
+        return set(inspect.signature(self.pooling).parameters) - {"dim"}
 
 
 HEADS = {
@@ -61,26 +70,26 @@ HEADS = {
 
 
 def list_heads() -> list[str]:
-    """Names of all heads; ep_32 stands for every ep_M whose M divides the width of the features."""
+    """Return the names of all heads; ep_32 stands for every ep_M whose M divides the width of the features."""
     return list(HEADS)
 
 
 def create_head(
     name: str, dim: int, num_classes: int, *, tokens: TokenKind | None = None, **options: Any
 ) -> ProbingHead:
-    """Creates a head by its name.
+    """Create a head by its name.
 
-    "cls", "gap" and "linear" are batch norm and a linear layer on the class token, on the mean patch, and on the class
-    token where the backbone has one, else on the mean patch. "ep_M" is efficient probing with M queries. The others
-    are named after the papers that they come from.
+    "cls", "gap" and "linear" are batch norm and a linear layer: on the class token, on the mean patch, and on the class
+    token if the backbone has one, else on the mean patch. "ep_M" is efficient probing with M queries. Other heads are
+    named after their papers.
 
     Args:
         name: One of `list_heads()`, or "ep_M" with another M.
         dim: Width of the tokens.
         num_classes: Classes.
-        tokens: Which tokens the head is to take, see `select_tokens`; None for what is usual, which is patches. Most
-            heads also take "all".
-        **options: Of its pooling: `d_out` of ep_M, `num_heads` of heads with several, `num_tokens` of clip, and so on.
+        tokens: Which tokens the head takes, see `select_tokens`; None for the usual ones, patches. Most heads also take
+            "all".
+        **options: Options of the pooling: `d_out` of ep_M, `num_heads`, `num_tokens` of clip, …
 
     Returns:
         The head, in training mode.
@@ -88,31 +97,32 @@ def create_head(
     Raises:
         ValueError: There is no such head, or it cannot be made with these options.
     """
-    entry, of_name = _find(name)
+    entry, of_name = find_head(name)
     for what, value in (("dim", dim), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{what} must be at least 1; got {value}")
     kind = entry.tokens[0] if tokens is None else tokens
     if kind not in entry.tokens:
         raise ValueError(f"head {name} takes tokens {' or '.join(map(repr, entry.tokens))}; got {kind!r}")
-    known = inspect.signature(entry.pooling).parameters.keys() - {"dim", *of_name}
+    known = entry.options - of_name.keys()
     for option in options:
         if option not in known:
             takes = f"the options {', '.join(sorted(known))}" if known else "no options"
-            raise ValueError(f"head {name} takes {takes}; got {option!r}{_hint(option, known)}")
+            raise ValueError(f"head {name} takes {takes}; got {option!r}{suggest(option, known)}")
     pool = entry.pooling(dim, **of_name, **options)
     return ProbingHead(pool, dim, num_classes, kind, entry.batch_norm)
 
 
-def _find(name: str) -> tuple[Entry, dict[str, int]]:
-    """What a name stands for, and options that are part of it."""
+def find_head(name: str) -> tuple[Entry, dict[str, int]]:
+    """Return the kind of a head, and the options that are part of its name.
+
+    Raises:
+        ValueError: There is no such head.
+    """
     if match := re.fullmatch(r"ep_(\d+)", name):
         return HEADS["ep_32"], {"num_queries": int(match[1])}
     if name not in HEADS:
-        raise ValueError(f"no head is named {name!r}{_hint(name, HEADS)}; there are {', '.join(HEADS)} and every ep_M")
+        raise ValueError(
+            f"no head is named {name!r}{suggest(name, HEADS)}; there are {', '.join(HEADS)} and every ep_M"
+        )
     return HEADS[name], {}
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -5,14 +5,13 @@ from visionattn.probing.protocols.fewshot import FewShotResult, few_shot
 from visionattn.probing.protocols.joint import train_heads
 from visionattn.probing.protocols.knn import knn
 from visionattn.probing.protocols.linear import logistic_regression, ridge
-from visionattn.probing.protocols.results import HeadResult, Probe
+from visionattn.probing.protocols.results import HeadResult
 from visionattn.probing.protocols.selection import Selection
 
 __all__ = [
     "Candidate",
     "FewShotResult",
     "HeadResult",
-    "Probe",
     "Recipe",
     "Selection",
     "few_shot",

@@ -1,82 +1,102 @@
 """Few images per class, drawn several times."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from visionattn.probing.features import FeatureSource
-from visionattn.probing.protocols.results import HeadResult, Probe, Progress
-from visionattn.probing.protocols.split import Subset, draw
+from visionattn.probing.features.sources import FeatureSource
+from visionattn.probing.protocols.results import HeadResult, Progress
+from visionattn.probing.protocols.split import FeatureSubset, draw
 
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """How well a head classifies after n images per class; rates are fractions.
+    """Accuracy of a head after n images per class; rates are fractions.
 
     Attributes:
-        name: Of the head or protocol.
+        name: Head or protocol.
         shots: Images per class.
-        top1_mean: Mean of top-1 over the draws.
-        top1_std: Its standard deviation, of the sample; 0 for a single draw.
-        top5_mean: Mean of top-5.
-        top5_std: Its standard deviation.
         draws: The result of each draw.
+        top1: Mean of top-1 over the draws.
+        top1_std: Standard deviation of top-1, of the sample; 0 for a single draw.
+        top5: Mean of top-5.
+        top5_std: Standard deviation of top-5.
     """
 
     name: str
     shots: int
-    top1_mean: float
-    top1_std: float
-    top5_mean: float
-    top5_std: float
     draws: tuple[HeadResult, ...]
+    top1: float
+    top1_std: float
+    top5: float
+    top5_std: float
+
+    @classmethod
+    def of(cls, shots: int, draws: tuple[HeadResult, ...]) -> "FewShotResult":
+        """Summarize the draws of a head."""
+        rates = [[getattr(draw, rate) for draw in draws] for rate in ("top1", "top5")]
+        means = [statistic for values in rates for statistic in (fmean(values), _deviation(values))]
+        return cls(draws[0].name, shots, draws, *means)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
-        return asdict(self)
+        """Return plain values for JSON; keys that a `HeadResult` also has mean the same."""
+        first = self.draws[0]
+        return {
+            "name": self.name,
+            "shots": self.shots,
+            "repeats": len(self.draws),
+            "options": dict(first.options) if first.optimizer else {},
+            "num_parameters": first.num_parameters,
+            "top1": self.top1,
+            "top1_std": self.top1_std,
+            "top5": self.top5,
+            "top5_std": self.top5_std,
+            "selected_on": first.selected_on,
+            "optimizer": first.optimizer,
+            "seconds": sum(draw.seconds for draw in self.draws),
+            "draws": [draw.to_dict() for draw in self.draws],
+        }
 
 
 def few_shot(
-    evaluate: Callable[[FeatureSource, int], Sequence[Probe]],
+    evaluate: Callable[[FeatureSource, int], Sequence[HeadResult]],
     train: FeatureSource,
     shots: int,
     repeats: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[FewShotResult]:
-    """Evaluates heads that learn from n images per class.
+    """Evaluate heads that learn from n images per class.
 
-    What is held out to choose hyper-parameters is held out of the n, so that with one image per class they must be
+    Images to choose hyper-parameters on are held out of the n. With one image per class the hyper-parameters must be
     fixed, or chosen on val (`SelectedOn`).
 
     Args:
-        evaluate: Any of the protocols, or several, from the drawn part of train and a seed to probes; the same ones in
-            the same order each time.
+        evaluate: One protocol or several: from the drawn part of train and a seed to results, the same ones in the same
+            order each time.
         train: Features to draw from.
         shots: Images per class.
-        repeats: How many times they are drawn.
-        seed: Of the first draw; later ones have the next.
-        progress: Called after each draw with their number, and that of all.
+        repeats: Number of draws.
+        seed: Seed of the first draw; each later draw has the next seed.
+        progress: Called after each draw with its number and the number of all.
 
     Returns:
-        A result for each probe.
+        A summary for each head.
 
     Raises:
-        ValueError: A class has too few images, or a protocol refuses what is drawn.
+        ValueError: A class has too few images, or a protocol refuses the drawn images.
     """
     if repeats < 1:
         raise ValueError(f"draws must be at least 1; got {repeats}")
     draws = []
     for number in range(repeats):
-        part = Subset(train, draw(train.targets, shots, seed + number))
-        draws.append([probe.result for probe in evaluate(part, seed + number)])
+        part = FeatureSubset(train, draw(train.targets, shots, seed + number))
+        draws.append([replace(result, head=None) for result in evaluate(part, seed + number)])
         if progress is not None:
             progress(number + 1, repeats)
-    return [_summarize(shots, results) for results in zip(*draws, strict=True)]
+    return [FewShotResult.of(shots, results) for results in zip(*draws, strict=True)]
 
 
-def _summarize(shots: int, results: tuple[HeadResult, ...]) -> FewShotResult:
-    top1, top5 = ([getattr(result, rate) for result in results] for rate in ("top1", "top5"))
-    spread = [stdev(rates) if len(rates) > 1 else 0.0 for rates in (top1, top5)]
-    return FewShotResult(results[0].name, shots, fmean(top1), spread[0], fmean(top5), spread[1], results)
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Training of heads at learning rates, all at once, on one pass of the features per epoch."""
+"""Training of all heads at all learning rates at once, with one pass over the features per epoch."""
 
 import math
 import time
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head
 from visionattn.probing.protocols.candidates import Candidate, Recipe
 from visionattn.probing.protocols.optimizers import Optimizers
-from visionattn.probing.protocols.results import HeadResult, Probe, Progress, check_sources, count_hits
-from visionattn.probing.protocols.run import Run
-from visionattn.probing.protocols.split import Subset, hold_out, random_order
+from visionattn.probing.protocols.results import HeadResult, Progress, check_sources, count_hits
+from visionattn.probing.protocols.split import FeatureSubset, hold_out, random_order
 from visionattn.probing.protocols.stack import HeadStack
 from visionattn.probing.protocols.state import load_state, save_state
+from visionattn.probing.protocols.trial import Trial
 
 
 def train_heads(
@@ -36,27 +36,27 @@ def train_heads(
     state_file: str | Path | None = None,
     identity: str = "",
     progress: Progress | None = None,
-) -> list[Probe]:
-    """Trains candidates together, chooses one for each head, and evaluates these on val.
+) -> list[HeadResult]:
+    """Train candidates together, choose one for each head, and evaluate these on val.
 
-    Unless the recipe chooses on val, nothing of val is read before the end, and then once. Every random choice is a
-    function of the recipe's seed and of the epoch: a training that was killed and goes on from its state file ends with
-    the same numbers, bit by bit, on the same machine with the same number of threads.
+    Unless the recipe chooses on val, val is read once, at the end. Every random choice is a function of the recipe's
+    seed and of the epoch: a training that is killed and resumed from its state file ends with the same numbers, bit by
+    bit, on the same machine with the same number of threads.
 
     Args:
         train: Features to train on.
         val: Features to evaluate on.
         candidates: Heads at learning rates.
         num_classes: Classes.
-        recipe: What they share, by default `Recipe()`.
-        device: Where heads are trained.
-        dtype: Of heads, and of the tokens that they are given.
-        state_file: Where the state is kept after every epoch, and from where a training goes on.
-        identity: Says which features these are, such as the key of their cache; a state of others is refused.
+        recipe: Settings that all candidates share, by default `Recipe()`.
+        device: Device of the training.
+        dtype: Type of heads and tokens.
+        state_file: File for the state after every epoch; an interrupted training resumes from it.
+        identity: Identity of the features, such as the key of their cache; the state of others is refused.
         progress: Called after every step.
 
     Returns:
-        A probe for each head, that is for each name with its options, in the order of the candidates.
+        A result with its head for each name with its options, in the order of the candidates.
 
     Raises:
         ValueError: Something does not fit together, or the state file is damaged or of another training.
@@ -64,15 +64,15 @@ def train_heads(
     """
     training = JointTraining(train, val, candidates, num_classes, recipe or Recipe(), device, dtype)
     training.fit(state_file, identity, progress)
-    return training.probes()
+    return training.results()
 
 
 class JointTraining:
-    """A training of many candidates; `train_heads` says what its arguments are.
+    """A training of many candidates, with the arguments of `train_heads`.
 
     Attributes:
-        runs: One for each candidate.
-        epoch: Epochs that are done.
+        trials: A trial for each candidate.
+        epoch: Number of epochs that are done.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class JointTraining:
         self.judged: FeatureSource | None = val if recipe.selected_on == "val" else None
         if recipe.selected_on == "held_out":
             rest, held = hold_out(train.targets, recipe.held_out, recipe.seed)
-            self.fitted, self.judged = Subset(train, rest), Subset(train, held)
-        # Batch norm learns nothing from one image: where it would make up the last batch, it stays out.
+            self.fitted, self.judged = FeatureSubset(train, rest), FeatureSubset(train, held)
+        # Batch norm cannot train on one image: leave it out if it would be the last batch.
         self.used = len(self.fitted) - (len(self.fitted) % recipe.batch_size == 1)
         if not self.used:
-            raise ValueError("there is but 1 image to train on, and batch norm needs 2; take more")
+            raise ValueError("there is only 1 image to train on, and batch norm needs 2; take more")
         self.steps = math.ceil(self.used / recipe.batch_size)
         self.epoch = 0
         # Heads of one kind start with the same weights, whatever else is trained.
@@ -106,19 +106,21 @@ class JointTraining:
         if self.judged is None and len(kinds) < len(candidates):
             raise ValueError("several rates of one head and selected_on 'fixed': give each head one rate")
         made = {key: self._create(candidate) for key, candidate in kinds.items()}
-        self.runs = [Run(candidate, deepcopy(made[candidate.key])) for candidate in candidates]
+        self.trials = [Trial(candidate, deepcopy(made[candidate.key])) for candidate in candidates]
         warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
         self.optimizers = Optimizers(
-            [(run.candidate, run.head) for run in self.runs], recipe.epochs * self.steps, int(warmup * self.steps)
+            [(trial.candidate, trial.head) for trial in self.trials],
+            recipe.epochs * self.steps,
+            int(warmup * self.steps),
         )
 
     def fit(self, state_file: str | Path | None = None, identity: str = "", progress: Progress | None = None) -> None:
-        """Trains until every run has stopped or all epochs are done."""
+        """Train until every trial has stopped or all epochs are done."""
         if state_file is not None:
             self._resume(state_file, identity)
-        active: list[Run] = []
+        active: list[Trial] = []
         while self.epoch < self.recipe.epochs:
-            remaining = [run for run in self.runs if not run.stopped]
+            remaining = [trial for trial in self.trials if not trial.stopped]
             if not remaining:
                 break
             if len(remaining) != len(active):
@@ -132,48 +134,48 @@ class JointTraining:
             progress(self.recipe.epochs * self.steps, self.recipe.epochs * self.steps)
 
     def _stop_trailing(self) -> None:
-        """Lets the better half of each head's candidates go on, and at least one."""
-        heats: dict[str, list[Run]] = {}
-        for run in self.runs:
-            if not run.stopped:
-                heats.setdefault(run.candidate.key, []).append(run)
+        """Stop the worse half of each head's candidates; at least one stays."""
+        heats: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            if not trial.stopped:
+                heats.setdefault(trial.candidate.key, []).append(trial)
         for heat in heats.values():
-            heat.sort(key=lambda run: -run.best_accuracy)
-            for run in heat[max(1, len(heat) // 2) :]:
-                run.stopped = True
+            heat.sort(key=lambda trial: -trial.best_accuracy)
+            for trial in heat[max(1, len(heat) // 2) :]:
+                trial.stopped = True
 
-    def probes(self) -> list[Probe]:
-        """Chooses a run for each head and evaluates it on val."""
-        chosen: dict[str, Run] = {}
-        for run in self.runs:
-            rival = chosen.get(run.candidate.key)
-            if rival is None or run.best_accuracy > rival.best_accuracy:
-                chosen[run.candidate.key] = run
-        for run in chosen.values():
-            run.head.load_state_dict(run.best)
+    def results(self) -> list[HeadResult]:
+        """Choose a trial for each head and evaluate it on val."""
+        chosen: dict[str, Trial] = {}
+        for trial in self.trials:
+            rival = chosen.get(trial.candidate.key)
+            if rival is None or trial.best_accuracy > rival.best_accuracy:
+                chosen[trial.candidate.key] = trial
+        for trial in chosen.values():
+            trial.head.load_state_dict(trial.best)
         hits = self._count_hits(self._stack(list(chosen.values())), self.val)
         rates = (hits.double() / len(self.val)).tolist()
-        return [self._probe(run, *rate) for run, rate in zip(chosen.values(), rates, strict=True)]
+        return [self._result(trial, *rate) for trial, rate in zip(chosen.values(), rates, strict=True)]
 
-    def _probe(self, run: Run, top1: float, top5: float) -> Probe:
-        candidate, on = run.candidate, self.recipe.selected_on
+    def _result(self, trial: Trial, top1: float, top5: float) -> HeadResult:
+        candidate, on = trial.candidate, self.recipe.selected_on
         head = self._create(candidate)
-        head.load_state_dict(run.best)
-        result = HeadResult(
+        head.load_state_dict(trial.best)
+        return HeadResult(
             name=candidate.head,
             options=dict(candidate.options),
-            num_parameters=run.num_parameters,
+            num_parameters=trial.num_parameters,
             top1=top1,
             top5=top5,
             selected_on=on,
-            held_out_accuracy=run.best_accuracy if on == "held_out" else None,
-            seconds=run.seconds,
+            held_out_accuracy=trial.best_accuracy if on == "held_out" else None,
+            seconds=trial.seconds,
             lr=candidate.lr,
-            epoch=run.best_epoch,
+            epoch=trial.best_epoch,
             optimizer=candidate.optimizer,
             weight_decay=candidate.weight_decay,
+            head=head.cpu().eval(),
         )
-        return Probe(result, head.cpu().eval())
 
     def _create(self, candidate: Candidate) -> ProbingHead:
         with torch.random.fork_rng(devices=[]):
@@ -181,13 +183,13 @@ class JointTraining:
             head = create_head(candidate.head, self.fitted.dim, self.num_classes, **candidate.options)
         return head.to(self.device, self.dtype)
 
-    def _stack(self, runs: Sequence[Run]) -> HeadStack:
-        return HeadStack([run.head for run in runs], self.fitted.num_prefix_tokens, self.fitted.num_reg_tokens)
+    def _stack(self, trials: Sequence[Trial]) -> HeadStack:
+        return HeadStack([trial.head for trial in trials], self.fitted.num_prefix_tokens, self.fitted.num_reg_tokens)
 
-    def _train_epoch(self, runs: Sequence[Run], stack: HeadStack, progress: Progress | None) -> None:
+    def _train_epoch(self, trials: Sequence[Trial], stack: HeadStack, progress: Progress | None) -> None:
         start = time.perf_counter()
         order = random_order(len(self.fitted), self.recipe.seed, self.epoch)[: self.used]
-        sums = torch.zeros(len(runs), dtype=torch.float64, device=self.device)
+        sums = torch.zeros(len(trials), dtype=torch.float64, device=self.device)
         stack.train()
         done = self.epoch * self.steps
         for step, (tokens, targets) in enumerate(self._batches(self.fitted, order, self.epoch + 1), done):
@@ -199,17 +201,17 @@ class JointTraining:
             self.optimizers.step(step)
             if progress is not None:
                 progress(step + 1, self.recipe.epochs * self.steps)
-        accuracies: list[float | None] = [None] * len(runs)
+        accuracies: list[float | None] = [None] * len(trials)
         if self.judged is not None:
             accuracies = (self._count_hits(stack, self.judged)[:, 0].double() / len(self.judged)).tolist()
         seconds = time.perf_counter() - start
-        for run, loss, accuracy in zip(runs, (sums / self.used).tolist(), accuracies, strict=True):
-            run.note(loss, accuracy, seconds, self.recipe.patience)
+        for trial, loss, accuracy in zip(trials, (sums / self.used).tolist(), accuracies, strict=True):
+            trial.note(loss, accuracy, seconds, self.recipe.patience)
         self.epoch += 1
 
     @torch.no_grad()
     def _count_hits(self, stack: HeadStack, source: FeatureSource) -> Tensor:
-        """Right answers of each head `[L, 2]`, see `count_hits`."""
+        """Count the right answers of each head, `[L, 2]`; see `count_hits`."""
         hits = torch.zeros(len(stack.heads), 2, dtype=torch.long, device=self.device)
         stack.train(False)
         for tokens, targets in self._batches(source, torch.arange(len(source))):
@@ -232,7 +234,7 @@ class JointTraining:
                 for part in (self.fitted, self.judged)
             ],
             "num_classes": self.num_classes,
-            "candidates": [asdict(run.candidate) for run in self.runs],
+            "candidates": [asdict(trial.candidate) for trial in self.trials],
             "recipe": asdict(self.recipe),
             "dtype": str(self.dtype),
         }
@@ -241,7 +243,7 @@ class JointTraining:
         return {
             "identity": self._identity(identity),
             "epoch": self.epoch,
-            "runs": [run.state() for run in self.runs],
+            "runs": [trial.state() for trial in self.trials],
             "optimizers": self.optimizers.state(),
         }
 
@@ -254,9 +256,9 @@ class JointTraining:
         if differing := [name for name in own if stored.get(name) != own[name]]:
             raise ValueError(
                 f"{state_file} is the state of a training with other {', '.join(differing)}; name another file, or "
-                "delete this one to start anew"
+                "delete this one to start over"
             )
         self.epoch = state["epoch"]
         self.optimizers.load(state["optimizers"])
-        for run, stored_run in zip(self.runs, state["runs"], strict=True):
-            run.load(stored_run)
+        for trial, stored in zip(self.trials, state["runs"], strict=True):
+            trial.load(stored)

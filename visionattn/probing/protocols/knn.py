@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
-from visionattn.probing.protocols.results import Probe, Progress
+from visionattn.probing.features.sources import FeatureSource
+from visionattn.probing.protocols.results import HeadResult, Progress
 from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid
 
 KS = (5, 10, 20, 50, 100, 200)
@@ -29,7 +29,7 @@ def knn(
     temperatures: Sequence[float] = TEMPERATURES,
     selection: Selection | None = None,
     progress: Progress | None = None,
-) -> Probe:
+) -> HeadResult:
     """Classifies val by the k nearest images of all of train, which vote with weight exp(cosine / T).
 
     Processes of torch.distributed share the images of val; each compares its own with all of train.

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head
-from visionattn.probing.protocols.results import Probe, Progress
+from visionattn.probing.protocols.results import HeadResult, Progress
 from visionattn.probing.protocols.selection import Classifier, Option, Selection, fit_and_evaluate, grid
 
 LAMBDAS = tuple(10.0 ** (half / 2) for half in range(-12, 3))
@@ -30,7 +30,7 @@ def ridge(
     lambdas: Sequence[float] = LAMBDAS,
     selection: Selection | None = None,
     progress: Progress | None = None,
-) -> Probe:
+) -> HeadResult:
     """Classifies val by ridge regression to 1 for an image's class and -1 for others, with an intercept.
 
     Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, eq. 2.1,
@@ -111,7 +111,7 @@ def logistic_regression(
     max_iter: int = 1000,
     selection: Selection | None = None,
     progress: Progress | None = None,
-) -> Probe:
+) -> HeadResult:
     """Classifies val by scikit-learn's logistic regression on vectors with mean 0 and variance 1.
 
     Args:

@@ -1,43 +1,43 @@
-"""What protocols report."""
+"""Results of protocols."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead
 
 SelectedOn = Literal["held_out", "val", "fixed"]
-"""Where a choice is made: on a part of train that is held out; on val itself, as papers do; or nowhere: the middle of
-the values there are to choose from is taken, and the last epoch, as for one image per class, of which none can be
-held out."""
+"""Where a choice is made: on a held-out part of train; on val itself, as papers do; or nowhere. Then the choice is the
+middle value and the last epoch, as for one image per class, where none can be held out."""
 
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
-"""Called with the number of steps that are done, and of all."""
+"""Called with the number of steps that are done and the number of all."""
 
 
 @dataclass(frozen=True)
 class HeadResult:
-    """How well a head classifies; rates are fractions.
+    """Accuracy of a head, and the head; rates are fractions.
 
     Attributes:
-        name: Of the head or of the protocol: ep_32, knn, ridge, …
-        options: Of the head, or what the protocol chose.
+        name: Head or protocol: ep_32, knn, ridge, …
+        options: Options of the head, or the values that the protocol chose.
         num_parameters: Trained parameters, classifier included.
         top1: Share of val whose class comes first.
-        top5: Share of val whose class is among the first five, or among all where there are fewer.
-        selected_on: Where options, rate and epoch were chosen (`SelectedOn`); None where there was nothing to choose.
-        held_out_accuracy: Top-1 of the choice on the part of train that was held out.
-        seconds: Wall time of training; of heads that train together, that of all while this one took part.
+        top5: Share of val whose class is among the first five (among all, if there are fewer).
+        selected_on: Where options, rate and epoch were chosen (`SelectedOn`); None if there was nothing to choose.
+        held_out_accuracy: Top-1 of the choice on the held-out part of train.
+        seconds: Wall time of training; for heads that train together, the time of all until this one stopped.
         lr: Peak learning rate.
-        epoch: Epoch that the weights come from, counted from 1; 0 where none gave a finite loss.
-        optimizer: Name of the optimizer.
-        weight_decay: Of the optimizer.
+        epoch: Epoch of the weights, counted from 1; 0 if no epoch had a finite loss.
+        optimizer: Name of the optimizer; None for protocols that fit without steps.
+        weight_decay: Weight decay of the optimizer.
+        head: The trained head, on the CPU and in evaluation mode; None for k-NN and in summaries of few-shot draws.
     """
 
     name: str
@@ -52,39 +52,35 @@ class HeadResult:
     epoch: int | None = None
     optimizer: str | None = None
     weight_decay: float | None = None
+    head: ProbingHead | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
-        return asdict(self)
+        """Return plain values for JSON, without the head."""
+        values = asdict(replace(self, head=None))
+        del values["head"]
+        return values
 
 
 def check_selected_on(name: str) -> None:
-    """Check a name; raises a ValueError."""
+    """Raise a ValueError unless the name is a `SelectedOn`."""
     if name not in get_args(SelectedOn):
         raise ValueError(f"selected_on must be {', '.join(map(repr, get_args(SelectedOn)))}; got {name!r}")
 
 
 def middle(values: Sequence[T]) -> T:
-    """Return the value in the middle, of two the first: the fixed choice."""
+    """Return the middle value, the first of two: the fixed choice."""
     return values[(len(values) - 1) // 2]
 
 
-class Probe(NamedTuple):
-    """A result and, unless it is k-NN's, the head that achieved it, on the CPU and in evaluation mode."""
-
-    result: HeadResult
-    head: ProbingHead | None = None
-
-
 def count_hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """How many of B images have their class at the first place, and among the first five.
+    """Count the images whose class comes first, and those whose class is among the first five.
 
     Args:
-        scores: `[..., B, num_classes]`; -inf is no answer, and neither is nan.
+        scores: `[..., B, num_classes]`; -inf and nan count as no answer.
         targets: `[B]`.
 
     Returns:
-        `[..., 2]`, int64; where there are five classes or fewer, every answer is among the first five.
+        `[..., 2]`, int64; with five classes or fewer, every answer is among the first five.
     """
     first = scores.topk(min(5, scores.shape[-1]))
     found = (first.indices == targets[:, None]) & (first.values > -torch.inf)
@@ -92,9 +88,9 @@ def count_hits(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_sources(train: FeatureSource, val: FeatureSource, num_classes: int) -> None:
-    """Raises a ValueError unless two sources have features of the same form, and train has no class beyond the last.
+    """Raise a ValueError unless both sources have features of one form, and the classes of train exist.
 
-    Of val nothing is read but the form of its features.
+    Only the form of val's features is read.
     """
     for name in ("dim", "num_prefix_tokens", "num_reg_tokens"):
         forms = getattr(train, name), getattr(val, name)

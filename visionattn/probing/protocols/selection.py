@@ -9,12 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead
 from visionattn.probing.protocols.results import (
     HeadResult,
-    Probe,
     Progress,
     SelectedOn,
     check_selected_on,
@@ -78,7 +77,7 @@ def fit_and_evaluate(
     num_classes: int,
     selection: Selection,
     progress: Progress | None,
-) -> Probe:
+) -> HeadResult:
     """Chooses one of the options, fits it to all of train and evaluates it on val, which is read once, at the end.
 
     Where several processes of torch.distributed do this together, each classifies its share of the images.
@@ -117,18 +116,16 @@ def fit_and_evaluate(
     rates = _rates(classifier.scores, queries, labels, progress)
     best = int(rates[:, 0].argmax())
     head = classifier.head(kind, best).cpu().eval() if classifier.head else None
-    return Probe(
-        HeadResult(
-            name=name,
-            options={"features": kind, **options[best]},
-            num_parameters=sum(parameter.numel() for parameter in head.parameters()) if head else 0,
-            top1=float(rates[best, 0]),
-            top5=float(rates[best, 1]),
-            selected_on=selected_on,
-            held_out_accuracy=accuracy,
-            seconds=seconds,
-        ),
-        head,
+    return HeadResult(
+        name=name,
+        options={"features": kind, **options[best]},
+        num_parameters=sum(parameter.numel() for parameter in head.parameters()) if head else 0,
+        top1=float(rates[best, 0]),
+        top5=float(rates[best, 1]),
+        selected_on=selected_on,
+        held_out_accuracy=accuracy,
+        seconds=seconds,
+        head=head,
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionattn.probing.extraction import PooledKind
-from visionattn.probing.features import FeatureSource
+from visionattn.probing.features.extraction import PooledKind
+from visionattn.probing.features.sources import FeatureSource
 
 HELD_OUT = 0.1
 """Share of train that is held out."""
@@ -72,7 +72,7 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield label, torch.where(targets == label)[0]
 
 
-class Subset:
+class FeatureSubset:
     """Some images of a `FeatureSource`, as one.
 
     Args:

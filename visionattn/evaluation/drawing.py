@@ -1,0 +1,97 @@
+"""Images of what models do: ranked lists, the attention of DCAL models, slots."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visionattn.data.sampling import Draw
+from visionattn.evaluation.device import autocast
+from visionattn.evaluation.discovery import DiscoveryResult
+from visionattn.evaluation.retrieval import RetrievalResult
+from visionattn.tasks.retrieval import divide, rank
+
+TOP = 10
+"""Images of the gallery in a ranked list."""
+
+
+def spread(count: int, number: int) -> list[int]:
+    """Return the indices of ``number`` evenly spaced items out of ``count``; of all if there are fewer."""
+    return [index * count // number for index in range(number)] if number < count else list(range(count))
+
+
+def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> None:
+    """Draw the first ranks of the gallery for ``number`` queries, evenly spaced, as ``PLACE-NAME.png`` in a folder."""
+    from visionattn.viz.ranked_lists import RankedList
+    from visionattn.viz.ranked_lists import save_ranked_lists as save
+
+    source = result.data.val_dataloader().dataset.source
+    query, gallery = divide(result.features, result.data.num_query)
+    chosen = spread(len(query.place), number)
+    ranks = rank(query, gallery, chosen, TOP, reranked=result.reranked)
+    lists = []
+    for index, (order, matches) in zip(chosen, ranks, strict=True):
+        place = int(query.place[index])
+        name = f"{place:05d}-{Path(source.name_of(place)).stem}"
+        images = [source.read(int(gallery.place[other]))[0] for other in order]
+        lists.append(RankedList(name, source.read(place)[0], images, matches.tolist()))
+    save(folder, lists)
+
+
+def require_rollout(model: Any, name: str) -> None:
+    """Check that a model selects patches.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not hasattr(model, "rollout_maps"):
+        raise ValueError(f"{name} selects no patches: --rollout draws DCAL's models")
+
+
+@torch.inference_mode()
+def save_rollouts(folder: Path, model: Any, data: Any, count: int, number: int) -> None:
+    """Draw the attention of a DCAL model, and the patches that it selects, as ``PLACE-NAME.png`` in a folder.
+
+    Args:
+        folder: it is made if it is missing.
+        model: with ``rollout_maps``.
+        data: data set whose validation split has random access.
+        count: draw from this number of images, the first ones.
+        number: how many are drawn, evenly spaced.
+    """
+    from visionattn.viz.image import denormalize, save_image
+    from visionattn.viz.rollout import draw_rollout
+
+    device = next(model.parameters()).device
+    preprocessing: Mapping[str, Any] = data.preprocessing
+    for place, item in _items(data, spread(count, number)):
+        scores, selected = model.rollout_maps(item.image[None].to(device))
+        pixels = denormalize(item.image, preprocessing["mean"], preprocessing["std"])
+        drawn = draw_rollout(pixels, scores[0].cpu(), selected[0].cpu(), model.grid)
+        save_image(drawn, folder / f"{place:05d}-{Path(item.name).stem}.png")
+
+
+def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
+    """Draw ``number`` scenes, evenly spaced, above their true segments, their slots and what the slots draw."""
+    from visionattn.viz.slots import save_slots
+
+    places = spread(len(result.data.val_dataloader().dataset), number)
+    scenes = [item.image for _, item in _items(result.data, places)]
+    image, segments = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
+    slots = result.network.slots
+    device = next(slots.parameters()).device
+    with torch.inference_mode(), autocast(device, result.precision):
+        found = result.network(image.to(device))
+    rebuilt = found.reconstruction.cpu() if slots.method == "slot_attention" else None
+    mean, std = (result.preprocessing[key] for key in ("mean", "std"))
+    save_slots(image, segments, found.segments(image.shape[-2:]).cpu(), rebuilt, path, mean, std)
+
+
+def _items(data: Any, places: list[int]) -> Iterator[tuple[int, Any]]:
+    """Read images of the validation split; unreadable ones are left out."""
+    dataset = data.val_dataloader().dataset
+    for place in places:
+        item = dataset[Draw(place)]
+        if item.image is not None:
+            yield place, item

@@ -1,0 +1,160 @@
+"""Models to evaluate: from a checkpoint, from a file of weights, or from timm's registry."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+from visionattn.training import (
+    ModelSpec,
+    Weights,
+    create_model,
+    describe_model,
+    load_checkpoint,
+    weights_origin,
+)
+
+WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
+"""Suffixes that no model's name has."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, as results say it.
+
+    Attributes:
+        checkpoint: the file, if there is one.
+        weights: ``average`` or ``raw`` of a checkpoint of train.py, ``file`` for any other file, ``pretrained`` for
+            weights that timm knows, ``random`` for none.
+    """
+
+    checkpoint: str | None
+    weights: str
+
+
+class LoadedModel(NamedTuple):
+    """A model that is ready for evaluation.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        spec: its architecture, preprocessing and classes.
+        origin: where its weights come from.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's path or the model's name, for messages."""
+        return self.origin.checkpoint or self.spec.model
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and its weights, by name.
+
+    Args:
+        checkpoint: file that train.py wrote; together with ``model`` also a plain state dict or .safetensors file.
+        model: name of a registered model.
+        pretrained: fetch the weights that are published for the model.
+        model_kwargs: further arguments for the model, such as {"num_classes": 10}.
+        weights: for a checkpoint that holds a moving average: the average or the raw weights.
+
+    Raises:
+        ValueError: neither a checkpoint nor a model, or both a checkpoint and published weights.
+    """
+
+    checkpoint: Path | None = None
+    model: str | None = None
+    pretrained: bool = False
+    model_kwargs: Mapping[str, Any] | None = None
+    weights: Weights = "average"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and self.pretrained:
+            raise ValueError("--pretrained and --checkpoint name different weights: give one of them")
+        if self.checkpoint is None and self.model is None:
+            raise ValueError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
+
+    @property
+    def origin(self) -> Origin:
+        """Where the weights come from; reads the checkpoint."""
+        weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
+        return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
+
+    def load(self) -> LoadedModel:
+        """Build the model, in evaluation mode on the CPU; warn if its weights are random.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
+        """
+        return self._load(self.model_kwargs or {})
+
+    def load_frozen(self, seed: int = 0) -> LoadedModel:
+        """Build the model without its classifier; see `load` for errors.
+
+        Args:
+            seed: for random weights, so that cached features of such a model are found again.
+        """
+        kwargs = self.model_kwargs or {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            loaded = self._load(kwargs if self.checkpoint else {"num_classes": 0, **kwargs})
+        if getattr(loaded.model, "num_classes", 0):
+            model: Any = loaded.model
+            model.reset_classifier(0)
+        return loaded
+
+    def _load(self, kwargs: Mapping[str, Any]) -> LoadedModel:
+        if self.checkpoint is not None:
+            return LoadedModel(*load_checkpoint(self.checkpoint, self.weights, self.model, kwargs), self.origin)
+        assert self.model is not None
+        model = create_model(self.model, pretrained=self.pretrained, **kwargs).eval()
+        if not self.pretrained:
+            warnings.warn(f"{self.model} has random weights; give --pretrained or --checkpoint FILE", stacklevel=3)
+        spec = describe_model(model, self.model, pretrained=self.pretrained, **kwargs)
+        return LoadedModel(model, spec, self.origin)
+
+
+def draw_weights(spec: ModelSpec, seed: int) -> LoadedModel:
+    """Build the architecture of a spec without its classifier, in evaluation mode, with random weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_model(spec.model, **{**spec.model_kwargs, "num_classes": 0}).eval()
+    return LoadedModel(model, spec, Origin(None, "random"))
+
+
+def load_model(
+    path_or_name: str | Path,
+    *,
+    model: str | None = None,
+    pretrained: bool = False,
+    weights: Weights = "average",
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a trained model with its preprocessing and class names, in evaluation mode on the CPU.
+
+    Args:
+        path_or_name: a checkpoint of train.py, another file of weights, or the name of a registered model.
+        model: architecture, for files that do not say it.
+        pretrained: fetch the weights that are published for a registered model.
+        weights: for a checkpoint that holds a moving average: the average or the raw weights.
+        model_kwargs: further arguments for the model, such as ``{"num_classes": 10}``.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
+    """
+    name = str(path_or_name)
+    is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
+    if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
+        return ModelSource(Path(name), model, pretrained, model_kwargs, weights).load()
+    return ModelSource(None, name, pretrained, model_kwargs, weights).load()

@@ -1,0 +1,176 @@
+"""Experiments on a trained session: change the tokens that bind objects, and compare scores with attention."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from visionattn.checks import check_range
+from visionattn.data.scenes import SceneBatch
+from visionattn.errors import UserError
+from visionattn.objects.interventions import (
+    Correlation,
+    blocks_of,
+    inject,
+    intervene,
+    probe_subspace,
+    random_subspace,
+    record_attention,
+    shuffle,
+)
+from visionattn.objects.patches import label_patches
+from visionattn.objects.results import AttentionRow, BindingResults, InterventionRow
+from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.objects.session import BindingSession
+
+REQUIRED_PROBES = ("quadratic", "class", "identity")
+"""Probes that experiments use: one for the subspace, and two to segment images."""
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """Interventions on the subspace through which the quadratic probe reads tokens, for ViTs.
+
+    The class and identity probes of the last layer, trained without interventions, segment the images.
+
+    Args:
+        layers: numbers of the blocks after which tokens are changed; by default no interventions.
+        shuffle: shares of patches that exchange their part in the subspace.
+        inject: strengths with which this part is moved to its object's mean, from 0 (unchanged) to 1 (the mean).
+    """
+
+    layers: list[int] | None = None
+    shuffle: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    inject: list[float] = field(default_factory=lambda: [0.5, 1.0])
+
+    def __post_init__(self) -> None:
+        for name in ("shuffle", "inject"):
+            for amount in getattr(self, name):
+                check_range(f"interventions.{name}", amount, 0, 1, error=UserError)
+
+
+class Condition(NamedTuple):
+    """Change of the tokens after one block; fields as in `visionattn.objects.results.InterventionRow`."""
+
+    layer: int | None = None
+    change: str = "none"
+    amount: float = 0.0
+    subspace: str = "–"
+
+
+class Experiments:
+    """Experiments on the probes of a session, which are trained before `run`."""
+
+    def __init__(self, session: BindingSession, options: Interventions) -> None:
+        """Check that the experiments are possible; the probes need not be trained yet.
+
+        Args:
+            session: Session with the probes of `REQUIRED_PROBES`.
+            options: The interventions.
+
+        Raises:
+            ValueError: The backbone is no ViT or no wider than the rank of the probe, or a layer or probe is not among
+                those of the session.
+        """
+        self.session, self.options, backbone = session, options, session.backbone
+        self.blocks = blocks_of(backbone.model, backbone.name)
+        self.last = session.probes.layers[-1]
+        self.draws = torch.Generator().manual_seed(session.seed)
+        rank, width = session.training.rank, backbone.layouts[self.last].dim
+        if rank >= width - 1:
+            raise ValueError(
+                f"--training.rank {rank} leaves nothing out of {backbone.name}'s width {width}: give less than "
+                f"{width - 1} for --interventions.layers"
+            )
+        for layer in options.layers or ():
+            if layer not in backbone.layers:
+                probed = ", ".join(map(str, backbone.layers))
+                raise ValueError(f"--interventions.layers must be among those that are probed, {probed}; got {layer}")
+        if missing := [name for name in REQUIRED_PROBES if name not in session.probes.names]:
+            raise ValueError(f"--interventions.layers needs the probes {', '.join(missing)}: add them to --probes")
+
+    def run(self) -> BindingResults:
+        """Segment images under each intervention, and correlate scores with attention.
+
+        Returns:
+            Results with `interventions` and `attention` alone.
+
+        Raises:
+            ValueError: The subspace of the probe is the whole space.
+        """
+        return BindingResults(interventions=self.segment(), attention=self.correlate())
+
+    def segment(self) -> list[InterventionRow]:
+        """Measure the segmentation of the validation split under each condition."""
+        session, heads = self.session, self.session.probes.at(self.last)
+        conditions = self._conditions()
+        semantic = [SemanticIoU(session.module.num_classes) for _ in conditions]
+        instance = [InstanceIoU() for _ in conditions]
+        for batch in session.validation("interventions"):
+            for number, (condition, basis) in enumerate(conditions):
+                with self._intervene(condition, basis, batch):
+                    tokens = session.backbone(batch.image)[self.last]
+                for name, score in (("class", semantic[number]), ("identity", instance[number])):
+                    outputs = heads.classify(name, tokens)
+                    predicted, grid = outputs.argmax(-1), heads.layout.grid
+                    score.update(batch, count_overlaps(batch, predicted, grid, outputs.shape[-1]))
+        scores = zip(conditions, semantic, instance, strict=True)
+        return [
+            InterventionRow(
+                **session.about(),
+                **condition._asdict(),
+                semantic_miou=classes.compute(),
+                instance_miou=objects.compute(),
+            )
+            for (condition, _), classes, objects in scores
+        ]
+
+    def correlate(self) -> list[AttentionRow]:
+        """Correlate the quadratic probe's scores on each layer with the attention in the next block.
+
+        The correlation is Pearson's r between the probability of the same object and the attention from one patch to
+        another, averaged over heads.
+        """
+        session, backbone = self.session, self.session.backbone
+        layers = [layer for layer in session.probes.layers if layer + 1 < len(self.blocks)]
+        probes = {layer: session.probes.at(layer) for layer in layers}
+        readers: dict[int, Any] = {layer: self.blocks[layer + 1].attn for layer in layers}
+        found = {layer: Correlation() for layer in layers}
+        layout = backbone.layouts[self.last]
+        apart = ~torch.eye(layout.grid[0] * layout.grid[1], dtype=torch.bool, device=session.device)
+        for batch in session.validation("attention"):
+            with record_attention(readers, layout.num_prefix_tokens) as weights:
+                features = backbone(batch.image)
+            for layer in layers:
+                scores = probes[layer].score("quadratic", features[layer]).sigmoid()
+                found[layer].update(scores[:, apart], weights[layer][:, apart])
+        return [
+            AttentionRow(**session.about(), layer=layer, depth=session.depth(layer), correlation=found[layer].compute())
+            for layer in layers
+        ]
+
+    def _conditions(self) -> list[tuple[Condition, Tensor | None]]:
+        """Return all conditions, each with the basis of its subspace."""
+        conditions: list[tuple[Condition, Tensor | None]] = [(Condition(), None)]
+        for layer in self.options.layers or ():
+            basis = probe_subspace(self.session.probes.at(layer))
+            drawn = random_subspace(len(basis), basis.shape[1], self.draws).to(basis.device)
+            conditions += [
+                (Condition(layer, change, amount, name), subspace)
+                for change in ("shuffle", "inject")
+                for amount in getattr(self.options, change)
+                for name, subspace in (("probe", basis), ("random", drawn))
+            ]
+        return conditions
+
+    def _intervene(self, condition: Condition, basis: Tensor | None, batch: SceneBatch) -> AbstractContextManager[None]:
+        if condition.layer is None or basis is None:
+            return nullcontext()
+        layout = self.session.backbone.layouts[condition.layer]
+        if condition.change == "shuffle":
+            change = shuffle(condition.amount, self.draws)
+        else:
+            change = inject(condition.amount, label_patches(batch, layout.grid).instances)
+        return intervene(self.blocks[condition.layer], layout.num_prefix_tokens, basis, change)

@@ -1,0 +1,213 @@
+"""Features that heads are trained on: from a cache, from the backbone at each step, or from memory."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from visionattn.probing.backbone import FrozenBackbone, Layer
+from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
+
+
+class FeatureSource(Protocol):
+    """Tokens and pooled vectors of n images, and their classes.
+
+    Attributes:
+        dim: Width of tokens and vectors.
+        num_prefix_tokens: Tokens before the patches, the class token first, then registers.
+        num_reg_tokens: How many of these are registers.
+        targets: Class indices `[n]`, int64, on the CPU.
+    """
+
+    dim: int
+    num_prefix_tokens: int
+    num_reg_tokens: int
+    targets: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens of images, in their order.
+
+        Args:
+            indices: Images `[m]`.
+            batch_size: Images per batch; the last may have fewer.
+            epoch: Picks the augmented view, where there are some; in epoch 0 images are as they are evaluated.
+
+        Yields:
+            Tokens `[b, N, dim]`, float32, on the CPU or where the backbone is; and their places in `indices`, `[b]`.
+        """
+
+    def pooled(self, kind: PooledKind) -> Tensor:
+        """Class tokens ("cls") or mean patches ("gap") of all images, not augmented: `[n, dim]`, float32.
+
+        Raises:
+            ValueError: There is no class token.
+        """
+
+
+class TensorFeatures:
+    """Features of tokens in memory.
+
+    Args:
+        tokens: `[n, num_prefix_tokens + N, dim]`.
+        targets: Class indices `[n]`.
+        num_prefix_tokens: Tokens before the patches.
+        num_reg_tokens: How many of these are registers.
+    """
+
+    def __init__(self, tokens: Tensor, targets: Tensor, num_prefix_tokens: int = 0, num_reg_tokens: int = 0) -> None:
+        if tokens.dim() != 3 or targets.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"tokens must be [n, N, dim] and targets [n]; got {list(tokens.shape)} and {list(targets.shape)}"
+            )
+        self.tokens, self.targets, self.dim = tokens.float(), targets.long().cpu(), tokens.shape[2]
+        self.num_prefix_tokens, self.num_reg_tokens = num_prefix_tokens, num_reg_tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `FeatureSource`."""
+        for places in _places(indices, batch_size):
+            yield self.tokens[indices[places]], places
+
+    def pooled(self, kind: PooledKind) -> Tensor:
+        """See `FeatureSource`."""
+        return pool_tokens(self.tokens, kind, self.num_prefix_tokens, self.num_reg_tokens)
+
+
+class LayerFeatures:
+    """Features of one layer, or of several side by side on the axis of features.
+
+    Pooled vectors of any layers can be put side by side, tokens only of layers with the same layout.
+
+    Attributes:
+        layers: The layers, in the order of their features.
+        grid: Rows and columns of patches, of the first layer.
+    """
+
+    def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
+        """Takes layers out of a cache.
+
+        Args:
+            cache: The cache, which may have no tokens.
+            layers: Some of the cache's layers.
+
+        Raises:
+            ValueError: The cache has no such layer.
+        """
+        unknown = [layer for layer in layers if layer not in cache.layouts]
+        if unknown or not layers:
+            raise ValueError(f"layers {list(layers)} must be one or more of those extracted: {list(cache.layouts)}")
+        self.cache, self.layers = cache, tuple(layers)
+        self._layouts = [cache.layouts[layer] for layer in layers]
+        self.dim = sum(layout.dim for layout in self._layouts)
+        self.grid = self._layouts[0].grid
+        self.num_prefix_tokens = self._layouts[0].num_prefix_tokens
+        self.num_reg_tokens = self._layouts[0].num_reg_tokens
+        self.targets = cache.targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def pooled(self, kind: PooledKind) -> Tensor:
+        """See `FeatureSource`."""
+        return torch.cat([self.cache.pooled(layer, kind) for layer in self.layers], dim=1)
+
+    def _check_layouts(self) -> None:
+        forms = {(*layout.grid, layout.num_prefix_tokens) for layout in self._layouts}
+        if len(forms) > 1:
+            described = "; ".join(
+                f"{rows} × {columns} patches after {prefix}" for rows, columns, prefix in sorted(forms)
+            )
+            raise ValueError(
+                f"tokens of layers {list(self.layers)} cannot be put side by side, they lie differently ({described}); "
+                "take layers of one stage, or pooled vectors"
+            )
+
+
+class CachedFeatures(LayerFeatures):
+    """Features from a cache with tokens; epochs take its views in turn."""
+
+    def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
+        """Takes layers out of a cache.
+
+        Args:
+            cache: The cache.
+            layers: Some of the cache's layers.
+
+        Raises:
+            ValueError: The cache has no such layer, or no tokens.
+        """
+        super().__init__(cache, layers)
+        if not cache.views:
+            raise ValueError(
+                f"the feature cache in {cache.arrays.folder} has no tokens; raise token_budget_gb, "
+                "or run the backbone at each step (OnlineFeatures)"
+            )
+
+    def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `FeatureSource`."""
+        self._check_layouts()
+        rows = indices.cpu().numpy()
+        for places in _places(indices, batch_size):
+            chosen = rows[places.numpy()]
+            tokens = [self.cache.tokens(layer, chosen, epoch % self.cache.views) for layer in self.layers]
+            yield tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=2), places
+
+
+class OnlineFeatures(LayerFeatures):
+    """Features that the backbone computes at each step; only pooled vectors come from a cache."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        backbone: FrozenBackbone,
+        images: Images,
+        layers: Sequence[Layer] = ("last",),
+        augment: bool = False,
+    ) -> None:
+        """Puts a backbone in the place of cached tokens.
+
+        Args:
+            cache: Pooled vectors of the same backbone and images.
+            backbone: The backbone.
+            images: The images.
+            layers: Some of the backbone's layers.
+            augment: Whether images are augmented from epoch 1 on, anew in each epoch.
+
+        Raises:
+            ValueError: The backbone has no such layer.
+        """
+        super().__init__(cache, layers)
+        self.backbone, self.images, self.augment = backbone, images, augment
+
+    def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `FeatureSource`.
+
+        Raises:
+            ValueError: An image that was readable upon extraction is not any more.
+        """
+        self._check_layouts()
+        every = list(_places(indices, batch_size))
+        numbers = [self.cache.indices[indices[places].cpu()].tolist() for places in every]
+        batches = self.images.open(numbers, epoch if self.augment else 0)
+        for places, wanted, batch in zip(every, numbers, batches, strict=True):
+            self._check_images(batch, wanted)
+            tokens = self.backbone(batch.image)
+            yield torch.cat([tokens[layer] for layer in self.layers], dim=2), places
+
+    def _check_images(self, batch: ImageBatch, wanted: list[int]) -> None:
+        if batch.index.tolist() != wanted:
+            error = batch.errors[0] if batch.errors else f"{len(wanted)} were asked for, {len(batch.index)} others came"
+            raise ValueError(f"images are not those of the cache in {self.cache.arrays.folder} any more: {error}")
+
+
+def _places(indices: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """The places 0 to m - 1 of indices, batch by batch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    for start in range(0, len(indices), batch_size):
+        yield torch.arange(start, min(start + batch_size, len(indices)))

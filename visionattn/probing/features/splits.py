@@ -1,0 +1,218 @@
+"""Images of a split for the feature cache, and the features of a split."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
+from visionattn.data.loading import ImageDataset
+from visionattn.data.sampling import Draw
+from visionattn.data.sources import ImageSource
+from visionattn.data.transforms import image_transform
+from visionattn.evaluation.as_trained import prepare_images
+from visionattn.files import slug
+from visionattn.probing.backbone import FrozenBackbone, Layer
+from visionattn.probing.features.contents import fingerprint, short_hash
+from visionattn.probing.features.extraction import (
+    FeatureCache,
+    ImageBatch,
+    collate_images,
+    extract_features,
+    view_seed,
+)
+from visionattn.probing.features.sources import (
+    CachedFeatures,
+    FeatureSource,
+    LayerFeatures,
+    OnlineFeatures,
+    TensorFeatures,
+)
+from visionattn.probing.options import FeatureOptions, ProbingData
+from visionattn.tasks.checkpoint import ClassifierSpec
+
+Split = Literal["train", "validation"]
+
+SEED = 0
+"""Seed of `ProbingData.limit_per_class` and of augmented views, which all seeds of heads share."""
+
+AUGMENTATION = {
+    "scale": (0.08, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "hflip": 0.5,
+    "color_jitter": 0.0,
+    "interpolation": "bicubic",
+}
+"""Augmentation of views after the first: random crops and flips, the usual ones of linear probing."""
+
+
+class SplitImages:
+    """Images of a split, as `visionattn.probing.features.extraction.Images`.
+
+    Args:
+        module: The data set, after ``setup``.
+        split: Which split.
+        memory: Folder that remembers the hashes of unchanged images.
+        progress: Called with the number of images whose contents were read and the number of all.
+    """
+
+    def __init__(
+        self,
+        module: ImageClassificationData,
+        split: Split,
+        memory: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        loader = module.train_dataloader() if split == "train" else module.val_dataloader()
+        if not isinstance(loader.dataset, ImageDataset):
+            raise DataError(f"data set {module.name!r} is read in order: probing needs images with random access")
+        self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
+        self.split, self.preprocessing = split, module.preprocessing
+        self._num_workers, self._on_error = module.num_workers, module.on_error
+        self.targets = self.source.targets()
+        parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
+        base = "" if module.root is None else str(Path(module.root).resolve())
+        self.identity: Mapping[str, Any] = {
+            "dataset": module.name,
+            "split": [split, module.splits[split]],
+            "fingerprint": fingerprint(parts, memory, progress, base),
+        }
+        self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name_of(self, number: int) -> str:
+        """Return an image's file with its whole path, or its name in the data set."""
+        name = self.source.name_of(number)
+        return str(Path(name).resolve()) if Path(name).is_file() else name
+
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
+        """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
+        transform = image_transform(self.preprocessing, AUGMENTATION if view else None)
+        draws = [
+            [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
+        ]
+        loader = ImageLoader(
+            ImageDataset(self.source, transform),
+            self._on_error,
+            batch_sampler=draws,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate_images,
+        )
+        return cast(Iterator[ImageBatch], iter(loader))
+
+    def photograph(self, number: int) -> Any:
+        """Return an image as the backbone sees it, but in its own colours: bytes `[H, W, 3]`."""
+        from visionattn.viz.image import denormalize
+
+        seen: Tensor = image_transform(self.preprocessing)(self.source.read(number)[0])
+        return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
+
+    def missing(self, cache: FeatureCache) -> list[str]:
+        """Return the names of images that could not be read when features were extracted.
+
+        Raises:
+            UnreadableImageError: There are some, and `ProbingData.on_error` is "raise".
+        """
+        numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
+        names = [self.name_of(number) for number in numbers]
+        if names and self._on_error == "raise":
+            raise UnreadableImageError(
+                f"cannot read {names[0]}, upon extraction; repair it and remove {cache.arrays.folder}, or pass "
+                "--data.on_error skip"
+            )
+        return names
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features of a split.
+
+    Attributes:
+        backbone: The backbone that gives them.
+        images: The images.
+        cache: Pooled vectors, and tokens if they fit.
+        views: Number of views of each image.
+        with_tokens: Whether tokens are needed, or pooled vectors are enough.
+    """
+
+    backbone: FrozenBackbone
+    images: SplitImages
+    cache: FeatureCache
+    views: int
+    with_tokens: bool
+
+    @classmethod
+    def extract(
+        cls,
+        backbone: FrozenBackbone,
+        images: SplitImages,
+        options: FeatureOptions,
+        batch_size: int,
+        *,
+        with_tokens: bool,
+        asked: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "SplitFeatures":
+        """Extract the features of a split that are not cached yet.
+
+        Args:
+            backbone: The backbone.
+            images: The images; only those of train have several views.
+            options: Views, type and place of the features.
+            batch_size: Images per step.
+            with_tokens: Whether tokens are needed.
+            asked: The request in plain values. It names the folder in the cache. Whether the folder holds features of
+                the same weights and images is decided by their hashes.
+            progress: See `extract_features`.
+        """
+        split, views = images.split, options.views if images.split == "train" else 1
+        names = {"split": split, "views": views, "dtype": options.dtype, "layers": backbone.layers}
+        request = {**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)}
+        cache = extract_features(
+            backbone,
+            images,
+            options.folder / f"{slug(backbone.name)}-{split}-{short_hash(request)}",
+            token_budget_gb=options.token_budget_gb if with_tokens else 0.0,
+            views=views,
+            dtype=options.dtype,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return cls(backbone, images, cache, views, with_tokens)
+
+    def source(self, layers: Sequence[Layer]) -> FeatureSource:
+        """Return features of layers: pooled vectors if they are enough, cached tokens, or those of the backbone."""
+        if not self.with_tokens:
+            return pooled_tokens(LayerFeatures(self.cache, layers))
+        if self.cache.views:
+            return CachedFeatures(self.cache, layers)
+        return OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
+
+
+def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
+    """Return the preprocessing of images: the backbone's own, with the values that the options set.
+
+    Raises:
+        ValueError: The backbone takes sequences of pixels, or images that are not square.
+    """
+    if spec.preprocessing.get("sequence") is not None:
+        raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
+    return prepare_images(spec, data.img_size, data.crop_pct, data.interpolation)
+
+
+def pooled_tokens(features: Any) -> TensorFeatures:
+    """Return the class token, if there is one, and the mean patch in place of all tokens.
+
+    For heads that take the mean of their tokens these are the same, and need only the pooled vectors.
+    """
+    has_cls = features.num_prefix_tokens > features.num_reg_tokens
+    kinds = ("cls", "gap") if has_cls else ("gap",)
+    return TensorFeatures(
+        torch.stack([features.pooled(kind) for kind in kinds], dim=1), features.targets, num_prefix_tokens=int(has_cls)
+    )

@@ -1,0 +1,72 @@
+"""A candidate in training."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from visionattn.probing.heads import ProbingHead
+from visionattn.probing.protocols.candidates import Candidate
+
+
+@dataclass
+class Trial:
+    """A candidate in training.
+
+    Attributes:
+        candidate: Head and rate.
+        head: The head.
+        best: Weights of its best epoch, where none is judged of its last one; until there is one, those that it starts
+            with.
+        best_epoch: Counted from 1.
+        best_accuracy: Top-1 after that epoch, where choices are made.
+        losses: Mean training loss of each epoch.
+        seconds: Wall time of the epochs in which it took part.
+        stopped: Whether it takes part no more.
+    """
+
+    candidate: Candidate
+    head: ProbingHead
+    best: dict[str, Tensor] = field(init=False)
+    best_epoch: int = 0
+    best_accuracy: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.best = self._weights()
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the head."""
+        return sum(parameter.numel() for parameter in self.head.parameters())
+
+    def note(self, loss: float, accuracy: float | None, seconds: float, patience: int | None) -> None:
+        """Takes down an epoch, and stops where the loss is not finite or nothing has been better for so many epochs.
+
+        Without an accuracy, each epoch counts as better than the one before.
+        """
+        self.losses.append(loss)
+        self.seconds += seconds
+        epoch = len(self.losses)
+        if not math.isfinite(loss):
+            self.stopped = True
+        elif not self.best_epoch or accuracy is None or accuracy > self.best_accuracy:
+            self.best, self.best_epoch, self.best_accuracy = self._weights(), epoch, accuracy or 0.0
+        elif patience is not None and epoch - self.best_epoch >= patience:
+            self.stopped = True
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes: tensors and plain values."""
+        progress = {name: value for name, value in vars(self).items() if name not in ("candidate", "head")}
+        return progress | {"weights": self._weights()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave."""
+        self.head.load_state_dict(state["weights"])
+        vars(self).update({name: value for name, value in state.items() if name != "weights"})
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.to("cpu", copy=True) for name, value in self.head.state_dict().items()}
