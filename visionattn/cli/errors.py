@@ -23,7 +23,9 @@ from jsonargparse.typing import register_type
 from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
 from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
 from visionattn.cli.lists import accept_commas
+from visionattn.errors import TRACEBACK
 from visionattn.errors import UsageError as UsageError
+from visionattn.errors import one_line as one_line
 
 OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -150,21 +152,6 @@ def describe(error: BaseException) -> str:
     return ": ".join(filter(None, [name, message])) + f" ({DEBUG_HINT})"
 
 
-def one_line(message: str) -> str:
-    """Condenses a message of several lines; of a traceback that it quotes, what stands after the last frame is kept.
-
-    Data-loader workers quote the traceback of what happened in them.
-    """
-    lines = [line for line in message.splitlines() if line.strip()]
-    if _TRACEBACK in message:
-        last_frame = max(number for number, line in enumerate(lines) if line.startswith(" ") or _TRACEBACK in line)
-        lines = lines[last_frame + 1 :] or lines
-        lines[0] = re.sub(r"^[\w.]+: ", "", lines[0])
-    return " ".join(line.strip() for line in lines)
-
-
-_TRACEBACK = "Traceback (most recent call last)"
-
 _KNOWN = {
     # Worker processes share images through memory, too; this comes first.
     r"/torch_\d+|Bus error|out of shared memory": (
@@ -226,7 +213,7 @@ def _written_for_users(error: BaseException) -> bool:
         return True
     if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return False
-    if _TRACEBACK in str(error):
+    if TRACEBACK in str(error):
         files = re.findall(r'File "([^"]+)"', str(error))
         return bool(files) and not OWN_PACKAGES.isdisjoint(Path(files[-1]).parts)
     frames = list(traceback.walk_tb(error.__traceback__))

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visionattn.metrics.baselines import block_grid, random_segments
     from visionattn.metrics.reranking import rerank
     from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval, evaluate_vehicleid
     from visionattn.metrics.segmentation import (
@@ -23,16 +24,19 @@ __all__ = [
     "ForegroundARI",
     "MeanBestOverlap",
     "adjusted_rand_index",
+    "block_grid",
     "correct_localization",
     "evaluate_distances",
     "evaluate_retrieval",
     "evaluate_vehicleid",
     "foreground_ari",
     "mean_best_overlap",
+    "random_segments",
     "rerank",
 ]
 
 _LAZY = {
+    "visionattn.metrics.baselines": ("block_grid", "random_segments"),
     "visionattn.metrics.reranking": ("rerank",),
     "visionattn.metrics.retrieval": ("evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid"),
     "visionattn.metrics.segmentation": (
