@@ -42,8 +42,8 @@ def make_preprocessing(
         mean: mean of each channel.
         std: standard deviation of each channel.
         interpolation: by default ``bicubic``.
-        crop_pct: by default 0.875.
-        crop_mode: by default ``center``.
+        crop_pct: share of the edge that a crop keeps, by default 0.875.
+        crop_mode: one of ``crop_modes``, by default ``center``.
         crop_modes: modes to choose from.
         statistics: default mean and standard deviation.
 

@@ -63,8 +63,7 @@ class MiddlePart:
         longest = self.aspect * min(image.size)
         if max(image.size) <= longest:
             return image
-        middle: Image.Image = center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
-        return middle
+        return center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:

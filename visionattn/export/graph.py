@@ -1,6 +1,6 @@
 """Networks as graphs that run without this package: ONNX, and programs of `torch.export`.
 
-While a graph is traced, attention and Terminator's products use the backend "plain" of `visionattn_kernels`, and tensors
+While a graph is traced, attention and Terminator's products use backend "plain" of `visionattn_kernels`, and tensors
 that depend on parameters alone become data. A file is saved only after its outputs were compared with the network's.
 """
 

@@ -28,5 +28,4 @@ class BNNeck(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, num_classes] of features [B, num_features]."""
-        logits: Tensor = self.classifier(self.norm(features))
-        return logits
+        return self.classifier(self.norm(features))

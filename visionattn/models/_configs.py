@@ -15,11 +15,9 @@ def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[
         *backbones: Names in timm's registry.
     """
     return {
-        prefix + name: {**_plain(asdict(cfg)), **changes}
+        prefix + name: {
+            key: value for key, value in (asdict(cfg) | changes).items() if key not in ("architecture", "tag")
+        }
         for backbone in backbones
         for name, cfg in get_arch_pretrained_cfgs(backbone).items()
     }
-
-
-def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}

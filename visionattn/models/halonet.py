@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, channels_last, resize_table
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_pyramid, packaged
 
 __all__ = ["HaloNet"]
 
@@ -281,16 +281,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_halonet(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> HaloNet:
-    arch = {**arch, **kwargs}
-    model: HaloNet = build_model(
-        HaloNet,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **arch,
-    )
-    return model
+    return build_pyramid(HaloNet, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 def _table(name: str, **changes: Any) -> dict[str, Any]:

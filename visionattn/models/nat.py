@@ -34,7 +34,7 @@ from visionattn.models._nat_blocks import (
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_pyramid, packaged
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -237,16 +237,9 @@ default_cfgs = generate_default_cfgs(
 def _create_nat(
     variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any
 ) -> NeighborhoodAttentionTransformer:
-    arch = {**arch, **kwargs}
-    model: NeighborhoodAttentionTransformer = build_model(
-        NeighborhoodAttentionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **arch,
+    return build_pyramid(
+        NeighborhoodAttentionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs}
     )
-    return model
 
 
 _MINI = {"embed_dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}

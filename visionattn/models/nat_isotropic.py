@@ -187,7 +187,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    model: IsotropicNeighborhoodTransformer = build_model_with_cfg(
+    return build_model_with_cfg(
         IsotropicNeighborhoodTransformer,
         variant,
         pretrained,
@@ -195,7 +195,6 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
         feature_cfg={"out_indices": 3, "flatten_sequential": True},
         **{**arch, **kwargs},
     )
-    return model
 
 
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}

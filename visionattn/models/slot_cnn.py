@@ -115,14 +115,13 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
-    model: SlotCnn = build_model_with_cfg(
+    return build_model_with_cfg(
         SlotCnn,
         variant,
         pretrained,
         feature_cfg={"out_indices": arch.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"},
         **arch,
     )
-    return model
 
 
 @register_model

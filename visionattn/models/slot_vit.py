@@ -11,13 +11,14 @@ making.
 
 from typing import Any, Literal, get_args
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
 from visionattn.models._configs import configs_like
+from visionattn.models._weights import build_vit
 from visionattn.models.controls import VIT_PICO
 
 __all__ = ["SlotVisionTransformer"]
@@ -119,15 +120,7 @@ default_cfgs = generate_default_cfgs(configs_like("slot_", {}, "vit_pico_patch4_
 
 
 def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> SlotVisionTransformer:
-    model: SlotVisionTransformer = build_model_with_cfg(
-        SlotVisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arch, **kwargs},
-    )
-    return model
+    return build_vit(SlotVisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 @register_model

@@ -330,14 +330,13 @@ def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **k
     if pretrained:
         _check_channels(variant, arch)
     blocks = len(arch.get("embed_dims", range(5)))
-    model: Terminator = build_model(
+    return build_model(
         Terminator,
         variant,
         pretrained,
         feature_cfg={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
         **arch,
     )
-    return model
 
 
 def _check_channels(variant: str, arch: dict[str, Any]) -> None:
