@@ -35,17 +35,7 @@ def make_preprocessing(
     crop_modes: Collection[str] = CROP_MODES,
     statistics: Statistics = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
 ) -> dict[str, Any]:
-    """Return the preprocessing as timm names it, with defaults for what is None.
-
-    Args:
-        input_size: (C, H, W) of images.
-        mean: mean of each channel.
-        std: standard deviation of each channel.
-        interpolation: by default ``bicubic``.
-        crop_pct: share of the edge that a crop keeps, by default 0.875.
-        crop_mode: one of ``crop_modes``, by default ``center``.
-        crop_modes: modes to choose from.
-        statistics: default mean and standard deviation.
+    """Return the preprocessing as timm names it; the options are those of the DataModules, and None takes a default.
 
     Raises:
         DataError: a value out of its bounds.
@@ -65,11 +55,7 @@ def make_preprocessing(
 
 
 def check_augmentation(options: Mapping[str, Any], size: int) -> None:
-    """Check the augmentation options of a DataModule, by their names there; those that it lacks pass.
-
-    Args:
-        options: the options, with ``train_interpolation`` as ``interpolation``.
-        size: edge of the images in pixels.
+    """Check the augmentation options that a DataModule has, for images with an edge of ``size`` pixels.
 
     Raises:
         DataError: a value out of its bounds, or two that exclude each other.

@@ -98,17 +98,7 @@ def load_network(
     inference: Inference | None = None,
     img_size: ImageSize | None = None,
 ) -> Network:
-    """Load the network that options of the command line name.
-
-    Args:
-        checkpoint: As for `eval.py classify`, like the next four.
-        model: A registered model.
-        pretrained: Whether to download its published weights.
-        model_kwargs: Further arguments of the model.
-        weights: Weights of a checkpoint with a moving average: the average or the raw ones.
-        probe: A head of `eval.py probe --export`; the network is then its backbone with the head.
-        inference: Branches of a DCAL model.
-        img_size: Another size than that of the training: an edge, or height and width.
+    """Load the network that the options of `visionattn export onnx` name, see `commands.onnx`.
 
     Raises:
         UsageError: Options contradict each other, or none names a network.
