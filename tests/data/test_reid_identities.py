@@ -30,7 +30,7 @@ def listed(split: Split) -> list[ReidImage]:
     return Identities().images(Path(), split, Options())
 
 
-def test_others_are_looked_for_than_were_trained_on() -> None:
+def test_training_and_test_identities_are_disjoint() -> None:
     people = {split: {image.pid for image in listed(split)} for split in SPLITS}
     assert len(people["train"]) == 64
     assert people["gallery"] == people["query"] | {0}
@@ -48,7 +48,7 @@ def test_everybody_is_seen_by_all_four_cameras(split: Split) -> None:
 
 
 @pytest.mark.parametrize(("split", "checksum"), [("train", 4131846726), ("query", 560841661), ("gallery", 4261118211)])
-def test_the_lists_never_change(split: Split, checksum: int) -> None:
+def test_lists_never_change(split: Split, checksum: int) -> None:
     # Or results would not compare with those of earlier versions.
     lines = [f"{image.name} {image.pid} {image.camera}" for image in listed(split)]
     assert zlib.crc32("\n".join(lines).encode()) == checksum
@@ -87,7 +87,7 @@ def test_images_are_the_same_whenever_they_are_drawn() -> None:
     assert again[::-1] == first
 
 
-def test_no_two_images_are_the_same() -> None:
+def test_images_are_all_different() -> None:
     drawn = [Identities().open(image) for image in [*listed("query"), *listed("gallery")[-64:]]]
     assert {(image.mode, image.size) for image in drawn} == {("RGB", (32, 64))}
     assert len({image.tobytes() for image in drawn}) == 192 + 64
