@@ -223,7 +223,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
 
 
 @each_kind
-def test_weights_load_for_other_channels_and_a_new_head(name: str) -> None:
+def test_model_takes_other_channels_and_classes(name: str) -> None:
     model = create(name, in_chans=1, num_classes=10)
     assert model(image(model)[:, :1]).shape == (2, 10)
 
