@@ -1,4 +1,4 @@
-"""Writes docs/results.md from the headers of configs/*.yaml: what each is expected to reach, and what was measured.
+"""Write docs/results.md from the headers of configs/*.yaml: expected and measured figures.
 
 python docs/tables.py            # writes the page
 python docs/tables.py --check    # fails if that would change anything
@@ -29,13 +29,13 @@ are ours.
 
 @dataclass(frozen=True)
 class Header:
-    """What the comments at the top of a configuration say.
+    """Comments at the top of a config.
 
     Attributes:
         title: the first sentence or two.
-        command: that the figures belong to.
-        expected: what the paper, or a lower bound, says.
-        measured: what was seen here.
+        command: command that the figures belong to.
+        expected: figure of the paper, or a lower bound.
+        measured: our figure.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a configuration.
+    """Return the header of a config.
 
     Raises:
         ValueError: a part is missing.
@@ -62,8 +62,9 @@ def read_header(path: Path) -> Header:
 
 
 def page() -> str:
-    """The text of the page."""
-    paths = sorted((ROOT / "configs").rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    """Return the text of the page."""
+    recipes = (path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "base")
+    paths = sorted(recipes, key=lambda path: (len(path.parts), path))
     headers = {path.relative_to(ROOT).as_posix(): read_header(path) for path in paths}
     measured = [
         f"### {name}\n\n{_escape(header.title)}\n\n- command: `{header.command}`\n"
@@ -81,12 +82,12 @@ def page() -> str:
 
 
 def _escape(text: str) -> str:
-    """Names with underscores, and patterns with asterisks, are not to be read as Markdown."""
+    """Keep underscores and asterisks from being read as Markdown."""
     return re.sub(r"([_*|])", r"\\\1", text)
 
 
 def main(argv: list[str]) -> int:
-    """Updates or checks the page."""
+    """Update or check the page."""
     new = page()
     if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != new:
         if "--check" in argv:

@@ -26,11 +26,11 @@ import yaml
 from matplotlib.transforms import Bbox
 
 from visionattn.cli.classify import classify
-from visionattn.cli.report import write_csv, write_text
 from visionattn.evaluation import ImageOptions
 from visionattn.export.hub import save_folder
 from visionattn.export.network import load_network
 from visionattn.models._weights import CHECKSUMS, FOLDER
+from visionattn.output import write_csv, write_text
 from visionattn.viz.figure import BLUE, new_figure, save_figure, style_axes
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from visionattn.__main__ import COMMANDS
+from visionattn.__main__ import COMMANDS, PARENTS
 from visionattn.__main__ import main as console
-from visionattn.cli.errors import ConciseParser, normalize
+from visionattn.cli.errors import normalize
+from visionattn.cli.parsing import ConciseParser
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w+)(?: *\{([^}\n]*)\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -85,8 +86,10 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if command[:2] == ["-m", "visionattn"]:
         command = command[2:]
     name, argv = command[0].removesuffix(".py"), command[1:]
-    if name not in COMMANDS:
-        return
+    if name not in PARENTS:
+        argv = command
+        if name not in COMMANDS:
+            return
     original = ConciseParser.parse_args
     depth = 0
 
@@ -105,7 +108,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(ConciseParser, "parse_args", parse_args)
         with pytest.raises(Parsed):
-            import_module(COMMANDS[name][0]).main(normalize(argv))
+            import_module(PARENTS.get(name) or COMMANDS[name]).main(normalize(argv))
 
 
 def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

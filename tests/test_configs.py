@@ -1,20 +1,22 @@
-"""Every shipped config is parsed, and makes one step of training, or evaluates, on images made here."""
+"""Every shipped config makes one step of training, or evaluates, on images made here; configs based on others."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from visionattn.cli import evaluate
-from visionattn.cli.configs import find_config
+from visionattn.cli.configs import config_text, find_config, place_of, read_config
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 
 REPOSITORY = Path(__file__).parents[1]
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "base")
 EVALUATIONS = [path for path in CONFIGS if path.parent.name == "evaluation"]
 TRAININGS = [path for path in CONFIGS if path not in EVALUATIONS]
 # The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
@@ -53,7 +55,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", TRAININGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
-def test_one_step(
+def test_training_config_makes_one_step(
     config: Path,
     images: Path,
     people: Path,
@@ -100,7 +102,7 @@ def test_one_step(
 
 
 @pytest.mark.parametrize("config", EVALUATIONS, ids=lambda path: path.name)
-def test_a_small_evaluation(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_config_runs(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "r.json"
     options = ["--model=vit_pico_patch4_32", "--pretrained=false", "--control=null", "--seeds=1", "--training.epochs=1"]
     options += ["--data.name=synthetic", "--data.root=null", "--data.limit=2", "--data.num_workers=0"]
@@ -110,7 +112,7 @@ def test_a_small_evaluation(config: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_the_header_says_what_to_expect(config: Path) -> None:
+def test_header_says_what_to_expect(config: Path) -> None:
     header = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
     assert "https://arxiv.org/abs/" in header
     assert "Expected:" in header
@@ -140,3 +142,61 @@ def test_shipped_config_by_name_names_the_run_and_the_task(
     assert run(main, ["fit", "--config=reid/identities", "--trainer.accelerator=cpu", *options.split()]) == 0
     assert "on identities" in capsys.readouterr().out
     assert (tmp_path / "runs/reid-identities/0/config.yaml").is_file()
+
+
+def test_imagenet_recipes_are_those_of_the_first_release() -> None:
+    """The digest is that of the 27 files of 0.1.0, each of which held its whole recipe."""
+    values = {path.stem: read_config(str(path)) for path in CONFIGS if path.parent.name == "imagenet"}
+    assert len(values) == 27
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert digest == "49140b80fd4185a8ded1bd6c2990968a4c04c811778ab12736827a2e934ca653"
+
+
+def test_overlay_of_a_user_is_completed_by_its_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/base.yaml").write_text("base: imagenet/nat_tiny\ndata:\n  root: null\n  name: digits\n")
+    (tmp_path / "mine/run.yaml").write_text("base: base.yaml\nmodel:\n  name: nat_pico\n  mixup: 0.1\n")
+    assert run(main, ["fit", "--config=mine/run.yaml", "--model.lr_base=0.5", "--print_config"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    wanted = {
+        "model": {"name": "nat_pico", "mixup": 0.1, "lr_base": 0.5, "cutmix": 1.0, "drop_path_rate": 0.2},
+        "data": {"name": "digits", "root": None, "re_mode": "pixel"},
+        "trainer": {"max_epochs": 310},
+    }
+    assert {section: {key: values[section][key] for key in keys} for section, keys in wanted.items()} == wanted
+    assert "base" not in values
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param("base: absent\n", "c.yaml, line 1: no config file absent: base takes a file beside", id="absent"),
+        pytest.param("base: [a, b]\n", "c.yaml, line 1: base takes the name of one config file", id="two"),
+        pytest.param("model: {}\nbase: d.yaml\n", "d.yaml, line 1: c.yaml is based on this file", id="circle"),
+        pytest.param("base: wrong.yaml\n", "unknown key model.nam (wrong.yaml, line 2); did you mean", id="key"),
+        pytest.param("base: e.yaml\nmodel: {lr: x}\n", "--model.lr (c.yaml, line 2): expected float", id="own"),
+    ],
+)
+def test_mistake_is_told_with_the_file_and_line_that_hold_it(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+    Path("d.yaml").write_text("base: c.yaml\n")
+    Path("e.yaml").write_text("model:\n  lr: 0.1\n")
+    Path("wrong.yaml").write_text("model:\n  nam: x\n")
+    assert run(main, ["fit", "--config=c.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_base_and_overlay_keep_values_as_they_are_written(tmp_path: Path) -> None:
+    base, overlay = tmp_path / "b.yaml", tmp_path / "c.yaml"
+    base.write_text("model:\n  lr: 1e-3\n  opt_kwargs: {a: 1, b: 2}\n")
+    overlay.write_text("base: b.yaml\nmodel:\n  opt_kwargs: {a: 3}\n")
+    assert config_text(str(overlay)) == "model:\n  lr: 1e-3\n  opt_kwargs: {a: 3}\n"
+    assert place_of(str(overlay), "model.lr") == f"{base}, line 2"
+    assert place_of(str(overlay), "model.opt_kwargs") == f"{overlay}, line 3"

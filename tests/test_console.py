@@ -1,22 +1,27 @@
 """The command `visionattn`."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from visionattn.__main__ import COMMANDS, dispatch, main
+from visionattn.__main__ import COMMANDS, GROUPS, dispatch, main
 from visionattn.cli.errors import run
+from visionattn.completion import create_parser
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(dispatch, [option]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "usage: visionattn COMMAND ..."
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert lines[0] == "usage: visionattn COMMAND [options]"
+    assert len(lines) <= 32, "one screen"
+    assert [line.split()[0] for line in lines if line.startswith("  ") and "--" not in line] == list(COMMANDS)
+    assert [line[:-1] for line in lines if line.endswith(":")] == [*GROUPS, "examples"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,10 +32,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "a command is wanted: train, eval, export"),
-        (["trein", "fit"], "unknown command 'trein'; did you mean train?"),
-        (["frobnicate"], "unknown command 'frobnicate'; choose from train, eval, export"),
-        (["--verbose"], "unknown command '--verbose'; choose from train, eval, export"),
+        ([], "a command is wanted: fit, validate, test, predict, classify, "),
+        (["fti"], "unknown command 'fti'; did you mean fit?"),
+        (["frobnicate"], "unknown command 'frobnicate'; choose from fit, validate, test, predict, "),
+        (["--config", "quickstart", "fit"], "--config stands before the command: write visionattn COMMAND --config"),
+        (["fit", "--data.rot", "x"], "unknown option --data.rot; did you mean --data.root"),
+        (["fit", "--model", "nat_tiny"], "--model takes a config file of options --model.NAME"),
+        (["classify", "--lrr", "1"], "unknown option --lrr"),
+        (["completion", "fish"], "visionattn completion takes one of bash, zsh, tcsh"),
+        (["train", "--model.name", "x", "fit"], "--model.name stands before the command"),
+        (["train", "--config", "quickstart", "fit"], "--config stands before the command: write fit --config"),
         (["eval", "clasifi"], "unknown command 'clasifi'; did you mean classify?"),
         (["export", "onxx"], "unknown command 'onxx'; did you mean onnx?"),
         (["train", "fit", "--data.rot", "x"], "unknown option --data.rot; did you mean --data.root"),
@@ -46,19 +57,21 @@ def test_mistakes_end_with_one_line(argv: list[str], says: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "fit"], ["eval", "classify"], ["export", "hub"], ["export", "convert"]], ids=" ".join
+    "words",
+    [["fit"], ["classify"], ["train", "fit"], ["eval", "classify"], ["export", "hub"], ["export", "convert"]],
+    ids=" ".join,
 )
-def test_help_of_a_command_tells_how_it_was_called(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_of_a_command_is_what_was_typed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(dispatch, [*words, "--help"]) == 0
     usage = " ".join(capsys.readouterr().out.split())
-    assert usage.lower().startswith(f"usage: visionattn {words[0]}")
+    assert usage.lower().startswith(f"usage: visionattn {' '.join(words)}")
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "visionattn", "nonsense"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: unknown command 'nonsense'; choose from train, eval, export\n"
+    assert done.stderr == f"error: unknown command 'nonsense'; choose from {', '.join(COMMANDS)}\n"
 
 
 def test_the_script_is_this() -> None:
@@ -66,11 +79,55 @@ def test_the_script_is_this() -> None:
     assert script.load() is main
 
 
-def test_a_training_tells_the_next_command_as_it_was_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_version(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, start in (("-h", "usage: visionattn"), ("--version", f"visionattn {version('visionattn')}")):
+        assert run(dispatch, [command, option]) == 0
+        assert capsys.readouterr().out.startswith(start)
+
+
+@pytest.mark.parametrize(("words", "evaluation"), [("fit", "classify"), ("train fit", "eval classify")])
+def test_next_command_of_a_training_has_the_form_that_was_typed(
+    words: str, evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = "train fit --model.name test_resnet --data.name digits --data.num_workers 0 --trainer.max_epochs 1"
+    options = "--model.name test_resnet --data.name digits --data.num_workers 0 --trainer.max_epochs 1"
     limits = "--trainer.limit_train_batches 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
-    assert run(dispatch, [*words.split(), *limits.split()]) == 0
-    assert "evaluate:  visionattn eval classify --checkpoint runs/" in capsys.readouterr().out
+    assert run(dispatch, [*words.split(), *options.split(), *limits.split()]) == 0
+    assert f"evaluate:  visionattn {evaluation} --checkpoint runs/" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "runs/test_resnet/0/summary.json").read_text())
+    assert summary["command"].startswith(f"visionattn {words} --model.name")
+
+
+def test_completion_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("visionattn.completion.find_spec", lambda name: None)
+    assert run(dispatch, ["completion", "bash"]) == 2
+    assert "pip install shtab" in capsys.readouterr().err
+
+
+def test_completion_knows_commands_options_and_their_words(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert run(dispatch, ["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for word in (
+        *COMMANDS,
+        "--model.name",
+        "--data.root",
+        "--trainer.max_epochs",
+        "--checkpoint",
+        "onnx",
+        "bf16-mixed",
+    ):
+        assert word == "completion" or word in script
+    assert "--trainer.barebones" not in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_parser_has_every_command() -> None:
+    parser: Any = create_parser("visionattn", "FILES")
+    commands = parser._subcommands_action.choices
+    assert set(commands) == set(COMMANDS) - {"completion"}
+    options = {action.dest: action for action in commands["fit"]._actions}
+    assert options["config"].complete == "FILES"
+    assert "classification" in options["task"].choices
+    assert options["model.pretrained"].choices == ["true", "false"]

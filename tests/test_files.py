@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visionattn.cli.report import write_json, write_text
 from visionattn.files import as_text, replacing, replacing_all, save_weights
+from visionattn.output import write_json, write_text
 
 
 def test_replacing_keeps_the_old_file_if_writing_fails(tmp_path: Path) -> None:

@@ -1,49 +1,89 @@
-"""The command `visionattn`: what `train.py` and `eval.py` do, and exports, wherever the package is installed."""
+"""The command `visionattn`: all commands of train.py and eval.py, and exports, wherever the package is installed."""
 
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from visionattn.cli.errors import UsageError, run
-from visionattn.cli.hints import near_matches
+from visionattn.suggestions import suggest
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("visionattn.cli.train", "train, validate, test and apply models, as train.py does"),
-    "eval": ("visionattn.cli.evaluate", "evaluate and probe models, as eval.py does"),
-    "export": ("visionattn.export.commands", "write models as hub folders, ONNX files and programs"),
+TRAINING, EVALUATION = "visionattn.cli.train", "visionattn.cli.evaluate"
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "train and apply": {
+        "fit": (TRAINING, "train a model"),
+        "validate": (TRAINING, "measure it on the validation split"),
+        "test": (TRAINING, "measure it on the test split"),
+        "predict": (TRAINING, "predict classes of images without labels"),
+    },
+    "evaluate": {
+        "classify": (EVALUATION, "top-1 and top-5 accuracy of a classifier"),
+        "reid": (EVALUATION, "mAP, mINP and CMC of re-identification"),
+        "discover": (EVALUATION, "FG-ARI and mBO of slots that find objects"),
+        "throughput": (EVALUATION, "images/s, parameters, MACs and memory of models"),
+    },
+    "analyse": {
+        "probe": (EVALUATION, "accuracy of heads on features of frozen backbones"),
+        "leaderboard": (EVALUATION, "table of results of probe"),
+        "binding": (EVALUATION, "whether features tell that two patches share an object"),
+        "kernels": (EVALUATION, "images of a Terminator's hyper-kernels"),
+    },
+    "export and set up": {
+        "export": ("visionattn.export.commands", "hub folders, ONNX files, programs; converted weights"),
+        "completion": ("visionattn.completion", "script that completes commands and options in bash, zsh, tcsh"),
+    },
 }
-"""By name, the module whose `main` runs the command, and what it does."""
+"""By group and name, the module whose `main` runs the command, and what the command does."""
+
+COMMANDS = {name: module for commands in GROUPS.values() for name, (module, _) in commands.items()}
+PARENTS = {"train": TRAINING, "eval": EVALUATION, "export": COMMANDS["export"], "completion": COMMANDS["completion"]}
+"""Commands with commands or words of their own; `train` and `eval` are those of 0.1.0."""
 
 USAGE = "\n".join(
     [
-        "usage: visionattn COMMAND ...",
+        "usage: visionattn COMMAND [options]",
         "",
-        "A vision model zoo for local and object-centric attention.",
+        "Vision models with local and object-centric attention.",
         "",
-        *(f"  {name:8}{what}" for name, (_, what) in COMMANDS.items()),
+        *(
+            line
+            for group, commands in GROUPS.items()
+            for line in (f"{group}:", *(f"  {name:13}{does}" for name, (_, does) in commands.items()))
+        ),
         "",
-        "visionattn COMMAND --help lists the options of a command; --version prints the version. With --debug, an",
-        "error comes with its traceback.",
+        "COMMAND -h lists the most used options of a command, COMMAND --help all of them. --version prints the",
+        "version. --debug adds the traceback to an error.",
+        "",
+        "examples:",
+        "  visionattn fit --config quickstart",
+        "  visionattn classify --model nat_pico.cifar10 --pretrained --data.root data/cifar10",
     ]
 )
 
 
 def dispatch(argv: list[str]) -> None:
-    """Runs the command that the first word names.
+    """Run the command that the first word names.
 
     Raises:
-        UsageError: There is none, or an unknown one.
+        UsageError: no command, or an unknown one.
     """
     name, rest = (argv[0], argv[1:]) if argv else ("", [])
     if name in ("-h", "--help"):
         print(USAGE)
+    elif name in PARENTS:
+        _load(PARENTS[name])(rest, prog=f"visionattn {name}")
     elif name in COMMANDS:
-        command: Callable[..., None] = import_module(COMMANDS[name][0]).main
-        command(rest, prog=f"visionattn {name}")
+        _load(COMMANDS[name])(argv, prog="visionattn")
+    elif name.startswith("-"):
+        raise UsageError(f"{name} stands before the command: write visionattn COMMAND {name} ...")
     elif name:
-        raise UsageError(f"unknown command {name!r}{near_matches(name, COMMANDS) or f'; choose from {_names()}'}")
+        raise UsageError(f"unknown command {name!r}{suggest(name, COMMANDS) or f'; choose from {_names()}'}")
     else:
         raise UsageError(f"a command is wanted: {_names()}")
+
+
+def _load(module: str) -> Callable[..., None]:
+    command: Callable[..., None] = import_module(module).main
+    return command
 
 
 def _names() -> str:
@@ -51,7 +91,7 @@ def _names() -> str:
 
 
 def main() -> int:
-    """The console script; returns the exit status."""
+    """Run the console script and return its exit status."""
     return run(dispatch)
 
 

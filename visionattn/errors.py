@@ -18,10 +18,7 @@ class UsageError(UserError):
 
 
 def one_line(message: str) -> str:
-    """Return a message of several lines as one; of a quoted traceback only the text after the last frame is kept.
-
-    Data-loader workers quote the traceback of their errors.
-    """
+    """Return a message of several lines as one, without the traceback that a data-loader worker quotes in it."""
     lines = [line for line in message.splitlines() if line.strip()]
     if TRACEBACK in message:
         last_frame = max(number for number, line in enumerate(lines) if line.startswith(" ") or TRACEBACK in line)

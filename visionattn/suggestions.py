@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean a, b?"`` for up to three names that are spelt like ``word``, or "" if none is."""
-    return did_you_mean(get_close_matches(word, sorted(set(known)), n=3))
+def suggest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ``"; did you mean a, b?"`` for up to ``count`` names that are spelt like ``word``, or "" if none is."""
+    return did_you_mean(get_close_matches(word, sorted(set(known)), n=count))
 
 
 def did_you_mean(names: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from visionattn.objects.binding import BindingProbes
 from visionattn.objects.probes import DiagonalProbe, LinearProbe, PairProbe, QuadraticProbe
-from visionattn.probing.backbone import FrozenBackbone
+from visionattn.probing.frozen import FrozenBackbone
 
 COLUMNS = (
     *("dtype", "model", "layers", "patches", "dim", "batch", "probes", "direction"),

@@ -30,10 +30,10 @@ from report import Report, package_version
 from script import choose, new_parser, prepare, run
 from torch import Tensor
 
-from visionattn.probing.backbone import TokenLayout
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.features.extraction import FeatureCache
 from visionattn.probing.features.sources import CachedFeatures, FeatureSource
+from visionattn.probing.frozen import TokenLayout
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe, sweep
 from visionattn.probing.protocols.joint import JointTraining

@@ -8,7 +8,8 @@ import pytest
 from jsonargparse import ArgumentParser, auto_cli
 from torch.utils.data import DataLoader
 
-from visionattn.cli.errors import ConciseParser, UsageError, describe, one_line, run
+from visionattn.cli.errors import UsageError, describe, one_line, run
+from visionattn.cli.parsing import ConciseParser
 from visionattn.tasks.checkpoint import load_classifier
 
 
@@ -19,7 +20,7 @@ def fails_with(error):
     return main
 
 
-def test_success_is_zero_and_the_command_does_not_see_debug(capsys):
+def test_command_gets_words_without_debug_and_ends_with_zero(capsys):
     seen = []
     assert run(seen.extend, ["classify", "--debug", "--per-class=a-b.csv", "--img-size", "3-2", "-x"]) == 0
     assert seen == ["classify", "--per_class=a-b.csv", "--img_size", "3-2", "-x"]
@@ -39,7 +40,7 @@ def test_success_is_zero_and_the_command_does_not_see_debug(capsys):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_end_is_one_line_and_a_status(capsys, error, status, line):
+def test_error_is_one_line_and_a_status(capsys, error, status, line):
     assert run(fails_with(error), []) == status
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -59,7 +60,7 @@ def test_debug_shows_the_traceback_before_the_line(capsys):
     assert err.splitlines()[-1].startswith("error: IndexError: list index")
 
 
-def test_an_interrupt_that_lightning_turned_into_an_exit_is_an_interrupt(capsys):
+def test_interrupt_that_lightning_turned_into_an_exit_has_its_status(capsys):
     def main(argv):
         try:
             raise KeyboardInterrupt
@@ -70,7 +71,7 @@ def test_an_interrupt_that_lightning_turned_into_an_exit_is_an_interrupt(capsys)
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_messages_written_here_stand_alone_and_those_of_libraries_do_not(tmp_path):
+def test_message_of_ours_stands_alone_and_that_of_a_library_has_a_hint(tmp_path):
     with pytest.raises(FileNotFoundError) as ours:
         load_classifier(tmp_path / "gone.ckpt")
     assert describe(ours.value) == f"no checkpoint at {tmp_path / 'gone.ckpt'}"
@@ -87,14 +88,14 @@ class Broken:
         return load_classifier("gone.ckpt")
 
 
-def test_an_error_in_a_loader_worker_is_told_without_its_traceback():
+def test_error_in_a_loader_worker_has_no_traceback():
     with pytest.raises(FileNotFoundError) as error:
         list(DataLoader(Broken(), num_workers=1))
     assert "Traceback" in str(error.value)
     assert describe(error.value) == "no checkpoint at gone.ckpt"
 
 
-def test_a_warning_is_one_line_without_its_place(capsys):
+def test_warning_is_one_line_without_its_place(capsys):
     def main(argv):
         # Pytest keeps warnings to itself: what matters is how they would be written.
         sys.stderr.write(warnings.formatwarning(UserWarning("two\nlines"), UserWarning, __file__, 3))
@@ -140,7 +141,7 @@ def main(argv):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_usage_errors_name_the_word_and_what_is_near(capsys, argv, line):
+def test_usage_error_names_the_word_and_near_matches(capsys, argv, line):
     assert run(main, argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {line}")
@@ -148,7 +149,7 @@ def test_usage_errors_name_the_word_and_what_is_near(capsys, argv, line):
     assert captured.out == ""
 
 
-def test_an_unknown_key_in_a_config_file_is_named_with_what_is_near(capsys, tmp_path):
+def test_unknown_config_key_has_near_matches(capsys, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("root: a\nepoch: 4\n")
     assert run(main, ["train", "--config", str(config)]) == 2
@@ -158,14 +159,14 @@ def test_an_unknown_key_in_a_config_file_is_named_with_what_is_near(capsys, tmp_
     assert err.count("\n") == 1
 
 
-def test_a_bare_flag_is_true(capsys):
+def test_bare_flag_is_true(capsys):
     assert run(main, ["train", "--pretrained", "--root", "a"]) == 0
     assert capsys.readouterr().out == "a 3 True\n"
     assert run(main, ["train", "--root", "a", "--pretrained", "false"]) == 0
     assert capsys.readouterr().out == "a 3 False\n"
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly():
+def test_command_ends_quietly_when_its_reader_leaves():
     program = (
         "import sys; from visionattn.cli.errors import run\n"
         "sys.exit(run(lambda argv: [print('x' * 1000) for _ in range(1000)]))"
@@ -179,7 +180,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly():
 
 
 @pytest.mark.parametrize("hint", [float | int | None, int | float | None])
-def test_a_whole_number_is_an_int_where_both_kinds_are_welcome(hint):
+def test_whole_number_is_an_int_in_a_union(hint):
     """Lightning takes 1 for one batch and 1.0 for all of them."""
     parser = Parser(prog="p")
     parser.add_argument("--batches", type=hint)

@@ -1,4 +1,4 @@
-"""eval.py probe in this process, on small images."""
+"""``eval.py probe`` in this process, on small images."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from visionattn.cli.evaluate import main
 from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
 from visionattn.files import save_weights
-from visionattn.probing.backbone import FrozenBackbone
+from visionattn.probing.frozen import FrozenBackbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.tasks.checkpoint import load_classifier
 
@@ -109,7 +109,7 @@ def test_table_files_and_exported_heads_agree(tmp_path, colour_folder, capsys):
 
 
 @pytest.mark.parametrize("source", ["overlay", "folder"])
-def test_head_on_local_weights_loads_from_another_folder(source, tmp_path, colour_folder, monkeypatch):
+def test_exported_head_on_local_weights_loads_from_another_folder(source, tmp_path, colour_folder, monkeypatch):
     model = timm.create_model("test_vit", **KWARGS)
     if source == "overlay":
         torch.save(model.state_dict(), "own.pth")
@@ -131,7 +131,7 @@ def test_head_on_local_weights_loads_from_another_folder(source, tmp_path, colou
     assert torch.equal(classifier.backbone.model.state_dict()["cls_token"], model.state_dict()["cls_token"])
 
 
-def test_a_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monkeypatch):
+def test_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monkeypatch):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
 
@@ -146,7 +146,7 @@ def test_a_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monk
     assert results(tmp_path / "a.json") == results(tmp_path / "c.json") != results(tmp_path / "b.json")
 
 
-def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, colour_folder, monkeypatch):
+def test_interrupted_run_keeps_its_results_and_resumes(tmp_path, colour_folder, monkeypatch):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "ep_4,knn", "--training.epochs", "4", "--output"]
     assert probe(*argv, tmp_path / "whole.json", *OTHER_CACHE) == 0
 
@@ -171,7 +171,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path, colour_folde
     assert results(tmp_path / "r.json") == results(tmp_path / "whole.json")
 
 
-def test_other_images_under_the_same_names_are_seen(tmp_path, colour_folder):
+def test_cache_is_rebuilt_for_other_images_of_the_same_names(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "ridge,knn", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
     assert probe(*argv, tmp_path / "b.json") == 0
@@ -200,7 +200,7 @@ def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["held_out", "paper"])
-def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, monkeypatch, protocol):
+def test_cache_keeps_features_for_edited_labels_and_is_rebuilt_for_edited_images(tmp_path, monkeypatch, protocol):
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28))
     labels = np.arange(30) % 3
     images[labels == 1] //= 4
@@ -228,7 +228,7 @@ def test_edited_labels_count_and_edited_images_are_extracted_again(tmp_path, mon
     assert after != edited == found("fresh.json", "--features.cache", "third")
 
 
-def test_backbone_whose_file_was_rewritten_is_extracted_again(tmp_path, colour_folder):
+def test_cache_is_rebuilt_for_a_rewritten_checkpoint(tmp_path, colour_folder):
     def found(name: str, *more: str | Path) -> list[dict[str, Any]]:
         options = ["--checkpoint", "w.safetensors", "--heads", "ridge,ep_4", "--output", tmp_path / name]
         assert probe(*VIT, "--data.root", colour_folder, *options, *more) == 0
@@ -245,7 +245,7 @@ def test_backbone_whose_file_was_rewritten_is_extracted_again(tmp_path, colour_f
     assert before != after == found("fresh.json", *OTHER_CACHE)
 
 
-def test_val_decides_nothing_unless_the_protocol_says_so(tmp_path, colour_folder):
+def test_val_decides_nothing_outside_the_paper_protocol(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
     val = colour_folder / "val"
@@ -264,7 +264,7 @@ def test_val_decides_nothing_unless_the_protocol_says_so(tmp_path, colour_folder
         assert row["optimizer"] in ("lars", None)
 
 
-def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
+def test_tokens_beyond_the_budget_come_from_the_backbone_in_every_epoch(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "ep_4,linear", "--output"]
     assert probe(*argv, tmp_path / "cached.json") == 0
     assert probe(*argv, tmp_path / "online.json", "--features.token_budget_gb", "0") == 0
@@ -279,7 +279,7 @@ def test_the_backbone_may_run_in_every_epoch_instead(tmp_path, colour_folder):
     assert folders == {"view0", "view1"}
 
 
-def test_layers_are_put_side_by_side_or_probed_each_for_itself(tmp_path, colour_folder, capsys):
+def test_layers_are_probed_side_by_side_or_separately(tmp_path, colour_folder, capsys):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4", "--features.layers", "0,last"]
     files = ["--output", tmp_path / "r.json", "--export", "heads", "--attention", "maps", "--num_examples", "4"]
     assert probe(*argv, *files) == 0
@@ -300,7 +300,7 @@ def test_layers_are_put_side_by_side_or_probed_each_for_itself(tmp_path, colour_
     assert "layers" in capsys.readouterr().out
 
 
-def test_checkpoints_know_their_preprocessing_and_heads_their_backbone(tmp_path, checkpoint, colour_folder, capsys):
+def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_path, checkpoint, colour_folder, capsys):
     argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--heads", "ridge,gap", "--export", "heads"]
     assert probe(*argv, "--output", tmp_path / "r.json") == 0
     content = json.loads((tmp_path / "r.json").read_text())
@@ -326,7 +326,7 @@ def test_checkpoints_know_their_preprocessing_and_heads_their_backbone(tmp_path,
         visionattn.load_probe(file, backbone=model)
 
 
-def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
+def test_leaderboard_holds_seeds_and_few_shot_results(tmp_path, colour_folder, capsys):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn"]
     for seed in (0, 1):
         assert probe(*argv, "--training.seed", str(seed), "--output", tmp_path / f"seed{seed}.json") == 0
@@ -351,8 +351,6 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
     assert run(main, ["leaderboard", *board, "--results", *map(str, files)]) == 0
     text = (tmp_path / "new" / "board.md").read_text()
     assert capsys.readouterr().out == text
-    assert run(main, ["probe", "--leaderboard", *map(str, files)]) == 0
-    assert capsys.readouterr().out == text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## colours, 12 training images",
@@ -372,7 +370,7 @@ def test_few_shot_learning_and_the_leaderboard(tmp_path, colour_folder, capsys):
         assert image.size[0] > image.size[1]
 
 
-def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
+def test_leaderboard_separates_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
     assert probe(*VIT, "--data.root", colour_folder, "--heads", "knn", "--output", tmp_path / "r.json") == 0
     (row,) = results(tmp_path / "r.json")
     older = {key: value for key, value in row.items() if not key.endswith("hash")}
@@ -391,7 +389,7 @@ def test_leaderboard_tells_apart_other_weights_and_other_data_of_the_same_name(t
     assert len(collect([row, *results(tmp_path / "c.json")])) == 1, "a copy is no other data set"
 
 
-def test_every_model_is_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
+def test_models_are_all_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
     monkeypatch.setattr(FrozenBackbone, "forward", lambda *_: pytest.fail("extracted"))
     argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
     assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1
@@ -417,18 +415,26 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys
     ("options", "status", "says"),
     [
         (["--heads", "linear,ep32"], 2, "no head is named 'ep32'; did you mean ep_32?"),
-        (["--heads", ","], 2, "--heads ',' names nothing"),
+        (["--heads", ","], 2, "--heads: not of type list[str]: give at least one value"),
         (["--heads", "ep_7"], 1, "--heads ep_7 on test_vit: number of queries must divide"),
         (["--heads", "cls", "--model", "test_convnext"], 1, "--heads cls on test_convnext: tokens 'cls' want a class"),
-        (["--heads", "ep_4", "--head_options", '{"ep_4": {"d_ot": 2}}'], 1, "did you mean 'd_out'?"),
-        (["--heads", "knn", "--head_options", '{"knn": {"k": 2}}'], 2, "--head_options.knn is of no head"),
+        (["--heads", "ep_4", "--head_options", '{"ep_4": {"d_ot": 2}}'], 1, "did you mean d_out?"),
+        (
+            ["--heads", "knn", "--head_options", '{"knn": {"k": 2}}'],
+            2,
+            "head_options.knn: knn takes no options, got k",
+        ),
         (["--model", "tst_vit"], 1, "unknown model 'tst_vit': did you mean test_vit"),
         (["--model", "test_vit,nat_tinny"], 1, "unknown model 'nat_tinny'"),
         (["--model", "test_vit,nat_tiny", "--checkpoint", "x.ckpt"], 2, "--checkpoint is of one model"),
         (["--checkpoint", "gone.ckpt"], 1, "no checkpoint at gone.ckpt"),
         (["--data.root", "nowhere"], 1, "no such data folder: nowhere"),
         (["--features.layers", "0,2"], 1, "model 'test_vit' has no layer 2; there are 0 to 1, and 'last'"),
-        (["--features.layers", "frist"], 2, "--features.layers must be last or numbers of blocks"),
+        (
+            ["--features.layers", "frist"],
+            2,
+            "--features.layers: not of type list[int | 'last']: 'frist' is not",
+        ),
         (
             ["--model", "nat_pico", "--heads", "ep_4", "--features.layers", "0,1"],
             1,
@@ -436,7 +442,7 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys
         ),
         (["--features.views", "0"], 2, "--features.views must be at least 1, got 0"),
         (["--features.cache", "{root}/train/red/0.jpg"], 1, "cannot write {root}/train/red/0.jpg"),
-        (["--training.lrs", "fast"], 2, "--training.lrs must be numbers, separated by commas, got 'fast'"),
+        (["--training.lrs", "fast"], 2, "--training.lrs: not of type list[float]: 'fast' is not a number; separate"),
         (["--training.lrs", "-1"], 1, "must be above 0; got -1"),
         (["--training.batch_size", "0"], 1, "batch_size must be at least 2; got 0"),
         (["--training.protocol", "paper"], 2, "paper has its own lrs: leave out --training.lrs"),
@@ -446,13 +452,12 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys
         (["--training.shots", "9"], 1, "9 images per class: class 0 has 4"),
         (["--training.shots", "2", "--export", "heads"], 2, "leave out --training.shots"),
         (["--heads", "linear,knn", "--attention", "maps"], 1, "none of the heads linear, knn has attention"),
-        (["--leaderboard", "gone*.json"], 1, "no results at gone*.json"),
-        (["--leaderboard", "{root}/train/red/0.jpg"], 1, "holds no results of eval.py probe"),
-        (["--leaderboard", "r.json", "--output", "board.txt"], 2, "must be a Markdown file, NAME.md, got board.txt"),
+        (["--head_options", '{"aim": {}}'], 2, "--head_options.aim is for none of the heads linear, knn, ep_32"),
+        (["--leaderboard", "r.json"], 2, "--leaderboard is a command of its own: eval.py leaderboard --results FILE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_that_names_it(colour_folder, capsys, options, status, says):
+def test_wrong_options_end_in_one_line_that_names_them(colour_folder, capsys, options, status, says):
     options = [option.replace("{root}", str(colour_folder)) for option in options]
     defaults = {"--model": "test_vit", "--data.root": str(colour_folder), "--model_kwargs": json.dumps(KWARGS)}
     if {"test_convnext", "nat_pico"} & set(options):
@@ -464,6 +469,21 @@ def test_bad_input_is_one_line_that_names_it(colour_folder, capsys, options, sta
     assert says.format(root=colour_folder) in error_line(capsys)
 
 
-def test_without_a_model_there_is_nothing_to_do(capsys):
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["gone*.json"], 1, "no results at gone*.json"),
+        (["other.json"], 1, "other.json holds no results of eval.py probe --output: leave it out"),
+        (["other.json", "--output", "board.txt"], 2, "must be a Markdown file, NAME.md, got board.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_leaderboard_errors_are_one_line_that_names_the_file(capsys, options, status, says):
+    Path("other.json").write_text('{"results": [{}]}')
+    assert run(main, ["leaderboard", "--results", *options]) == status
+    assert says in error_line(capsys)
+
+
+def test_missing_model_is_an_error(capsys):
     assert probe() == 2
     assert "nothing to evaluate" in error_line(capsys)

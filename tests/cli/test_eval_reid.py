@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
+from tests.tasks.trainers import create_trainer
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.data import ReidData
@@ -17,7 +17,6 @@ from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval
 from visionattn.tasks.reid import ReidTask
 from visionattn.training import load_checkpoint
 from visionattn.training.branches import reid_features
-from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 DCAL = {
     "name": "dcal_deit_tiny_patch16_224",
@@ -31,16 +30,7 @@ def reid(*argv: str | Path) -> int:
 
 def train(folder: Path, **options: Any) -> Path:
     """A checkpoint after one step."""
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[LastCheckpoint(folder)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=0,
-    )
+    trainer = create_trainer(folder, limit_train_batches=1, limit_val_batches=0)
     torch.manual_seed(0)
     trainer.fit(ReidTask(**options), datamodule=ReidData("identities", batch_size=8, num_workers=0, seed=0))
     return folder / "last.ckpt"

@@ -44,7 +44,7 @@ def steps(folder: str) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def test_a_run_keeps_its_files_and_the_next_one_takes_another_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_folder_is_kept_and_the_next_run_gets_another(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--ema=0.9") == 0
     summary = capsys.readouterr().out
     run_folder = Path("runs/test_resnet/0")
@@ -61,7 +61,7 @@ def test_a_run_keeps_its_files_and_the_next_one_takes_another_folder(capsys: pyt
     assert Path("runs/test_resnet/1/metrics.csv").exists()
 
 
-def test_a_summary_of_the_whole_training(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_spans_all_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_epochs=1", "--run_name=x") == 0
     path = Path("runs/x/0/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -77,7 +77,7 @@ def test_a_summary_of_the_whole_training(capsys: pytest.CaptureFixture[str]) -> 
     assert summary["command"].startswith("python train.py fit --")
 
 
-def test_last_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ckpt_path_last_resumes_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_epochs=1", "--run_name=x") == 0
     assert fit("--run_name=x", "--ckpt_path=last") == 0
     assert [path.name for path in Path("runs/x").iterdir()] == ["0"]
@@ -86,12 +86,12 @@ def test_last_goes_on_in_the_same_folder(capsys: pytest.CaptureFixture[str]) -> 
     assert torch.load("runs/x/0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
 
 
-def test_last_of_nothing_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ckpt_path_last_without_a_run_starts_from_scratch(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--ckpt_path=last", "--trainer.max_epochs=1") == 0
-    assert "training starts anew" in capsys.readouterr().out
+    assert "training starts from scratch" in capsys.readouterr().out
 
 
-def test_going_on_wants_no_initial_weights_again(tmp_path: Path) -> None:
+def test_resumed_run_needs_no_initial_weights(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "initial.pth")
     assert fit("--model.checkpoint_path=initial.pth", "--trainer.max_epochs=1") == 0
     (tmp_path / "initial.pth").unlink()
@@ -99,18 +99,18 @@ def test_going_on_wants_no_initial_weights_again(tmp_path: Path) -> None:
     assert fit("--model.checkpoint_path=initial.pth", "--run_name=another") == 1
 
 
-def test_a_half_written_checkpoint_never_shadows_a_good_one() -> None:
+def test_damaged_checkpoint_never_hides_a_good_one() -> None:
     assert fit("--trainer.max_epochs=1") == 0
     folder = Path("runs/test_resnet/0/checkpoints")
     whole = (folder / "last.ckpt").read_bytes()
-    (folder / ".last.new.ckpt").write_bytes(whole[:1000])  # killed in the middle of writing
+    (folder / "last.ckpt.tmp").write_bytes(whole[:1000])  # killed in the middle of writing
     assert fit("--ckpt_path=last") == 0
     (folder / "last.ckpt").write_bytes(whole[:1000])  # lost by the disk
     assert fit("--ckpt_path=last", "--trainer.max_epochs=3") == 0
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 12
 
 
-def test_rows_that_are_written_again_are_kept_aside() -> None:
+def test_metrics_rows_after_the_checkpoint_are_kept_aside() -> None:
     assert fit("--trainer.max_epochs=1") == 0
     metrics = Path("runs/test_resnet/0/metrics.csv")
     lines = metrics.read_text().splitlines()
@@ -152,14 +152,16 @@ def test_validate_and_predict_take_model_and_preprocessing_from_the_checkpoint(
     assert all(row["class"].isdigit() and 0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_tensorboard_by_one_option() -> None:
+def test_logger_tensorboard_writes_to_the_run_folder() -> None:
     pytest.importorskip("tensorboard")
     assert fit("--logger=tensorboard", "--trainer.max_epochs=1") == 0
     assert list(Path("runs/test_resnet/0").rglob("events.out*"))
     assert steps("runs/test_resnet/0")
 
 
-def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logger_that_is_not_installed_is_told_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("visionattn.training.loggers.find_spec", lambda name: None)
     assert fit("--logger=tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
@@ -196,14 +198,14 @@ def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.Ca
     assert not list(Path().glob("runs/*/*"))
 
 
-def test_a_checkpoint_of_another_architecture_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_architecture_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_epochs=1") == 0
     checkpoint = "runs/test_resnet/0/checkpoints/last.ckpt"
     assert fit("--model.name=test_vit", f"--ckpt_path={checkpoint}") == 1
     assert "holds another architecture: model 'test_resnet', here 'test_vit'" in capsys.readouterr().err
 
 
-def test_sigterm_saves_and_tells_how_to_go_on() -> None:
+def test_sigterm_saves_and_tells_how_to_resume() -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "fit", *QUICK, "--trainer.limit_train_batches=100"]
     command += ["--data.num_workers=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -1,5 +1,6 @@
 """Lightning's options, callbacks and plugins: those that would do nothing in a run are refused with what does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from lightning.pytorch.callbacks import (
 from visionattn.cli.errors import UsageError, run
 from visionattn.cli.hints import meant_option
 from visionattn.cli.train import main
-from visionattn.cli.trainer_options import OPTIONS, check_callbacks, check_plugins, check_trainer_options
+from visionattn.cli.trainer_options import (
+    COMMANDS,
+    COMMON,
+    FIT_ONLY,
+    OPTIONS,
+    check_callbacks,
+    check_plugins,
+    check_trainer_options,
+)
 from visionattn.training.callbacks import Stopwatch
 from visionattn.words import counted
 
@@ -128,10 +137,27 @@ KNOWN = ["--model", "--model.name", "--model.lr", "--trainer.max_epochs", "--dat
         ("--model", "--model.name"),
         ("--arch", "--model.name"),
         ("--data.rot", "--data.root"),
+        ("--lrr", "--model.lr"),
     ],
 )
 def test_hint_names_the_option_that_other_tools_call_so(option: str, meant: str) -> None:
     assert meant_option(option, [*KNOWN, "--help", "-c"]).startswith(f"; did you mean {meant}")
+
+
+@pytest.mark.parametrize(
+    ("option", "known", "meant"),
+    [
+        ("--pictures", ["--examples", "--num_examples"], "--examples"),
+        ("--pictures", ["--num_examples"], "--num_examples"),
+        ("--num_pictures", ["--examples", "--num_examples"], "--num_examples"),
+        ("--lr", ["--training.lrs", "--training"], "--training.lrs"),
+        ("--epochs", ["--training.epochs"], "--training.epochs"),
+        ("--arch", ["--models"], "--models"),
+        ("--ckpt_path", ["--checkpoint"], "--checkpoint"),
+    ],
+)
+def test_hint_of_an_evaluation_names_its_option(option: str, known: list[str], meant: str) -> None:
+    assert meant_option(option, known) == f"; did you mean {meant}?"
 
 
 def test_hint_names_no_option_that_is_spelt_alike_in_dashes_only() -> None:
@@ -155,6 +181,37 @@ def test_misspelt_option_names_the_right_one(argv: list[str], says: str, capsys:
 def test_help_of_commands_is_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, ["--help"]) == 0
     assert "test                Measure a model on the test split.\n" in capsys.readouterr().out
+
+
+def test_short_help_is_one_screen_of_the_most_used_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["fit", "-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 28
+    assert lines[-1] == "--help lists all options."
+    text = "\n".join(lines)
+    assert all(f"--{name}" in text for name in set(COMMON) - {"output"})
+    assert "--output" not in text, "it is for predict"
+
+
+def test_help_is_ordered_by_model_data_run_and_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, ["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^(\w+)\b.*:$", text, re.MULTILINE) == ["most", "model", "data", "run", "trainer"]
+    options = re.findall(r"^  (?:-c CONFIG, |-h, )?--([\w.]+)", text, re.MULTILINE)
+    assert len(options) == len(set(options)), "each once"
+    assert options[: len(COMMON) - 1] == [name for name in COMMON if name != "output"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_offers_no_option_that_is_refused_or_without_effect(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(main, [command, "--help"]) == 0
+    text = capsys.readouterr().out
+    hidden = {f"trainer.{name}" for name in OPTIONS} | (FIT_ONLY if command != "fit" else set())
+    hidden |= {"output"} if command != "predict" else set()
+    assert [name for name in hidden if re.search(rf"--{re.escape(name)}\b(?!\.)", text)] == []
+    assert not re.search(r"hpc|registry", re.sub(r"\s+", " ", text))
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["fit", "--version"]], ids=" ".join)

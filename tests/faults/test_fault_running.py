@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from visionattn.cli.errors import describe
-from visionattn.cli.report import write_json
 from visionattn.data.loading import ImageDataset
+from visionattn.output import write_json
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.training.callbacks import LearningCurve
 from visionattn.training.checkpoints.callbacks import LastCheckpoint

@@ -18,7 +18,7 @@ from visionattn.objects.interventions import (
     shuffle,
 )
 from visionattn.objects.patches import label_patches
-from visionattn.probing.backbone import FrozenBackbone
+from visionattn.probing.frozen import FrozenBackbone
 
 INSTANCES = torch.tensor([[1, 1, 2, 0, 2, 2], [3, 3, 3, 3, 1, 0]])
 

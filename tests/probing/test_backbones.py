@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import visionattn.models  # noqa: F401  registers nat_pico
-from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weights_hash
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -81,7 +81,7 @@ def final_tokens(model: Any, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
+def test_last_layer_is_the_input_of_the_classifier(family: Family) -> None:
     model = build(family.name, **family.kwargs)
     backbone = FrozenBackbone(model, family.name, model_kwargs=family.kwargs)
     images = random_images(backbone)
@@ -93,7 +93,7 @@ def test_the_last_layer_is_what_a_classifier_gets(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_images_are_prepared_as_the_weights_want_them(family: Family) -> None:
+def test_preprocessing_is_that_of_the_weights(family: Family) -> None:
     preprocessing = FrozenBackbone(build(family.name, **family.kwargs), family.name).preprocessing
     config = timm.get_pretrained_cfg(family.name)
     assert preprocessing["input_size"] == config.input_size == (3, family.size, family.size)
@@ -138,7 +138,7 @@ def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> N
     assert backbone.layouts[0] == family.layout
 
 
-def test_all_blocks_can_be_had_as_they_are() -> None:
+def test_blocks_without_norm_are_those_of_the_model() -> None:
     model: Any = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
     backbone = FrozenBackbone(model, **options, layers=None, norm_blocks=False)
@@ -151,12 +151,12 @@ def test_all_blocks_can_be_had_as_they_are() -> None:
     assert FrozenBackbone(model, **options, layers=None).identity != backbone.identity
 
 
-def test_a_class_token_that_a_model_does_not_declare_is_no_patch() -> None:
+def test_undeclared_class_token_is_not_a_patch() -> None:
     backbone = FrozenBackbone(timm.create_model("coat_lite_tiny"), "coat_lite_tiny", ["last", -1])
     assert backbone.layouts == {"last": TokenLayout(320, (7, 7), 1), 3: TokenLayout(320, (7, 7))}
 
 
-def test_hiera_comes_row_by_row_where_it_keeps_the_order_of_its_mask_units() -> None:
+def test_hiera_tokens_are_row_by_row() -> None:
     model: Any = build("hiera_tiny_224", embed_dim=8, stages=(1, 1, 1, 1), q_pool=2)
     backbone = FrozenBackbone(model, "hiera_tiny_224")
     images = random_images(backbone, 1)
@@ -175,7 +175,7 @@ def test_tokens_of_a_convolution_are_row_by_row() -> None:
     assert difference.argmax() == 2
 
 
-def test_a_backbone_is_frozen_and_heads_can_be_trained_on_what_it_gives() -> None:
+def test_backbone_is_frozen_and_its_tokens_train_heads() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, proj_drop_rate=0.5, **SMALL)
     model.train()
     backbone = FrozenBackbone(model, "vit_tiny_patch16_224", preprocessing={"input_size": (3, 32, 32)}).train()
@@ -188,7 +188,7 @@ def test_a_backbone_is_frozen_and_heads_can_be_trained_on_what_it_gives() -> Non
     assert head.weight.grad is not None
 
 
-def test_autocast_computes_in_low_precision_and_gives_float32() -> None:
+def test_autocast_computes_in_low_precision_and_returns_float32() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"preprocessing": {"input_size": (3, 32, 32)}}
     exact = FrozenBackbone(model, "vit_tiny_patch16_224", **options)
@@ -200,7 +200,7 @@ def test_autocast_computes_in_low_precision_and_gives_float32() -> None:
     torch.testing.assert_close(tokens, exact(images)["last"], rtol=0.1, atol=0.1)
 
 
-def test_the_identity_changes_with_all_that_features_depend_on() -> None:
+def test_identity_changes_with_all_that_features_depend_on() -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
     identity = FrozenBackbone(model, **options).identity
@@ -218,7 +218,7 @@ def test_the_identity_changes_with_all_that_features_depend_on() -> None:
     assert FrozenBackbone(model, **options).identity["weights"] != identity["weights"]
 
 
-def test_the_hash_of_weights_is_of_names_types_and_shapes_too() -> None:
+def test_weights_hash_covers_names_types_and_shapes() -> None:
     linear = nn.Linear(4, 2, bias=False)
     renamed, reshaped = nn.Module(), nn.Linear(2, 4, bias=False)
     renamed.other = linear.weight
@@ -241,13 +241,13 @@ def test_the_hash_of_weights_is_of_names_types_and_shapes_too() -> None:
         ([], "one or more"),
     ],
 )
-def test_layers_that_are_not_there(layers: list[Layer], message: str) -> None:
+def test_unknown_layers_are_refused(layers: list[Layer], message: str) -> None:
     model = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     with pytest.raises(ValueError, match=message):
         FrozenBackbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 32, 32)})
 
 
-def test_dcal_gives_the_tokens_of_self_attention() -> None:
+def test_dcal_tokens_are_those_of_self_attention() -> None:
     model = build("dcal_vit_pico")
     x = torch.randn(2, *model.default_cfg["input_size"])
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_dcal_gives_the_tokens_of_self_attention() -> None:
     assert (layout.num_prefix_tokens, layout.num_tokens) == (1, tokens.shape[1])
 
 
-def test_models_that_give_no_tokens() -> None:
+def test_models_without_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match=r"ends in 1 tokens.*grid of 7 × 7; tap a block"):
         FrozenBackbone(timm.create_model("pit_ti_224"), "pit_ti_224")
     with pytest.raises(ValueError, match=r"takes no images 3 × 96 × 96.*input_size"):

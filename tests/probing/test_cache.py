@@ -21,10 +21,10 @@ import timm
 import torch
 from torch import Tensor
 
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features import cache as cache_module
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, extract_features
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 IMAGES, SHARD = 7, 4
 
@@ -80,7 +80,7 @@ def changed(before: dict[str, bytes], folder: Path) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_what_is_complete_is_not_computed_again(whole: Path) -> None:
+def test_complete_cache_is_not_computed_again(whole: Path) -> None:
     before, images, calls = content(whole), Noise(), []
     with warnings.catch_warnings(action="error"):
         extract(whole, images, progress=lambda done, total: calls.append((done, total)))
@@ -89,7 +89,7 @@ def test_what_is_complete_is_not_computed_again(whole: Path) -> None:
     assert not changed(before, whole)
 
 
-def test_a_batch_never_reaches_into_the_next_shard(tmp_path: Path) -> None:
+def test_batches_end_with_their_shard(tmp_path: Path) -> None:
     images, calls = Noise(), []
     extract(tmp_path, images, progress=lambda done, total: calls.append((done, total)))
     numbers = [[0, 1, 2], [3], [4, 5, 6]]
@@ -97,7 +97,7 @@ def test_a_batch_never_reaches_into_the_next_shard(tmp_path: Path) -> None:
     assert calls == [(3, 14), (4, 14), (7, 14), (10, 14), (11, 14), (14, 14)]
 
 
-def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_extraction_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     # A new interpreter with one thread: of one that has run several, no child could compute.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: 
         assert content(folder) == content(whole), folder
 
 
-def test_a_flipped_byte_is_named_and_its_shard_computed_again(whole: Path) -> None:
+def test_flipped_byte_is_named_and_its_shard_computed_again(whole: Path) -> None:
     before = content(whole)
     for name in before:
         if not name.endswith(".npy"):
@@ -122,7 +122,7 @@ def test_a_flipped_byte_is_named_and_its_shard_computed_again(whole: Path) -> No
         assert sum(len(batches) for _, batches in images.opened) <= 2  # one shard's
 
 
-def test_damage_to_what_describes_the_arrays(whole: Path) -> None:
+def test_damaged_descriptions_are_found(whole: Path) -> None:
     before = content(whole)
     for name in ("view0/00001.json", "manifest.json"):
         for place in range(0, len(before[name]), 11):
@@ -135,7 +135,7 @@ def test_damage_to_what_describes_the_arrays(whole: Path) -> None:
             (whole / name).write_bytes(before[name])
 
 
-def test_a_lost_or_shortened_file_is_damage_too(whole: Path) -> None:
+def test_lost_and_shortened_files_are_found(whole: Path) -> None:
     before = content(whole)
     (whole / "view1" / "00001.last.tokens.npy").unlink()
     with (whole / "view0" / "00000.last.cls.npy").open("r+b") as file:
@@ -146,7 +146,7 @@ def test_a_lost_or_shortened_file_is_damage_too(whole: Path) -> None:
     assert not changed(before, whole)
 
 
-def test_checking_can_be_left_out(whole: Path) -> None:
+def test_verification_is_optional(whole: Path) -> None:
     flip(whole / "view0" / "00000.last.tokens.npy", 200)
     before = content(whole)
     with warnings.catch_warnings(action="error"):
@@ -172,7 +172,7 @@ STALE: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize(("what", "options"), STALE.values(), ids=STALE)
-def test_a_stale_cache_is_never_used(what: str, options: Callable[[], dict[str, Any]], whole: Path) -> None:
+def test_stale_cache_is_never_used(what: str, options: Callable[[], dict[str, Any]], whole: Path) -> None:
     before = content(whole)
     with pytest.raises(
         ValueError, match=rf"is stale \(it was made with other {what}\); let it be rebuilt or name"
@@ -187,7 +187,7 @@ def test_a_stale_cache_is_never_used(what: str, options: Callable[[], dict[str, 
     assert content(whole) == content(whole.parent / "fresh")
 
 
-def test_other_augmentation_makes_views_stale_and_nothing_else(whole: Path, tmp_path: Path) -> None:
+def test_views_alone_are_stale_after_another_augmentation(whole: Path, tmp_path: Path) -> None:
     images = Noise(seed=1)
     with pytest.warns(UserWarning, match="other augmentation"):
         extract(whole, images)
@@ -196,7 +196,7 @@ def test_other_augmentation_makes_views_stale_and_nothing_else(whole: Path, tmp_
         extract(tmp_path / "plain", images, views=1)
 
 
-def test_a_larger_budget_adds_tokens_to_the_same_cache(tmp_path: Path) -> None:
+def test_larger_budget_adds_tokens_to_the_same_cache(tmp_path: Path) -> None:
     num_bytes = IMAGES * (2 + 4) * 16 * 2
     features = extract(tmp_path / "a", views=1, token_budget_gb=(num_bytes - 1) / 1e9)
     assert features.views == 0
@@ -208,14 +208,14 @@ def test_a_larger_budget_adds_tokens_to_the_same_cache(tmp_path: Path) -> None:
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"is no feature cache, it holds thesis\.tex; name a new or empty folder"):
         extract(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_too_small_a_disk_is_found_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Both views have an index and 6 tokens of 16; the first has two vectors, too.
     needed = IMAGES * (2 * (8 + 6 * 16 * 2) + 2 * 16 * 2)
     usage = namedtuple("usage", "total used free")
@@ -228,7 +228,7 @@ def test_too_small_a_disk_is_found_before_anything_is_computed(tmp_path: Path, m
     extract(tmp_path, images)
 
 
-def test_a_write_that_is_cut_short_leaves_nothing_half(
+def test_interrupted_write_leaves_no_partial_file(
     whole: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     arrays = ShardedArrays(whole, {}, {"x": Field("float32", (4,))}, 100, 50)
@@ -241,7 +241,7 @@ def test_a_write_that_is_cut_short_leaves_nothing_half(
     assert arrays.missing(0, ["x"]) == [1]
 
 
-def test_a_disk_that_fills_up_ends_in_one_line_and_a_cache_that_goes_on(
+def test_full_disk_is_one_error_line_and_the_cache_resumes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace, room = Path.replace, iter(range(9))
@@ -261,7 +261,7 @@ def test_a_disk_that_fills_up_ends_in_one_line_and_a_cache_that_goes_on(
     assert content(tmp_path / "full") == content(whole)
 
 
-def test_two_processes_do_not_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_keeps_a_second_process_from_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, leave, order = threading.Event(), threading.Event(), []
 
     def waits(message: str, stacklevel: int) -> None:

@@ -43,9 +43,7 @@ def test_fingerprint_is_of_names_order_and_contents(files: list[Path]) -> None:
     assert fingerprint(files, base=bases[0]) == fingerprint(copies, base=bases[1])
 
 
-def test_memory_reads_files_again_once_they_were_touched(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_reads_changed_files_again(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "SETTLED_NS", -(10**12))  # so that the files of this test are old enough
     memory, calls = tmp_path / "memory", []
     read = contents._hash_contents

@@ -16,7 +16,6 @@ from visionattn.data.loading import ImageDataset, ImageLoader
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
 from visionattn.data.transforms import image_transform
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.extraction import (
     FeatureCache,
     ImageBatch,
@@ -27,6 +26,7 @@ from visionattn.probing.features.extraction import (
     view_seed,
 )
 from visionattn.probing.features.sources import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 CROP = {"scale": (0.3, 1.0), "hflip": 0.5, "color_jitter": 0.4}
 COUNT = 21
@@ -161,7 +161,7 @@ def test_online_features_are_the_cached_ones(tmp_path: Path) -> None:
         torch.testing.assert_close(gather(online, SHUFFLED, epoch=4), expected[SHUFFLED])
 
 
-def test_views_are_augmented_anew_and_always_alike(tmp_path: Path) -> None:
+def test_views_differ_and_are_reproducible(tmp_path: Path) -> None:
     backbone = build()
     cache = extract(backbone, tmp_path / "a", views=3)
     cached = CachedFeatures(cache)
@@ -205,7 +205,7 @@ def test_stages_of_different_grids_have_vectors_side_by_side_but_no_tokens(tmp_p
         source.pooled("cls")
 
 
-def test_images_that_cannot_be_read_have_no_row(tmp_path: Path) -> None:
+def test_unreadable_images_have_no_row(tmp_path: Path) -> None:
     backbone, broken = build(), [0, 1, 2, 3, 4, 5, 6, 7, 10]  # the first shard is empty
     images = DigitImages(backbone, Digit(broken))
     cache = extract(backbone, tmp_path, images, views=2)
@@ -219,7 +219,7 @@ def test_images_that_cannot_be_read_have_no_row(tmp_path: Path) -> None:
         torch.testing.assert_close(source.pooled("cls"), expected[:, 0])
 
 
-def test_an_image_that_breaks_after_extraction(tmp_path: Path) -> None:
+def test_image_that_breaks_after_extraction_is_an_error(tmp_path: Path) -> None:
     backbone = build()
     cache = extract(backbone, tmp_path)
     online = OnlineFeatures(cache, backbone, DigitImages(backbone, Digit([5])))

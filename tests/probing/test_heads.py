@@ -206,7 +206,7 @@ def test_parameters_of_narrower_features(d_out, expected):
     assert head.num_features == 768 // d_out
 
 
-def test_the_table_holds_every_head():
+def test_parameter_table_holds_every_head():
     assert {name for name, _ in PARAMETERS} >= set(list_heads())
     assert {name for name in list_heads() if create_head(name, 64, 5).has_attention} <= {*NAIVE, "ep_32"}
 
@@ -236,14 +236,14 @@ def test_ep_with_narrower_features(d_out, num_queries):
     assert found.shape == (3, 64 // d_out)
 
 
-def test_work_of_ep_is_what_pooling_first_costs():
+def test_ep_costs_as_much_as_pooling_first():
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         create_head("ep_32", 768, 1000).pool(torch.empty(1, 196, 768))
     assert counter.get_total_flops() == 2 * (2 * 196 * 32 * 768 + 768 * 768)
 
 
 @pytest.mark.parametrize("name", FOLDED)
-def test_neither_keys_nor_values_are_made(name):
+def test_keys_and_values_are_never_made(name):
     num_tokens = 4096  # so many that nothing done once per image matters
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         options = {"num_tokens": num_tokens} if name == "clip" else {}
@@ -398,15 +398,15 @@ def test_class_token_beside_patches_is_one_token_more():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("siglib", 64, 5), {}, "no head is named 'siglib'; did you mean 'siglip'"),
-        (("ep-32", 64, 5), {}, "no head is named 'ep-32'; did you mean 'ep_32'"),
+        (("siglib", 64, 5), {}, "no head is named 'siglib'; did you mean siglip"),
+        (("ep-32", 64, 5), {}, "no head is named 'ep-32'; did you mean ep_32"),
         (("ep_24", 64, 5), {}, r"queries must divide dim / d_out; .* 24 and dim / d_out 64; .* do: 16 or 32"),
         (("ep_0", 64, 5), {}, "number of queries 0"),
         (("ep_32", 64, 5), {"d_out": 3}, "d_out must divide dim; got d_out 3 and dim 64; the nearest that do: 2 or 4"),
         (("ep_32", 64, 5), {"d_out": 4}, "number of queries 32 and dim / d_out 16"),
         (("aim", 60, 5), {}, "num_heads must divide dim; got num_heads 16 and dim 60; the nearest that do: 12 or 15"),
         (("capi", 96, 5), {}, "head_dim must divide dim; got head_dim 64 and dim 96"),
-        (("clip", 64, 5), {"num_head": 2}, "options num_heads, num_tokens; got 'num_head'; did you mean 'num_heads'"),
+        (("clip", 64, 5), {"num_head": 2}, "options num_heads, num_tokens; got 'num_head'; did you mean num_heads"),
         (("gap", 64, 5), {"num_heads": 2}, "head gap takes no options; got 'num_heads'"),
         (("ep_8", 64, 5), {"num_queries": 4}, "head ep_8 takes the options d_out; got 'num_queries'"),
         (("cbam", 64, 5), {"tokens": "all"}, "head cbam takes tokens 'patches'; got 'all'"),
@@ -414,7 +414,7 @@ def test_class_token_beside_patches_is_one_token_more():
         (("gap", 64, 0), {}, "num_classes must be at least 1; got 0"),
     ],
 )
-def test_heads_that_cannot_be_made(arguments, options, message):
+def test_impossible_heads_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         create_head(*arguments, **options)
 
@@ -436,7 +436,7 @@ def test_heads_must_divide_the_width(name):
         ("ep_8", (1, 9, 64), "at least 2 images in training; got 1"),
     ],
 )
-def test_tokens_that_cannot_be_pooled(name, shape, message):
+def test_impossible_tokens_are_refused(name, shape, message):
     with pytest.raises(ValueError, match=message):
         small(name)(make_tokens(*shape))
 

@@ -112,7 +112,7 @@ class PlainLars(torch.optim.Optimizer):
     ("optimizer", "lrs", "make_optimizer"),
     [("adamw", (1e-3, 1e-2), adamw), ("lars", (0.1, 0.5), PlainLars)],
 )
-def test_heads_become_together_what_they_become_alone(monkeypatch, optimizer, lrs, make_optimizer):
+def test_heads_train_together_as_they_train_alone(monkeypatch, optimizer, lrs, make_optimizer):
     monkeypatch.setattr(shared_module, "CHUNK", 7)  # batches are cut, with a remainder
     monkeypatch.setattr(stack_module, "MAX_QUERIES", 14)
     train = make_features(101, 0)
@@ -139,7 +139,7 @@ def test_gradients_of_shared_products(monkeypatch):
     assert torch.autograd.gradcheck(shared_module._Classify.apply, inputs)
 
 
-def test_shares_are_of_like_size_and_of_one_kind_of_tokens(monkeypatch):
+def test_shares_have_similar_sizes_and_one_kind_of_tokens(monkeypatch):
     monkeypatch.setattr(stack_module, "MAX_QUERIES", 10)
     kinds = [
         ("ep_4", {}),
@@ -155,7 +155,7 @@ def test_shares_are_of_like_size_and_of_one_kind_of_tokens(monkeypatch):
     assert shares == [[3], [2, 5], [4, 0], [1]]
 
 
-def test_heads_are_evaluated_as_they_are_alone():
+def test_stack_evaluates_heads_as_alone():
     heads = []
     for name, options in [("ep_4", {}), ("aim", {"num_heads": 4}), ("aim", {"num_heads": 4}), ("gap", {})]:
         head = create_head(name, DIM, CLASSES, **options).double()
@@ -168,7 +168,7 @@ def test_heads_are_evaluated_as_they_are_alone():
         torch.testing.assert_close(shares[number], head(tokens[:, PREFIX:]))
 
 
-def test_a_run_that_diverges_or_stops_leaves_the_others_alone():
+def test_trial_that_diverges_or_stops_leaves_the_others_alone():
     train, recipe = make_features(80, 0, signal=0.3), Recipe(epochs=6, batch_size=16, patience=2)
     candidates = sweep(["ep_4", ("aim", {"num_heads": 4})], (1e-3, 1e-2))
     alone = JointTraining(train, train, candidates, CLASSES, recipe, dtype=F64)
@@ -184,7 +184,7 @@ def test_a_run_that_diverges_or_stops_leaves_the_others_alone():
         assert (trial.best_epoch, trial.best_accuracy) == (expected.best_epoch, expected.best_accuracy)
 
 
-def test_a_run_keeps_its_best_weights_and_stops_in_its_own_time():
+def test_trial_keeps_its_best_weights_and_stops_after_its_patience():
     trial = Trial(Candidate("gap", 0.1), create_head("gap", DIM, CLASSES))
     weight = trial.head.classifier.bias
     for epoch, accuracy in enumerate([0.2, 0.6, 0.5, 0.6, 0.4], 1):
@@ -296,7 +296,7 @@ def test_parts_of_train():
     assert targets[drawn].tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_a_last_batch_of_one_image_is_left_out():
+def test_last_batch_of_one_image_is_left_out():
     train = make_features(33, 0)
     training = JointTraining(train, train, [Candidate("gap", 0.1)], CLASSES, Recipe(1, 32, selected_on="val"))
     training.fit()

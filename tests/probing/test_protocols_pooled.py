@@ -80,7 +80,7 @@ def test_knn_is_a_brute_force_search(monkeypatch):
     assert (result.top1, result.top5) == brute_force(val, train, k, temperature)
 
 
-def test_processes_share_the_work_and_all_of_train(tmp_path):
+def test_knn_and_ridge_are_shared_by_processes(tmp_path):
     """Each of two processes classifies a part of val, and each finds neighbours that the other would have."""
     command = [sys.executable, "-m", "tests.probing.test_protocols_pooled", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
@@ -160,7 +160,7 @@ def test_penalties_are_chosen_on_the_part_that_is_held_out():
         assert result.top1 == (result.head(val.tokens).argmax(1) == val.targets).double().mean().item()
 
 
-def test_a_class_without_images_is_never_the_answer():
+def test_class_without_images_is_never_the_answer():
     train, val = make_features(60, 0), make_features(20, 1)
     train.targets[train.targets == 3] = 4
     for protocol in (knn, ridge, logistic_regression):

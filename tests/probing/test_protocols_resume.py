@@ -48,7 +48,7 @@ def numbers(results: list[HeadResult]) -> list[object]:
     ]
 
 
-def test_a_killed_training_ends_with_the_same_numbers(tmp_path):
+def test_killed_training_ends_with_the_same_numbers(tmp_path):
     expected = numbers(train())
     state_file, module = tmp_path / "state.pt", "tests.probing.test_protocols_resume"
     # In the third epoch, while its state is written, and in the sixth.
@@ -62,7 +62,7 @@ def test_a_killed_training_ends_with_the_same_numbers(tmp_path):
     assert torch.load(state_file, weights_only=True).keys() == {"checksum", "state"}
 
 
-def test_runs_that_have_stopped_stay_so(tmp_path):
+def test_stopped_trials_stay_stopped(tmp_path):
     train(tmp_path / "state.pt")
     runs = load_state(tmp_path / "state.pt")["runs"]
     assert any(run["stopped"] for run in runs)
@@ -83,7 +83,7 @@ def load_or_complain(path: Path) -> str:
         return str(error)
 
 
-def test_a_damaged_state_is_not_used(state_file, tmp_path):
+def test_damaged_state_is_refused(state_file, tmp_path):
     content, damaged = state_file.read_bytes(), tmp_path / "damaged.pt"
     fault = f"{damaged} is damaged or no state of a training; delete it to start anew"
     found = []
@@ -105,13 +105,13 @@ def test_a_damaged_state_is_not_used(state_file, tmp_path):
         (CANDIDATES[:1], Recipe(2, 16), "another cache", "features"),
     ],
 )
-def test_the_state_of_another_training_is_refused(state_file, candidates, recipe, identity, differing):
+def test_state_of_another_training_is_refused(state_file, candidates, recipe, identity, differing):
     sources = make_features(69, 0), make_features(40, 1)
     with pytest.raises(ValueError, match=f"is the state of a training with other {differing}; name another file"):
         train_heads(*sources, candidates, 3, recipe, state_file=state_file, identity=identity)
 
 
-def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_last_state(tmp_path, monkeypatch):
     save_state(tmp_path / "state.pt", {"epoch": 1})
 
     def full(descriptor: int) -> None:

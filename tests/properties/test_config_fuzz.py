@@ -12,7 +12,7 @@ import yaml
 from visionattn.cli import evaluate, train
 from visionattn.cli.errors import DEBUG_HINT, run
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if path.parent.name != "base")
 
 ODD: tuple[Any, ...] = (
     *(

@@ -19,11 +19,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import multiprocessing, nn
 
+from tests.tasks.trainers import create_trainer
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as cli
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.classification import ClassificationTask
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint, read_training
+from visionattn.training.checkpoints.callbacks import read_training
 
 GLOBAL_BATCH = 16
 MODEL: dict[str, Any] = {"name": "test_vit", "model_kwargs": {"img_size": 32, "patch_size": 8}}
@@ -68,22 +69,15 @@ def train(
     task = ClassificationTask(**{**MODEL, **SGD, **options})
     # The last of four validation batches is one image for the first of two processes, and none for the second.
     data = ImageClassificationData(batch_size=batch, eval_batch_size=59, img_size=32, num_workers=0)
-    trace, last = Trace(stopped_rank), LastCheckpoint(folder / name)
-    trainer = Trainer(
-        accelerator="cpu",
+    trace = Trace(stopped_rank)
+    trainer = create_trainer(
+        folder / name,
+        [trace, *([EMAWeightAveraging(decay=0.5)] if ema else [])],
         devices=world,
         strategy=strategy,
-        max_epochs=1,
         limit_train_batches=5 * accumulate,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
-        callbacks=[trace, last, *([EMAWeightAveraging(decay=0.5)] if ema else [])],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
         default_root_dir=folder,
     )
     path = None if resume is None else folder / resume / "last.ckpt"

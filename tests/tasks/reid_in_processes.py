@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ReidData
 from visionattn.tasks.reid import ReidTask
 
@@ -31,20 +32,6 @@ def create() -> tuple[ReidTask, ReidData]:
     seed_everything(0, verbose=False)
     task = ReidTask("test_resnet", lr=1e-3, center_weight=1e-3)
     return task, ReidData("identities", batch_size=16, eval_batch_size=50, num_workers=0, seed=0)
-
-
-def create_trainer(**options: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def main(folder: Path) -> None:

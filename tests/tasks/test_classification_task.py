@@ -11,29 +11,20 @@ from lightning.pytorch import Trainer
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ImageClassificationData
 from visionattn.tasks import ClassificationTask, DivergenceError
 from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.training import load_checkpoint
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO
 from visionattn.training.objective import decayed_weights
 
 MODEL = "test_resnet"
 
 
 def fit(task: ClassificationTask, folder: Path | None = None, **options: Any) -> Trainer:
-    callbacks = [] if folder is None else [LastCheckpoint(folder, every_n_steps=1)]
-    defaults = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{**defaults, **options},
-    )
+    defaults = {"limit_train_batches": 4, "limit_val_batches": 1}
+    trainer = create_trainer(folder, every_n_steps=1, **{**defaults, **options})
     data = ImageClassificationData(batch_size=4, img_size=32, num_workers=0, seed=0)
     trainer.fit(task, datamodule=data)
     return trainer

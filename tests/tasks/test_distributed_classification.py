@@ -114,5 +114,5 @@ def test_the_command_keeps_one_run_and_goes_on_with_any_strategy(folder: Path) -
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")[1].model == "test_vit"
     output = (folder / "output").read_text()
-    assert output.count("training starts anew") == 1  # told by the first process alone
+    assert output.count("training starts from scratch") == 1  # told by the first process alone
     assert output.count("best val top-1") == 4

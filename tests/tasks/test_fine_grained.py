@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.training import load_checkpoint
-from visionattn.training.checkpoints.callbacks import LastCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {
@@ -23,17 +23,8 @@ DCAL: dict[str, Any] = {
 
 
 def fit(task: ClassificationTask, folder: Path | None = None, **options: Any) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[] if folder is None else [LastCheckpoint(folder)],
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **{"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1, **options},
-    )
+    defaults = {"limit_train_batches": 3, "limit_val_batches": 1}
+    trainer = create_trainer(folder, **{**defaults, **options})
     trainer.fit(task, datamodule=ImageClassificationData(batch_size=6, img_size=32, num_workers=0, seed=0))
     return trainer
 
@@ -101,7 +92,7 @@ def test_a_checkpoint_names_its_task_and_goes_on_with_that_alone(tmp_path: Path)
     model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.task, spec.num_classes) == ("fine_grained", 10)
     assert model.glca_head.weight.equal(task.model.glca_head.weight)
-    trainer = Trainer(logger=False, enable_checkpointing=False, max_epochs=2, accelerator="cpu")
+    trainer = create_trainer(max_epochs=2)
     data = ImageClassificationData(batch_size=6, img_size=32, num_workers=0, seed=0)
     with pytest.raises(ValueError, match=r"last\.ckpt was trained with --task fine_grained, not classification"):
         trainer.fit(ClassificationTask(MODEL), datamodule=data, ckpt_path=tmp_path / "last.ckpt")

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
+from tests.tasks.trainers import assert_killed_run_resumes, create_trainer
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.train import main as train
@@ -20,7 +21,6 @@ from visionattn.data import ImageClassificationData
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask, fixed_noise
 from visionattn.training import load_checkpoint
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 MODEL = "vit_pico_patch4_32"
 KWARGS: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -33,18 +33,8 @@ def create(**options: Any) -> MaskedAutoencodingTask:
 
 
 def fit(task: Any, folder: Path | None = None, resume: Path | None = None, batch: int = 8, **options: Any) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[] if folder is None else [LastCheckpoint(folder, every_n_steps=2)],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **{"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1, **options},
-    )
+    defaults = {"limit_train_batches": 3, "limit_val_batches": 1}
+    trainer = create_trainer(folder, every_n_steps=2, **{**defaults, **options})
     data = ImageClassificationData(batch_size=batch, img_size=32, num_workers=0, seed=0)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     return trainer
@@ -111,27 +101,9 @@ def test_validation_hides_the_same_patches_of_an_image_each_time(noises: list[Te
     assert torch.equal(fixed_noise(names, 9), expected)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, noises: list[Tensor]) -> None:
-    whole, half, rest = create(), create(), create()
-    torch.manual_seed(1)
-    fit(whole, max_epochs=2)
-    count = len(noises)
-    original = half.training_step
-
-    def killed(batch: Any, batch_idx: int) -> Any:
-        if half.global_step == 5:
-            raise RuntimeError("killed")
-        return original(batch, batch_idx)
-
-    half.training_step = killed  # type: ignore[method-assign]
-    torch.manual_seed(1)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(half, tmp_path, max_epochs=2)
-    trainer = fit(rest, tmp_path, tmp_path / "last.ckpt", max_epochs=2)
-    assert trainer.global_step == 6
-    torch.testing.assert_close(noises[-3:], noises[count - 3 : count])  # two steps and a validation
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, rest.state_dict()[name]), name
+def test_killed_run_resumes_exactly(tmp_path: Path, noises: list[Tensor]) -> None:
+    assert_killed_run_resumes(create, fit, tmp_path)
+    torch.testing.assert_close(noises[-3:], noises[5:8])  # two steps and a validation
 
 
 def test_a_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
@@ -164,11 +136,10 @@ def test_a_classifier_is_fine_tuned_from_it(tmp_path: Path, pooling: dict[str, A
         torch.testing.assert_close(own[name], value)
 
 
-def test_some_images_of_a_validation_are_kept() -> None:
+def test_examples_are_images_of_the_validation() -> None:
     task = create()
     trainer = fit(task, batch=5, limit_val_batches=20, limit_train_batches=1)
-    assert task.examples is not None
-    original, masked, reconstructed = task.examples
+    original, masked, reconstructed = task.examples.tensors().values()
     assert trainer.num_val_batches == [20]
     images = [batch.image for batch, _ in zip(task.data.val_dataloader(), range(20), strict=False)]
     assert torch.equal(original, torch.stack([image[0] for index, image in enumerate(images) if index % 5 != 4]))
@@ -178,8 +149,7 @@ def test_some_images_of_a_validation_are_kept() -> None:
     assert torch.equal(reconstructed * ~nothing[:, None], masked)
     assert (reconstructed != masked).any()
     fit(task := create(), limit_val_batches=1, limit_train_batches=1)
-    assert task.examples is not None
-    assert len(task.examples.original) == 8
+    assert len(task.examples.tensors()["original"]) == 8
 
 
 def test_bfloat16_on_cpus_computes_attention_step_by_step() -> None:
@@ -214,9 +184,7 @@ def test_images_of_one_channel_without_classes(tmp_path: Path) -> None:
         for number in range(2):
             Image.effect_noise((40, 36), 60).save(tmp_path / split / f"{number}.png")
     task = create()
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    trainer = create_trainer()
     data = ImageClassificationData(root=str(tmp_path), in_chans=1, batch_size=2, img_size=32, num_workers=0)
     trainer.fit(task, datamodule=data)
     assert trainer.global_step == 1

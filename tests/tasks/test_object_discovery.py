@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 
+from tests.tasks.trainers import assert_killed_run_resumes, create_trainer
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.train import main as train
@@ -24,7 +25,6 @@ from visionattn.models.slots import SlotAutoencoder, encode
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.object_discovery import SLOTS, ObjectDiscoveryTask, load_slots
 from visionattn.training import load_checkpoint
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 
 CNN: dict[str, Any] = {"embed_dims": [8, 8], "kernel_sizes": [5, 3], "strides": [2, 2]}
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -45,19 +45,8 @@ def dinosaur(**options: Any) -> ObjectDiscoveryTask:
 def fit(
     task: Any, folder: Path | None = None, resume: Path | None = None, ema: bool = False, **options: Any
 ) -> Trainer:
-    callbacks: list[Any] = [] if folder is None else [LastCheckpoint(folder, every_n_steps=2)]
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[*([EMAWeightAveraging(decay=0.5)] if ema else []), *callbacks],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **{"max_epochs": 1, **options},
-    )
+    averaging = [EMAWeightAveraging(decay=0.5)] if ema else []
+    trainer = create_trainer(folder, averaging, every_n_steps=2, **options)
     data = SceneData(image_size=16, length=12, val_length=8, batch_size=4, num_workers=0, seed=0)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     return trainer
@@ -110,8 +99,7 @@ def test_dinosaur_rebuilds_features_of_an_encoder_that_stays_as_it_is() -> None:
             found = task(batch.image)
             losses.append(F.mse_loss((found.masks[:, :, None] * found.parts).sum(1), features))
     torch.testing.assert_close(trainer.callback_metrics["val_loss"], torch.stack(losses).mean())
-    assert task.examples is not None
-    assert task.examples.rebuilt is None
+    assert "rebuilt" not in task.examples.tensors()
 
 
 def test_the_frozen_encoder_can_come_from_a_checkpoint_and_is_missed_otherwise(tmp_path: Path) -> None:
@@ -144,25 +132,8 @@ def test_slots_are_a_function_of_the_step_and_the_seed(monkeypatch: pytest.Monke
     torch.testing.assert_close(seen[:3], seen[3:])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    whole, half, rest = create(), create(), create()
-    torch.manual_seed(1)
-    fit(whole, max_epochs=2)
-    original = half.training_step
-
-    def killed(batch: Any, batch_idx: int) -> Any:
-        if half.global_step == 5:
-            raise RuntimeError("killed")
-        return original(batch, batch_idx)
-
-    half.training_step = killed  # type: ignore[method-assign]
-    torch.manual_seed(1)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(half, tmp_path, max_epochs=2)
-    trainer = fit(rest, tmp_path, tmp_path / "last.ckpt", max_epochs=2)
-    assert trainer.global_step == 6
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, rest.state_dict()[name]), name
+def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
+    assert_killed_run_resumes(create, fit, tmp_path)
 
 
 # Checkpoints
@@ -201,9 +172,7 @@ def test_a_classifier_is_fine_tuned_from_its_encoder(tmp_path: Path) -> None:
     source = create()
     fit(source, tmp_path, limit_val_batches=0)
     task = ClassificationTask("slot_cnn_pico", model_kwargs=CNN, checkpoint_path=str(tmp_path / "last.ckpt"), **STEADY)
-    trainer = Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    trainer = create_trainer(max_steps=1)
     trainer.fit(task, datamodule=ImageClassificationData(batch_size=4, num_workers=0))
     own, theirs = task.model.state_dict(), source.model.state_dict()  # type: ignore[union-attr]
     assert own.keys() - theirs.keys() == {"head.fc.weight", "head.fc.bias"}
@@ -211,21 +180,20 @@ def test_a_classifier_is_fine_tuned_from_its_encoder(tmp_path: Path) -> None:
         torch.testing.assert_close(own[name], value)
 
 
-def test_some_images_of_a_validation_are_kept() -> None:
+def test_examples_are_images_of_the_validation() -> None:
     task = create()
     fit(task, limit_train_batches=1)
-    assert task.examples is not None
-    image, segments, slots, rebuilt = task.examples
+    image, segments, slots, rebuilt = task.examples.tensors().values()
     batches = scenes(task)
     assert torch.equal(image, torch.cat([batch.image for batch in batches]))
     assert torch.equal(segments, torch.cat([batch.segments for batch in batches]))
     assert slots.shape == (8, 16, 16)
-    assert rebuilt is not None
     assert rebuilt.shape == (8, 3, 8, 8)
 
 
-def test_options_are_those_of_the_autoencoder() -> None:
-    assert set(SLOTS) == signature(SlotAutoencoder).parameters.keys() - {"features"}
+def test_options_and_defaults_are_those_of_the_autoencoder() -> None:
+    task, autoencoder = (signature(kind).parameters for kind in (ObjectDiscoveryTask, SlotAutoencoder))
+    assert {name: task[name].default for name in SLOTS} == {name: autoencoder[name].default for name in SLOTS}
 
 
 class Blind(nn.Module):

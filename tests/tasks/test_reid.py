@@ -1,6 +1,7 @@
 """Training for re-identification: losses, necks, what is measured, what a checkpoint holds."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
+from tests.tasks.trainers import assert_killed_run_resumes, create_trainer
 from visionattn.data import ReidData
 from visionattn.losses.triplet import BatchHardTripletLoss
 from visionattn.metrics.retrieval import evaluate_retrieval
@@ -16,7 +18,7 @@ from visionattn.tasks.reid import ReidTask
 from visionattn.tasks.retrieval import Gallery, divide, measure, merge, rank
 from visionattn.training import load_checkpoint
 from visionattn.training.branches import choose_inference
-from visionattn.training.checkpoints.callbacks import BestCheckpoint, LastCheckpoint
+from visionattn.training.checkpoints.callbacks import BestCheckpoint
 
 MODEL = "test_resnet"
 DCAL: dict[str, Any] = {
@@ -30,16 +32,8 @@ def identities(eval_batch_size: int = 64) -> ReidData:
 
 
 def trainer(folder: Path | None = None, **options: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        callbacks=[] if folder is None else [BestCheckpoint(folder, "val_mAP"), LastCheckpoint(folder)],
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{"max_epochs": 1, "limit_train_batches": 2, "num_sanity_val_steps": 0, **options},
-    )
+    callbacks = [] if folder is None else [BestCheckpoint(folder, "val_mAP")]
+    return create_trainer(folder, callbacks, **{"limit_train_batches": 2, **options})
 
 
 def fit(task: ReidTask, folder: Path | None = None, ckpt_path: Path | None = None, **options: Any) -> Trainer:
@@ -143,18 +137,12 @@ def test_a_checkpoint_holds_the_backbone_and_what_it_was_trained_for(tmp_path: P
     torch.testing.assert_close(model(image), task.eval()(image))
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
     def create() -> ReidTask:
         torch.manual_seed(0)
         return ReidTask(**DCAL, lr=1e-3, center_weight=0.01, bias_lr_factor=2, sched="constant")
 
-    whole, resumed = create(), create()
-    fit(whole, max_epochs=2, limit_val_batches=0)
-    fit(create(), tmp_path, max_epochs=1, limit_val_batches=0)
-    fit(resumed, tmp_path, tmp_path / "last.ckpt", max_epochs=2, limit_val_batches=0)
-    assert {"weighting", "necks", "centers"} <= {name.partition(".")[0] for name in whole.state_dict()}
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_killed_run_resumes(create, partial(fit, limit_val_batches=0), tmp_path)
 
 
 def test_queries_without_a_gallery_are_not_measured() -> None:

@@ -9,9 +9,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.classification import ClassificationTask
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.lightning_internals import request_stop
 
 BATCHES = 4  # per epoch
@@ -58,21 +59,10 @@ def run(
         drop_path_rate=0.1,
     )
     data = ImageClassificationData(batch_size=8, img_size=32, num_workers=options.pop("num_workers", 0), seed=1)
-    callbacks: list[Callback] = [trace, BestCheckpoint(folder), LastCheckpoint(folder, every)]
-    if ema:
-        callbacks.insert(0, EMAWeightAveraging(decay=0.9))
-    length = {"max_epochs": 3, "limit_val_batches": 2} | options
-    trainer = Trainer(
-        accelerator="cpu",
-        limit_train_batches=BATCHES,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **length,
+    averaging = [EMAWeightAveraging(decay=0.9)] if ema else []
+    length = {"max_epochs": 3, "limit_val_batches": 2, "num_sanity_val_steps": 2} | options
+    trainer = create_trainer(
+        folder, [*averaging, trace, BestCheckpoint(folder)], every, limit_train_batches=BATCHES, **length
     )
     torch.manual_seed(0)
     trainer.fit(task, datamodule=data, ckpt_path=resume)

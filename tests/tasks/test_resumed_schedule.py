@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from tests.tasks.trainers import create_trainer
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.tasks import ClassificationTask, DivergenceError
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
 from visionattn.tasks.reid import ReidTask
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, LastCheckpoint
 from visionattn.training.models import create_regularized
 
 BATCHES = 3  # per epoch of 8 images each
@@ -33,18 +33,7 @@ class Rates(Callback):
 def train(folder: Path, task: Any, data: Any, resume: Path | None = None, **options: Any) -> list[float]:
     """Train, and return the rate of each update."""
     rates = Rates()
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[rates, LastCheckpoint(folder)],
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
-        **{"max_epochs": 2, "limit_val_batches": 0, **options},
-    )
+    trainer = create_trainer(folder, [rates], **{"max_epochs": 2, "limit_val_batches": 0, **options})
     torch.manual_seed(0)
     trainer.fit(task, datamodule=data, ckpt_path=resume)
     return rates.seen

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from visionattn.cli.errors import UsageError
 from visionattn.cli.options import check_number, model_source
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
+from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import draw_weights
 from visionattn.files import slug
@@ -18,6 +18,7 @@ from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
 from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, statistic
 from visionattn.objects.session import DEFAULT_PROBES, BindingData, BindingSession
+from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.tasks.checkpoint import Weights, check_model_name
 from visionattn.viz.binding import save_depth_curves, save_similarity_sheet
 from visionattn.viz.figure import check_suffix

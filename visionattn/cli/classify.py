@@ -5,11 +5,12 @@ from typing import Any
 
 from visionattn.cli.options import check_number, model_source
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
+from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.classification import AS_TRAINED, ClassificationResult, evaluate_classifier
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_rollouts
+from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference
 from visionattn.viz.confusion import save_confusion_matrix

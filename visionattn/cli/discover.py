@@ -4,11 +4,12 @@ from pathlib import Path
 
 from visionattn.cli.options import check_number
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_csv, write_json
+from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import SceneOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.discovery import AS_TRAINED, DiscoveryResult, evaluate_slots
 from visionattn.evaluation.drawing import save_slot_sheet
+from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.training import Weights
 from visionattn_kernels.provenance import provenance
 

@@ -1,6 +1,5 @@
-"""How a command fails: one line on stderr that names the thing and the remedy, and an exit status."""
+"""How a command fails: one line on stderr with the thing and the remedy, and an exit status."""
 
-import argparse
 import contextlib
 import io
 import os
@@ -9,83 +8,22 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
-from functools import reduce
 from importlib.metadata import version
-from operator import or_
 from pathlib import Path
-from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import set_parsing_settings
-from jsonargparse.typing import register_type
-
-from visionattn.cli.configs import find_configs, given_options, line_of, named_configs, read_config
-from visionattn.cli.hints import ELSEWHERE, meant_option, near_matches
-from visionattn.cli.lists import accept_commas
-from visionattn.errors import TRACEBACK
+import visionattn
+import visionattn_kernels
+from visionattn.cli.configs import given_options, named_configs, place_of
+from visionattn.errors import TRACEBACK, UserError
 from visionattn.errors import UsageError as UsageError
 from visionattn.errors import one_line as one_line
 
-OWN_PACKAGES = {"visionattn", "visionattn_kernels"}
+OWN_PACKAGES = [Path(str(package.__file__)).parent for package in (visionattn, visionattn_kernels)]
 DEBUG_HINT = "run again with --debug for the traceback"
 
 
-class ConciseParser(argparse.ArgumentParser):
-    """Mixin for jsonargparse parsers whose errors are a :class:`UsageError` of one line, not the usage and an exit.
-
-    Put it before the parser class: ``class Parser(ConciseParser, jsonargparse.ArgumentParser)``. Subcommand parsers are
-    made of the same class, so that they behave alike.
-    """
-
-    configs: Sequence[str] = ()
-    """The config files of the command line."""
-
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parses, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
-        # What a config file names is imported, and some of it is called: nothing that runs commands or code.
-        set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
-        register_type(timedelta, _write_duration, _read_duration, fail_already_registered=False)
-        args = None if args is None else find_configs(args)
-        self.configs = named_configs(args or [])
-        try:
-            for config in self.configs:
-                read_config(config)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        for action in self._actions:
-            hint = getattr(action, "_typehint", None)
-            if hint in (bool, bool | None) and action.nargs is None:
-                action.nargs, action.const = "?", True
-            if hint in (list[Path], list[Path] | None) and action.nargs is None:
-                # As shells write out a pattern: all words up to the next option.
-                action.nargs, action.metavar, action._typehint = "+", "FILE", Path  # type: ignore[attr-defined]
-            elif get_origin(hint) in (Union, UnionType):
-                # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
-                # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.
-                ordered = reduce(or_, sorted(get_args(hint), key=lambda kind: {float: 1, str: 2, Path: 3}.get(kind, 0)))
-                action._typehint = ordered  # type: ignore[attr-defined]
-            accept_commas(action)
-        return super().parse_args(args, *others, **kwargs)
-
-    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
-        """Checks null, too, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
-        parser: Any = super()
-        for name in getattr(self, "groups", ()):
-            if not hasattr(options := namespace.get(name, {}), "items"):
-                raise TypeError(f'Parser key "{name}": Expected options by name. Got value: {options!r}')
-        parser.validate(namespace, *args, **kwargs)
-        for action in self._actions:
-            if action.default not in (None, argparse.SUPPRESS) and namespace.get(action.dest, ...) is None:
-                parser._check_value_key(action, None, action.dest, namespace)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Called by argparse and jsonargparse for every parsing error."""
-        raise UsageError(one_line(_explain(self, message))) from ex
-
-
 def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command and turns whatever happens into an exit status.
+    """Run a command and return its exit status, whatever happens.
 
     Args:
         main: the command; takes the arguments, without ``--debug`` and with option names spelt with underscores.
@@ -127,7 +65,7 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
 
 
 def normalize(argv: Iterable[str]) -> list[str]:
-    """Drops ``--debug`` and lets ``--per-class`` stand for ``--per_class``."""
+    """Return the words without ``--debug``, and ``--per_class`` for ``--per-class``."""
     arguments = []
     for argument in argv:
         name, equals, value = argument.partition("=")
@@ -139,7 +77,7 @@ def normalize(argv: Iterable[str]) -> list[str]:
 
 
 def describe(error: BaseException) -> str:
-    """One line for ``error``: its message where that was written for users, otherwise its type too and a hint."""
+    """Return one line: the message if it was written for users, otherwise its type too and a hint."""
     message = one_line(str(error))
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -184,107 +122,38 @@ _KNOWN = {
         "--trainer.accelerator: torch finds no such device in this machine; leave the option out, or pass cpu"
     ),
 }
-"""What libraries say when something outside the program is wrong, and what can be done about it."""
-
-
-def _read_duration(text: str) -> timedelta:
-    """Read a time as Python writes it: ``2:30:00``, ``1 day, 2:30:00``. Lightning's own form, 01:02:30:00, is none."""
-    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d+)?)", str(text))
-    if match is None:
-        raise ValueError(f"expected a time such as 2:30:00 or 1 day, 2:30:00, got {text!r}")
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-
-
-def _write_duration(value: object) -> str:
-    """Write a time for a config file; in a union, jsonargparse would offer numbers and mappings, too."""
-    if not isinstance(value, timedelta):
-        raise TypeError(f"{value!r} is no time")
-    return str(value)
+"""Messages of libraries about faults outside the program, with the line that says what can be done."""
 
 
 def _written_for_users(error: BaseException) -> bool:
-    """Whether the message names the thing and the remedy, as those raised in this project on purpose do.
+    """Check whether the message names the thing and the remedy, as those that this project raises do.
 
-    Torch's own RuntimeErrors leave no frame behind, so that they seem to come from the line of ours that called it;
-    for other types than these, being raised here says nothing.
+    That is true of UserError, and of the types below if the line that raised is ours. The line is not enough for other
+    types: torch's RuntimeErrors leave no frame, and seem to come from the line of ours that called torch.
     """
-    if isinstance(error, UsageError) or type(error).__module__.partition(".")[0] in OWN_PACKAGES:
+    if isinstance(error, UserError):
         return True
     if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return False
-    if TRACEBACK in str(error):
-        files = re.findall(r'File "([^"]+)"', str(error))
-        return bool(files) and not OWN_PACKAGES.isdisjoint(Path(files[-1]).parts)
-    frames = list(traceback.walk_tb(error.__traceback__))
-    # The name of a module that runs as `python -m` is "__main__", but its package is as ever.
-    return bool(frames) and (frames[-1][0].f_globals.get("__package__") or "").partition(".")[0] in OWN_PACKAGES
-
-
-def _explain(parser: argparse.ArgumentParser, message: str) -> str:
-    """Adds near matches to what argparse and jsonargparse say of unknown options, keys and subcommands."""
-    if match := re.match(r"unrecognized arguments: (\S+)", message):
-        option = match[1].partition("=")[0]
-        if not option.startswith("-"):
-            return f"unexpected argument {option!r}"
-        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
-    if match := re.match(r"(Subcommand|Group) '(\S+)' does not accept option '(\S+)'", message):
-        kind, owner, key = match.groups()
-        subcommands = getattr(parser, "_subcommands_action", None)
-        subparser = subcommands.choices[owner] if kind == "Subcommand" and subcommands else parser
-        name = key if kind == "Subcommand" else f"{owner}.{key}"
-        near = near_matches(name, (action.dest for action in subparser._actions))
-        return f"unknown key {name}{_place(parser, name)}{near}"
-    if match := re.match(r"argument \S+: invalid choice: '(\S+)' \(choose from (.+)\)", message):
-        word, choices = match[1], re.findall(r"[\w-]+", match[2])
-        return f"unknown command {word!r}{near_matches(word, choices) or f'; choose from {match[2]}'}"
-    if match := re.match(r"expected \"\S+\" to be one of \{(.+)\}, but it was not provided", message):
-        return f"a command is wanted: {match[1].replace(',', ', ')}"
-    if match := re.match(r"the following arguments are required: (.+)", message):
-        # A subcommand's options are reported as `command.option`.
-        commands = "|".join(getattr(getattr(parser, "_subcommands_action", None), "choices", None) or ["$"])
-        names = [re.sub(rf"^({commands})\.", "", name) for name in match[1].split(", ")]
-        return f"missing: {', '.join(f'--{name}' for name in names)}"
-    if match := re.match(r'Parser key "(\S+)":.*Unable to load config "(.*?)"', message, flags=re.DOTALL):
-        option, value = match.groups()
-        meant = meant_option(f"--{option}", parser._option_string_actions) if option in ELSEWHERE else ""
-        return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is none{meant}"
-    if match := re.match(r"Parser key \"(\S+)\":.*NestedArg\(key='(\S+)', val=", message, flags=re.DOTALL):
-        option = f"--{match[1]}.{match[2]}"
-        return f"unknown option {option}{meant_option(option, parser._option_string_actions)}"
-    if match := re.match(r'Parser key "(\S+)":\s+(.*)', message, flags=re.DOTALL):
-        return f"--{match[1]}{_place(parser, match[1])}: {_expected(match[2])}"
-    return message
-
-
-def _place(parser: argparse.ArgumentParser, option: str) -> str:
-    """Where a config file sets ``option``, if one does."""
-    places = ((config, line_of(config, option)) for config in getattr(parser, "configs", ()))
-    return next((f" ({config}, line {line})" for config, line in places if line), "")
+    quoted = re.findall(r'File "([^"]+)"', str(error)) if TRACEBACK in str(error) else []  # by a data-loader worker
+    files = quoted or [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(files) and any(Path(files[-1]).is_relative_to(package) for package in OWN_PACKAGES)
 
 
 def _set_by_config(message: str, argv: Sequence[str]) -> str:
-    """Where config files set options that a message names and the command line does not."""
+    """Return where config files set options that a message names and the command line does not."""
     given = {option for option, _ in given_options(argv)}
     options = [option for option in dict.fromkeys(re.findall(r"--([\w.]+\w)", message)) if f"--{option}" not in given]
-    lines = [(option, config, line_of(config, option)) for config in named_configs(argv) for option in options]
-    places = [f"--{option}: {config}, line {line}" for option, config, line in lines if line and config not in message]
-    return f" ({'; '.join(places)})" if places else ""
-
-
-def _expected(message: str) -> str:
-    """What jsonargparse says of a value of the wrong type, without Python's words."""
-    if match := re.match(r"Does not validate .*?Subtypes: \[(.*?)\]\s+Errors:.*Given value: (.*)", message, re.DOTALL):
-        hints = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", match[1]).replace("NoneType", "null")
-        hints = re.sub(r"typing\.", "", re.sub(r"(?:typing\.)?Literal\[([^]]*)\]", r"\1", hints))
-        return f"expected {hints.replace(', null', ' or null')}. Got value: {match[2]}"
-    expected = re.sub(r"^Expected an? (?:<class '(\w+)'>|typing\.)?", r"expected \1", message)
-    return f"{expected[0].lower()}{expected[1:]}"
+    places = [(option, place_of(config, option)) for config in named_configs(argv) for option in options]
+    told = [
+        f"--{option}: {place}" for option, place in places if place and place.rpartition(", line")[0] not in message
+    ]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 @contextlib.contextmanager
 def _warnings_of_one_line() -> Iterator[None]:
-    """Shows what a warning says; where in the code it was raised is for --debug."""
+    """Print a warning as one line, without the line of code that raised it."""
     original = warnings.formatwarning
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {one_line(str(message))}\n"
     try:

@@ -7,9 +7,10 @@ from jsonargparse import ArgumentParser, auto_cli
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
-from visionattn.cli.errors import ConciseParser, UsageError
+from visionattn.cli.errors import UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
+from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
@@ -41,5 +42,5 @@ class EvaluationParser(ConciseParser, ArgumentParser):
 def main(argv: list[str], prog: str = "eval.py") -> None:
     """Run one eval command."""
     if any(word.partition("=")[0] == "--leaderboard" for word in argv):
-        raise UsageError("--leaderboard is a command of its own: eval.py leaderboard --results FILE …")
+        raise UsageError(f"--leaderboard is a command of its own: {prog} leaderboard --results FILE …")
     auto_cli(COMMANDS, args=argv, as_positional=False, parser_class=EvaluationParser, prog=prog)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from visionattn.cli.options import model_source
-from visionattn.cli.report import check_writable, print_table, write_json
+from visionattn.cli.report import print_table
+from visionattn.output import check_writable, write_json
 from visionattn.training import Weights
 from visionattn.viz.contact_sheet import CHANNELS, save_contact_sheet
 from visionattn.viz.figure import check_suffix

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from visionattn.cli.errors import UsageError
-from visionattn.cli.report import check_writable, write_text
+from visionattn.output import check_writable, write_text
 from visionattn.probing.leaderboard import collect, points, read_results, to_markdown
 from visionattn.viz.leaderboard import save_leaderboard
 

@@ -10,7 +10,7 @@ NAMES = {str: "a word", int: "an integer", float: "a number"}
 
 
 def accept_commas(action: Any) -> None:
-    """Let an option of type ``list`` also take its values separated by commas, each once, or a single one.
+    """Let an option of type ``list`` also take its values separated by commas, or a single one; a word counts once.
 
     Args:
         action: of a jsonargparse parser; options of other types are left as they are.
@@ -33,10 +33,10 @@ def _reader(items: tuple[Any, ...]) -> Callable[[Any], list[Any]]:
     def read(values: Any) -> list[Any]:
         words = values.split(",") if isinstance(values, str) else values if isinstance(values, list) else [values]
         words = [word.strip() if isinstance(word, str) else word for word in words]
-        found = dict.fromkeys(_convert(word, items) for word in words if word != "")
+        found = [_convert(word, items) for word in words if word != ""]
         if not found:
             raise ValueError("give at least one value; separate several values by commas")
-        return list(found)
+        return list(dict.fromkeys(found)) if isinstance(found[0], str) else found  # numbers may be equal, as in a mean
 
     return read
 

@@ -9,11 +9,11 @@ from visionattn.cli.errors import UsageError
 from visionattn.cli.options import check_number, model_source
 from visionattn.cli.probing_report import Report
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import spread
 from visionattn.evaluation.source import LoadedModel
+from visionattn.output import check_folder, check_writable
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.requests import request_heads
 from visionattn.probing.session import ProbingSession

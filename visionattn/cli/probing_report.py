@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.report import print_table, write_csv, write_json
+from visionattn.cli.report import print_table
+from visionattn.output import write_csv, write_json
 from visionattn.probing.results import ProbingResult, csv_row, sort_rows, table, title
 
 

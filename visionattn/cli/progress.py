@@ -19,7 +19,7 @@ LINE_EVERY = 60.0
 
 @contextmanager
 def show_progress(description: str, unit: str = "steps") -> Iterator[Progress]:
-    """Show the progress of a block on stderr; the block calls what it is given."""
+    """Show progress on stderr; the block calls the function that it is given."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Bar(console=console, transient=True) as bar:
@@ -31,14 +31,14 @@ def show_progress(description: str, unit: str = "steps") -> Iterator[Progress]:
 
 
 class LightningProgress(Callback):
-    """Progress of train.py's validate, test and predict."""
+    """Show the progress of validate, test and predict."""
 
     def __init__(self) -> None:
         self._shown = ExitStack()
         self._progress: Progress | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, in the first of several processes."""
+        """Start, in the first process."""
         if trainer.is_global_zero:
             self._progress = self._shown.enter_context(show_progress(_name_of(trainer), "batches"))
 
@@ -59,7 +59,7 @@ class LightningProgress(Callback):
                 "predict": trainer.num_predict_batches,
             }
             total = sum(loops[_name_of(trainer)])
-            self._progress(batch_idx + 1, None if total == float("inf") else int(total))  # of a stream it is not known
+            self._progress(batch_idx + 1, None if total == float("inf") else int(total))  # unknown for a stream
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End."""
@@ -80,10 +80,10 @@ def _name_of(trainer: Trainer) -> str:
 
 
 class _Lines:
-    """Writes a line whenever none was written for a minute, in whatever loop, whether or not a step has ended."""
+    """Write a line if no loop has written one for a minute, even if no step has ended."""
 
     written = time.monotonic()
-    """When the last line was written in this process, or when it began."""
+    """Time of the last line in this process, or of its start."""
 
     def __init__(self, description: str, unit: str) -> None:
         self.description, self.unit = description, unit
@@ -107,7 +107,7 @@ class _Lines:
     def update(self, done: int, total: int | None) -> None:
         """See `Progress`."""
         self.done, self.total = done, total
-        # A run that was resumed begins with steps of an earlier one, and the first step warms up.
+        # A resumed run starts with the steps of an earlier one, and the first step warms up.
         self.first = self.first or (done, time.monotonic())
 
     def _write(self) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 from visionattn.cli.options import check_number, model_source
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_folder, check_writable, print_table, print_unreadable, write_json
+from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import IdentityOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_ranked_lists, save_rollouts
 from visionattn.evaluation.retrieval import AS_TRAINED, RetrievalResult, evaluate_reid, require_ranking
+from visionattn.output import check_folder, check_writable, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference
 from visionattn_kernels.provenance import provenance

@@ -1,22 +1,10 @@
-"""Results of commands: files that are whole or absent, and tables."""
+"""Tables of results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from visionattn.output import check_folder, check_writable, write_csv, write_json, write_text
-
-__all__ = [
-    "check_folder",
-    "check_writable",
-    "print_table",
-    "print_unreadable",
-    "write_csv",
-    "write_json",
-    "write_text",
-]
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:

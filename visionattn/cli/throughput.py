@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import check_writable, print_table, write_csv, write_json
+from visionattn.cli.report import print_table
 from visionattn.cli.zoo import read_held, read_results, write_zoo
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.throughput import ThroughputRow, expand_names, measure_throughput
 from visionattn.evaluation.timing import Conditions
+from visionattn.output import check_writable, write_csv, write_json
 from visionattn_kernels.provenance import provenance
 
 

@@ -1,6 +1,9 @@
-"""Lightning's options, callbacks and plugins that do not go with the runs of train.py, and what to use instead."""
+"""Options of a training: their help and bounds, and what of Lightning's does not go with a run."""
 
+import math
+from argparse import SUPPRESS
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,33 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
+from visionattn.data.module import MAX_SEED
+from visionattn.output import check_writable
+from visionattn.training.loggers import LoggerName
+from visionattn.training.predictions import check_predictions
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Files and averages of a training run.
+
+    Args:
+        runs: folder of all runs; each run writes to runs/NAME/NUMBER.
+        run_name: NAME of the run's folder; by default the name of the config file, or of the model.
+        logger: service that receives the metrics in addition to metrics.csv.
+        ema: decay of an exponential moving average of the weights, such as 0.9999, which is then validated and saved
+            as the best; by default none.
+        save_every_n_steps: steps between two writings of last.ckpt within an epoch; 0 to write it after epochs only.
+    """
+
+    runs: Path = Path("runs")
+    run_name: str | None = None
+    logger: LoggerName = "csv"
+    ema: float | None = None
+    save_every_n_steps: int = 1000
+
 
 OPTIONS = {
     "default_root_dir": "name the folder of all runs with --runs",
@@ -46,11 +75,55 @@ COMMANDS = {
     "fit": "Train a model.",
     "validate": "Measure a model on the validation split.",
     "test": "Measure a model on the test split.",
-    "predict": "Write what a model says of images without labels.",
+    "predict": "Write the predictions for images without labels.",
 }
 """The commands of train.py."""
 
-CKPT_PATH = "checkpoint of an earlier run: a file, or last or best of the newest run of this name. fit resumes from it."
+COMMON = {
+    "config": "file of options, or a shipped config: quickstart",
+    "task": "kind of training; its options: --task NAME --help",
+    "model.name": "model, such as nat_tiny",
+    "model.pretrained": "start from published weights",
+    "model.checkpoint_path": "start from the weights in a file",
+    "model.lr": "peak learning rate",
+    "data.name": "data set: digits, folder, torch/cifar10, ...",
+    "data.root": "folder of the images",
+    "data.img_size": "height and width in pixels",
+    "data.batch_size": "images per step and device",
+    "ckpt_path": "checkpoint to resume or apply: file, last or best",
+    "runs": "folder of all runs",
+    "run_name": "name of the run",
+    "output": "file of the predictions, .csv or .json",
+    "trainer.max_epochs": "number of epochs",
+    "trainer.devices": "number of devices",
+    "trainer.precision": "32-true, bf16-mixed or 16-mixed",
+}
+"""Most used options, with a help of one line."""
+
+FIT_ONLY = {
+    *("model.lr", "logger", "ema", "save_every_n_steps"),
+    *(f"trainer.{limit}_{unit}" for limit in ("max", "min") for unit in ("epochs", "steps")),
+    *(f"trainer.gradient_clip_{name}" for name in ("val", "algorithm")),
+    *(f"trainer.{name}" for name in ("accumulate_grad_batches", "limit_train_batches", "num_sanity_val_steps")),
+    *(f"trainer.{name}" for name in ("val_check_interval", "check_val_every_n_epoch", "max_time")),
+    *(f"trainer.{name}" for name in ("log_every_n_steps", "logger", "enable_checkpointing")),
+}
+"""Options without effect in other commands, whose help leaves them out."""
+
+HELP = {
+    "config": "YAML file of options, or the name of a shipped config, such as quickstart.",
+    "seed_everything": "seed of weights, order and augmentation; true for a random one.",
+    "ckpt_path": "checkpoint of a run: a file, or last or best of the newest run of this name. fit resumes it.",
+    "trainer.max_epochs": "number of epochs; -1 for no limit.",
+    "trainer.devices": "number of devices, a list of their indices, or auto for all.",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, ...; by default bf16-mixed on GPUs that compute in it.",
+    "trainer.enable_autolog_hparams": SUPPRESS,  # without effect: config.yaml holds the options
+    **{f"trainer.{name}": SUPPRESS for name in OPTIONS},
+}
+"""Help of options in place of Lightning's."""
+
+TITLES = {"model": "model", "data": "data", "": "run", "trainer": "trainer (of Lightning)"}
+"""Sections of the help, in order."""
 
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
@@ -60,20 +133,58 @@ PROFILERS: dict[str, type[Profiler]] = {
 
 
 def describe_commands(parser: Any) -> None:
-    """Describe commands in words of this project: the first lines of Lightning's docstrings break off in mid-sentence.
+    """Describe the commands of train.py and arrange the help of each.
 
     Args:
         parser: of all commands.
     """
     commands = parser._subcommands_action
+    for action in parser._actions:
+        if action.dest in ("config", "print_config"):
+            action.help = SUPPRESS  # with a section for each command: for programs
     for entry in commands._choices_actions:
         entry.help = COMMANDS[entry.dest]
     for name, command in commands.choices.items():
         command.description = COMMANDS[name]
-        for group in command._action_groups:
-            for action in group._group_actions:
-                if action.dest == "ckpt_path":
-                    group.title, action.help = "Where the weights come from", CKPT_PATH
+        command.common, command.titles = COMMON, TITLES
+        hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
+        for action in command._actions:
+            action.help = SUPPRESS if action.dest in hidden else HELP.get(action.dest, action.help)
+
+
+def check_options(options: Any, command: str) -> None:
+    """Check the options that nothing else looks at before the work begins.
+
+    Args:
+        options: of the command.
+        command: fit, validate, test or predict.
+
+    Raises:
+        UsageError: one is out of bounds, contradicts another, or would do nothing or harm.
+        ValueError: the file of predictions cannot be written.
+    """
+    trainer = options.trainer
+    check_trainer_options(trainer)
+    for option, number, low, high in (
+        ("seed_everything", options.get("seed_everything"), 0, MAX_SEED),
+        ("ema", options.ema, 0, 1),
+        ("save_every_n_steps", options.save_every_n_steps, 0, math.inf),
+        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1, math.inf),
+        ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, math.inf),
+        ("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, math.inf),
+    ):
+        check_range(option, number, low, high, error=UsageError)
+    if isinstance(trainer.val_check_interval, int | float):  # it may also be a time
+        check_range("trainer.val_check_interval", trainer.val_check_interval, 0, above=True, error=UsageError)
+    if trainer.fast_dev_run and options.ckpt_path and command == "fit":
+        raise UsageError("--trainer.fast_dev_run tries a run from its start: leave out --ckpt_path")
+    if options.output and command != "predict":
+        raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
+    check_writable(options.output)
+    check_predictions(options.output)
+    name = Path(options.run_name or "")
+    if name.is_absolute() or ".." in name.parts:
+        raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")
 
 
 def check_trainer_options(options: Any) -> None:

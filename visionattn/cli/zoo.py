@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.report import write_text
 from visionattn.evaluation.throughput import ThroughputRow
+from visionattn.output import write_text
 
 Results = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what is known of a model, and nothing else."""
+"""Model card of an exported folder; missing facts are marked as not recorded."""
 
 import json
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ def write_card(
     Args:
         network: What was exported.
         run: The training behind it.
-        dtype: Of the weights.
-        license: Of the weights; None where nobody has said it.
-        data_name: What the data set is called, where it was a folder of images.
-        evaluation: What `eval.py classify` found on other images.
+        dtype: Data type of the weights.
+        license: License of the weights; None if unknown.
+        data_name: Name of the data set, if it was a folder of images.
+        evaluation: Result of `eval.py classify` on other images.
     """
     parts = [
         f"---\n{_front_matter(network, run, license, data_name)}\n---",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from visionattn.cli.errors import ConciseParser
+from visionattn.cli.parsing import ConciseParser
 from visionattn.errors import UsageError
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder

@@ -35,7 +35,7 @@ EVALUATION_SEED = 0
 
 
 class Layout(Protocol):
-    """Layout of a layer's tokens, such as `visionattn.probing.backbone.TokenLayout`."""
+    """Layout of a layer's tokens, such as `visionattn.probing.frozen.TokenLayout`."""
 
     @property
     def dim(self) -> int:

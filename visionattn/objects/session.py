@@ -31,7 +31,7 @@ from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.probes import check_probe
 from visionattn.objects.results import BindingResults, BindingRow, SessionRow
-from visionattn.probing.backbone import FrozenBackbone, weights_hash
+from visionattn.probing.frozen import FrozenBackbone, weights_hash
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.checkpoint import ClassifierSpec
 from visionattn.tasks.preprocessing import describe_preprocessing

@@ -8,22 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visionattn.probing.backbone import FrozenBackbone, TokenLayout
     from visionattn.probing.export import ProbeClassifier, export_probe, load_probe
     from visionattn.probing.features import TensorFeatures, extract_features
+    from visionattn.probing.frozen import FrozenBackbone, TokenLayout
     from visionattn.probing.heads import create_head, list_heads
-    from visionattn.probing.leaderboard import collect, read_results, to_markdown
     from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
     from visionattn.probing.requests import HeadRequest
     from visionattn.probing.results import ProbingResult
     from visionattn.probing.session import ProbingSession
 
 _MODULES = {
-    "backbone": ("FrozenBackbone", "TokenLayout"),
     "export": ("ProbeClassifier", "export_probe", "load_probe"),
     "features": ("TensorFeatures", "extract_features"),
+    "frozen": ("FrozenBackbone", "TokenLayout"),
     "heads": ("create_head", "list_heads"),
-    "leaderboard": ("collect", "read_results", "to_markdown"),
     "options": ("FeatureOptions", "HeadTraining", "ProbingData"),
     "requests": ("HeadRequest",),
     "results": ("ProbingResult",),
@@ -42,14 +40,11 @@ __all__ = [
     "ProbingSession",
     "TensorFeatures",
     "TokenLayout",
-    "collect",
     "create_head",
     "export_probe",
     "extract_features",
     "list_heads",
     "load_probe",
-    "read_results",
-    "to_markdown",
 ]
 
 

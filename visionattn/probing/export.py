@@ -1,9 +1,8 @@
-"""Heads in files, and back again as classifiers of images.
+"""Export of heads to files, and classifiers of images from these files.
 
-A folder of exported heads holds for each of them `NAME.safetensors`, its weights, and `NAME.json`, which says all else:
-the backbone, the layers whose tokens the head takes, how images are prepared, the classes. Weights of the backbone
-that timm has published are fetched from there again; all others lie in the same folder, once for all heads, as
-`backbone-HASH.safetensors`.
+A folder holds for each head its weights, `NAME.safetensors`, and all else, `NAME.json`: the backbone, the layers, the
+preprocessing, the classes. Published weights of a backbone are downloaded again. Other weights lie in the same folder,
+once for all heads, as `backbone-HASH.safetensors`.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from visionattn.checks import reason
 from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
-from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout, weights_hash
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
 from visionattn.probing.protocols.results import HeadResult
@@ -36,7 +35,7 @@ class ProbeClassifier(nn.Module):
     Attributes:
         backbone: The backbone.
         head: The head.
-        layers: Whose tokens the head takes, side by side on the axis of features.
+        layers: Layers whose tokens the head takes, side by side on the axis of features.
         class_names: A name for each class, in order.
     """
 
@@ -52,35 +51,35 @@ class ProbeClassifier(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images are to be prepared, see `FrozenBackbone`."""
+        """Preprocessing of images, see `FrozenBackbone`."""
         return self.backbone.preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, num_classes]` of images `[B, C, H, W]`."""
+        """Return logits `[B, num_classes]` of images `[B, C, H, W]`."""
         return self.head(self.tokens(images))
 
     def attention(self, images: Tensor) -> Tensor:
-        """Weights `[B, M, N]` with which the head pools the tokens of images, see `ProbingHead.attention`."""
+        """Return the weights `[B, M, N]` with which the head pools tokens, see `ProbingHead.attention`."""
         return self.head.attention(self.tokens(images))
 
     def tokens(self, images: Tensor) -> Tensor:
-        """What the head takes, `[B, N, dim]`."""
+        """Return the tokens for the head, `[B, N, dim]`."""
         tokens = self.backbone(images)
         return head_tokens(self.head, [(tokens[layer], self.backbone.layouts[layer]) for layer in self.layers])
 
 
 def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]]) -> Tensor:
-    """What a head takes, of the tokens of one layer, or of several side by side.
+    """Return the tokens for a head from one layer, or from several side by side.
 
     Args:
         head: The head.
-        layers: Tokens `[B, num_tokens, dim]` and how they lie.
+        layers: Tokens `[B, num_tokens, dim]` and their layout.
 
     Returns:
-        `[B, N, dim]`; for a head that takes the mean of its tokens, which may lie differently in every layer, N is 1.
+        `[B, N, dim]`; N is 1 for a head that takes the mean of its tokens, whose layers may differ in layout.
 
     Raises:
-        ValueError: The head wants a class token and there is none, or layers have different numbers of tokens.
+        ValueError: The head needs a class token and there is none, or layers have different numbers of tokens.
     """
     taken = [
         select_tokens(tokens, head.tokens, layout.num_prefix_tokens, layout.num_reg_tokens) for tokens, layout in layers
@@ -105,23 +104,20 @@ def export_probe(
     *,
     published: bool = False,
 ) -> Path:
-    """Writes a head such that `load_probe` makes a classifier of it.
+    """Write a head, of which `load_probe` makes a classifier, and return its `.json` file.
 
     Args:
-        folder: Where the files go; made where it is missing.
-        name: Of the files, without a suffix; what they held before is replaced.
-        result: Head and its accuracy.
-        backbone: What it was trained on.
-        layers: Whose tokens the head takes.
+        folder: Folder of the files.
+        name: Name of the files, without a suffix; existing files are replaced.
+        result: The head with its accuracy.
+        backbone: The backbone that it was trained on.
+        layers: Layers whose tokens the head takes.
         class_names: A name for each class, in order.
-        published: Whether `timm.create_model(…, pretrained=True)` gives the backbone's weights. Otherwise they are
-            written, too, unless the folder has them already.
-
-    Returns:
-        The `.json` file.
+        published: Whether `timm.create_model(…, pretrained=True)` gives the backbone's weights. Otherwise they are also
+            written, unless the folder has them.
 
     Raises:
-        ValueError: The probe has no head, as k-NN's.
+        ValueError: The result has no head, as k-NN's.
         OSError: The files cannot be written.
     """
     if result.head is None:
@@ -166,7 +162,7 @@ def export_probe(
 
 
 def _describe_anywhere(name: str, model_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The architecture and its arguments, without places on this machine."""
+    """Return the architecture and its arguments, without paths on this machine."""
     kwargs = dict(model_kwargs)
     if name.startswith(LOCAL):
         config = json.loads((Path(name.removeprefix(LOCAL)) / "config.json").read_text(encoding="utf-8"))
@@ -180,19 +176,16 @@ def _describe_anywhere(name: str, model_kwargs: Mapping[str, Any]) -> tuple[str,
 
 
 def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClassifier:
-    """Makes a classifier of images from an exported head.
+    """Return a classifier of images, made of an exported head, in evaluation mode on the CPU.
 
     Args:
         path: `NAME.json` or `NAME.safetensors` that `export_probe` or `eval.py probe --export` wrote.
-        backbone: The backbone as a model of timm's, where it is at hand; it is frozen and stays part of the classifier.
-            By default it is built anew, with weights from the head's folder or those that timm fetches.
-
-    Returns:
-        The classifier, in evaluation mode on the CPU.
+        backbone: The backbone as a timm model, which is frozen and becomes part of the classifier. By default it is
+            built, with weights from the head's folder or from timm.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file is no such thing or damaged, or the backbone has other weights than the head was trained on.
+        ValueError: A file is damaged or of another kind, or the head was trained on other weights of the backbone.
     """
     path = Path(path).with_suffix(".json")
     content = _read(path)
@@ -224,7 +217,7 @@ def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClas
 
 
 def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
-    """A model without a classifier, with the weights that the head's file names."""
+    """Build the model without a classifier, with the weights that the head's file names."""
     try:
         model = timm.create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
     except (OSError, RuntimeError, ValueError) as error:

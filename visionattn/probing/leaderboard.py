@@ -17,35 +17,19 @@ NEEDED = (
 
 
 class LeaderboardKey(NamedTuple):
-    """Settings that runs with other seeds share; a table has one line for each.
+    """Settings that runs with other seeds share; a table has one line for each."""
 
-    Attributes:
-        table: Title of the table.
-        backbone: Name, and origin of the weights.
-        layers: Layers of the features.
-        head: Head with its options.
-        training: Epochs, optimizer and views.
-        chosen_on: Where hyper-parameters were chosen.
-        hashes: Hashes of the backbone's weights and of the data; empty in files of earlier versions.
-    """
-
-    table: str
-    backbone: str
+    table: str  # title
+    backbone: str  # with the origin of its weights
     layers: str
-    head: str
-    training: str
-    chosen_on: str
-    hashes: tuple[str, str]
+    head: str  # with its options
+    training: str  # epochs, optimizer and views
+    chosen_on: str  # where hyper-parameters were chosen
+    hashes: tuple[str, str]  # of the backbone's weights and of the data; empty in files of earlier versions
 
 
 class LeaderboardEntry(NamedTuple):
-    """Accuracies of these runs.
-
-    Attributes:
-        num_parameters: Trained parameters.
-        top1: Fractions, by the seed of the run or few-shot draw.
-        top5: Fractions, by the same seeds.
-    """
+    """Trained parameters, and accuracies (fractions) by the seed of the run or few-shot draw."""
 
     num_parameters: int
     top1: dict[int, float]

@@ -11,7 +11,7 @@ from visionattn.checks import check_range
 from visionattn.data.loading import OnError
 from visionattn.data.transforms import MAX_SIZE
 from visionattn.errors import UserError
-from visionattn.probing.backbone import Layer
+from visionattn.probing.frozen import Layer
 from visionattn.probing.protocols import Candidate, Recipe, paper_protocol, sweep
 from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
 from visionattn.probing.protocols.results import SelectedOn, middle

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from visionattn.errors import UserError
-from visionattn.probing.backbone import Layer, TokenLayout
 from visionattn.probing.export import head_tokens
+from visionattn.probing.frozen import Layer, TokenLayout
 from visionattn.probing.heads import ProbingHead, create_head, list_heads
 from visionattn.probing.heads.registry import find_head
 from visionattn.probing.protocols import HeadResult, knn, logistic_regression, ridge
@@ -102,12 +102,7 @@ def request_heads(
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Heads for layers whose features lie side by side.
-
-    Attributes:
-        layers: The layers.
-        heads: Requests for these layers, in the order of the results.
-    """
+    """Heads for layers whose features lie side by side."""
 
     layers: tuple[Layer, ...]
     heads: tuple[HeadRequest, ...]

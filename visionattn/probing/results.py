@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visionattn.probing.backbone import Layer
+from visionattn.probing.frozen import Layer
 from visionattn.probing.heads import ProbingHead
 from visionattn.probing.protocols import FewShotResult, HeadResult
 

@@ -2,9 +2,9 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_dev
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.files import slug
-from visionattn.probing.backbone import FrozenBackbone, Layer, weights_hash
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, prepare
+from visionattn.probing.frozen import FrozenBackbone, Layer, weights_hash
 from visionattn.probing.heads import select_tokens
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
-from visionattn.probing.protocols import HeadResult, Selection, few_shot, train_heads
+from visionattn.probing.protocols import FewShotResult, HeadResult, Selection, few_shot, train_heads
 from visionattn.probing.protocols.split import draw
 from visionattn.probing.requests import FITTED, HeadRequest, LayerPlan, ProbingPlan, request_heads
 from visionattn.probing.results import ProbingResult, row_key
@@ -168,15 +168,21 @@ class ProbingSession:
 
     def results(self, plan: ProbingPlan) -> Iterator[ProbingResult]:
         """Evaluate the heads of a plan after `extract`; yield each result when it is known, fitted heads first."""
+        training = self.training
         for group in plan.layers:
-            train, val = (self._splits[split].source(group.layers) for split in ("train", "validation"))
+            train, val = (split.source(group.layers) for split in self._splits.values())
+            evaluate = partial(self._evaluate, group, val=val)
+            found: Iterable[HeadResult | FewShotResult]
+            if not training.shots:
+                found = evaluate(train, training.seed, key=self._training_key(group.layers, plan))
+            else:
+                found = (
+                    result
+                    for count in training.shots
+                    for result in few_shot(evaluate, train, count, training.repeats, training.seed)
+                )
             about = self._about(group.layers)
-            if self.training.shots is None:
-                key = self._training_key(group.layers, plan)
-                for found in self._evaluate(group, train, val, self.training.seed, key):
-                    yield ProbingResult(about, found)
-            for count in self.training.shots or ():
-                yield from (ProbingResult(about, found) for found in self._few_shot(group, train, val, count))
+            yield from (ProbingResult(about, result) for result in found)
 
     @property
     def num_val(self) -> int:
@@ -276,19 +282,19 @@ class ProbingSession:
     def _training_key(self, layers: Sequence[Layer], plan: ProbingPlan) -> dict[str, Any]:
         """Return all that a training on these features depends on, so that its state is found again."""
         key: dict[str, Any] = {"layers": layers, "tokens": plan.with_tokens, "views": self.features.views}
-        train, val = (self._splits[split].cache for split in ("train", "validation"))
+        train, val = (split.cache for split in self._splits.values())
         for cache in (train, val) if self.training.selected_on(train.targets) == "val" else (train,):
             key[cache.arrays.key] = [len(self.class_names), cache.targets.tolist(), cache.views]
         return key
 
-    def _few_shot(self, plan: LayerPlan, train: FeatureSource, val: FeatureSource, shots: int) -> Sequence[Any]:
-        def evaluate(part: FeatureSource, seed: int) -> list[HeadResult]:
-            return list(self._evaluate(plan, part, val, seed, None))
-
-        return few_shot(evaluate, train, shots, self.training.repeats, self.training.seed)
-
     def _evaluate(
-        self, plan: LayerPlan, train: FeatureSource, val: FeatureSource, seed: int, key: Mapping[str, Any] | None
+        self,
+        plan: LayerPlan,
+        train: FeatureSource,
+        seed: int,
+        *,
+        val: FeatureSource,
+        key: Mapping[str, Any] | None = None,
     ) -> Iterator[HeadResult]:
         """Evaluate heads; keep the state of their training if there is a key for it."""
         num_classes = len(self.class_names)
@@ -305,7 +311,7 @@ class ProbingSession:
             identity = short_hash({**key, "candidates": candidates, "recipe": recipe})
             state = self.features.folder / "training" / f"{identity}.pt"
         names = ", ".join(name for name, _ in plan.trained)
+        options: dict[str, Any] = {"device": self.device, "state_file": state, "identity": identity}
         with self._progress(f"{len(candidates)} × {names}" if len(plan.trained) == 1 else names, "steps") as report:
-            options: dict[str, Any] = {"device": self.device, "state_file": state, "identity": identity}
             found = train_heads(train, val, candidates, num_classes, recipe, progress=report, **options)
         yield from found

@@ -1,4 +1,4 @@
-"""From the features of queries and gallery to the measures of re-identification, the same in training and eval.py."""
+"""Measures of re-identification from features of queries and gallery, for training and evaluation."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from visionattn.metrics.retrieval import (
 
 
 class Gallery(NamedTuple):
-    """Images with their features, on the CPU.
+    """Features of images, on the CPU.
 
     Attributes:
-        place: in the split [N]; queries come first.
+        place: indices in the split [N]; queries come first.
         features: [N, D].
         ids: identities [N].
         cameras: [N].
@@ -33,10 +33,10 @@ class Gallery(NamedTuple):
 
 
 def merge(parts: Iterable[Gallery]) -> Gallery:
-    """Puts images together, in their order in the split.
+    """Concatenate images, in their order in the split.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no images.
     """
     found = [part for part in parts if len(part.place)]
     if not found:
@@ -48,7 +48,7 @@ def merge(parts: Iterable[Gallery]) -> Gallery:
 
 
 def gather(parts: list[Gallery]) -> list[Gallery]:
-    """The parts of all processes, in the first one; nothing in the others."""
+    """Return the parts of all processes in the first one, and nothing in the others."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return parts
     found: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
@@ -57,7 +57,7 @@ def gather(parts: list[Gallery]) -> list[Gallery]:
 
 
 def divide(images: Gallery, num_query: int) -> tuple[Gallery, Gallery]:
-    """Queries, which have the first ``num_query`` places, and gallery."""
+    """Return queries, the first ``num_query`` places, and gallery."""
     is_query = images.place < num_query
     query, gallery = (Gallery(*(tensor[chosen] for tensor in images)) for chosen in (is_query, ~is_query))
     return query, gallery
@@ -66,17 +66,17 @@ def divide(images: Gallery, num_query: int) -> tuple[Gallery, Gallery]:
 def rank(
     query: Gallery, gallery: Gallery, chosen: Sequence[int], count: int, *, reranked: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """The images that come first for some queries, those of the same identity by the same camera left out.
+    """Return the nearest images of some queries; images of the same identity from the same camera are left out.
 
     Args:
         query: all queries.
         gallery: all other images.
-        chosen: numbers of queries.
-        count: images for each.
+        chosen: indices of queries.
+        count: number of images for each.
         reranked: re-rank with k-reciprocal neighbours.
 
     Returns:
-        For each chosen query the numbers of gallery images, the nearest first, and whether they match.
+        For each chosen query the indices of gallery images, nearest first, and whether they match.
     """
     wanted = torch.tensor(chosen)
     if reranked:
@@ -101,19 +101,19 @@ def measure(
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """mAP, mINP and CMC as :func:`~visionattn.metrics.retrieval.evaluate_retrieval` has them, by cosine distances.
+    """Return mAP, mINP and CMC by cosine distances, as :func:`~visionattn.metrics.retrieval.evaluate_retrieval` does.
 
     Args:
         images: queries and gallery, in the order of the split.
-        num_query: so many places are queries, from the first one on.
-        protocol: ``camera`` (matches by a query's own camera do not count) or ``vehicleid`` (each image in turn asks
-            or is asked for).
+        num_query: number of queries, which come first.
+        protocol: ``camera`` (matches from the query's own camera do not count) or ``vehicleid`` (each image is in turn
+            a query or in the gallery).
         reranked: re-rank with k-reciprocal neighbours.
-        device: where distances are computed, by default on the CPU; re-ranking is always done there.
-        progress: called with the number of queries that were just done.
+        device: device of the distances, by default the CPU; re-ranking always runs on the CPU.
+        progress: called with the number of queries that were just processed.
 
     Raises:
-        ValueError: no query has a match, features are not finite, or re-ranking by the protocol of VehicleID.
+        ValueError: no query has a match, features are not finite, or VehicleID is to be re-ranked.
     """
     if protocol == "vehicleid":
         if reranked:

@@ -35,10 +35,13 @@ class Examples:
         """Keep some images: tensors ``[N, …]`` of any device."""
         self._kept.append({name: tensor.cpu() for name, tensor in tensors.items()})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is kept, ``[N, …]``, by name."""
+        return {name: torch.cat([batch[name] for batch in self._kept]) for name in (self._kept or [{}])[0]}
+
     def save(self, path: Path, mean: Sequence[float], std: Sequence[float]) -> None:
         """Draw the images, which were normalised by ``mean`` and ``std``."""
-        tensors = {name: torch.cat([batch[name] for batch in self._kept]) for name in self._kept[0]}
-        self.draw(tensors, path, mean, std)
+        self.draw(self.tensors(), path, mean, std)
 
 
 def wanted(batch_idx: int, batches: float) -> int:

@@ -1,4 +1,4 @@
-"""Weights of a file made to fit a model, by the model's own rules, or one line that says why they do not fit."""
+"""Weights of a file converted to fit a model, by the rules of the model's family, or a one-line error."""
 
 import sys
 import warnings
@@ -10,15 +10,15 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 EVALUATED = ("encoder_q.", "base_encoder.", "teacher.")
-"""What MoCo, MoCo v3 and DINO call the network that they evaluate, beside its copy in the same file."""
+"""Prefixes of the network that MoCo, MoCo v3 and DINO evaluate; the file also holds a copy of it."""
 
 
 def adapt_weights(held: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
     """Convert weights from the layout and sizes of a file to those of a model, as timm does for published ones.
 
-    A prefix that training scripts put before a backbone's names is taken away. The filter of the model's family renames
-    keys and resamples tables of positions. The first convolution is adapted to other channels. Names in the file that
-    have no use are counted in a warning. The classifier, which may be missing or of another width, is left as it is.
+    A prefix that training scripts add to the names of a backbone is removed. The filter of the model's family renames
+    keys and resamples position tables. The first convolution is adapted to other channels. Unused names in the file are
+    counted in a warning. The classifier, which may be missing or of another width, is left unchanged.
 
     Args:
         held: Tensors by their names in the file.
@@ -37,8 +37,8 @@ def adapt_weights(held: Mapping[str, Tensor], model: nn.Module, path: str | Path
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception:
-        pass  # A file of another kind fails in whatever way; its keys, which are compared later, say more.
-    dropped = before - found.keys() if found.keys() <= before else set()  # a filter that renames accounts for all
+        pass  # Other kinds of files may raise anything; their keys, compared later, say more.
+    dropped = before - found.keys() if found.keys() <= before else set()  # a filter that renames keys uses all
     _warn_of_spare(path, model, [name for name in held if not name.startswith(prefix)] + sorted(dropped))
     for name in _names(model, "first_conv"):
         weight, target = found.get(f"{name}.weight"), own.get(f"{name}.weight")
@@ -65,9 +65,9 @@ def load_weights(
         weights: Tensors by the model's names.
         path: The file that they come from, for messages.
         name: The model's name.
-        trained_as: The name of the model that the file says that it holds.
-        exact: Refuse any key that the model does not have. Otherwise those of parts that the model lacks as a whole, a
-            decoder or a `mask_token` say, are counted in a warning.
+        trained_as: The model's name in the file.
+        exact: Refuse any key that the model does not have. Otherwise keys of parts that the model lacks entirely, such
+            as a decoder or a `mask_token`, are counted in a warning.
 
     Raises:
         ValueError: Weights are missing, unknown, of another shape or not finite; the message names the first of each.
@@ -103,16 +103,16 @@ def load_weights(
 
 
 def head_width(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of the head in `weights`, 0 without a head, None where its name is not known."""
+    """Return the number of classes of the head in `weights`; 0 without a head, None if its name is unknown."""
     names = _names(model, "classifier")
     weight = next((weights[f"{name}.weight"] for name in names if f"{name}.weight" in weights), None)
     return (0 if names else None) if weight is None else weight.shape[0]
 
 
 def _find_prefix(held: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return the shortest prefix, if any, with which the file has the model's first name.
+    """Return the shortest prefix under which the file has the model's first name; "" if there is none.
 
-    In a file of two networks, the one that its authors evaluate comes first.
+    In a file of two networks, the one that its authors evaluate is preferred.
     """
     first = next(iter(own), "")
     if held.keys() & own.keys():
@@ -122,7 +122,7 @@ def _find_prefix(held: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 
 
 def _family_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    """What published weights of the model's family go through: by timm's convention a function beside the class."""
+    """Return the filter for published weights of the model's family; in timm, a function in the module of the class."""
     for cls in type(model).__mro__:
         if found := getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None):
             return found
@@ -130,7 +130,7 @@ def _family_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module],
 
 
 def _names(model: Any, key: str) -> Sequence[str]:
-    """The modules that timm's configuration of a model names under a key."""
+    """Return the modules that timm's configuration of a model names under a key."""
     found = (getattr(model, "pretrained_cfg", None) or {}).get(key) or ()
     return (found,) if isinstance(found, str) else found
 

@@ -1,11 +1,11 @@
-"""The optimizer that Terminator is trained with; importing this module makes it known to timm as ``kar3``."""
+"""Terminator's optimizer; importing this module registers it with timm as ``kar3``."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from timm.optim import OptimInfo
-from timm.optim._optim_factory import default_registry  # timm exports its class alone
+from timm.optim._optim_factory import default_registry  # timm.optim does not export the registry
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -14,18 +14,18 @@ class Kar3(Optimizer):
     """Sign descent along the gradient and two averages of the gradients before it.
 
     ``p -= lr · (sign(g) + sign(m1) + sign(m2))``, then ``m_i = β_i · m_i + (1 − β_i) · g``: the averages lag one step
-    behind. Where the three agree a weight moves by ``3 · lr``, otherwise by ``lr``. A constant factor on the loss
-    changes nothing.
+    behind. If the three agree, a weight moves by ``3 · lr``, otherwise by ``lr``. A constant factor of the loss
+    has no effect.
 
     Args:
-        params: parameters or groups of them.
+        params: parameters or parameter groups.
         lr: learning rate.
-        betas: decay of the two averages, the quicker first.
-        weight_decay: decoupled from the gradient, as in AdamW.
+        betas: decay of the two averages, the faster first.
+        weight_decay: weight decay, decoupled from the gradient as in AdamW.
 
     Raises:
-        ValueError: a number out of its bounds.
-        RuntimeError: in ``step``, for sparse gradients.
+        ValueError: a number is out of bounds.
+        RuntimeError: in ``step``, if gradients are sparse.
 
     Source: the code released with Terminator (HyperZ·Z·W, 2024, https://arxiv.org/abs/2401.17948).
     """
@@ -47,7 +47,7 @@ class Kar3(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what ``closure``, which computes loss and gradients anew, returns."""
+        """Update the parameters once; return the result of ``closure``, which recomputes loss and gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,6 +1,5 @@
 """Models of timm's registry by name, with errors for users."""
 
-import difflib
 import re
 import textwrap
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.checks import reason
+from visionattn.suggestions import suggest
 from visionattn.training.checkpoints.files import read_checkpoint
 
 NUMPY_SUFFIXES = (".npz", ".npy")
@@ -81,9 +81,8 @@ def check_model_name(name: str) -> None:
         ValueError: an unknown name; the message lists near matches.
     """
     if not is_elsewhere(name) and not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        near = suggest(name.partition(".")[0], timm.list_models(), count=5).removeprefix("; ")
+        raise ValueError(f"unknown model {name!r}: {near or 'timm.list_models() lists all'}")
 
 
 def is_elsewhere(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Options of optimizer and schedule, and the optimizer itself, from timm's factory."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from torch import nn
 
 import visionattn.training.kar3  # noqa: F401  makes kar3 one of timm's optimizers
 from visionattn.checks import check_range
+from visionattn.suggestions import suggest
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
 
@@ -105,10 +105,7 @@ def create_optimizer(
     """
     known = [str(name) for name in list_optimizers()]
     if options.opt.lower() not in known:
-        near = difflib.get_close_matches(options.opt, known, n=3)
-        raise ValueError(
-            f"unknown optimizer {options.opt!r} (--model.opt){'; did you mean ' + ', '.join(near) if near else ''}"
-        )
+        raise ValueError(f"unknown optimizer {options.opt!r} (--model.opt){suggest(options.opt, known)}")
     groups = [
         group
         for module in others

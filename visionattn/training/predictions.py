@@ -1,4 +1,4 @@
-"""Predictions as a CSV or JSON file, which grows by batches."""
+"""Predictions as a CSV or JSON file, written batch by batch."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ def check_predictions(path: Path | None) -> None:
     """Check that predictions can be written in the format that the file's suffix names.
 
     Raises:
-        ValueError: it names another one.
+        ValueError: the suffix names another format.
     """
     if path is not None and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output {path}: predictions are written as .csv or .json")
@@ -25,8 +25,7 @@ class PredictionWriter(Callback):
     """Write a file name, a class and a probability for each image: columns of a CSV file, or keys of JSON objects.
 
     Args:
-        path: the file, JSON if it ends in ``.json``; each further process writes one of its own, with its rank in the
-            name.
+        path: the file, JSON if it ends in ``.json``. Other processes write files with their rank in the name.
     """
 
     def __init__(self, path: Path) -> None:

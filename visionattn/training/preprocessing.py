@@ -1,4 +1,4 @@
-"""How a model wants its images, which every command takes from here."""
+"""Preprocessing that a model expects of its images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from torch import nn
 from visionattn.data.options import per_channel
 
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-"""What timm's data configuration consists of."""
+"""Keys of timm's data configuration."""
 
 
 def model_preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Return the preprocessing that the weights of a timm model want, as `pretrained_cfg` has it."""
+    """Return the preprocessing that the weights of a timm model expect, from `pretrained_cfg`."""
     config: dict[str, Any] = resolve_model_data_config(model)
     return config
 
@@ -23,7 +23,7 @@ def adapt_preprocessing(preprocessing: Mapping[str, Any], model_kwargs: Mapping[
     """Return preprocessing for a model that is built with another `img_size` or `in_chans`.
 
     Args:
-        preprocessing: as `model_preprocessing` or a checkpoint has it.
+        preprocessing: result of `model_preprocessing`, or preprocessing in a checkpoint.
         model_kwargs: arguments of the model. For another number of channels, mean and std become their averages, as
             timm averages or repeats the weights of the first layer.
     """
@@ -36,16 +36,16 @@ def adapt_preprocessing(preprocessing: Mapping[str, Any], model_kwargs: Mapping[
 
 
 def differing_keys(used: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the keys of `wanted` whose values are others in `used`; rounded means and deviations are the same."""
+    """Return the keys of `wanted` with other values in `used`; rounded means and deviations count as equal."""
     return [key for key in KEYS if key in wanted and not _same(used[key], wanted[key])]
 
 
 def describe_preprocessing(used: Mapping[str, Any], wanted: Mapping[str, Any], origin: str) -> str:
-    """Return the line that says how images are prepared, where that comes from and what differs.
+    """Return a line that says how images are prepared, for which weights, and what differs.
 
     Args:
         used: preprocessing of the data.
-        wanted: the preprocessing that the weights want.
+        wanted: preprocessing that the weights expect.
         origin: the name of the weights.
     """
     _, height, width = used["input_size"]

@@ -1,4 +1,4 @@
-"""Whether a run can resume from a checkpoint: its optimizer must fit, and its length."""
+"""Checks that a run can resume from a checkpoint: optimizer and length must fit."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ Options = Mapping[str, Any]
 
 SHAPES_STATE: dict[str, Callable[[Options], Any]] = {
     "opt": lambda options: options["opt"].lower(),
-    # Flags such as amsgrad ask for further averages; numbers may change.
+    # Flags such as amsgrad add averages; numbers may change.
     "opt_kwargs": lambda options: {
         name: value for name, value in (options["opt_kwargs"] or {}).items() if isinstance(value, bool)
     },
@@ -21,7 +21,7 @@ SHAPES_STATE: dict[str, Callable[[Options], Any]] = {
     "bias_lr_factor": lambda options: options["bias_lr_factor"] != 1,
     "center_weight": lambda options: options["center_weight"] != 0,
 }
-"""By option, what of it the optimizer's state depends on: which averages there are, of which groups of parameters."""
+"""For each option, the part that shapes the optimizer's state: its averages and its groups of parameters."""
 
 
 def check_optimizer(path: Any, held: Options, own: Options) -> None:
@@ -29,11 +29,11 @@ def check_optimizer(path: Any, held: Options, own: Options) -> None:
 
     Args:
         path: the checkpoint, for the message.
-        held: the options of the run that wrote it, without those that its version did not have.
-        own: the options of the run that resumes.
+        held: options of the run that wrote it, without options that its version did not have.
+        own: options of the run that resumes.
 
     Raises:
-        ValueError: it does not; the message names the options that differ, and the remedy.
+        ValueError: it does not fit; the message names the options that differ, and the remedy.
     """
     held = {**own, **held}
     differing = [
@@ -52,21 +52,21 @@ def check_optimizer(path: Any, held: Options, own: Options) -> None:
 
 
 def _as_given(value: Any) -> str:
-    """Return a value as it stands on a command line."""
+    """Return a value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_length(path: Any, checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Check that a run does not end before its checkpoint.
+    """Check that a run is not shorter than its checkpoint.
 
     Args:
         path: the checkpoint, for the message.
-        checkpoint: what it holds.
-        max_epochs: of the run; None and -1 for no bound.
-        max_steps: of the run; -1 for no bound.
+        checkpoint: its content.
+        max_epochs: length of the run; None and -1 for no bound.
+        max_steps: length of the run; -1 for no bound.
 
     Raises:
-        ValueError: it does; the message names the option to raise.
+        ValueError: it is shorter; the message names the option to raise.
     """
     begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
     for option, bound, reached in (

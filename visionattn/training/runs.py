@@ -7,7 +7,7 @@ import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -148,6 +148,43 @@ def run_of(checkpoint: Path) -> RunFolder | None:
     """Return the run that wrote ``checkpoint`` as its last one, and can resume from it."""
     whole = checkpoint.name == LAST and checkpoint.parent.name == "checkpoints"
     return RunFolder(checkpoint.parent.parent) if whole else None
+
+
+def name_run(options: Any) -> str:
+    """Return ``--run_name``, by default the name of the last config or of the model."""
+    if options.run_name:
+        return str(options.run_name)
+    configs = [Path(str(config)) for config in options.get("config") or []]
+    if not configs:
+        return str(options.model.name).replace("/", "-").replace(":", "-")
+    parts = configs[-1].with_suffix("").parts
+    return "-".join(parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:])
+
+
+def find_checkpoint(wanted: str, root: Path, name: str) -> tuple[Path | None, RunFolder | None]:
+    """Find the checkpoint that ``--ckpt_path`` names.
+
+    Args:
+        wanted: a file, or ``last`` or ``best`` of the newest run.
+        root: folder of all runs.
+        name: of the run.
+
+    Returns:
+        The checkpoint, None if ``last`` or ``best`` does not exist yet; and the run that it resumes, if it does.
+
+    Raises:
+        UsageError: no such file.
+    """
+    if wanted not in ("last", "best"):
+        if Path(wanted).is_file() or is_sharded(Path(wanted)):
+            return Path(wanted), run_of(Path(wanted))
+        raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
+    if (run := newest_run(root, name)) is None:
+        return None, None
+    found = run.newest_checkpoint() if wanted == "last" else run.checkpoints / BEST
+    if found is None or not (found.is_file() or is_sharded(found)):
+        return None, None
+    return found, run if wanted == "last" else None
 
 
 def is_rank_zero() -> bool:

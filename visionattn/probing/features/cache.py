@@ -1,4 +1,4 @@
-"""Arrays with a row for each image, on disk: in shards that are keyed, checked, and whole or not there at all.
+"""Arrays on disk with a row for each image, in shards that are keyed, checksummed and written atomically.
 
 In a folder lie `manifest.json`, which says what the arrays were made from, and a folder for each view of the images.
 There every shard has its arrays, `00003.last.tokens.npy`, and their checksums, `00003.json`. These are written last, so
@@ -23,20 +23,20 @@ from visionattn.files import replacing
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = 2
 SHARD_BYTES = 128 * 2**20
-"""About the size of the largest array of a shard; each is built in memory."""
+"""Approximate size of the largest array of a shard, each of which is built in memory."""
 SHARD_ROWS = 4096
 """A shard has no more rows than that."""
 
 
 class Field(NamedTuple):
-    """What an array holds for one image: `dtype` as NumPy names it, and the shape."""
+    """Type (as NumPy names it) and shape of an array's values for one image."""
 
     dtype: str
     shape: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes for one image."""
+        """Number of bytes for one image."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
@@ -58,13 +58,13 @@ class ShardedArrays:
         num_images: int,
         rows_per_shard: int | None = None,
     ) -> None:
-        """Reads and writes nothing yet.
+        """Name the arrays, without reading or writing.
 
         Args:
-            folder: Where they are.
-            identity: All that their content depends on, plain values.
-            fields: The arrays that there may be.
-            num_images: How many images there are.
+            folder: Folder of the arrays.
+            identity: All that the content depends on, plain values.
+            fields: All possible arrays.
+            num_images: Number of images.
             rows_per_shard: Images of a shard, by default as many as fit in `SHARD_BYTES`.
         """
         largest = max(field.nbytes for field in fields.values())
@@ -79,30 +79,30 @@ class ShardedArrays:
 
     @property
     def num_shards(self) -> int:
-        """Shards of each view."""
+        """Number of shards of each view."""
         return -(-self.num_images // self.rows_per_shard)
 
     def images(self, shard: int) -> range:
-        """Which images a shard is for."""
+        """Return the images of a shard."""
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.num_images))
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Makes the folder, and waits until no other process of this machine is in here for it."""
+        """Make the folder, and lock it against other processes of this machine."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOCK).open("w") as file:
             _lock(file.fileno(), self.folder)
             yield
 
     def claim(self, rebuild: bool = True) -> None:
-        """Sees to it that the folder holds nothing but what this identity stands for, be it complete or not.
+        """Make the folder one of this identity, complete or not.
 
         Args:
-            rebuild: Whether to remove, with a warning, what was made from anything else.
+            rebuild: Whether to remove arrays of another identity, with a warning.
 
         Raises:
-            ValueError: The folder holds what was made from something else, and `rebuild` is False; or other files.
+            ValueError: The folder holds arrays of another identity and `rebuild` is False, or other files.
         """
         manifest = self.folder / MANIFEST
         if not manifest.exists():
@@ -123,17 +123,14 @@ class ShardedArrays:
         _write_json(manifest, {"key": self.key, "identity": self.identity, "arrays": arrays})
 
     def missing(self, view: int, names: Sequence[str], verify: bool = True) -> list[int]:
-        """Shards that have to be computed, as they are not there or damaged; a warning names what is damaged.
+        """Return the shards of a view that lack one of these arrays, or hold a damaged one, of which a warning tells.
 
-        Args:
-            view: Of the images.
-            names: Arrays that are wanted.
-            verify: Whether to read these and compare their checksums.
+        With `verify` checksums are compared.
         """
         return [shard for shard in range(self.num_shards) if not self._is_whole(view, shard, names, verify)]
 
     def require_space(self, num_bytes: int) -> None:
-        """Raises an OSError unless the disk has room for so many bytes more."""
+        """Raise an OSError unless the disk has room for this number of bytes."""
         free = shutil.disk_usage(self.folder).free
         if num_bytes > free:
             raise OSError(
@@ -142,7 +139,7 @@ class ShardedArrays:
             )
 
     def write(self, view: int, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the arrays of a shard.
+        """Write the arrays of a shard.
 
         Raises:
             OSError: They cannot be written; what was complete before stays so.
@@ -161,11 +158,11 @@ class ShardedArrays:
             ) from error
 
     def read(self, view: int, shard: int, name: str) -> np.ndarray:
-        """An array of a shard, mapped from its file."""
+        """Return an array of a shard, mapped from its file."""
         return np.load(self._array(view, shard, name), mmap_mode="r")
 
     def column(self, view: int, name: str) -> np.ndarray:
-        """An array of all shards, in memory."""
+        """Return an array of all shards, in memory."""
         return np.concatenate([self.read(view, shard, name) for shard in range(self.num_shards)])
 
     def _record(self, view: int, shard: int) -> Path:
@@ -227,7 +224,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where that is damaged."""
+    """Return the content of a file; nothing if it is damaged."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
@@ -236,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _difference(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """In what a manifest differs, in words."""
+    """Describe how a manifest differs from an identity."""
     made_from = stored.get("identity")
     if not isinstance(made_from, dict):
         return "its manifest is damaged"
@@ -246,7 +243,7 @@ def _difference(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Locks a file until it is closed, where the system has such locks."""
+    """Lock a file until it is closed, if the system has such locks."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""Hash of the contents of files, which are read again only after they were touched."""
+"""Hashes of the contents of files, which are read again only after a change."""
 
 import contextlib
 import hashlib
@@ -11,10 +11,10 @@ from typing import Any
 from visionattn.files import replacing
 
 Part = str | Path | bytes
-"""A file, the name of something that is no file, or bytes in memory."""
+"""A file, another name, or bytes in memory."""
 
 SETTLED_NS = 2 * 10**9
-"""Dates have this resolution at worst: a file that changed more recently may change once more and keep its date."""
+"""Worst resolution of dates: a file that is younger may change again and keep its date."""
 
 
 def fingerprint(
@@ -60,7 +60,7 @@ def _hash_contents(parts: Sequence[Part], progress: Callable[[int, int], None] |
 
 
 def _digest_of(part: Part) -> bytes:
-    """Of the bytes of a part; of what is no file, nothing."""
+    """Return the digest of a part's bytes, which are none for a name that is no file."""
     if isinstance(part, bytes):
         return hashlib.blake2b(part).digest()
     try:
@@ -71,7 +71,7 @@ def _digest_of(part: Part) -> bytes:
 
 
 def _hash_states(parts: Sequence[Part]) -> tuple[str, int]:
-    """Hash of all that tells, without reading it, whether a file was touched; and when the last one was, in ns."""
+    """Return a hash of sizes, dates and inodes, and the date of the newest file in ns."""
     digest = hashlib.blake2b(digest_size=16)
     newest = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""From images to a cache of features: pooled vectors always, tokens where they fit."""
+"""Extraction of features to a cache: pooled vectors always, tokens if they fit."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from visionattn.layers.prepared import frozen_weights
-from visionattn.probing.backbone import FrozenBackbone, Layer, TokenLayout
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.features.contents import fingerprint as fingerprint
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
 from visionattn.probing.heads import select_tokens
 
 PooledKind = Literal["cls", "gap"]
@@ -19,15 +19,15 @@ PooledKind = Literal["cls", "gap"]
 
 
 INDEX = {"index": Field("int64")}
-"""Which images could be read. Their classes are not kept: these come from the data set in every run."""
+"""Readable images. Their classes are not cached: they come from the data set in every run."""
 
 
 class ImageBatch(NamedTuple):
-    """Some of the images that were asked for.
+    """A batch of images.
 
     Attributes:
-        image: Normalised images `[B, C, H, W]`; B is smaller than asked for where images cannot be read.
-        index: Which images these are `[B]`.
+        image: Normalised images `[B, C, H, W]`, without those that cannot be read.
+        index: Numbers of the images `[B]`.
         errors: A line for each image that cannot be read.
     """
 
@@ -40,8 +40,8 @@ class Images(Protocol):
     """Images to extract features from, numbered from 0.
 
     Attributes:
-        identity: All that their pixels depend on, in plain values: data set, split, `fingerprint`, transform.
-        augmentation: How views are augmented, in plain values, its seed among them.
+        identity: All that pixels depend on, in plain values: data set, split, `fingerprint`, transform.
+        augmentation: Augmentation of views with its seed, in plain values.
         targets: Class indices of all images.
     """
 
@@ -52,20 +52,17 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[ImageBatch]:
-        """Reads images.
+        """Read images, without those that cannot be read.
 
         Args:
-            batches: Their numbers, batch by batch.
-            view: 0 for images as they are evaluated; from 1 on augmented, as a function of seed, view and image
-                alone (`view_seed`).
-
-        Returns:
-            One batch for each, without images that cannot be read.
+            batches: Numbers of the images, batch by batch.
+            view: 0 for images as in evaluation; from 1 on augmented, as a function of seed, view and image alone
+                (`view_seed`).
         """
 
 
 def collate_images(items: Sequence[Any]) -> ImageBatch:
-    """Makes a batch of items that have `image` (None where it cannot be read), `index` and `errors`."""
+    """Make a batch of items with `image` (None if it cannot be read), `index` and `errors`."""
     good = [item for item in items if item.image is not None]
     return ImageBatch(
         torch.stack([item.image for item in good]) if good else torch.empty(0),
@@ -75,12 +72,12 @@ def collate_images(items: Sequence[Any]) -> ImageBatch:
 
 
 def view_seed(seed: int, view: int, image: int) -> int:
-    """Seed of the augmentation of an image in a view, 32 bits."""
+    """Return the seed of the augmentation of an image in a view, 32 bits."""
     return int(np.random.SeedSequence([seed, view, image]).generate_state(1)[0])
 
 
 def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
-    """Vectors `[B, dim]` of tokens `[B, num_prefix_tokens + N, dim]`: the class token, or the mean of the patches.
+    """Return the class token or the mean patch `[B, dim]` of tokens `[B, num_prefix_tokens + N, dim]`.
 
     Raises:
         ValueError: There is no class token.
@@ -89,25 +86,19 @@ def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_re
 
 
 class FeatureCache:
-    """Features of images, by layer; row i is of the i-th image that can be read.
+    """Features of images by layer; row i belongs to the i-th readable image.
 
     Attributes:
-        layouts: How the tokens of each layer lie.
-        views: Views of which there are tokens; 0 where there are none.
-        indices: The images, `[n]`.
-        targets: Their classes, `[n]`.
+        layouts: Layout of each layer's tokens.
+        views: Number of views with tokens; 0 if there are none.
+        indices: Numbers of the images, `[n]`.
+        targets: Classes of the images, `[n]`.
     """
 
     def __init__(
         self, arrays: ShardedArrays, layouts: Mapping[Layer, TokenLayout], views: int, targets: Sequence[int]
     ) -> None:
-        """Takes up arrays that are complete.
-
-        Args:
-            arrays: The arrays.
-            layouts: How the tokens of each layer lie.
-            views: Views of which there are tokens; 0 where there are none.
-            targets: Classes of all images, readable or not.
+        """Open complete arrays; `targets` are the classes of all images, readable or not.
 
         Raises:
             ValueError: Views are of different images.
@@ -126,7 +117,7 @@ class FeatureCache:
         self._mapped: dict[tuple[int, int, Layer], np.ndarray] = {}
 
     def pooled(self, layer: Layer, kind: PooledKind) -> Tensor:
-        """Pooled vectors of a layer, `[n, dim]` float32.
+        """Return pooled vectors of a layer, `[n, dim]` float32.
 
         Raises:
             ValueError: The layer has no class token.
@@ -136,7 +127,7 @@ class FeatureCache:
         return torch.from_numpy(self.arrays.column(0, f"{layer}.{kind}")).float()
 
     def tokens(self, layer: Layer, rows: np.ndarray, view: int = 0) -> Tensor:
-        """Tokens of a layer, `[len(rows), num_tokens, dim]` float32, in the order of the rows."""
+        """Return tokens of a layer, `[len(rows), num_tokens, dim]` float32, in the order of the rows."""
         layout = self.layouts[layer]
         tokens = torch.empty(len(rows), layout.num_tokens, layout.dim)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
@@ -168,26 +159,23 @@ def extract_features(
     rebuild: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureCache:
-    """Extracts what is not in the cache yet; goes on where a process that was killed left off.
+    """Extract features that are not cached yet, and return the cache; resume after a kill.
 
     Args:
-        backbone: Gives the tokens.
+        backbone: The backbone.
         images: The images.
-        folder: The cache's place, for these images and this backbone alone.
+        folder: Folder of the cache, for these images and this backbone alone.
         token_budget_gb: Tokens are cached if those of all layers and views take no more, in 10⁹ bytes.
-        views: Views whose tokens are cached: the images as they are evaluated, and `views` - 1 augmented ones.
-        dtype: How features are kept.
+        views: Views whose tokens are cached: the images as in evaluation, and `views` - 1 augmented ones.
+        dtype: Type of cached features.
         batch_size: Images per step.
-        rows_per_shard: Images per file, by default so many that files have at most about 128 MiB.
-        verify: Whether to compare the checksums of what is there.
+        rows_per_shard: Images per file, by default as many as take about 128 MiB.
+        verify: Whether to compare the checksums of cached features.
         rebuild: Whether to replace a stale cache; a warning says so.
-        progress: Called with the number of passes of images through the backbone that are done, and of all.
-
-    Returns:
-        The cache, with tokens or without.
+        progress: Called with the number of images that are done, counted per view, and the number of all.
 
     Raises:
-        ValueError: No images, features that `dtype` does not hold, or a folder with other things in it.
+        ValueError: No images, features that `dtype` cannot hold, or a folder with other files in it.
         OSError: The disk is full.
     """
     if not len(images):
@@ -221,7 +209,7 @@ def extract_features(
 
 
 class _Plan(NamedTuple):
-    """What is to be computed of a view."""
+    """Shards and arrays of a view that are missing."""
 
     view: int
     names: list[str]
@@ -237,7 +225,7 @@ class _Plan(NamedTuple):
 def _carry_out(
     plan: _Plan, arrays: ShardedArrays, backbone: FrozenBackbone, images: Images, batch_size: int
 ) -> Iterator[int]:
-    """Fills the shards of a plan, and yields the number of images of each batch."""
+    """Fill the shards of a plan, and yield the number of images of each batch."""
     # A batch never reaches into the next shard: what a model computes depends, in the last bits, on the batch.
     batches = {
         shard: [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -260,7 +248,7 @@ def _carry_out(
 def _rows(
     batch: ImageBatch, names: Sequence[str], fields: Mapping[str, Field], backbone: FrozenBackbone
 ) -> dict[str, np.ndarray]:
-    """What the cache keeps of the images of a batch."""
+    """Return the arrays of a batch for the cache."""
     if not len(batch.index):
         return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
     values = {"index": batch.index}
@@ -287,7 +275,7 @@ def _kinds(layout: TokenLayout) -> tuple[PooledKind, ...]:
 
 
 def _fields(layouts: Mapping[Layer, TokenLayout], dtype: str) -> tuple[dict[str, Field], dict[str, Field]]:
-    """Pooled vectors and tokens."""
+    """Return the fields of pooled vectors and of tokens."""
     pooled = {f"{layer}.{kind}": Field(dtype, (of.dim,)) for layer, of in layouts.items() for kind in _kinds(of)}
     tokens = {f"{layer}.tokens": Field(dtype, (of.num_tokens, of.dim)) for layer, of in layouts.items()}
     return pooled, tokens

@@ -1,4 +1,4 @@
-"""Features that heads are trained on: from a cache, from the backbone at each step, or from memory."""
+"""Features for heads: from a cache, from the backbone at each step, or from memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
+from visionattn.probing.frozen import FrozenBackbone, Layer
 
 
 class FeatureSource(Protocol):
@@ -16,7 +16,7 @@ class FeatureSource(Protocol):
     Attributes:
         dim: Width of tokens and vectors.
         num_prefix_tokens: Tokens before the patches, the class token first, then registers.
-        num_reg_tokens: How many of these are registers.
+        num_reg_tokens: Number of registers among these.
         targets: Class indices `[n]`, int64, on the CPU.
     """
 
@@ -28,19 +28,19 @@ class FeatureSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens of images, in their order.
+        """Yield the tokens of images, in their order.
 
         Args:
             indices: Images `[m]`.
             batch_size: Images per batch; the last may have fewer.
-            epoch: Picks the augmented view, where there are some; in epoch 0 images are as they are evaluated.
+            epoch: Chooses the augmented view, if there are some; epoch 0 has the images as in evaluation.
 
         Yields:
-            Tokens `[b, N, dim]`, float32, on the CPU or where the backbone is; and their places in `indices`, `[b]`.
+            Tokens `[b, N, dim]`, float32, on the CPU or the backbone's device; and their places in `indices`, `[b]`.
         """
 
     def pooled(self, kind: PooledKind) -> Tensor:
-        """Class tokens ("cls") or mean patches ("gap") of all images, not augmented: `[n, dim]`, float32.
+        """Return class tokens ("cls") or mean patches ("gap") of all images, not augmented: `[n, dim]`, float32.
 
         Raises:
             ValueError: There is no class token.
@@ -48,13 +48,13 @@ class FeatureSource(Protocol):
 
 
 class TensorFeatures:
-    """Features of tokens in memory.
+    """Features from tokens in memory.
 
     Args:
         tokens: `[n, num_prefix_tokens + N, dim]`.
         targets: Class indices `[n]`.
         num_prefix_tokens: Tokens before the patches.
-        num_reg_tokens: How many of these are registers.
+        num_reg_tokens: Number of registers among these.
     """
 
     def __init__(self, tokens: Tensor, targets: Tensor, num_prefix_tokens: int = 0, num_reg_tokens: int = 0) -> None:
@@ -79,25 +79,17 @@ class TensorFeatures:
 
 
 class LayerFeatures:
-    """Features of one layer, or of several side by side on the axis of features.
-
-    Pooled vectors of any layers can be put side by side, tokens only of layers with the same layout.
+    """Pooled vectors from a cache: of one layer, or of several side by side on the axis of features.
 
     Attributes:
-        layers: The layers, in the order of their features.
-        grid: Rows and columns of patches, of the first layer.
+        layers: Some of the cache's layers, in the order of their features.
+        grid: Rows and columns of patches in the first layer.
+
+    Raises:
+        ValueError: The cache has no such layer.
     """
 
     def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
-        """Takes layers out of a cache.
-
-        Args:
-            cache: The cache, which may have no tokens.
-            layers: Some of the cache's layers.
-
-        Raises:
-            ValueError: The cache has no such layer.
-        """
         unknown = [layer for layer in layers if layer not in cache.layouts]
         if unknown or not layers:
             raise ValueError(f"layers {list(layers)} must be one or more of those extracted: {list(cache.layouts)}")
@@ -129,18 +121,9 @@ class LayerFeatures:
 
 
 class CachedFeatures(LayerFeatures):
-    """Features from a cache with tokens; epochs take its views in turn."""
+    """Features from a cache with tokens, of layers with the same layout; epochs take its views in turn."""
 
     def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
-        """Takes layers out of a cache.
-
-        Args:
-            cache: The cache.
-            layers: Some of the cache's layers.
-
-        Raises:
-            ValueError: The cache has no such layer, or no tokens.
-        """
         super().__init__(cache, layers)
         if not cache.views:
             raise ValueError(
@@ -159,7 +142,15 @@ class CachedFeatures(LayerFeatures):
 
 
 class OnlineFeatures(LayerFeatures):
-    """Features that the backbone computes at each step; only pooled vectors come from a cache."""
+    """Features that the backbone computes at each step; only pooled vectors come from a cache.
+
+    Args:
+        cache: Pooled vectors of the same backbone and images.
+        backbone: The backbone.
+        images: The images.
+        layers: Some of the backbone's layers, with the same layout.
+        augment: Whether images get new augmentations in each epoch from 1 on.
+    """
 
     def __init__(
         self,
@@ -169,18 +160,6 @@ class OnlineFeatures(LayerFeatures):
         layers: Sequence[Layer] = ("last",),
         augment: bool = False,
     ) -> None:
-        """Puts a backbone in the place of cached tokens.
-
-        Args:
-            cache: Pooled vectors of the same backbone and images.
-            backbone: The backbone.
-            images: The images.
-            layers: Some of the backbone's layers.
-            augment: Whether images are augmented from epoch 1 on, anew in each epoch.
-
-        Raises:
-            ValueError: The backbone has no such layer.
-        """
         super().__init__(cache, layers)
         self.backbone, self.images, self.augment = backbone, images, augment
 
@@ -188,7 +167,7 @@ class OnlineFeatures(LayerFeatures):
         """See `FeatureSource`.
 
         Raises:
-            ValueError: An image that was readable upon extraction is not any more.
+            ValueError: An image cannot be read any more.
         """
         self._check_layouts()
         every = list(_places(indices, batch_size))
@@ -206,7 +185,7 @@ class OnlineFeatures(LayerFeatures):
 
 
 def _places(indices: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """The places 0 to m - 1 of indices, batch by batch."""
+    """Yield the places 0 to m - 1 of indices, batch by batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     for start in range(0, len(indices), batch_size):

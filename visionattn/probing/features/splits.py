@@ -15,7 +15,6 @@ from visionattn.data.sources import ImageSource
 from visionattn.data.transforms import image_transform
 from visionattn.evaluation.as_trained import prepare_images
 from visionattn.files import slug
-from visionattn.probing.backbone import FrozenBackbone, Layer
 from visionattn.probing.features.contents import fingerprint, short_hash
 from visionattn.probing.features.extraction import (
     FeatureCache,
@@ -31,6 +30,7 @@ from visionattn.probing.features.sources import (
     OnlineFeatures,
     TensorFeatures,
 )
+from visionattn.probing.frozen import FrozenBackbone, Layer
 from visionattn.probing.options import FeatureOptions, ProbingData
 from visionattn.tasks.checkpoint import ClassifierSpec
 
@@ -52,11 +52,7 @@ AUGMENTATION = {
 class SplitImages:
     """Images of a split, as `visionattn.probing.features.extraction.Images`.
 
-    Args:
-        module: The data set, after ``setup``.
-        split: Which split.
-        memory: Folder that remembers the hashes of unchanged images.
-        progress: Called with the number of images whose contents were read and the number of all.
+    The data set was opened by ``setup``. The folder `memory` remembers the hashes of unchanged images.
     """
 
     def __init__(
@@ -161,15 +157,8 @@ class SplitFeatures:
     ) -> "SplitFeatures":
         """Extract the features of a split that are not cached yet.
 
-        Args:
-            backbone: The backbone.
-            images: The images; only those of train have several views.
-            options: Views, type and place of the features.
-            batch_size: Images per step.
-            with_tokens: Whether tokens are needed.
-            asked: The request in plain values. It names the folder in the cache. Whether the folder holds features of
-                the same weights and images is decided by their hashes.
-            progress: See `extract_features`.
+        The request in plain values, `asked`, names the folder in the cache. Hashes decide whether the folder holds
+        features of the same weights and images. Only images of train have several views.
         """
         split, views = images.split, options.views if images.split == "train" else 1
         names = {"split": split, "views": views, "dtype": options.dtype, "layers": backbone.layers}

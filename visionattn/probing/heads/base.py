@@ -1,4 +1,4 @@
-"""What every head is: pooling of tokens, batch norm without parameters, a linear classifier."""
+"""The parts of every head: pooling of tokens, batch norm without parameters, a linear classifier."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -7,17 +7,19 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.probing.heads.pool_first import pool_values, split_heads
+
 TokenKind = Literal["patches", "cls", "all", "cls_or_patches"]
-"""Which tokens of a backbone a head takes; `select_tokens` says what each kind means."""
+"""Which tokens of a backbone a head takes, see `select_tokens`."""
 
 
 def select_tokens(tokens: Tensor, kind: TokenKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
-    """Tokens for a head, out of all that a backbone of timm gives; registers are never among them.
+    """Return the tokens for a head out of all tokens of a timm backbone, without registers.
 
     Args:
         tokens: `[B, num_prefix_tokens + N, dim]`: class token, registers, patches, whichever of them there are.
-        kind: "patches" for these alone, "cls" for the class token as a sequence of one, "all" for the class token and
-            then the patches, "cls_or_patches" for the class token where there is one, else the patches.
+        kind: "patches"; "cls" for the class token as a sequence of one; "all" for the class token and the patches;
+            "cls_or_patches" for the class token if there is one, else the patches.
         num_prefix_tokens: Tokens before the patches.
         num_reg_tokens: How many of these are registers.
 
@@ -25,7 +27,7 @@ def select_tokens(tokens: Tensor, kind: TokenKind, num_prefix_tokens: int, num_r
         `[B, N, dim]`, `[B, 1, dim]` or `[B, 1 + N, dim]`.
 
     Raises:
-        ValueError: The kind wants a class token and the backbone has none.
+        ValueError: The kind needs a class token and the backbone has none.
     """
     cls, patches = tokens[:, :1], tokens[:, num_prefix_tokens:]
     has_cls = num_prefix_tokens > num_reg_tokens
@@ -40,7 +42,7 @@ def select_tokens(tokens: Tensor, kind: TokenKind, num_prefix_tokens: int, num_r
 
 
 def require_divisor(name: str, value: int, of: str, total: int) -> None:
-    """Raises a ValueError unless `value` is positive and divides `total`."""
+    """Raise a ValueError unless `value` is positive and divides `total`."""
     if value >= 1 and total % value == 0:
         return
     divisors = [d for d in range(1, total + 1) if total % d == 0]
@@ -54,13 +56,20 @@ class Pooling(nn.Module, ABC):
 
     Attributes:
         num_features: Width of the features.
+        num_heads: Number of attention heads, where there are several.
+
+    Raises:
+        ValueError: The number of heads does not divide the width.
     """
 
-    num_features: int
+    def __init__(self, num_features: int, num_heads: int = 1) -> None:
+        super().__init__()
+        require_divisor("num_heads", num_heads, "dim", num_features)
+        self.num_features, self.num_heads = num_features, num_heads
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, num_features]` of tokens `[B, N, dim]`."""
+        """Return features `[B, num_features]` of tokens `[B, N, dim]`."""
 
 
 class AttentivePooling(Pooling):
@@ -68,16 +77,22 @@ class AttentivePooling(Pooling):
 
     Attributes:
         num_own_tokens: Tokens of its own that a pooling attends before those of the image.
+        v: Projection to values, of which each head has its share, where there is one.
     """
 
     num_own_tokens: ClassVar[int] = 0
+    v: nn.Linear
 
     @abstractmethod
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, M, num_own_tokens + N]`, and what they weigh, `[B, num_own_tokens + N, dim]`."""
+        """Return weights `[B, M, num_own_tokens + N]` and the weighed tokens `[B, num_own_tokens + N, dim]`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the weighted sums of values, head by head, `[B, num_heads * channels]`."""
+        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
     def attention(self, tokens: Tensor) -> Tensor:
-        """Weights `[B, M, N]` of the image's tokens."""
+        """Return weights `[B, M, N]` of the image's tokens."""
         return self.attend(tokens)[0][..., self.num_own_tokens :]
 
 
@@ -88,24 +103,16 @@ class ProbingHead(nn.Module):
     appendix A.1, https://arxiv.org/abs/2111.06377); the classifier starts as theirs, at a standard deviation of 0.01.
 
     Attributes:
-        tokens: Which tokens it takes, see `select_tokens`.
+        dim: Width of the tokens.
+        tokens: Which tokens the head takes, see `select_tokens`.
         pool: The pooling.
-        norm: The batch norm, or nothing.
+        norm: The batch norm, or the identity.
         classifier: Linear layer on features `[B, num_features]`.
     """
 
     def __init__(
         self, pool: Pooling, dim: int, num_classes: int, tokens: TokenKind = "patches", batch_norm: bool = True
     ) -> None:
-        """Builds the head.
-
-        Args:
-            pool: Its pooling.
-            dim: Width of the tokens.
-            num_classes: Classes.
-            tokens: Which tokens it takes.
-            batch_norm: Whether features are normalised before they are classified.
-        """
         super().__init__()
         self.dim = dim
         self.tokens: TokenKind = tokens
@@ -117,20 +124,20 @@ class ProbingHead(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Width of what the classifier sees."""
+        """Width of the classifier's input."""
         return self.pool.num_features
 
     @property
     def has_attention(self) -> bool:
-        """Whether `attention` can be asked for."""
+        """Whether the head has `attention`."""
         return isinstance(self.pool, AttentivePooling)
 
     def forward(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classifies images.
+        """Classify images.
 
         Args:
             tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
-            pre_logits: Whether to return what the classifier sees in place of logits.
+            pre_logits: Whether to return the input of the classifier in place of logits.
 
         Returns:
             `[B, num_classes]`, or `[B, num_features]` before the classifier.
@@ -147,11 +154,11 @@ class ProbingHead(nn.Module):
         return features if pre_logits else self.classifier(features)
 
     def attention(self, tokens: Tensor) -> Tensor:
-        """Weights with which tokens are pooled.
+        """Return the weights with which tokens are pooled.
 
-        They are not negative. Those of queries and heads add up to 1 over the tokens; where a head also attends a token
-        of its own (clip the mean, cait its class token), that one's weight is left out of the sum; gates (cbam, delf,
-        dolg) are free. In training mode this updates what batch norm has seen of the tokens.
+        They are not negative. Weights of queries and heads add up to 1 over the tokens, counting a token of the head's
+        own (clip: the mean, cait: a class token), which is left out. Gates (cbam, delf, dolg) do not add up to 1. In
+        training mode the call updates the statistics of batch norms of tokens.
 
         Args:
             tokens: `[B, N, dim]`, of the kind that `self.tokens` names.

@@ -17,13 +17,12 @@ class GemPooling(Pooling):
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.eps = eps
         self.p = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         # In logarithms no power of eps can vanish.
         log_sum = (self.p * tokens.clamp(min=self.eps).log()).logsumexp(1)
         return ((log_sum - math.log(tokens.shape[1])) / self.p).exp()
@@ -38,16 +37,15 @@ class DelfPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, hidden_dim: int = 512) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.score = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1), nn.Softplus())
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores `[B, 1, N]` and the tokens."""
+        """Return scores `[B, 1, N]` and the tokens."""
         return self.score(tokens).mT, tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return gated_sum(*self.attend(tokens))
 
 
@@ -59,19 +57,18 @@ class DolgPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = nn.BatchNorm1d(dim)
         self.gate = nn.Sequential(nn.ReLU(), nn.Linear(dim, 1), nn.Softplus())
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Gates `[B, 1, N]` and the projected tokens, each of length 1."""
+        """Return gates `[B, 1, N]` and the projected tokens, each of length 1."""
         x = self.norm(self.proj(tokens).flatten(0, 1)).view_as(tokens)
         return self.gate(x).mT, F.normalize(x, dim=-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return gated_sum(*self.attend(tokens)) / tokens.shape[1]
 
 
@@ -84,8 +81,7 @@ class CbamPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, reduction: int = 16, kernel_size: int = 7) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         hidden_dim = max(dim // reduction, 1)
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden_dim, bias=False), nn.ReLU(), nn.Linear(hidden_dim, dim, bias=False)
@@ -94,7 +90,7 @@ class CbamPooling(AttentivePooling):
         self.norm = nn.BatchNorm2d(1)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Gates of places `[B, 1, N]`, and the tokens with gated channels.
+        """Return gates of places `[B, 1, N]`, and the tokens with gated channels.
 
         Raises:
             ValueError: N is not the square of a number.
@@ -111,7 +107,7 @@ class CbamPooling(AttentivePooling):
         return gates.flatten(2), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return gated_sum(*self.attend(tokens)) / tokens.shape[1]
 
 

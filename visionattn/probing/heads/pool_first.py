@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 
 def split_heads(linear: nn.Linear, num_heads: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Weight `[heads, head_dim, dim]` and, if there is one, bias `[heads, head_dim]` of a projection."""
+    """Return the weight `[heads, head_dim, dim]` of a projection, and its bias `[heads, head_dim]` if there is one."""
     bias = None if linear.bias is None else linear.bias.unflatten(0, (num_heads, -1))
     return linear.weight.unflatten(0, (num_heads, -1)), bias
 
 
 def attend(query: Tensor, tokens: Tensor, offset: Tensor | None = None) -> Tensor:
-    """softmax_n(query · x_n + offset).
+    """Return softmax_n(query · x_n + offset).
 
     Args:
-        query: `[M, dim]`, or `[B, M, dim]` where every image has its own; already scaled.
+        query: `[M, dim]`, or `[B, M, dim]` if every image has its own; already scaled.
         tokens: `[B, N, dim]`.
         offset: `[M, 1]` or `[B, M, 1]`, added to the scores.
 
@@ -40,14 +40,14 @@ def attend(query: Tensor, tokens: Tensor, offset: Tensor | None = None) -> Tenso
 
 
 def attend_keys(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax_n(q_h · (W_h x_n + b_h) / √head_dim), without making keys.
+    """Return softmax_n(q_h · (W_h x_n + b_h) / √head_dim), without making keys.
 
     Args:
-        query: `[heads, head_dim]`, or `[B, heads, head_dim]` where every image has its own.
+        query: `[heads, head_dim]`, or `[B, heads, head_dim]` if every image has its own.
         tokens: `[B, N, dim]`.
-        weight: Projection to keys, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` where heads share it.
-        bias: `[heads, head_dim]`. It adds the same to all scores of a query and so changes nothing; it takes part in
-            order to have a gradient, which is 0.
+        weight: Projection to keys, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if heads share it.
+        bias: `[heads, head_dim]`. It changes no weight, as it adds the same to all scores of a query; it takes part so
+            that it has a gradient, which is 0.
 
     Returns:
         Weights `[B, heads, N]`.
@@ -58,12 +58,12 @@ def attend_keys(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def pool_values(weights: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """concat_h Σ_n a_hn (W_h x_n + b_h), without making values.
+    """Return concat_h Σ_n a_hn (W_h x_n + b_h), without making values.
 
     Args:
         weights: `[B, heads, N]`, which add up to 1 over N.
         tokens: `[B, N, dim]`.
-        weight: Projection to values, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` where heads share it.
+        weight: Projection to values, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if heads share it.
         bias: `[heads, head_dim]`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Heads of which one query or a few attend the tokens, and nothing else."""
+"""Heads in which a few queries attend the tokens, and nothing else."""
 
 from typing import ClassVar
 
@@ -14,11 +14,10 @@ class MeanPooling(Pooling):
     """The mean of the tokens; of a class token alone, that token."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return tokens.mean(1)
 
 
@@ -27,35 +26,25 @@ class EfficientProbing(AttentivePooling):
 
     Psomas et al., "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", 2025,
     https://arxiv.org/abs/2506.10178.
+
+    Args:
+        dim: Width of the tokens.
+        num_queries: M; must divide `dim / d_out`.
+        d_out: Factor by which features are narrower than tokens; must divide `dim`.
     """
 
     def __init__(self, dim: int, num_queries: int = 32, d_out: int = 1) -> None:
-        """Builds the pooling.
-
-        Args:
-            dim: Width of the tokens.
-            num_queries: M; must divide `dim / d_out`.
-            d_out: Factor by which features are narrower than tokens.
-
-        Raises:
-            ValueError: One does not divide what it must.
-        """
-        super().__init__()
         require_divisor("d_out", d_out, "dim", dim)
         require_divisor("number of queries", num_queries, "dim / d_out", dim // d_out)
-        self.num_features = dim // d_out
+        super().__init__(dim // d_out, num_queries)
         self.num_queries = num_queries
         self.scale = dim**-0.5
         self.queries = nn.Parameter(0.02 * torch.randn(num_queries, dim))
         self.v = nn.Linear(dim, self.num_features, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, M, N]` and the tokens."""
+        """Return weights `[B, M, N]` and the tokens."""
         return attend(self.queries * self.scale, tokens), tokens
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim / d_out]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_queries))
 
 
 class AimPooling(AttentivePooling):
@@ -63,29 +52,19 @@ class AimPooling(AttentivePooling):
 
     El-Nouby et al., "Scalable Pre-training of Large Autoregressive Image Models", 2024,
     https://arxiv.org/abs/2401.08541. The batch norm has no parameters.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 16) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.query = nn.Parameter(0.02 * torch.randn(dim))
         self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False)
         self.k = nn.Linear(dim, dim, bias=False)
         self.v = nn.Linear(dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the normalised tokens."""
+        """Return weights `[B, heads, N]` and the normalised tokens."""
         x = self.norm(tokens.flatten(0, 1)).view_as(tokens)
         return attend_keys(self.query.view(self.num_heads, -1), x, *split_heads(self.k, self.num_heads)), x
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
 
 class CapiPooling(AttentivePooling):
@@ -93,16 +72,11 @@ class CapiPooling(AttentivePooling):
 
     Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", 2025,
     https://arxiv.org/abs/2502.08769. Its classifier stands on the features without a batch norm.
-
-    Raises:
-        ValueError: `head_dim` does not divide `dim`.
     """
 
     def __init__(self, dim: int, head_dim: int = 64) -> None:
-        super().__init__()
         require_divisor("head_dim", head_dim, "dim", dim)
-        self.num_features = dim
-        self.num_heads = dim // head_dim
+        super().__init__(dim, dim // head_dim)
         self.query = nn.Parameter(torch.empty(dim))
         self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
         for x in (self.query, self.k.weight, self.v.weight):
@@ -111,12 +85,8 @@ class CapiPooling(AttentivePooling):
             nn.init.zeros_(x)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens."""
+        """Return weights `[B, heads, N]` and the tokens."""
         return attend_keys(self.query.view(self.num_heads, -1), tokens, *split_heads(self.k, self.num_heads)), tokens
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
-        return pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads))
 
 
 class CaePooling(AttentivePooling):
@@ -124,16 +94,10 @@ class CaePooling(AttentivePooling):
 
     Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", 2022,
     https://arxiv.org/abs/2202.03026. As in its blocks, queries and values have biases and keys have none.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int = 8) -> None:
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.query = nn.Parameter(0.02 * torch.randn(dim))
         self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(dim) for _ in range(3))
         self.q = nn.Linear(dim, dim)
@@ -142,13 +106,13 @@ class CaePooling(AttentivePooling):
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens as values are made of them."""
+        """Return weights `[B, heads, N]` and the tokens that values are made of."""
         query = self.q(self.norm_q(self.query)).view(self.num_heads, -1)
         return attend_keys(query, self.norm_k(tokens), *split_heads(self.k, self.num_heads)), self.norm_v(tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
-        return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
+        return self.proj(super().forward(tokens))
 
 
 class CocaPooling(AttentivePooling):
@@ -161,9 +125,8 @@ class CocaPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int, num_heads: int = 8, head_dim: int = 64, num_queries: int = 196) -> None:
-        super().__init__()
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim)
+        self.num_heads = num_heads  # of `head_dim` channels each, whatever `dim` is
         self.queries = nn.Parameter(torch.randn(num_queries, dim))
         self.norm = nn.LayerNorm(dim, bias=False)
         self.q = nn.Linear(dim, num_heads * head_dim, bias=False)
@@ -172,12 +135,12 @@ class CocaPooling(AttentivePooling):
         self.proj = nn.Linear(num_heads * head_dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, N]` and the tokens."""
+        """Return weights `[B, heads, N]` and the tokens."""
         query = self.q(self.norm(self.queries[0])).view(self.num_heads, -1)
         return attend_keys(query, tokens, *split_heads(self.k)), tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v)))
 
 
@@ -189,19 +152,18 @@ class SimPooling(AttentivePooling):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.num_features = dim
+        super().__init__(dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(dim, dim, bias=False)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, 1, N]` and the normalised tokens."""
+        """Return weights `[B, 1, N]` and the normalised tokens."""
         x = self.norm(tokens)
         return attend_keys(self.q(tokens.mean(1, keepdim=True)), x, *split_heads(self.k)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
         weights, x = self.attend(tokens)
         return (weights @ x).squeeze(1)
 
@@ -211,25 +173,17 @@ class ClipPooling(AttentivePooling):
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, §2.4,
     https://arxiv.org/abs/2103.00020: self-attention of the mean and the tokens, of which the mean's row is kept.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Attention heads; must divide `dim`.
+        num_tokens: Number N of tokens, which have positions.
     """
 
     num_own_tokens: ClassVar[int] = 1
 
     def __init__(self, dim: int, num_heads: int = 4, num_tokens: int = 196) -> None:
-        """Builds the pooling.
-
-        Args:
-            dim: Width of the tokens.
-            num_heads: Attention heads; must divide `dim`.
-            num_tokens: N, for which there are positions.
-
-        Raises:
-            ValueError: `num_heads` does not divide `dim`.
-        """
-        super().__init__()
-        require_divisor("num_heads", num_heads, "dim", dim)
-        self.num_features = dim
-        self.num_heads = num_heads
+        super().__init__(dim, num_heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pos_embed = nn.Parameter(torch.empty(1 + num_tokens, dim))
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
@@ -239,7 +193,7 @@ class ClipPooling(AttentivePooling):
             nn.init.zeros_(linear.bias)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions.
+        """Return weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions.
 
         Raises:
             ValueError: There are more or fewer tokens than positions.
@@ -255,5 +209,5 @@ class ClipPooling(AttentivePooling):
         return attend_keys(query, x, *split_heads(self.k, self.num_heads)), x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `[B, dim]` of tokens `[B, N, dim]`."""
-        return self.proj(pool_values(*self.attend(tokens), *split_heads(self.v, self.num_heads)))
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
+        return self.proj(super().forward(tokens))

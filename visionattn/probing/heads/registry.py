@@ -122,7 +122,6 @@ def find_head(name: str) -> tuple[Entry, dict[str, int]]:
     if match := re.fullmatch(r"ep_(\d+)", name):
         return HEADS["ep_32"], {"num_queries": int(match[1])}
     if name not in HEADS:
-        raise ValueError(
-            f"no head is named {name!r}{suggest(name, HEADS)}; there are {', '.join(HEADS)} and every ep_M"
-        )
+        hint = suggest(name, HEADS) or f"; there are {', '.join(HEADS)} and every ep_M"
+        raise ValueError(f"no head is named {name!r}{hint}")
     return HEADS[name], {}

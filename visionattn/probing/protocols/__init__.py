@@ -1,4 +1,4 @@
-"""How good frozen features are: heads that are trained together, k-NN, linear classifiers, few-shot learning."""
+"""Protocols that evaluate frozen features: joint training of heads, k-NN, linear classifiers, few-shot learning."""
 
 from visionattn.probing.protocols.candidates import Candidate, Recipe, paper_protocol, sweep
 from visionattn.probing.protocols.fewshot import FewShotResult, few_shot

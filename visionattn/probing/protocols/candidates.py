@@ -1,4 +1,4 @@
-"""What is trained, and how: heads at learning rates, and the recipe that they share."""
+"""Candidates, heads at learning rates, and the recipe of their training."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ OptimizerName = Literal["adamw", "lars"]
 
 ADAMW_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PAPER_LRS = (0.1, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5)
-"""For a batch of 256; the rate grows with the batch."""
+"""Rates for a batch of 256; they grow with the batch."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Candidate:
     Attributes:
         head: Name for `create_head`.
         lr: Peak learning rate.
-        options: For `create_head`; candidates of one name and other options are other heads, each with a result.
+        options: Options of `create_head`; candidates with other options are other heads, each with a result.
         optimizer: AdamW, or LARS with momentum 0.9, trust coefficient 0.001 and no scaling of parameters of one axis.
-        weight_decay: Of parameters with two axes or more.
+        weight_decay: Weight decay of parameters with two axes or more.
     """
 
     head: str
@@ -43,25 +43,25 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Head and options, of which one candidate is chosen."""
+        """Head and options; one candidate of each key is chosen."""
         return json.dumps([self.head, dict(self.options)], sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all candidates of a training share.
+    """Settings that all candidates of a training share.
 
     Attributes:
         epochs: Passes over the features.
         batch_size: Images per step.
-        warmup_epochs: Epochs in which rates rise linearly from 0, at most a quarter of all; then they fall as a cosine.
+        warmup_epochs: Epochs of a linear warm-up, at most a quarter of all; then rates fall as a cosine.
         patience: Epochs without a better accuracy after which a candidate stops; None for never.
-        race: Whether, after a third of the epochs and again after two thirds, the worse half of a head's candidates
-            stops, of an odd number the larger half (successive halving, https://arxiv.org/abs/1502.07943).
-        selected_on: Whether rate and epoch are chosen on a part of train that is held out, on val, or fixed: then there
-            is one candidate of each head, which ends with its last epoch.
-        held_out: Share of train that is held out in the first case.
-        seed: Of initial weights, of the order of images, and of the part that is held out.
+        race: Whether the worse half of a head's candidates (the larger half of an odd number) stops after 1/3 and again
+            after 2/3 of the epochs (successive halving, https://arxiv.org/abs/1502.07943).
+        selected_on: Where rate and epoch are chosen; "fixed" has one candidate of each head, which ends with its last
+            epoch.
+        held_out: Share of train that is held out.
+        seed: Seed of initial weights, of the order of images, and of the held-out part.
     """
 
     epochs: int = 90
@@ -82,7 +82,7 @@ class Recipe:
         check_selected_on(self.selected_on)
 
     def ends_heat(self, epoch: int) -> bool:
-        """Whether candidates that trail stop after so many epochs."""
+        """Check whether the worse candidates stop after this number of epochs."""
         return self.race and epoch in (self.epochs // 3, 2 * self.epochs // 3)
 
 
@@ -92,7 +92,7 @@ def sweep(
     optimizer: OptimizerName = "adamw",
     weight_decay: float = 0.0,
 ) -> list[Candidate]:
-    """Every head, given by its name or by name and options, at every learning rate."""
+    """Return every head, given by its name or by name and options, at every learning rate."""
     named = [(head, {}) if isinstance(head, str) else head for head in heads]
     return [Candidate(name, lr, options, optimizer, weight_decay) for name, options in named for lr in lrs]
 
@@ -100,12 +100,9 @@ def sweep(
 def paper_protocol(
     heads: Iterable[str | tuple[str, Mapping[str, Any]]], batch_size: int = 4096, seed: int = 0
 ) -> tuple[list[Candidate], Recipe]:
-    """The protocol of arXiv 2506.10178: LARS, 90 epochs, 10 of them warm-up, rate and epoch chosen on val.
+    """Return the protocol of arXiv 2506.10178: LARS, 90 epochs with 10 of warm-up, rate and epoch chosen on val.
 
-    Args:
-        heads: Names, or names and options.
-        batch_size: Images per step; rates are `PAPER_LRS` times a 256th of it.
-        seed: See `Recipe`.
+    Heads are names, or names and options. Rates are `PAPER_LRS` times a 256th of the batch size.
     """
     candidates = sweep(heads, [lr * batch_size / 256 for lr in PAPER_LRS], "lars")
     return candidates, Recipe(batch_size=batch_size, patience=None, selected_on="val", seed=seed)

@@ -1,6 +1,6 @@
 """Few images per class, drawn several times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -60,7 +60,7 @@ class FewShotResult:
 
 
 def few_shot(
-    evaluate: Callable[[FeatureSource, int], Sequence[HeadResult]],
+    evaluate: Callable[[FeatureSource, int], Iterable[HeadResult]],
     train: FeatureSource,
     shots: int,
     repeats: int = 5,

@@ -17,7 +17,7 @@ from visionattn.probing.protocols.selection import Classifier, Option, Selection
 KS = (5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.07, 0.1, 0.2)
 BANK = 16384
-"""Images of train that others are compared with at a time."""
+"""Number of images of train that are compared at a time."""
 
 
 def knn(
@@ -30,24 +30,10 @@ def knn(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> HeadResult:
-    """Classifies val by the k nearest images of all of train, which vote with weight exp(cosine / T).
+    """Classify val by the k nearest images of train, which vote with weight exp(cosine / T).
 
-    Processes of torch.distributed share the images of val; each compares its own with all of train.
-
-    Args:
-        train: Features of known classes.
-        val: Features to evaluate on.
-        num_classes: Classes.
-        ks: Numbers of neighbours to choose from; where train has fewer images, all of them vote.
-        temperatures: Values of T to choose from.
-        selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of images of val that are classified, and of all of val.
-
-    Returns:
-        The result, with features, k and temperature as its options; there is no head.
-
-    Raises:
-        ValueError: Something does not fit together.
+    `ks` are the values of k to choose from (all images vote if train has fewer), and `temperatures` those of T. Other
+    arguments, and errors, are those of `fit_and_evaluate`. The result has no head.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
@@ -59,17 +45,10 @@ def knn(
 
 
 def votes(queries: Tensor, bank: Tensor, targets: Tensor, num_classes: int, options: Sequence[Option]) -> Tensor:
-    """Sums of exp(similarity / T) over those of the k nearest that are of a class.
+    """Return the sums of exp(similarity / T) over the k nearest images of each class, `[options, B, num_classes]`.
 
-    Args:
-        queries: Vectors of length 1, `[B, dim]`.
-        bank: Vectors of length 1, `[n, dim]`.
-        targets: Classes of the bank `[n]`.
-        num_classes: Classes.
-        options: Values of k and temperature.
-
-    Returns:
-        `[options, B, num_classes]`, -inf where none of them is.
+    They are -inf for classes without a neighbour. Queries `[B, dim]` and the bank `[n, dim]` have length 1; options are
+    values of k and temperature.
     """
     similarity, index = nearest(queries, bank, int(max(option["k"] for option in options)))
     labels = targets[index]
@@ -81,15 +60,9 @@ def votes(queries: Tensor, bank: Tensor, targets: Tensor, num_classes: int, opti
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest products with vectors of a bank, or all where there are fewer, in falling order.
+    """Return the k largest products of queries `[B, dim]` with a bank `[n, dim]`, and their indices.
 
-    Args:
-        queries: `[B, dim]`.
-        bank: `[n, dim]`.
-        k: How many are wanted.
-
-    Returns:
-        Products and indices, both `[B, min(k, n)]`.
+    Both are `[B, min(k, n)]`, in falling order.
     """
     values = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)

@@ -1,4 +1,4 @@
-"""Linear classifiers of pooled vectors that no steps are taken for: ridge regression and logistic regression."""
+"""Linear classifiers that are fitted to pooled vectors: ridge regression and logistic regression."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from visionattn.probing.protocols.selection import Classifier, Option, Selection
 LAMBDAS = tuple(10.0 ** (half / 2) for half in range(-12, 3))
 CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ROWS = 8192
-"""Vectors whose products are added up at a time."""
+"""Number of vectors whose products are summed at a time."""
 EPS = 1e-6
-"""Of the batch norm of heads."""
+"""Epsilon of the batch norm of heads."""
 ABSENT = -1e4
-"""Score of a class that train has no image of."""
+"""Score of a class without images in train."""
 
 
 def ridge(
@@ -31,25 +31,13 @@ def ridge(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> HeadResult:
-    """Classifies val by ridge regression to 1 for an image's class and -1 for others, with an intercept.
+    """Classify val by ridge regression to 1 for an image's class and -1 for others, with an intercept.
 
     Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, eq. 2.1,
     https://doi.org/10.2307/1267351.
 
-    Args:
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Classes.
-        lambdas: Penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that the same
-            ones suit vectors of any scale and number.
-        selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of images of val that are classified, and of all of val.
-
-    Returns:
-        The result, with features and lambda as its options, and the classifier as a head.
-
-    Raises:
-        ValueError: Something does not fit together.
+    `lambdas` are the penalties to choose from, in units of the mean eigenvalue of the centred Gram matrix, so that they
+    suit vectors of any scale and number. The other arguments, and errors, are those of `fit_and_evaluate`.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
@@ -64,7 +52,7 @@ def ridge(
 
 
 class Moments:
-    """Sums over vectors and their classes, in float64, from which ridge regression follows."""
+    """Sums over vectors and their classes in float64, from which ridge regression follows."""
 
     def __init__(self, dim: int, num_classes: int, device: str | torch.device = "cpu") -> None:
         self._num_classes = num_classes
@@ -73,22 +61,19 @@ class Moments:
         self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(self, vectors: Tensor, targets: Tensor) -> None:
-        """Takes up vectors `[b, dim]` of classes `[b]`."""
+        """Add vectors `[b, dim]` of classes `[b]`."""
         x = vectors.double()
         self._products.addmm_(x.T, x)
         self._sums.index_add_(0, targets, x)
         self._counts += targets.bincount(minlength=self._num_classes)
 
     def gram(self) -> Tensor:
-        """Σ (x - x̄)(x - x̄)ᵀ, `[dim, dim]`."""
+        """Return Σ (x - x̄)(x - x̄)ᵀ, `[dim, dim]`."""
         total = self._sums.sum(0)
         return self._products - total.outer(total) / self._counts.sum()
 
     def solve(self, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Ridge regression for each penalty, from one decomposition.
-
-        Args:
-            alphas: Penalties, added to the eigenvalues of the Gram matrix as they are.
+        """Solve ridge regression for penalties, which are added to the eigenvalues of the Gram matrix.
 
         Returns:
             Weights `[penalties, num_classes, dim]` and intercepts `[penalties, num_classes]`.
@@ -112,22 +97,10 @@ def logistic_regression(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> HeadResult:
-    """Classifies val by scikit-learn's logistic regression on vectors with mean 0 and variance 1.
+    """Classify val by scikit-learn's logistic regression on vectors with mean 0 and variance 1.
 
-    Args:
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Classes.
-        cs: Inverse strengths of the penalty to choose from, scikit-learn's C.
-        max_iter: Most iterations for each; scikit-learn warns where they are too few.
-        selection: How to choose, and from which vectors, by default `Selection()`.
-        progress: Called with the number of images of val that are classified, and of all of val.
-
-    Returns:
-        The result, with features and C as its options, and the classifier as a head.
-
-    Raises:
-        ValueError: Something does not fit together.
+    `cs` are the values of C to choose from, inverse strengths of the penalty; scikit-learn warns if `max_iter` is too
+    small for one. The other arguments, and errors, are those of `fit_and_evaluate`.
     """
 
     def fit(vectors: Tensor, targets: Tensor, options: Sequence[Option]) -> Classifier:
@@ -154,7 +127,7 @@ def logistic_regression(
 
 
 def _linear(weight: Tensor, bias: Tensor, mean: Tensor | None = None, variance: Tensor | None = None) -> Classifier:
-    """Weights `[options, num_classes, dim]` and biases of vectors that are normalised first, or taken as they are."""
+    """Make a classifier of weights `[options, num_classes, dim]` and biases, for vectors that it may normalise."""
     mean = weight.new_zeros(weight.shape[-1]) if mean is None else mean
     variance = torch.full_like(mean, 1 - EPS) if variance is None else variance
 
@@ -172,5 +145,5 @@ def _linear(weight: Tensor, bias: Tensor, mean: Tensor | None = None, variance: 
 
 
 def _normalize(vectors: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """As the batch norm of a head does."""
+    """Normalise as the batch norm of a head does."""
     return (vectors - mean) / (variance + EPS).sqrt()

@@ -15,18 +15,11 @@ from visionattn.probing.protocols.candidates import Candidate, OptimizerName
 class Optimizers:
     """AdamW and LARS over the parameters of many heads, with a warm-up and a cosine for each rate.
 
-    Heads keep parameters of their own, however their products are shared, so that those of the same rate make a group
-    of torch's fused AdamW or of timm's LARS. A head without gradients, because it has stopped, is passed over.
+    Heads keep their own parameters, so that heads of one rate make a group of torch's fused AdamW or of timm's LARS.
+    Heads without gradients, which have stopped, are skipped. `total_steps` include `warmup_steps`.
     """
 
     def __init__(self, trained: Iterable[tuple[Candidate, nn.Module]], total_steps: int, warmup_steps: int) -> None:
-        """Groups the parameters.
-
-        Args:
-            trained: Candidates and their heads.
-            total_steps: Steps of the whole training.
-            warmup_steps: How many of these are warm-up.
-        """
         groups: dict[OptimizerName, dict[tuple[float, float, bool], list[nn.Parameter]]]
         groups = {"adamw": defaultdict(list), "lars": defaultdict(list)}
         for candidate, head in trained:
@@ -69,17 +62,17 @@ class Optimizers:
         ]
 
     def step(self, number: int) -> None:
-        """Updates all parameters that have gradients, by the rates of the step of this number, and clears gradients."""
+        """Update all parameters that have gradients, at the rates of this step, and clear gradients."""
         for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             schedule.step_update(number)
             optimizer.step()
             optimizer.zero_grad()
 
     def state(self) -> list[dict[str, Any]]:
-        """What `load` takes."""
+        """Return the state for `load`."""
         return [optimizer.state_dict() for optimizer in self._optimizers]
 
     def load(self, states: list[dict[str, Any]]) -> None:
-        """Takes up what `state` gave."""
+        """Restore what `state` returned."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Classifiers of pooled vectors: what all of them do around their own fit."""
+"""Evaluation of classifiers that are fitted to pooled vectors."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from visionattn.probing.protocols.results import (
 from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
 
 IMAGES = 1024
-"""Images that are classified at a time."""
+"""Number of images that are classified at a time."""
 
 Option = dict[str, float]
 """Hyper-parameters by name."""
@@ -32,14 +32,14 @@ Option = dict[str, float]
 
 @dataclass(frozen=True)
 class Selection:
-    """How hyper-parameters are chosen, where there are several to choose from.
+    """How hyper-parameters are chosen.
 
     Attributes:
-        features: "cls" or "gap", by default the class token where there is one.
-        selected_on: Whether they are chosen on a part of train that is held out, on val, or fixed.
-        held_out: Share of train that is held out in the first case; what was chosen is then fitted to all of train.
-        seed: Of that part.
-        device: Where vectors are compared and fitted.
+        features: "cls" or "gap", by default the class token if there is one.
+        selected_on: Where the choice is made, see `SelectedOn`.
+        held_out: Share of train that is held out; the choice is then fitted to all of train.
+        seed: Seed of the held-out part.
+        device: Device on which vectors are compared and fitted.
     """
 
     features: PooledKind | None = None
@@ -53,11 +53,11 @@ class Selection:
 
 
 class Classifier(NamedTuple):
-    """What was fitted.
+    """Fitted classifiers, one for each option.
 
     Attributes:
         scores: From vectors `[B, dim]` to scores `[options, B, num_classes]`.
-        head: Makes a head on such vectors of one of the options, by its number; None where there is no such head.
+        head: From a kind of vectors and the number of an option to a head; None if there is no such head.
     """
 
     scores: Callable[[Tensor], Tensor]
@@ -78,22 +78,22 @@ def fit_and_evaluate(
     selection: Selection,
     progress: Progress | None,
 ) -> HeadResult:
-    """Chooses one of the options, fits it to all of train and evaluates it on val, which is read once, at the end.
+    """Choose one of the options, fit it to all of train, and evaluate it on val, which is read once, at the end.
 
-    Where several processes of torch.distributed do this together, each classifies its share of the images.
+    Processes of torch.distributed share the images of val.
 
     Args:
-        name: Of the protocol.
+        name: Name of the protocol.
         fit: The protocol.
-        options: To choose from; the first of those that are equally good is taken.
+        options: Options to choose from; among equally good ones the first is taken.
         train: Features to fit to.
         val: Features to evaluate on.
-        num_classes: Classes.
-        selection: How to choose.
+        num_classes: Number of classes.
+        selection: How to choose, and which vectors to take.
         progress: Called with the number of images of val that are classified, and of all of val.
 
     Raises:
-        ValueError: Something does not fit together.
+        ValueError: Features or classes of train and val do not fit together, or there are no options.
     """
     start = time.perf_counter()
     check_sources(train, val, num_classes)
@@ -130,7 +130,7 @@ def fit_and_evaluate(
 
 
 def grid(**values: Sequence[float]) -> list[Option]:
-    """Every combination of values, the last varying fastest; raises a ValueError where one is not above 0."""
+    """Return every combination of values, the last varying fastest; raise a ValueError if one is not above 0."""
     options: list[Option] = [{}]
     for name, choices in values.items():
         for value in choices:
@@ -143,7 +143,7 @@ def grid(**values: Sequence[float]) -> list[Option]:
 def _rates(
     scores: Callable[[Tensor], Tensor], queries: Tensor, targets: Tensor, progress: Progress | None = None
 ) -> Tensor:
-    """Top-1 and top-5 of each option, `[options, 2]`."""
+    """Return top-1 and top-5 of each option, `[options, 2]`."""
     together = dist.is_available() and dist.is_initialized()
     rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     # An empty share still says how many options there are.

@@ -20,11 +20,11 @@ from visionattn.probing.heads import ProbingHead
 from visionattn.probing.heads.queries import AimPooling, EfficientProbing
 
 CHUNK = 64
-"""Images that are taken at a time on a CPU: what lies between two products should stay in its cache."""
+"""Number of images at a time on a CPU, so that values between two products stay in its cache."""
 
 
 class Queries(NamedTuple):
-    """What L copies of a head ask of the tokens and read out of them, Σ_n softmax_n(q · x_n) W x_n + b.
+    """Queries and values of L copies of a head, Σ_n softmax_n(q · x_n) W x_n + b.
 
     Attributes:
         queries: `[L, M, dim]`.
@@ -38,18 +38,12 @@ class Queries(NamedTuple):
 
 
 def count_queries(head: ProbingHead) -> int:
-    """M of a head that can share products with others; 0 for one that cannot."""
-    if isinstance(head.pool, EfficientProbing):
-        return head.pool.num_queries
-    return head.pool.num_heads if isinstance(head.pool, AimPooling) else 0
+    """Return M of a head that can share products with others; 0 for one that cannot."""
+    return head.pool.num_heads if isinstance(head.pool, EfficientProbing | AimPooling) else 0
 
 
 class TokenBatch:
-    """Tokens of one kind, and what normalises them.
-
-    Args:
-        tokens: `[B, N, dim]`; no gradient flows back to them.
-    """
+    """Tokens of one kind `[B, N, dim]`, to which no gradient flows back, and their statistics."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens.contiguous()
@@ -64,9 +58,9 @@ class TokenBatch:
 
 
 class Family(ABC):
-    """L heads that differ in nothing but their weights, which lie in stacks: each head's own are slices of these.
+    """L heads that differ only in their weights, which are slices of stacks.
 
-    What changes a head's weights changes the stacks, and the other way round, until another family takes the head over.
+    A change of a head's weights changes the stacks and vice versa, until another family takes the head over.
 
     Attributes:
         heads: The heads.
@@ -85,10 +79,10 @@ class Family(ABC):
 
     @abstractmethod
     def ask(self, batch: TokenBatch) -> Queries:
-        """What the heads ask of tokens; in training, batch norms of tokens take note of these."""
+        """Return the heads' queries for tokens; in training, batch norms of tokens update their statistics."""
 
     def classify(self, pooled: Tensor, bias: Tensor | None) -> Tensor:
-        """Logits `[L, B, num_classes]` of `[B, L * M, channels]`; one batch norm of L times the width is that of L."""
+        """Return logits `[L, B, num_classes]` of `[B, L * M, channels]`, by one batch norm of L times the width."""
         features = pooled.flatten(1) if bias is None else pooled.flatten(1) + bias.flatten()
         norm = self._norm("norm")
         mean, variance = (self._buffers[f"norm.running_{name}"].flatten() for name in ("mean", "var"))
@@ -97,7 +91,7 @@ class Family(ABC):
         return _Classify.apply(features, self._parameters["classifier.weight"], self._parameters["classifier.bias"])
 
     def hand_out_gradients(self) -> None:
-        """Gives each parameter of the heads its part of the stacks' gradients."""
+        """Give each parameter of the heads its part of the stacks' gradients."""
         for name, stack in self._parameters.items():
             if stack.grad is not None:
                 for head, grad in zip(self.heads, stack.grad, strict=True):
@@ -105,7 +99,7 @@ class Family(ABC):
                 stack.grad = None
 
     def _norm(self, name: str) -> nn.BatchNorm1d:
-        """A batch norm of the first head, which counts batches of all."""
+        """Return a batch norm of the first head, which counts the batches of all."""
         norm = self._first.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm1d)
         if norm.training:
@@ -113,7 +107,7 @@ class Family(ABC):
         return norm
 
     def _split(self, name: str, num_heads: int) -> Tensor:
-        """A stack of parameters `[L, heads * channels, …]` as `[L, heads, channels, …]`."""
+        """Return a stack of parameters `[L, heads * channels, …]` as `[L, heads, channels, …]`."""
         return self._parameters[name].unflatten(1, (num_heads, -1))
 
 
@@ -124,7 +118,7 @@ class EpFamily(Family):
         """See `Family`."""
         pool = self._first.pool
         assert isinstance(pool, EfficientProbing)
-        return Queries(self._parameters["pool.queries"] * pool.scale, self._split("pool.v.weight", pool.num_queries))
+        return Queries(self._parameters["pool.queries"] * pool.scale, self._split("pool.v.weight", pool.num_heads))
 
 
 class AimFamily(Family):
@@ -144,7 +138,7 @@ class AimFamily(Family):
         return Queries(queries, values, -(values @ mean[:, None, :, None]).squeeze(-1))
 
     def _statistics(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Mean and variance that normalise tokens, `[L, dim]`, or `[1, dim]` where they are the batch's own."""
+        """Return mean and variance that normalise tokens: `[L, dim]`, or `[1, dim]` of the batch in training."""
         norm = self._norm("pool.norm")
         kept = self._buffers["pool.norm.running_mean"], self._buffers["pool.norm.running_var"]
         if not norm.training:
@@ -160,14 +154,9 @@ FAMILIES: dict[type[nn.Module], type[Family]] = {EfficientProbing: EpFamily, Aim
 
 
 def shared_logits(families: Sequence[Family], batch: TokenBatch) -> Tensor:
-    """Classifies images by the heads of families.
+    """Return logits `[L, B, num_classes]` of L heads, in the order of families that take this kind of tokens.
 
-    Args:
-        families: Families whose heads take the same kind of tokens.
-        batch: Tokens of this kind.
-
-    Returns:
-        `[L, B, num_classes]`, L heads in the order of the families. Gradients reach the families' stacks.
+    Gradients reach the families' stacks.
     """
     asked = [family.ask(batch) for family in families]
     pooled = _Pool.apply(
@@ -189,7 +178,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, queries: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        """Pools tokens `[B, N, dim]` by queries `[M, dim]`, and projects by values `[m, channels, dim]`, Σ m = M.
+        """Pool tokens `[B, N, dim]` by queries `[M, dim]`, and project by values `[m, channels, dim]`, Σ m = M.
 
         Returns:
             `[B, m, channels]` for each of the values.
@@ -209,7 +198,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of queries and values."""
+        """Return the gradients of queries and values."""
         tokens, queries, *others = ctx.saved_tensors
         values, outputs, kept = others[: len(grads)], others[len(grads) : 2 * len(grads)], others[2 * len(grads) :]
         sizes = [len(value) for value in values]
@@ -232,18 +221,18 @@ class _Pool(torch.autograd.Function):
 
 
 class _Classify(torch.autograd.Function):
-    """W x + b for L classifiers. Autograd's products would have as few columns as there are classes, which is slow."""
+    """W x + b for L classifiers; autograd's products would have as few columns as classes, which is slow."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Takes features `[L, B, F]`, weights `[L, C, F]` and biases `[L, C]` to `[L, B, C]`."""
+        """Return `[L, B, C]` of features `[L, B, F]`, weights `[L, C, F]` and biases `[L, C]`."""
         ctx.save_for_backward(x, weight)
         return torch.baddbmm(bias[..., None], weight, x.mT).mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all three."""
+        """Return the gradients of all three."""
         x, weight = ctx.saved_tensors
         return grad @ weight, grad.mT @ x, grad.sum(1)
 
@@ -254,7 +243,7 @@ def _chunks(tokens: Tensor) -> list[slice]:
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """A stack of tensors, which from then on are its slices."""
+    """Return a stack of tensors, which become its slices."""
     stack = torch.stack([tensor.detach() for tensor in tensors])
     for tensor, part in zip(tensors, stack, strict=True):
         tensor.data = part

@@ -1,4 +1,4 @@
-"""Parts of a set of images: held out for a choice, or drawn for few-shot learning."""
+"""Subsets of images: held out for a choice, or drawn for few-shot learning."""
 
 from collections.abc import Iterator
 
@@ -14,23 +14,23 @@ HELD_OUT = 0.1
 
 
 def random_order(count: int, *seed: int) -> Tensor:
-    """A permutation of 0 to `count` - 1 that is a function of the seeds."""
+    """Return a permutation of 0 to `count` - 1 that is a function of the seeds."""
     return torch.from_numpy(np.random.default_rng(seed).permutation(count))
 
 
 def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Splits images, class by class, at random.
+    """Split images at random, class by class.
 
     Args:
         targets: Class indices `[n]`.
-        share: Part of each class that is held out; at least one image, unless the class has but one.
-        seed: Of the choice.
+        share: Part of each class that is held out; at least one image, unless the class has only one.
+        seed: Seed of the choice.
 
     Returns:
-        Indices of the images that remain and of those that are held out, in order.
+        Indices of the remaining and of the held-out images, in order.
 
     Raises:
-        ValueError: The share is no fraction, or no class has two images.
+        ValueError: The share is not a fraction, or no class has two images.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of train that is held out must lie between 0 and 1; got {share}")
@@ -52,7 +52,7 @@ def can_hold_out(targets: Tensor) -> bool:
 
 
 def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
-    """Indices of `shots` images of each class, in order, drawn at random.
+    """Draw `shots` images of each class at random, and return their indices in order.
 
     Raises:
         ValueError: A class has fewer.
@@ -73,12 +73,7 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 class FeatureSubset:
-    """Some images of a `FeatureSource`, as one.
-
-    Args:
-        source: All images.
-        indices: Those that are wanted, `[m]`.
-    """
+    """A `FeatureSource` with some of the images of another, `indices` `[m]`."""
 
     def __init__(self, source: FeatureSource, indices: Tensor) -> None:
         self.source, self.indices = source, indices
@@ -98,5 +93,5 @@ class FeatureSubset:
 
 
 def usual_pooling(source: FeatureSource) -> PooledKind:
-    """The class token where there is one, else the mean patch."""
+    """Return "cls" if there is a class token, else "gap"."""
     return "cls" if source.num_prefix_tokens > source.num_reg_tokens else "gap"

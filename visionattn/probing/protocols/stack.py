@@ -1,4 +1,4 @@
-"""Many heads on the same tokens: what they have in common is computed once.
+"""Many heads on the same tokens, with their common products computed once.
 
 Copies of efficient probing and of AIM's head share their products with the tokens (`shared.py`). All other heads run
 side by side on the same batch. torch.func.vmap over stacked copies of these gives the same results, but on a CPU it was
@@ -16,24 +16,14 @@ from visionattn.probing.heads import ProbingHead, TokenKind, select_tokens
 from visionattn.probing.protocols.shared import FAMILIES, TokenBatch, count_queries, shared_logits
 
 MAX_QUERIES = 160
-"""About the most queries per product: with more, what they pool, `[B, queries, dim]`, grows too large to be fast."""
+"""Approximate maximum of queries per product: more make `[B, queries, dim]` too large to be fast."""
 
 
 class HeadStack:
-    """Heads that are evaluated together; where they share products, their weights become slices of stacks.
-
-    Attributes:
-        heads: The heads.
-    """
+    """Heads that are evaluated together; weights of heads that share products become slices of stacks."""
 
     def __init__(self, heads: Sequence[ProbingHead], num_prefix_tokens: int, num_reg_tokens: int) -> None:
-        """Sorts heads by what they can share.
-
-        Args:
-            heads: Heads for tokens of the same width and for the same classes.
-            num_prefix_tokens: Tokens before the patches.
-            num_reg_tokens: How many of these are registers.
-        """
+        """Sort heads for the same tokens and classes by the products that they can share."""
         self.heads = list(heads)
         self._layout = num_prefix_tokens, num_reg_tokens
         self._shares = [
@@ -43,14 +33,14 @@ class HeadStack:
         self._others = [number for number, head in enumerate(heads) if not count_queries(head)]
 
     def train(self, mode: bool = True) -> None:
-        """Puts all heads in training mode, or in that for evaluation."""
+        """Set all heads to training or evaluation mode."""
         for head in self.heads:
             head.train(mode)
 
     def logits(self, tokens: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-        """Classifies images by all heads; a share at a time, so that the next one finds its memory free again.
+        """Classify images by all heads, a share at a time, so that memory is free again for the next share.
 
-        Whoever wants gradients goes backward before asking for the next share: then parameters are given theirs.
+        Call backward before the next share is asked for: then parameters get their gradients.
 
         Args:
             tokens: `[B, num_prefix_tokens + N, dim]`, all that the backbone gives.
@@ -79,7 +69,7 @@ class HeadStack:
 
 
 def _share(heads: Sequence[ProbingHead]) -> Iterator[list[int]]:
-    """Numbers of the heads that share products with the tokens: shares of like size, those of a form side by side."""
+    """Yield the numbers of heads that share products: shares of similar size, heads of one form side by side."""
     sharing = sorted((i for i, head in enumerate(heads) if count_queries(head)), key=lambda i: _form(heads[i]))
     for _, group in groupby(sharing, lambda i: heads[i].tokens):
         numbers = list(group)
@@ -92,5 +82,5 @@ def _share(heads: Sequence[ProbingHead]) -> Iterator[list[int]]:
 
 
 def _form(head: ProbingHead) -> tuple[str, int, str, int]:
-    """What heads have in common that differ in nothing but their weights."""
+    """Return a key that is the same for heads that differ only in their weights."""
     return head.tokens, count_queries(head), type(head.pool).__name__, head.num_features

@@ -1,4 +1,4 @@
-"""The state of a training in a file that is whole or not there, and that shows whether it is damaged."""
+"""The state of a training in a file that is written atomically and checksummed."""
 
 import zlib
 from io import BytesIO
@@ -12,15 +12,14 @@ from visionattn.files import replacing
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Puts a state in place of what the file held; a process that is killed leaves the one or the other.
+    """Write a state; a process that is killed leaves the old state or the new one.
 
     Args:
-        path: The file, which `torch.load(path, weights_only=True)` opens: torch's own format, around a checksum and the
-            bytes of the state in that same format.
+        path: The file, in torch's format: a checksum, and the bytes of the state in the same format.
         state: Tensors and plain values.
 
     Raises:
-        OSError: It cannot be written; what was there before stays.
+        OSError: It cannot be written; the old state stays.
     """
     path = Path(path)
     inner = _serialize(state)
@@ -37,10 +36,10 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, with tensors on the CPU; None where there is no file.
+    """Return a state that `save_state` wrote, with tensors on the CPU; None if there is no file.
 
     Raises:
-        ValueError: The file is damaged or another one.
+        ValueError: The file is damaged or of another kind.
     """
     path = Path(path)
     if not path.exists():

@@ -17,13 +17,12 @@ class Trial:
     Attributes:
         candidate: Head and rate.
         head: The head.
-        best: Weights of its best epoch, where none is judged of its last one; until there is one, those that it starts
-            with.
-        best_epoch: Counted from 1.
+        best: Weights of the best epoch (of the last one, if epochs are not judged); at first the initial weights.
+        best_epoch: Number of that epoch, counted from 1.
         best_accuracy: Top-1 after that epoch, where choices are made.
         losses: Mean training loss of each epoch.
-        seconds: Wall time of the epochs in which it took part.
-        stopped: Whether it takes part no more.
+        seconds: Wall time of its epochs.
+        stopped: Whether the training has stopped.
     """
 
     candidate: Candidate
@@ -40,11 +39,11 @@ class Trial:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the head."""
+        """Number of parameters of the head."""
         return sum(parameter.numel() for parameter in self.head.parameters())
 
     def note(self, loss: float, accuracy: float | None, seconds: float, patience: int | None) -> None:
-        """Takes down an epoch, and stops where the loss is not finite or nothing has been better for so many epochs.
+        """Record an epoch; stop if the loss is not finite, or after `patience` epochs without a better accuracy.
 
         Without an accuracy, each epoch counts as better than the one before.
         """
@@ -59,12 +58,12 @@ class Trial:
             self.stopped = True
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes: tensors and plain values."""
+        """Return the state for `load`: tensors and plain values."""
         progress = {name: value for name, value in vars(self).items() if name not in ("candidate", "head")}
         return progress | {"weights": self._weights()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up what `state` gave."""
+        """Restore what `state` returned."""
         self.head.load_state_dict(state["weights"])
         vars(self).update({name: value for name, value in state.items() if name != "weights"})
 

@@ -1,4 +1,4 @@
-"""A frozen model of timm that gives tokens: those of its last layer, and those of layers on the way."""
+"""A frozen timm model that returns tokens of its last layer, of blocks, or of both."""
 
 import hashlib
 import inspect
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from visionattn.checks import reason
 
 Layer = int | Literal["last"]
-"""What is tapped: a block, in hierarchical models a stage, by its number, or the features that a classifier gets."""
+"""A layer: the number of a block (in hierarchical models, of a stage), or "last", the features for the classifier."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How the tokens of a layer lie: a class token first, then registers, then patches, row by row.
+    """Layout of a layer's tokens: a class token first, then registers, then patches, row by row.
 
     Attributes:
         dim: Width of a token.
@@ -36,7 +36,7 @@ class TokenLayout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image, of all kinds."""
+        """Number of tokens of an image, of all kinds."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
@@ -46,18 +46,18 @@ class TokenLayout:
 
 
 class FrozenBackbone(nn.Module):
-    """Images to tokens of the tapped layers, by any model of timm's whose features are tokens or a map.
+    """A frozen timm model, whose features are tokens or a map, that returns the tokens of layers.
 
-    Every layer comes with the model's final norm applied, whether timm keeps that at the end of the stack or before the
-    classifier, unless blocks are wanted as they are. Layers of another width than the norm's, the early stages of
-    hierarchical models, come as they are. The model is frozen and stays in evaluation mode.
+    The model's final norm is applied to every layer, wherever timm keeps it, unless `norm_blocks` is false. Layers of
+    another width than the norm's, such as early stages of hierarchical models, are not normalised. The model stays in
+    evaluation mode.
 
     Attributes:
-        depth: Number of blocks, in hierarchical models of stages.
-        layers: What is tapped, blocks counted from the first.
-        layouts: How the tokens of each of them lie.
-        preprocessing: How images are to be prepared: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
-            `crop_pct` and `crop_mode`.
+        depth: Number of blocks; in hierarchical models, of stages.
+        layers: The layers, with blocks counted from the first.
+        layouts: Layout of each layer's tokens.
+        preprocessing: Preprocessing of images: `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct` and
+            `crop_mode`.
     """
 
     model: Any  # what timm's models have in common has no type
@@ -72,19 +72,19 @@ class FrozenBackbone(nn.Module):
         amp_dtype: torch.dtype | None = None,
         norm_blocks: bool = True,
     ) -> None:
-        """Freezes the model, and learns from an empty image what it gives.
+        """Freeze the model, and find its layouts with an empty image.
 
         Args:
             model: The model, which is changed in place.
-            name: Its name in timm's registry.
-            layers: What to tap; negative numbers count from the last block. None for all blocks.
-            model_kwargs: What the model was made with, plain values; they and the name are part of its identity.
+            name: Name in timm's registry.
+            layers: Layers to return; negative numbers count from the last block. None for all blocks.
+            model_kwargs: Arguments that the model was made with, plain values; part of its identity.
             preprocessing: By default that of the model's `pretrained_cfg`.
-            amp_dtype: In which autocast computes; None for no autocast.
-            norm_blocks: Whether the final norm is applied to blocks that are tapped by their numbers.
+            amp_dtype: Type of autocast; None for no autocast.
+            norm_blocks: Whether the final norm is applied to blocks.
 
         Raises:
-            ValueError: The model gives no tokens, takes no images of that size, or has no such layer.
+            ValueError: The model returns no tokens, takes no images of that size, or has no such layer.
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -107,12 +107,12 @@ class FrozenBackbone(nn.Module):
         self._taps = sorted(layer for layer in self.layers if layer != "last") or [len(taps) - 1]
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stays in evaluation mode, whatever `mode`."""
+        """Stay in evaluation mode, whatever `mode`."""
         return super().train(False)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that its features depend on beside the images, as plain values; weights by their hash."""
+        """All that features depend on except the images, as plain values; weights by their hash."""
         return {
             "model": self.name,
             "model_kwargs": self.model_kwargs,
@@ -126,9 +126,9 @@ class FrozenBackbone(nn.Module):
         }
 
     def forward(self, images: Tensor) -> dict[Layer, Tensor]:
-        """Tokens of each layer.
+        """Return the tokens of each layer, without a graph.
 
-        They are made without a graph, but are no inference tensors, on which heads could not be trained.
+        They are not inference tensors, on which heads could not be trained.
 
         Args:
             images: `[B, C, H, W]`, of the size that `preprocessing` names, on any device.
@@ -156,7 +156,7 @@ class FrozenBackbone(nn.Module):
     def _features(
         self, images: Tensor, taps: list[int] | None, with_final: bool
     ) -> tuple[Any, list[tuple[Tensor | None, Tensor]]]:
-        """What `forward_features` gives, and of blocks (None for all) the prefix tokens and the map [B, D, H, W]."""
+        """Return the final features, and for blocks (None: all) their prefix tokens and maps [B, D, H, W]."""
         forward = self.model.forward_intermediates
         options: dict[str, Any] = {"stop_early": not with_final, "intermediates_only": not with_final}
         # timm's models without prefix tokens fail when asked for them.
@@ -190,13 +190,13 @@ class FrozenBackbone(nn.Module):
         tokens = tokens if prefix is None else torch.cat([prefix, tokens], dim=1)
         if not self.norm_blocks:
             return tokens
-        return _normalize(tokens, _norm_of_stack(self.model) or _norm_of_head(self.model))
+        return _normalize(tokens, _norm(self.model, "norm") or _norm_of_head(self.model))
 
     def _last_tokens(self, final: Tensor) -> Tensor:
         return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))
 
     def _in_rows(self, final: Tensor) -> Tensor:
-        """Features as tokens [B, N, D] or a map [B, H, W, D]."""
+        """Return features as tokens [B, N, D] or a map [B, H, W, D]."""
         if hasattr(self.model, "reroll"):  # Hiera's come in the order of its mask units.
             return self.model.reroll(final, len(self.model.blocks) - 1)
         if final.dim() == 4 and getattr(self.model, "output_fmt", "NCHW") == "NCHW":
@@ -223,7 +223,7 @@ class FrozenBackbone(nn.Module):
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of a model's state: names, types, shapes and bytes."""
+    """Return a hash of a model's state: names, types, shapes and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
@@ -254,13 +254,8 @@ def _num_reg_tokens(model: nn.Module) -> int:
     return declared or (0 if registers is None else registers.shape[1])
 
 
-def _norm_of_stack(model: nn.Module) -> nn.Module | None:
-    """The norm that ends the stack of blocks, where there is one."""
-    return _norm(model, "norm")
-
-
 def _norm_of_head(model: nn.Module) -> nn.Module | None:
-    """The norm of models that pool before they normalise, where there is one."""
+    """Return the norm of models that pool before they normalise, if there is one."""
     return _norm(model, "fc_norm") or _norm(getattr(model, "head", None), "norm")
 
 
@@ -270,7 +265,7 @@ def _norm(owner: nn.Module | None, name: str) -> nn.Module | None:
 
 
 def _normalize(tokens: Tensor, norm: Any) -> Tensor:
-    """Tokens [B, N, D] after a norm of their width; other norms, of later stages or hidden layers, are not theirs."""
+    """Normalise tokens [B, N, D] with a norm of their width; other norms belong to later stages or hidden layers."""
     if norm is None or tokens.shape[-1] != norm.weight.numel():
         return tokens
     if type(norm).__name__.endswith("2d"):  # over the channels of maps [B, D, H, W]

@@ -1,0 +1,57 @@
+"""Commands that a training prints, in the form in which the user started it."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def shell_command(prog: str, words: Iterable[str]) -> str:
+    """Return a line for a shell.
+
+    Args:
+        prog: ``train.py``, ``visionattn`` or ``visionattn train``.
+        words: what follows it.
+    """
+    return shlex.join([*(["python", prog] if prog.endswith(".py") else prog.split()), *words])
+
+
+def resume_command(prog: str, argv: Iterable[str], checkpoint: Path) -> str:
+    """Return the command line of a training with ``--ckpt_path`` of its newest checkpoint."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--ckpt_path":
+            next(words, None)
+        elif not word.startswith("--ckpt_path="):
+            kept.append(word)
+    return shell_command(prog, [*kept, "--ckpt_path", str(checkpoint)])
+
+
+def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
+    """Return the line with the command that evaluates a checkpoint, or fine-tunes a pretrained encoder.
+
+    Args:
+        prog: as for `shell_command`, of the training.
+        task: the trained LightningModule.
+        data: its DataModule.
+        checkpoint: file of the weights.
+    """
+    where = {"data.name": data.name, "data.root": data.root}
+    if task.eval_command:
+        class_map = getattr(data, "class_map", None)
+        where |= {"data.split": data.splits["validation"], "data.class_map": _as_json(class_map)}
+        words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
+        return f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"
+    where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
+    where |= {"model.model_kwargs": _as_json(task.spec.model_kwargs)}
+    return f"fine-tune: {shell_command(prog, ['fit', '--model.name', task.spec.model, *_given(where)])}"
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+
+
+def _as_json(values: Any) -> str | None:
+    return json.dumps(values, ensure_ascii=False) if values else None

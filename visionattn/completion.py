@@ -1,0 +1,74 @@
+"""The script with which a shell completes commands and options: `visionattn completion bash`."""
+
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentParser, capture_parser
+
+from visionattn.cli import evaluate, train
+from visionattn.cli.errors import UsageError
+from visionattn.export import commands as export
+from visionattn.suggestions import suggest
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def main(argv: list[str], prog: str = "visionattn completion") -> None:
+    """Print the script for a shell.
+
+    Raises:
+        UsageError: unknown shell, or shtab is missing.
+    """
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: {prog} {{{','.join(SHELLS)}}}\n\nPrint a script for the shell: source <({prog} bash)")
+        return
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise UsageError(f"{prog} takes one of {', '.join(SHELLS)}{suggest(' '.join(argv), SHELLS)}")
+    if not find_spec("shtab"):
+        raise UsageError(f"{prog} needs a package that is not installed: pip install shtab")
+    import shtab
+
+    print(shtab.complete(create_parser(prog.partition(" ")[0], shtab.FILE), argv[0]))
+
+
+def create_parser(prog: str, files: Any) -> ArgumentParser:
+    """Return a parser with all commands of train.py, eval.py and export.
+
+    It is for completion only: each command parses with a parser of its own.
+
+    Args:
+        prog: name of the program.
+        files: shtab's word for options that take files.
+    """
+    parser = ArgumentParser(prog=prog)
+    _add_commands(parser, files, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
+    _add_commands(below, files, _commands(export))
+    return parser
+
+
+def _commands(module: Any) -> dict[str, ArgumentParser]:
+    captured: Any = capture_parser(lambda: module.main([]))
+    return dict(captured._subcommands_action.choices)
+
+
+def _add_commands(parser: ArgumentParser, files: Any, *commands: dict[str, ArgumentParser]) -> None:
+    added = parser.add_subcommands()
+    for name, command in chain.from_iterable(group.items() for group in commands):
+        for action in command._actions:
+            _complete(action, files)
+        added.add_subcommand(name, command, help=command.description or name)
+
+
+def _complete(action: Any, files: Any) -> None:
+    """Offer the words that an option takes; jsonargparse's own script holds thousands of options of classes."""
+    hint = getattr(action, "_typehint", None)
+    for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        if kind is Path or action.dest == "config":
+            action.complete = files
+        elif kind is bool:
+            action.choices = ["true", "false"]
+        elif get_origin(kind) is Literal:
+            action.choices = [*(action.choices or []), *map(str, get_args(kind))]
