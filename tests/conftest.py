@@ -1,11 +1,11 @@
-"""What several tests share: one thread, no network, a small classifier with its checkpoint, and a small MNIST."""
+"""Settings and fixtures of all tests: one thread, no network, a small classifier with its checkpoint, a small MNIST."""
 
 import gzip
 import os
 
-# Before anything imports huggingface_hub: a test that would fetch something fails at once instead.
+# Before huggingface_hub is imported: a test that would download fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Before anything imports torch: as many processes run tests as there are cores.
+# Before torch is imported: one test process per core already uses all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
@@ -21,7 +21,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Before anything imports triton: its kernels then run on the CPU.
+    # Before triton is imported: its kernels then run on the CPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from PIL import Image
@@ -37,13 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--coco-panoptic-root",
         type=Path,
         default=Path("data/coco-panoptic-100"),
-        help="folder of COCO panoptic, or of some of its images, for tests that are marked slow",
+        help="folder of COCO panoptic, or of some of its images, for tests marked slow",
     )
 
 
 @pytest.fixture
 def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
-    """Real images with panoptic annotations; without them the test is skipped."""
+    """Return the folder of real images with panoptic annotations, or skip the test."""
     root: Path = request.config.rootpath / request.config.getoption("--coco-panoptic-root")
     if not (root / "annotations").is_dir():
         pytest.skip(f"no COCO panoptic in {root} (--coco-panoptic-root)")
@@ -57,14 +57,14 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_progress_is_due() -> None:
-    """Commands write a line of progress once a process has been silent for a minute, as one that runs tests may be."""
+    """Reset the clock of progress lines, which commands print after a silent minute."""
     if progress := sys.modules.get("visionattn.cli.progress"):
         progress._Lines.written = time.monotonic()
 
 
 @pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """A block in which no file grows beyond so many bytes, as on a disk that is full."""
+    """Return a context in which no file can grow beyond some bytes, as on a full disk."""
     import resource  # of POSIX alone
 
     @contextmanager
@@ -83,7 +83,7 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture
 def colour_folder(tmp_path: Path) -> Path:
-    """Images of one colour each: ``train`` and ``val`` with three classes, 4 and 3 images per class."""
+    """Write images of one colour each: ``train`` and ``val`` with three classes, 4 and 3 images per class."""
     root = tmp_path / "colours"
     for split, count in (("train", 4), ("val", 3)):
         for name, colour in COLOURS.items():
@@ -97,7 +97,7 @@ def colour_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mnist_root(tmp_path: Path) -> Path:
-    """MNIST's four files, packed: 40 noisy bars for training and 20 for testing, whose place tells the digit."""
+    """Write MNIST's four files, compressed: 40 and 20 noisy bars, whose position is the digit."""
     root, rng = tmp_path / "mnist", np.random.default_rng(0)
     (root / "MNIST" / "raw").mkdir(parents=True)
     for prefix, count in (("train", 40), ("t10k", 20)):
@@ -111,7 +111,7 @@ def mnist_root(tmp_path: Path) -> Path:
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
-    """The format of MNIST: magic number, lengths of the axes, bytes; packed where the name ends in .gz."""
+    """Write MNIST's format: magic number, lengths of the axes, bytes; compressed if the name ends in .gz."""
     header = np.array([0x0800 + values.ndim, *values.shape], dtype=">u4")
     content = header.tobytes() + values.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(content, compresslevel=1) if path.suffix == ".gz" else content)
@@ -119,14 +119,14 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture(scope="session")
 def classifier() -> nn.Module:
-    """A very small ResNet with three classes."""
+    """Build a very small ResNet with three classes."""
     torch.manual_seed(0)
     return create_classifier("test_resnet", num_classes=3).eval()
 
 
 @pytest.fixture
 def spec() -> ClassifierSpec:
-    """What ``classifier`` is, as trained on images of three colours."""
+    """Describe ``classifier``, as if trained on images of three colours."""
     preprocessing = {
         "input_size": (3, 32, 32),
         "mean": (0.5, 0.5, 0.5),
@@ -140,7 +140,7 @@ def spec() -> ClassifierSpec:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> Path:
-    """A checkpoint as training writes it with a moving average: its average is ``classifier``, raw weights are 0."""
+    """Write a checkpoint with a moving average: the average is ``classifier``, raw weights are 0."""
     average = {f"model.{name}": value for name, value in classifier.state_dict().items()}
     path = tmp_path / "best.ckpt"
     torch.save(
@@ -157,7 +157,7 @@ def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> P
 
 @pytest.fixture
 def digits_checkpoint(tmp_path: Path, spec: ClassifierSpec) -> Path:
-    """A checkpoint of an untrained classifier of the embedded digits."""
+    """Write a checkpoint of an untrained classifier of the embedded digits."""
     model = create_classifier("test_resnet", num_classes=10)
     described = replace(spec, num_classes=10, class_names=[str(digit) for digit in range(10)], dataset="digits")
     path = tmp_path / "digits.ckpt"

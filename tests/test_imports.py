@@ -30,7 +30,7 @@ def test_importing_visionattn_brings_nothing_heavy(with_timm):
     assert "visionattn_kernels" in brought
 
 
-def test_the_kernels_need_torch_alone():
+def test_kernels_need_torch_alone():
     brought = modules_after("import visionattn_kernels")
     # Torch's FLOP counter, with which they register, imports triton where it is installed.
     assert (

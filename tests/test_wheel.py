@@ -57,7 +57,7 @@ def normalize(name: str) -> str:
 
 
 @pytest.mark.parametrize("folder", ["visionattn", "kernels/visionattn_kernels"])
-def test_every_import_is_declared(folder: str) -> None:
+def test_imports_are_all_declared(folder: str) -> None:
     declared = {normalize(re.split(r"[\s\[<>=;!~]", line, maxsplit=1)[0]) for line in requires("visionattn") or []}
     providers = packages_distributions()
     undeclared = {

@@ -13,18 +13,18 @@ def check_range(
     above: bool = False,
     error: type[Exception] = ValueError,
 ) -> None:
-    """Checks that a number is within bounds; None stands for a default and passes, NaN does not.
+    """Check that a number is within bounds; None stands for a default and passes, NaN does not.
 
     Args:
-        option: its name, without dashes.
-        value: what was given.
-        low: the smallest that will do.
-        high: the largest.
-        above: ``low`` itself will not do.
-        error: what is raised.
+        option: name of the option, without dashes.
+        value: given value.
+        low: smallest valid value.
+        high: largest valid value.
+        above: whether ``low`` itself is invalid.
+        error: type of the error.
 
     Raises:
-        ValueError: it does not; the message names option, bounds and value.
+        ValueError: it is not; the message names option, bounds and value.
     """
     if value is None or (low < value <= high if above else low <= value <= high):
         return
@@ -35,21 +35,21 @@ def check_range(
 def check_choice(
     option: str, value: str | None, choices: Collection[str], *, error: type[Exception] = ValueError
 ) -> None:
-    """Checks that a word is one of ``choices``; None stands for a default and passes.
+    """Check that a word is one of ``choices``; None stands for a default and passes.
 
     Args:
-        option: its name, without dashes.
-        value: what was given.
-        choices: what will do.
-        error: what is raised.
+        option: name of the option, without dashes.
+        value: given value.
+        choices: valid words.
+        error: type of the error.
 
     Raises:
-        ValueError: it is none of them; the message names option, choices and value.
+        ValueError: it is not; the message names option, choices and value.
     """
     if value is not None and value not in choices:
         raise error(f"--{option} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says, or its kind if it says nothing, as bare assertions of other packages do."""
+    """Return the message of an error, or its type if it has none, like bare assertions of other packages."""
     return str(error) or type(error).__name__

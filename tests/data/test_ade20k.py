@@ -67,7 +67,7 @@ def test_images_are_found_from_any_folder(ade20k: Path, between: str) -> None:
     ]
 
 
-def test_a_folder_without_splits_is_all_there_is(tmp_path: Path) -> None:
+def test_folder_without_splits_is_one_data_set(tmp_path: Path) -> None:
     write(tmp_path, "b")
     write(tmp_path, "a")
     for split in ("train", "validation"):
@@ -77,13 +77,13 @@ def test_a_folder_without_splits_is_all_there_is(tmp_path: Path) -> None:
         opened(tmp_path, "extra")
 
 
-def test_one_split_is_not_taken_for_another(tmp_path: Path) -> None:
+def test_split_is_never_replaced_by_another(tmp_path: Path) -> None:
     write(tmp_path / "training", "a")
     with pytest.raises(DataError, match=r"no validation split of ADE20K under .*/images/ADE/\{training,validation\}/"):
         opened(tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path: Path, ade20k: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path, ade20k: Path) -> None:
     with pytest.raises(DataError, match=r"no such data folder: .*nowhere \(--data.root\)\. ADE20K is expected as"):
         opened(tmp_path / "nowhere")
     for mask in ade20k.rglob("ADE_val_*_seg.png"):

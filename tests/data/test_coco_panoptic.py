@@ -77,7 +77,7 @@ def test_splits_are_found(tmp_path: Path, written: str, asked: str) -> None:
     assert len(opened(write(tmp_path, written), asked)) == 2
 
 
-def test_a_number_that_the_table_lacks_is_told(tmp_path: Path) -> None:
+def test_segment_missing_in_the_table_is_named(tmp_path: Path) -> None:
     scenes = opened(write(tmp_path, numbers=np.where(NUMBERS == 9, 8, NUMBERS)))
     with pytest.raises(
         ValueError, match=r"panoptic_val2017.json does not say what segment 8 of its mask 000005.png is"
@@ -85,14 +85,14 @@ def test_a_number_that_the_table_lacks_is_told(tmp_path: Path) -> None:
         scenes[1]
 
 
-def test_a_mask_of_another_size_is_told(tmp_path: Path) -> None:
+def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     scenes = opened(write(tmp_path))
     Image.new("RGB", (3, 5)).save(tmp_path / "val2017" / "000005.jpg")
     with pytest.raises(ValueError, match="it has 3×5 pixels, and its mask 5×3"):
         scenes[1]
 
 
-def test_what_is_missing_or_cut_off_is_named(tmp_path: Path) -> None:
+def test_missing_or_truncated_files_are_named(tmp_path: Path) -> None:
     scenes = opened(write(tmp_path))
     mask = tmp_path / "annotations" / "panoptic_val2017" / "000005.png"
     mask.write_bytes(mask.read_bytes()[:60])

@@ -35,7 +35,7 @@ def test_hidden_system_or_other_file_is_passed_over(path: str) -> None:
     assert not Finder(Path("x")).is_image(path)
 
 
-def test_what_is_passed_over_is_counted_in_one_warning(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_in_one_warning(tmp_path: Path) -> None:
     for name in ["a/0.png", "b/x.jpg/1.png", *HIDDEN, *OTHERS, "a/3.txt", "a/meta.json"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

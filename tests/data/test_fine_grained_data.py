@@ -157,7 +157,7 @@ def test_grey_images_come_in_colour(tmp_path: Path) -> None:
 
 
 @every_data_set
-def test_other_sizes_than_published_are_told(tmp_path: Path, name: str) -> None:
+def test_split_of_another_size_than_published_warns(tmp_path: Path, name: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     sizes = {
         "cub200": ("5,994 of 200", "5,794 of 200"),
@@ -176,7 +176,7 @@ def test_other_sizes_than_published_are_told(tmp_path: Path, name: str) -> None:
 
 
 @every_data_set
-def test_nothing_is_downloaded(tmp_path: Path, name: str, connections: list[Any]) -> None:
+def test_fine_grained_data_download_nothing(tmp_path: Path, name: str, connections: list[Any]) -> None:
     title = FINE_GRAINED[name].title
     with pytest.raises(DataError, match=rf"no --data.root: {title} is expected in ROOT/{HOMES[name]}, with .*obtain"):
         opened(name, None)
@@ -210,7 +210,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("name", "missing"), MISSING, ids=[missing for _, missing in MISSING])
-def test_a_missing_file_is_named(tmp_path: Path, name: str, missing: str) -> None:
+def test_missing_file_is_named(tmp_path: Path, name: str, missing: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     path = tmp_path / HOMES[name] / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -242,7 +242,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "file", "content", "message"), BAD, ids=[f"{file} {m}" for _, file, _, m in BAD])
-def test_a_bad_list_is_told(tmp_path: Path, name: str, file: str, content: str, message: str) -> None:
+def test_bad_list_is_named(tmp_path: Path, name: str, file: str, content: str, message: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     (tmp_path / HOMES[name] / file).write_text(content)
     with pytest.raises(DataError, match=rf"cannot read train images from .*{message}.* is expected in ROOT/"):
@@ -266,7 +266,7 @@ def test_annotations_of_something_else(tmp_path: Path) -> None:
 
 
 @every_data_set
-def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_listed_image_is_named(tmp_path: Path, name: str) -> None:
     WRITE[name](tmp_path / HOMES[name])
     file = TEST[name][1][0]
     (path,) = [
@@ -327,7 +327,7 @@ def test_images_are_enlarged_without_a_change_of_their_proportions(slopes: Path,
         assert steps == pytest.approx([4 / scale, 4 / scale], abs=0.15)
 
 
-def test_a_crop_from_may_have_a_mirrored_edge(slopes: Path) -> None:
+def test_crop_from_combines_with_crop_padding(slopes: Path) -> None:
     images = crops(slopes, 60, img_size=16, crop_from=20, crop_padding=6)
     mirrored = sum(bool((image[1, 0].diff() == 0).any()) for image in images)  # two columns alike: the edge
     assert 0 < mirrored < 60

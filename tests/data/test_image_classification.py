@@ -92,7 +92,7 @@ next(batches)
 """
 
 
-def test_a_script_that_leaves_a_loader_open_ends_at_once(images: Path) -> None:
+def test_script_with_an_open_loader_ends_at_once(images: Path) -> None:
     """Python ends its workers by the signal that they outlive when a scheduler sends it."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(images)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
@@ -134,7 +134,7 @@ def test_grey_images(images: Path) -> None:
     assert next(iter(data.val_dataloader())).image.shape == (2, 1, 16, 16)
 
 
-def test_a_class_without_validation_images_keeps_the_numbers(tmp_path: Path) -> None:
+def test_class_without_validation_images_keeps_the_numbers(tmp_path: Path) -> None:
     root = write_images(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
     with pytest.warns(UserWarning, match="no images of class b"):
         data = fitted(root)
@@ -152,7 +152,7 @@ def test_a_class_without_validation_images_keeps_the_numbers(tmp_path: Path) -> 
     ],
     ids=["no folder", "no images", "no validation", "no splits", "other classes"],
 )
-def test_what_is_missing_is_named(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+def test_missing_data_are_named(tmp_path: Path, counts: dict[str, int], message: str) -> None:
     root = write_images(tmp_path / "set", counts)
     with pytest.raises(DataError, match=message):
         fitted(root)
@@ -186,7 +186,7 @@ def test_broken_images_are_replaced_in_training_and_left_out_of_validation(image
     assert "val/cat/01.jpg" in data.broken("validation")[0]
 
 
-def test_nothing_but_broken_images_ends(tmp_path: Path) -> None:
+def test_folder_of_broken_images_only_stops_training(tmp_path: Path) -> None:
     root = write_images(tmp_path / "set", {"train/a": 2, "val/a": 1})
     for path in (root / "train" / "a").iterdir():
         truncate(path)
@@ -210,7 +210,7 @@ def test_expected_classes_number_the_images(images: Path) -> None:
     assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [1, 1, 1, 2, 2]
 
 
-def test_the_same_images_whatever_the_workers(images: Path) -> None:
+def test_order_does_not_depend_on_the_workers(images: Path) -> None:
     seen = []
     for workers in (0, 2):
         batches = list(fitted(images, num_workers=workers, auto_augment="rand-m9-mstd0.5-inc1").train_dataloader())
@@ -244,7 +244,7 @@ def test_ranks_share_an_epoch_and_epochs_differ(repeats: int) -> None:
     assert draw(0, 0) != draw(1, 0)
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+def test_resumed_epoch_continues_at_the_next_image() -> None:
     whole, resumed = TrainSampler(100, seed=5), TrainSampler(100, seed=5, start=(2, 30))
     whole.set_epoch(2)
     assert list(resumed) == list(whole)[30:]
@@ -261,7 +261,7 @@ def test_validation_is_exact_on_any_number_of_ranks(world_size: int) -> None:
     assert sorted(image for rank in ranks for image in rank if image >= 0) == list(range(10))
 
 
-def test_a_padded_crop_moves_the_image_and_mirrors_its_edge(tmp_path: Path) -> None:
+def test_crop_padding_shifts_the_image_and_mirrors_its_edge(tmp_path: Path) -> None:
     # Columns 0 to 7, each as bright as its number says: the crop must be 8 columns in a row of 2 1 0 0 1 … 7 7 6 5.
     root = tmp_path / "set"
     columns = torch.arange(8, dtype=torch.uint8).repeat(8, 1).numpy()
@@ -282,7 +282,7 @@ def test_a_padded_crop_moves_the_image_and_mirrors_its_edge(tmp_path: Path) -> N
     assert seen == expected
 
 
-def test_a_padded_crop_keeps_the_proportions(images: Path) -> None:
+def test_crop_padding_keeps_the_proportions(images: Path) -> None:
     batch = next(iter(fitted(images, img_size=16, crop_padding=4).train_dataloader()))
     assert batch.image.shape == (2, 3, 16, 16)
 
@@ -340,7 +340,7 @@ def test_too_many_held_out(images: Path) -> None:
         fitted(images, holdout_per_class=5)
 
 
-def test_a_tar_without_splits_can_be_held_out_of(images: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_holdout_works_in_a_tar_without_splits(images: Path, recwarn: pytest.WarningsRecorder) -> None:
     with tarfile.open(images / "all.tar", "w") as tar:
         tar.add(images / "train", arcname=".")
     train, val = held_out(images / "all.tar", 2)

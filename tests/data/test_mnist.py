@@ -42,7 +42,7 @@ def test_images_may_be_asked_for_in_colour(mnist_root: Path) -> None:
     assert torch.equal(batch.image[:, 0], batch.image[:, 2])
 
 
-def test_what_is_missing_is_named(mnist_root: Path) -> None:
+def test_missing_files_are_named(mnist_root: Path) -> None:
     with pytest.raises(DataError, match=r"mnist needs --data.root FOLDER"):
         ImageClassificationData("mnist").setup("fit")
     with pytest.raises(DataError, match=r"no train-images-idx3-ubyte or .*gz in .*raw/MNIST/raw"):
@@ -64,7 +64,7 @@ def test_what_is_missing_is_named(mnist_root: Path) -> None:
     ],
     ids=["cut short", "another file", "damaged", "cut short before packing", "another format", "empty"],
 )
-def test_a_corrupt_file_is_named(mnist_root: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_corrupt_file_is_named(mnist_root: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     path = mnist_root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=rf"train-images-idx3-ubyte.gz.*({message})|({message}).*"):

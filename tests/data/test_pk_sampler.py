@@ -32,7 +32,7 @@ def drawn(labels: list[int], *args: int, epoch: int = 0, **options: Any) -> list
 @pytest.mark.parametrize(
     ("identities", "instances", "world_size"), [(2, 2, 1), (2, 2, 2), (3, 4, 2), (4, 2, 3), (10, 3, 1)]
 )
-def test_a_batch_is_so_many_identities_with_so_many_images(identities: int, instances: int, world_size: int) -> None:
+def test_batch_has_p_identities_with_k_images(identities: int, instances: int, world_size: int) -> None:
     labels = labels_of(UNEVEN)
     for rank in range(world_size):
         for epoch in range(5):
@@ -44,7 +44,7 @@ def test_a_batch_is_so_many_identities_with_so_many_images(identities: int, inst
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_no_image_comes_twice_but_in_a_small_group(world_size: int) -> None:
+def test_images_repeat_in_small_groups_only(world_size: int) -> None:
     labels, instances = labels_of(UNEVEN), 3
     for epoch in range(10):
         groups: list[tuple[int, ...]] = []
@@ -65,7 +65,7 @@ def test_few_images_fill_their_group_evenly() -> None:
         assert sorted(counts) == [[2, 3, 3], [4, 4]]
 
 
-def test_each_epoch_and_seed_and_rank_has_its_own_batches() -> None:
+def test_batches_differ_by_epoch_seed_and_rank() -> None:
     labels = labels_of([8] * 12)
 
     def plan(**options: int) -> list[list[int]]:
@@ -78,7 +78,7 @@ def test_each_epoch_and_seed_and_rank_has_its_own_batches() -> None:
     assert plan(rank=0, world_size=2) != plan(rank=1, world_size=2)
 
 
-def test_all_images_have_their_turn() -> None:
+def test_images_are_all_drawn() -> None:
     # 9 images in groups of 4: one is left out of an epoch, another one in the next.
     labels = labels_of([9] * 4)
     seen = {image for epoch in range(12) for batch in drawn(labels, 2, 4, epoch=epoch) for image in batch}
@@ -107,7 +107,7 @@ def test_augmentations_differ_between_images_ranks_and_epochs() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_resumed_epoch_goes_on_where_it_stopped(rank: int) -> None:
+def test_resumed_epoch_continues_at_the_next_batch(rank: int) -> None:
     labels = labels_of([8] * 12)
     options: dict[str, Any] = {"seed": 5, "rank": rank, "world_size": 2}
     whole = PKBatchSampler(labels, 4, 2, **options)
@@ -145,7 +145,7 @@ def most(groups: tuple[int, ...], identities: int) -> int:
     return search(tuple(sorted(groups)))
 
 
-def test_there_are_as_many_batches_as_can_be() -> None:
+def test_number_of_batches_is_the_largest_possible() -> None:
     rng = random.Random(0)
     cases = [[rng.choice((1, 1, 2, 3, 6)) for _ in range(rng.randint(3, 6))] for _ in range(40)]
     fewer = 0
@@ -170,7 +170,7 @@ def test_ranks_have_as_many_batches(world_size: int) -> None:
     assert lengths == {7 // world_size}
 
 
-def test_what_does_not_make_a_batch_is_told() -> None:
+def test_too_few_images_for_a_batch_are_refused() -> None:
     with pytest.raises(DataError, match=r"16 images, 4 of each identity, needs 4 identities, and the data set has 3"):
         PKBatchSampler(labels_of([9, 9, 9]), 4, 4)
     with pytest.raises(DataError, match=r"pass --data.batch_size 12 or less"):
@@ -179,7 +179,7 @@ def test_what_does_not_make_a_batch_is_told() -> None:
         PKBatchSampler(labels_of([4, 4, 4]), 3, 4, world_size=2)
 
 
-def test_one_identity_makes_no_batch_of_any_size() -> None:
+def test_single_identity_is_refused() -> None:
     with pytest.raises(DataError, match=r"the data set has 1: ") as caught:
         PKBatchSampler(labels_of([9]), 4, 4)
     assert "--data.batch_size" not in str(caught.value)

@@ -30,7 +30,7 @@ def listed(split: Split) -> list[ReidImage]:
     return Identities().images(Path(), split, Options())
 
 
-def test_others_are_looked_for_than_were_trained_on() -> None:
+def test_training_and_test_identities_are_disjoint() -> None:
     people = {split: {image.pid for image in listed(split)} for split in SPLITS}
     assert len(people["train"]) == 64
     assert people["gallery"] == people["query"] | {0}
@@ -47,10 +47,11 @@ def test_everybody_is_seen_by_all_four_cameras(split: Split) -> None:
         assert {image.camera for image in images if image.pid == pid} == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize(("split", "checksum"), [("train", 1112545264), ("query", 2777458312), ("gallery", 877918429)])
-def test_the_lists_never_change(split: Split, checksum: int) -> None:
+@pytest.mark.parametrize(("split", "checksum"), [("train", 4131846726), ("query", 560841661), ("gallery", 4261118211)])
+def test_lists_never_change(split: Split, checksum: int) -> None:
     # Or results would not compare with those of earlier versions.
-    assert zlib.crc32("\n".join(str(tuple(image)) for image in listed(split)).encode()) == checksum
+    lines = [f"{image.name} {image.pid} {image.camera}" for image in listed(split)]
+    assert zlib.crc32("\n".join(lines).encode()) == checksum
 
 
 def test_people_never_change() -> None:
@@ -86,7 +87,7 @@ def test_images_are_the_same_whenever_they_are_drawn() -> None:
     assert again[::-1] == first
 
 
-def test_no_two_images_are_the_same() -> None:
+def test_images_are_all_different() -> None:
     drawn = [Identities().open(image) for image in [*listed("query"), *listed("gallery")[-64:]]]
     assert {(image.mode, image.size) for image in drawn} == {("RGB", (32, 64))}
     assert len({image.tobytes() for image in drawn}) == 192 + 64

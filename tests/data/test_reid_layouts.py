@@ -70,7 +70,7 @@ def test_images_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: py
     assert [Path(image.name).name for image in listed("market1501", tmp_path, "query")] == [*NAMES["market1501"]]
 
 
-def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_skipped(tmp_path: Path) -> None:
     # Market-1501's archive holds Thumbs.db; macOS adds ._ files.
     touch(tmp_path / "query", "0002_c1s1_000451_03.JPG", "Thumbs.db", "._0002_c1s1_000451_03.jpg", "readme.txt")
     says = (
@@ -166,7 +166,7 @@ ABSENT = [
 
 
 @pytest.mark.parametrize(("name", "split", "message"), ABSENT, ids=[f"{name} {split}" for name, split, _ in ABSENT])
-def test_what_is_missing_is_named(tmp_path: Path, name: str, split: Split, message: str) -> None:
+def test_missing_data_are_named(tmp_path: Path, name: str, split: Split, message: str) -> None:
     with pytest.raises(DataError, match=message):
         listed(name, tmp_path, split)
     with pytest.raises(DataError, match=r"no such data folder: .*nowhere \(--data.root, where .* is\)"):
@@ -186,7 +186,7 @@ def test_images_of_lists_have_their_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [[], ["-1_c1s1_000401_00.jpg", "Thumbs.db"]], ids=["empty", "nobody"])
-def test_a_folder_without_images_is_named(tmp_path: Path, files: list[str]) -> None:
+def test_folder_without_images_is_named(tmp_path: Path, files: list[str]) -> None:
     touch(tmp_path, "query/0002_c1s1_000451_03.jpg")
     (tmp_path / "bounding_box_test").mkdir()
     touch(tmp_path / "bounding_box_test", *files)
@@ -194,13 +194,13 @@ def test_a_folder_without_images_is_named(tmp_path: Path, files: list[str]) -> N
         listed("market1501", tmp_path, "gallery")
 
 
-def test_a_file_in_place_of_a_folder_is_no_folder(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "query")
     with pytest.raises(DataError, match="Market-1501: no query in"):
         listed("market1501", tmp_path, "query")
 
 
-def test_of_two_copies_one_has_to_be_chosen(tmp_path: Path) -> None:
+def test_two_copies_are_refused(tmp_path: Path) -> None:
     write_msmt17(tmp_path / "MSMT17_V1", 1)
     write_msmt17(tmp_path / "MSMT17_V2", 2)
     with pytest.raises(DataError, match=r"both .*MSMT17_V1.* and .*MSMT17_V2.* are there: pass one of"):
@@ -208,7 +208,7 @@ def test_of_two_copies_one_has_to_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["holiday.jpg", "0002.jpg", "c1_0002.jpg", "x0002_c1s1_000451_03.jpg"])
-def test_a_badly_named_image_is_named(tmp_path: Path, file: str) -> None:
+def test_badly_named_image_is_named(tmp_path: Path, file: str) -> None:
     touch(tmp_path / "query", "0002_c1s1_000451_03.jpg", file)
     with pytest.raises(DataError, match=rf"query/{file} is not named PID_cCAMERA.*rename or remove it"):
         listed("market1501", tmp_path, "query")
@@ -225,7 +225,7 @@ def test_a_badly_named_image_is_named(tmp_path: Path, file: str) -> None:
     ],
     ids=["no identity", "a word", "a power", "no camera", "few fields"],
 )
-def test_a_bad_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_bad_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) -> None:
     write_msmt17(tmp_path, 1)
     path = tmp_path / "list_train.txt"
     path.write_text(path.read_text().splitlines()[0] + f"\n{line}\n", encoding="utf-8")
@@ -233,7 +233,7 @@ def test_a_bad_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) 
         listed("msmt17", tmp_path, "train")
 
 
-def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_binary_list_is_named(tmp_path: Path) -> None:
     path = write_vehicleid(tmp_path) / "train_test_split" / "train_list.txt"
     path.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
     with pytest.raises(DataError, match=r"train_list.txt is no text"):

@@ -94,7 +94,7 @@ def test_ranks_share_the_images(market: Path, world_size: int) -> None:
     assert len(names) == len(set(names))
 
 
-def test_an_epoch_is_a_function_of_its_seed_and_number(market: Path) -> None:
+def test_epoch_is_a_function_of_its_seed_and_number(market: Path) -> None:
     def seen(number: int, **options: Any) -> tuple[list[str], torch.Tensor]:
         batches = epoch(opened(market, **options), number)
         return [name for batch in batches for name in batch.name], torch.cat([batch.image for batch in batches])
@@ -136,7 +136,7 @@ class Learner(LightningModule):
 
 
 @pytest.mark.parametrize("after", [3, 6, 8], ids=["first epoch", "second epoch", "between epochs"])
-def test_a_resumed_run_goes_on_with_the_next_batch(market: Path, tmp_path: Path, after: int) -> None:
+def test_resumed_run_continues_at_the_next_batch(market: Path, tmp_path: Path, after: int) -> None:
     def fit(recorder: Recorder, resume: Path | None = None) -> list[tuple[list[str], float]]:
         trainer = Trainer(
             accelerator="cpu",
@@ -160,7 +160,7 @@ def test_a_resumed_run_goes_on_with_the_next_batch(market: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("broken", ["bounding_box_train/0002_c2s1_000004_00.jpg", "query/0004_c4s1_000000_00.jpg"])
-def test_a_broken_image_is_named(market: Path, broken: str) -> None:
+def test_broken_image_is_named(market: Path, broken: str) -> None:
     truncate(market / broken)
     data = opened(market)
     with pytest.raises(UnreadableImageError, match=rf"cannot read .*{broken}: .*--data.on_error skip"):
@@ -168,7 +168,7 @@ def test_a_broken_image_is_named(market: Path, broken: str) -> None:
         [epoch(data, number) for number in range(4)] if "train" in broken else list(data.val_dataloader())
 
 
-def test_a_broken_image_gives_way_to_another_whose_identity_is_told(market: Path) -> None:
+def test_broken_image_is_replaced_with_the_identity_of_its_replacement(market: Path) -> None:
     # The last one of an identity: what comes next shows somebody else.
     broken = market / "bounding_box_train" / "0002_c2s1_000004_00.jpg"
     truncate(broken)
@@ -185,7 +185,7 @@ def test_a_broken_image_gives_way_to_another_whose_identity_is_told(market: Path
     assert str(broken) in data.broken("train")[0]
 
 
-def test_a_broken_image_is_left_out_of_the_evaluation_and_counted(market: Path) -> None:
+def test_broken_image_is_left_out_of_the_evaluation_and_counted(market: Path) -> None:
     (market / "query" / "0003_c4s1_000000_00.jpg").write_bytes(b"")
     truncate(market / "bounding_box_test" / "0005_c6s2_000000_01.jpg")
     data = opened(market, "validate", on_error="skip", eval_batch_size=1)
@@ -197,7 +197,7 @@ def test_a_broken_image_is_left_out_of_the_evaluation_and_counted(market: Path) 
     assert len(data.broken("validation")) == 2
 
 
-def test_what_differs_from_the_published_data_set_is_told_once(market: Path) -> None:
+def test_differences_from_the_published_data_set_warn_once(market: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = opened(market)
@@ -222,7 +222,7 @@ def test_evaluation_needs_no_training_images(market: Path) -> None:
         opened(market, "fit")
 
 
-def test_a_description(market: Path) -> None:
+def test_description_names_the_sizes(market: Path) -> None:
     assert opened(market).describe() == (
         f"{market}: 20 train images of 4 identities, 3 queries and 7 gallery images of 3 identities"
     )
@@ -232,7 +232,7 @@ def test_a_description(market: Path) -> None:
     )
 
 
-def test_the_first_of_msmt17s_identities_is_one(tmp_path: Path) -> None:
+def test_first_identity_of_msmt17_counts(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     for name in ("train", "query", "gallery"):
@@ -268,7 +268,7 @@ def test_images_are_as_large_as_in_papers(tmp_path: Path, name: str, shape: tupl
     assert data.augmentation == {"hflip": 0.5, "padding": 10, "re_prob": 0.5, "re_mode": "pixel"}
 
 
-def test_the_embedded_images_are_there_without_a_folder() -> None:
+def test_embedded_images_need_no_folder() -> None:
     data = ReidData(batch_size=8, seed=0)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -278,7 +278,7 @@ def test_the_embedded_images_are_there_without_a_folder() -> None:
     assert data.num_classes == 64
 
 
-def test_a_checkpoint_goes_on_with_its_identities(market: Path) -> None:
+def test_resumed_checkpoint_keeps_its_identities(market: Path) -> None:
     data = ReidData(root=str(market), num_workers=0)
     data.expect_classes(["2", "7", "10", "12"])
     data.setup("validate")
@@ -332,6 +332,6 @@ def test_gallery_of_the_queries_camera_is_told_at_once(market: Path) -> None:
         opened(market).val_dataloader()
 
 
-def test_nothing_is_predicted(market: Path) -> None:
+def test_predict_is_refused(market: Path) -> None:
     with pytest.raises(DataError, match=r"use eval.py reid"):
         opened(market, "predict")

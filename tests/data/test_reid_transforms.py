@@ -41,7 +41,7 @@ def test_images_are_normalised() -> None:
 
 @pytest.mark.parametrize("size", [(90, 30), (30, 90), (4, 8)], ids=str)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_whole_image_is_kept_whatever_its_aspect(size: tuple[int, int], training: bool) -> None:
+def test_whole_image_is_kept_for_any_aspect(size: tuple[int, int], training: bool) -> None:
     quarters = np.zeros((2, 2, 3), np.uint8)
     quarters[0, 1], quarters[1, 0], quarters[1, 1] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     original = Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
@@ -59,7 +59,7 @@ def test_flips() -> None:
     assert sum(torch.allclose(image, upright) for image in images) == 200 - share * 200
 
 
-def test_a_crop_takes_its_share_of_black_pixels_around_the_image() -> None:
+def test_padded_crop_holds_black_pixels() -> None:
     padded = torch.nn.functional.pad(plain(NUMBERED), (2, 2, 2, 2), value=-1)
     windows = [padded[:, top : top + 8, left : left + 4] for top in range(5) for left in range(5)]
     seen = set()
@@ -76,7 +76,7 @@ def erased_parts(**options: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_a_rectangle_of_at_most_two_fifths_is_erased(mode: str) -> None:
+def test_erased_rectangle_is_at_most_two_fifths(mode: str) -> None:
     parts = erased_parts(re_prob=1.0, re_mode=mode)
     assert len(parts) >= 98  # timm gives up where the rectangle does not fit ten times in a row
     areas = []
@@ -89,12 +89,12 @@ def test_a_rectangle_of_at_most_two_fifths_is_erased(mode: str) -> None:
     assert 0.36 < max(areas) < 0.42
 
 
-def test_so_many_images_are_erased() -> None:
+def test_share_of_erased_images_is_re_prob() -> None:
     assert not erased_parts(re_prob=0.0)
     assert 35 < len(erased_parts(re_prob=0.5)) < 65
 
 
-def test_what_is_put_there() -> None:
+def test_erased_content_follows_re_mode() -> None:
     white = Image.new("RGB", (32, 64), (255, 255, 255))
     for mode, colours in (("const", 1), ("rand", 1), ("pixel", None)):
         (image,) = transformed(white, 1, (64, 32), re_prob=1.0, re_mode=mode)

@@ -61,7 +61,7 @@ def test_values_are_instances_on_a_background(tmp_path: Path, mask: Any) -> None
     assert list(scenes.class_names) == ["background", "object"]
 
 
-def test_a_mask_need_not_have_a_background(tmp_path: Path) -> None:
+def test_mask_needs_no_background(tmp_path: Path) -> None:
     scene = opened(write(tmp_path, mask=grey(NUMBERS + 1)))[0]
     assert scene.things.tolist() == [False, True, True, True]
     assert scene.classes.tolist() == [-1, 1, 1, 1]

@@ -85,7 +85,7 @@ def test_training_is_shuffled_and_flipped() -> None:
     assert data.describe() == "synthetic: 10 train, 10 validation scenes of 8 classes"
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+def test_resumed_epoch_continues_at_the_next_scene() -> None:
     whole = [batch.name for batch in opened().train_dataloader()]
     data = opened()
     data.load_state_dict({"epoch": 0, "batches": 1, "batch_size": 4})
@@ -127,7 +127,7 @@ def test_scenes_of_different_numbers_of_segments_fit_in_a_batch(folder: Path) ->
     assert batch.things.sum(1).tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_unreadable_scene_stops_all_or_is_left_out(folder: Path) -> None:
+def test_unreadable_scene_stops_or_is_skipped(folder: Path) -> None:
     mask = folder / "val" / "instances" / "1.png"
     truncate(mask)
     image = folder / "val" / "images" / "1.jpg"
@@ -167,12 +167,12 @@ def test_training_puts_another_scene_in_its_place(folder: Path) -> None:
         ({"stage": "predict"}, "use validate"),
     ],
 )
-def test_what_does_not_fit_is_told(options: dict[str, Any], message: str) -> None:
+def test_unfit_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         opened(**options)
 
 
-def test_the_first_scenes_are_a_data_set() -> None:
+def test_limit_keeps_the_first_scenes() -> None:
     scenes, some = open_scenes("synthetic"), open_scenes("synthetic", limit=3)
     assert (len(some), some.name(2), some.class_names) == (3, scenes.name(2), scenes.class_names)
     assert some[2].image.tobytes() == scenes[2].image.tobytes()

@@ -27,7 +27,7 @@ def blocks(columns: int = 6, rows: int = 4, edge: int = 20) -> Scene:
     return Scene(Image.fromarray(colours), numbers.astype(np.int32), classes, classes % 2 == 0)
 
 
-def test_a_scene_of_the_right_size_stays_as_it_is() -> None:
+def test_scene_of_the_right_size_is_unchanged() -> None:
     scene = Synthetic("train")[0]
     seen = transform((64, 64))(scene)
     assert torch.equal((seen.image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(scene.image)))
@@ -67,11 +67,11 @@ def test_squash_keeps_all_and_center_the_middle() -> None:
         ((5, 5), (50, 20), (0, 1.5, 5, 3.5)),
     ],
 )
-def test_the_largest_part_in_the_middle(size: Any, wanted: Any, box: Any) -> None:
+def test_crop_box_is_the_largest_centred_one(size: Any, wanted: Any, box: Any) -> None:
     assert crop_box(size, wanted) == pytest.approx(box)
 
 
-def test_that_part_is_within_the_image() -> None:
+def test_crop_box_is_within_the_image() -> None:
     # Rounding must not lead out of it: Pillow would refuse.
     for width, height, wanted in itertools.product(range(440, 480), (480, 640), (224, 518)):
         for size in ((width, height), (height, width)):

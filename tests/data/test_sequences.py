@@ -28,14 +28,14 @@ def test_colours_stay_channels(mnist_root: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_one_permutation_for_all_images(mnist_root: Path, split: str) -> None:
+def test_permutation_is_the_same_for_all_images(mnist_root: Path, split: str) -> None:
     plain = loaded(mnist_root, split, sequence="pixels", seed=0)
     for seed in (92, 93):
         permuted = loaded(mnist_root, split, sequence="permuted", permutation_seed=seed, seed=0)
         assert torch.equal(permuted, plain[..., permutation(784, seed)])
 
 
-def test_a_permutation_never_changes() -> None:
+def test_permutation_never_changes() -> None:
     # Published by its seed alone. These are NumPy's legacy generator's, of any version.
     order = permutation(784, 92)
     assert order[:6].tolist() == [553, 649, 113, 140, 92, 87]
@@ -49,7 +49,7 @@ def test_augmentation_comes_before_the_order(mnist_root: Path) -> None:
     assert torch.equal(sequences, images.flatten(2)[..., permutation(784, 5)].unsqueeze(2))
 
 
-def test_the_description_says_so(mnist_root: Path) -> None:
+def test_description_says_sequences(mnist_root: Path) -> None:
     data = ImageClassificationData("mnist", str(mnist_root), in_chans=1, sequence="permuted", permutation_seed=92)
     data.setup("fit")
     assert data.describe().endswith("of 10 classes, as sequences of 784 pixels")

@@ -80,7 +80,7 @@ def numbers(batches: list[Batch]) -> list[int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_image_is_evaluated_once(shards: Path, world: int, workers: int) -> None:
+def test_images_are_evaluated_once(shards: Path, world: int, workers: int) -> None:
     processes = [list(opened(shards, of=(rank, world), num_workers=workers).val_dataloader()) for rank in range(world)]
     assert len({len(batches) for batches in processes}) == 1  # or they would wait for each other
     assert sorted(numbers([batch for batches in processes for batch in batches])) == list(range(sum(VALIDATION)))
@@ -120,7 +120,7 @@ def test_workers_without_a_shard_are_not_begun(shards: Path) -> None:
         opened(shards, of=(0, 5)).train_dataloader()
 
 
-def test_an_epoch_of_training(shards: Path) -> None:
+def test_training_epoch_of_a_stream(shards: Path) -> None:
     data = ImageClassificationData(
         name="wds/images", root=str(shards), num_classes=3, batch_size=4, img_size=32, num_workers=2
     )
@@ -163,7 +163,7 @@ def test_shards_can_be_named_and_counted(shards: Path) -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_is_missing_is_named(shards: Path, options: dict[str, Any], message: str) -> None:
+def test_missing_shards_are_named(shards: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         OneOf(**{"name": "wds/images", "root": str(shards), "num_classes": 3} | options)
 
@@ -176,7 +176,7 @@ def test_classes_that_shards_do_not_name_are_asked_for(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "package"), [("wds/x", "webdataset"), ("hfds/x", "datasets"), ("hfids/x", "datasets")]
 )
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
     monkeypatch.setattr(streams, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=rf"{name} needs {package}.*pip install \"visionattn\[streaming\]\""):
         OneOf(name=name, root="anywhere")

@@ -33,7 +33,7 @@ def test_scenes_never_change(split, options, segments, classes, images):
     assert checksums(Synthetic(split, **options)) == (segments, classes, images)
 
 
-def test_a_scene_does_not_depend_on_when_it_is_drawn():
+def test_scene_does_not_depend_on_the_order_of_draws():
     scenes = Synthetic("train")
     first = [scenes[index].image.tobytes() for index in (3, 4, 5)]
     random.seed(7)
@@ -51,7 +51,7 @@ def test_splits_and_scenes_differ():
 
 
 @pytest.mark.parametrize(("image_size", "max_objects"), [(64, 6), (64, 2), (16, 12), (40, 12)])
-def test_every_object_is_seen(image_size, max_objects):
+def test_objects_are_all_visible(image_size, max_objects):
     scenes, numbers = Synthetic("train", image_size=image_size, max_objects=max_objects), set()
     for scene in (scenes[index] for index in range(150)):
         assert scene.image.size == scene.segments.shape == (image_size, image_size)
@@ -71,7 +71,7 @@ def test_every_object_is_seen(image_size, max_objects):
         assert numbers == set(range(2, max_objects + 1))
 
 
-def test_there_is_a_bit_of_everything():
+def test_scenes_show_all_shapes_and_patterns():
     scenes = [Synthetic("train")[index] for index in range(100)]
     kinds = np.bincount(np.concatenate([scene.classes[2:] for scene in scenes]))
     assert len(kinds) == len(Synthetic.class_names)
@@ -129,7 +129,7 @@ def test_sizes_follow_the_image():
 
 
 @pytest.mark.parametrize("index", [-1, 5])
-def test_there_are_no_others(index):
+def test_index_beyond_the_length_is_refused(index):
     with pytest.raises(IndexError, match=f"there are 5 synthetic scenes for val, got number {index}"):
         Synthetic("val", length=5)[index]
 

@@ -115,7 +115,7 @@ def same(one: Any, other: Any) -> bool:
     return all(map(same, one, other)) if isinstance(one, tuple) else bool(one == other)
 
 
-def test_every_data_set_pickles(loaders: dict[str, list[ImageLoader]]) -> None:
+def test_data_sets_pickle(loaders: dict[str, list[ImageLoader]]) -> None:
     for name, each in loaders.items():
         batches = FirstBatches(each)
         for place, (_, batch) in enumerate(pickle.loads(pickle.dumps(batches))):
@@ -142,7 +142,7 @@ def test_worker_of_a_fork_server_ends_when_its_parent_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_every_data_set_is_read_in_an_unforked_process(loaders: dict[str, list[ImageLoader]], method: str) -> None:
+def test_data_sets_are_read_in_an_unforked_process(loaders: dict[str, list[ImageLoader]], method: str) -> None:
     batches = FirstBatches([loader for each in loaders.values() for loader in each])
     start = next(iter(loaders.values()))[0].worker_init_fn
     options = {"batch_size": None, "num_workers": 1, "multiprocessing_context": method, "worker_init_fn": start}

@@ -43,7 +43,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
-def test_as_a_command(model: nn.Module, tmp_path: Path) -> None:
+def test_convert_runs_as_a_command(model: nn.Module, tmp_path: Path) -> None:
     torch.save({"model": authors(model)}, tmp_path / "in.pth")
     command = [sys.executable, "-m", "visionattn.export.convert", "in.pth", "out.safetensors", "--arch", ARCH]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def test_as_a_command(model: nn.Module, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: unknown architecture 'nat_picco'; did you mean nat_pico")
 
 
-def test_what_it_writes_loads_through_timm(model: nn.Module, tmp_path: Path) -> None:
+def test_converted_file_loads_through_timm(model: nn.Module, tmp_path: Path) -> None:
     save_file(authors(model), tmp_path / "in.safetensors")
     convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", ARCH)
     overlay = {"file": str(tmp_path / "out.safetensors"), "num_classes": 4}
@@ -102,9 +102,7 @@ def spoilt(weights: dict[str, Tensor]) -> dict[str, Any]:
     return {**weights, "extra.weight": torch.zeros(1)}
 
 
-def test_a_file_that_does_not_fit_is_refused(
-    model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unfit_file_is_refused(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
     target.write_bytes(b"what was there")
     torch.save(spoilt(authors(model)), source)
@@ -114,7 +112,7 @@ def test_a_file_that_does_not_fit_is_refused(
     assert target.read_bytes() == b"what was there"
 
 
-def test_other_bad_input_is_named(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
     assert f"no checkpoint at {source}" in refusal(capsys, source, target, "--arch", ARCH)
     source.write_text("no weights")
@@ -138,7 +136,7 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: the following arguments are required: --arch\n"
 
 
-def test_a_write_that_fails_leaves_nothing(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left on device")

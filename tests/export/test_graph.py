@@ -79,7 +79,7 @@ def operators(program: torch.export.ExportedProgram) -> set[str]:
 
 
 @each_family
-def test_a_program_answers_as_the_network(family: str, tmp_path: Path) -> None:
+def test_program_gives_the_output_of_the_network(family: str, tmp_path: Path) -> None:
     name, kwargs = FAMILIES[family]
     network = build(name, **kwargs)
     difference = save_program(network, tmp_path / "model.pt2", dynamic_batch=True, tolerance=1e-4)
@@ -105,7 +105,7 @@ def test_onnxruntime_answers_as_the_network(family: str, tmp_path: Path) -> None
     assert {opset.domain for opset in onnx.load(tmp_path / "model.onnx").opset_import} == {""}
 
 
-def test_a_checkpoint_as_onnx(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_onnx_of_a_checkpoint_gives_its_output(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, file = save("nat_pico", names=["ann", "bob", "cléo"], model_kwargs=NAT), tmp_path / "nat.onnx"
     export("onnx", "--checkpoint", path, "--output", file)
     assert re.search(r"3×32×32; onnxruntime differs by \d\.\de-\d\d \(relative", capsys.readouterr().out)
@@ -140,7 +140,7 @@ def test_a_checkpoint_as_onnx(save: Save, tmp_path: Path, capsys: pytest.Capture
     assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
 
 
-def test_a_program_tells_where_it_was_made_to_nobody(save: Save, tmp_path: Path) -> None:
+def test_program_holds_no_path_of_this_machine(save: Save, tmp_path: Path) -> None:
     path, file = (
         save("nat_pico", num_classes=0, model_kwargs=NAT, task="reid", names=["ann"]),
         tmp_path / "n.pt2",
@@ -157,7 +157,7 @@ def test_a_program_tells_where_it_was_made_to_nobody(save: Save, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_opset_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_opset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("onnx", "--model", "nat_pico", "--model_kwargs", json.dumps(NAT), "--output", tmp_path / "n.onnx")
     assert "--opset 3 cannot be had for nat_pico: torch writes" in refusal(capsys, *words, "--opset", 3)
     export(*words, "--opset", 21)
@@ -179,7 +179,7 @@ def fickle() -> Network:
     return Network(Fickle(), describe_classifier(model, "test_resnet"), "random")
 
 
-def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
+def test_differing_graph_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_text("an earlier one")
     with pytest.raises(ValueError, match=r"m\.pt2: what was exported differs from test_resnet by 5\.0e-01 \(rel"):
         save_program(fickle(), tmp_path / "m.pt2", dynamic_batch=True, tolerance=1e-4)
@@ -198,7 +198,7 @@ def test_differences() -> None:
         assert compare(network, wrong, (1,)).relative == float("inf")
 
 
-def test_what_depends_on_parameters_alone_is_data() -> None:
+def test_prepared_tensors_are_data_of_the_graph() -> None:
     network = build("terminator_1d_pico", **FAMILIES["terminator-1d"][1])
     images = network.images(2)
     expected = network.answer(images)

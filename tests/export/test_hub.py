@@ -130,7 +130,7 @@ def write_run(checkpoint: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
 
 
-def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> None:
+def test_card_shows_the_facts_of_the_run(save: Save, tmp_path: Path) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     write_run(path)
     export("--checkpoint", path, "--output", tmp_path / "hub", "--license", "cc-by-4.0")
@@ -161,7 +161,7 @@ def test_the_card_tells_what_the_run_recorded(save: Save, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]["license"] == "cc-by-4.0"
 
 
-def test_the_card_tells_of_an_evaluation(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_shows_an_evaluation(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     found = {"model": "nat_pico.cifar10", "split": "test", "num_images": 1200, "top1": 0.5, "top5": 0.75}
     (tmp_path / "test.json").write_text(json.dumps(found))
@@ -178,7 +178,7 @@ def test_the_card_tells_of_an_evaluation(save: Save, tmp_path: Path, capsys: pyt
     assert "cannot be read: name what" in refusal(capsys, *words)
 
 
-def test_the_card_invents_nothing(save: Save, tmp_path: Path) -> None:
+def test_card_marks_missing_facts(save: Save, tmp_path: Path) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     plain = tmp_path / "plain.pth"
     torch.save(load_classifier(path)[0].state_dict(), plain)
@@ -207,7 +207,9 @@ def test_names_of_classes_are_data_alone(save: Save, tmp_path: Path) -> None:
     assert json.loads(block[0][1]) == names
 
 
-def test_what_is_there_is_not_written_over(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_other_content_is_not_overwritten(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, folder = save("nat_pico", model_kwargs=NARROW_NAT), tmp_path / "mine"
     folder.mkdir()
     (folder / "config.json").write_text('{"architecture": "theirs"}')
@@ -224,7 +226,7 @@ def test_what_is_there_is_not_written_over(save: Save, tmp_path: Path, capsys: p
     assert "name a place elsewhere" in refusal(capsys, "--checkpoint", path, "--output", tmp_path / "file")
 
 
-def test_a_write_that_fails_leaves_the_earlier_export(
+def test_failed_write_keeps_the_earlier_export(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, folder = save("nat_pico", model_kwargs=NARROW_NAT), tmp_path / "hub"
@@ -239,7 +241,7 @@ def test_a_write_that_fails_leaves_the_earlier_export(
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing to export: give --checkpoint FILE" in refusal(capsys, "--output", tmp_path / "hub")
     assert "missing: --output" in refusal(capsys, "--model", "nat_pico")
     assert "no checkpoint at" in refusal(capsys, "--checkpoint", tmp_path / "no.ckpt", "--output", tmp_path / "hub")

@@ -5,7 +5,7 @@ import torch
 from visionattn.layers.bnneck import BNNeck
 
 
-def test_what_is_trained() -> None:
+def test_bias_of_the_norm_is_not_trained() -> None:
     neck = BNNeck(6, 4)
     trained = {name for name, parameter in neck.named_parameters() if parameter.requires_grad}
     assert trained == {"norm.weight", "classifier.weight"}

@@ -48,7 +48,7 @@ def test_rollout_is_the_first_row_of_the_product_of_matrices(depth: int) -> None
     torch.testing.assert_close(rollout_class_token(scores), product[:, 0], **EXACT)
 
 
-def test_those_patches_are_selected_that_matter_most() -> None:
+def test_select_patches_takes_the_largest_rollout() -> None:
     scores = [double(3, 22, 22).softmax(-1) for _ in range(2)]
     rollout, chosen = select_patches(scores, 0.3, num_prefix_tokens=2)
     torch.testing.assert_close(rollout, rollout_class_token(scores)[:, 2:], **EXACT)
@@ -59,7 +59,7 @@ def test_those_patches_are_selected_that_matter_most() -> None:
 @pytest.mark.parametrize(
     ("ratio", "patches", "count"), [(0.1, 784, 78), (0.3, 128, 38), (0.29, 100, 29), (0.01, 4, 1), (1.0, 5, 5)]
 )
-def test_so_many_patches_are_selected(ratio: float, patches: int, count: int) -> None:
+def test_number_of_selected_patches_is_the_ratio(ratio: float, patches: int, count: int) -> None:
     _, chosen = select_patches([torch.rand(1, patches + 1, patches + 1)], ratio, 1)
     assert chosen.shape == (1, count)
     assert len(set(chosen[0].tolist())) == count
@@ -93,7 +93,7 @@ def test_pairs_whose_keys_are_masked_leave_self_attention() -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_a_block_is_timms(qk_norm: bool) -> None:
+def test_block_without_pairs_is_timms(qk_norm: bool) -> None:
     block = new_block(qk_norm=qk_norm)
     plain = Block(dim=12, num_heads=3, qkv_bias=True, qk_norm=qk_norm).double()
     plain.load_state_dict(block.state_dict())

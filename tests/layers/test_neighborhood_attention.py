@@ -26,7 +26,7 @@ def module(request: pytest.FixtureRequest) -> NeighborhoodAttention2d:
 
 @pytest.mark.parametrize("layer_scale", [None, 1e-5])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_a_block_compiles_without_graph_breaks(dilation: int, layer_scale: float | None) -> None:
+def test_block_compiles_without_graph_breaks(dilation: int, layer_scale: float | None) -> None:
     block = Block(16, 2, 3, dilation, 2.0, True, layer_scale, proj_drop=0.0, drop_path=0.0)
     x = torch.randn(SHAPE, requires_grad=True)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
@@ -43,7 +43,7 @@ def test_recomputing_activations_changes_nothing(module: NeighborhoodAttention2d
         assert torch.equal(found, wanted)
 
 
-def test_it_can_be_called_with_other_parameters(module: NeighborhoodAttention2d) -> None:
+def test_functional_call_takes_other_parameters(module: NeighborhoodAttention2d) -> None:
     other = copy.deepcopy(module)
     with torch.no_grad():
         for p in other.parameters():

@@ -108,7 +108,7 @@ def test_slots_have_no_order_and_tokens_neither() -> None:
     torch.testing.assert_close(permuted, (slots, attention[:, :, order]), **EXACT)
 
 
-def test_one_slot_gets_everything() -> None:
+def test_single_slot_gets_everything() -> None:
     slots, attention = create(num_slots=1)(tokens())
     assert slots.isfinite().all()
     torch.testing.assert_close(attention, torch.ones(B, 1, N, dtype=torch.float64), atol=1e-7, rtol=0)
@@ -135,14 +135,14 @@ def test_slots_are_drawn_anew_in_training_and_always_the_same_in_evaluation() ->
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-def test_every_parameter_receives_a_gradient(implicit: bool) -> None:
+def test_parameters_all_receive_a_gradient(implicit: bool) -> None:
     for init in ("gaussian", "learned"):
         module = create(init=init, implicit=implicit)
         module(tokens())[0].square().sum().backward()
         assert [name for name, x in module.named_parameters() if x.grad is None or not x.grad.any()] == []
 
 
-def test_it_compiles_as_one_graph() -> None:
+def test_slot_attention_compiles_as_one_graph() -> None:
     module, x = create(iterations=2).float().eval(), tokens().float()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
@@ -175,6 +175,6 @@ def test_widths_have_defaults_and_the_meta_device_is_no_obstacle() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SlotAttention(4, **options)

@@ -45,7 +45,7 @@ def test_batch_and_its_running_statistics() -> None:
     torch.testing.assert_close(without(x), standardize(x, (0, 2, 3)))
 
 
-def test_a_folded_map_standardizes_its_output() -> None:
+def test_folded_map_standardizes_its_output() -> None:
     norm, x = BatchStandardization(4), torch.randn(3, 5, 2, 2)
     weight, bias = torch.randn(4, 5), torch.randn(4)
     norm(torch.randn(8, 4, 3, 3) * 2 + 1)
@@ -80,7 +80,7 @@ NORMS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_what_follows(kind: str) -> None:
+def test_activation_and_bias_follow(kind: str) -> None:
     norm = NORMS[kind]()
     x, bias = torch.randn(3, 12, 4, 5), torch.randn(1, 4, 5)
     before = x.clone()
@@ -96,7 +96,7 @@ def test_gated_channels_are_standardized_at_once() -> None:
     torch.testing.assert_close(gate.standardized(x), standardize(gate(x), (2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_what_has_no_statistics_is_refused() -> None:
+def test_batch_without_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="more than one value per channel"):
         BatchStandardization(4)(torch.ones(1, 4, 1, 1))
     with pytest.raises(ValueError, match="more than one value per channel"):

@@ -6,7 +6,7 @@ import torch
 from visionattn.losses.center import CenterLoss
 
 
-def test_the_loss_and_its_gradient() -> None:
+def test_center_loss_and_its_gradient() -> None:
     loss = CenterLoss(3, 2).eval()
     loss.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]))
     features = torch.tensor([[3.0, 0.0], [0.0, 0.0]], requires_grad=True)
@@ -35,6 +35,6 @@ def test_centres_end_in_the_middle_and_are_in_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5])
-def test_a_rate_out_of_its_bounds(rate: float) -> None:
+def test_rate_out_of_its_bounds_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=rf"\(0, 1\], got {rate}"):
         CenterLoss(2, 2, rate)

@@ -21,7 +21,7 @@ def transcribed(features: Tensor, target: Tensor) -> float:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])
-def test_it_is_the_equation_at_any_scale(scale: float) -> None:
+def test_triplet_loss_is_the_equation_at_any_scale(scale: float) -> None:
     # A loss of normalised features would not depend on the scale.
     features, target = scale * torch.randn(12, 5), torch.arange(12) % 4
     assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
@@ -42,7 +42,7 @@ def test_half_precision_is_not_used_for_distances() -> None:
 
 
 @pytest.mark.parametrize("target", [[0, 0, 0], [0, 1, 2]], ids=["no negatives", "no positives"])
-def test_a_batch_without_triplets_has_no_loss_and_trains_on(target: list[int]) -> None:
+def test_batch_without_triplets_has_zero_loss(target: list[int]) -> None:
     features = torch.randn(3, 4, requires_grad=True)
     loss = BatchHardTripletLoss()(features, torch.tensor(target))
     loss.backward()

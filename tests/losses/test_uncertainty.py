@@ -30,7 +30,7 @@ def test_at_first_it_is_half_of_their_sum() -> None:
     assert {name: weight.item() for name, weight in loss.weights().items()} == dict.fromkeys(NAMES, 0.5)
 
 
-def test_it_is_the_equation_and_so_are_its_gradients() -> None:
+def test_uncertainty_loss_and_its_gradients_are_the_equation() -> None:
     values, log_variances = (0.3, 4.0, 1.7), (-0.7, 1.3, 0.0)
     loss, given = weighting(*log_variances), losses(*values)
     total = loss(given)
@@ -44,12 +44,12 @@ def test_it_is_the_equation_and_so_are_its_gradients() -> None:
         assert loss.weights()[name].item() == pytest.approx(math.exp(-w) / 2, rel=1e-14)
 
 
-def test_the_order_of_the_losses_does_not_matter() -> None:
+def test_order_of_losses_does_not_matter() -> None:
     loss, given = weighting(-1.0, 0.5, 2.0), losses(1.0, 2.0, 3.0)
     assert loss(dict(reversed(given.items()))).item() == pytest.approx(loss(given).item(), rel=1e-14)
 
 
-def test_a_lasting_loss_ends_with_its_logarithm_as_weight() -> None:
+def test_weight_of_a_constant_loss_converges_to_its_logarithm() -> None:
     # Where the gradient vanishes, exp(-w) L = 1.
     loss = weighting(0.0, 0.0)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
@@ -70,7 +70,7 @@ def test_weights_are_bounded(log_variance: float, bound: float) -> None:
     assert loss.weights()["sa"].item() == pytest.approx(math.exp(-bound) / 2, rel=1e-14)
 
 
-def test_a_loss_of_zero_does_not_send_its_weight_to_infinity() -> None:
+def test_weight_of_a_zero_loss_stays_finite() -> None:
     loss = weighting(0.0)
     optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
     for _ in range(100):
@@ -89,7 +89,7 @@ def test_its_weights_are_in_the_checkpoint_and_logged_without_a_graph() -> None:
 
 
 @pytest.mark.parametrize("names", [("sa", "glca"), ("sa", "glca", "pwca", "cls"), ("sa", "glca", "cls"), ()])
-def test_other_losses_than_announced(names: tuple[str, ...]) -> None:
+def test_unannounced_losses_are_refused(names: tuple[str, ...]) -> None:
     given = {name: torch.zeros(()) for name in names}
     with pytest.raises(ValueError, match=rf"expected the losses sa, glca, pwca; got {', '.join(names)}$"):
         UncertaintyWeightedLoss(NAMES)(given)

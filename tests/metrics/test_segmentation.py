@@ -103,7 +103,7 @@ def test_best_overlap_and_boxes_are_those_of_loops(seed: int) -> None:
     assert correct_localization(proposed, truth, things).tolist() == pytest.approx(boxes, nan_ok=True)
 
 
-def test_the_truth_itself_is_perfect() -> None:
+def test_true_segments_score_one() -> None:
     for proposed in (SCENE, 7 - SCENE):
         assert adjusted_rand_index(proposed, SCENE) == 1
         assert foreground_ari(proposed, SCENE, THINGS) == 1
@@ -111,7 +111,7 @@ def test_the_truth_itself_is_perfect() -> None:
         assert correct_localization(proposed, SCENE, THINGS) == 1
 
 
-def test_the_background_does_not_matter_to_fg_ari_but_to_overlap() -> None:
+def test_background_matters_to_overlap_and_not_to_fg_ari() -> None:
     proposed = torch.where(SCENE == 2, 2, 1)  # object 1 and the background together
     assert foreground_ari(proposed, SCENE, THINGS) == 1
     assert adjusted_rand_index(proposed, SCENE) < 0.5
@@ -130,7 +130,7 @@ def test_classes_are_found_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(("columns", "expected"), [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)])
-def test_a_box_must_share_more_than_half(columns: int, expected: float) -> None:
+def test_box_must_share_more_than_half(columns: int, expected: float) -> None:
     # The object is 4 positions wide: with 2 the IoU is just 0.5.
     truth, proposed = torch.full((6, 6), 2), torch.full((6, 6), -1)
     truth[1:5, 1:5] = 1
@@ -138,7 +138,7 @@ def test_a_box_must_share_more_than_half(columns: int, expected: float) -> None:
     assert correct_localization(proposed, truth, torch.tensor([False, True, False])) == expected
 
 
-def test_a_box_is_of_the_outermost_positions() -> None:
+def test_box_spans_the_outermost_positions() -> None:
     truth, proposed = torch.full((5, 5), 2), torch.full((5, 5), -1)
     truth[:4, :4] = 1
     proposed[0, 0] = proposed[3, 3] = 0  # two corners: no overlap to speak of, and the same box
@@ -147,7 +147,7 @@ def test_a_box_is_of_the_outermost_positions() -> None:
     assert mean_best_overlap(proposed, truth, things) == 2 / 16
 
 
-def test_what_nobody_labelled_is_left_out() -> None:
+def test_unlabelled_positions_are_left_out() -> None:
     proposed, truth, classes, things = random_maps(4)
     other = torch.where(truth == 0, torch.randint_like(truth, 6), proposed)
     assert torch.equal(adjusted_rand_index(proposed, truth), adjusted_rand_index(other, truth))
@@ -158,7 +158,7 @@ def test_what_nobody_labelled_is_left_out() -> None:
         )
 
 
-def test_one_segment_each_agrees() -> None:
+def test_single_segments_agree() -> None:
     whole, things = torch.ones(3, 4, dtype=torch.int64), torch.tensor([False, True])
     for proposed in (whole, torch.full_like(whole, -1)):
         assert adjusted_rand_index(proposed, whole) == foreground_ari(proposed, whole, things) == 1
@@ -167,14 +167,14 @@ def test_one_segment_each_agrees() -> None:
     assert adjusted_rand_index(apart, whole) == adjusted_rand_index(whole, apart) == 0
 
 
-def test_one_position() -> None:
+def test_single_position_scores() -> None:
     one, things = torch.ones(1, 1, dtype=torch.int64), torch.tensor([False, True])
     for measure in (foreground_ari, mean_best_overlap, correct_localization):
         assert measure(one, one, things) == 1
     assert adjusted_rand_index(one, one) == 1
 
 
-def test_no_proposal_finds_nothing() -> None:
+def test_empty_prediction_finds_no_object() -> None:
     nothing = torch.full_like(SCENE, -1)
     assert adjusted_rand_index(nothing, SCENE) == foreground_ari(nothing, SCENE, THINGS) == 0
     assert mean_best_overlap(nothing, SCENE, THINGS) == correct_localization(nothing, SCENE, THINGS) == 0
@@ -247,7 +247,7 @@ def test_processes_add_up_what_they_saw() -> None:
     assert float(metrics[0].compute()) == pytest.approx(expected, abs=1e-14)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_unfit_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"predicted must be integers \[..., H, W\]; got torch.float32"):
         adjusted_rand_index(SCENE.float(), SCENE)
     with pytest.raises(ValueError, match=r"one shape; got \[2, 4\] and \[4, 4\]: resize"):
@@ -259,6 +259,6 @@ def test_what_does_not_fit_is_refused() -> None:
             measure(SCENE, SCENE, THINGS[:2])
 
 
-def test_the_measures_are_abstract() -> None:
+def test_base_metric_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         DiscoveryMetric()  # type: ignore[abstract]

@@ -86,7 +86,7 @@ def test_config_is_true(name: str) -> None:
 
 
 @each_kind
-def test_every_parameter_receives_a_gradient(name: str) -> None:
+def test_parameters_all_receive_a_gradient(name: str) -> None:
     model = create(name, num_classes=5, **({} if name in FIXED + PLAIN else {"drop_path_rate": 0.0}))
     logits = model(image(model, size=40))
     assert logits.shape == (2, 5)
@@ -223,7 +223,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
 
 
 @each_kind
-def test_other_channels_and_a_new_head(name: str) -> None:
+def test_model_takes_other_channels_and_classes(name: str) -> None:
     model = create(name, in_chans=1, num_classes=10)
     assert model(image(model)[:, :1]).shape == (2, 10)
 
@@ -237,7 +237,7 @@ def test_meta_device_and_dtype_reach_every_tensor(name: str) -> None:
 
 
 @each_kind
-def test_a_new_classifier_is_as_the_model(name: str) -> None:
+def test_new_classifier_has_device_and_dtype_of_the_model(name: str) -> None:
     model = create(name, global_pool="max").eval().to(torch.float64)
     assert model.grad_checkpointing is False
     model.reset_classifier(0)
@@ -251,7 +251,7 @@ def test_a_new_classifier_is_as_the_model(name: str) -> None:
 
 
 @each_kind
-def test_what_is_frozen_stays_so(name: str) -> None:
+def test_frozen_parameters_stay_frozen(name: str) -> None:
     model = create(name)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -158,7 +158,7 @@ def test_pair_wise_attention_without_the_other_image_is_self_attention(monkeypat
     torch.testing.assert_close(branches["pwca"], branches["sa"], **EXACT)
 
 
-def test_a_swins_pair_wise_attention_without_the_other_image_is_self_attention(
+def test_swin_pairs_of_an_image_with_itself_are_self_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -219,7 +219,7 @@ def test_weights_with_glca_keep_it_and_another_head_is_new(tmp_path: Path) -> No
     assert (other.head.out_features, other.glca_head.out_features) == (7, 7)
 
 
-def test_every_tag_of_timms_backbones_is_there() -> None:
+def test_tags_of_timms_backbones_are_all_registered() -> None:
     for name in BACKBONES:
         tags = {tag.partition(".")[2] for tag in timm.list_pretrained(name.removeprefix("dcal_") + ".*")}
         assert tags
@@ -258,7 +258,7 @@ def test_branches_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("glca_pool", ["token", "avg"])
-def test_every_parameter_receives_a_gradient_with_and_without_recomputing(glca_pool: str) -> None:
+def test_parameters_all_receive_a_gradient_with_and_without_recomputing(glca_pool: str) -> None:
     model = vit(glca_pool=glca_pool, drop_path_rate=0.2, attn_drop_rate=0.1)
     grads = []
     for enable in (False, True):
@@ -271,7 +271,7 @@ def test_every_parameter_receives_a_gradient_with_and_without_recomputing(glca_p
     torch.testing.assert_close(*grads)
 
 
-def test_a_swin_recomputes_pairs() -> None:
+def test_swin_recomputes_pairs() -> None:
     model = timm.create_model("dcal_swin_tiny_patch4_window7_224", **SWIN)
     grads = []
     for enable in (False, True):

@@ -83,7 +83,7 @@ def awake(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_every_parameter_of_h0_receives_a_gradient() -> None:
+def test_parameters_of_h0_all_receive_a_gradient() -> None:
     model = awake(timm.create_model("halo_h0", num_classes=5))
     model(torch.randn(2, 3, 96, 96)).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -146,7 +146,7 @@ def test_outputs_do_not_depend_on_what_is_in_the_padding(size: tuple[int, int]) 
     torch.testing.assert_close(layer(x), padded_by_hand(layer, x), atol=1e-5, rtol=1e-4)
 
 
-def test_a_checkpoint_of_another_window_is_interpolated(tmp_path) -> None:
+def test_checkpoint_of_another_window_is_interpolated(tmp_path) -> None:
     model = small()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 3}
@@ -178,7 +178,7 @@ def test_bad_configurations_are_named(options: dict[str, Any], message: str) -> 
         timm.create_model("halo_pico", **options)
 
 
-def test_the_network_compiles_without_graph_breaks() -> None:
+def test_network_compiles_without_graph_breaks() -> None:
     model = small()
     x = torch.randn(2, 3, 36, 32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

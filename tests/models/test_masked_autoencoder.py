@@ -55,7 +55,7 @@ def cut(image: Tensor, place: int) -> Tensor:
 # Masking
 
 
-def test_the_noisiest_three_quarters_are_hidden() -> None:
+def test_patches_with_the_most_noise_are_hidden() -> None:
     noise = torch.rand(5, PATCHES)
     visible, hidden = mask_patches(noise, 0.75)
     assert (visible.shape, hidden.shape) == ((5, 3), (5, 9))
@@ -63,7 +63,7 @@ def test_the_noisiest_three_quarters_are_hidden() -> None:
     assert (noise.gather(1, visible).amax(1) < noise.gather(1, hidden).amin(1)).all()
 
 
-def test_each_patch_is_hidden_as_often() -> None:
+def test_patches_are_hidden_equally_often() -> None:
     hidden = mask_patches(torch.rand(4000, PATCHES), 0.75).hidden
     share = F.one_hot(hidden, PATCHES).sum((0, 1)) / 4000
     torch.testing.assert_close(share, torch.full((PATCHES,), 0.75), atol=0.04, rtol=0)  # six standard deviations
@@ -91,7 +91,7 @@ def test_with_nothing_hidden_it_is_the_whole_model(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_is_the_whole_model_with_attention_to_what_is_visible(layout: str) -> None:
+def test_encode_visible_is_the_model_with_masked_attention(layout: str) -> None:
     model, image, masking = encoder(**LAYOUTS[layout]), images(), masks()
     prefix = model.num_prefix_tokens
     seen = torch.ones(3, prefix + PATCHES, dtype=torch.bool)
@@ -136,7 +136,7 @@ def test_true_pixels_fill_the_holes() -> None:
         assert torch.equal(cut(holes[0], place), cut(image[0], place) * (not hidden))
 
 
-def test_a_prediction_is_for_its_place_and_knows_nothing_of_hidden_pixels() -> None:
+def test_prediction_depends_on_its_position_and_not_on_hidden_pixels() -> None:
     model, image, masking = encoder(), images(), masks()
     decoder = MaskedDecoder(model, 16, 2, 2).eval()
     predicted = decoder(encode_visible(model, image, masking.visible), masking)
@@ -149,7 +149,7 @@ def test_a_prediction_is_for_its_place_and_knows_nothing_of_hidden_pixels() -> N
     assert (predicted[:, 0] - predicted[:, 1]).abs().max() > 1e-3
 
 
-def test_every_parameter_receives_a_gradient_and_the_loss_falls() -> None:
+def test_parameters_all_receive_a_gradient_and_the_loss_falls() -> None:
     model = encoder().train()
     # Each is brighter towards one side, which few patches tell.
     image = torch.randn(8, 3, 1, 1) * torch.linspace(-1, 1, 8)[:, None] + torch.zeros(12)
@@ -187,7 +187,7 @@ def test_decoders_that_cannot_be(options: dict[str, int], message: str) -> None:
         MaskedDecoder(encoder(), **options)
 
 
-def test_what_is_no_encoder_is_told() -> None:
+def test_unfit_encoders_are_refused() -> None:
     assert isinstance(check_encoder(encoder(), "x", (8, 12)), VisionTransformer)
     with pytest.raises(ValueError, match="test_resnet is no VisionTransformer of timm on patches"):
         check_encoder(timm.create_model("test_resnet"), "test_resnet", (32, 32))

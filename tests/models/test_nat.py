@@ -105,7 +105,7 @@ def test_largest_dilation_is_taken_per_axis() -> None:
     torch.testing.assert_close(layer(x), layer.proj(expected.flatten(-2)))  # type: ignore[union-attr]
 
 
-def test_a_dilation_may_be_given_per_block() -> None:
+def test_dilation_may_be_given_per_block() -> None:
     """Their detectors have other dilations in each block."""
     per_block = ((1, 28, 1), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3, 1, 3, 1))
     assert dilations("dinat_mini", dilations=per_block) == [list(level) for level in per_block]

@@ -265,7 +265,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any], Callable[[Weights], dict[str, Tens
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_tensor_and_the_logits(layout: str, tmp_path: Path) -> None:
+def test_tensors_and_logits_are_those_of_the_layout(layout: str, tmp_path: Path) -> None:
     name, options, to_theirs, forward, size = LAYOUTS[layout]
     ours = random_weights(name, **options)
     theirs = to_theirs(ours)
@@ -375,7 +375,7 @@ REJECTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("defect", REJECTED)
-def test_what_does_not_fit_is_named_in_one_line(defect: str, tmp_path: Path) -> None:
+def test_unfit_keys_are_named_in_one_line(defect: str, tmp_path: Path) -> None:
     spoil, message = REJECTED[defect]
     weights = to_authors(random_weights("nat_mini", **PYRAMID))
     spoil(weights)
@@ -385,7 +385,7 @@ def test_what_does_not_fit_is_named_in_one_line(defect: str, tmp_path: Path) -> 
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_key_of_hugging_face_is_named(tmp_path: Path) -> None:
+def test_missing_key_of_hugging_face_is_named(tmp_path: Path) -> None:
     weights = to_hugging_face(random_weights("nat_mini", **PYRAMID))
     del weights["dinat.encoder.levels.0.layers.1.attention.self.key.weight"]
     with pytest.raises(
@@ -397,7 +397,7 @@ def test_a_missing_key_of_hugging_face_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in timm.list_models(["nat_*", "dinat_*", "vitrpb_*"]) if "pico" not in name]
 )
-def test_every_published_model_has_an_address(name: str) -> None:
+def test_published_models_all_have_a_url(name: str) -> None:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.url.startswith("https://shi-labs.com/projects/")
     assert cfg.url.endswith(".pth")

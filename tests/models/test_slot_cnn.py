@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import visionattn  # noqa: F401  registers the models
 
 
-def test_the_published_one_keeps_the_resolution() -> None:
+def test_published_encoder_keeps_the_resolution() -> None:
     model: Any = timm.create_model("slot_cnn", num_classes=0)
     x = torch.randn(1, 3, 9, 12)
     expected = x

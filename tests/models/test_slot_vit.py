@@ -51,7 +51,7 @@ def test_its_own_weights_keep_their_slots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("set_pool", ["mean", "attention"])
-def test_the_order_of_slots_and_patches_does_not_matter(set_pool: str) -> None:
+def test_order_of_slots_and_patches_does_not_matter(set_pool: str) -> None:
     model = create(set_pool=set_pool)
     tokens = model.forward_features(images())
     expected = model.forward_head(tokens)
@@ -75,7 +75,7 @@ def test_pooling_is_a_mean_of_normed_slots() -> None:
     torch.testing.assert_close(model.slot_maps(x), attention.unflatten(2, (8, 8)))
 
 
-def test_it_is_deterministic_in_training_unless_slots_are_drawn() -> None:
+def test_slot_vit_is_deterministic_in_training_unless_slots_are_drawn() -> None:
     x = images()
     model = create().train()
     torch.testing.assert_close(model(x), model(x))
@@ -93,7 +93,7 @@ def test_it_is_deterministic_in_training_unless_slots_are_drawn() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create(**options)
 
@@ -114,7 +114,7 @@ def test_config_is_true(name: str) -> None:
     assert [entry["num_chs"] for entry in model.feature_info] == [model.num_features] * len(model.blocks)
 
 
-def test_every_tag_of_the_backbone_is_there() -> None:
+def test_tags_of_the_backbone_are_all_registered() -> None:
     tags = {tag.partition(".")[2] for tag in timm.list_pretrained("vit_small_patch16_224.*")}
     assert tags
     assert {tag.partition(".")[2] for tag in timm.list_pretrained("slot_vit_small_patch16_224.*")} == tags
@@ -134,7 +134,7 @@ def test_classifier_can_change() -> None:
         model.slot_maps(x)
 
 
-def test_every_parameter_receives_a_gradient() -> None:
+def test_parameters_all_receive_a_gradient() -> None:
     for options in ({}, {"slot_init": "gaussian", "set_pool": "mean"}, {"slot_implicit": True}):
         model = create(num_classes=5, **options).train()
         model(images()).square().mean().backward()

@@ -30,7 +30,7 @@ def features(batch: int = 2) -> Tensor:
 # Parts
 
 
-def test_a_soft_position_is_the_distance_from_each_edge() -> None:
+def test_soft_position_is_the_distance_from_each_edge() -> None:
     position = SoftPosition(4, (3, 5))
     with torch.no_grad():
         position.project.weight.copy_(torch.eye(4))
@@ -81,7 +81,7 @@ def test_kernels_of_one_place_are_an_mlp_for_each() -> None:
 
 
 @pytest.mark.parametrize("method", ["slot_attention", "dinosaur"])
-def test_an_image_is_the_sum_of_its_masked_parts(method: Any) -> None:
+def test_reconstruction_is_the_sum_of_masked_parts(method: Any) -> None:
     model = SlotAutoencoder(FEATURES, method, **SMALL, **FAST)
     found = model(features())
     size, channels = ((8, 8), 3) if method == "slot_attention" else ((4, 3), 6)
@@ -114,7 +114,7 @@ def test_widths_are_those_of_the_publications() -> None:
     assert dinosaur.position is None
 
 
-def test_what_is_to_be_rebuilt() -> None:
+def test_target_is_the_image_or_the_features() -> None:
     image, held = torch.randn(2, 3, 16, 16), features()
     assert SlotAutoencoder(FEATURES, "dinosaur", **SMALL).target(image, held) is held
     small = SlotAutoencoder(FEATURES, **SMALL, **FAST)
@@ -144,7 +144,7 @@ def test_guided_masks_are_attention_times_what_the_decoder_says() -> None:
 
 
 @pytest.mark.parametrize("method", ["slot_attention", "dinosaur"])
-def test_every_parameter_receives_a_gradient(method: Any) -> None:
+def test_parameters_all_receive_a_gradient(method: Any) -> None:
     model = SlotAutoencoder(FEATURES, method, **SMALL)
     x = features()
     found = model(x)
@@ -195,7 +195,7 @@ def test_two_colours_come_apart() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SlotAutoencoder(FEATURES, **options)
 

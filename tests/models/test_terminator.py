@@ -92,7 +92,7 @@ def test_multiplications_are_as_published() -> None:
     assert flops.get_total_flops() / 2e9 == pytest.approx(1.10, abs=0.005)
 
 
-def test_what_is_left_out_has_no_effect() -> None:
+def test_omitted_parameters_have_no_effect() -> None:
     """Drawn biases before a standardization change nothing; scalars after a local branch are added to a mixed map."""
     model = create(paper_compat=True, **IMAGE).double().eval()
     x = images(model, dtype=torch.float64)
@@ -270,7 +270,7 @@ def test_any_size_works_or_is_refused(mode: str, size: tuple[int, int]) -> None:
     assert model(x[:1]).isfinite().all()
 
 
-def test_one_image_can_be_trained_on() -> None:
+def test_single_image_can_be_trained_on() -> None:
     model = create(**IMAGE)
     assert model(images(model, 1)).isfinite().all()
     small = create(img_size=1)

@@ -19,7 +19,7 @@ NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 each = pytest.mark.parametrize("name", NAMES)
 
 
-def test_each_tag_has_its_weights() -> None:
+def test_tags_all_have_their_weights() -> None:
     families = {name.partition("_")[0] for name in NAMES}
     assert families == {"nat", "dinat", "halo", "terminator", "dcal", "vit", "resnet"}
     assert set(timm.list_models("*.cifar10", include_tags=True)) == set(NAMES)
@@ -51,7 +51,7 @@ def test_timm_loads_them_without_a_network(name: str) -> None:
 
 
 @each
-def test_what_timm_says_of_them_is_what_they_were_trained_with(name: str) -> None:
+def test_configs_are_those_of_the_training(name: str) -> None:
     said = get_pretrained_cfg(name).to_dict()
     trained = json.loads((FOLDER / name / "config.json").read_text())["pretrained_cfg"]
     for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes", "license"):

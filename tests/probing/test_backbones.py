@@ -1,6 +1,6 @@
 """Tokens of every family: class token, registers and patches where timm puts them, the final norm, the images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,15 +50,6 @@ FAMILIES = {
     "NAT": Family("nat_pico", {}, TokenLayout(192, (4, 4)), 32, IMAGENET, 1.0),
     "MambaOut": Family("test_mambaout", {}, TokenLayout(64, (5, 5)), 160, IMAGENET, 1.0),  # declares NHWC
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is computed here is so little that threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -1,6 +1,6 @@
 """Sources of features: what heads see is what the backbone gives, from disk, from memory or at each step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,6 @@ def gather(source: FeatureSource, indices: Tensor, batch_size: int = 5, epoch: i
     assert [len(part) for part in tokens[:-1]] == [batch_size] * (len(tokens) - 1)
     assert all(part.dtype == torch.float32 for part in tokens)
     return torch.cat(tokens)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is computed here is so little that threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 SHUFFLED = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))[:13]

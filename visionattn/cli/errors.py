@@ -14,8 +14,9 @@ from pathlib import Path
 import visionattn
 import visionattn_kernels
 from visionattn.cli.configs import given_options, named_configs, place_of
+from visionattn.errors import TRACEBACK, UserError
 from visionattn.errors import UsageError as UsageError
-from visionattn.errors import UserError
+from visionattn.errors import one_line as one_line
 
 OWN_PACKAGES = [Path(str(package.__file__)).parent for package in (visionattn, visionattn_kernels)]
 DEBUG_HINT = "run again with --debug for the traceback"
@@ -89,18 +90,6 @@ def describe(error: BaseException) -> str:
     return ": ".join(filter(None, [name, message])) + f" ({DEBUG_HINT})"
 
 
-def one_line(message: str) -> str:
-    """Return a message of several lines as one, without the traceback that a data-loader worker quotes in it."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    if _TRACEBACK in message:
-        last_frame = max(number for number, line in enumerate(lines) if line.startswith(" ") or _TRACEBACK in line)
-        lines = lines[last_frame + 1 :] or lines
-        lines[0] = re.sub(r"^[\w.]+: ", "", lines[0])
-    return " ".join(line.strip() for line in lines)
-
-
-_TRACEBACK = "Traceback (most recent call last)"
-
 _KNOWN = {
     # Worker processes share images through memory, too; this comes first.
     r"/torch_\d+|Bus error|out of shared memory": (
@@ -146,7 +135,7 @@ def _written_for_users(error: BaseException) -> bool:
         return True
     if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return False
-    quoted = re.findall(r'File "([^"]+)"', str(error)) if _TRACEBACK in str(error) else []  # by a data-loader worker
+    quoted = re.findall(r'File "([^"]+)"', str(error)) if TRACEBACK in str(error) else []  # by a data-loader worker
     files = quoted or [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(files) and any(Path(files[-1]).is_relative_to(package) for package in OWN_PACKAGES)
 

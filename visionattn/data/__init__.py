@@ -20,21 +20,9 @@ if TYPE_CHECKING:
     from visionattn.data.transforms import image_transform
 
 __all__ = [
-    "Batch",
-    "DataError",
-    "ImageClassificationData",
-    "ImageData",
-    "ImageLoader",
-    "ReidBatch",
-    "ReidData",
-    "Scene",
-    "SceneBatch",
-    "SceneData",
-    "UnreadableImageError",
-    "image_transform",
-    "open_scenes",
-    "read_image",
-]
+    "Batch", "DataError", "ImageClassificationData", "ImageData", "ImageLoader", "ReidBatch", "ReidData", "Scene",
+    "SceneBatch", "SceneData", "UnreadableImageError", "image_transform", "open_scenes", "read_image",
+]  # fmt: skip
 
 _LAZY = {
     "visionattn.data.classification": ("ImageClassificationData",),

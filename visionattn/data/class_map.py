@@ -9,17 +9,17 @@ import yaml
 from visionattn.data.errors import DataError
 
 ClassMap = str | dict[str, Any] | None
-"""A mapping from folders to classes, the same as text, a file that holds one (YAML or JSON), or nothing."""
+"""A mapping from folders to classes, its text, a YAML or JSON file with it, or None."""
 
 
 def read_class_map(given: ClassMap) -> dict[str, str]:
     """Return the class of each folder that a class map names.
 
     Args:
-        given: as ``--data.class_map`` takes it.
+        given: value of ``--data.class_map``.
 
     Raises:
-        DataError: no such file, or no mapping from folders to classes.
+        DataError: the file is missing, or is not a mapping from folders to classes.
     """
     if given is None:
         return {}

@@ -1,99 +1,96 @@
-"""Image classification: one DataModule for every data set that timm can read, and some that it cannot."""
+"""Image classification: one DataModule for the data sets that timm reads, and some that it does not."""
 
-import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
-from visionattn.data.module import ImageData, per_channel
-from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.sequences import SequenceKind, pixel_sequence
 from visionattn.data.sources import REMOTE, ImageSource, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, image_transform
+from visionattn.data.transforms import MAX_SIZE, image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
-"""Pixels of the embedded and small sets; others are brought to 224."""
+"""Edge in pixels of the embedded and small data sets; other images are resized to 224."""
 TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
-"""torchvision's reader of folders takes hidden ones for classes: these names stand for ``folder``."""
+"""Other names of ``folder``; torchvision's own reader would take hidden folders for classes."""
 
 
 class ImageClassificationData(ImageData):
     """Images with class labels: loaders for training, validation, testing and prediction.
 
-    Under ``root`` the splits are found by themselves: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or,
-    where there is nothing else, ``test``; each a folder (or a ``.tar``) of class folders. For ``predict`` the root is
-    any folder of images. Every format that Pillow decodes is read. Hidden and system files and folders, and files
-    that are not images, are passed over and counted in a warning.
+    Splits are found by name under ``root``: ``train`` or ``training``; ``validation``, ``val``, ``valid`` or otherwise
+    ``test``. Each is a folder (or a ``.tar``) of class folders. For ``predict`` the root is any folder of images.
+    Every format that Pillow decodes is read. Hidden files, system files and files that are not images are skipped and
+    counted in a warning.
 
-    Defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are for
-    training from scratch: commands of ``train.py`` take what is not given from the weights that they start from.
+    The defaults of ``img_size``, ``in_chans``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` are
+    for training from scratch. If ``train.py`` starts from pretrained weights, it takes missing values from them.
 
     Args:
-        name: ``digits`` (embedded; the default where there is no root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm's: ``torch/cifar10``,
+        name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
+            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm: ``torch/cifar10``,
             ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
-            ``*-ubyte.gz``; for the others the place of their downloads.
-        train_split: name of the training split, where it is not found by itself.
-        val_split: the same for validation.
-        test_split: the same for testing, which falls back to the validation split.
-        num_classes: where the data set does not say how many classes it has (webdataset).
-        download: let torchvision or timm fetch a data set that is not there.
-        limit_per_class: train on so many images of each class, the first ones after shuffling with the seed; by
-            default on all.
-        holdout_per_class: validate on so many images of each class of the training split, and train on the others:
-            the same ones whatever the seed. So the best epoch is chosen without the test images.
-        class_map: classes of folders whose names are not the model's, as ``{plane: airplane}``, or a YAML or JSON file
-            with that. Folders of one class are put together. For a model that does not know its classes, a class is the
+            ``*-ubyte.gz``; for other data sets the folder of their downloads.
+        train_split: name of the training split, if it is not one of the usual names.
+        val_split: name of the validation split, if it is not one of the usual names.
+        test_split: name of the test split; without one the validation split is tested.
+        num_classes: number of classes, if the data set does not say it (webdataset).
+        download: download a missing data set with torchvision or timm.
+        limit_per_class: number of training images per class, the first after shuffling with the seed; by default all.
+        holdout_per_class: validate on this number of training images per class, and train on the others. The
+            held-out images do not depend on the seed. The best epoch is then chosen without the test images.
+        class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
+            file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
         in_chans: 3 for colour, the default, 1 for grey.
-        sequence: hand out images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted``,
-            in the random order that ``permutation_seed`` gives, the same for all images.
-        permutation_seed: of that order.
+        sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
+            random order of ``permutation_seed``, the same for all images.
+        permutation_seed: seed of that order.
         batch_size: images per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for digits.
-        mean: of each channel, by default ImageNet's.
-        std: of each channel, by default ImageNet's.
-        interpolation: for validation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
-        crop_pct: part of the resized image's edge that validation keeps, by default 0.875.
+        eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
+        mean: mean of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's.
+        interpolation: interpolation in evaluation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        crop_pct: share of the resized image's edge that evaluation keeps, by default 0.875.
         crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
-        no_aug: train on plainly resized images.
-        train_interpolation: as ``interpolation``, or ``random``.
-        crop_padding: train on random crops of the image with so many mirrored pixels added on each side, in place of
-            ``scale``, ``ratio`` and ``train_interpolation``; 0 for not.
-        crop_from: train on random crops of the image with its shorter edge brought to so many pixels, in place of the
-            same; by default to ``img_size``, where there is ``crop_padding``.
-        scale: bounds of the random crop's share of the area.
-        ratio: bounds of its width over height.
+        no_aug: train on resized images without augmentation.
+        train_interpolation: interpolation in training, as above, or ``random``.
+        crop_padding: pad training images by this number of mirrored pixels and crop at random, in place of ``scale``,
+            ``ratio`` and ``train_interpolation``; 0 for no padding.
+        crop_from: resize the shorter edge of training images to this number of pixels and crop at random, in place of
+            the same options; with ``crop_padding`` by default ``img_size``.
+        scale: smallest and largest share of the area that a random crop keeps.
+        ratio: smallest and largest width over height of a random crop.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
-        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` switches it off.
+        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` disables it.
         auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
         re_prob: probability of random erasing.
-        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
         re_count: largest number of erased rectangles.
-        aug_repeats: draw each image so often per epoch, in an epoch of the same length; 0 or 1 for once.
-        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another image in its place in training and without it in validation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        aug_repeats: number of times that each image is drawn per epoch, whose length does not change; 0 or 1 for once.
+        on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
+            it by another image in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: upon ``setup``, where data are missing or not as expected.
+        DataError: in ``setup``, if data are missing or not as expected.
     """
 
     weights_decide = frozenset({"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"})
@@ -148,46 +145,20 @@ class ImageClassificationData(ImageData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
-        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
-        crop_pct = 0.875 if crop_pct is None else crop_pct
         in_chans = 3 if in_chans is None else in_chans
-        for option, number, low, high in (
-            ("num_classes", num_classes, 1, math.inf),
-            ("limit_per_class", limit_per_class, 1, math.inf),
-            ("holdout_per_class", holdout_per_class, 1, math.inf),
-            ("img_size", img_size, 1, MAX_SIZE),
-            ("crop_from", crop_from, 1, MAX_SIZE),
-            ("crop_pct", crop_pct, 0.05, 2),
-            ("hflip", hflip, 0, 1),
-            ("vflip", vflip, 0, 1),
-            ("color_jitter", color_jitter, 0, math.inf),
-            ("re_prob", re_prob, 0, 1),
-            ("re_count", re_count, 1, math.inf),
-            ("aug_repeats", aug_repeats, 0, math.inf),
+        for option, number in (
+            ("num_classes", num_classes),
+            ("limit_per_class", limit_per_class),
+            ("holdout_per_class", holdout_per_class),
         ):
-            check_range(f"data.{option}", number, low, high, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.train_interpolation", train_interpolation, (*INTERPOLATIONS, "random"), error=DataError)
-        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
-        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
+            check_range(f"data.{option}", number, 1, error=DataError)
+        check_range("data.img_size", img_size, 1, MAX_SIZE, error=DataError)
+        check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
         if in_chans not in (1, 3):
             raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
         if holdout_per_class is not None and val_split is not None:
             raise DataError(f"--data.holdout_per_class takes the place of --data.val_split {val_split}: leave one out")
-        for option, (low, high), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
-            if not 0 < low <= high <= most:
-                bounds = "above 0" if most == math.inf else f"above 0 and at most {most}"
-                raise DataError(f"--data.{option} must be two numbers {bounds}, the smaller first, got {low}, {high}")
-        if crop_padding < 0 or (crop_padding and no_aug):
-            raise DataError(
-                f"--data.crop_padding {crop_padding} must be at least 0, and is an augmentation: not with --data.no_aug"
-            )
         size = img_size or EDGES.get(self.name, 224)
-        if crop_from is not None and (no_aug or crop_from < size):
-            raise DataError(
-                f"--data.crop_from {crop_from} must be at least --data.img_size {size}, and is an augmentation: "
-                "not with --data.no_aug"
-            )
         self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats = aug_repeats
@@ -198,14 +169,7 @@ class ImageClassificationData(ImageData):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
 
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (in_chans, size, size),
-            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean", in_chans),
-            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std", in_chans),
-            "interpolation": interpolation,
-            "crop_pct": crop_pct,
-            "crop_mode": crop_mode,
-        }
+        self.preprocessing = make_preprocessing((in_chans, size, size), mean, std, interpolation, crop_pct, crop_mode)
         self._to_sequence = pixel_sequence(sequence, permutation_seed, size * size)
         if sequence is not None:
             # timm's configuration knows nothing of sequences: other images do without these.
@@ -225,6 +189,7 @@ class ImageClassificationData(ImageData):
             "crop_padding": crop_padding,
             "crop_from": crop_from,
         }
+        check_augmentation(self.augmentation, size)
 
     @property
     def class_names(self) -> list[str]:
@@ -252,7 +217,7 @@ class ImageClassificationData(ImageData):
             DataError: there are others.
         """
         names = self.class_names
-        # Where the head's names are known, folders have been matched with them, and it may have room for more.
+        # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
             raise DataError(
                 f"data set {self.name!r} has {len(names)} classes, the head of {model} has {num_classes}: evaluate on "
@@ -391,36 +356,22 @@ class ImageClassificationData(ImageData):
         training = split == "train"
         source = self._sources[split]
         transform = self._transform(training)
-        rank, world = self.shard
-        workers = self.num_workers
-        batch_size = self.batch_size if training else self.eval_batch_size
+        options = self.worker_options
         dataset: Dataset[Item]
-        sampler: TrainSampler | EvalSampler | None = None
         if isinstance(source, IterableImageDataset):
+            rank, world = self.shard
             dataset = StreamDataset(source, transform, training, rank, world)
             if training:
-                workers = stream_workers(self.name, source, workers, world)
+                options["num_workers"] = stream_workers(self.name, source, self.num_workers, world)
                 self._enter(source)
-            source.set_loader_cfg(num_workers=workers)
+            source.set_loader_cfg(num_workers=options["num_workers"])
+            options["batch_size"] = self.batch_size if training else self.eval_batch_size
         else:
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
-            sampler = (
-                TrainSampler(
-                    len(source), self.seed, rank, world, self.aug_repeats, (self.start[0], self.start[1] * batch_size)
-                )
-                if training
-                else EvalSampler(len(source), rank, world)
-            )
+            options |= self.batches(len(source), training, self.aug_repeats)
+        num_classes = None if split == "predict" else self.num_classes
         self._loaders[split] = ImageLoader(
-            dataset,
-            self.on_error,
-            None if split == "predict" else self.num_classes,
-            batch_size=batch_size,
-            sampler=sampler,
-            # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
-            drop_last=training and sampler is not None and len(sampler) >= batch_size,
-            **self.worker_options | {"num_workers": workers},
-            collate_fn=Collate(self.item_shape),
+            dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape)
         )
         return self._loaders[split]
 

@@ -17,7 +17,7 @@ class Digits:
     for training.
 
     Args:
-        split: which of the two.
+        split: one of the two splits.
         mode: Pillow's mode of the images, ``"RGB"`` or ``"L"``.
     """
 

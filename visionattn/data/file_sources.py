@@ -111,7 +111,7 @@ def list_tar(finder: Finder) -> list[tuple[Member, str]]:
 
     Raises:
         OSError: the file cannot be read.
-        TarError: it is no uncompressed tar, or only part of one.
+        TarError: it is not a complete, uncompressed tar.
     """
     with tarfile.open(finder.place, "r:") as archive:
         members = [member for member in _members(archive) if finder.is_image(member.name)]

@@ -60,7 +60,7 @@ class Finder:
 
     Args:
         place: a folder or an archive.
-        companions: extensions of files that belong to the data set without being images; they are not counted.
+        companions: extensions of other files of the data set, which are not counted as skipped.
     """
 
     def __init__(self, place: Path, companions: Collection[str] = ()) -> None:

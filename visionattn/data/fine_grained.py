@@ -22,11 +22,11 @@ class FineGrained:
     """A published data set.
 
     Attributes:
-        title: its name.
-        home: the folder that its archive unpacks to, which ``--data.root`` may be or hold.
-        expected: what must be in there.
-        obtain: how one comes by it.
-        parse: lists a split, of the folder: files, and names of the classes.
+        title: name of the data set.
+        home: folder that its archive unpacks to; ``--data.root`` is this folder or the one above.
+        expected: expected content of the folder.
+        obtain: instructions to obtain it.
+        parse: function from the folder and a split to files and class names.
         counts: published numbers of images for training, images for testing, and classes.
     """
 

@@ -23,7 +23,7 @@ def check_readable(place: Path) -> None:
     """Check a folder or ``.tar`` file before it is walked through, which passes over what it must not read.
 
     Raises:
-        DataError: it is not there, another kind of file, or it or a folder in it must not be read.
+        DataError: it is missing, is another kind of file, or may not be read.
     """
     if not place.exists():
         raise DataError(f"no such data folder: {place} (--data.root)")
@@ -40,8 +40,8 @@ def check_class_names(place: Path, labels: Iterable[str]) -> None:
     """Warn of folders that differ in their Unicode form alone, which are one class, or in case alone.
 
     Args:
-        place: where they are.
-        labels: their names.
+        place: folder or archive of the classes.
+        labels: names of the class folders.
     """
     forms = Counter(class_name(label) for label in set(labels))
     if joined := sorted(name for name, count in forms.items() if count > 1):
@@ -58,12 +58,12 @@ def check_class_folders(place: Path, files: Iterable[str], expected: Collection[
     """Warn of folders that may not mean what their owner thinks.
 
     Args:
-        place: where they are.
+        place: folder or archive of the classes.
         files: paths of the images in them.
-        expected: the classes that there should be, if they are known.
+        expected: expected classes, if they are known.
 
     Raises:
-        DataError: images that lie in no class folder, if others do.
+        DataError: some images are in no class folder.
     """
     folders = {path.rpartition(os.sep)[0]: path for path in files}
     if str(place) in folders and (len(folders) > 1 or (expected is not None and UNNAMED not in expected)):

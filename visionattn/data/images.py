@@ -1,4 +1,4 @@
-"""From the file of an image to its pixels, the same way wherever images are read."""
+"""Reading of images from files, the same for all data sets."""
 
 from pathlib import Path
 from typing import IO
@@ -12,16 +12,16 @@ SIXTEEN_BITS = 65535
 def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
     """Decode an image as people see it.
 
-    Cameras store what they see as it falls on their sensor, and in EXIF which side is up: the image is turned
-    accordingly (timm and torchvision leave it lying). Of several frames the first one counts; see :func:`to_mode`.
+    Cameras store pixels in the order of their sensor, and in EXIF the side that is up. The image is turned
+    accordingly (timm and torchvision do not). The first of several frames counts; see :func:`to_mode`.
 
     Args:
         file: path or open file.
         mode: Pillow's mode of the result, ``"RGB"`` or ``"L"``.
 
     Raises:
-        OSError: it is not there or cannot be decoded; Pillow raises much else, too.
-        ValueError: as :func:`to_mode`.
+        OSError: it is missing or cannot be decoded; Pillow also raises other errors.
+        ValueError: see :func:`to_mode`.
     """
     with Image.open(file) as image:
         image.load()
@@ -31,10 +31,10 @@ def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image to a mode; 16 bits are scaled to 8, where Pillow makes all above 255 white.
 
-    Transparency is dropped, as everywhere in timm: the colours beneath it count.
+    Transparency is dropped, as in timm: the colours below it count.
 
     Raises:
-        ValueError: an image of other numbers than 8 or 16 bits, for it is not known which of them is white.
+        ValueError: pixels have neither 8 nor 16 bits, so that the value of white is unknown.
     """
     # Netpbm's 16 bits come as 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):

@@ -1,4 +1,4 @@
-"""From a source of images to batches of tensors; broken images are named, never passed over in silence."""
+"""Loading of batches from a source of images; broken images are always reported by name."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error
 SIGTERM_GRACE = 60  # seconds
 
 MAX_NEIGHBOURS = 20
-"""After so many broken images in a row training gives up even when told to skip them."""
+"""Number of broken images in a row after which training stops, even with ``on_error`` skip."""
 
 
 class UnreadableImageError(OSError):
@@ -39,13 +39,13 @@ class UnreadableImageError(OSError):
 
 
 class Item(NamedTuple):
-    """One image on its way into a batch; without an image it is broken (``errors`` says so) or a filler."""
+    """One image of a batch; without an image it is broken, as ``errors`` says, or a filler."""
 
     image: Tensor | None  # [C, H, W]
     target: int
     name: str
     errors: tuple[str, ...] = ()
-    index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index, which nobody wants
+    index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index
 
 
 FILLER = Item(None, -1, "")
@@ -55,11 +55,10 @@ class Batch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
-            out.
-        target: class indices [B], -1 where they are unknown.
-        name: file names, B of them, as :func:`visionattn.files.as_text` gives them.
-        errors: one line for each broken image that was met.
+        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        target: class indices [B], -1 if unknown.
+        name: B file names, in the form of :func:`visionattn.files.as_text`.
+        errors: one line for each broken image.
     """
 
     image: Tensor
@@ -77,10 +76,10 @@ class ImageDataset(Dataset[Item]):
     """Images of a source, read and transformed one by one.
 
     Args:
-        source: where they come from.
+        source: source of the images.
         transform: from a Pillow image to a tensor [C, H, W].
-        replace_broken: a broken image gives way to the next good one of the source (which in a sorted folder is one
-            of the same class); otherwise it comes back without an image.
+        replace_broken: replace a broken image by the next good one of the source (in a sorted folder usually one
+            of the same class); otherwise its item has no image.
     """
 
     def __init__(self, source: Source, transform: Transform, replace_broken: bool = False) -> None:
@@ -116,15 +115,15 @@ class ImageDataset(Dataset[Item]):
 
 
 class StreamDataset(IterableDataset[Item]):
-    """The same for data sets that can only be read in order; broken images timm passes over, with a warning.
+    """Images of a data set that can only be read in order; timm skips broken images with a warning.
 
     Args:
-        dataset: timm's.
+        dataset: data set of timm.
         transform: from a Pillow image to a tensor [C, H, W].
-        training: divide the shards among the processes, and repeat or leave out images so that all have as many, as
-            timm does. In evaluation each process reads all and takes its turn, with a filler at the end where it has
-            none, so that each image is seen once.
-        rank: of this process among ``world_size``.
+        training: divide the shards among the processes, and repeat or skip images so that all have the same number,
+            as timm does. In evaluation each process reads everything and takes its turn, with a filler at the end if it
+            has none, so that each image is evaluated once.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -144,7 +143,7 @@ class StreamDataset(IterableDataset[Item]):
         """Return the images of this process in a training epoch; those to evaluate are counted at the end.
 
         Raises:
-            TypeError: in evaluation, which is how a DataLoader knows that there is no length.
+            TypeError: in evaluation, which tells a DataLoader that there is no length.
         """
         if not self.training:
             raise TypeError("the length of a stream is not known")
@@ -164,10 +163,10 @@ class StreamDataset(IterableDataset[Item]):
 
 
 class Collate:
-    """Makes a :class:`Batch` of what there is.
+    """Collation of items to a :class:`Batch` of the images that could be read.
 
     Args:
-        input_size: (C, H, W), for batches that turn out empty.
+        input_size: (C, H, W), for empty batches.
     """
 
     def __init__(self, input_size: tuple[int, int, int]) -> None:
@@ -187,18 +186,18 @@ class Collate:
 
 
 class ImageLoader(DataLoader[Any]):
-    """A DataLoader of :class:`Batch` es that raises upon a broken image, or keeps a list of those it met.
+    """DataLoader of :class:`Batch` es that raises an error for a broken image, or lists broken images.
 
-    Errors cross from the workers as data: an exception raised there would arrive as a traceback in a string.
+    Workers return errors as data, because an exception would arrive as a traceback in a string.
 
     Args:
-        dataset: of items.
-        on_error: what becomes of broken images.
-        num_classes: where the targets are classes, how many there are.
-        **options: of ``DataLoader``.
+        dataset: data set of items.
+        on_error: treatment of broken images.
+        num_classes: number of classes, if the targets are classes.
+        **options: options of ``DataLoader``.
 
     Attributes:
-        broken: one line per broken image met so far (``on_error="skip"``).
+        broken: one line per broken image so far (``on_error="skip"``).
     """
 
     def __init__(
@@ -236,14 +235,14 @@ class ImageLoader(DataLoader[Any]):
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
     """Initialise a loader worker, which ignores a SIGTERM for a while unless its parent sent it.
 
-    Schedulers that want a job to end tell all of its processes, and the training needs images until it has come to a
-    batch's end and written its checkpoint. The parent sends one when it ends, and waits.
+    A scheduler that ends a job sends SIGTERM to all of its processes. The training needs images until it has reached
+    the end of a batch and written its checkpoint. The parent sends SIGTERM when it ends, and waits.
 
     Args:
-        also: what else is to be called in it.
-        worker: its number.
+        also: another function to call in the worker, with its number.
+        worker: number of the worker.
     """
-    if hasattr(signal, "sigwaitinfo"):  # not on every system; it tells who sent a signal
+    if hasattr(signal, "sigwaitinfo"):  # not on every system; it returns the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process()  # by os.getppid() it is the fork server, if there is one
         assert parent is not None

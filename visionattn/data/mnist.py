@@ -25,7 +25,7 @@ class MNIST:
         mode: Pillow's mode of the images, ``"RGB"`` or ``"L"``.
 
     Raises:
-        DataError: files that are not there, or not what they should be.
+        DataError: a file is missing or not as expected.
     """
 
     def __init__(self, root: Path, split: Literal["train", "test"], mode: str = "L") -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageLoader, OnError, start_worker
+from visionattn.data.sampling import EvalSampler, TrainSampler
 
 MAX_WORKERS = 8
 MAX_SEED = 2**32 - 1  # as seed_everything takes it
@@ -21,18 +22,18 @@ class ImageData(LightningDataModule):
     """DataModule with loaders by split and the position from which the training loader starts.
 
     Attributes:
-        preprocessing: how images are prepared, as timm has it: ``input_size`` (C, H, W), ``mean``, ``std``, ….
-        preferred_classes: those of the head that a training starts from, which number the same classes alike.
+        preprocessing: timm's preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ….
+        preferred_classes: class names of the head that a training starts from; the same classes keep their numbers.
 
     Args:
         batch_size: images per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device; None for as many as there are cores, at most 8.
-        on_error: what becomes of an image that cannot be decoded.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device; None for the number of cores, at most 8.
+        on_error: treatment of images that cannot be decoded.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: batches of less than one image, or another number that cannot be.
+        DataError: a number is out of its bounds.
     """
 
     preprocessing: dict[str, Any]
@@ -94,6 +95,19 @@ class ImageData(LightningDataModule):
             "worker_init_fn": partial(start_worker, self.worker_setup),
         }
 
+    def batches(self, count: int, training: bool, aug_repeats: int = 0) -> dict[str, Any]:
+        """Return the loader's options for batches of ``count`` images.
+
+        Training shuffles, and starts where a resumed run stopped; evaluation keeps the order of the images.
+        """
+        rank, world = self.shard
+        if not training:
+            return {"batch_size": self.eval_batch_size, "sampler": EvalSampler(count, rank, world)}
+        epoch, done = self.start
+        sampler = TrainSampler(count, self.seed, rank, world, aug_repeats, (epoch, done * self.batch_size))
+        # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
+        return {"batch_size": self.batch_size, "sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
+
     def set_epoch(self, epoch: int) -> None:
         """Do nothing; Lightning tells the epoch to the sampler."""
 
@@ -126,25 +140,8 @@ class ImageData(LightningDataModule):
     @property
     def start(self) -> tuple[int, int]:
         """Epoch, and batches done in it, at which the training loader starts."""
-        # With another batch size, or number of processes, the count of batches that Lightning goes by means another
-        # place in the epoch.
+        # The same count of batches is another position in the epoch if the batch size or the number of processes
+        # changed.
         state, world = self._resumed, self.shard[1]
         seen = state["batches"] * state["batch_size"] * state.get("world_size", world)
         return state["epoch"], seen // (self.batch_size * world)
-
-
-def per_channel(
-    given: list[float] | None, default: tuple[float, ...], what: str, channels: int = 3
-) -> tuple[float, ...]:
-    """Return a mean or standard deviation of each channel; a default for other channels is averaged.
-
-    Raises:
-        DataError: other than one value for each.
-    """
-    if given is None:
-        return default if channels == len(default) else (sum(default) / len(default),) * channels
-    if len(given) != channels:
-        raise DataError(f"--data.{what} must have {channels} values, got {list(given)}: one for each channel")
-    for value in given:  # of images whose values lie between 0 and 1
-        check_range(f"data.{what}", value, 0, 1, above=what == "std", error=DataError)
-    return tuple(given)

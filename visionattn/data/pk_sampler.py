@@ -14,18 +14,18 @@ Indices = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 class PKBatchSampler(Sampler[list[Draw]]):
     """Batches of one rank: P different identities, K images of each; a function of (seed, epoch, rank) alone.
 
-    In an epoch the shuffled images of an identity make as many groups of K as there are in them; one with fewer than
-    K images is a single group, in which some come more than once. Every group goes into at most one batch, so that
-    no image is seen by two ranks, nor twice in an epoch but within such a group. There are as many batches as can be
-    made of those groups; what is left of them is drawn at random.
+    In an epoch the shuffled images of an identity form as many groups of K as possible; an identity with fewer than
+    K images is a single group, in which some images repeat. Every group goes into at most one batch, so that
+    no image is seen by two ranks, nor twice in an epoch outside such a group. There are as many batches as these
+    groups allow; the groups left over are drawn at random.
 
     Args:
         labels: identity of each image.
-        identities: P, of a batch.
-        instances: K, images of each.
-        seed: of the shuffling and of the augmentations.
-        rank: of this process among ``world_size``.
-        world_size: number of processes that share an epoch; each has as many batches.
+        identities: P, identities per batch.
+        instances: K, images per identity.
+        seed: seed of shuffling and augmentation.
+        rank: rank of this process.
+        world_size: number of processes that share an epoch; all have the same number of batches.
         start: (epoch, number of batches of this rank that were consumed in it), after a resume.
 
     Raises:

@@ -1,8 +1,8 @@
 """Order of images and their random augmentation: a function of (seed, epoch, position) alone.
 
-Hence a run that is interrupted in the middle of an epoch goes on with the very images, and the very crops, that it
-would have seen, whatever the number of workers. Positions are those in the epoch of all processes, who take turns: as
-many as there may be, together they see in each step what one process with their global batch would see.
+An interrupted run therefore resumes with the same images and the same crops, for any number of workers. A position
+counts the images of all processes, which take turns: together they see in each step what one process with their global
+batch would see.
 """
 
 import random
@@ -21,7 +21,7 @@ from visionattn.data.errors import DataError
 class Draw(NamedTuple):
     """One image to read: its index in the data set, and the seed of its augmentation (None for none).
 
-    Index -1 is a filler: it stands for no image, and makes all ranks do as many validation batches.
+    Index -1 is a filler without an image, so that all ranks have the same number of validation batches.
     """
 
     image: int
@@ -29,17 +29,17 @@ class Draw(NamedTuple):
 
 
 class TrainSampler(Sampler[Draw]):
-    """Shuffled images of one rank, with repeated augmentation where wanted, that can start in mid-epoch.
+    """Shuffled images of one rank, with optional repeated augmentation, from any position of an epoch.
 
-    All ranks have as many images: up to ``world_size - 1``, others in each epoch, are left out.
+    All ranks have the same number of images; up to ``world_size - 1`` images, different in each epoch, are skipped.
 
     Args:
         size: number of images in the data set.
-        seed: of the shuffling and of the augmentations.
-        rank: of this process among ``world_size``.
+        seed: seed of shuffling and augmentation.
+        rank: rank of this process.
         world_size: number of processes that share an epoch.
-        repeats: each image is drawn so often, with different augmentations, spread over the ranks
-            (Berman et al., 2019, https://arxiv.org/abs/1902.05509); an epoch has as many images as without.
+        repeats: number of times that each image is drawn, with different augmentations, spread over the ranks (Berman
+            et al., 2019, https://arxiv.org/abs/1902.05509); the length of an epoch does not change.
         start: (epoch, number of images of this rank that were consumed in it), after a resume.
 
     Raises:
@@ -102,7 +102,7 @@ def seed_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators for the CPU."""
     random.seed(seed)
     np.random.seed(seed)
-    # torch.manual_seed seeds every other kind of device, too, and for one that is not in use notes down all callers.
+    # torch.manual_seed also seeds every other device, and records all callers for one that is not in use.
     torch.default_generator.manual_seed(seed)
 
 

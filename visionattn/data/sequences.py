@@ -15,7 +15,7 @@ class PixelSequence:
     """Transform of an image ``[C, H, W]`` to the sequence of its pixels, row by row: ``[C, 1, H·W]``.
 
     Args:
-        order: which pixel comes at each place, ``[H·W]``; None for their order in the image.
+        order: index of the pixel at each position, ``[H·W]``; None for the order in the image.
     """
 
     def __init__(self, order: Tensor | None = None) -> None:
@@ -30,7 +30,7 @@ class PixelSequence:
 def permutation(length: int, seed: int) -> Tensor:
     """Draw a fixed order of ``length`` pixels.
 
-    It is a benchmark's definition and so must outlive versions: of the generators at hand, this is the one whose
+    The order defines a benchmark and must not depend on versions: this is the generator whose
     numbers NumPy promises never to change.
     """
     return torch.from_numpy(np.random.RandomState(seed).permutation(length))

@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 class ImageSource(Source, Protocol):
-    """The same, which tells what its pixels depend on."""
+    """Source that also names its archives."""
 
     def archives(self) -> Sequence[Path | bytes]:
         """Return the sources of images other than files that ``name_of`` names: archives, or bytes in memory."""
@@ -164,14 +164,14 @@ def open_source(
         name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for images
             under ``root``, otherwise a data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``,
             ``tfds/…``).
-        root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; where the others keep their
+        root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; for others the folder of their
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
-        class_to_idx: the class numbers to use; None numbers the classes found, in natural order.
+        class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         mode: Pillow's mode of the images.
-        download: let torchvision or timm fetch what is missing.
+        download: download missing data with torchvision or timm.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
 
     Raises:
@@ -295,7 +295,7 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
     """Return the folder or ``.tar`` file that holds ``split`` under ``root``.
 
     Raises:
-        DataError: ``root`` or the split is not there.
+        DataError: ``root`` or the split is missing.
     """
     if not root.exists():
         raise DataError(f"no such data folder: {root} (--data.root; expected {LAYOUT.format(root=root)})")

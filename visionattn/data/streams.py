@@ -28,7 +28,7 @@ def check_shards(name: str, dataset: IterableImageDataset) -> None:
     """Check for the shards of a WebDataset in a local folder; timm would ignore missing ones.
 
     Raises:
-        DataError: one is not there.
+        DataError: a shard is missing.
     """
     reader: Any = dataset.reader
     if _kind(name) != "wds" or not Path(reader.root).is_dir():
@@ -45,9 +45,9 @@ def stream_workers(name: str, dataset: IterableImageDataset, wanted: int, world:
     """Return the number of training workers of a process, each of which needs a shard of its own.
 
     Args:
-        name: of the data set, for messages.
-        dataset: timm's.
-        wanted: at most so many.
+        name: name of the data set, for messages.
+        dataset: data set of timm.
+        wanted: largest number of workers.
         world: number of processes.
 
     Raises:

@@ -14,8 +14,8 @@ class Subset:
     """Some images of a source.
 
     Args:
-        source: which has them.
-        indices: theirs in the source, in the order of the subset.
+        source: source of the images.
+        indices: indices in the source, in the order of the subset.
     """
 
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""From a Pillow image to a normalised tensor: timm's transforms, and the crop that small images want."""
+"""Transforms from a Pillow image to a normalised tensor: timm's, and a crop for small images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str,
         augmentation: for training: timm's options, ``crop_padding`` and ``crop_from``; None for evaluation.
 
     Raises:
-        DataError: an option that does not fit.
+        DataError: an option does not fit.
     """
     size, mean, std = (preprocessing[key] for key in ("input_size", "mean", "std"))
     training = augmentation is not None
@@ -52,7 +52,7 @@ class MiddlePart:
     nothing would be left of them.
 
     Args:
-        aspect: the longer edge over the shorter one that is left as it is.
+        aspect: largest ratio of the longer to the shorter edge that is not cut.
     """
 
     def __init__(self, aspect: int = 20) -> None:
@@ -63,8 +63,7 @@ class MiddlePart:
         longest = self.aspect * min(image.size)
         if max(image.size) <= longest:
             return image
-        middle: Image.Image = center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
-        return middle
+        return center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
@@ -74,7 +73,7 @@ def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: st
         size: height and width of the crop.
         edge: the shorter edge of the resized image.
         padding: pixels added on each side.
-        interpolation: of the resizing, which leaves images of the right size as they are.
+        interpolation: interpolation of the resizing, which does not touch images of the right size.
     """
     resize = Resize(edge, interpolation=str_to_interp_mode(interpolation))
     return Compose([MiddlePart(), resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])

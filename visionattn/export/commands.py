@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import ConciseParser
+from visionattn.errors import UsageError
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
@@ -29,26 +29,26 @@ def hub(
     data_name: str | None = None,
     evaluation: Path | None = None,
 ) -> None:
-    """Write a folder as timm and the Hugging Face hub have it: weights, config.json and a model card.
+    """Write a folder for timm and the Hugging Face hub: weights, config.json and a model card.
 
     timm.create_model("local-dir:FOLDER", pretrained=True) reads it.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
         model: name of a registered model.
-        pretrained: fetch the weights that are published for the model.
+        pretrained: download the published weights of the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
-        output: the folder.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        dtype: in which weights are stored.
-        license: of the weights, for the model card, such as apache-2.0.
-        overwrite: write to a folder that holds something else, too; files of other names stay.
-        data_name: what the model card calls the data set, where it was a folder of images.
-        evaluation: file that eval.py classify --output wrote, whose figures the model card tells.
+        output: folder to write.
+        weights: for a checkpoint with a moving average: the average or the raw weights.
+        dtype: type of the stored weights.
+        license: license of the weights for the model card, such as apache-2.0.
+        overwrite: allow a folder with other content; files of other names are kept.
+        data_name: name of the data set in the model card, if it was a folder of images.
+        evaluation: file of eval.py classify --output, whose results the model card shows.
 
     Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model, checkpoint or folder that is not there or does not fit the others.
+        UsageError: options contradict each other.
+        ValueError: a model, checkpoint or folder is missing or does not fit the others.
     """
     if output is None:
         raise UsageError("missing: --output FOLDER")
@@ -77,25 +77,25 @@ def onnx(
 ) -> None:
     """Write an ONNX file, after comparing it in onnxruntime with the network.
 
-    FILE.json beside it, and its metadata, say how images are prepared and what the outputs are.
+    FILE.json beside it, and its metadata, hold the preprocessing and the names of the outputs.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
         model: name of a registered model.
-        pretrained: fetch the weights that are published for the model.
+        pretrained: download the published weights of the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
-        output: the .onnx file.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        probe: head that eval.py probe --export wrote, of which backbone and head become one network.
-        inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
+        output: .onnx file to write.
+        weights: for a checkpoint with a moving average: the average or the raw weights.
+        probe: head of eval.py probe --export; it is exported with its backbone as one network.
+        inference: for DCAL models, use both branches (combined) or self-attention only (sa).
         img_size: edge of the images in pixels, or [height, width]; by default as trained.
-        dynamic_batch: take any number of images, not one at a time.
+        dynamic_batch: accept batches of any size; otherwise single images.
         opset: version of ONNX's operators; by default torch's choice.
-        tolerance: largest difference on images of noise, as a part of the largest output.
+        tolerance: largest difference on images of noise, relative to the largest output.
 
     Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model or file that does not fit, or a network that ONNX cannot hold.
+        UsageError: options contradict each other.
+        ValueError: a model or file does not fit, or ONNX cannot hold the network.
     """
     output = _check_output(output, ".onnx")
     check_onnx()
@@ -119,24 +119,24 @@ def program(
 ) -> None:
     """Write a program that torch.export.load reads without this package, after comparing it with the network.
 
-    FILE.json beside it says how images are prepared and what the outputs are.
+    FILE.json beside it holds the preprocessing and the names of the outputs.
 
     Args:
         checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
         model: name of a registered model.
-        pretrained: fetch the weights that are published for the model.
+        pretrained: download the published weights of the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
-        output: the .pt2 file.
-        weights: of a checkpoint that holds a moving average, that average or the raw weights.
-        probe: head that eval.py probe --export wrote, of which backbone and head become one network.
-        inference: of DCAL's models the answer of both branches (combined) or of self-attention alone (sa).
+        output: .pt2 file to write.
+        weights: for a checkpoint with a moving average: the average or the raw weights.
+        probe: head of eval.py probe --export; it is exported with its backbone as one network.
+        inference: for DCAL models, use both branches (combined) or self-attention only (sa).
         img_size: edge of the images in pixels, or [height, width]; by default as trained.
-        dynamic_batch: take any number of images, not one at a time.
-        tolerance: largest difference on images of noise, as a part of the largest output.
+        dynamic_batch: accept batches of any size; otherwise single images.
+        tolerance: largest difference on images of noise, relative to the largest output.
 
     Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model or file that does not fit, or a network that cannot be traced.
+        UsageError: options contradict each other.
+        ValueError: a model or file does not fit, or the network cannot be traced.
     """
     output = _check_output(output, ".pt2")
     network = load_network(checkpoint, model, pretrained, model_kwargs, weights, probe, inference, img_size)
@@ -146,8 +146,8 @@ def program(
 
 COMMANDS: dict[str, Any] = {"hub": hub, "onnx": onnx, "program": program}
 DESCRIPTION = (
-    "Writes models in the formats of others. A further command, convert IN OUT --arch NAME, turns published "
-    "checkpoints of NAT and DiNAT into safetensors."
+    "Export models to other formats. Another command, convert IN OUT --arch NAME, converts published NAT and DiNAT "
+    "checkpoints to safetensors."
 )
 
 

@@ -13,7 +13,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from visionattn.cli.errors import UsageError, one_line, run
+from visionattn.cli.errors import run
+from visionattn.errors import UsageError, one_line
 from visionattn.files import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
@@ -54,16 +55,16 @@ def main(argv: list[str], prog: str = "python -m visionattn.export.convert") -> 
 def convert(source: Path, target: Path, arch: str) -> list[str]:
     """Write the weights of `source` to `target` as safetensors, under the names of model `arch`.
 
-    The classifier has as many classes as that of the file; a file without one gives a file without one. Relative bias
-    tables of another kernel size than the architecture's are interpolated.
+    The classifier has as many classes as the file's; without one the output has none. Relative bias tables of another
+    kernel size than the architecture's are interpolated.
 
     Returns:
         A report: a line for every tensor, then a summary.
 
     Raises:
-        FileNotFoundError: There is no `source`, or no folder for `target`.
-        ValueError: `source` is no checkpoint or does not fit `arch`, `arch` is not of the NAT family, or `target` does
-            not end in .safetensors. Nothing is written then.
+        FileNotFoundError: `source` or the folder of `target` is missing.
+        ValueError: `source` is not a checkpoint or does not fit `arch`, `arch` is not of the NAT family, or `target`
+            does not end in .safetensors. Nothing is written then.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"{target} must end in .safetensors, which is how loaders tell the format")

@@ -1,8 +1,7 @@
 """Networks as graphs that run without this package: ONNX, and programs of `torch.export`.
 
-While a graph is traced, attention and Terminator's products take their plain form (`visionattn_kernels`'s backend
-"plain"), and what depends on parameters alone is data. A file takes its place only after it has been run beside the
-network.
+While a graph is traced, attention and Terminator's products use backend "plain" of `visionattn_kernels`, and tensors
+that depend on parameters alone become data. A file is saved only after its outputs were compared with the network's.
 """
 
 import json
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from visionattn.cli.errors import one_line
+from visionattn.errors import one_line
 from visionattn.export.network import Network
 from visionattn.files import replacing_all
 from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"
-TRACED_BATCH = 2  # one image would be taken for a size that never changes
+TRACED_BATCH = 2  # a batch of one would be traced as a constant
 EXTRA_FILE = "visionattn.json"
 
 Answer = Callable[[Tensor], Tensor]
@@ -34,7 +33,7 @@ class Difference:
 
     Attributes:
         absolute: The largest difference of two numbers.
-        relative: The same, as a part of the largest number that was expected.
+        relative: The absolute difference over the largest expected number.
     """
 
     absolute: float
@@ -56,7 +55,7 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
 
     Args:
         network: The network.
-        dynamic_batch: Whether it takes any number of images, or one at a time.
+        dynamic_batch: Whether it takes batches of any size, or single images.
 
     Raises:
         ValueError: The network cannot be traced.
@@ -67,7 +66,7 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
         with torch.no_grad(), frozen_weights(network.module):
             program = torch.export.export(network.module, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        # Whatever a network does that a graph cannot; the first line says it, the rest is advice on debugging.
+        # Any operation that a graph cannot hold; the first line names it, the rest is advice on debugging.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         remedy = "; --dynamic_batch false may do" if dynamic_batch else ""
         raise ValueError(f"torch.export cannot trace {network.spec.model}: {one_line(reason)}{remedy}") from error
@@ -83,7 +82,7 @@ def save_program(network: Network, path: Path, dynamic_batch: bool, tolerance: f
         network: The network.
         path: The file, `.pt2`.
         dynamic_batch: See `trace`.
-        tolerance: The relative difference that is allowed.
+        tolerance: The largest relative difference.
 
     Raises:
         ValueError: The network cannot be traced, or the program differs from it; nothing is written then.
@@ -102,14 +101,14 @@ def save_onnx(network: Network, path: Path, dynamic_batch: bool, opset: int | No
 
     Args:
         network: The network.
-        path: The file, `.onnx`; weights beyond 2 GB go to a file beside it.
+        path: The file, `.onnx`; weights above 2 GB go to a second file.
         dynamic_batch: See `trace`.
         opset: Version of ONNX's operators; torch's choice by default.
-        tolerance: The relative difference that is allowed.
+        tolerance: The largest relative difference.
 
     Raises:
         ImportError: A package for ONNX is missing.
-        ValueError: The network cannot be traced, has operators that ONNX has not, or the file differs from it in
+        ValueError: The network cannot be traced, has operators that ONNX lacks, or the file differs from it in
             onnxruntime; nothing is written then.
     """
     check_onnx()

@@ -16,7 +16,7 @@ from visionattn.output import check_folder
 
 CONFIG = "config.json"
 KEY = "visionattn"
-"""Under this key `config.json` holds what timm does not ask: `Network.describe()`, of which timm takes no notice."""
+"""Key of `config.json` that holds `Network.describe()`; timm ignores it."""
 
 
 def save_folder(
@@ -33,13 +33,13 @@ def save_folder(
 
     Args:
         network: The model, which is changed to `dtype`.
-        folder: Where it goes; made where it is missing. What an earlier export left there is replaced.
-        checkpoint: Where the weights come from, for what the run that wrote it tells the card.
-        dtype: Of the weights in the file.
-        license: Of the weights, for the card.
-        overwrite: Whether a folder may hold something else. Files of other names stay.
-        data_name: What the card calls the data set.
-        evaluation: What `eval.py classify --output` wrote, for the card.
+        folder: The folder to write, which is made if it is missing. Files of an earlier export are replaced.
+        checkpoint: The file of the weights; its run is described in the card.
+        dtype: Type of the weights in the file.
+        license: License of the weights, for the card.
+        overwrite: Whether the folder may hold other content. Files of other names are kept.
+        data_name: Name of the data set in the card.
+        evaluation: File of `eval.py classify --output`, for the card.
 
     Raises:
         ValueError: The folder cannot be written, or holds something else; the evaluation is of another model; or the
@@ -51,12 +51,12 @@ def save_folder(
         raise ValueError(f"{folder} is not empty and holds no earlier export: name another folder, or pass --overwrite")
     model: Any = network.module.to(getattr(torch, dtype))
     if network.spec.preprocessing.get("sequence"):
-        # Of a length, timm makes the edge of a square.
+        # timm would take a length for the edge of a square.
         update_model_input_size(model, network.input_size[1:])
     config: dict[str, Any] = {KEY: {**network.describe(), "dtype": dtype}}
     if network.class_names:
         config["label_names"] = network.class_names
-    # What timm's registry says of the weights that are published holds for those alone.
+    # The registry's facts about published weights hold for those weights alone.
     config["pretrained_cfg"] = {} if network.class_names else {"label_names": None}
     if checkpoint is not None:
         config["pretrained_cfg"] |= {"license": license, "tag": None, "origin_url": None, "notes": None}

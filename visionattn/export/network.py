@@ -1,4 +1,4 @@
-"""What is exported: a network in evaluation mode, and what whoever runs it elsewhere has to know."""
+"""The exported network in evaluation mode, with the facts that its users need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.checks import reason
-from visionattn.cli.errors import UsageError, one_line
+from visionattn.errors import UsageError, one_line
 from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
 from visionattn.tasks.checkpoint import ClassifierSpec, Weights
@@ -26,8 +26,8 @@ class Network:
 
     Attributes:
         module: The network, in evaluation mode on the CPU.
-        spec: How it was built, and how it wants images.
-        weights: Where they come from, see `weights_origin`; `probe` for a backbone with a head.
+        spec: Its architecture, preprocessing and classes.
+        weights: Origin of the weights, see `weights_origin`; `probe` for a backbone with a head.
     """
 
     module: nn.Module
@@ -36,26 +36,26 @@ class Network:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the network takes, which may be an image as one row of pixels."""
+        """Channels, height and width of the input, which may be an image as one row of pixels."""
         channels, height, width = self.spec.preprocessing["input_size"]
         return (channels, 1, height * width) if self.spec.preprocessing.get("sequence") else (channels, height, width)
 
     @property
     def output_name(self) -> str:
-        """What it gives."""
+        """Name of the output."""
         return "logits" if self.spec.num_classes else "features"
 
     @property
     def class_names(self) -> list[str]:
-        """A name for each output; empty where there are none, or none that are known."""
+        """Names of the outputs; empty if there are none or none are known."""
         return list(self.spec.class_names) if self.spec.num_classes else []
 
     def images(self, count: int) -> Tensor:
-        """Images of noise, always the same, `[count, *input_size]`."""
+        """Return images of noise, always the same, `[count, *input_size]`."""
         return torch.randn(count, *self.input_size, generator=torch.Generator().manual_seed(count))
 
     def answer(self, images: Tensor) -> Tensor:
-        """What the network makes of images.
+        """Return the output of the network.
 
         Raises:
             ValueError: It takes none of that size, or gives something else than a tensor.
@@ -73,7 +73,7 @@ class Network:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """All that a user has to know, as plain values: what goes in and out, how images are prepared, versions."""
+        """Describe input, output, preprocessing and versions as plain values."""
         spec = self.spec
         return {
             "format": FORMAT,
@@ -98,21 +98,11 @@ def load_network(
     inference: Inference | None = None,
     img_size: ImageSize | None = None,
 ) -> Network:
-    """The network that options of the command line name.
-
-    Args:
-        checkpoint: As for `eval.py classify`, as are the following.
-        model: A registered model.
-        pretrained: Whether its published weights are fetched.
-        model_kwargs: Its further arguments.
-        weights: Of a checkpoint with a moving average.
-        probe: A head that `eval.py probe --export` wrote; the network is then its backbone with it.
-        inference: Of DCAL's models, which branches answer.
-        img_size: Other than that of the training, an edge, or height and width.
+    """Load the network that the options of `visionattn export onnx` name, see `commands.onnx`.
 
     Raises:
-        UsageError: Options that contradict each other, or none that names a network.
-        ValueError: A file or model that is not there or does not fit the rest.
+        UsageError: Options contradict each other, or none names a network.
+        ValueError: A file or model is missing or does not fit the other options.
     """
     if probe is not None:
         if checkpoint or model or pretrained or model_kwargs or inference:
@@ -149,7 +139,7 @@ def _load_probe(path: Path) -> Network:
 
 
 def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> ClassifierSpec:
-    """Makes a model take images of another size, and gives its new spec."""
+    """Change the image size of a model and return its new spec."""
     channels, *trained = spec.preprocessing["input_size"]
     if spec.preprocessing.get("sequence"):
         raise UsageError(f"--img_size: {spec.model} takes sequences of {trained[0] * trained[1]} pixels and no others")

@@ -21,13 +21,13 @@ class Run:
     """A training; what is not known is empty.
 
     Attributes:
-        epochs: Epochs behind the weights, of which the last may be incomplete.
-        steps: Updates behind them.
-        has_average: Whether there is a moving average of the weights, which is then what was validated.
-        is_best: Whether validation chose these weights among all epochs'.
-        scores: What validation measured of these weights, by names such as `top1`.
+        epochs: Epochs of the training, the last of which may be incomplete.
+        steps: Updates of the training.
+        has_average: Whether there is a moving average of the weights; validation then used the average.
+        is_best: Whether validation selected these weights among all epochs.
+        scores: Validation scores of these weights, by names such as `top1`.
         took: Time and hardware.
-        recipe: The options of the run, without places on its machine.
+        recipe: Options of the run, without paths of its machine.
     """
 
     epochs: int | None = None

@@ -13,23 +13,8 @@ from visionattn.layers.slow_network import ContextSlowNetwork, SlowNetwork
 from visionattn.layers.standardization import BatchStandardization, GroupStandardization
 
 __all__ = [
-    "BNNeck",
-    "BatchStandardization",
-    "ContextSlowNetwork",
-    "DualCrossAttention",
-    "DualCrossBlock",
-    "GlobalLocalCrossAttention",
-    "GroupStandardization",
-    "HaloAttention2d",
-    "HyperChannelInteraction",
-    "HyperInteraction",
-    "MapLinear",
-    "MapMlp",
-    "NeighborhoodAttention2d",
-    "Prepared",
-    "RecursiveGatedUnit",
-    "SlotAttention",
-    "SlowFastBlock",
-    "SlowNetwork",
-    "frozen_weights",
-]
+    "BNNeck", "BatchStandardization", "ContextSlowNetwork", "DualCrossAttention", "DualCrossBlock",
+    "GlobalLocalCrossAttention", "GroupStandardization", "HaloAttention2d", "HyperChannelInteraction",
+    "HyperInteraction", "MapLinear", "MapMlp", "NeighborhoodAttention2d", "Prepared", "RecursiveGatedUnit",
+    "SlotAttention", "SlowFastBlock", "SlowNetwork", "frozen_weights",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The neck between the features that are compared and the classifier that trains them."""
+"""Neck between the compared features and the classifier."""
 
 from torch import Tensor, nn
 
@@ -15,8 +15,8 @@ class BNNeck(nn.Module):
         num_classes: identities of the training images.
 
     Attributes:
-        norm: batch norm, whose bias stays 0.
-        classifier: linear layer on what it gives.
+        norm: batch norm, with a bias of 0.
+        classifier: linear layer on the output of the norm.
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
@@ -28,5 +28,4 @@ class BNNeck(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, num_classes] of features [B, num_features]."""
-        logits: Tensor = self.classifier(self.norm(features))
-        return logits
+        return self.classifier(self.norm(features))

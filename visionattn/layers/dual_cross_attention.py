@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 GlcaPool = Literal["token", "avg"]
 PairSource = Literal["sa", "pwca"]
-"""Whose keys and values an image meets: those of its pair's self-attention, or of its pair's own pair-wise stream."""
+"""Source of a pair's keys and values: the pair's self-attention ("sa"), or its pair-wise stream ("pwca")."""
 
 
 def rollout_class_token(scores: list[Tensor]) -> Tensor:
@@ -46,8 +46,8 @@ def select_patches(scores: list[Tensor], ratio: float, num_prefix_tokens: int) -
 
     Args:
         scores: S of each block, first block first, [B, N, N], mean over heads.
-        ratio: share of the patches that are selected, at least one.
-        num_prefix_tokens: how many tokens are no patches; they come first.
+        ratio: share of the patches to select, at least one.
+        num_prefix_tokens: number of tokens before the patches.
 
     Returns:
         [B, P] for P patches, and places among them [B, R].
@@ -75,8 +75,8 @@ def attend_pairs(
         q: queries [2B, h, N, d], those of self-attention first, then those of the pair-wise stream.
         k: keys, likewise.
         v: values, likewise.
-        pair: which image each of the B meets [B].
-        source: which stream that image's keys and values come from, a `PairSource`.
+        pair: index of the image that each of the B images is paired with [B].
+        source: stream of that image's keys and values, a `PairSource`.
         bias: added to the logits, [1 or 2B, h, N, N]; both images of a pair get the same.
         dropout: of probabilities.
 
@@ -147,8 +147,8 @@ class DualCrossBlock(Block):
 
         Args:
             x: tokens [B, N, D]; with pairs [2B, N, D], those of self-attention first.
-            pair: which image each meets [B], or None.
-            source: which stream that image's keys and values come from, a `PairSource`.
+            pair: index of the image that each image is paired with [B], or None.
+            source: stream of that image's keys and values, a `PairSource`.
             scored: whether the scores are wanted.
 
         Returns:
@@ -212,7 +212,7 @@ class GlobalLocalCrossAttention(nn.Module):
         Args:
             x: tokens, the class token first, then other prefix tokens, then patches.
             scores: [B, N, N] of each block up to there; may be empty unless `needs_scores`.
-            num_prefix_tokens: how many tokens are no patches.
+            num_prefix_tokens: number of tokens before the patches.
         """
         queries = x[:, :1]
         if self.needs_scores:

@@ -148,8 +148,8 @@ class HaloAttention2d(nn.Module):
             avg_down: Averages 2x2 outputs in place of skipping queries.
             scale_rel_pos: Whether relative logits are scaled as `q.k` is.
             timm_compat: Whether border and offsets are timm's.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: An argument is out of its range.

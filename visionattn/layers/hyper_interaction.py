@@ -1,4 +1,4 @@
-"""The parts of Terminator's block that are gated by hyper-kernels (arXiv 2401.17948).
+"""Parts of Terminator's block that hyper-kernels gate (arXiv 2401.17948).
 
 Maps are `[B, C, H, W]`, best positions-first. Hyper-kernels come from slow networks and are arguments here.
 """
@@ -25,7 +25,7 @@ class RecursiveGatedUnit(nn.Module):
     """RGU: `W_y (GELU(IS(K * (W_q V))) + p)` with `K = W_k x`, `V = W_v x`; all 1x1 maps, p a number per position.
 
     V enters through `W_q V` alone: the two maps are multiplied into one before they meet the activations. `maps` and
-    `gate` are the unit without its first and its last convolution, for whoever computes those with others.
+    `gate` are the unit without its first and last convolution, for a caller that merges those with others.
     """
 
     def __init__(self, dim: int, size: tuple[int, int], proj_bias: bool = False, **dd: Any) -> None:

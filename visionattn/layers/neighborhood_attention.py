@@ -95,15 +95,15 @@ class NeighborhoodAttention2d(nn.Module):
             dim: Channels.
             num_heads: Attention heads; must divide `dim`.
             kernel_size: Keys per query and axis, or one number per axis.
-            dilation: Distance of neighbouring keys; None for the largest that fits the map at hand.
+            dilation: Distance of neighbouring keys; None for the largest that fits the map.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
             rel_pos_bias: Whether to learn a relative positional bias per head.
             legacy_pad: What happens on a map that is smaller than kernel_size * dilation. False: a query sees the
                 whole of its dilation group. True: zeros are appended (bottom, right) until the window fits, and are
                 attended; published weights saw that on small maps.
             proj_drop: Dropout after the output projection.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: `num_heads` does not divide `dim`.

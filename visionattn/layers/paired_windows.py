@@ -1,6 +1,6 @@
-"""Pair-wise cross-attention (PWCA of DCAL) in the windows of timm's Swin: a window meets its like in another image.
+"""Pair-wise cross-attention (PWCA of DCAL) in timm's Swin: each window attends to the same window of another image.
 
-The paper has tokens of whole images; what a window is to meet is a choice of ours: the window at the same place, with
+The paper describes tokens of whole images. The pairing of windows is our choice: the window at the same position, with
 the relative bias and the mask that it has for itself.
 """
 
@@ -14,12 +14,12 @@ from visionattn.layers.dual_cross_attention import PairSource, attend_pairs
 
 
 class PairedWindowAttention(nn.Module):
-    """A window attention's parameters at work on pairs.
+    """Window attention on pairs, with the parameters of a plain window attention.
 
     Args:
-        attn: whose parameters they are.
-        pair: which image each of B images meets [B].
-        source: which stream that image's keys and values come from.
+        attn: attention whose parameters are used.
+        pair: index of the image that each of B images is paired with [B].
+        source: stream of that image's keys and values.
     """
 
     def __init__(self, attn: WindowAttention, pair: Tensor, source: PairSource) -> None:
@@ -48,8 +48,8 @@ def forward_paired_windows(block: Any, x: Tensor, pair: Tensor, source: PairSour
     Args:
         block: timm's SwinTransformerBlock, which is left as it was.
         x: maps.
-        pair: which image each meets [B].
-        source: which stream that image's keys and values come from.
+        pair: index of the image that each image is paired with [B].
+        source: stream of that image's keys and values.
     """
     attn = block.attn
     block.attn = PairedWindowAttention(attn, pair, source)

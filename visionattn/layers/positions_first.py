@@ -1,8 +1,8 @@
 """Maps `[B, C, H, W]` that lie in memory as `[H, W, B, C]`.
 
 In this order a 1x1 map is a convolution in channels-last memory, on CPUs several times faster than on planes; all
-images' channels side by side are the channels of one image in channels-last memory, too, so that what treats each
-image by itself, instance statistics or kernels of its own, is what torch does best. Elementwise operators keep it.
+images' channels side by side are also the channels of one image in channels-last memory. Operators per
+image, such as instance statistics or kernels per image, are then fast. Elementwise operators keep the order.
 """
 
 import torch
@@ -79,7 +79,7 @@ def pointwise_sum(
 ) -> Tensor:
     """Convolve the concatenation of maps with a 1x1 weight, whose columns are given per map.
 
-    They are never put side by side: adding products up is cheaper than so large a temporary.
+    They are never concatenated: adding products is cheaper than such a large temporary.
     """
     if is_fused(maps + weights + ([] if bias is None else [bias])):
         return _convolve(maps, weights, bias, "gelu" if activate else "sum")

@@ -110,8 +110,8 @@ class SlowFastBlock(Prepared):
             omega_0: Their scale.
             paper_compat: Makes local kernels from the mean of the batch, standardizes by the batch at evaluation, and
                 has the parameters without effect, all as the released network.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""Slot attention: slots compete for the tokens of an image, so that each comes to stand for a part of it.
+"""Slot attention: slots compete for the tokens of an image, so that each represents a part of it.
 
 Source: Locatello et al., "Object-Centric Learning with Slot Attention", NeurIPS 2020,
 https://arxiv.org/abs/2006.15055, algorithm 1. Learned slots and their gradient: Chang et al., "Object Representations
@@ -23,7 +23,7 @@ EPSILON = 1e-8
 class SlotAttention(nn.Module):
     """Iterative attention in which slots compete: the softmax is over slots, not over tokens.
 
-    Slots that are drawn have no order and may be of any number. In training they are drawn anew for each image; in
+    Drawn slots have no order and any number. In training they are drawn for each image; in
     evaluation all images get the same draw, made once from a fixed seed, so that results neither change from run to
     run nor depend on the rest of a batch.
     """
@@ -47,17 +47,17 @@ class SlotAttention(nn.Module):
         Args:
             dim: Width of a slot.
             in_dim: Width of a token, by default that of a slot.
-            num_slots: How many slots there are.
-            iterations: How often they look at the tokens.
-            hidden_dim: Width within the MLP, by default twice that of a slot.
-            init: Where slots start, see `SlotInit`.
+            num_slots: Number of slots.
+            iterations: Iterations of attention.
+            hidden_dim: Hidden width of the MLP, by default twice that of a slot.
+            init: Initial slots, see `SlotInit`.
             implicit: Whether the gradient is that of the last iteration alone, as at a fixed point, and goes straight
-                through to where slots start; costs less and is steadier.
-            device: Where parameters are made.
-            dtype: Their type.
+                through to the initial slots; it costs less and is more stable.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
-            ValueError: Numbers below 1, or an unknown `init`.
+            ValueError: A number is below 1, or `init` is unknown.
         """
         super().__init__()
         for what, number in (("num_slots", num_slots), ("iterations", iterations)):

@@ -56,8 +56,8 @@ class FilterNetwork(Prepared):
                 from Gamma(6 / (l + 1), 1) per filter of layer l, without phases. "band_limited": uniform, so that no
                 product of filters passes the highest frequency that the grid can hold, with phases.
             omega_0: Scale of "gamma".
-            device: Where parameters are made.
-            dtype: Their type, at least float32.
+            device: Device of the parameters.
+            dtype: Type of the parameters, at least float32.
 
         Raises:
             ValueError: An argument is out of its range.
@@ -193,17 +193,14 @@ class ContextSlowNetwork(FilterNetwork):
     def forward(self, pooled: Tensor) -> Tensor:
         """Map context that is pooled to the taps, `[B, C, kH, kW]`, to kernels `[B, C, kH, kW]`, `[1, ...]` if one."""
         with without_autocast(pooled.device):
-            return self._generate(pooled)
-
-    def _generate(self, pooled: Tensor) -> Tensor:
-        v = self.squeeze(pooled.to(self.tap_bias.dtype).flatten(2).transpose(1, 2))  # [B, N, h]
-        if self.paper_compat:
-            v = v.mean(0, keepdim=True)
-        fast = self.fast(F.gelu(self.context(v))).split(self.hidden, 2)
-        filters = self.prepared()
-        h = filters[0][None]
-        for level, layer in enumerate(self.layers):
-            h = filters[level + 1] * layer(h) + self.tap_bias
-            h = (h.detach() + 0.1 * F.normalize(h, dim=1)) * fast[level]
-        kernel = self.proj(h)  # [B, N, C]
-        return kernel.transpose(1, 2).reshape(kernel.shape[0], kernel.shape[2], self.size[0], self.size[1])
+            v = self.squeeze(pooled.to(self.tap_bias.dtype).flatten(2).transpose(1, 2))  # [B, N, h]
+            if self.paper_compat:
+                v = v.mean(0, keepdim=True)
+            fast = self.fast(F.gelu(self.context(v))).split(self.hidden, 2)
+            filters = self.prepared()
+            h = filters[0][None]
+            for level, layer in enumerate(self.layers):
+                h = filters[level + 1] * layer(h) + self.tap_bias
+                h = (h.detach() + 0.1 * F.normalize(h, dim=1)) * fast[level]
+            kernel = self.proj(h)  # [B, N, C]
+            return kernel.transpose(1, 2).reshape(kernel.shape[0], kernel.shape[2], self.size[0], self.size[1])

@@ -69,8 +69,8 @@ def standardize_by(
 class BatchStandardization(nn.Module):
     """Standardization of each channel over the batch of one device; at evaluation by running statistics.
 
-    Without running statistics it is by those of the batch at evaluation, too, so that predictions depend on what else
-    is in the batch; that is what the released network did.
+    Without running statistics the batch's are also used at evaluation, so that predictions depend on what else
+    is in the batch, as in the released network.
     """
 
     running_mean: Tensor | None
@@ -120,7 +120,7 @@ def check_values(x: Tensor) -> None:
     """Refuse a batch that has one value per channel.
 
     Raises:
-        ValueError: That is so.
+        ValueError: The batch has one value per channel.
     """
     if x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(

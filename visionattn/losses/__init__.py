@@ -8,11 +8,7 @@ if TYPE_CHECKING:
     from visionattn.losses.triplet import BatchHardTripletLoss
     from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 
-__all__ = [
-    "BatchHardTripletLoss",
-    "CenterLoss",
-    "UncertaintyWeightedLoss",
-]
+__all__ = ["BatchHardTripletLoss", "CenterLoss", "UncertaintyWeightedLoss"]
 
 _LAZY = {
     "visionattn.losses.center": ("CenterLoss",),

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visionattn.metrics.baselines import block_grid, random_segments
     from visionattn.metrics.reranking import rerank
     from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval, evaluate_vehicleid
     from visionattn.metrics.segmentation import (
@@ -18,34 +19,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ARI",
-    "CorLoc",
-    "ForegroundARI",
-    "MeanBestOverlap",
-    "adjusted_rand_index",
-    "correct_localization",
-    "evaluate_distances",
-    "evaluate_retrieval",
-    "evaluate_vehicleid",
-    "foreground_ari",
-    "mean_best_overlap",
-    "rerank",
-]
+    "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "block_grid",
+    "correct_localization", "evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid", "foreground_ari",
+    "mean_best_overlap", "random_segments", "rerank",
+]  # fmt: skip
 
 _LAZY = {
+    "visionattn.metrics.baselines": ("block_grid", "random_segments"),
     "visionattn.metrics.reranking": ("rerank",),
     "visionattn.metrics.retrieval": ("evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid"),
     "visionattn.metrics.segmentation": (
-        "ARI",
-        "CorLoc",
-        "ForegroundARI",
-        "MeanBestOverlap",
-        "adjusted_rand_index",
-        "correct_localization",
-        "foreground_ari",
-        "mean_best_overlap",
+        "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "correct_localization",
+        "foreground_ari", "mean_best_overlap"
     ),
-}
+}  # fmt: skip
 """Public names by module, each imported upon first use."""
 
 

@@ -13,16 +13,7 @@ from visionattn.models.slots import SlotAutoencoder
 from visionattn.models.terminator import Terminator
 
 __all__ = [
-    "Backbone",
-    "DcalSwinTransformer",
-    "DcalVisionTransformer",
-    "HaloNet",
-    "IsotropicNeighborhoodTransformer",
-    "MaskedDecoder",
-    "NeighborhoodAttentionTransformer",
-    "SlotAutoencoder",
-    "SlotCnn",
-    "SlotVisionTransformer",
-    "SmallImageResNet",
-    "Terminator",
-]
+    "Backbone", "DcalSwinTransformer", "DcalVisionTransformer", "HaloNet", "IsotropicNeighborhoodTransformer",
+    "MaskedDecoder", "NeighborhoodAttentionTransformer", "SlotAutoencoder", "SlotCnn", "SlotVisionTransformer",
+    "SmallImageResNet", "Terminator",
+]  # fmt: skip

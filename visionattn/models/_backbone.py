@@ -90,17 +90,17 @@ class Backbone(nn.Module):
 
         Args:
             x: Images `[B, in_chans, H, W]`.
-            indices: Modules to return the outputs of: the last n for an int, all for None.
-            norm: Applies the last layer to the output of the last module.
-            stop_early: Computes nothing beyond the last one asked for.
+            indices: Modules whose outputs are returned: the last n for an int, all for None.
+            norm: Apply the last layer to the output of the last module.
+            stop_early: Stop after the last module that is asked for.
             output_fmt: "NCHW", or "NHWC".
-            intermediates_only: Returns the list alone.
+            intermediates_only: Return the list alone.
 
         Returns:
             The final features and the list of outputs.
 
         Raises:
-            ValueError: `output_fmt` is neither of the two.
+            ValueError: `output_fmt` has another value.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")

@@ -10,16 +10,14 @@ def configs_like(prefix: str, changes: dict[str, Any], *backbones: str) -> dict[
     """Return timm's configurations, one for each of the weights, for models that take these weights.
 
     Args:
-        prefix: What the names begin with, before the backbone's.
-        changes: What is other than there.
+        prefix: Prefix of the new names, before the backbone's name.
+        changes: Entries that differ from timm's.
         *backbones: Names in timm's registry.
     """
     return {
-        prefix + name: {**_plain(asdict(cfg)), **changes}
+        prefix + name: {
+            key: value for key, value in (asdict(cfg) | changes).items() if key not in ("architecture", "tag")
+        }
         for backbone in backbones
         for name, cfg in get_arch_pretrained_cfgs(backbone).items()
     }
-
-
-def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}

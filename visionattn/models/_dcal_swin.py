@@ -20,12 +20,12 @@ class DcalSwinTransformer(SwinTransformer):
 
         Args:
             *args: As for timm's SwinTransformer.
-            pair_source: Whose keys and values a window meets: its pair's in self-attention ("sa"), or in the pair's
+            pair_source: Source of the other keys and values: the pair's self-attention ("sa"), or the pair's
                 own pair-wise stream ("pwca").
             **kwargs: As for timm's SwinTransformer.
 
         Raises:
-            ValueError: `pair_source` is neither of the two.
+            ValueError: `pair_source` has another value.
         """
         if pair_source not in ("sa", "pwca"):
             raise ValueError(f"pair_source must be sa or pwca, got {pair_source!r}")
@@ -38,10 +38,10 @@ class DcalSwinTransformer(SwinTransformer):
 
         Args:
             x: Images [B, in_chans, H, W].
-            pair: Which image of the batch each meets in PWCA [B]; None for no PWCA.
+            pair: Index of the image that each image is paired with in PWCA [B]; None for no PWCA.
 
         Returns:
-            What the branches give, by the names `branch_names`.
+            Outputs of the branches, by the names `branch_names`.
         """
         if pair is None:
             return {"sa": self._branch(self.forward_features(x))}

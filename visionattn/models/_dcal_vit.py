@@ -51,17 +51,17 @@ class DcalVisionTransformer(VisionTransformer):
         Args:
             *args: As for timm's VisionTransformer.
             glca: Whether there is a GLCA block.
-            glca_ratio: Share of the patches that GLCA selects; the paper has 0.1 for fine-grained classes and 0.3 for
+            glca_ratio: Share of the patches that GLCA selects; in the paper 0.1 for fine-grained classes and 0.3 for
                 re-identification.
-            glca_pool: What GLCA's features are: its class token (the paper's words), or the mean over the class token
-                and the selected patches (`avg`), without which the selection is of no consequence.
+            glca_pool: Features of GLCA: its class token (as in the paper), or the mean over the class token
+                and the selected patches (`avg`). With the class token alone the selection has no effect.
             pwca: Whether training has pair-wise attention.
-            pair_source: Whose keys and values an image meets there: its pair's in self-attention, or in the pair's
-                own pair-wise stream. The paper says neither.
+            pair_source: Source of the other keys and values: the pair's self-attention ("sa"), or the pair's
+                own pair-wise stream ("pwca"). The paper does not say which.
             **kwargs: As for timm's VisionTransformer; `global_pool` is "token" or "".
 
         Raises:
-            ValueError: Options out of their bounds, or that do not fit each other.
+            ValueError: An option is out of its bounds, or two do not fit each other.
         """
         check_pool(kwargs.get("global_pool", "token"))
         if pair_source not in ("sa", "pwca"):
@@ -90,7 +90,7 @@ class DcalVisionTransformer(VisionTransformer):
         """Let `forward` use SA and GLCA together ("combined"), or SA alone ("sa").
 
         Raises:
-            ValueError: Neither of the two, or no GLCA to combine with.
+            ValueError: Another value, or there is no GLCA to combine with.
         """
         if inference not in ("combined", "sa"):
             raise ValueError(f"inference must be combined or sa, got {inference!r}")
@@ -99,7 +99,7 @@ class DcalVisionTransformer(VisionTransformer):
         self.inference = inference
         self.head_hidden_size = self.embed_dim * (2 if inference == "combined" else 1)
 
-    # What timm asks
+    # timm's contract
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return groups of parameters for layer decay; GLCA is in the group of the last block."""
@@ -144,18 +144,18 @@ class DcalVisionTransformer(VisionTransformer):
 
         Args:
             x: Images [B, in_chans, H, W].
-            indices: Blocks to return the outputs of: the last n for an int, all for None.
-            return_prefix_tokens: Returns pairs of patches and prefix tokens.
-            norm: Applies the final norm to all outputs.
-            stop_early: Computes nothing beyond the last block asked for.
+            indices: Blocks whose outputs are returned: the last n for an int, all for None.
+            return_prefix_tokens: Return pairs of patches and prefix tokens.
+            norm: Apply the final norm to all outputs.
+            stop_early: Stop after the last block that is asked for.
             output_fmt: "NCHW", or "NLC".
-            intermediates_only: Returns the list alone.
+            intermediates_only: Return the list alone.
 
         Returns:
             The final features, which are those of `forward_features` unless stopped early, and the list of outputs.
 
         Raises:
-            ValueError: `output_fmt` is neither of the two.
+            ValueError: `output_fmt` has another value.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC; got {output_fmt!r}")
@@ -211,10 +211,10 @@ class DcalVisionTransformer(VisionTransformer):
 
         Args:
             x: Images [B, in_chans, H, W].
-            pair: Which image of the batch each meets in PWCA [B]; None for no PWCA.
+            pair: Index of the image that each image is paired with in PWCA [B]; None for no PWCA.
 
         Returns:
-            What the branches give, by the names `branch_names`.
+            Outputs of the branches, by the names `branch_names`.
         """
         x = self._embed(x)
         count = len(x)
@@ -292,7 +292,7 @@ def check_pool(global_pool: str) -> None:
     """Check that features are class tokens.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They are not class tokens.
     """
     if global_pool not in ("token", ""):
         raise ValueError(f"DCAL's features are class tokens: global_pool must be 'token' or '', got {global_pool!r}")

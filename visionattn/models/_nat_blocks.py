@@ -1,7 +1,7 @@
 """Modules of the NAT family.
 
-Modules take and give NCHW maps; blocks run on NHWC, and the maps between them are views of that. Norms have the epsilon
-of torch, not that of timm: published weights were trained with it.
+Modules map NCHW to NCHW; blocks run on NHWC, and the maps between them are views of it. Norms have the epsilon
+of torch, not timm's: published weights were trained with it.
 """
 
 from collections.abc import Sequence
@@ -146,7 +146,7 @@ def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
     """Return the dilations of `depth` blocks; None stands for the largest that fits the map.
 
     Raises:
-        ValueError: another word than "largest", or as many dilations as there are no blocks.
+        ValueError: another word than "largest", or not one dilation per block.
     """
     if isinstance(dilation, int):
         return [1 if i % 2 == 0 else dilation for i in range(depth)]

@@ -1,8 +1,8 @@
-"""Zeros around small maps, with which published NAT and DiNAT weights were trained: a fact that travels with weights.
+"""Zeros around small maps, with which published NAT and DiNAT weights were trained; weights record them.
 
-A model that is not told what to do follows the weights that it loads, and then says so in its state dict by a key of
-its own. Thus files of the authors, what `visionattn export convert` makes of them, exported folders
-and fine-tuned checkpoints all give the network that was trained, and models from scratch see no zeros.
+By default a model follows the weights that it loads, and then records that in its state dict under a key of
+its own. Files of the authors, the output of `visionattn export convert`, exported folders
+and fine-tuned checkpoints therefore all give the trained network, and models from scratch use no zeros.
 """
 
 from typing import Any
@@ -30,12 +30,12 @@ def _attentions(model: nn.Module) -> list[NeighborhoodAttention2d]:
 def _take(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     told = state_dict.pop(f"{prefix}{PADDING}", None)
     has_attention = any(name.startswith(prefix) and name.endswith("qkv.weight") for name in state_dict)
-    if getattr(model, PADDING) is None and has_attention:  # a new head alone says nothing
+    if getattr(model, PADDING) is None and has_attention:  # a new head alone decides nothing
         for attention in _attentions(model):
             attention.legacy_pad = told is not None and bool(told)
 
 
 def _tell(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, _: Any) -> None:
-    # A model that was told gets told again by whoever builds it.
+    # An explicit option is given again whenever the model is built.
     if getattr(model, PADDING) is None and any(attention.legacy_pad for attention in _attentions(model)):
         state_dict[f"{prefix}{PADDING}"] = torch.tensor(True)

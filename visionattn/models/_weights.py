@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
         if path.is_relative_to(FOLDER):
             check(path)
     return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+
+
+def build_vit(
+    model_cls: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable[..., Any], **kwargs: Any
+) -> Any:
+    """Build a ViT of timm, or a subclass, with `build_model`; its features are those of three blocks by default."""
+    features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
+    return build_model(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)
+
+
+def build_pyramid(
+    model_cls: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable[..., Any], **kwargs: Any
+) -> Any:
+    """Build a `Backbone` with a stack of `depths` with `build_model`; its features are those of every level."""
+    features = {"out_indices": tuple(range(len(kwargs["depths"]))), "flatten_sequential": True}
+    return build_model(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)
 
 
 def check(path: Path) -> None:

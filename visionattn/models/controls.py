@@ -8,7 +8,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_model, build_vit, packaged
 
 __all__ = ["SmallImageResNet"]
 
@@ -67,15 +67,7 @@ RESNET_PICO: dict[str, Any] = {
 
 
 def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> VisionTransformer:
-    model: VisionTransformer = build_model(
-        VisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arch, **kwargs},
-    )
-    return model
+    return build_vit(VisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 @register_model
@@ -93,11 +85,10 @@ def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
 @register_model
 def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
     """A ResNet of our own making: ResNet-18 with 16 to 96 channels."""
-    model: SmallImageResNet = build_model(
+    return build_model(
         SmallImageResNet,
         "resnet_pico",
         pretrained,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
         **{**RESNET_PICO, **kwargs},
     )
-    return model

@@ -24,7 +24,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from visionattn.models._configs import configs_like
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, checkpoint_filter_fn
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_model, build_vit, packaged
 from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
 
 __all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
@@ -67,19 +67,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalVisionTransformer:
-    model: DcalVisionTransformer = build_model(
-        DcalVisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arch, **kwargs},
-    )
-    return model
+    return build_vit(DcalVisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 def _create_swin(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalSwinTransformer:
-    model: DcalSwinTransformer = build_model(
+    return build_model(
         DcalSwinTransformer,
         variant,
         pretrained,
@@ -87,7 +79,6 @@ def _create_swin(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs:
         feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
         **{"patch_size": 4, "window_size": 7, **arch, **kwargs},
     )
-    return model
 
 
 _TINY: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}

@@ -1,11 +1,11 @@
 """HaloNet: a residual network whose 3x3 convolutions are blocked local attention.
 
 Paper: "Scaling Local Self-Attention for Parameter Efficient Visual Backbones" (Vaswani et al., arXiv 2103.12731). Four
-stages of bottlenecks, 1x1 convolution, halo attention, 1x1 convolution; the first attention of stages 2 to 4 computes
-every second query. Modules take and give NCHW maps, in channels-last memory throughout, which attention wants.
+stages of bottlenecks: 1x1 convolution, halo attention, 1x1 convolution. The first attention of stages 2 to 4 computes
+every second query. Modules map NCHW to NCHW, in channels-last memory, which attention needs.
 
-What the paper leaves open is our choice: where heads are both "16 channels" and 4, 8, 8, 8, the latter; bottlenecks end
-in an activation after the sum, the last norm of each starts at zero; `q.r` is scaled as `q.k` is. H3's final width is
+The paper leaves some choices open. Ours: 4, 8, 8, 8 heads, which the paper also calls 16 channels; bottlenecks end in
+an activation after the sum, the last norm of each starts at zero; `q.r` is scaled as `q.k` is. H3's final width is
 the table's 1024 (11.84 M parameters), though 1280 would give the 12.3 M beside it.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, channels_last, resize_table
 from visionattn.models._backbone import Backbone
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_pyramid, packaged
 
 __all__ = ["HaloNet"]
 
@@ -126,7 +126,7 @@ class HaloNet(Backbone):
             value_ratio: Width of values over that of queries (r_v).
             output_ratio: Width of a block's output over that of queries (r_b).
             final_dim: Width of a last 1x1 convolution (d_f); None for none.
-            conv_stages: How many stages, from the first, have 3x3 convolutions in place of attention.
+            conv_stages: Number of first stages with 3x3 convolutions in place of attention.
             stem: The paper's convolution and pool ("conv"), patches of 4x4 pixels ("patch"), of which incomplete ones
                 are left out, or a 3x3 convolution of stride 2 for small images ("small").
             stem_dim: Channels of the stem.
@@ -135,9 +135,9 @@ class HaloNet(Backbone):
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
             drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
-            zero_init_last: Whether blocks start as their shortcut.
-            device: Where parameters are made.
-            dtype: Their type.
+            zero_init_last: Whether blocks are initialised as their shortcut.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: Arguments do not fit each other.
@@ -281,16 +281,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_halonet(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> HaloNet:
-    arch = {**arch, **kwargs}
-    model: HaloNet = build_model(
-        HaloNet,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **arch,
-    )
-    return model
+    return build_pyramid(HaloNet, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 def _table(name: str, **changes: Any) -> dict[str, Any]:

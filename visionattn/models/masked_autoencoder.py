@@ -1,7 +1,7 @@
-"""Masked autoencoding: a ViT of timm sees some patches of an image, and a small decoder guesses the others.
+"""Masked autoencoding: a ViT of timm sees some patches of an image, and a small decoder predicts the others.
 
-The encoder is any `VisionTransformer`, as it is; what it learns is in its own state dict, and what only pretraining
-needs is in the decoder. A step of training is
+The encoder is any `VisionTransformer`, unchanged. Its state dict holds all that is used later; the decoder is for
+pretraining only. A training step is
 
     masking = mask_patches(noise, ratio)
     predicted = decoder(encode_visible(encoder, image, masking.visible), masking)
@@ -30,8 +30,8 @@ class Masking(NamedTuple):
     """Visible and hidden patches of each image.
 
     Attributes:
-        visible: their places [B, V].
-        hidden: the places of the others [B, M], whose pixels are to be predicted.
+        visible: positions of the visible patches [B, V].
+        hidden: positions of the hidden patches [B, M], whose pixels are predicted.
     """
 
     visible: Tensor
@@ -42,11 +42,11 @@ def mask_patches(noise: Tensor, ratio: float) -> Masking:
     """Hide the patches with the most noise, so that uniform noise hides any set of them with equal probability.
 
     Args:
-        noise: a number for each patch [B, P].
+        noise: random number of each patch [B, P].
         ratio: share of the patches to hide, rounded to whole patches.
 
     Raises:
-        ValueError: nothing would be hidden, or nothing visible.
+        ValueError: no patch would be hidden, or none visible.
     """
     total = noise.shape[1]
     hidden = round(total * ratio)
@@ -62,7 +62,7 @@ def encode_visible(encoder: VisionTransformer, image: Tensor, visible: Tensor) -
     Args:
         encoder: the ViT.
         image: images [B, C, H, W].
-        visible: places of the patches to see [B, V].
+        visible: positions of the visible patches [B, V].
 
     Returns:
         Prefix tokens and then those of the visible patches, in the order of `visible`, after the final norm: [B, E + V,
@@ -90,13 +90,13 @@ class MaskedDecoder(nn.Module):
         """Build a decoder for one encoder.
 
         Args:
-            encoder: whose tokens it takes, and whose patches it predicts.
+            encoder: encoder of the tokens and of the patch size.
             dim: width, a multiple of 4 and of `num_heads`.
             depth: number of blocks.
             num_heads: heads of each block.
 
         Raises:
-            ValueError: a width or depth that cannot be.
+            ValueError: the width or depth is invalid.
         """
         super().__init__()
         if dim < 4 or num_heads < 1 or dim % 4 or dim % num_heads:
@@ -119,15 +119,15 @@ class MaskedDecoder(nn.Module):
         """Predict the pixels that :func:`hidden_patches` returns.
 
         Args:
-            tokens: what :func:`encode_visible` gives [B, E + V, D].
-            masking: which patches these are.
+            tokens: output of :func:`encode_visible` [B, E + V, D].
+            masking: positions of these patches.
 
         Returns:
             Normalised pixels [B, M, h·w·C] of the hidden patches.
         """
         tokens = self.embed(tokens)
         prefix, visible = tokens.tensor_split([self.num_prefix_tokens], dim=1)
-        # Attention does not care for the order of its tokens, so that hidden patches may stay behind visible ones.
+        # Attention ignores the order of its tokens, so that hidden patches may follow visible ones.
         visible = visible + self.position[masking.visible]
         hidden = self.mask_token + self.position[masking.hidden]
         tokens = self.norm(self.blocks(torch.cat([prefix, visible, hidden], dim=1)))
@@ -139,7 +139,7 @@ def hidden_patches(image: Tensor, masking: Masking, patch_size: tuple[int, int])
 
     Args:
         image: images [B, C, H, W].
-        masking: which patches are hidden.
+        masking: visible and hidden patches.
         patch_size: h and w of a patch in pixels.
     """
     patches = _take(patchify(image, patch_size), masking.hidden)
@@ -152,7 +152,7 @@ def fill_hidden(image: Tensor, masking: Masking, patch_size: tuple[int, int], pr
 
     Args:
         image: images [B, C, H, W].
-        masking: which patches are hidden.
+        masking: visible and hidden patches.
         patch_size: h and w of a patch in pixels.
         predicted: normalised pixels [B, M, h·w·C], to which each patch's own mean and variance are given back, for no
             others are known; None for zeros.
@@ -178,7 +178,7 @@ def check_encoder(encoder: nn.Module, name: str, size: tuple[int, int]) -> Visio
     """Check that a model can be pretrained so, on images of a height and width in pixels.
 
     Raises:
-        ValueError: it is no ViT of timm on plain patches, or one for images of another size.
+        ValueError: it is not a ViT of timm on plain patches, or is for images of another size.
     """
     embed: Any = getattr(encoder, "patch_embed", None)
     if not isinstance(encoder, VisionTransformer) or not isinstance(embed, PatchEmbed):

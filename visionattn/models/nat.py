@@ -5,8 +5,8 @@ Transformer" (Hassani and Shi, arXiv 2209.15001). A pyramid of four levels; each
 neighborhood attention with relative bias. DiNAT is NAT whose blocks alternate dilation 1 and a level's dilation;
 DiNAT_s is that in the frame of Swin: patches side by side, merged in 2x2 squares.
 
-Weights published in any layout load, see `_nat_checkpoints`. Their addresses are those of their authors' own code and
-were never followed here.
+Published weights load in every layout, see `_nat_checkpoints`. Their URLs are those of the authors' code; we have
+never tested them.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from visionattn.models._nat_blocks import (
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
-from visionattn.models._weights import build_model, packaged
+from visionattn.models._weights import build_pyramid, packaged
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 
@@ -74,7 +74,7 @@ class NeighborhoodAttentionTransformer(Backbone):
             num_heads: Attention heads per level.
             kernel_size: Keys per query and axis, or one number per axis.
             dilations: Per level one dilation for every second block of it (1, D, 1, D, ...), or one per block;
-                "largest" for the largest with which a window fits the map at hand (that of the papers at every size);
+                "largest" for the largest with which a window fits the map (the papers' choice, at every size);
                 None for 1 throughout.
             mlp_ratio: Hidden width of an MLP over its width.
             qkv_bias: Whether queries, keys and values have a bias.
@@ -82,20 +82,20 @@ class NeighborhoodAttentionTransformer(Backbone):
             embed: "conv" for overlapping convolutions at the stem and between levels; "patch" for patches side by side
                 and their merging, as in DiNAT_s.
             stem_strides: Strides of the two convolutions of the stem; their product is the size of a patch.
-            legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
-                weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
-                trained, and without zeros from scratch.
+            legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
+                weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
+                model from scratch.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout after attention projections and in MLPs.
             drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
-            ValueError: depths, num_heads and dilations do not name the same number of levels, or another word than
+            ValueError: depths, num_heads and dilations differ in their number of levels, or another word than
                 those above.
         """
         super().__init__()
@@ -237,16 +237,9 @@ default_cfgs = generate_default_cfgs(
 def _create_nat(
     variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any
 ) -> NeighborhoodAttentionTransformer:
-    arch = {**arch, **kwargs}
-    model: NeighborhoodAttentionTransformer = build_model(
-        NeighborhoodAttentionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": tuple(range(len(arch["depths"]))), "flatten_sequential": True},
-        **arch,
+    return build_pyramid(
+        NeighborhoodAttentionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs}
     )
-    return model
 
 
 _MINI = {"embed_dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}

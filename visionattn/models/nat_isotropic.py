@@ -78,23 +78,23 @@ class IsotropicNeighborhoodTransformer(Backbone):
             depth: Blocks.
             num_heads: Attention heads.
             kernel_size: Keys per query and axis, or one number per axis; None for the whole map of `img_size`.
-            dilation: Of every second block, or one per block; "largest" for the largest that fits the map at hand.
+            dilation: Dilation of every second block, or one per block; "largest" for the largest that fits the map.
             mlp_ratio: Hidden width of an MLP over its width.
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
             patch_size: Pixels of a patch per axis.
             img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None.
-            legacy_pad: Attends to appended zeros on maps smaller than a window, as in the training of published
-                weights; otherwise a query sees no more than its map has. None to do as the loaded weights were
-                trained, and without zeros from scratch.
+            legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
+                weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
+                model from scratch.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout after attention projections and in MLPs.
             drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: `num_heads` does not divide `embed_dim`, or `dilation` does not have one entry per block.
@@ -187,7 +187,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    model: IsotropicNeighborhoodTransformer = build_model_with_cfg(
+    return build_model_with_cfg(
         IsotropicNeighborhoodTransformer,
         variant,
         pretrained,
@@ -195,7 +195,6 @@ def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any)
         feature_cfg={"out_indices": 3, "flatten_sequential": True},
         **{**arch, **kwargs},
     )
-    return model
 
 
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}

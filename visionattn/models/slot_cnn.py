@@ -59,8 +59,8 @@ class SlotCnn(Backbone):
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: Not as many kernels and strides as layers.
@@ -115,14 +115,13 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
-    model: SlotCnn = build_model_with_cfg(
+    return build_model_with_cfg(
         SlotCnn,
         variant,
         pretrained,
         feature_cfg={"out_indices": arch.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"},
         **arch,
     )
-    return model
 
 
 @register_model

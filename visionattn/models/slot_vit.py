@@ -11,13 +11,14 @@ making.
 
 from typing import Any, Literal, get_args
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
 from visionattn.models._configs import configs_like
+from visionattn.models._weights import build_vit
 from visionattn.models.controls import VIT_PICO
 
 __all__ = ["SlotVisionTransformer"]
@@ -65,15 +66,15 @@ class SlotVisionTransformer(VisionTransformer):
 
         Args:
             *args: As for timm's VisionTransformer.
-            num_slots: Slots, of the width of the tokens.
-            slot_iterations: How often they look at the patches.
-            slot_init: Where they start, see `SlotInit`.
+            num_slots: Number of slots, which have the width of the tokens.
+            slot_iterations: Iterations of slot attention.
+            slot_init: Initial slots, see `SlotInit`.
             slot_implicit: Whether gradients are those of the last iteration alone, see `SlotAttention`.
-            set_pool: How one vector is made of the slots: their "mean", or one with learned weights, "attention".
+            set_pool: Pooling of the slots: "mean", or "attention" with learned weights.
             **kwargs: As for timm's VisionTransformer; `global_pool` is "map" or "".
 
         Raises:
-            ValueError: An option out of its bounds.
+            ValueError: An option is out of its bounds.
         """
         pool = kwargs.get("global_pool", "map")
         if pool not in ("map", ""):
@@ -99,7 +100,7 @@ class SlotVisionTransformer(VisionTransformer):
         """Return the share of each patch that each slot takes: [B, K, h, w], with a sum of 1 over slots.
 
         Raises:
-            ValueError: There are no slots, as the pooling was taken away.
+            ValueError: There are no slots, because the pooling was removed.
         """
         if self.attn_pool is None:
             raise ValueError("there are no slots: the pooling was taken away")
@@ -119,15 +120,7 @@ default_cfgs = generate_default_cfgs(configs_like("slot_", {}, "vit_pico_patch4_
 
 
 def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> SlotVisionTransformer:
-    model: SlotVisionTransformer = build_model_with_cfg(
-        SlotVisionTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **{**arch, **kwargs},
-    )
-    return model
+    return build_vit(SlotVisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
 
 
 @register_model

@@ -1,8 +1,8 @@
-"""Slot autoencoders: an image's map of features becomes a few slots, each of which has to draw a part of it.
+"""Slot autoencoders: a feature map becomes a few slots, each of which draws a part of the image.
 
-On top of any model of timm there are slot attention and a decoder that draws each slot by itself. Rebuilt is the
-image, while the encoder learns along (`slot_attention`: Locatello et al., "Object-Centric Learning with Slot
-Attention", NeurIPS 2020, https://arxiv.org/abs/2006.15055), or what a frozen encoder makes of it (`dinosaur`: Seitzer
+Slot attention and a decoder of single slots are added to any timm model. The target is the image, and the encoder is
+trained as well (`slot_attention`: Locatello et al., "Object-Centric Learning with Slot
+Attention", NeurIPS 2020, https://arxiv.org/abs/2006.15055), or the features of a frozen encoder (`dinosaur`: Seitzer
 et al., "Bridging the Gap to Real-World Object-Centric Learning", ICLR 2023, https://arxiv.org/abs/2209.14860). A step
 of training is
 
@@ -40,9 +40,9 @@ class Decomposition(NamedTuple):
 
     Attributes:
         slots: [B, K, D].
-        attention: how much of each place of the features a slot got [B, K, h, w]; sums to 1 over slots.
-        masks: how much of each place of the reconstruction is a slot's [B, K, H', W']; sums to 1 over slots.
-        parts: what each slot draws [B, K, C', H', W'].
+        attention: share of each feature position per slot [B, K, h, w]; sums to 1 over slots.
+        masks: share of each reconstructed position per slot [B, K, H', W']; sums to 1 over slots.
+        parts: part that each slot draws [B, K, C', H', W'].
     """
 
     slots: Tensor
@@ -112,7 +112,7 @@ class BroadcastDecoder(nn.Module):
     With kernels of 1×1 this is an MLP for each place.
 
     Attributes:
-        size: height and width of what is drawn.
+        size: height and width of the parts.
     """
 
     def __init__(
@@ -175,25 +175,25 @@ class SlotAutoencoder(nn.Module):
 
         Args:
             features: C, h and w of the map.
-            method: What is rebuilt: the image ("slot_attention") or the features ("dinosaur").
-            num_slots: How many slots there are.
-            slot_dim: Their width.
-            slot_hidden_dim: Width within the MLP that updates them.
-            iterations: How often they look at the features.
-            slot_init: Where they start, see `SlotInit`.
+            method: Target of the reconstruction: the image ("slot_attention") or the features ("dinosaur").
+            num_slots: Number of slots.
+            slot_dim: Width of a slot.
+            slot_hidden_dim: Hidden width of the MLP that updates slots.
+            iterations: Iterations of slot attention.
+            slot_init: Initial slots, see `SlotInit`.
             implicit: Whether gradients are those of the last iteration alone, see `SlotAttention`.
-            guided: Whether a mask is the slot's attention times what the decoder says, so that a slot draws where it
-                looked, not where it remembers to have looked. An extension: slots come apart within hundreds of steps,
-                where all stayed alike for thousands.
-            decoder_dim: Channels of the layers that draw.
+            guided: Whether a mask is the slot's attention times the decoder's mask, so that a slot draws where it
+                looked. An extension: slots separate within hundreds of steps, and without it stayed the same for
+                thousands.
+            decoder_dim: Channels of the decoder's layers.
             decoder_grid: Edge of the grid on which a slot is put before it is drawn, for "slot_attention"; that of
                 "dinosaur" is that of the features, and its layers are an MLP.
-            decoder_strides: By how much each layer enlarges it; as many layers as numbers.
+            decoder_strides: Enlargement by each layer of the decoder.
             decoder_kernel: Edge of their kernels, odd.
             decoder_patch: Edge of the patches of pixels that the last layer draws at each place.
 
         Raises:
-            ValueError: An unknown method, or numbers out of their bounds.
+            ValueError: The method is unknown, or a number is out of its bounds.
         """
         super().__init__()
         if method not in get_args(Method):
@@ -226,8 +226,8 @@ class SlotAutoencoder(nn.Module):
         """Decompose images into slots and their parts.
 
         Args:
-            features: What `encode` gives [B, C, h, w].
-            noise: What slots are drawn from, see `SlotAttention`.
+            features: Output of `encode` [B, C, h, w].
+            noise: Noise of drawn slots, see `SlotAttention`.
         """
         x = features.permute(0, 2, 3, 1)
         x = x if self.position is None else x + self.position()

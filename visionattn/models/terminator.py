@@ -1,24 +1,24 @@
 """Terminator: slow-fast neural encoding blocks of HyperZ·Z·W at full resolution.
 
 Paper: "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context Interaction" (Zhang, arXiv 2401.17948). Blocks
-widen the map and never shrink it; there is no stem and there are no residual sums, but later blocks also take outputs
+widen the map and never shrink it. There is no stem and no residual sum, but later blocks also take outputs
 of earlier ones. Written from a description of the paper and of the code released with it in 2024.
 
 By default a prediction depends on its image alone. `paper_compat=True` is the released network: local kernels from
 the mean of the batch, statistics of the batch at evaluation, and 1,336,855 parameters for 10 classes. Of these 2,441
-have no effect, since a standardization takes them away again; they are left out otherwise:
+have no effect, since a standardization removes them; they are left out otherwise:
 
     biases of W_y of two RGUs, of the 1x1 map before `mix`, and of four local branches      7 * (3+12+36+72+144) = 1,869
     biases of the last map of each block                                                       12+36+72+144+288 =   552
     scalars after the local branches                                                                      4 * 5 =    20
 
-A further scalar between blocks was not registered as a parameter there, hence never trained; it is in neither.
+The released code has another scalar between blocks, which was not registered and never trained; both modes omit it.
 
-What of timm's contract cannot hold: hyper-kernels and position biases have the size of the map, so that another input
-size wants `img_size` or `set_input_size`; mode "matmul" wants square maps; all features have one resolution. There are
+Parts of timm's contract do not hold. Hyper-kernels and position biases have the size of the map, so that another input
+size needs `img_size` or `set_input_size`. Mode "matmul" needs square maps. All features have one resolution. There are
 no residual branches, hence no `drop_path_rate`. Nearly all layers of the first block have as many channels as an
 image, so that weights for other `in_chans` are refused. Sequences are maps of one row, with `pool_size` (1, L). Slow
-networks keep float32 where a half precision is asked for, see `visionattn.layers.slow_network`.
+networks stay in float32 if half precision is asked for, see `visionattn.layers.slow_network`.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def check_size(x: Tensor, height: int, width: int) -> None:
     """Refuse images of another size than the model's.
 
     Raises:
-        ValueError: They are.
+        ValueError: The size differs.
     """
     if x.dim() != 4 or x.shape[2] != height or x.shape[3] != width:
         raise ValueError(
@@ -107,11 +107,11 @@ class Terminator(Backbone):
 
         Args:
             img_size: Height and width of the images, or an int for a square or the length of a sequence.
-            grid_size: Size of the images for which weights were or will be trained, if another: hyper-kernels are
+            grid_size: Size of the training images, if it differs from `img_size`: hyper-kernels are
                 generated for it and interpolated.
-            patch_size: Edge of the patches that a convolution makes of an image first (an extension); 1 for none.
-            stem_dim: Channels that it makes.
-            embed_dims: Channels that each block puts out, multiples of 12.
+            patch_size: Edge of the patches of a first convolution (an extension); 1 for none.
+            stem_dim: Output channels of this convolution.
+            embed_dims: Output channels of each block, multiples of 12.
             slow_depths: Hidden maps of each block's network for its global kernel.
             local_sizes: Edge of the four kinds of local kernels, see `SlowFastBlock`; 0 leaves one out.
             ndim: 1 for sequences: kernels of one row, coordinates of one axis.
@@ -125,8 +125,8 @@ class Terminator(Backbone):
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
             drop_rate: Dropout before the classifier.
             proj_drop_rate: Dropout of whole channels after each block but the first.
-            device: Where parameters are made.
-            dtype: Their type.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
 
         Raises:
             ValueError: Arguments do not fit each other.
@@ -146,7 +146,7 @@ class Terminator(Backbone):
         patches = nn.Conv2d(in_chans, stem_dim, self.patch_size, self.patch_size, **dd) if patch_size > 1 else None
         self.stem = Stem(self.img_size, patches)
         dim = in_chans if patches is None else stem_dim
-        # A block takes the output of the one before the last, from the fifth on that of the one before it, too.
+        # A block takes the output of the block two before; from the fifth on also that of the block three before.
         self.dense = [[j for j in (i - 2, i - 3 if i >= 4 else -1) if j >= 0] for i in range(len(embed_dims))]
         self.blocks = nn.ModuleList()
         feature_info: list[dict[str, Any]] = []
@@ -330,14 +330,13 @@ def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **k
     if pretrained:
         _check_channels(variant, arch)
     blocks = len(arch.get("embed_dims", range(5)))
-    model: Terminator = build_model(
+    return build_model(
         Terminator,
         variant,
         pretrained,
         feature_cfg={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
         **arch,
     )
-    return model
 
 
 def _check_channels(variant: str, arch: dict[str, Any]) -> None:

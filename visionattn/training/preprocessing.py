@@ -7,7 +7,7 @@ from typing import Any
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from visionattn.data.module import per_channel
+from visionattn.data.options import per_channel
 
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 """Keys of timm's data configuration."""

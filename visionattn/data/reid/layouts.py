@@ -43,8 +43,8 @@ class Options:
     """Options of some of the data sets.
 
     Attributes:
-        train_val: MSMT17: train on its validation images, too.
-        gallery_size: VehicleID: which of the lists of test identities.
+        train_val: also train on the validation images of MSMT17.
+        gallery_size: test list of VehicleID, by its number of identities.
     """
 
     train_val: bool = False
@@ -56,14 +56,14 @@ class Layout:
     """A published data set.
 
     Attributes:
-        title: its name.
-        obtain: how one comes by it.
-        homes: folders that its archive unpacks to, any of which ``--data.root`` may hold.
-        parse: lists a split, of the folder and the options.
-        counts: published sizes of the splits, of the options.
-        size: height and width in pixels that papers bring its images to.
-        protocol: how it is evaluated.
-        zero_counts: whether 0 is an identity as any other; elsewhere it stands for distractors.
+        title: name of the data set.
+        obtain: instructions to obtain it.
+        homes: folders that its archive unpacks to, in ``--data.root``.
+        parse: function from folders, a split and the options to the images.
+        counts: published sizes of the splits.
+        size: height and width in pixels that papers use.
+        protocol: evaluation protocol.
+        zero_counts: whether 0 is an ordinary identity, not the number of distractors.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Re-identification: one DataModule for the published data sets, their like, and the embedded identities."""
+"""Re-identification: one DataModule for the published data sets, folders like them, and the embedded identities."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor
 
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError
-from visionattn.data.module import ImageData, per_channel
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Protocol, ReidImage, Split
 from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
-from visionattn.data.sampling import EvalSampler
 from visionattn.data.sources import some
-from visionattn.data.transforms import ERASURES, INTERPOLATIONS, MAX_SIZE
+from visionattn.data.transforms import MAX_SIZE
 from visionattn.viz.person import single_threaded
 from visionattn.words import counted
 
@@ -33,13 +33,12 @@ class ReidBatch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B may be smaller than the batch size, and 0, where images were left
-            out.
-        target: [B]: in training numbers of the identities from 0, in evaluation the identities themselves.
+        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        target: [B], in training the numbers of the identities from 0, in evaluation the identities themselves.
         camera: [B], by the data set's own numbers.
-        index: places in the split [B]; in evaluation the queries come first, then the gallery.
+        index: positions in the split [B]; in evaluation the queries come first, then the gallery.
         name: file names, B of them.
-        errors: one line for each broken image that was met.
+        errors: one line for each broken image.
     """
 
     image: Tensor
@@ -51,10 +50,10 @@ class ReidBatch(NamedTuple):
 
 
 class ReidCollate(Collate):
-    """Makes a :class:`ReidBatch` of what there is.
+    """Collation of the images that could be read to a :class:`ReidBatch`.
 
     Args:
-        input_size: (C, H, W), for batches that turn out empty.
+        input_size: (C, H, W), for empty batches.
         cameras: of all images of the split.
     """
 
@@ -82,36 +81,35 @@ class ReidData(ImageData):
     Nothing is downloaded. Validation and test are the same: one loader over the queries and then the gallery.
 
     Args:
-        name: ``identities`` (embedded; the default where there is no root), ``market1501`` (the default with a root;
+        name: ``identities`` (embedded; the default without a root), ``market1501`` (the default with a root;
             any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version), ``veri776`` or
             ``vehicleid``.
-        root: folder of the data set, or the one that it was unpacked in.
-        train_val: train on MSMT17's validation images, too.
+        root: folder of the data set, or the folder above it.
+        train_val: also train on MSMT17's validation images.
         gallery_size: evaluate on VehicleID's list of 800 identities (the default), 1600 or 2400.
-        height: in pixels, by default 256, and 64 for the embedded images.
-        width: in pixels, by default 128 for people and 256 for vehicles, and 32 for the embedded images.
+        height: height in pixels, by default 256, and 64 for the embedded images.
+        width: width in pixels, by default 128 for people, 256 for vehicles, and 32 for the embedded images.
         batch_size: images per step and per device, P·K.
         instances: K, images of each identity in a batch.
-        eval_batch_size: images per step in evaluation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8; 0 for the embedded
-            images.
-        mean: of each channel, by default 0.5.
-        std: of each channel, by default 0.5.
-        interpolation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        eval_batch_size: images per step in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8; 0 for the embedded images.
+        mean: mean of each channel, by default 0.5.
+        std: standard deviation of each channel, by default 0.5.
+        interpolation: interpolation of the resizing: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
         hflip: probability of a horizontal flip.
-        padding: black pixels on each side, of which a random crop takes its share; by default 10, and 3 for the
-            embedded images; 0 for no crop.
+        padding: black pixels added on each side before a random crop; by default 10, and 3 for the embedded images; 0
+            for no crop.
         re_prob: probability of random erasing.
-        re_mode: what is put there: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
-        on_error: an image that cannot be decoded: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another image in its place in training and without it in evaluation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``.
+        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
+            it by another image in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
 
     Raises:
-        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+        DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
 
-    # Persons and vehicles have sizes of their own, which the models are resized to.
+    # The image size is that of people or vehicles; models are resized to it.
     weights_decide = frozenset({"mean", "std", "interpolation"})
 
     def __init__(
@@ -161,34 +159,25 @@ class ReidData(ImageData):
                 f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
                 f"got {gallery_size} for {self.name}"
             )
-        interpolation = interpolation or "bicubic"
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width
         for what, edge in (("height", height), ("width", width)):
             check_range(f"data.{what}", edge, 1, MAX_SIZE, error=DataError)
-        check_range("data.padding", padding, 0, error=DataError)
-        for what, share in (("hflip", hflip), ("re_prob", re_prob)):
-            check_range(f"data.{what}", share, 0, 1, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.re_mode", re_mode, ERASURES, error=DataError)
         self.root, self.instances = root and str(Path(root).expanduser()), instances
         self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
         self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (3, height, width),
-            "mean": per_channel(mean, IMAGENET_INCEPTION_MEAN, "mean"),
-            "std": per_channel(std, IMAGENET_INCEPTION_STD, "std"),
-            "interpolation": interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-        }
+        published = (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
+        self.preprocessing = make_preprocessing(
+            (3, height, width), mean, std, interpolation, crop_mode="squash", statistics=published
+        )
         self.augmentation: dict[str, Any] = {
             "hflip": hflip,
             "padding": padding,
             "re_prob": re_prob,
             "re_mode": re_mode,
         }
+        check_augmentation(self.augmentation, width)
         self._images: dict[Split, list[ReidImage]] = {}
 
     @property
@@ -279,9 +268,7 @@ class ReidData(ImageData):
         self._check_matches()
         images = [image for part in EVALUATION for image in self._images[part]]
         source = ReidSource(images, self.layout.open)
-        return self._loader(
-            split, source, sampler=EvalSampler(len(source), *self.shard), batch_size=self.eval_batch_size
-        )
+        return self._loader(split, source, **self.batches(len(source), training=False))
 
     def _loader(self, split: str, source: ReidSource, **options: Any) -> ReidLoader:
         training = split == "train"

@@ -11,9 +11,9 @@ class ReidSource:
     """Some images, whose targets are identities, or in training their numbers.
 
     Args:
-        images: which.
-        open_image: decodes one.
-        class_to_idx: numbers of the identities, by name; None leaves them as they are.
+        images: images of the source.
+        open_image: function that decodes one image.
+        class_to_idx: numbers of the identities by name; None keeps the identities.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From an image of a person or vehicle to a tensor: no part of them is cut away but by a few pixels' shift."""
+"""Transform from an image of a person or vehicle to a tensor, which cuts off a few pixels at most."""
 
 from collections.abc import Mapping
 from typing import Any

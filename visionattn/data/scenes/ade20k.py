@@ -1,4 +1,4 @@
-"""ADE20K with all its classes and with instances, whose numbers are in the channels of a PNG beside each image."""
+"""ADE20K with all classes and instances, whose numbers are in the channels of a PNG next to each image."""
 
 import re
 from collections.abc import Sequence
@@ -58,12 +58,12 @@ class Ade20k:
     `index_ade20k.pkl` has, are not read.
 
     Args:
-        root: The folder that the archive was unpacked in, or any on the way from there to the folders of the splits; or
+        root: The folder of the archive, or any folder between it and the folders of the splits; or
             a folder of such images without splits.
         split: `train`, `validation`, or the name of a folder.
 
     Raises:
-        DataError: There are no such images.
+        DataError: The images are missing.
     """
 
     class_names: Sequence[str] = [str(1 + target) for target in range(NUM_CLASSES)]

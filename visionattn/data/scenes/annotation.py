@@ -25,7 +25,7 @@ def read_rgb(path: Path) -> Image.Image:
     """Read an image in colour as it is stored, not turned upright, so that it fits its mask.
 
     Raises:
-        OSError: It is not there or cannot be decoded.
+        OSError: It is missing or cannot be decoded.
     """
     with Image.open(path) as file:
         return to_mode(file, "RGB")
@@ -35,7 +35,7 @@ def open_mask(path: Path) -> Image.Image:
     """Open an image of numbers, unconverted.
 
     Raises:
-        ValueError: It is not there or cannot be decoded; the message names it, as its scene goes by the image's name.
+        ValueError: It is missing or cannot be decoded; the message names it.
     """
     try:
         mask = Image.open(path)
@@ -59,7 +59,7 @@ def labelled_scene(image: Image.Image, keys: Keys, label: Callable[[int], Label 
     Args:
         image: The image.
         keys: `[H, W]`: the data set's number of each position's segment.
-        label: What the segment with a key shows; None where the data set does not say, which makes it `UNLABELLED`.
+        label: Function from a key to the label of its segment; None means `UNLABELLED`.
 
     Raises:
         ValueError: Image and mask differ in size.

@@ -24,14 +24,14 @@ VOID = 0
 class CocoPanoptic:
     """Kirillov et al., "Panoptic Segmentation" (arXiv 1801.00868), on COCO 2017: 80 kinds of things, 53 of stuff.
 
-    Crowds, whose members nobody told apart, are unlabelled, as is what the annotators left out.
+    Crowds, whose members are not separated, and positions without annotation are unlabelled.
 
     Args:
         root: The folder that holds `annotations`.
-        split: `train`, `validation`, or the name of another one before its `2017`.
+        split: `train`, `validation`, or the name of another split without its `2017`.
 
     Raises:
-        DataError: Annotations that are missing or not as expected.
+        DataError: Annotations are missing or not as expected.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -111,7 +111,7 @@ def _value(record: Mapping[str, Any], key: str, name: str) -> Any:
     """Return the value of a key.
 
     Raises:
-        DataError: the record, which goes by ``name``, lacks it.
+        DataError: the record ``name`` lacks the key.
     """
     if key not in record:
         raise DataError(f"{name} has no {key}")
@@ -122,7 +122,7 @@ def _segment(segment: Mapping[str, Any], targets: Mapping[int, int], image: str)
     """Return the number and the class of a segment, -1 for a crowd.
 
     Raises:
-        DataError: a key is missing, or the category is none of the table's.
+        DataError: a key is missing, or the category is unknown.
     """
     try:
         return segment["id"], -1 if segment["iscrowd"] else targets[segment["category_id"]]

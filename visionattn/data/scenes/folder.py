@@ -1,4 +1,4 @@
-"""Any folder of images with a folder of masks beside it, whose values are numbers of instances."""
+"""Folders of images with a folder of masks, whose values are numbers of instances."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +28,10 @@ class SceneFolder:
 
     Args:
         root: The folder that holds `images` and `instances`, or folders of these for each split.
-        split: `train`, `validation`, or the name of a folder; without folders of splits all are the same.
+        split: `train`, `validation`, or the name of a folder; without split folders all splits are the same.
 
     Raises:
-        DataError: No images, or some without a mask.
+        DataError: There are no images, or some have no mask.
     """
 
     class_names: Sequence[str] = ("background", "object")

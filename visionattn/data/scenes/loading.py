@@ -16,15 +16,15 @@ class SceneBatch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, 3, H, W]; B may be smaller than the batch size, and 0, where images were left
+        image: normalised images [B, 3, H, W]; B is smaller than the batch size, or 0, if images were left
             out.
-        segments: ids of the segments [B, H, W], int64; 0 for positions without one. Those of an image are as it has
-            them, from 1 on, also where cutting and resizing left nothing of some.
-        classes: of each segment by its id [B, S + 1], for the largest S in the batch; -1 for id 0 and beyond the
-            image's last one.
+        segments: ids of the segments [B, H, W], int64; 0 for positions without one. The ids of an image count
+            from 1 on, also if cropping and resizing removed some segments.
+        classes: class of each segment by its id [B, S + 1], for the largest S in the batch; -1 for id 0 and after the
+            last segment of an image.
         things: whether a segment is an object [B, S + 1].
-        name: of the scenes, B of them.
-        errors: one line for each broken image that was met.
+        name: names of the B scenes.
+        errors: one line for each broken image.
     """
 
     image: Tensor
@@ -60,10 +60,10 @@ class SceneSource:
 
 
 class SceneCollate:
-    """Makes a :class:`SceneBatch` of what there is.
+    """Collation of items to a :class:`SceneBatch` of the scenes that could be read.
 
     Args:
-        input_size: (C, H, W), for batches that turn out empty.
+        input_size: (C, H, W), for empty batches.
     """
 
     def __init__(self, input_size: tuple[int, int, int]) -> None:

@@ -1,21 +1,19 @@
-"""Scenes: one DataModule for synthetic ones, COCO panoptic, ADE20K and folders of images with masks."""
+"""Scenes: one DataModule for synthetic scenes, COCO panoptic, ADE20K and folders of images with masks."""
 
 from pathlib import Path
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from visionattn.checks import check_choice, check_range
+from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageDataset, OnError
-from visionattn.data.module import ImageData, per_channel
-from visionattn.data.sampling import EvalSampler, TrainSampler
+from visionattn.data.module import ImageData
+from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
 from visionattn.data.scenes.opening import SceneName, open_scenes
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.synthetic import LENGTHS
 from visionattn.data.scenes.transforms import CROP_MODES, CropMode, SceneTransform
-from visionattn.data.transforms import INTERPOLATIONS, MAX_SIZE
+from visionattn.data.transforms import MAX_SIZE
 from visionattn.viz.person import single_threaded
 
 SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
@@ -25,33 +23,32 @@ class SceneData(ImageData):
     """Scenes for training and validation. Nothing is downloaded; test is the same as validation.
 
     Args:
-        name: ``synthetic`` (drawn as they are needed; the default where there is no root), ``coco_panoptic``,
-            ``ade20k``, or ``folder`` (the default with a root), which has masks with numbers of instances.
+        name: ``synthetic`` (drawn on demand; the default without a root), ``coco_panoptic``,
+            ``ade20k``, or ``folder`` (the default with a root), a folder with masks of instance numbers.
         root: folder of the data set.
         train_split: name of the training split, by default the data set's usual one.
-        val_split: the same for validation.
-        limit: use so many scenes of each split, the first ones; by default all.
+        val_split: name of the validation split, likewise.
+        limit: number of scenes of each split, the first ones; by default all.
         image_size: height and width in pixels, by default 64 for synthetic scenes and 224 for others.
-        length: synthetic scenes for training.
-        val_length: synthetic scenes for validation.
-        max_objects: synthetic scenes have 2 to so many.
-        textured: some synthetic objects and backgrounds have patterns; otherwise all are plain.
+        length: number of synthetic scenes for training.
+        val_length: number of synthetic scenes for validation.
+        max_objects: largest number of objects in a synthetic scene; the smallest is 2.
+        textured: draw patterns on some synthetic objects and backgrounds.
         batch_size: scenes per step and per device.
-        eval_batch_size: the same for validation, by default the same number.
-        num_workers: loader processes per device, by default as many as there are cores, at most 8.
-        mean: of each channel, by default ImageNet's.
-        std: of each channel, by default ImageNet's.
-        interpolation: of images: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; that of segments is always
-            ``nearest``.
-        crop_mode: ``center``, the default, keeps the aspect and cuts off what is too much of the longer side;
-            ``squash`` keeps all.
+        eval_batch_size: scenes per step and per device in evaluation, by default ``batch_size``.
+        num_workers: loader processes per device, by default the number of cores, at most 8.
+        mean: mean of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's.
+        interpolation: interpolation of images: ``bicubic`` (the default), ``bilinear``, ``nearest``, …; segments always
+            use ``nearest``.
+        crop_mode: ``center``, the default, keeps the aspect and crops the longer side; ``squash`` does not crop.
         hflip: probability of a horizontal flip in training.
-        on_error: a scene that cannot be read: ``raise`` names it and stops; ``skip`` counts it and goes on, with
-            another one in its place in training and without it in validation.
-        seed: of shuffling and augmentation, by default that of ``seed_everything``; synthetic scenes have their own.
+        on_error: for a scene that cannot be read: ``raise`` stops with its name; ``skip`` counts it, and replaces it
+            by another scene in training.
+        seed: seed of shuffling and augmentation, by default that of ``seed_everything``; not of synthetic scenes.
 
     Raises:
-        DataError: an option that does not fit; upon ``setup``, data that are missing or not as expected.
+        DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
 
     def __init__(
@@ -81,23 +78,15 @@ class SceneData(ImageData):
         self.name: str = name or ("folder" if root else "synthetic")
         self.worker_setup = single_threaded if self.name == "synthetic" else None
         self.root, self.limit, self.hflip = root and str(Path(root).expanduser()), limit, hflip
-        interpolation, crop_mode = interpolation or "bicubic", crop_mode or "center"
         size = (SYNTHETIC_SIZE if self.name == "synthetic" else PHOTOGRAPH_SIZE) if image_size is None else image_size
         check_range("data.image_size", size, 1, MAX_SIZE, error=DataError)
-        check_range("data.hflip", hflip, 0, 1, error=DataError)
-        check_choice("data.interpolation", interpolation, INTERPOLATIONS, error=DataError)
-        check_choice("data.crop_mode", crop_mode, CROP_MODES, error=DataError)
+        check_augmentation({"hflip": hflip}, size)
         self.splits: dict[str, str | None] = {"train": train_split, "validation": val_split}
         self.lengths = {"train": length, "validation": val_length}
         self.drawing: dict[str, Any] = {"max_objects": max_objects, "textured": textured}
-        self.preprocessing: dict[str, Any] = {
-            "input_size": (3, size, size),
-            "mean": per_channel(mean, IMAGENET_DEFAULT_MEAN, "mean"),
-            "std": per_channel(std, IMAGENET_DEFAULT_STD, "std"),
-            "interpolation": interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": crop_mode,
-        }
+        self.preprocessing = make_preprocessing(
+            (3, size, size), mean, std, interpolation, crop_mode=crop_mode, crop_modes=CROP_MODES
+        )
         self._scenes: dict[str, Scenes] = {}
 
     @property
@@ -132,22 +121,11 @@ class SceneData(ImageData):
     def _loader(self, stage: str, split: str) -> SceneLoader:
         training = stage == "train"
         scenes = self._scenes[split]
-        batch_size = self.batch_size if training else self.eval_batch_size
-        rank, world = self.shard
-        start = (self.start[0], self.start[1] * batch_size)
-        sampler = (
-            TrainSampler(len(scenes), self.seed, rank, world, start=start)
-            if training
-            else EvalSampler(len(scenes), rank, world)
-        )
         transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
         loader = SceneLoader(
             ImageDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
-            batch_size=batch_size,
-            sampler=sampler,
-            # An odd last batch is dropped, but a data set smaller than one batch still trains.
-            drop_last=training and len(sampler) >= batch_size,
+            **self.batches(len(scenes), training),
             **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
         )

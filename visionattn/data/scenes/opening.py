@@ -34,13 +34,13 @@ def open_scenes(
 
     Args:
         name: ``synthetic``, ``coco_panoptic``, ``ade20k`` or ``folder``.
-        root: where it is; synthetic scenes are nowhere.
+        root: folder of the data set; None for synthetic scenes.
         split: ``train`` or ``validation``, which are found under their usual names, or the data set's own name.
-        limit: the first so many scenes; by default all.
-        image_size: of synthetic scenes, as the options that follow; others have the size that they have.
-        length: how many there are.
-        max_objects: in each.
-        textured: whether some have patterns.
+        limit: number of scenes, the first ones; by default all.
+        image_size: edge in pixels of synthetic scenes, for which the following options also are.
+        length: number of scenes.
+        max_objects: largest number of objects.
+        textured: draw patterns on some objects and backgrounds.
 
     Raises:
         DataError: see the message.

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 UNLABELLED = 0
-"""The id of positions that belong to no segment, or of which nobody says to which."""
+"""Id of positions without a segment or without annotation."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Scene:
 
 
 class Scenes(Protocol):
-    """One split of a data set of scenes; reading one twice gives the same.
+    """One split of a data set of scenes; reading a scene twice returns the same.
 
     Attributes:
-        class_names: Names by class number.
+        class_names: Class names in the order of their numbers.
     """
 
     class_names: Sequence[str]

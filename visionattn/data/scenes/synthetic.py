@@ -17,7 +17,7 @@ LENGTHS = (10_000, 1_000)
 BACKGROUND = 1
 """The id of the background's segment."""
 TRIES = 12
-"""An object that finds no place in so many is left out."""
+"""Number of attempts to place an object before it is left out."""
 
 PALETTE = np.array(
     [
@@ -65,13 +65,13 @@ class Synthetic:
 
     Args:
         split: ``train``, or any other for validation.
-        length: scenes, by default 10,000 for training and 1,000 for validation.
+        length: number of scenes, by default 10,000 for training and 1,000 for validation.
         image_size: height and width.
-        max_objects: at most so many shapes.
-        textured: some shapes and backgrounds have patterns of two shades, or gradients; otherwise all are plain.
+        max_objects: largest number of shapes.
+        textured: draw patterns of two shades, or gradients, on some shapes and backgrounds.
 
     Raises:
-        DataError: options out of bounds.
+        DataError: an option is out of its bounds.
     """
 
     class_names: Sequence[str] = ("background", *SHAPES)
@@ -131,9 +131,9 @@ class _Canvas:
 
     Attributes:
         segments: [H, W].
-        shades: [H, W], of each segment's colour.
+        shades: shade of the segment's colour [H, W].
         shapes: classes of the objects.
-        spare: by segment, how many pixels more are seen than must be.
+        spare: per segment, the visible pixels above the required number.
     """
 
     def __init__(self, rng: np.random.Generator, bounds: Numbers, textured: bool, size: int) -> None:

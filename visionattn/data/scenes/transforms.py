@@ -20,7 +20,7 @@ class SceneTensors(NamedTuple):
 
     Attributes:
         image: Normalised, `[3, H, W]`.
-        segments: Ids `[H, W]`, int64. Of some segments nothing may be left.
+        segments: Ids `[H, W]`, int64. Some segments may have no position.
         classes: `[S + 1]`, as of the scene.
         things: `[S + 1]`, as of the scene.
     """
@@ -36,8 +36,8 @@ class SceneTransform:
 
     Args:
         preprocessing: `input_size` (3, H, W), `mean` and `std` of the channels, `interpolation` of the image, and
-            `crop_mode`: `center` resizes to cover the wanted size and cuts the middle out, `squash` keeps all, whatever
-            becomes of the aspect.
+            `crop_mode`: `center` resizes to cover the wanted size and crops the middle, `squash` keeps everything and
+            changes the aspect.
         hflip: Probability of a horizontal flip.
 
     Raises:
