@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
 from PIL import Image
 from torch import nn
 
-from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier
+from visionattn.training import ModelSpec, create_model
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 50)}
 
@@ -121,11 +121,11 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 def classifier() -> nn.Module:
     """Build a very small ResNet with three classes."""
     torch.manual_seed(0)
-    return create_classifier("test_resnet", num_classes=3).eval()
+    return create_model("test_resnet", num_classes=3).eval()
 
 
 @pytest.fixture
-def spec() -> ClassifierSpec:
+def spec() -> ModelSpec:
     """Describe ``classifier``, as if trained on images of three colours."""
     preprocessing = {
         "input_size": (3, 32, 32),
@@ -135,11 +135,11 @@ def spec() -> ClassifierSpec:
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    return ClassifierSpec("test_resnet", {}, 3, sorted(COLOURS), preprocessing, "folder")
+    return ModelSpec("test_resnet", {}, 3, sorted(COLOURS), preprocessing, "folder")
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> Path:
+def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ModelSpec) -> Path:
     """Write a checkpoint with a moving average: the average is ``classifier``, raw weights are 0."""
     average = {f"model.{name}": value for name, value in classifier.state_dict().items()}
     path = tmp_path / "best.ckpt"
@@ -156,9 +156,9 @@ def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ClassifierSpec) -> P
 
 
 @pytest.fixture
-def digits_checkpoint(tmp_path: Path, spec: ClassifierSpec) -> Path:
+def digits_checkpoint(tmp_path: Path, spec: ModelSpec) -> Path:
     """Write a checkpoint of an untrained classifier of the embedded digits."""
-    model = create_classifier("test_resnet", num_classes=10)
+    model = create_model("test_resnet", num_classes=10)
     described = replace(spec, num_classes=10, class_names=[str(digit) for digit in range(10)], dataset="digits")
     path = tmp_path / "digits.ckpt"
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}

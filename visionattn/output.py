@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.files import replacing
+from visionattn.io import replacing
 
 FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png", ".pdf", ".svg", ".xlsx")
 """Suffixes that name a format."""

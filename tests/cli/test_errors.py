@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from visionattn.cli.errors import UsageError, describe, one_line, run
 from visionattn.cli.parsing import ConciseParser
-from visionattn.tasks.checkpoint import load_classifier
+from visionattn.training import load_checkpoint
 
 
 def fails_with(error):
@@ -73,7 +73,7 @@ def test_interrupt_that_lightning_turned_into_an_exit_has_its_status(capsys):
 
 def test_message_of_ours_stands_alone_and_that_of_a_library_has_a_hint(tmp_path):
     with pytest.raises(FileNotFoundError) as ours:
-        load_classifier(tmp_path / "gone.ckpt")
+        load_checkpoint(tmp_path / "gone.ckpt")
     assert describe(ours.value) == f"no checkpoint at {tmp_path / 'gone.ckpt'}"
     with pytest.raises(ValueError, match="invalid literal") as theirs:
         int("x")
@@ -85,7 +85,7 @@ class Broken:
         return 1
 
     def __getitem__(self, index):
-        return load_classifier("gone.ckpt")
+        return load_checkpoint("gone.ckpt")
 
 
 def test_error_in_a_loader_worker_has_no_traceback():

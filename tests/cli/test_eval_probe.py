@@ -19,10 +19,10 @@ from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
-from visionattn.files import save_weights
+from visionattn.io import save_weights
 from visionattn.probing.frozen import FrozenBackbone
 from visionattn.probing.protocols.joint import JointTraining
-from visionattn.tasks.checkpoint import load_classifier
+from visionattn.training import load_checkpoint
 
 KWARGS = {"img_size": 32, "patch_size": 8, "depth": 2}
 FAST = ["--device", "cpu", "--data.num_workers", "0", "--features.dtype", "float32", "--training.epochs", "2"]
@@ -306,7 +306,7 @@ def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_p
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["models"][0]["preprocessing"]["mean"] == [0.5] * 3
     assert content["results"][0]["weights"] == "average"
-    model, _ = load_classifier(checkpoint)
+    model, _ = load_checkpoint(checkpoint)
     model.reset_classifier(0)
     (tmp_path / "heads" / f"backbone-{content['models'][0]['weights_hash']}.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="backbone="):
@@ -314,7 +314,7 @@ def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_p
     classifier = visionattn.load_probe("heads/test_resnet-gap.json", backbone=model)
     assert accuracy(classifier, classifier.preprocessing, colour_folder) == content["results"][1]["top1"]
 
-    raw, _ = load_classifier(checkpoint, "raw")
+    raw, _ = load_checkpoint(checkpoint, "raw")
     raw.reset_classifier(0)
     with pytest.raises(ValueError, match="test_resnet has weights"):
         visionattn.load_probe("heads/test_resnet-gap.json", backbone=raw)

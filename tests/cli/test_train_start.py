@@ -176,7 +176,7 @@ def test_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: 
     """Whatever loads it."""
     body = timm.create_model("test_resnet", num_classes=0)
     torch.save(timm.create_model("test_resnet").state_dict(), "body.pth")
-    monkeypatch.setattr("visionattn.tasks.training.load_plain", lambda *args, **kwargs: body)
+    monkeypatch.setattr("visionattn.tasks.base.load_plain", lambda *args, **kwargs: body)
     options = ["validate", *QUICK, "--model.name=test_resnet", "--model.checkpoint_path=body.pth"]
     named = "--data.class_map={blue: 0, green: 1, red: 2}"
     assert command(*options, f"--data.root={colour_folder}", "--data.img_size=32", named) == 1

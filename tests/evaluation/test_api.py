@@ -29,8 +29,8 @@ from visionattn.evaluation import (
 )
 from visionattn.evaluation import throughput as module
 from visionattn.evaluation.source import draw_weights
+from visionattn.metrics.object_discovery import foreground_ari
 from visionattn.metrics.retrieval import evaluate_retrieval
-from visionattn.metrics.segmentation import foreground_ari
 from visionattn.models.slots import encode
 from visionattn.tasks.object_discovery import SLOTS, create_slots
 from visionattn.training import ModelSpec, create_model

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import visionattn  # noqa: F401  registers the models
-from visionattn.tasks.checkpoint import ClassifierSpec
+from visionattn.training import ModelSpec
 
 Save = Callable[..., Path]
 NARROW_NAT: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "kernel_size": 3}
@@ -33,7 +33,7 @@ def save(tmp_path: Path) -> Save:
             **options.pop("preprocessing", {}),
         }
         names = [f"class {i}" for i in range(num_classes)] if names is None else names
-        spec = ClassifierSpec(model, kwargs, num_classes, names, preprocessing, "folder", **options)
+        spec = ModelSpec(model, kwargs, num_classes, names, preprocessing, "folder", **options)
         path = tmp_path / "run" / "checkpoints" / "best.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
         halves = {name: value / 2 if value.is_floating_point() else value for name, value in weights.items()}

@@ -141,7 +141,7 @@ def test_failed_write_leaves_no_file(model: nn.Module, tmp_path: Path, monkeypat
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("visionattn.files.save_file", fail)
+    monkeypatch.setattr("visionattn.io.save_file", fail)
     torch.save(authors(model), tmp_path / "in.pth")
     with pytest.raises(OSError, match="no space left"):
         convert(tmp_path / "in.pth", tmp_path / "out.safetensors", ARCH)

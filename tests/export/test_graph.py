@@ -21,7 +21,7 @@ from visionattn.export.commands import main
 from visionattn.export.graph import Difference, compare, save_program
 from visionattn.export.network import Network
 from visionattn.layers.prepared import frozen_weights
-from visionattn.tasks.checkpoint import describe_classifier, load_classifier
+from visionattn.training import describe_model, load_checkpoint
 
 VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 NAT = {"embed_dim": 16, "depths": [1], "num_heads": [2], "kernel_size": 3}
@@ -53,7 +53,7 @@ def build(name: str, **kwargs: Any) -> Network:
     for parameter in model.parameters():
         if parameter.dim() < 2:  # biases and scales that start at 0 would hide what they do
             parameter.add_(0.1 * torch.randn_like(parameter))
-    spec = describe_classifier(model, name, **kwargs)
+    spec = describe_model(model, name, **kwargs)
     if "1d" in name:
         spec.preprocessing["input_size"] = (1, 1, kwargs["img_size"])
     elif not getattr(model, "img_size", None) and name != "test_convnext":
@@ -109,7 +109,7 @@ def test_onnx_of_a_checkpoint_gives_its_output(save: Save, tmp_path: Path, capsy
     path, file = save("nat_pico", names=["ann", "bob", "cléo"], model_kwargs=NAT), tmp_path / "nat.onnx"
     export("onnx", "--checkpoint", path, "--output", file)
     assert re.search(r"3×32×32; onnxruntime differs by \d\.\de-\d\d \(relative", capsys.readouterr().out)
-    model, _ = load_classifier(path)
+    model, _ = load_checkpoint(path)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape, image.type) == ("image", ["batch", 3, 32, 32], "tensor(float)")
@@ -176,7 +176,7 @@ class Fickle(nn.Module):
 
 def fickle() -> Network:
     model = timm.create_model("test_resnet", num_classes=3)
-    return Network(Fickle(), describe_classifier(model, "test_resnet"), "random")
+    return Network(Fickle(), describe_model(model, "test_resnet"), "random")
 
 
 def test_differing_graph_is_not_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.export.conftest import NARROW_NAT, Save
 from visionattn.cli import evaluate
 from visionattn.cli.errors import run
 from visionattn.export.commands import main
-from visionattn.tasks.checkpoint import load_classifier
+from visionattn.training import load_checkpoint
 
 VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 SEQUENCE = {"input_size": (1, 5, 6), "mean": (0.5,), "std": (0.5,), "sequence": "permuted", "permutation_seed": 7}
@@ -48,7 +48,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_timm_loads_the_same_model(model: str, options: dict[str, Any], save: Save, tmp_path: Path) -> None:
     path, folder = save(model, **options), tmp_path / "hub"
     export("--checkpoint", path, "--output", folder)
-    own, spec = load_classifier(path)
+    own, spec = load_checkpoint(path)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     channels, height, width = spec.preprocessing["input_size"]
     size = (channels, 1, height * width) if "sequence" in spec.preprocessing else (channels, height, width)
@@ -181,7 +181,7 @@ def test_card_shows_an_evaluation(save: Save, tmp_path: Path, capsys: pytest.Cap
 def test_card_marks_missing_facts(save: Save, tmp_path: Path) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     plain = tmp_path / "plain.pth"
-    torch.save(load_classifier(path)[0].state_dict(), plain)
+    torch.save(load_checkpoint(path)[0].state_dict(), plain)
     kwargs = json.dumps(NARROW_NAT)
     export("--checkpoint", plain, "--model", "nat_pico", "--model_kwargs", kwargs, "--output", tmp_path / "hub")
     card = (tmp_path / "hub" / "README.md").read_text()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visionattn.cli.errors import describe
-from visionattn.tasks.checkpoint import ClassifierSpec, create_classifier, load_classifier
+from visionattn.training import ModelSpec, create_model, load_checkpoint
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.runs import RunFolder
 
@@ -115,7 +115,7 @@ def test_a_file_that_may_not_be_read(checkpoint: Path, monkeypatch: pytest.Monke
     if os.access(checkpoint, os.R_OK):  # root may
         monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises(PermissionError) as error:
-        load_classifier(checkpoint)
+        load_checkpoint(checkpoint)
     assert describe(error.value) == f"{checkpoint}: Permission denied"
 
 
@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite(reader: Reader, value: float, digits_checkp
 def test_a_description_that_makes_no_sense(key: str, value: Any, checkpoint: Path) -> None:
     rewrite(checkpoint, lambda content: content["visionattn"].update({key: value}))
     with pytest.raises(ValueError, match="description of its model has ") as error:
-        load_classifier(checkpoint)
+        load_checkpoint(checkpoint)
     assert describe(error.value).startswith(f"{checkpoint}: the checkpoint's description of its model has ")
 
 
@@ -267,18 +267,18 @@ def test_a_checkpoint_that_sends_elsewhere_is_not_followed(
     assert ended.status == 0, ended.err
 
 
-def test_a_repository_is_not_asked(spec: ClassifierSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_is_not_asked(spec: ModelSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = replace(spec, model="hf-hub:someone/something").to_dict()
     rewrite(checkpoint, lambda content: content.update(visionattn=values))
     monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: pytest.fail("it was asked"))
     with pytest.raises(ValueError, match="not read because a file says so"):
-        load_classifier(checkpoint)
+        load_checkpoint(checkpoint)
 
 
 def test_weights_come_from_the_checkpoint_and_from_nowhere_else(checkpoint: Path, classifier: nn.Module) -> None:
     other = {"checkpoint_path": "/nowhere/else.pth"}  # an argument of timm.create_model
     rewrite(checkpoint, lambda content: content["visionattn"].update(model_kwargs=other))
-    model, spec = load_classifier(checkpoint)
+    model, spec = load_checkpoint(checkpoint)
     assert spec.model_kwargs == {}
     assert torch.equal(model.state_dict()["fc.weight"], classifier.state_dict()["fc.weight"])
 
@@ -301,7 +301,7 @@ def test_a_model_folder_with_anything_in_it(config: Any, model_folder: Path, tmp
     (model_folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     torch.save({"hook": Payload(tmp_path / "ran")}, model_folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="model 'local-dir:") as error:
-        create_classifier(f"local-dir:{model_folder}", pretrained=True)
+        create_model(f"local-dir:{model_folder}", pretrained=True)
     assert len(describe(error.value)) < 500
     assert not (tmp_path / "ran").exists()
 

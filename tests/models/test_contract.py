@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import visionattn  # registers the models
 from visionattn.layers.slow_network import FilterNetwork
-from visionattn.models._backbone import take_indices
+from visionattn.models.backbone import take_indices
 
 # Models of tokens, not of maps, and controls of timm's classes have tests of their own.
 OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")

@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg
 
 from visionattn.models import _weights
 from visionattn.models._weights import CHECKSUMS, FOLDER, check
-from visionattn.tasks.checkpoint import describe_classifier
+from visionattn.training import describe_model
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
@@ -105,7 +105,7 @@ def test_timm_knows_their_classes(name: str) -> None:
         list(model.pretrained_cfg["label_names"])
         == json.loads((FOLDER / name / "config.json").read_text())["label_names"]
     )
-    assert describe_classifier(model, name, pretrained=True).class_names[3] == "cat"
+    assert describe_model(model, name, pretrained=True).class_names[3] == "cat"
 
 
 def test_their_classes_are_of_no_other_weights() -> None:
@@ -116,7 +116,7 @@ def test_their_classes_are_of_no_other_weights() -> None:
         {"pretrained": True, "pretrained_cfg_overlay": overlay},
     ):
         model = timm.create_model("nat_pico", **options)
-        assert describe_classifier(model, "nat_pico", **options).class_names == []
+        assert describe_model(model, "nat_pico", **options).class_names == []
 
 
 def test_terminator_refuses_other_channels_for_its_weights() -> None:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from visionattn.metrics.semantic import count_pixels
 from visionattn.objects.patches import label_patches, sample_patches
-from visionattn.objects.segmentation import count_pixels
 
 SEGMENTS = torch.tensor(
     [

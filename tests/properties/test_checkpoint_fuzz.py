@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from visionattn.cli.errors import DEBUG_HINT, describe
-from visionattn.tasks.checkpoint import ClassifierSpec, load_classifier
+from visionattn.training import ModelSpec, load_checkpoint
 
 MODEL = "test_resnet"
 ODD: tuple[Any, ...] = (None, -1, 0, 7, 0.5, "", "x", "no/such", [], [1, None], {}, {"a": 1}, True, torch.zeros(2))
@@ -60,7 +60,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -
     folder, state = tmp_path_factory.mktemp("whole"), classifier.state_dict()
     preprocessing = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     preprocessing |= {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
-    spec = ClassifierSpec(MODEL, {}, 3, ["a", "b", "c"], preprocessing, "folder")
+    spec = ModelSpec(MODEL, {}, 3, ["a", "b", "c"], preprocessing, "folder")
     checkpoint = {
         "state_dict": {f"model.{name}": value for name, value in state.items()},
         "visionattn": spec.to_dict(),
@@ -83,7 +83,7 @@ def loads_or_says_why(path: Path, told: str) -> bool:
     """Whether it loads; whatever is raised otherwise must be for users."""
     options = {"model_name": MODEL} if path.suffix == ".safetensors" else {}
     try:
-        model, spec = load_classifier(path, **options)
+        model, spec = load_checkpoint(path, **options)
     except (ValueError, OSError) as error:
         line = describe(error)
         assert "\n" not in line, told
@@ -166,7 +166,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path: Path) -> None:
     files = list(traps(sprung, tmp_path))
     for path in files:
         with pytest.raises(ValueError, match=path.name):
-            load_classifier(path, model_name=MODEL)
+            load_checkpoint(path, model_name=MODEL)
     assert not sprung.exists()
     pickle.loads(files[0].read_bytes())
     assert sprung.exists(), "the trap is a real one"

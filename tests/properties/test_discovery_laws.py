@@ -9,8 +9,7 @@ from holding import holds_for
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visionattn.metrics import segmentation
-from visionattn.metrics.segmentation import (
+from visionattn.metrics.object_discovery import (
     ARI,
     CorLoc,
     ForegroundARI,
@@ -20,7 +19,7 @@ from visionattn.metrics.segmentation import (
     foreground_ari,
     mean_best_overlap,
 )
-from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
 
 MAX_ID = 4
 
@@ -165,7 +164,7 @@ def test_a_mean_over_images_leaves_out_those_without(scene: Scenes) -> None:
         "corloc": CorLoc(),
     }
     for name, metric in metrics.items():
-        assert isinstance(metric, segmentation.DiscoveryMetric)
+        assert isinstance(metric, object_discovery.DiscoveryMetric)
         for i in range(2):  # one image at a time
             metric.update(*(x[i : i + 1] for x in scene))
         torch.testing.assert_close(metric.compute(), values[name].nanmean(), rtol=0, atol=1e-12, equal_nan=True)

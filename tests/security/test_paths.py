@@ -14,8 +14,8 @@ from visionattn.data.loading import ImageDataset, Item
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import open_source
 from visionattn.evaluation import save_ranked_lists, save_rollouts
-from visionattn.files import slug
-from visionattn.tasks.retrieval import Gallery
+from visionattn.io import slug
+from visionattn.metrics.gallery import Gallery
 
 ESCAPES = ["../../outside", "/tmp/outside", "a/../../outside", "..", "sub\\..\\outside", "new\nline", "~/x", "$HOME"]
 

@@ -18,7 +18,7 @@ from visionattn.cli.errors import run
 from visionattn.probing.export import load_probe
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.protocols.state import load_state
-from visionattn.tasks.checkpoint import create_classifier, load_classifier
+from visionattn.training import create_model, load_checkpoint
 
 
 def test_the_trap_is_a_real_one(trap: Any) -> None:
@@ -34,7 +34,7 @@ def test_a_hub_folder_with_code_in_its_weights_is_refused(file: str, trap: Any, 
     weights = timm.create_model("test_resnet", num_classes=3).state_dict()
     torch.save({**weights, "trap": trap}, folder / file)
     with pytest.raises(ValueError, match="model 'local-dir:"):
-        create_classifier(f"local-dir:{folder}", pretrained=True)
+        create_model(f"local-dir:{folder}", pretrained=True)
     assert not trap.sprung
 
 
@@ -44,7 +44,7 @@ def test_a_hub_folder_names_no_model_outside_the_registry(name: str, tmp_path: P
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 3}))
     with pytest.raises(ValueError, match="model 'local-dir:"):
-        create_classifier(f"local-dir:{folder}", pretrained=False)
+        create_model(f"local-dir:{folder}", pretrained=False)
 
 
 @pytest.mark.parametrize("where", ["checkpoint_path", "pretrained_cfg_overlay"])
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_names_another_file_has_no_code_of_it_run(where: str, 
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": weights, "visionattn": spec}, path)
     with contextlib.suppress(ValueError):
-        load_classifier(path)
+        load_checkpoint(path)
     assert not trap.sprung
 
 

@@ -20,7 +20,7 @@ from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.train import main as train
 from visionattn.data import ImageClassificationData
 from visionattn.data.scenes import SceneData
-from visionattn.metrics.segmentation import foreground_ari
+from visionattn.metrics.object_discovery import foreground_ari
 from visionattn.models.slots import SlotAutoencoder, encode
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.object_discovery import SLOTS, ObjectDiscoveryTask, load_slots

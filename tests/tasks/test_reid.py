@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from tests.tasks.trainers import assert_killed_run_resumes, create_trainer
 from visionattn.data import ReidData
 from visionattn.losses.triplet import BatchHardTripletLoss
+from visionattn.metrics.gallery import Gallery, divide, measure, merge, rank
 from visionattn.metrics.retrieval import evaluate_retrieval
 from visionattn.tasks.reid import ReidTask
-from visionattn.tasks.retrieval import Gallery, divide, measure, merge, rank
 from visionattn.training import load_checkpoint
 from visionattn.training.branches import choose_inference
 from visionattn.training.checkpoints.callbacks import BestCheckpoint

@@ -12,14 +12,14 @@ from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import draw_weights
-from visionattn.files import slug
+from visionattn.io import slug
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
 from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, mean_and_deviation
 from visionattn.objects.session import DEFAULT_PROBES, BindingData, BindingSession
 from visionattn.output import check_folder, check_writable, write_csv, write_json
-from visionattn.tasks.checkpoint import Weights, check_model_name
+from visionattn.training import Weights, check_model_name
 from visionattn.viz.binding import save_depth_curves, save_similarity_sheet
 from visionattn.viz.figure import check_suffix
 from visionattn.words import counted

@@ -17,8 +17,8 @@ from visionattn.output import check_folder, check_writable
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.requests import request_heads
 from visionattn.probing.session import ProbingSession
-from visionattn.tasks.checkpoint import Weights, check_model_name
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training import Weights, check_model_name
+from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.viz.attention_maps import save_attention_maps
 from visionattn_kernels.provenance import provenance
 

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 
 from visionattn.data.errors import DataError
-from visionattn.files import as_text
+from visionattn.io import as_text
 
 SYSTEM_NAMES = frozenset(
     {

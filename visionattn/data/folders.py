@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import UNNAMED
 from visionattn.data.finding import is_hidden, no_permission
-from visionattn.files import as_text
+from visionattn.io import as_text
 
 
 def class_name(folder: str) -> str:

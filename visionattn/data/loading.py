@@ -19,7 +19,7 @@ from visionattn.data.errors import DataError
 from visionattn.data.images import upright
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
-from visionattn.files import as_text
+from visionattn.io import as_text
 from visionattn.words import counted
 
 OnError = Literal["raise", "skip"]
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     Attributes:
         image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
         target: class indices [B], -1 if unknown.
-        name: B file names, in the form of :func:`visionattn.files.as_text`.
+        name: B file names, in the form of :func:`visionattn.io.as_text`.
         errors: one line for each broken image.
     """
 

@@ -10,7 +10,7 @@ from visionattn.data.sampling import Draw
 from visionattn.evaluation.device import autocast
 from visionattn.evaluation.discovery import DiscoveryResult
 from visionattn.evaluation.retrieval import RetrievalResult
-from visionattn.tasks.retrieval import divide, rank
+from visionattn.metrics.gallery import divide, rank
 
 TOP = 10
 """Images of the gallery in a ranked list."""

@@ -12,8 +12,8 @@ from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import Result, describe, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
+from visionattn.metrics.gallery import Gallery, measure, merge
 from visionattn.progress import ShowProgress, adding, no_progress
-from visionattn.tasks.retrieval import Gallery, measure, merge
 from visionattn.training import ModelSpec
 from visionattn.training.branches import Inference, choose_inference, reid_features
 from visionattn.training.preprocessing import describe_preprocessing

@@ -11,9 +11,9 @@ from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
 from visionattn.export.network import ImageSize, Network, load_network
 from visionattn.output import check_writable
-from visionattn.tasks.checkpoint import Weights
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training import Weights
 from visionattn.training.branches import Inference
+from visionattn.training.preprocessing import describe_preprocessing
 
 
 def hub(

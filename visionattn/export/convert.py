@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visionattn.cli.errors import run
 from visionattn.errors import UsageError, one_line
-from visionattn.files import save_weights
+from visionattn.io import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
 from visionattn.models._nat_padding import PADDING

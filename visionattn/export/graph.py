@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from visionattn.errors import one_line
 from visionattn.export.network import Network
-from visionattn.files import replacing_all
+from visionattn.io import replacing_all
 from visionattn.layers.prepared import frozen_weights
 
 INPUT = "image"

@@ -11,7 +11,7 @@ from timm.models._input import update_model_input_size  # not exported; test_hub
 from visionattn.export.card import write_card
 from visionattn.export.network import Network
 from visionattn.export.run import Run
-from visionattn.files import replacing_all
+from visionattn.io import replacing_all
 from visionattn.output import check_folder
 
 CONFIG = "config.json"

@@ -12,7 +12,7 @@ from visionattn.checks import reason
 from visionattn.errors import UsageError, one_line
 from visionattn.evaluation.source import ModelSource
 from visionattn.probing.export import load_probe
-from visionattn.tasks.checkpoint import ClassifierSpec, Weights
+from visionattn.training import ModelSpec, Weights
 from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
 
@@ -31,7 +31,7 @@ class Network:
     """
 
     module: nn.Module
-    spec: ClassifierSpec
+    spec: ModelSpec
     weights: str
 
     @property
@@ -123,7 +123,7 @@ def load_network(
 def _load_probe(path: Path) -> Network:
     classifier = load_probe(path)
     backbone, names = classifier.backbone, classifier.class_names
-    spec = ClassifierSpec(
+    spec = ModelSpec(
         backbone.name,
         backbone.model_kwargs,
         len(names),
@@ -138,7 +138,7 @@ def _load_probe(path: Path) -> Network:
     return Network(classifier.requires_grad_(False), spec, "probe")
 
 
-def _resize(module: Any, spec: ClassifierSpec, size: tuple[int, int]) -> ClassifierSpec:
+def _resize(module: Any, spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:
     """Change the image size of a model and return its new spec."""
     channels, *trained = spec.preprocessing["input_size"]
     if spec.preprocessing.get("sequence"):

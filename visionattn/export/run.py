@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from visionattn.tasks.checkpoint import AVERAGE_BESIDE, METADATA_KEY
+from visionattn.training import AVERAGE_BESIDE, METADATA_KEY
 from visionattn.training.checkpoints.callbacks import BEST
 from visionattn.training.checkpoints.files import read_checkpoint
 

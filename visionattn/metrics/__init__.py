@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visionattn.metrics.baselines import block_grid, random_segments
-    from visionattn.metrics.reranking import rerank
-    from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval, evaluate_vehicleid
-    from visionattn.metrics.segmentation import (
+    from visionattn.metrics.object_discovery import (
         ARI,
         CorLoc,
         ForegroundARI,
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
         foreground_ari,
         mean_best_overlap,
     )
+    from visionattn.metrics.reranking import rerank
+    from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval, evaluate_vehicleid
 
 __all__ = [
     "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "block_grid",
@@ -28,7 +28,7 @@ _LAZY = {
     "visionattn.metrics.baselines": ("block_grid", "random_segments"),
     "visionattn.metrics.reranking": ("rerank",),
     "visionattn.metrics.retrieval": ("evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid"),
-    "visionattn.metrics.segmentation": (
+    "visionattn.metrics.object_discovery": (
         "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "correct_localization",
         "foreground_ari", "mean_best_overlap"
     ),

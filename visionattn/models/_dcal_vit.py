@@ -18,7 +18,7 @@ from visionattn.layers.dual_cross_attention import (
     PairSource,
     select_patches,
 )
-from visionattn.models._backbone import take_indices
+from visionattn.models.backbone import take_indices
 
 
 class Branch(NamedTuple):

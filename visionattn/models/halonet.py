@@ -20,8 +20,8 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, channels_last, resize_table
-from visionattn.models._backbone import Backbone
 from visionattn.models._weights import build_pyramid, packaged
+from visionattn.models.backbone import Backbone
 
 __all__ = ["HaloNet"]
 

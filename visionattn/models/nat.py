@@ -18,7 +18,6 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize
-from visionattn.models._backbone import Backbone
 from visionattn.models._nat_blocks import (
     Block,
     ConvDownsample,
@@ -35,6 +34,7 @@ from visionattn.models._nat_blocks import (
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
 from visionattn.models._weights import build_pyramid, packaged
+from visionattn.models.backbone import Backbone
 
 __all__ = ["NeighborhoodAttentionTransformer"]
 

@@ -15,7 +15,6 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
-from visionattn.models._backbone import Backbone
 from visionattn.models._nat_blocks import (
     Block,
     LayerNorm2d,
@@ -26,6 +25,7 @@ from visionattn.models._nat_blocks import (
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
+from visionattn.models.backbone import Backbone
 
 __all__ = ["IsotropicNeighborhoodTransformer"]
 

@@ -13,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionattn.models._backbone import Backbone
+from visionattn.models.backbone import Backbone
 
 __all__ = ["SlotCnn"]
 

@@ -35,8 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
-from visionattn.models._backbone import Backbone, take_indices
 from visionattn.models._weights import build_model, packaged
+from visionattn.models.backbone import Backbone, take_indices
 from visionattn_kernels.hyper.api import GlobalMode
 
 __all__ = ["Terminator"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from visionattn.checks import check_range
 from visionattn.errors import UserError
+from visionattn.metrics.semantic import Segments
 from visionattn.objects.patches import PatchLabels, PatchPairs, label_patches, sample_patches
 from visionattn.objects.probes import PairProbe, PointwiseProbe, RunningNorm, create_probe
 from visionattn.objects.scores import NUM_BINS, PairRates, PairScores
-from visionattn.objects.segmentation import Segments
 from visionattn.probing.frozen import TokenLayout
 
 Layer = Any

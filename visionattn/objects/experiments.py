@@ -10,6 +10,7 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data.scenes import SceneBatch
 from visionattn.errors import UserError
+from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
@@ -22,7 +23,6 @@ from visionattn.objects.interventions import (
 )
 from visionattn.objects.patches import label_patches
 from visionattn.objects.results import AttentionRow, BindingResults, InterventionRow
-from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_overlaps
 from visionattn.objects.session import BindingSession
 
 REQUIRED_PROBES = ("quadratic", "class", "identity")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionattn.objects.segmentation import Segments, count_pixels
+from visionattn.metrics.semantic import Segments, count_pixels
 
 
 class PatchPairs(NamedTuple):

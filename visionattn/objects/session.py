@@ -22,7 +22,7 @@ from visionattn.probing.features.splits import prepare
 from visionattn.probing.frozen import FrozenBackbone, weights_hash
 from visionattn.probing.options import ProbingData
 from visionattn.progress import ShowProgress, no_progress
-from visionattn.tasks.preprocessing import describe_preprocessing
+from visionattn.training.preprocessing import describe_preprocessing
 
 DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosine", "dot"]
 """Probes of a session by default."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visionattn.checks import reason
-from visionattn.files import WEIGHT_SOURCES, replacing, save_weights
+from visionattn.io import WEIGHT_SOURCES, replacing, save_weights
 from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weights_hash
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling

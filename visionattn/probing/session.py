@@ -14,7 +14,7 @@ from visionattn.evaluation.as_trained import open_images
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
-from visionattn.files import slug
+from visionattn.io import slug
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource

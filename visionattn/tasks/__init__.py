@@ -1,11 +1,11 @@
 """The kinds of training: one LightningModule for each value of ``--task``."""
 
+from visionattn.tasks.base import TrainingTask
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.tasks.fine_grained import FineGrainedTask
 from visionattn.tasks.masked_autoencoding import MaskedAutoencodingTask
 from visionattn.tasks.object_discovery import ObjectDiscoveryTask
 from visionattn.tasks.reid import ReidTask
-from visionattn.tasks.training import TrainingTask
 from visionattn.training.divergence import DivergenceError
 
 __all__ = [

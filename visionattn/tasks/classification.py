@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from visionattn.checks import check_range
 from visionattn.data import Batch
 from visionattn.data.sources import some
-from visionattn.tasks.training import TrainingTask
+from visionattn.tasks.base import TrainingTask
 from visionattn.training.objective import widened
 
 
@@ -37,7 +37,7 @@ class ClassificationTask(TrainingTask):
         mix_prob: probability that images are mixed at all.
         mix_switch_prob: probability of CutMix if both are on.
         mix_mode: draw the mix once per ``batch``, per ``pair`` or per image (``elem``).
-        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, options that contradict each other, or (later) data that do not fit the head.

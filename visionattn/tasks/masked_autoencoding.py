@@ -20,7 +20,7 @@ from visionattn.models.masked_autoencoder import (
     hidden_patches,
     mask_patches,
 )
-from visionattn.tasks.training import TrainingTask
+from visionattn.tasks.base import TrainingTask
 from visionattn.training.examples import Examples, wanted
 from visionattn.viz.reconstructions import save_reconstructions
 
@@ -41,7 +41,7 @@ class MaskedAutoencodingTask(TrainingTask):
         decoder_dim: width of the decoder, a multiple of 4 and of ``decoder_num_heads``.
         decoder_depth: number of blocks of the decoder.
         decoder_num_heads: attention heads of each block.
-        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
 
     Raises:
         ValueError: an unknown model or one that is no ViT, options out of their bounds, or (later) data of another

@@ -15,9 +15,9 @@ from visionattn.checks import reason
 from visionattn.data.module import ImageData
 from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.layers.slot_attention import SlotInit
-from visionattn.metrics.segmentation import ARI, CorLoc, ForegroundARI, MeanBestOverlap
+from visionattn.metrics.object_discovery import ARI, CorLoc, ForegroundARI, MeanBestOverlap
 from visionattn.models.slots import Decomposition, Method, SlotAutoencoder, encode
-from visionattn.tasks.training import TrainingTask
+from visionattn.tasks.base import TrainingTask
 from visionattn.training.checkpoints.loading import Weights, load_beside, load_checkpoint
 from visionattn.training.checkpoints.spec import ModelSpec
 from visionattn.training.examples import Examples, wanted
@@ -57,7 +57,7 @@ class ObjectDiscoveryTask(TrainingTask):
             loss.
         decoder_kernel: slot_attention: kernel size of the layers.
         decoder_patch: slot_attention: edge of the patch of pixels that is drawn at each place.
-        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, options out of their bounds, or (later) data of another size than the model's.

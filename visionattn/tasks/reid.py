@@ -14,8 +14,8 @@ from visionattn.data.module import ImageData
 from visionattn.layers.bnneck import BNNeck
 from visionattn.losses.center import CenterLoss
 from visionattn.losses.triplet import BatchHardTripletLoss
-from visionattn.tasks.retrieval import Gallery, gather, measure, merge
-from visionattn.tasks.training import TrainingTask
+from visionattn.metrics.gallery import Gallery, gather, measure, merge
+from visionattn.tasks.base import TrainingTask
 from visionattn.training.branches import branch_features, branch_names, num_features, reid_features
 from visionattn.training.objective import widened
 
@@ -37,7 +37,7 @@ class ReidTask(TrainingTask):
         triplet_weight: factor of the triplet loss; 0 for none.
         center_weight: factor of the centre loss; 0 for none.
         flip: validate with the sum of the features of each image and its mirror image.
-        **options: options of :class:`~visionattn.tasks.training.TrainingTask`.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
 
     Raises:
         ValueError: an unknown model, or options that contradict each other.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionattn.files import as_text, replacing
+from visionattn.io import as_text, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

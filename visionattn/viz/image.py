@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.data.images import read_image, to_mode, upright
-from visionattn.files import replacing
+from visionattn.io import replacing
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

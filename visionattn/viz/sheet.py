@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visionattn.files import as_text
+from visionattn.io import as_text
 from visionattn.viz.image import Pixels
 
 COLOURS = (

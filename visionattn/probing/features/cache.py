@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from visionattn.files import replacing
+from visionattn.io import replacing
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.files import replacing
+from visionattn.io import replacing
 
 Part = str | Path | bytes
 """A file, another name, or bytes in memory."""

@@ -14,7 +14,7 @@ from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource
 from visionattn.data.transforms import image_transform
 from visionattn.evaluation.as_trained import prepare_images
-from visionattn.files import slug
+from visionattn.io import slug
 from visionattn.probing.features.contents import fingerprint, short_hash
 from visionattn.probing.features.extraction import (
     FeatureCache,
@@ -32,7 +32,7 @@ from visionattn.probing.features.sources import (
 )
 from visionattn.probing.frozen import FrozenBackbone, Layer
 from visionattn.probing.options import FeatureOptions, ProbingData
-from visionattn.tasks.checkpoint import ClassifierSpec
+from visionattn.training import ModelSpec
 
 Split = Literal["train", "validation"]
 
@@ -184,7 +184,7 @@ class SplitFeatures:
         return OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
 
 
-def prepare(spec: ClassifierSpec, data: ProbingData) -> dict[str, Any]:
+def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     """Return the preprocessing of images: the backbone's own, with the values that the options set.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionattn.files import replacing
+from visionattn.io import replacing
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from visionattn.files import replacing
+from visionattn.io import replacing
 from visionattn.training.checkpoints.files import METADATA, is_sharded, read_checkpoint
 from visionattn.training.lightning_internals import cluster_environment, leave_restart_mode, request_stop
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from visionattn.files import WEIGHT_SOURCES
+from visionattn.io import WEIGHT_SOURCES
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec, require_own_model, stored_spec
 from visionattn.training.fitting import adapt_weights, head_width, load_weights

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from visionattn.files import as_text
+from visionattn.io import as_text
 from visionattn.training.models import is_elsewhere
 
 METADATA_KEY = "visionattn"

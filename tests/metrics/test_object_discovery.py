@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from visionattn.metrics.segmentation import (
+from visionattn.metrics.object_discovery import (
     ARI,
     CorLoc,
     DiscoveryMetric,

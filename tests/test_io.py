@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visionattn.files import as_text, replacing, replacing_all, save_weights
+from visionattn.io import as_text, replacing, replacing_all, save_weights
 from visionattn.output import write_json, write_text
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from visionattn.objects.segmentation import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
 
 # Two images of 2 × 4 pixels in two patches; the last pixel of the first belongs to no segment.
 SCENES = SimpleNamespace(
