@@ -12,6 +12,7 @@ from torch import Tensor
 from visionattn.metrics.object_discovery import (
     ARI,
     CorLoc,
+    DiscoveryMetric,
     ForegroundARI,
     MeanBestOverlap,
     adjusted_rand_index,
@@ -164,7 +165,7 @@ def test_a_mean_over_images_leaves_out_those_without(scene: Scenes) -> None:
         "corloc": CorLoc(),
     }
     for name, metric in metrics.items():
-        assert isinstance(metric, object_discovery.DiscoveryMetric)
+        assert isinstance(metric, DiscoveryMetric)
         for i in range(2):  # one image at a time
             metric.update(*(x[i : i + 1] for x in scene))
         torch.testing.assert_close(metric.compute(), values[name].nanmean(), rtol=0, atol=1e-12, equal_nan=True)
