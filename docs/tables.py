@@ -18,8 +18,8 @@ NOT_YET = "not yet."
 HEAD = """\
 # Results
 
-`python docs/tables.py` writes this page from the headers of `configs/`. Each header has the command and the hardware
-of its run. Speed and memory of operators, layers and whole models are on [another page](kernels/README.md#speed), and the
+`python docs/tables.py` writes this page from the headers of `configs/`. Each header has the command of the run and its
+hardware. Speed and memory of operators, layers and whole models are on [another page](kernels/README.md#speed), and the
 speed of all models is in [the zoo](zoo.md).
 
 *Expected* figures are from the papers, or a lower bound for a run. *Measured* figures are ours.
