@@ -1,5 +1,6 @@
 """Models of timm at sizes for images of 32 pixels and for CPUs: what the others build on, and are compared with."""
 
+from functools import partial
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -8,6 +9,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from visionattn.models._configs import register_variants
 from visionattn.models._weights import build_model, build_vit, packaged
 
 __all__ = ["SmallImageResNet"]
@@ -65,21 +67,14 @@ RESNET_PICO: dict[str, Any] = {
     "num_classes": 10,
 }
 
-
-def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> VisionTransformer:
-    return build_vit(VisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
-
-
-@register_model
-def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A ViT of our own making: six blocks of ViT-Tiny's width."""
-    return _create_vit("vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
-
-
-@register_model
-def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A ViT of our own making: six blocks of width 96."""
-    return _create_vit("vit_nano_patch4_32", pretrained, VIT_NANO, **kwargs)
+register_variants(
+    __name__,
+    partial(build_vit, VisionTransformer, filter_fn=checkpoint_filter_fn),
+    {
+        "vit_pico_patch4_32": ("A ViT of our own making: six blocks of ViT-Tiny's width.", VIT_PICO),
+        "vit_nano_patch4_32": ("A ViT of our own making: six blocks of width 96.", VIT_NANO),
+    },
+)
 
 
 @register_model

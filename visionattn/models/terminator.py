@@ -28,13 +28,14 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
+from visionattn.models._configs import image_config, register_variants
 from visionattn.models._weights import build_model, packaged
 from visionattn.models.backbone import Backbone, take_indices
 from visionattn_kernels.hyper.api import GlobalMode
@@ -285,24 +286,19 @@ class Terminator(Backbone):
 
 def _cfg(input_size: tuple[int, int, int] = (3, 32, 32), **kwargs: Any) -> dict[str, Any]:
     gray = input_size[0] == 1
-    return {
-        "url": "",
+    cfg: dict[str, Any] = {
         "num_classes": 10,
         "input_size": input_size,
         "fixed_input_size": True,
         "pool_size": input_size[1:],
         "crop_pct": 1.0,
-        "interpolation": "bicubic",
         "mean": (0.1307,) if gray else (0.4914, 0.4822, 0.4465),  # of MNIST, of CIFAR-10
         "std": (0.3081,) if gray else (0.247, 0.2435, 0.2616),
         "first_conv": "blocks.0.mix",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
         "paper_ids": "arXiv:2401.17948",
         "paper_name": "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context Interaction",
-        "origin_url": "",
-        **kwargs,
     }
+    return image_config(**{**cfg, **kwargs})
 
 
 default_cfgs = generate_default_cfgs(
@@ -325,8 +321,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> Terminator:
-    arch = {**arch, **kwargs}
+def _create_terminator(variant: str, pretrained: bool, **arch: Any) -> Terminator:
     if pretrained:
         _check_channels(variant, arch)
     blocks = len(arch.get("embed_dims", range(5)))
@@ -352,39 +347,27 @@ def _check_channels(variant: str, arch: dict[str, Any]) -> None:
 _PICO: dict[str, Any] = {"embed_dims": (12, 24, 36), "slow_depths": (3, 2, 2)}
 _1D: dict[str, Any] = {"ndim": 1, "global_mode": "elementwise", "in_chans": 1}
 
-
-@register_model
-def terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator with ten branches, for images of 32 pixels: the released network."""
-    return _create_terminator("terminator", pretrained, {}, **kwargs)
-
-
-@register_model
-def terminator_nine(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator with nine branches, without 3x3 kernels: a reconstruction of the paper's figure."""
-    return _create_terminator("terminator_nine", pretrained, {"local_sizes": (0, 9, 5, 7)}, **kwargs)
-
-
-@register_model
-def terminator_pico(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Three narrow blocks, of our own making: for tests and CPUs."""
-    return _create_terminator("terminator_pico", pretrained, _PICO, **kwargs)
-
-
-@register_model
-def terminator_1d(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator for sequences, 784 numbers long unless `img_size` says otherwise: a reconstruction."""
-    return _create_terminator("terminator_1d", pretrained, _1D, **kwargs)
-
-
-@register_model
-def terminator_1d_pico(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Three narrow blocks for sequences, of our own making: for tests and CPUs."""
-    return _create_terminator("terminator_1d_pico", pretrained, {**_1D, **_PICO}, **kwargs)
-
-
-@register_model
-def terminator_patch4_224(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator without its first block on patches of 4x4 pixels, for ImageNet: an extension of our own making."""
-    arch = {"patch_size": 4, "embed_dims": (36, 72, 144, 288), "slow_depths": (3, 2, 2, 2)}
-    return _create_terminator("terminator_patch4_224", pretrained, arch, **kwargs)
+register_variants(
+    __name__,
+    _create_terminator,
+    {
+        "terminator": ("Terminator with ten branches, for images of 32 pixels: the released network.", {}),
+        "terminator_nine": (
+            "Terminator with nine branches, without 3x3 kernels: a reconstruction of the paper's figure.",
+            {"local_sizes": (0, 9, 5, 7)},
+        ),
+        "terminator_pico": ("Three narrow blocks, of our own making: for tests and CPUs.", _PICO),
+        "terminator_1d": (
+            "Terminator for sequences, 784 numbers long unless `img_size` says otherwise: a reconstruction.",
+            _1D,
+        ),
+        "terminator_1d_pico": (
+            "Three narrow blocks for sequences, of our own making: for tests and CPUs.",
+            {**_1D, **_PICO},
+        ),
+        "terminator_patch4_224": (
+            "Terminator without its first block on patches of 4x4 pixels, for ImageNet: our own extension.",
+            {"patch_size": 4, "embed_dims": (36, 72, 144, 288), "slow_depths": (3, 2, 2, 2)},
+        ),
+    },
+)
