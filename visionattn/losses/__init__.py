@@ -1,7 +1,17 @@
 """Losses of re-identification, and the weighting of several losses by their uncertainty."""
 
-from visionattn.losses.center import CenterLoss
-from visionattn.losses.triplet import BatchHardTripletLoss
-from visionattn.losses.uncertainty import UncertaintyWeightedLoss
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from visionattn.losses.center import CenterLoss
+    from visionattn.losses.triplet import BatchHardTripletLoss
+    from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 
 __all__ = ["BatchHardTripletLoss", "CenterLoss", "UncertaintyWeightedLoss"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {"center": "CenterLoss", "triplet": "BatchHardTripletLoss", "uncertainty": "UncertaintyWeightedLoss"},
+)
