@@ -309,21 +309,9 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
-    def train_dataloader(self) -> ImageLoader:
-        """Return the loader of the training split: shuffled, augmented, from the place where a resumed run stopped."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> ImageLoader:
-        """Return the loader of the validation split: every image once, in order."""
-        return self._loader("validation")
-
-    def test_dataloader(self) -> ImageLoader:
-        """Return the loader of the test split, or of the validation split if there is none."""
-        return self._loader("test")
-
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
-        return self._loader("predict")
+        return self.loader("predict")
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
@@ -352,7 +340,8 @@ class ImageClassificationData(ImageData):
         transform = image_transform(self.preprocessing, self.augmentation if training else None)
         return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
 
-    def _loader(self, split: str) -> ImageLoader:
+    def loader(self, split: str) -> ImageLoader:
+        """Make the loader of a split; of ``predict``, of every image under ``root``."""
         training = split == "train"
         source = self._sources[split]
         transform = self._transform(training)

@@ -92,6 +92,7 @@ class HaloNet(Backbone):
     stem_name: ClassVar[str] = "stem"
     stack_name: ClassVar[str] = "stages"
     last_name: ClassVar[str] = "final_conv"
+    undecayed: ClassVar[tuple[str, ...]] = ("height_rel", "width_rel")
 
     def __init__(
         self,
@@ -195,10 +196,6 @@ class HaloNet(Backbone):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, Bottleneck) and zero_init_last:
                 nn.init.zeros_(module.conv2.bn.weight)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("height_rel", "width_rel"))}
 
     def set_input_size(
         self,

@@ -11,7 +11,7 @@ never tested them.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models import generate_default_cfgs
@@ -30,7 +30,6 @@ from visionattn.models._nat_blocks import (
     PatchMerging,
     block_dilations,
     init_weights,
-    relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
@@ -44,6 +43,8 @@ Dilations = Sequence[Dilation] | Literal["largest"] | None
 
 class NeighborhoodAttentionTransformer(Backbone):
     """NAT, and DiNAT where `dilations` are given; any input size works."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
 
     def __init__(
         self,
@@ -141,10 +142,6 @@ class NeighborhoodAttentionTransformer(Backbone):
         self.finish(feature_info, dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
-        return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""

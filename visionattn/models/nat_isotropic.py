@@ -21,7 +21,6 @@ from visionattn.models._nat_blocks import (
     PatchEmbed,
     block_dilations,
     init_weights,
-    relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
@@ -48,6 +47,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
     """Patches, then blocks of neighborhood attention at one width and resolution; any input size works."""
 
     stack_name: ClassVar[str] = "blocks"
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
 
     def __init__(
         self,
@@ -141,10 +141,6 @@ class IsotropicNeighborhoodTransformer(Backbone):
             for module in self.modules():
                 if isinstance(module, NeighborhoodAttention2d):
                     module.set_kernel_size(self._map_size(img_size))
-
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
-        return relative_tables(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""

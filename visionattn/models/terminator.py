@@ -37,7 +37,7 @@ from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
 from visionattn.models._configs import image_config, register_variants
 from visionattn.models._weights import build_model, packaged
-from visionattn.models.backbone import Backbone, take_indices
+from visionattn.models.backbone import Backbone
 from visionattn_kernels.hyper.api import GlobalMode
 
 __all__ = ["Terminator"]
@@ -79,6 +79,7 @@ class Terminator(Backbone):
 
     stem_name: ClassVar[str] = "stem"
     stack_name: ClassVar[str] = "blocks"
+    undecayed: ClassVar[tuple[str, ...]] = ("filters.weight", "tap_bias", "position_bias")
     dense: list[list[int]]  # per block the earlier ones whose outputs it takes
 
     def __init__(
@@ -216,11 +217,6 @@ class Terminator(Backbone):
         """Return the device and dtype of maps; slow networks may keep a wider dtype."""
         return get_device_dtype(self.blocks[0].mix)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
-        names = ("filters.weight", "tap_bias", "position_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
     def hyper_kernels(self) -> dict[str, Tensor]:
         """Return the kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
 
@@ -254,10 +250,10 @@ class Terminator(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
-        return self.norm(self._outputs(x, len(self.blocks))[-1])
+        return self.norm(self.run_stack(x, len(self.blocks))[-1])
 
-    def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
-        """Return the outputs of the first `count` blocks."""
+    def run_stack(self, x: Tensor, count: int) -> list[Tensor]:
+        """Map images `[B, in_chans, H, W]` to the outputs of the first `count` blocks."""
         x = self.stem(x)
         outputs: list[Tensor] = []
         for block, earlier in zip(list(self.blocks)[:count], self.dense, strict=False):
@@ -265,23 +261,6 @@ class Terminator(Backbone):
             x = checkpoint(block, x, dense, use_reentrant=False) if self.grad_checkpointing else block(x, dense)
             outputs.append(x)
         return outputs
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Compute features and outputs of blocks; see `Backbone.forward_intermediates`."""
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = take_indices(len(self.blocks), indices)
-        outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
-        found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
-        return found if intermediates_only else (outputs[-1], found)
 
 
 def _cfg(input_size: tuple[int, int, int] = (3, 32, 32), **kwargs: Any) -> dict[str, Any]:

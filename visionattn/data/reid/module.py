@@ -242,36 +242,21 @@ class ReidData(ImageData):
                 "--model.checkpoint_path starts anew from its weights"
             )
 
-    def train_dataloader(self) -> ReidLoader:
-        """Return the training loader: augmented batches of P identities, from where a resumed run stopped."""
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        source = ReidSource(self._images["train"], self.layout.open, numbers)
-        sampler = PKBatchSampler(
-            source.targets(),
-            self.batch_size // self.instances,
-            self.instances,
-            self.seed,
-            *self.shard,
-            start=self.start,
-        )
-        return self._loader("train", source, batch_sampler=sampler)
-
-    def val_dataloader(self) -> ReidLoader:
-        """Return the evaluation loader: every query, then every gallery image; the ranks take turns."""
-        return self._evaluation("validation")
-
-    def test_dataloader(self) -> ReidLoader:
-        """Return the loader of the validation."""
-        return self._evaluation("test")
-
-    def _evaluation(self, split: str) -> ReidLoader:
-        self._check_matches()
-        images = [image for part in EVALUATION for image in self._images[part]]
-        source = ReidSource(images, self.layout.open)
-        return self._loader(split, source, **self.batches(len(source), training=False))
-
-    def _loader(self, split: str, source: ReidSource, **options: Any) -> ReidLoader:
+    def loader(self, split: str) -> ReidLoader:
+        """Make the loader of a split: batches of P identities to train on; otherwise every query, then the gallery."""
         training = split == "train"
+        if training:
+            numbers = {name: number for number, name in enumerate(self.class_names)}
+            source = ReidSource(self._images["train"], self.layout.open, numbers)
+            identities = self.batch_size // self.instances
+            sampler = PKBatchSampler(
+                source.targets(), identities, self.instances, self.seed, *self.shard, start=self.start
+            )
+            options: dict[str, Any] = {"batch_sampler": sampler}
+        else:
+            self._check_matches()
+            source = ReidSource([image for part in EVALUATION for image in self._images[part]], self.layout.open)
+            options = self.batches(len(source), training=False)
         transform = reid_transform(self.preprocessing, self.augmentation if training else None)
         loader = ReidLoader(
             ImageDataset(source, transform, replace_broken=training and self.on_error == "skip"),

@@ -106,21 +106,10 @@ class SceneData(ImageData):
         drawing = {"image_size": self.item_shape[-1], "length": self.lengths[split], **self.drawing}
         return open_scenes(self.name, self.root, self.splits[split] or split, limit=self.limit, **drawing)
 
-    def train_dataloader(self) -> SceneLoader:
-        """Return the training loader: shuffled, flipped, from the place where a resumed run stopped."""
-        return self._loader("train", "train")
-
-    def val_dataloader(self) -> SceneLoader:
-        """Return the validation loader: every scene once, in order; the ranks take turns."""
-        return self._loader("validation", "validation")
-
-    def test_dataloader(self) -> SceneLoader:
-        """Return the loader of the validation."""
-        return self._loader("test", "validation")
-
-    def _loader(self, stage: str, split: str) -> SceneLoader:
-        training = stage == "train"
-        scenes = self._scenes[split]
+    def loader(self, split: str) -> SceneLoader:
+        """Make the loader of a split; that of ``test`` is the same as that of ``validation``."""
+        training = split == "train"
+        scenes = self._scenes["train" if training else "validation"]
         transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
         loader = SceneLoader(
             ImageDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
@@ -129,7 +118,7 @@ class SceneData(ImageData):
             **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
         )
-        self._loaders[stage] = loader
+        self._loaders[split] = loader
         return loader
 
     def describe(self) -> str:
