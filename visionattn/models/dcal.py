@@ -65,24 +65,12 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-
 _create_vit = partial(build_vit, DcalVisionTransformer, filter_fn=checkpoint_filter_fn)
-
-
-def _create_swin(variant: str, pretrained: bool, **kwargs: Any) -> DcalSwinTransformer:
-    return build_model(
-        DcalSwinTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=swin_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
-        **{"patch_size": 4, "window_size": 7, **kwargs},
-    )
-
 
 _TINY: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 12}
+_SWIN: dict[str, Any] = {"patch_size": 4, "window_size": 7}
 
 register_variants(
     __name__,
@@ -122,19 +110,24 @@ def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVi
 
 register_variants(
     __name__,
-    _create_swin,
+    partial(
+        build_model,
+        DcalSwinTransformer,
+        filter_fn=swin_filter_fn,
+        features={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+    ),
     {
         "dcal_swin_tiny_patch4_window7_224": (
             "PWCA on Swin-Tiny.",
-            {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+            {**_SWIN, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
         ),
         "dcal_swin_small_patch4_window7_224": (
             "PWCA on Swin-Small.",
-            {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+            {**_SWIN, "embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
         ),
         "dcal_swin_base_patch4_window7_224": (
             "PWCA on Swin-Base.",
-            {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+            {**_SWIN, "embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
         ),
     },
 )

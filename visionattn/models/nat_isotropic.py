@@ -7,10 +7,11 @@ ones it is a sliding window until `set_input_size` widens it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
@@ -24,6 +25,7 @@ from visionattn.models._nat_blocks import (
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
+from visionattn.models._weights import build_model
 from visionattn.models.backbone import Backbone
 
 __all__ = ["IsotropicNeighborhoodTransformer"]
@@ -175,23 +177,17 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **options: Any) -> IsotropicNeighborhoodTransformer:
-    return build_model_with_cfg(
-        IsotropicNeighborhoodTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "flatten_sequential": True},
-        **options,
-    )
-
-
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 24}
 
 register_variants(
     __name__,
-    _create,
+    partial(
+        build_model,
+        IsotropicNeighborhoodTransformer,
+        filter_fn=checkpoint_filter_fn,
+        features={"out_indices": 3, "flatten_sequential": True},
+    ),
     {
         "nat_isotropic_small": ("NAT-iso-Small.", _SMALL),
         "nat_isotropic_base": ("NAT-iso-Base.", _BASE),

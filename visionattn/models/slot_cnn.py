@@ -6,13 +6,15 @@ any model can stand in this one's place.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.models._configs import image_config, register_variants
+from visionattn.models._weights import build_model
 from visionattn.models.backbone import Backbone
 
 __all__ = ["SlotCnn"]
@@ -107,19 +109,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
-    return build_model_with_cfg(
-        SlotCnn,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": arch.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"},
-        **arch,
-    )
-
-
 register_variants(
     __name__,
-    _create,
+    partial(build_model, SlotCnn, features={"out_indices": (0, 1, 2), "feature_cls": "getter"}),
     {
         "slot_cnn": ("The paper's encoder: 5×5 kernels and 64 channels, at the resolution of the image.", {}),
         "slot_cnn_pico": (

@@ -308,7 +308,7 @@ def _create_terminator(variant: str, pretrained: bool, **arch: Any) -> Terminato
         Terminator,
         variant,
         pretrained,
-        feature_cfg={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
+        features={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
         **arch,
     )
 
