@@ -311,7 +311,7 @@ class ImageClassificationData(ImageData):
 
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
-        return self.loader("predict")
+        return self._keep("predict")
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
@@ -359,10 +359,7 @@ class ImageClassificationData(ImageData):
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
             options |= self.batches(len(source), training, self.aug_repeats)
         num_classes = None if split == "predict" else self.num_classes
-        self._loaders[split] = ImageLoader(
-            dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape)
-        )
-        return self._loaders[split]
+        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
 
 
 def _size(source: ImageSource | IterableImageDataset) -> str:

@@ -114,15 +114,19 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Return the training loader: shuffled, augmented, from the place where a resumed run stopped."""
-        return self.loader("train")
+        return self._keep("train")
 
     def val_dataloader(self) -> ImageLoader:
         """Return the validation loader: every image once, in order; the ranks take turns."""
-        return self.loader("validation")
+        return self._keep("validation")
 
     def test_dataloader(self) -> ImageLoader:
         """Return the loader of the test split, or of the validation split if there is none."""
-        return self.loader("test")
+        return self._keep("test")
+
+    def _keep(self, split: str) -> ImageLoader:
+        self._loaders[split] = self.loader(split)
+        return self._loaders[split]
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing; Lightning tells the epoch to the sampler."""

@@ -223,8 +223,8 @@ class Terminator(Backbone):
         Per block `global` and `spatial`, as large as the map, and `gate` and `channel`, one row over channels.
         """
         found: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, SlowFastBlock)
+        blocks: list[Any] = list(self.blocks)
+        for i, block in enumerate(blocks):
             found[f"blocks.{i}.global"] = block.kernel()
             found[f"blocks.{i}.gate"] = block.hci.channel()
             found[f"blocks.{i}.channel"] = block.hyper.channel()
@@ -237,10 +237,8 @@ class Terminator(Backbone):
         It holds the global kernels of the blocks together: the sum over all pairs of the mean squared difference of the
         later kernel and the earlier one, tiled to as many channels.
         """
-        kernels = []
-        for block in self.blocks:
-            assert isinstance(block, SlowFastBlock)
-            kernels.append(block.kernel())
+        blocks: list[Any] = list(self.blocks)
+        kernels = [block.kernel() for block in blocks]
         terms = [
             F.mse_loss(tile_channels(earlier, len(later)), later)
             for i, later in enumerate(kernels)

@@ -1,6 +1,6 @@
 """Re-identification: one DataModule for the published data sets, folders like them, and the embedded identities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +66,6 @@ class ReidCollate(Collate):
         batch = super().__call__(items)
         index = torch.tensor([item.index for item in items if item.image is not None], dtype=torch.long)
         return ReidBatch(batch.image, batch.target, self.cameras[index], index, batch.name, batch.errors)
-
-
-class ReidLoader(ImageLoader):
-    """An :class:`~visionattn.data.ImageLoader` of :class:`ReidBatch` es."""
-
-    def __iter__(self) -> Iterator[ReidBatch]:  # type: ignore[override]
-        return super().__iter__()  # type: ignore[return-value]  # ReidCollate makes them
 
 
 class ReidData(ImageData):
@@ -242,7 +235,7 @@ class ReidData(ImageData):
                 "--model.checkpoint_path starts anew from its weights"
             )
 
-    def loader(self, split: str) -> ReidLoader:
+    def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split: batches of P identities to train on; otherwise every query, then the gallery."""
         training = split == "train"
         if training:
@@ -258,15 +251,13 @@ class ReidData(ImageData):
             source = ReidSource([image for part in EVALUATION for image in self._images[part]], self.layout.open)
             options = self.batches(len(source), training=False)
         transform = reid_transform(self.preprocessing, self.augmentation if training else None)
-        loader = ReidLoader(
+        return ImageLoader(
             ImageDataset(source, transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             **self.worker_options,
             collate_fn=ReidCollate(self.item_shape, source.cameras()),
             **options,
         )
-        self._loaders[split] = loader
-        return loader
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
