@@ -1,4 +1,4 @@
-"""How a map is cut for the kernels: tables of tiles per axis, on the device, and what their sizes cost. No triton.
+"""Cutting of a map for the kernels: tables of tiles per axis, on the device, and what their sizes cost. No triton.
 
 A tile lies inside one dilation group of each axis, where neighbouring keys are neighbours. The tables are cut from
 `tabulate_axis`, the written-out window rule; kernels read them and know of no other rule.
