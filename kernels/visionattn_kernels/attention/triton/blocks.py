@@ -30,7 +30,7 @@ class Map(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes beside those of the axes: images, heads, height and width of the query map, and tokens that every query sees."""
+    """Further sizes: images, heads, height and width of the query map, and tokens that every query sees."""
 
     batch: int
     heads: int
@@ -112,7 +112,7 @@ class Queries(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Keys or queries that a tile meets on one axis, counted in its dilation group: in part from lo to hi, wholly inside `every`."""
+    """Span of a tile on one axis, counted in its dilation group: met in part from lo to hi, wholly inside `every`."""
 
     lo: Any
     hi: Any

@@ -24,7 +24,7 @@ Rectangle = tuple[int, int]
 
 
 class Tile(NamedTuple):
-    """What one program works on.
+    """Tile that one program works on.
 
     Attributes:
         query: Height and width of a rectangle of queries, powers of two with a product of at least 16.
