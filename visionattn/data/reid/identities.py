@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from visionattn.data.drawing.person import Appearance, Camera, Colour, Pixels, draw_person
 from visionattn.data.reid.layouts import Options, Protocol, ReidImage, Split
-from visionattn.viz.image import Pixels
-from visionattn.viz.person import Appearance, Camera, Colour, draw_person
 
 HEIGHT, WIDTH = 64, 32
 SEED = 6  # of everything that is drawn
