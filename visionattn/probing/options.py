@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from visionattn.checks import check_range
-from visionattn.data.loading import OnError
 from visionattn.data.transforms import MAX_SIZE
 from visionattn.errors import UserError
+from visionattn.evaluation.as_trained import PreparedImages
 from visionattn.probing.frozen import Layer
 from visionattn.probing.protocols import Candidate, Recipe, paper_protocol, sweep
 from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
@@ -19,36 +19,18 @@ from visionattn.probing.protocols.split import can_hold_out
 
 
 @dataclass(frozen=True)
-class ProbingData:
+class ProbingData(PreparedImages):
     """Which images, and how they are read; by default the preprocessing is the backbone's own.
 
     Args:
-        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
-        root: folder of images; for other data sets, the folder of downloads.
         train_split: name of the split to train heads on, if it is not found by itself.
         val_split: name of the split to evaluate heads on, if it is not found by itself.
         limit_per_class: number of training images per class, the same ones for every seed.
-        download: let torchvision or timm download a missing data set.
-        img_size: height and width in pixels.
-        crop_pct: part of the resized image's edge that is kept.
-        interpolation: bicubic, bilinear, nearest, …
-        batch_size: images per step of the backbone.
-        num_workers: loader processes.
-        on_error: for an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
-    name: str | None = None
-    root: str | None = None
     train_split: str | None = None
     val_split: str | None = None
     limit_per_class: int | None = None
-    download: bool = False
-    img_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    batch_size: int = 128
-    num_workers: int | None = None
-    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         check_range("data.img_size", self.img_size, 1, MAX_SIZE, error=UserError)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from visionattn.data.drawing.person import Appearance, Camera, Colour, Pixels, draw_person
+from visionattn.data.drawing.person import Appearance, Camera, Canvas, Colour, draw_person
 from visionattn.data.reid.layouts import Options, Protocol, ReidImage, Split
 
 HEIGHT, WIDTH = 64, 32
@@ -82,7 +82,7 @@ class Identities:
 
 
 @functools.cache  # all of them take 9 MB, and drawing them a fifth of an epoch
-def _draw(image: ReidImage) -> Pixels:
+def _draw(image: ReidImage) -> Canvas:
     name = zlib.crc32(image.name.encode())
     # Each distractor is somebody else.
     person = appearance(np.random.default_rng([SEED, image.pid] if image.pid else [SEED, 0, name]))
