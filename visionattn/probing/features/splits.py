@@ -26,7 +26,6 @@ from visionattn.probing.features.extraction import (
 from visionattn.probing.features.sources import (
     CachedFeatures,
     FeatureSource,
-    LayerFeatures,
     OnlineFeatures,
     TensorFeatures,
 )
@@ -177,11 +176,10 @@ class SplitFeatures:
 
     def source(self, layers: Sequence[Layer]) -> FeatureSource:
         """Return features of layers: pooled vectors if they are enough, cached tokens, or those of the backbone."""
+        online = OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
         if not self.with_tokens:
-            return pooled_tokens(LayerFeatures(self.cache, layers))
-        if self.cache.views:
-            return CachedFeatures(self.cache, layers)
-        return OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
+            return pooled_tokens(online)
+        return CachedFeatures(self.cache, layers) if self.cache.views else online
 
 
 def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
@@ -195,13 +193,11 @@ def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     return prepare_images(spec, data.img_size, data.crop_pct, data.interpolation)
 
 
-def pooled_tokens(features: Any) -> TensorFeatures:
+def pooled_tokens(features: FeatureSource) -> TensorFeatures:
     """Return the class token, if there is one, and the mean patch in place of all tokens.
 
     For heads that take the mean of their tokens these are the same, and need only the pooled vectors.
     """
-    has_cls = features.num_prefix_tokens > features.num_reg_tokens
-    kinds = ("cls", "gap") if has_cls else ("gap",)
-    return TensorFeatures(
-        torch.stack([features.pooled(kind) for kind in kinds], dim=1), features.targets, num_prefix_tokens=int(has_cls)
-    )
+    kinds = dict.fromkeys((features.usual_pooling, "gap"))
+    tokens = torch.stack([features.pooled(kind) for kind in kinds], dim=1)
+    return TensorFeatures(tokens, features.targets, num_prefix_tokens=len(kinds) - 1)

@@ -21,7 +21,7 @@ from visionattn.probing.protocols.results import (
     count_hits,
     middle,
 )
-from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
+from visionattn.probing.protocols.split import HELD_OUT, hold_out
 
 IMAGES = 1024
 """Number of images that are classified at a time."""
@@ -99,7 +99,7 @@ def fit_and_evaluate(
     check_sources(train, val, num_classes)
     if not options:
         raise ValueError(f"{name} has no hyper-parameters to choose from; name at least one of each")
-    kind = selection.features or usual_pooling(train)
+    kind = selection.features or train.usual_pooling
     vectors, targets = train.pooled(kind).to(selection.device), train.targets.to(selection.device)
     selected_on = selection.selected_on if len(options) > 1 else None
     accuracy = None

@@ -72,16 +72,13 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield label, torch.where(targets == label)[0]
 
 
-class FeatureSubset:
+class FeatureSubset(FeatureSource):
     """A `FeatureSource` with some of the images of another, `indices` `[m]`."""
 
     def __init__(self, source: FeatureSource, indices: Tensor) -> None:
         self.source, self.indices = source, indices
         self.dim, self.targets = source.dim, source.targets[indices]
         self.num_prefix_tokens, self.num_reg_tokens = source.num_prefix_tokens, source.num_reg_tokens
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `FeatureSource`."""
@@ -90,8 +87,3 @@ class FeatureSubset:
     def pooled(self, kind: PooledKind) -> Tensor:
         """See `FeatureSource`."""
         return self.source.pooled(kind)[self.indices]
-
-
-def usual_pooling(source: FeatureSource) -> PooledKind:
-    """Return "cls" if there is a class token, else "gap"."""
-    return "cls" if source.num_prefix_tokens > source.num_reg_tokens else "gap"
