@@ -116,12 +116,6 @@ def prepare_images(
 ) -> dict[str, Any]:
     """Return the preprocessing of a model, for square images, with other values where they are given.
 
-    Args:
-        spec: the model.
-        img_size: height and width in pixels.
-        crop_pct: part of the resized image's edge that is kept.
-        interpolation: bicubic, bilinear, nearest, …
-
     Raises:
         ValueError: the model takes images that are not square, and no size is given.
     """

@@ -76,16 +76,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Show the validation split to a model, batch by batch, and return the fields of a `Result`.
 
-    Args:
-        model: called with normalised images ``[B, C, H, W]`` on the device, in inference mode.
-        data: after ``setup``; unreadable images are left out of its batches.
-        update: called with the model's output and the batch.
-        name: of the model.
-        origin: of its weights.
-        options: of the data.
-        device: where the model is.
-        precision: of the model.
-        progress: shows the number of batches.
+    The model gets normalised images ``[B, C, H, W]`` on the device, in inference mode. ``update`` gets its output and
+    the batch, without images that cannot be read.
 
     Raises:
         ValueError: not one image can be read.

@@ -86,10 +86,7 @@ def measure_throughput(
 
 
 def expand_names(models: Iterable[str]) -> list[str]:
-    """Return the names of models, each once.
-
-    Args:
-        models: names, patterns such as ``nat_*``, or ``module:PACKAGE`` for all models that a package registers.
+    """Return each model once for names, patterns such as ``nat_*``, and ``module:PACKAGE`` for all models of a package.
 
     Raises:
         ValueError: an unknown name, a pattern that matches none, or no name.

@@ -116,14 +116,7 @@ class DiscoveryMetric(Metric, ABC):
         """Return the measure of each image, NaN if it has none."""
 
     def update(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> None:
-        """Add a batch of images.
-
-        Args:
-            predicted: Ids `[B, H, W]`, from 0 on; negative for no segment.
-            segments: True ids `[B, H, W]`, 0 for unlabelled.
-            classes: Of the segments by their ids, `[B, S + 1]`.
-            things: Which segments are objects, `[B, S + 1]`.
-        """
+        """Add a batch of images with arguments as in `mean_best_overlap`."""
         values = self.measure(predicted, segments, classes, things)
         exists = ~values.isnan()
         self.total += values[exists].sum()

@@ -178,16 +178,10 @@ class Matches:
 
 
 def rank_matches(chunk: Tensor, position: Tensor, is_match: Tensor, is_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ranks of the matches of a chunk of queries.
+    """Return the ranks of the matches of n queries from 0, in order, `[n, M]`, and the number of matches `[n]`.
 
-    Args:
-        chunk: Distances `[n, G]`.
-        position: Gallery positions of each query's identity `[n, M]`.
-        is_match: Which of them are to be found.
-        is_out: Which of them are left out.
-
-    Returns:
-        Ranks from 0, in order, `[n, M]`, and the number of matches `[n]`; ranks beyond that number mean nothing.
+    Ranks beyond that number mean nothing. `chunk` are distances `[n, G]`, `position` gallery positions of each query's
+    identity `[n, M]`, of which `is_match` are to be found and `is_out` left out.
     """
     keys = order_keys(chunk)
     rows = torch.arange(len(chunk), device=chunk.device)[:, None].expand_as(position)

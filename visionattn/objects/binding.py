@@ -185,15 +185,10 @@ class BindingProbes:
         )
 
     def train_step(self, features: Mapping[Layer, Tensor], scenes: Segments, calibrate: bool = False) -> float:
-        """Train all probes by one step.
+        """Train all probes by one step, and return the mean loss of those with parameters.
 
-        Args:
-            features: Tokens `[B, T, D]` of each layer.
-            scenes: Segments of the images.
-            calibrate: Use the pairs to fit the thresholds of probes without one; set this in the last epoch.
-
-        Returns:
-            Mean loss of the trained probes.
+        Features are the tokens `[B, T, D]` of each layer. With `calibrate`, in the last epoch, the pairs also fit the
+        thresholds of probes without one.
 
         Raises:
             ValueError: The features are not finite.

@@ -227,9 +227,7 @@ class DotProbe(PairProbe):
 def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     """Match segments with queries, so that the expected number of correct patches is largest.
 
-    Args:
-        probabilities: Probabilities of the queries `[L, B, N, C]`.
-        instances: Segment of each patch `[B, N]`, 0 for none.
+    Probabilities are `[L, B, N, C]`, and segments of patches `[B, N]`, 0 for none.
 
     Returns:
         Query of each patch's segment `[L, B, N]`; -1 if the patch has no segment, or the segment no query.

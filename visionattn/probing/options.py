@@ -120,12 +120,9 @@ class HeadTraining:
     def expand(
         self, heads: Sequence[tuple[str, Mapping[str, Any]]], seed: int, selected_on: SelectedOn = "held_out"
     ) -> tuple[list[Candidate], Recipe]:
-        """Return every head at every learning rate, and the recipe that they share.
+        """Return every head, by name and options, at every learning rate, and the recipe that they share.
 
-        Args:
-            heads: Names and options.
-            seed: Seed of the training.
-            selected_on: Where rates and epochs are chosen; in the paper's protocol always on val.
+        In the paper's protocol choices are always made on val, whatever `selected_on`.
 
         Raises:
             ValueError: A number out of its bounds.

@@ -80,11 +80,7 @@ class HeadRequest:
 def request_heads(
     heads: Sequence[str | HeadRequest], options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[HeadRequest]:
-    """Return requests for heads, each of them once.
-
-    Args:
-        heads: Names, or requests as they are.
-        options: Options of heads by their names.
+    """Return requests for heads, each of them once, with options by their names.
 
     Raises:
         UserError: No head, an unknown one, or options of a head that is not named or takes none.

@@ -109,11 +109,7 @@ class ProbingSession:
         return sorted(self.results(plan), key=lambda result: row_key(result.to_dict(), names))
 
     def plan(self, heads: Sequence[HeadRequest], *, attention: bool = False) -> ProbingPlan:
-        """Plan the work, and create each head once, so that errors come before the work.
-
-        Args:
-            heads: Requests for heads.
-            attention: Whether attention maps are wanted, which need tokens.
+        """Plan the work, and create each head once, so that errors come before the work; attention maps need tokens.
 
         Raises:
             ValueError: A number out of its bounds, more shots than images of a class, a head that does not fit the

@@ -80,17 +80,8 @@ def fit_and_evaluate(
 ) -> HeadResult:
     """Choose one of the options, fit it to all of train, and evaluate it on val, which is read once, at the end.
 
-    Processes of torch.distributed share the images of val.
-
-    Args:
-        name: Name of the protocol.
-        fit: The protocol.
-        options: Options to choose from; among equally good ones the first is taken.
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Number of classes.
-        selection: How to choose, and which vectors to take.
-        progress: Called with the number of images of val that are classified, and of all of val.
+    Among equally good options the first is taken. Processes of torch.distributed share the images of val. `progress` is
+    called with the number of images of val that are classified, and of all of val.
 
     Raises:
         ValueError: Features or classes of train and val do not fit together, or there are no options.

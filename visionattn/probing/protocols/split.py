@@ -19,15 +19,9 @@ def random_order(count: int, *seed: int) -> Tensor:
 
 
 def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split images at random, class by class.
+    """Split images of classes `[n]` at random, class by class, into indices of remaining and held-out ones, in order.
 
-    Args:
-        targets: Class indices `[n]`.
-        share: Part of each class that is held out; at least one image, unless the class has only one.
-        seed: Seed of the choice.
-
-    Returns:
-        Indices of the remaining and of the held-out images, in order.
+    A share of each class is held out: at least one image, unless the class has only one.
 
     Raises:
         ValueError: The share is not a fraction, or no class has two images.
