@@ -112,11 +112,7 @@ def evaluate_classifier(
 
 
 def _require_classes(loaded: LoadedModel) -> None:
-    """Check that a model classifies.
-
-    Raises:
-        ValueError: it gives features; the message says what to do with it.
-    """
+    """Raise a ValueError unless the model classifies, with what to do with it instead."""
     spec, name = loaded.spec, loaded.name
     if spec.task == "reid":
         raise ValueError(f"{name} gives features, not classes: eval.py reid evaluates it")

@@ -40,11 +40,7 @@ def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> Non
 
 
 def require_rollout(model: Any, name: str) -> None:
-    """Check that a model selects patches.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise a ValueError unless the model selects patches."""
     if not hasattr(model, "rollout_maps"):
         raise ValueError(f"{name} selects no patches: --rollout draws DCAL's models")
 

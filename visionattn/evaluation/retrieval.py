@@ -128,10 +128,6 @@ def evaluate_reid(
 
 
 def require_ranking(spec: ModelSpec, options: IdentityOptions) -> None:
-    """Check that a data set has one ranking, which can be re-ranked and drawn.
-
-    Raises:
-        ValueError: it is VehicleID.
-    """
+    """Raise a ValueError for VehicleID, which has no single ranking that could be re-ranked or drawn."""
     if identity_dataset(spec, options) == "vehicleid":
         raise ValueError("VehicleID has no queries and no gallery of its own: leave out --rerank and --ranked_lists")

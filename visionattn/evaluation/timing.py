@@ -54,11 +54,7 @@ class Conditions:
 
 
 def measure(name: str, conditions: Conditions) -> dict[str, Any]:
-    """Build one model and measure it in this process; return the fields of a `ThroughputRow`.
-
-    Raises:
-        ValueError: the model cannot be built, as with an image size that it cannot have.
-    """
+    """Build one model and measure it in this process; return the fields of a `ThroughputRow`."""
     torch.set_num_threads(conditions.threads)
     device = resolve_device(conditions.device)
     memory_before = _restart_memory(device)

@@ -33,11 +33,7 @@ class Gallery(NamedTuple):
 
 
 def merge(parts: Iterable[Gallery]) -> Gallery:
-    """Concatenate images, in their order in the split.
-
-    Raises:
-        ValueError: there are no images.
-    """
+    """Concatenate images, in their order in the split; raise a ValueError if there are none."""
     found = [part for part in parts if len(part.place)]
     if not found:
         raise ValueError("not one image of the query and gallery could be read")

@@ -107,11 +107,7 @@ def evaluate_distances(
 
 
 def check_features(query: Tensor, gallery: Tensor) -> None:
-    """Refuse features that cannot be compared.
-
-    Raises:
-        ValueError: They are not matrices of one width, are empty, or hold NaN or infinity.
-    """
+    """Raise a ValueError unless features are matrices of one width that are not empty and hold no NaN or infinity."""
     if query.dim() != 2 or gallery.dim() != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"features must be [Q, D] and [G, D]; got {list(query.shape)} and {list(gallery.shape)}")
     for name, features in (("query", query), ("gallery", gallery)):
@@ -145,11 +141,7 @@ class Matches:
     def __init__(
         self, query_ids: Tensor, gallery_ids: Tensor, query_cams: Tensor | None, gallery_cams: Tensor | None
     ) -> None:
-        """Sort the gallery by identity.
-
-        Raises:
-            ValueError: Identities and cameras differ in number, or only one side has cameras.
-        """
+        """Sort the gallery by identity; raise a ValueError unless identities and cameras fit each other."""
         if (query_cams is None) != (gallery_cams is None):
             raise ValueError("query_cams and gallery_cams must be given together")
         for side, ids, cams in (("query", query_ids, query_cams), ("gallery", gallery_ids, gallery_cams)):
@@ -232,11 +224,7 @@ class Sums:
         self.valid += len(ranks)
 
     def results(self) -> dict[str, Any]:
-        """Return the averages.
-
-        Raises:
-            ValueError: No query has a match.
-        """
+        """Return the averages; raise a ValueError if no query has a match."""
         if not self.valid:
             raise ValueError(
                 f"none of {self.skipped} queries has a match in the gallery: no image there has its identity and "

@@ -77,13 +77,7 @@ class BindingResult:
 
 
 class LayerProbes(nn.Module):
-    """Probes of layers with equal width and grid, on normalised tokens.
-
-    Attributes:
-        layout: TokenLayout of the tokens of each layer.
-        norm: Normalisation of the tokens.
-        probes: The probes by name.
-    """
+    """Probes of layers with equal width and grid, on tokens that `norm` normalises."""
 
     def __init__(
         self, num_layers: int, layout: TokenLayout, names: Sequence[str], num_classes: int, training: ProbeTraining

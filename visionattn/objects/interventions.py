@@ -25,8 +25,7 @@ Change = Callable[[Tensor], Tensor]
 def probe_subspace(probes: LayerProbes) -> Tensor:
     """Return an orthonormal basis `[K, D]` of the subspace through which a layer's quadratic probe reads tokens.
 
-    Raises:
-        ValueError: The subspace is the whole space.
+    The subspace must not be the whole space.
     """
     directions = probes.norm.to_tokens(probes.probe("quadratic").get_parameter("weight"))[0]
     _, sizes, basis = torch.linalg.svd(directions.double(), full_matrices=False)
@@ -139,11 +138,7 @@ class Correlation:
 
 
 def blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
-    """Return the blocks of a timm ViT.
-
-    Raises:
-        ValueError: The model is not a sequence of attention blocks whose attention can be recorded.
-    """
+    """Return the blocks of a timm ViT; raise a ValueError unless the attention of each can be recorded."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(
         isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Module) for block in blocks

@@ -37,9 +37,7 @@ class PairRates:
 
 
 class PairScores:
-    """Histograms of pair scores for L layers.
-
-    Scores are symmetric, so each pair of different patches is counted once.
+    """Histograms of pair scores for L layers; scores are symmetric, so each pair of different patches is counted once.
 
     Attributes:
         counts: `[L, 2, 2, NUM_BINS]`, int64, by whether both patches lie on objects, and whether on the same one.

@@ -37,11 +37,7 @@ class LeaderboardEntry(NamedTuple):
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON file that ``eval.py probe --output`` wrote.
-
-    Raises:
-        ValueError: The file holds something else.
-    """
+    """Return the rows of a JSON file of ``eval.py probe --output``; raise a ValueError for any other file."""
     try:
         rows = json.loads(path.read_bytes())["results"]
         complete = all(key in row for row in rows for key in NEEDED)

@@ -111,12 +111,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class ProbingPlan:
-    """Work of a session, checked against backbone and data.
-
-    Attributes:
-        layers: Heads by layers.
-        with_tokens: Whether tokens are needed, or pooled vectors are enough.
-    """
+    """Work of a session, checked against backbone and data; without `with_tokens` pooled vectors are enough."""
 
     layers: tuple[LayerPlan, ...]
     with_tokens: bool

@@ -40,13 +40,8 @@ def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: i
 def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool], *, height: int = 192) -> Pixels:
     """Draw the query in a grey frame, then the gallery: right images in green frames, wrong ones in red.
 
-    The rank is below each image, with a cross for wrong ones, for colour-blind readers.
-
-    Args:
-        query: path, Pillow image, or bytes [H, W, 3].
-        gallery: gallery images in the same formats, nearest first.
-        matches: whether each gallery image shows the identity of the query.
-        height: height of every image in pixels; the aspect ratio is kept.
+    The rank is below each image, with a cross for wrong ones, for colour-blind readers. Images are as in `RankedList`,
+    and ``height`` pixels high; the aspect ratio is kept.
 
     Returns:
         Bytes [H', W', 3].

@@ -41,13 +41,9 @@ class Field(NamedTuple):
 
 
 class ShardedArrays:
-    """Arrays of a number of images, in shards.
+    """Arrays by name (`fields`) of a number of images, in shards; `key` is a hash of the identity.
 
     Images that cannot be read are left out, so that a shard may have fewer rows than images.
-
-    Attributes:
-        fields: What the arrays are, by name.
-        key: Hash of the identity.
     """
 
     def __init__(
@@ -132,11 +128,7 @@ class ShardedArrays:
             )
 
     def write(self, view: int, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of a shard.
-
-        Raises:
-            OSError: They cannot be written; what was complete before stays so.
-        """
+        """Write the arrays of a shard; if that fails, what was complete before stays so."""
         record = self._record(view, shard)
         try:
             record.parent.mkdir(exist_ok=True)

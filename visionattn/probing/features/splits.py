@@ -109,11 +109,7 @@ class SplitImages:
         return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
     def missing(self, cache: FeatureCache) -> list[str]:
-        """Return the names of images that could not be read when features were extracted.
-
-        Raises:
-            UnreadableImageError: There are some, and `ProbingData.on_error` is "raise".
-        """
+        """Return the names of images that could not be read upon extraction; raise an error unless they may be skipped."""
         numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
         names = [self.name_of(number) for number in numbers]
         if names and self._on_error == "raise":
@@ -126,14 +122,9 @@ class SplitImages:
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """Features of a split.
+    """Features of a split by a backbone: pooled vectors in a cache, with the tokens of all views if they fit.
 
-    Attributes:
-        backbone: The backbone that gives them.
-        images: The images.
-        cache: Pooled vectors, and tokens if they fit.
-        views: Number of views of each image.
-        with_tokens: Whether tokens are needed, or pooled vectors are enough.
+    `with_tokens` says whether tokens are needed, or pooled vectors are enough.
     """
 
     backbone: FrozenBackbone

@@ -30,11 +30,7 @@ class GemPooling(Pooling):
 
 
 class GatedPooling(AttentivePooling):
-    """Pooling by a gate per token: the sum of the gated tokens, or their mean.
-
-    Attributes:
-        takes_mean: Whether the sum is divided by the number of tokens.
-    """
+    """Pooling by a gate per token: the sum of the gated tokens, which `takes_mean` divides by their number."""
 
     takes_mean: ClassVar[bool] = True
 

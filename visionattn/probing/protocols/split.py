@@ -46,11 +46,7 @@ def can_hold_out(targets: Tensor) -> bool:
 
 
 def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
-    """Draw `shots` images of each class at random, and return their indices in order.
-
-    Raises:
-        ValueError: A class has fewer.
-    """
+    """Draw `shots` images of each class at random, and return their indices in order; no class may have fewer."""
     if shots < 1:
         raise ValueError(f"images per class must be at least 1; got {shots}")
     drawn = []
