@@ -108,23 +108,18 @@ class SceneOptions(DataOptions):
     textured: bool = True
 
 
-def prepare_images(
-    spec: ModelSpec,
-    img_size: int | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-) -> dict[str, Any]:
-    """Return the preprocessing of a model, for square images, with other values where they are given.
+def prepare_images(spec: ModelSpec, options: PreparedImages) -> dict[str, Any]:
+    """Return the preprocessing of a model, for square images, with the values that the options set.
 
     Raises:
         ValueError: the model takes images that are not square, and no size is given.
     """
     trained = spec.preprocessing
     channels, height, width = trained["input_size"]
-    if height != width and img_size is None:
+    if height != width and options.img_size is None:
         raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
-    edge = height if img_size is None else img_size
-    given = {"interpolation": interpolation, "crop_pct": crop_pct}
+    edge = height if options.img_size is None else options.img_size
+    given = {"interpolation": options.interpolation, "crop_pct": options.crop_pct}
     kept = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "sequence", "permutation_seed")
     return {
         "input_size": (channels, edge, edge),
@@ -154,7 +149,7 @@ def open_images(
         ValueError: data that are missing or that do not fit the model.
     """
     if preprocessing is None:
-        preprocessing = prepare_images(spec, options.img_size, options.crop_pct, options.interpolation)
+        preprocessing = prepare_images(spec, options)
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     stored = None if options.root and spec.dataset == "digits" else spec.dataset or None

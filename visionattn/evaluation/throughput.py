@@ -95,7 +95,8 @@ def expand_names(models: Iterable[str]) -> list[str]:
     for word in models:
         package = word.removeprefix("module:")
         if package != word:
-            found = [name for name in timm.list_models() if _registered_by(name, package)]
+            modules = {name: f"{model_entrypoint(name).__module__}." for name in timm.list_models()}
+            found = [name for name, module in modules.items() if module.startswith(f"{package}.")]
             if not found:
                 raise ValueError(f"no model is registered by {package!r} (--models {word}): module:visionattn has ours")
             names += found
@@ -110,10 +111,6 @@ def expand_names(models: Iterable[str]) -> list[str]:
     if not names:
         raise ValueError("--models names no model: nat_tiny,resnet50 and dinat_* are possible")
     return list(dict.fromkeys(names))
-
-
-def _registered_by(name: str, package: str) -> bool:
-    return f"{model_entrypoint(name).__module__}.".startswith(f"{package}.")
 
 
 def _measure_apart(name: str, conditions: Conditions) -> ThroughputRow:

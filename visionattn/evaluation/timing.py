@@ -4,7 +4,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -160,15 +160,11 @@ def _restart_memory(device: torch.device) -> int:
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
         return 0
-    status = _process_status()
-    if status is None:
-        return _high_water()
-    try:
-        # The high-water mark would otherwise include the peaks of imports.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _high_water()
-    return status["VmRSS"]
+    if (status := _process_status()) is not None:
+        with suppress(OSError):  # the high-water mark would otherwise include the peaks of imports
+            Path("/proc/self/clear_refs").write_text("5")
+            return status["VmRSS"]
+    return _high_water()
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -17,13 +17,10 @@ from visionattn.metrics.retrieval import (
 
 
 class Gallery(NamedTuple):
-    """Features of images, on the CPU.
+    """Features `[N, D]` of images on the CPU, with identities and cameras `[N]`.
 
     Attributes:
-        place: indices in the split [N]; queries come first.
-        features: [N, D].
-        ids: identities [N].
-        cameras: [N].
+        place: indices in the split `[N]`; queries come first.
     """
 
     place: Tensor

@@ -269,13 +269,8 @@ def evaluate_vehicleid(
         raise ValueError(f"ids must be as many as features, {len(features)}; got {len(ids)}")
     results = []
     for in_gallery in _galleries(ids.cpu(), trials, seed):
-        query, gallery = features[~in_gallery], features[in_gallery]
-        id_of_query, id_of_gallery = ids[~in_gallery], ids[in_gallery]
-        results.append(
-            evaluate_retrieval(
-                query, gallery, id_of_query, id_of_gallery, metric=metric, max_rank=max_rank, device=device
-            )
-        )
+        parts = [values[chosen] for values in (features, ids) for chosen in (~in_gallery, in_gallery)]
+        results.append(evaluate_retrieval(*parts, metric=metric, max_rank=max_rank, device=device))
     mean = {name: sum(r[name] for r in results) / trials for name in ("mAP", "mINP")}
     cmc = torch.tensor([r["cmc"] for r in results]).mean(0).tolist()
     return {**results[0], **mean, "cmc": cmc, "num_trials": trials}

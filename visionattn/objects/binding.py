@@ -59,15 +59,7 @@ class ProbeTraining:
 
 @dataclass(frozen=True)
 class BindingResult:
-    """Result of one probe on one layer.
-
-    Attributes:
-        layer: The layer.
-        probe: Name of the probe.
-        num_parameters: Number of trained parameters.
-        pairs: Rates over all pairs of different patches.
-        foreground: Rates over the pairs with both patches on objects.
-    """
+    """Rates of a probe on a layer, over all pairs of different patches and over those with both on objects."""
 
     layer: Layer
     probe: str

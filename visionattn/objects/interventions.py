@@ -10,6 +10,7 @@ Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimens
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,18 +103,14 @@ def record_attention(attentions: Mapping[int, nn.Module], num_prefix_tokens: int
     """
     weights: dict[int, Tensor] = {}
 
-    def hook_for(key: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            weights[key] = inputs[0].mean(1)[:, num_prefix_tokens:, num_prefix_tokens:].float()
+    def record(key: int, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        weights[key] = inputs[0].mean(1)[:, num_prefix_tokens:, num_prefix_tokens:].float()
 
-        return hook
-
-    fused = {key: getattr(attention, "fused_attn", False) for key, attention in attentions.items()}
     with ExitStack() as stack:
         for key, attention in attentions.items():
             dropout = attention.get_submodule("attn_drop")
-            stack.callback(dropout.register_forward_hook(hook_for(key)).remove)
-            stack.callback(setattr, attention, "fused_attn", fused[key])
+            stack.callback(dropout.register_forward_pre_hook(partial(record, key)).remove)
+            stack.callback(setattr, attention, "fused_attn", getattr(attention, "fused_attn", False))
             attention.fused_attn = False  # type: ignore[assignment]
         yield weights
 

@@ -249,15 +249,9 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
 ) -> PairProbe:
-    """Create a probe by name.
+    """Create a probe, one of `PROBES`, for tokens of a width `dim`.
 
-    Args:
-        name: One of `PROBES`.
-        num_layers: Number of layers, L.
-        dim: Width of the tokens, D.
-        num_classes: Number of classes of the class probe.
-        rank: Rank of the quadratic probe.
-        num_queries: Number of queries of the identity probe.
+    The class probe has `num_classes` outputs, the identity probe `num_queries`; `rank` is that of the quadratic probe.
 
     Raises:
         ValueError: The name is unknown, or a number is below 1.

@@ -30,14 +30,7 @@ AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
 class ProbeClassifier(nn.Module):
-    """A frozen backbone and a head on its tokens.
-
-    Attributes:
-        backbone: The backbone.
-        head: The head.
-        layers: Layers whose tokens the head takes, side by side on the axis of features.
-        class_names: A name for each class, in order.
-    """
+    """A frozen backbone and a head on tokens of its `layers`, side by side; `class_names` has a name for each class."""
 
     backbone: FrozenBackbone
     head: ProbingHead

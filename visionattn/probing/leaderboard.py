@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
+from visionattn.probing.protocols.fewshot import deviation
 from visionattn.probing.results import head_label
 from visionattn.viz.leaderboard import Point
 from visionattn.words import counted
@@ -111,7 +112,7 @@ def points(entries: Mapping[LeaderboardKey, LeaderboardEntry]) -> list[Point]:
             key.head,
             entry.num_parameters,
             fmean(entry.top1.values()),
-            _deviation(entry.top1),
+            deviation(entry.top1.values()),
         )
         for key, entry in entries.items()
     ]
@@ -133,8 +134,4 @@ def _training(row: Mapping[str, Any]) -> str:
 
 def _mean(rates: Mapping[int, float]) -> str:
     mean = f"{100 * fmean(rates.values()):.2f}"
-    return f"{mean} ± {100 * _deviation(rates):.2f}" if len(rates) > 1 else mean
-
-
-def _deviation(rates: Mapping[int, float]) -> float:
-    return stdev(rates.values()) if len(rates) > 1 else 0.0
+    return f"{mean} ± {100 * deviation(rates.values()):.2f}" if len(rates) > 1 else mean

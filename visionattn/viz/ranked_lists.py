@@ -57,16 +57,12 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
     tiles = [_tile(query, height, QUERY, "query")]
     for rank, (image, right) in enumerate(zip(gallery, matches, strict=True), start=1):
         tiles.append(_tile(image, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
-    space = np.full((tiles[0].shape[0], GAP, 3), BACKGROUND, np.uint8)
-    row = [space, tiles[0], space, space]
-    for tile in tiles[1:]:
-        row += [tile, space]
-    page = np.concatenate(row, axis=1)
-    return np.pad(page, ((GAP, 0), (0, 0), (0, 0)), constant_values=BACKGROUND)
+    space = np.full((len(tiles[0]), GAP, 3), BACKGROUND, np.uint8)
+    return np.concatenate([tiles[0], space, *tiles[1:], space], axis=1)
 
 
 def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
-    """Draw an image of this height in its frame, above its caption."""
+    """Draw an image of this height in its frame, above its caption, with gaps on the left and above."""
     import cv2
 
     inner = scale_to_height(to_pixels(image), height)
@@ -77,4 +73,4 @@ def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -
     cv2.putText(
         tile, caption, (FRAME, height + 2 * FRAME + CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA
     )
-    return tile
+    return np.pad(tile, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND)

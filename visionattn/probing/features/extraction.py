@@ -10,7 +10,6 @@ from torch import Tensor
 
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.features.cache import Field, ShardedArrays
-from visionattn.probing.features.contents import fingerprint as fingerprint
 from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
 from visionattn.probing.heads import select_tokens
 

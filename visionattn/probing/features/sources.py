@@ -84,14 +84,11 @@ class TensorFeatures(FeatureSource):
 
 
 class LayerFeatures(FeatureSource):
-    """Pooled vectors from a cache: of one layer, or of several side by side on the axis of features.
+    """Pooled vectors from a cache, of one of its layers, or of several side by side on the axis of features.
 
     Attributes:
-        layers: Some of the cache's layers, in the order of their features.
+        layers: The layers, in the order of their features.
         grid: Rows and columns of patches in the first layer.
-
-    Raises:
-        ValueError: The cache has no such layer.
     """
 
     def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
@@ -144,14 +141,9 @@ class CachedFeatures(LayerFeatures):
 
 
 class OnlineFeatures(LayerFeatures):
-    """Features that the backbone computes at each step; only pooled vectors come from a cache.
+    """Features that the backbone computes at each step; only pooled vectors come from a cache of the same images.
 
-    Args:
-        cache: Pooled vectors of the same backbone and images.
-        backbone: The backbone.
-        images: The images.
-        layers: Some of the backbone's layers, with the same layout.
-        augment: Whether images get new augmentations in each epoch from 1 on.
+    Layers must have the same layout. With `augment`, images get new augmentations in each epoch from 1 on.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ class SplitImages:
         return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
     def missing(self, cache: FeatureCache) -> list[str]:
-        """Return the names of images that could not be read upon extraction; raise an error unless they may be skipped."""
+        """Return the names of images that could not be read upon extraction, or raise an error for them."""
         numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
         names = [self.name_of(number) for number in numbers]
         if names and self._on_error == "raise":
@@ -181,7 +181,7 @@ def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     """
     if spec.preprocessing.get("sequence") is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
-    return prepare_images(spec, data.img_size, data.crop_pct, data.interpolation)
+    return prepare_images(spec, data)
 
 
 def pooled_tokens(features: FeatureSource) -> TensorFeatures:

@@ -52,15 +52,7 @@ def require_divisor(name: str, value: int, of: str, total: int) -> None:
 
 
 class Pooling(nn.Module, ABC):
-    """Tokens `[B, N, dim]` to features `[B, num_features]`.
-
-    Attributes:
-        num_features: Width of the features.
-        num_heads: Number of attention heads, where there are several.
-
-    Raises:
-        ValueError: The number of heads does not divide the width.
-    """
+    """Tokens `[B, N, dim]` to features `[B, num_features]`; `num_heads` must divide this width."""
 
     def __init__(self, num_features: int, num_heads: int = 1) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from visionattn.suggestions import suggest
 
 @dataclass(frozen=True)
 class Entry:
-    """A kind of head: its pooling, the tokens that it can take (the usual ones first), and whether it has a batch norm."""
+    """A kind of head: pooling, the tokens that it can take (usual ones first), and whether it has a batch norm."""
 
     pooling: type[Pooling]
     tokens: tuple[TokenKind, ...] = ("patches", "all")
