@@ -251,14 +251,8 @@ def evaluate_vehicleid(
 ) -> dict[str, Any]:
     """Evaluate by the protocol of VehicleID: a random image per identity is the gallery, the others are queries.
 
-    Args:
-        features: `[N, D]`.
-        ids: Identities `[N]`.
-        trials: Random galleries.
-        seed: Of their draws.
-        metric: As in `evaluate_retrieval`.
-        max_rank: Length of the CMC.
-        device: Where distances are computed.
+    Features are `[N, D]`, identities `[N]`. Results are means over `trials` random galleries, which `seed` determines.
+    Other arguments are those of `evaluate_retrieval`.
 
     Returns:
         As `evaluate_retrieval`, with `num_trials`; numbers of queries are those of one trial.

@@ -146,17 +146,11 @@ class ProbingHead(nn.Module):
         return features if pre_logits else self.classifier(features)
 
     def attention(self, tokens: Tensor) -> Tensor:
-        """Return the weights with which tokens are pooled.
+        """Return the weights `[B, M, N]` of M queries, heads or gates, with which tokens are pooled.
 
         They are not negative. Weights of queries and heads add up to 1 over the tokens, counting a token of the head's
         own (clip: the mean, cait: a class token), which is left out. Gates (cbam, delf, dolg) do not add up to 1. In
-        training mode the call updates the statistics of batch norms of tokens.
-
-        Args:
-            tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
-
-        Returns:
-            `[B, M, N]` for the M queries, heads or gates.
+        training mode the call updates the statistics of batch norms of tokens, which are as in `forward`.
 
         Raises:
             ValueError: The tokens have another shape, or the head has no such weights.
