@@ -93,10 +93,9 @@ def evaluate(
                 update(output, batch)
                 num_images += len(batch.image)
             report(number, total)
-    unreadable = data.broken("validation")
+    seconds, unreadable = time.perf_counter() - start, data.broken("validation")
     if not num_images:
         raise ValueError(f"not one image could be read: {(unreadable or ['the split is empty'])[0]}")
-    seconds = time.perf_counter() - start
     return {
         "model": name,
         **asdict(origin),
