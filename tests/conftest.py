@@ -50,6 +50,14 @@ def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
     return root
 
 
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Restore the number of threads after a test of code that sets it, such as a benchmark."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -1,10 +1,7 @@
 """Every head is what its paper says: parameters, function, gradients; and pools first without a different result."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels.bench import probing_heads as bench
+from kernels.bench import report
 from visionattn.probing.heads import create_head, list_heads, select_tokens
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 D, CLASSIFIER = 768, 769_000
 
 PARAMETERS = {
@@ -449,25 +447,17 @@ def test_heads_without_attention_say_so(name):
         head.attention(make_tokens(2, 9, 64))
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_benchmark(monkeypatch, tmp_path, capsys):
-    threads, before = torch.get_num_threads(), set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-    try:
-        bench = importlib.import_module("probing_heads")
-        arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
-        assert bench.main(arguments) == 0
-        rows = sys.modules["report"].read_rows(tmp_path / "heads.csv")
-        assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
-            ("ep_32", direction, contender)
-            for direction in ("inference", "training")
-            for contender in ("visionattn", "project-first")
-        }
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
+    assert bench.main(arguments) == 0
+    rows = report.read_rows(tmp_path / "heads.csv")
+    assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
+        ("ep_32", direction, contender)
+        for direction in ("inference", "training")
+        for contender in ("visionattn", "project-first")
+    }
 
-        monkeypatch.setattr(bench.ProjectFirst, "forward", lambda self, tokens: 1.01 * self.head(tokens))
-        assert bench.main(arguments) == 1
-        assert "ep_32 differs by" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(threads)
-        for name in set(sys.modules) - before:
-            if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    monkeypatch.setattr(bench.ProjectFirst, "forward", lambda self, tokens: 1.01 * self.head(tokens))
+    assert bench.main(arguments) == 1
+    assert "ep_32 differs by" in capsys.readouterr().err
