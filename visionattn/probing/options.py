@@ -20,7 +20,7 @@ from visionattn.probing.protocols.split import can_hold_out
 
 @dataclass(frozen=True)
 class ProbingData(PreparedImages):
-    """Which images, and how they are read; by default the preprocessing is the backbone's own.
+    """Images to probe; by default the preprocessing is the backbone's own.
 
     Args:
         train_split: name of the split to train heads on, if it is not found by itself.
@@ -38,7 +38,7 @@ class ProbingData(PreparedImages):
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Which features, and where they are cached.
+    """Features to probe, and their cache.
 
     Args:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
@@ -71,7 +71,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How heads are trained, and how learning rates, epochs and other hyper-parameters are chosen.
+    """Training of heads, and the choice of learning rates, epochs and other hyper-parameters.
 
     Args:
         protocol: held_out chooses on a tenth of train, and reads val once, at the end; paper is the protocol of arXiv
