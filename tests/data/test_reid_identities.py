@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from visionattn.data.drawing.person import Appearance, draw_person
 from visionattn.data.reid import identities
 from visionattn.data.reid.identities import CAMERAS, Identities, appearance
 from visionattn.data.reid.layouts import Options, ReidImage, Split
-from visionattn.viz.person import Appearance, draw_person
 
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 

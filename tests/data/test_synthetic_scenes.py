@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from visionattn.data import DataError
+from visionattn.data.drawing import shapes
 from visionattn.data.scenes.synthetic import PALETTE, Synthetic
-from visionattn.viz import shapes
 
 CHECKSUMS = [  # split, options, then those of 20 scenes' segments, classes and images
     ("train", {}, 240611100, 947133337, 3299392243),

@@ -16,12 +16,12 @@ from visionattn.data.loading import ImageDataset, ImageLoader
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import Source
 from visionattn.data.transforms import image_transform
+from visionattn.probing.features.contents import fingerprint
 from visionattn.probing.features.extraction import (
     FeatureCache,
     ImageBatch,
     collate_images,
     extract_features,
-    fingerprint,
     pool_tokens,
     view_seed,
 )

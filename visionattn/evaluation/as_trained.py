@@ -17,115 +17,109 @@ Stage = Literal["validate", "fit"]
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """Images to classify; by default data set and preprocessing are those of the training.
+class DataOptions:
+    """Options of every data set.
 
     Args:
-        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, wds/NAME, …
-        root: folder of images; for other data sets, the folder of downloads.
-        split: name of the split, by default the one that training validates on.
-        num_classes: number of classes, for data sets that do not say it.
-        class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
-            that; for a model that does not know its classes, a class is the number of an output.
-        download: let torchvision or timm download a missing data set.
-        img_size: height and width in pixels.
-        crop_pct: part of the resized image's edge that is kept.
-        interpolation: bicubic, bilinear, nearest, …
+        name: name of the data set, as for train.py.
+        root: folder of the data set.
         batch_size: images per step.
         num_workers: loader processes.
-        on_error: for an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
+        on_error: for an image that cannot be read: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: str | None = None
     root: str | None = None
-    split: str | None = None
-    num_classes: int | None = None
-    class_map: ClassMap = None
-    download: bool = False
-    img_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
     batch_size: int = 128
     num_workers: int | None = None
     on_error: OnError = "raise"
 
 
 @dataclass(frozen=True)
-class IdentityOptions:
+class PreparedImages(DataOptions):
+    """Options of every set of images with classes; by default the preprocessing is the model's own.
+
+    Args:
+        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
+        root: folder of images; for other data sets, the folder of downloads.
+        download: let torchvision or timm download a missing data set.
+        img_size: height and width in pixels.
+        crop_pct: part of the resized image's edge that is kept.
+        interpolation: bicubic, bilinear, nearest, …
+    """
+
+    download: bool = False
+    img_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageOptions(PreparedImages):
+    """Images to classify; by default data set and preprocessing are those of the training.
+
+    Args:
+        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, wds/NAME, …
+        split: name of the split, by default the one that training validates on.
+        num_classes: number of classes, for data sets that do not say it.
+        class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
+            that; for a model that does not know its classes, a class is the number of an output.
+    """
+
+    split: str | None = None
+    num_classes: int | None = None
+    class_map: ClassMap = None
+
+
+@dataclass(frozen=True)
+class IdentityOptions(DataOptions):
     """Queries and gallery for re-identification; by default data set and size are those of the training.
 
     Args:
         name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
             or vehicleid.
-        root: folder of the data set.
         gallery_size: number of identities in the test set of VehicleID: 800, 1600 or 2400.
         height: in pixels.
         width: in pixels.
-        batch_size: images per step.
-        num_workers: loader processes.
-        on_error: for an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
-    name: str | None = None
-    root: str | None = None
     gallery_size: int | None = None
     height: int | None = None
     width: int | None = None
-    batch_size: int = 128
-    num_workers: int | None = None
-    on_error: OnError = "raise"
 
 
 @dataclass(frozen=True)
-class SceneOptions:
+class SceneOptions(DataOptions):
     """Scenes with segments; by default data set and size are those of the training.
 
     Args:
         name: synthetic, coco_panoptic, ade20k or folder.
-        root: folder of the data set.
         split: name of the split, by default the one for validation.
         limit: number of scenes to use, the first ones; by default all.
         max_objects: synthetic scenes have 2 to this number of objects.
         textured: some synthetic objects and backgrounds have patterns.
-        batch_size: scenes per step.
-        num_workers: loader processes.
-        on_error: for a scene that cannot be read: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: SceneName | None = None
-    root: str | None = None
+    batch_size: int = 64
     split: str | None = None
     limit: int | None = None
     max_objects: int = 6
     textured: bool = True
-    batch_size: int = 64
-    num_workers: int | None = None
-    on_error: OnError = "raise"
 
 
-def prepare_images(
-    spec: ModelSpec,
-    img_size: int | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-) -> dict[str, Any]:
-    """Return the preprocessing of a model, for square images, with other values where they are given.
-
-    Args:
-        spec: the model.
-        img_size: height and width in pixels.
-        crop_pct: part of the resized image's edge that is kept.
-        interpolation: bicubic, bilinear, nearest, …
+def prepare_images(spec: ModelSpec, options: PreparedImages) -> dict[str, Any]:
+    """Return the preprocessing of a model, for square images, with the values that the options set.
 
     Raises:
         ValueError: the model takes images that are not square, and no size is given.
     """
     trained = spec.preprocessing
     channels, height, width = trained["input_size"]
-    if height != width and img_size is None:
+    if height != width and options.img_size is None:
         raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
-    edge = height if img_size is None else img_size
-    given = {"interpolation": interpolation, "crop_pct": crop_pct}
+    edge = height if options.img_size is None else options.img_size
+    given = {"interpolation": options.interpolation, "crop_pct": options.crop_pct}
     kept = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "sequence", "permutation_seed")
     return {
         "input_size": (channels, edge, edge),
@@ -155,7 +149,7 @@ def open_images(
         ValueError: data that are missing or that do not fit the model.
     """
     if preprocessing is None:
-        preprocessing = prepare_images(spec, options.img_size, options.crop_pct, options.interpolation)
+        preprocessing = prepare_images(spec, options)
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     stored = None if options.root and spec.dataset == "digits" else spec.dataset or None

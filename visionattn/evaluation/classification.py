@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from visionattn.evaluation.as_trained import ImageOptions, open_images
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe, evaluate
+from visionattn.evaluation.loop import Result, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
@@ -29,7 +29,6 @@ class ClassificationResult(Result):
     Attributes:
         inference: for DCAL models, the branches that answered.
         split: name of the split, as given.
-        num_images: images that could be read.
         num_classes: width of the head.
         top1: share of images whose class has the highest logit.
         top5: share of images whose class is among the five highest.
@@ -41,18 +40,12 @@ class ClassificationResult(Result):
 
     inference: Inference | None
     split: str | None
-    num_images: int
     num_classes: int
     top1: float
     top5: float
     per_class: list[dict[str, Any]] = field(repr=False)
     class_names: list[str] = field(repr=False)
     confusion_matrix: Tensor | None = field(repr=False)
-
-    KEYS = (
-        "model", "checkpoint", "weights", "inference", "dataset", "root", "split", "num_images", "num_classes", "top1",
-        "top5",
-    )  # fmt: skip
 
 
 def evaluate_classifier(
@@ -99,18 +92,19 @@ def evaluate_classifier(
         metrics.update(logits.float(), batch.target.to(resolved, non_blocking=True))
 
     with frozen_weights(model):
-        timing = evaluate(model, data, update, name=spec.model, device=resolved, precision=precision, progress=progress)
+        about = evaluate(
+            model, data, update, spec.model, origin, options, device=resolved, precision=precision, progress=progress
+        )
     counts = metrics.compute()
     names = data.class_names
     names = names + [str(index) for index in range(len(names), spec.num_classes)]
     return ClassificationResult(
-        **describe(spec.model, origin, data, options, timing, precision),
+        **about,
         inference=getattr(model, "inference", None),
         split=options.split,
-        num_images=timing.num_images,
         num_classes=spec.num_classes,
-        top1=int(counts["per_class"][:, 0].sum()) / timing.num_images,
-        top5=int(counts["top5"][0]) / timing.num_images,
+        top1=int(counts["per_class"][:, 0].sum()) / about["num_images"],
+        top5=int(counts["top5"][0]) / about["num_images"],
         per_class=_class_rows(counts["per_class"], names),
         class_names=names,
         confusion_matrix=counts["matrix"].cpu() if confusion_matrix else None,
@@ -118,11 +112,7 @@ def evaluate_classifier(
 
 
 def _require_classes(loaded: LoadedModel) -> None:
-    """Check that a model classifies.
-
-    Raises:
-        ValueError: it gives features; the message says what to do with it.
-    """
+    """Raise a ValueError unless the model classifies, with what to do with it instead."""
     spec, name = loaded.spec, loaded.name
     if spec.task == "reid":
         raise ValueError(f"{name} gives features, not classes: eval.py reid evaluates it")

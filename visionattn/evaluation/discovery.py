@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 
 from visionattn.evaluation.as_trained import SceneOptions, open_scenes
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe, evaluate
+from visionattn.evaluation.loop import Result, evaluate
 from visionattn.evaluation.source import Origin
 from visionattn.metrics.baselines import block_grid, random_segments
 from visionattn.models.slots import Decomposition, SlotAutoencoder, encode
@@ -42,7 +42,6 @@ class DiscoveryResult(Result):
     Attributes:
         method: ``slot_attention`` or ``dinosaur``.
         split: name of the split, as given.
-        num_images: scenes that could be read.
         num_slots: parts of an image.
         fg_ari: adjusted Rand index on the foreground.
         ari: adjusted Rand index.
@@ -55,7 +54,6 @@ class DiscoveryResult(Result):
 
     method: str
     split: str | None
-    num_images: int
     num_slots: int
     fg_ari: float | None
     ari: float | None
@@ -64,11 +62,6 @@ class DiscoveryResult(Result):
     corloc: float | None
     baselines: list[dict[str, Any]]
     network: SlotNetwork = field(repr=False)
-
-    KEYS = (
-        "model", "method", "checkpoint", "weights", "dataset", "root", "split", "num_images", "num_slots", *MEASURES,
-        "baselines",
-    )  # fmt: skip
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -117,14 +110,14 @@ def evaluate_slots(
         for name, predicted in segments.items():
             scores[name].update(predicted, batch.segments, batch.classes, batch.things)
 
-    timing = evaluate(
-        network, data, update, name=spec.model, device=resolved, precision=precision, progress=progress, noun="scene"
+    origin = Origin(str(checkpoint), weights)
+    about = evaluate(
+        network, data, update, spec.model, origin, options, device=resolved, precision=precision, progress=progress
     )
     return DiscoveryResult(
-        **describe(spec.model, Origin(str(checkpoint), weights), data, options, timing, precision),
+        **about,
         method=slots.method,
         split=options.split,
-        num_images=timing.num_images,
         num_slots=num_slots,
         **_values(scores["slots"]),
         baselines=[{"segments": name, **_values(scores[name])} for name in ("blocks", "random")],

@@ -40,11 +40,7 @@ def save_ranked_lists(folder: Path, result: RetrievalResult, number: int) -> Non
 
 
 def require_rollout(model: Any, name: str) -> None:
-    """Check that a model selects patches.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise a ValueError unless the model selects patches."""
     if not hasattr(model, "rollout_maps"):
         raise ValueError(f"{name} selects no patches: --rollout draws DCAL's models")
 
@@ -53,12 +49,7 @@ def require_rollout(model: Any, name: str) -> None:
 def save_rollouts(folder: Path, model: Any, data: Any, count: int, number: int) -> None:
     """Draw the attention of a DCAL model, and the patches that it selects, as ``PLACE-NAME.png`` in a folder.
 
-    Args:
-        folder: it is made if it is missing.
-        model: with ``rollout_maps``.
-        data: data set whose validation split has random access.
-        count: draw from this number of images, the first ones.
-        number: how many are drawn, evenly spaced.
+    ``number`` images are drawn, evenly spaced among the first ``count`` of the validation split.
     """
     from visionattn.viz.image import denormalize, save_image
     from visionattn.viz.rollout import draw_rollout

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from operator import length_hint
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from visionattn.data.module import ImageData
+from visionattn.evaluation.as_trained import DataOptions
 from visionattn.evaluation.device import Precision, autocast
 from visionattn.evaluation.source import Origin
-from visionattn.progress import ShowProgress, no_progress
+from visionattn.progress import ShowProgress
 
 NAMED_UNREADABLE = 20
 """Unreadable images that a result names."""
@@ -20,16 +21,9 @@ NAMED_UNREADABLE = 20
 Output = TypeVar("Output")
 
 
-class Timing(NamedTuple):
-    """The number of images and the seconds that they took, loading included."""
-
-    num_images: int
-    seconds: float
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """What every evaluation returns: figures, and the data set for drawings.
+    """Result of an evaluation: figures, and the data set for drawings, which like all large fields has no ``repr``.
 
     Attributes:
         model: name of the architecture.
@@ -37,6 +31,7 @@ class Result:
         weights: where they come from, see `Origin`.
         dataset: name of the data set.
         root: its folder, as given.
+        num_images: images that could be read.
         num_unreadable: images that were left out.
         unreadable: the first 20 of them, with the reason.
         images_per_second: loading included.
@@ -52,6 +47,7 @@ class Result:
     weights: str
     dataset: str
     root: str | None
+    num_images: int
     num_unreadable: int
     unreadable: list[str]
     images_per_second: float
@@ -61,42 +57,27 @@ class Result:
     preprocessing: dict[str, Any]
     data: Any = field(repr=False)
 
-    KEYS: ClassVar[tuple[str, ...]] = ()
-    """Figures of a kind of evaluation, in their order."""
-
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, as ``eval.py --output`` writes them."""
-        return {key: getattr(self, key) for key in (*self.KEYS, *OF_ALL)}
-
-
-OF_ALL = (
-    "num_unreadable", "unreadable", "images_per_second", "seconds", "batch_size", "precision", "preprocessing"
-)  # fmt: skip
-"""Figures of every kind of evaluation, which come last."""
+        return {figure.name: getattr(self, figure.name) for figure in fields(self) if figure.repr}
 
 
 def evaluate(
     model: Callable[[Tensor], Output],
     data: ImageData,
     update: Callable[[Output, Any], object],
-    *,
     name: str,
+    origin: Origin,
+    options: DataOptions,
+    *,
     device: torch.device,
-    precision: Precision = "32-true",
-    progress: ShowProgress = no_progress,
-    noun: str = "image",
-) -> Timing:
-    """Show the validation split to a model, batch by batch.
+    precision: Precision,
+    progress: ShowProgress,
+) -> dict[str, Any]:
+    """Show the validation split to a model, batch by batch, and return the fields of a `Result`.
 
-    Args:
-        model: called with normalised images ``[B, C, H, W]`` on the device, in inference mode.
-        data: after ``setup``; unreadable images are left out of its batches.
-        update: called with the model's output and the batch.
-        name: of the model, for the progress.
-        device: where the model is.
-        precision: of the model.
-        progress: shows the number of batches.
-        noun: what the data consist of.
+    The model gets normalised images ``[B, C, H, W]`` on the device, in inference mode. ``update`` gets its output and
+    the batch, without images that cannot be read.
 
     Raises:
         ValueError: not one image can be read.
@@ -112,26 +93,19 @@ def evaluate(
                 update(output, batch)
                 num_images += len(batch.image)
             report(number, total)
+    seconds, unreadable = time.perf_counter() - start, data.broken("validation")
     if not num_images:
-        first = (data.broken("validation") or ["the split is empty"])[0]
-        raise ValueError(f"not one {noun} could be read: {first}")
-    return Timing(num_images, time.perf_counter() - start)
-
-
-def describe(
-    model: str, origin: Origin, data: Any, options: Any, timing: Timing, precision: Precision
-) -> dict[str, Any]:
-    """Return the fields of a `Result`."""
-    unreadable = data.broken("validation")
+        raise ValueError(f"not one image could be read: {(unreadable or ['the split is empty'])[0]}")
     return {
-        "model": model,
+        "model": name,
         **asdict(origin),
         "dataset": data.name,
         "root": options.root,
+        "num_images": num_images,
         "num_unreadable": len(unreadable),
         "unreadable": unreadable[:NAMED_UNREADABLE],
-        "images_per_second": timing.num_images / timing.seconds,
-        "seconds": timing.seconds,
+        "images_per_second": num_images / seconds,
+        "seconds": seconds,
         "batch_size": options.batch_size,
         "precision": precision,
         "preprocessing": data.preprocessing,

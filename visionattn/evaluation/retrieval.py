@@ -9,7 +9,7 @@ from torch import Tensor
 
 from visionattn.evaluation.as_trained import IdentityOptions, identity_dataset, open_identities
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.loop import Result, describe, evaluate
+from visionattn.evaluation.loop import Result, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.metrics.gallery import Gallery, measure, merge
@@ -48,11 +48,6 @@ class RetrievalResult(Result):
     measures: dict[str, Any]
     before_reranking: dict[str, Any] | None
     features: Gallery = field(repr=False)
-
-    KEYS = (
-        "model", "checkpoint", "weights", "dataset", "root", "protocol", "inference", "flip", "reranked", "num_query",
-        "num_gallery", "measures", "before_reranking",
-    )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, as ``eval.py reid --output`` writes them: ``measures`` one by one."""
@@ -107,8 +102,8 @@ def evaluate_reid(
         parts.append(Gallery(batch.index, features.float().cpu(), batch.target, batch.camera))
 
     with frozen_weights(model):
-        timing = evaluate(
-            extract, data, update, name=spec.model, device=resolved, precision=precision, progress=progress
+        about = evaluate(
+            extract, data, update, spec.model, origin, options, device=resolved, precision=precision, progress=progress
         )
     found = merge(parts)
     num_query = int((found.place < data.num_query).sum())
@@ -119,7 +114,7 @@ def evaluate_reid(
         with progress("re-ranking", "queries") as report:
             measures = measure(*ranked, reranked=True, progress=adding(report, num_query))
     return RetrievalResult(
-        **describe(spec.model, origin, data, options, timing, precision),
+        **about,
         protocol=data.protocol,
         inference=getattr(model, "inference", None),
         flip=flip,
@@ -133,10 +128,6 @@ def evaluate_reid(
 
 
 def require_ranking(spec: ModelSpec, options: IdentityOptions) -> None:
-    """Check that a data set has one ranking, which can be re-ranked and drawn.
-
-    Raises:
-        ValueError: it is VehicleID.
-    """
+    """Raise a ValueError for VehicleID, which has no single ranking that could be re-ranked or drawn."""
     if identity_dataset(spec, options) == "vehicleid":
         raise ValueError("VehicleID has no queries and no gallery of its own: leave out --rerank and --ranked_lists")

@@ -86,10 +86,7 @@ def measure_throughput(
 
 
 def expand_names(models: Iterable[str]) -> list[str]:
-    """Return the names of models, each once.
-
-    Args:
-        models: names, patterns such as ``nat_*``, or ``module:PACKAGE`` for all models that a package registers.
+    """Return each model once for names, patterns such as ``nat_*``, and ``module:PACKAGE`` for all models of a package.
 
     Raises:
         ValueError: an unknown name, a pattern that matches none, or no name.
@@ -98,7 +95,8 @@ def expand_names(models: Iterable[str]) -> list[str]:
     for word in models:
         package = word.removeprefix("module:")
         if package != word:
-            found = [name for name in timm.list_models() if _registered_by(name, package)]
+            modules = {name: f"{model_entrypoint(name).__module__}." for name in timm.list_models()}
+            found = [name for name, module in modules.items() if module.startswith(f"{package}.")]
             if not found:
                 raise ValueError(f"no model is registered by {package!r} (--models {word}): module:visionattn has ours")
             names += found
@@ -113,10 +111,6 @@ def expand_names(models: Iterable[str]) -> list[str]:
     if not names:
         raise ValueError("--models names no model: nat_tiny,resnet50 and dinat_* are possible")
     return list(dict.fromkeys(names))
-
-
-def _registered_by(name: str, package: str) -> bool:
-    return f"{model_entrypoint(name).__module__}.".startswith(f"{package}.")
 
 
 def _measure_apart(name: str, conditions: Conditions) -> ThroughputRow:

@@ -4,7 +4,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +24,7 @@ from visionattn.training import create_model, describe_model
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a model is measured, with random images.
+    """Conditions of a measurement, with random images.
 
     Args:
         img_size: height and width of the input, by default each model's own.
@@ -54,11 +54,7 @@ class Conditions:
 
 
 def measure(name: str, conditions: Conditions) -> dict[str, Any]:
-    """Build one model and measure it in this process; return the fields of a `ThroughputRow`.
-
-    Raises:
-        ValueError: the model cannot be built, as with an image size that it cannot have.
-    """
+    """Build one model and measure it in this process; return the fields of a `ThroughputRow`."""
     torch.set_num_threads(conditions.threads)
     device = resolve_device(conditions.device)
     memory_before = _restart_memory(device)
@@ -164,15 +160,11 @@ def _restart_memory(device: torch.device) -> int:
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
         return 0
-    status = _process_status()
-    if status is None:
-        return _high_water()
-    try:
-        # The high-water mark would otherwise include the peaks of imports.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _high_water()
-    return status["VmRSS"]
+    if (status := _process_status()) is not None:
+        with suppress(OSError):  # the high-water mark would otherwise include the peaks of imports
+            Path("/proc/self/clear_refs").write_text("5")
+            return status["VmRSS"]
+    return _high_water()
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -5,12 +5,9 @@ from torch import Tensor
 
 
 def block_grid(count: int, height: int, width: int) -> Tensor:
-    """Divide an image into a grid of blocks of similar size, and return the ids [H, W].
+    """Divide an image of a height and width in pixels into ``count`` blocks of similar size, and return the ids [H, W].
 
-    Args:
-        count: number of blocks; 7 blocks are rows of 2, 2 and 3.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+    The blocks form a grid; 7 blocks are rows of 2, 2 and 3.
 
     Raises:
         ValueError: ``count`` is below 1.

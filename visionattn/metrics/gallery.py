@@ -17,13 +17,10 @@ from visionattn.metrics.retrieval import (
 
 
 class Gallery(NamedTuple):
-    """Features of images, on the CPU.
+    """Features `[N, D]` of images on the CPU, with identities and cameras `[N]`.
 
     Attributes:
-        place: indices in the split [N]; queries come first.
-        features: [N, D].
-        ids: identities [N].
-        cameras: [N].
+        place: indices in the split `[N]`; queries come first.
     """
 
     place: Tensor
@@ -33,11 +30,7 @@ class Gallery(NamedTuple):
 
 
 def merge(parts: Iterable[Gallery]) -> Gallery:
-    """Concatenate images, in their order in the split.
-
-    Raises:
-        ValueError: there are no images.
-    """
+    """Concatenate images, in their order in the split; raise a ValueError if there are none."""
     found = [part for part in parts if len(part.place)]
     if not found:
         raise ValueError("not one image of the query and gallery could be read")
@@ -68,15 +61,8 @@ def rank(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the nearest images of some queries; images of the same identity from the same camera are left out.
 
-    Args:
-        query: all queries.
-        gallery: all other images.
-        chosen: indices of queries.
-        count: number of images for each.
-        reranked: re-rank with k-reciprocal neighbours.
-
     Returns:
-        For each chosen query the indices of gallery images, nearest first, and whether they match.
+        For each query of ``chosen`` the indices of the first ``count`` gallery images, and whether they match.
     """
     wanted = torch.tensor(chosen)
     if reranked:
@@ -103,14 +89,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return mAP, mINP and CMC by cosine distances, as :func:`~visionattn.metrics.retrieval.evaluate_retrieval` does.
 
-    Args:
-        images: queries and gallery, in the order of the split.
-        num_query: number of queries, which come first.
-        protocol: ``camera`` (matches from the query's own camera do not count) or ``vehicleid`` (each image is in turn
-            a query or in the gallery).
-        reranked: re-rank with k-reciprocal neighbours.
-        device: device of the distances, by default the CPU; re-ranking always runs on the CPU.
-        progress: called with the number of queries that were just processed.
+    Of the images, the first ``num_query`` places are queries. By protocol ``camera``, matches from the query's own
+    camera do not count; by ``vehicleid``, each image is in turn a query or in the gallery. Re-ranking always runs on
+    the CPU.
 
     Raises:
         ValueError: no query has a match, features are not finite, or VehicleID is to be re-ranked.

@@ -37,12 +37,7 @@ def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
 def foreground_ari(predicted: Tensor, segments: Tensor, things: Tensor) -> Tensor:
     """Return FG-ARI, ARI over the positions of objects alone (Greff et al., arXiv 1903.00450).
 
-    It does not see whether objects are told from the background.
-
-    Args:
-        predicted: Ids `[..., H, W]`.
-        segments: True ids `[..., H, W]`.
-        things: Which segments are objects, `[..., S + 1]`.
+    It does not see whether objects are told from the background. Arguments are those of `mean_best_overlap`.
     """
     counts = _count(predicted, segments)
     return _rand_index(counts * _fit(things, counts.shape[-1])[..., None, :])
@@ -75,12 +70,7 @@ def correct_localization(predicted: Tensor, segments: Tensor, things: Tensor) ->
 
     Boxes, not masks, as with Deselaers et al. (2010), who brought the measure up, and with DINOSAUR (arXiv 2209.14860);
     they hold whole positions, so that a segment of one position has a box of area 1. Predicted boxes go around all of a
-    segment, whatever is labelled there.
-
-    Args:
-        predicted: Ids `[..., H, W]`.
-        segments: True ids `[..., H, W]`.
-        things: Which segments are objects, `[..., S + 1]`.
+    segment, whatever is labelled there. Arguments are those of `mean_best_overlap`.
     """
     _check(predicted, segments)
     proposed, real = _boxes(predicted, 0), _boxes(segments, 1)
@@ -116,14 +106,7 @@ class DiscoveryMetric(Metric, ABC):
         """Return the measure of each image, NaN if it has none."""
 
     def update(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> None:
-        """Add a batch of images.
-
-        Args:
-            predicted: Ids `[B, H, W]`, from 0 on; negative for no segment.
-            segments: True ids `[B, H, W]`, 0 for unlabelled.
-            classes: Of the segments by their ids, `[B, S + 1]`.
-            things: Which segments are objects, `[B, S + 1]`.
-        """
+        """Add a batch of images with arguments as in `mean_best_overlap`."""
         values = self.measure(predicted, segments, classes, things)
         exists = ~values.isnan()
         self.total += values[exists].sum()

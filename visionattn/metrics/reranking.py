@@ -111,13 +111,10 @@ def encode(features: Tensor, neighbours: Neighbours, k1: int, k2: int) -> "csr_a
         theirs, theirs_real = half[own], is_reciprocal_of_half[own]  # [n, K, H]: of each neighbour its own
         shared = ((theirs[..., None] == own[:, None, None, :]) & real[:, None, None, :]).any(-1) & theirs_real
         joins = real & (3 * shared.sum(-1) > 2 * theirs_real.sum(-1))
-        member = (
-            torch.cat([own[:, :, None], theirs], 2),
-            torch.cat([real[:, :, None], theirs_real & joins[..., None]], 2),
-        )
-        n, k, h = member[1].nonzero(as_tuple=True)
+        members = torch.cat([own[:, :, None], theirs], 2)
+        n, k, h = torch.cat([real[:, :, None], theirs_real & joins[..., None]], 2).nonzero(as_tuple=True)
         rows.append(n + start)
-        columns.append(member[0][n, k, h])
+        columns.append(members[n, k, h])
     pairs = torch.unique(torch.cat(rows) * number + torch.cat(columns))  # an image may join by several neighbours
     row, column = pairs // number, pairs % number
     distance = torch.cat(

@@ -107,11 +107,7 @@ def evaluate_distances(
 
 
 def check_features(query: Tensor, gallery: Tensor) -> None:
-    """Refuse features that cannot be compared.
-
-    Raises:
-        ValueError: They are not matrices of one width, are empty, or hold NaN or infinity.
-    """
+    """Raise a ValueError unless features are matrices of one width that are not empty and hold no NaN or infinity."""
     if query.dim() != 2 or gallery.dim() != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"features must be [Q, D] and [G, D]; got {list(query.shape)} and {list(gallery.shape)}")
     for name, features in (("query", query), ("gallery", gallery)):
@@ -145,11 +141,7 @@ class Matches:
     def __init__(
         self, query_ids: Tensor, gallery_ids: Tensor, query_cams: Tensor | None, gallery_cams: Tensor | None
     ) -> None:
-        """Sort the gallery by identity.
-
-        Raises:
-            ValueError: Identities and cameras differ in number, or only one side has cameras.
-        """
+        """Sort the gallery by identity; raise a ValueError unless identities and cameras fit each other."""
         if (query_cams is None) != (gallery_cams is None):
             raise ValueError("query_cams and gallery_cams must be given together")
         for side, ids, cams in (("query", query_ids, query_cams), ("gallery", gallery_ids, gallery_cams)):
@@ -178,16 +170,10 @@ class Matches:
 
 
 def rank_matches(chunk: Tensor, position: Tensor, is_match: Tensor, is_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ranks of the matches of a chunk of queries.
+    """Return the ranks of the matches of n queries from 0, in order, `[n, M]`, and the number of matches `[n]`.
 
-    Args:
-        chunk: Distances `[n, G]`.
-        position: Gallery positions of each query's identity `[n, M]`.
-        is_match: Which of them are to be found.
-        is_out: Which of them are left out.
-
-    Returns:
-        Ranks from 0, in order, `[n, M]`, and the number of matches `[n]`; ranks beyond that number mean nothing.
+    Ranks beyond that number mean nothing. `chunk` are distances `[n, G]`, `position` gallery positions of each query's
+    identity `[n, M]`, of which `is_match` are to be found and `is_out` left out.
     """
     keys = order_keys(chunk)
     rows = torch.arange(len(chunk), device=chunk.device)[:, None].expand_as(position)
@@ -238,11 +224,7 @@ class Sums:
         self.valid += len(ranks)
 
     def results(self) -> dict[str, Any]:
-        """Return the averages.
-
-        Raises:
-            ValueError: No query has a match.
-        """
+        """Return the averages; raise a ValueError if no query has a match."""
         if not self.valid:
             raise ValueError(
                 f"none of {self.skipped} queries has a match in the gallery: no image there has its identity and "
@@ -269,14 +251,8 @@ def evaluate_vehicleid(
 ) -> dict[str, Any]:
     """Evaluate by the protocol of VehicleID: a random image per identity is the gallery, the others are queries.
 
-    Args:
-        features: `[N, D]`.
-        ids: Identities `[N]`.
-        trials: Random galleries.
-        seed: Of their draws.
-        metric: As in `evaluate_retrieval`.
-        max_rank: Length of the CMC.
-        device: Where distances are computed.
+    Features are `[N, D]`, identities `[N]`. Results are means over `trials` random galleries, which `seed` determines.
+    Other arguments are those of `evaluate_retrieval`.
 
     Returns:
         As `evaluate_retrieval`, with `num_trials`; numbers of queries are those of one trial.
@@ -287,13 +263,8 @@ def evaluate_vehicleid(
         raise ValueError(f"ids must be as many as features, {len(features)}; got {len(ids)}")
     results = []
     for in_gallery in _galleries(ids.cpu(), trials, seed):
-        query, gallery = features[~in_gallery], features[in_gallery]
-        id_of_query, id_of_gallery = ids[~in_gallery], ids[in_gallery]
-        results.append(
-            evaluate_retrieval(
-                query, gallery, id_of_query, id_of_gallery, metric=metric, max_rank=max_rank, device=device
-            )
-        )
+        parts = [values[chosen] for values in (features, ids) for chosen in (~in_gallery, in_gallery)]
+        results.append(evaluate_retrieval(*parts, metric=metric, max_rank=max_rank, device=device))
     mean = {name: sum(r[name] for r in results) / trials for name in ("mAP", "mINP")}
     cmc = torch.tensor([r["cmc"] for r in results]).mean(0).tolist()
     return {**results[0], **mean, "cmc": cmc, "num_trials": trials}

@@ -26,17 +26,11 @@ class Segments(Protocol):
 
     @property
     def things(self) -> Tensor:
-        """Whether each segment is an object `[B, S + 1]`, bool."""
+        """Mask of the segments that are objects `[B, S + 1]`, bool."""
 
 
 def count_pixels(segments: Tensor, grid: tuple[int, int], num_ids: int) -> Tensor:
-    """Count the pixels of each segment in each patch: `[B, N, num_ids]`, int64.
-
-    Args:
-        segments: Ids below `num_ids`, `[B, H, W]`.
-        grid: Rows and columns of patches; the N patches are ordered row by row.
-        num_ids: Number of ids, including 0.
-    """
+    """Count the pixels of each segment `[B, H, W]` in each patch, row by row: `[B, N, num_ids]`, int64."""
     rows, columns = grid
     height, width = segments.shape[1:]
     y, x = (torch.arange(length, device=segments.device) for length in (height, width))
@@ -50,11 +44,7 @@ def count_pixels(segments: Tensor, grid: tuple[int, int], num_ids: int) -> Tenso
 def count_overlaps(scenes: Segments, predicted: Tensor, grid: tuple[int, int], num_outputs: int) -> Tensor:
     """Count the pixels of each segment that are predicted as each output: `[B, S + 1, C]`, whole numbers in float64.
 
-    Args:
-        scenes: Segments of the images.
-        predicted: Predicted output of each patch `[B, N]`.
-        grid: Rows and columns of patches.
-        num_outputs: Number of outputs, C.
+    `predicted` is the output of each patch `[B, N]`; the N patches of the grid are ordered row by row.
     """
     pixels = count_pixels(scenes.segments, grid, scenes.classes.shape[1]).double()  # [B, N, S + 1]
     return pixels.mT @ F.one_hot(predicted, num_outputs).double()

@@ -59,15 +59,7 @@ class ProbeTraining:
 
 @dataclass(frozen=True)
 class BindingResult:
-    """Result of one probe on one layer.
-
-    Attributes:
-        layer: The layer.
-        probe: Name of the probe.
-        num_parameters: Number of trained parameters.
-        pairs: Rates over all pairs of different patches.
-        foreground: Rates over the pairs with both patches on objects.
-    """
+    """Rates of a probe on a layer, over all pairs of different patches and over those with both on objects."""
 
     layer: Layer
     probe: str
@@ -77,13 +69,7 @@ class BindingResult:
 
 
 class LayerProbes(nn.Module):
-    """Probes of layers with equal width and grid, on normalised tokens.
-
-    Attributes:
-        layout: TokenLayout of the tokens of each layer.
-        norm: Normalisation of the tokens.
-        probes: The probes by name.
-    """
+    """Probes of layers with equal width and grid, on tokens that `norm` normalises."""
 
     def __init__(
         self, num_layers: int, layout: TokenLayout, names: Sequence[str], num_classes: int, training: ProbeTraining
@@ -185,15 +171,10 @@ class BindingProbes:
         )
 
     def train_step(self, features: Mapping[Layer, Tensor], scenes: Segments, calibrate: bool = False) -> float:
-        """Train all probes by one step.
+        """Train all probes by one step, and return the mean loss of those with parameters.
 
-        Args:
-            features: Tokens `[B, T, D]` of each layer.
-            scenes: Segments of the images.
-            calibrate: Use the pairs to fit the thresholds of probes without one; set this in the last epoch.
-
-        Returns:
-            Mean loss of the trained probes.
+        Features are the tokens `[B, T, D]` of each layer. With `calibrate`, in the last epoch, the pairs also fit the
+        thresholds of probes without one.
 
         Raises:
             ValueError: The features are not finite.

@@ -67,12 +67,8 @@ def choose_layers(layers: Sequence[int], best: int) -> list[int]:
 def choose_patch(labels: PatchLabels, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     """Choose a patch near the middle of the largest object, or of the largest segment if there is no object.
 
-    Args:
-        labels: Labels of the patches; those of the first image are used.
-        grid: Rows and columns of patches.
-
     Returns:
-        Id of the segment, and row and column of the patch.
+        Id of the segment in the first image, and row and column of the patch.
     """
     instances, purity = labels.instances[0], labels.purity[0]
     among = labels.things[0] if bool(labels.things[0].any()) else instances > 0

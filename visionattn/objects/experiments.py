@@ -57,9 +57,7 @@ class Experiments:
     def __init__(self, session: BindingSession, options: Interventions) -> None:
         """Check that the experiments are possible; the probes need not be trained yet.
 
-        Args:
-            session: Session with the probes of `REQUIRED_PROBES`.
-            options: The interventions.
+        The session has the probes of `REQUIRED_PROBES`.
 
         Raises:
             ValueError: The backbone is no ViT or no wider than the rank of the probe, or a layer or probe is not among

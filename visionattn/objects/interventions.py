@@ -10,6 +10,7 @@ Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimens
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,7 @@ Change = Callable[[Tensor], Tensor]
 def probe_subspace(probes: LayerProbes) -> Tensor:
     """Return an orthonormal basis `[K, D]` of the subspace through which a layer's quadratic probe reads tokens.
 
-    Args:
-        probes: Probes of one layer.
-
-    Raises:
-        ValueError: The subspace is the whole space.
+    The subspace must not be the whole space.
     """
     directions = probes.norm.to_tokens(probes.probe("quadratic").get_parameter("weight"))[0]
     _, sizes, basis = torch.linalg.svd(directions.double(), full_matrices=False)
@@ -50,9 +47,7 @@ def random_subspace(num_dimensions: int, dim: int, generator: torch.Generator) -
 def shuffle(share: float, generator: torch.Generator) -> Change:
     """Make a change that permutes b among a random share of each image's patches; none of these keeps its own b.
 
-    Args:
-        share: Share of patches, from 0 to 1; fewer than two patches stay unchanged.
-        generator: A generator on the CPU.
+    Fewer than two patches stay unchanged. The generator is one of the CPU.
     """
 
     def change(parts: Tensor) -> Tensor:
@@ -67,9 +62,7 @@ def shuffle(share: float, generator: torch.Generator) -> Change:
 def inject(alpha: float, instances: Tensor) -> Change:
     """Make a change that moves b towards its mean over the patch's object: (1 - alpha) b + alpha mean.
 
-    Args:
-        alpha: Strength of the change; 0 changes nothing, 1 sets b to the mean.
-        instances: Object of each patch `[B, N]`; patches of object 0 stay unchanged.
+    `instances` are the object of each patch `[B, N]`; patches of object 0 stay unchanged.
     """
 
     def change(parts: Tensor) -> Tensor:
@@ -83,13 +76,9 @@ def inject(alpha: float, instances: Tensor) -> Change:
 
 @contextmanager
 def intervene(block: nn.Module, num_prefix_tokens: int, basis: Tensor, change: Change) -> Iterator[None]:
-    """Change the patches' b in the output of a block, within a `with` block; all else stays bit-identical.
+    """Change the patches' b in the output of a block within a `with` block; all else stays bit-identical.
 
-    Args:
-        block: Block of a timm ViT, which returns tokens `[B, E + N, D]`.
-        num_prefix_tokens: Number of prefix tokens E, which stay unchanged.
-        basis: Orthonormal basis `[K, D]` of the subspace.
-        change: The change of b.
+    The block returns tokens `[B, E + N, D]`; `basis` is an orthonormal basis `[K, D]` of the subspace.
     """
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -109,26 +98,19 @@ def intervene(block: nn.Module, num_prefix_tokens: int, basis: Tensor, change: C
 def record_attention(attentions: Mapping[int, nn.Module], num_prefix_tokens: int) -> Iterator[dict[int, Tensor]]:
     """Record the attention between patches `[B, N, N]`, averaged over heads, in forward passes within a `with` block.
 
-    timm's fused attention does not expose weights, and is switched off meanwhile.
-
-    Args:
-        attentions: timm's attention modules, by the key of their weights in the result.
-        num_prefix_tokens: Number of tokens before the patches. Attention to them is left out, without renormalising.
+    The result has the keys of `attentions`, timm's attention modules. Their fused attention does not expose weights,
+    and is switched off meanwhile. Attention to prefix tokens is left out, without renormalising.
     """
     weights: dict[int, Tensor] = {}
 
-    def hook_for(key: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            weights[key] = inputs[0].mean(1)[:, num_prefix_tokens:, num_prefix_tokens:].float()
+    def record(key: int, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        weights[key] = inputs[0].mean(1)[:, num_prefix_tokens:, num_prefix_tokens:].float()
 
-        return hook
-
-    fused = {key: getattr(attention, "fused_attn", False) for key, attention in attentions.items()}
     with ExitStack() as stack:
         for key, attention in attentions.items():
             dropout = attention.get_submodule("attn_drop")
-            stack.callback(dropout.register_forward_hook(hook_for(key)).remove)
-            stack.callback(setattr, attention, "fused_attn", fused[key])
+            stack.callback(dropout.register_forward_pre_hook(partial(record, key)).remove)
+            stack.callback(setattr, attention, "fused_attn", getattr(attention, "fused_attn", False))
             attention.fused_attn = False  # type: ignore[assignment]
         yield weights
 
@@ -153,11 +135,7 @@ class Correlation:
 
 
 def blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
-    """Return the blocks of a timm ViT.
-
-    Raises:
-        ValueError: The model is not a sequence of attention blocks whose attention can be recorded.
-    """
+    """Return the blocks of a timm ViT; raise a ValueError unless the attention of each can be recorded."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(
         isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Module) for block in blocks

@@ -77,12 +77,7 @@ def label_patches(scenes: Segments, grid: tuple[int, int], min_purity: float = 0
 
 
 def sample_patches(labels: PatchLabels, count: int, generator: torch.Generator) -> Tensor | None:
-    """Draw patches at random, labelled ones first.
-
-    Args:
-        labels: Labels of all patches.
-        count: Number of patches to draw from each image.
-        generator: A generator on the CPU, so that every device draws the same patches.
+    """Draw `count` patches of each image at random, labelled ones first, with a generator on the CPU for every device.
 
     Returns:
         Indices of the patches `[B, count]`, or None if there are no more than `count` patches.

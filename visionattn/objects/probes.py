@@ -227,9 +227,7 @@ class DotProbe(PairProbe):
 def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
     """Match segments with queries, so that the expected number of correct patches is largest.
 
-    Args:
-        probabilities: Probabilities of the queries `[L, B, N, C]`.
-        instances: Segment of each patch `[B, N]`, 0 for none.
+    Probabilities are `[L, B, N, C]`, and segments of patches `[B, N]`, 0 for none.
 
     Returns:
         Query of each patch's segment `[L, B, N]`; -1 if the patch has no segment, or the segment no query.
@@ -251,15 +249,9 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
 ) -> PairProbe:
-    """Create a probe by name.
+    """Create a probe, one of `PROBES`, for tokens of a width `dim`.
 
-    Args:
-        name: One of `PROBES`.
-        num_layers: Number of layers, L.
-        dim: Width of the tokens, D.
-        num_classes: Number of classes of the class probe.
-        rank: Rank of the quadratic probe.
-        num_queries: Number of queries of the identity probe.
+    The class probe has `num_classes` outputs, the identity probe `num_queries`; `rank` is that of the quadratic probe.
 
     Raises:
         ValueError: The name is unknown, or a number is below 1.

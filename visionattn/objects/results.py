@@ -154,12 +154,7 @@ class BindingResults:
 
 
 def best_layer(rows: Iterable[BindingRow], probe: str) -> int:
-    """Return the layer on which a probe has the best accuracy, averaged over seeds; the first of equals.
-
-    Args:
-        rows: Rows of one model.
-        probe: Name of the probe.
-    """
+    """Return the layer of a model with a probe's best accuracy, averaged over seeds; the first of equals."""
     layers = grouped((row for row in rows if row.probe == probe), lambda row: row.layer)
     means = {layer: fmean(row.accuracy or 0.0 for row in same) for layer, same in layers}
     return max(means, key=means.__getitem__)

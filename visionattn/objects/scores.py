@@ -37,9 +37,7 @@ class PairRates:
 
 
 class PairScores:
-    """Histograms of pair scores for L layers.
-
-    Scores are symmetric, so each pair of different patches is counted once.
+    """Histograms of pair scores for L layers; scores are symmetric, so each pair of different patches is counted once.
 
     Attributes:
         counts: `[L, 2, 2, NUM_BINS]`, int64, by whether both patches lie on objects, and whether on the same one.
@@ -66,12 +64,9 @@ class PairScores:
         return right.argmax(-1)
 
     def rates(self, layer: int, threshold: int = NUM_BINS // 2, foreground: bool = False) -> PairRates:
-        """Return the rates of a layer.
+        """Return the rates of a layer over all pairs, or over those with both patches on objects (`foreground`).
 
-        Args:
-            layer: Index of the layer.
-            threshold: First bin that is called "same"; the default decides at a score of 0.
-            foreground: Count only pairs with both patches on objects.
+        Bins from `threshold` on are called "same"; the default decides at a score of 0.
         """
         counts = self.counts[layer, 1] if foreground else self.counts[layer].sum(0)
         different, same = counts.cpu().double()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from visionattn.data import UnreadableImageError
-from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneBatch
 from visionattn.data.scenes.opening import SceneName
-from visionattn.evaluation.as_trained import open_scenes
+from visionattn.evaluation.as_trained import DataOptions, open_scenes
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
@@ -29,13 +28,13 @@ DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosin
 
 
 @dataclass(frozen=True)
-class BindingData:
+class BindingData(DataOptions):
     """Scenes and their preprocessing, by default the backbone's own.
 
     Args:
         name: synthetic, drawn on the fly; coco_panoptic; ade20k; or folder, with masks of instance numbers. By default
             folder if there is a root, else synthetic.
-        root: folder of the data set.
+        batch_size: images per step of backbone and probes.
         train_split: name of the split for training, if it is not found by itself.
         val_split: name of the split for evaluation, if it is not found by itself.
         limit: number of scenes to use from each split, the first ones; by default all.
@@ -43,13 +42,10 @@ class BindingData:
         val_length: number of synthetic scenes for evaluation.
         img_size: height and width in pixels.
         interpolation: bicubic, bilinear, nearest, …
-        batch_size: images per step of backbone and probes.
-        num_workers: loader processes.
-        on_error: for a scene that cannot be read: raise names it and stops, skip leaves it out and counts it.
     """
 
     name: SceneName | None = None
-    root: str | None = None
+    batch_size: int = 16
     train_split: str | None = None
     val_split: str | None = None
     limit: int | None = None
@@ -57,9 +53,6 @@ class BindingData:
     val_length: int = 200
     img_size: int | None = None
     interpolation: str | None = None
-    batch_size: int = 16
-    num_workers: int | None = None
-    on_error: OnError = "raise"
 
 
 DATA, TRAINING = BindingData(), ProbeTraining()

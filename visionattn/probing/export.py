@@ -30,14 +30,7 @@ AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
 class ProbeClassifier(nn.Module):
-    """A frozen backbone and a head on its tokens.
-
-    Attributes:
-        backbone: The backbone.
-        head: The head.
-        layers: Layers whose tokens the head takes, side by side on the axis of features.
-        class_names: A name for each class, in order.
-    """
+    """A frozen backbone and a head on tokens of its `layers`, side by side; `class_names` has a name for each class."""
 
     backbone: FrozenBackbone
     head: ProbingHead
@@ -69,14 +62,9 @@ class ProbeClassifier(nn.Module):
 
 
 def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]]) -> Tensor:
-    """Return the tokens for a head from one layer, or from several side by side.
+    """Return the tokens `[B, N, dim]` for a head from the tokens of one layer, or of several side by side.
 
-    Args:
-        head: The head.
-        layers: Tokens `[B, num_tokens, dim]` and their layout.
-
-    Returns:
-        `[B, N, dim]`; N is 1 for a head that takes the mean of its tokens, whose layers may differ in layout.
+    N is 1 for a head that takes the mean of its tokens, whose layers may differ in layout.
 
     Raises:
         ValueError: The head needs a class token and there is none, or layers have different numbers of tokens.
@@ -104,11 +92,11 @@ def export_probe(
     *,
     published: bool = False,
 ) -> Path:
-    """Write a head, of which `load_probe` makes a classifier, and return its `.json` file.
+    """Write a head, of which `load_probe` makes a classifier, and return its `.json` file; existing files are replaced.
 
     Args:
         folder: Folder of the files.
-        name: Name of the files, without a suffix; existing files are replaced.
+        name: Name of the files, without a suffix.
         result: The head with its accuracy.
         backbone: The backbone that it was trained on.
         layers: Layers whose tokens the head takes.

@@ -41,7 +41,7 @@ class TokenLayout:
 
     @property
     def has_cls(self) -> bool:
-        """Whether there is a class token."""
+        """True if there is a class token."""
         return self.num_prefix_tokens > self.num_reg_tokens
 
 
@@ -126,15 +126,10 @@ class FrozenBackbone(nn.Module):
         }
 
     def forward(self, images: Tensor) -> dict[Layer, Tensor]:
-        """Return the tokens of each layer, without a graph.
+        """Return the tokens of each layer `[B, num_tokens, dim]`, float32, on the model's device, without a graph.
 
-        They are not inference tensors, on which heads could not be trained.
-
-        Args:
-            images: `[B, C, H, W]`, of the size that `preprocessing` names, on any device.
-
-        Returns:
-            Per layer `[B, num_tokens, dim]`, float32, on the model's device.
+        They are not inference tensors, on which heads could not be trained. Images `[B, C, H, W]` have the size that
+        `preprocessing` names, and may lie on any device.
         """
         images = images.to(self._weight.device, self._weight.dtype)
         with torch.no_grad(), self._autocast():

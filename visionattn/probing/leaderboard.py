@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
+from visionattn.probing.protocols.fewshot import deviation
 from visionattn.probing.results import head_label
 from visionattn.viz.leaderboard import Point
 from visionattn.words import counted
@@ -37,11 +38,7 @@ class LeaderboardEntry(NamedTuple):
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON file that ``eval.py probe --output`` wrote.
-
-    Raises:
-        ValueError: The file holds something else.
-    """
+    """Return the rows of a JSON file of ``eval.py probe --output``; raise a ValueError for any other file."""
     try:
         rows = json.loads(path.read_bytes())["results"]
         complete = all(key in row for row in rows for key in NEEDED)
@@ -115,7 +112,7 @@ def points(entries: Mapping[LeaderboardKey, LeaderboardEntry]) -> list[Point]:
             key.head,
             entry.num_parameters,
             fmean(entry.top1.values()),
-            _deviation(entry.top1),
+            deviation(entry.top1.values()),
         )
         for key, entry in entries.items()
     ]
@@ -137,8 +134,4 @@ def _training(row: Mapping[str, Any]) -> str:
 
 def _mean(rates: Mapping[int, float]) -> str:
     mean = f"{100 * fmean(rates.values()):.2f}"
-    return f"{mean} ± {100 * _deviation(rates):.2f}" if len(rates) > 1 else mean
-
-
-def _deviation(rates: Mapping[int, float]) -> float:
-    return stdev(rates.values()) if len(rates) > 1 else 0.0
+    return f"{mean} ± {100 * deviation(rates.values()):.2f}" if len(rates) > 1 else mean

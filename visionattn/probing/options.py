@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from visionattn.checks import check_range
-from visionattn.data.loading import OnError
 from visionattn.data.transforms import MAX_SIZE
 from visionattn.errors import UserError
+from visionattn.evaluation.as_trained import PreparedImages
 from visionattn.probing.frozen import Layer
 from visionattn.probing.protocols import Candidate, Recipe, paper_protocol, sweep
 from visionattn.probing.protocols.candidates import ADAMW_LRS, PAPER_LRS, OptimizerName
@@ -19,36 +19,18 @@ from visionattn.probing.protocols.split import can_hold_out
 
 
 @dataclass(frozen=True)
-class ProbingData:
-    """Which images, and how they are read; by default the preprocessing is the backbone's own.
+class ProbingData(PreparedImages):
+    """Images to probe; by default the preprocessing is the backbone's own.
 
     Args:
-        name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
-        root: folder of images; for other data sets, the folder of downloads.
         train_split: name of the split to train heads on, if it is not found by itself.
         val_split: name of the split to evaluate heads on, if it is not found by itself.
         limit_per_class: number of training images per class, the same ones for every seed.
-        download: let torchvision or timm download a missing data set.
-        img_size: height and width in pixels.
-        crop_pct: part of the resized image's edge that is kept.
-        interpolation: bicubic, bilinear, nearest, …
-        batch_size: images per step of the backbone.
-        num_workers: loader processes.
-        on_error: for an image that cannot be decoded: raise names it and stops, skip leaves it out and counts it.
     """
 
-    name: str | None = None
-    root: str | None = None
     train_split: str | None = None
     val_split: str | None = None
     limit_per_class: int | None = None
-    download: bool = False
-    img_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    batch_size: int = 128
-    num_workers: int | None = None
-    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         check_range("data.img_size", self.img_size, 1, MAX_SIZE, error=UserError)
@@ -56,7 +38,7 @@ class ProbingData:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Which features, and where they are cached.
+    """Features to probe, and their cache.
 
     Args:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
@@ -89,7 +71,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How heads are trained, and how learning rates, epochs and other hyper-parameters are chosen.
+    """Training of heads, and the choice of learning rates, epochs and other hyper-parameters.
 
     Args:
         protocol: held_out chooses on a tenth of train, and reads val once, at the end; paper is the protocol of arXiv
@@ -138,12 +120,9 @@ class HeadTraining:
     def expand(
         self, heads: Sequence[tuple[str, Mapping[str, Any]]], seed: int, selected_on: SelectedOn = "held_out"
     ) -> tuple[list[Candidate], Recipe]:
-        """Return every head at every learning rate, and the recipe that they share.
+        """Return every head, by name and options, at every learning rate, and the recipe that they share.
 
-        Args:
-            heads: Names and options.
-            seed: Seed of the training.
-            selected_on: Where rates and epochs are chosen; in the paper's protocol always on val.
+        In the paper's protocol choices are always made on val, whatever `selected_on`.
 
         Raises:
             ValueError: A number out of its bounds.

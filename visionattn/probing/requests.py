@@ -49,12 +49,12 @@ class HeadRequest:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the head is fitted to pooled vectors, not trained by steps."""
+        """True if the head is fitted to pooled vectors, not trained by steps."""
         return self.name in FITTED
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the head needs tokens, not only pooled vectors."""
+        """True if the head needs tokens, not only pooled vectors."""
         return not self.is_fitted and not find_head(self.name)[0].takes_mean
 
     def on(self, layouts: Sequence[TokenLayout]) -> "HeadRequest":
@@ -80,11 +80,7 @@ class HeadRequest:
 def request_heads(
     heads: Sequence[str | HeadRequest], options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[HeadRequest]:
-    """Return requests for heads, each of them once.
-
-    Args:
-        heads: Names, or requests as they are.
-        options: Options of heads by their names.
+    """Return requests for heads, each of them once, with options by their names.
 
     Raises:
         UserError: No head, an unknown one, or options of a head that is not named or takes none.
@@ -115,12 +111,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class ProbingPlan:
-    """Work of a session, checked against backbone and data.
-
-    Attributes:
-        layers: Heads by layers.
-        with_tokens: Whether tokens are needed, or pooled vectors are enough.
-    """
+    """Work of a session, checked against backbone and data; without `with_tokens` pooled vectors are enough."""
 
     layers: tuple[LayerPlan, ...]
     with_tokens: bool

@@ -82,12 +82,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def title(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
-    """Return the heading of a table: backbone, data, and where choices were made.
-
-    Args:
-        rows: Rows of the table.
-        models: Descriptions of the backbones, as from `ProbingSession.describe`.
-    """
+    """Return the heading of a table: backbone (of several none), data, and where choices were made."""
     row, model = rows[0], models[0]
     data = Path(row["root"]).name if row["root"] else row["dataset"]
     name = f"{row['model']} ({row['weights']}) on " if len(models) == 1 else ""

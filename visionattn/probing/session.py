@@ -109,11 +109,7 @@ class ProbingSession:
         return sorted(self.results(plan), key=lambda result: row_key(result.to_dict(), names))
 
     def plan(self, heads: Sequence[HeadRequest], *, attention: bool = False) -> ProbingPlan:
-        """Plan the work, and create each head once, so that errors come before the work.
-
-        Args:
-            heads: Requests for heads.
-            attention: Whether attention maps are wanted, which need tokens.
+        """Plan the work, and create each head once, so that errors come before the work; attention maps need tokens.
 
         Raises:
             ValueError: A number out of its bounds, more shots than images of a class, a head that does not fit the
@@ -121,15 +117,13 @@ class ProbingSession:
         """
         groups = [[layer] for layer in self.backbone.layers] if self.features.each_layer else [self.backbone.layers]
         plans, has_attention = [], False
+        self.training.expand(LayerPlan((), tuple(heads)).trained, self.training.seed)
+        for count in self.training.shots or ():
+            draw(torch.tensor(self._images["train"].targets), count)
         for layers in groups:
             layouts = [self.backbone.layouts[layer] for layer in layers]
             plans.append(LayerPlan(tuple(layers), tuple(head.on(layouts) for head in heads)))
-        self.training.expand(plans[0].trained, self.training.seed)
-        for count in self.training.shots or ():
-            draw(torch.tensor(self._images["train"].targets), count)
-        for plan in plans:
-            layouts = [self.backbone.layouts[layer] for layer in plan.layers]
-            for request in plan.heads:
+            for request in plans[-1].heads:
                 if request.is_fitted:
                     continue
                 try:

@@ -67,8 +67,7 @@ def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:
         elif names == tuple(RATES):
             _draw_accuracies(axes, {label: curves[name] for name, label in RATES.items() if curves[name][0]})
         else:
-            rates = curves[rate_column]
-            axes.plot(*rates, color=GREY, marker="." if len(rates[0]) < SPARSE else "")
+            _plot(axes, curves[rate_column], GREY)
             style_axes(axes, title="Learning rate", xlabel="epoch")
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         _finish_epoch_axis(axes)
@@ -95,11 +94,15 @@ def _points(rows: Sequence[dict[str, str]], column: str) -> Points:
     return positions, values
 
 
+def _plot(axes: "Axes", points: Points, color: str, label: str | None = None) -> None:
+    axes.plot(*points, color=color, label=label, marker="." if len(points[0]) < SPARSE else "")
+
+
 def _draw_losses(axes: "Axes", train: Points, validation: Points) -> None:
     if train[0]:
         _draw_training(axes, train, "training", BLUE)
     if validation[0]:
-        axes.plot(*validation, color=ORANGE, label="validation", marker="." if len(validation[0]) < SPARSE else "")
+        _plot(axes, validation, ORANGE, "validation")
     style_axes(axes, title="Loss", xlabel="epoch")
     axes.legend(frameon=False)
 
@@ -116,7 +119,7 @@ def _draw_parts(axes: "Axes", parts: dict[str, Points]) -> None:
 def _draw_training(axes: "Axes", points: Points, label: str, color: str) -> None:
     epochs, losses = points
     if len(losses) <= DENSE:
-        axes.plot(epochs, losses, color=color, label=label, marker="." if len(losses) < SPARSE else "")
+        _plot(axes, points, color, label)
         return
     axes.plot(epochs, losses, color=color, alpha=0.25, linewidth=0.8)
     window = len(losses) // (DENSE // 4)
@@ -127,8 +130,7 @@ def _draw_training(axes: "Axes", points: Points, label: str, color: str) -> None
 
 def _draw_accuracies(axes: "Axes", rates: dict[str, Points]) -> None:
     for (label, (epochs, values)), color in zip(rates.items(), cycle((ORANGE, GREEN)), strict=False):
-        percentages = [100 * value for value in values]
-        axes.plot(epochs, percentages, color=color, label=label, marker="." if len(values) < SPARSE else "")
+        _plot(axes, (epochs, [100 * value for value in values]), color, label)
     first, points = next(iter(rates.items()))
     epoch, best = max(zip(*points, strict=True), key=lambda point: point[1])
     title = f"Validation: {first} {100 * best:.2f}% at epoch {epoch:g}"

@@ -37,21 +37,13 @@ def style_axes(axes: "Axes", **labels: Any) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Check that a figure can be written to ``path``.
-
-    Raises:
-        ValueError: its suffix is not a figure's.
-    """
+    """Raise a ValueError unless the suffix of ``path`` is a figure's."""
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"cannot write a figure to {path}: its suffix must be one of {', '.join(SUFFIXES)}")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Write a figure atomically, in the format of the suffix; make missing folders.
-
-    Raises:
-        ValueError: the suffix is not a figure's.
-    """
+    """Write a figure atomically, in the format of the suffix, see `check_suffix`; make missing folders."""
     path = Path(path).expanduser()
     check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,15 +61,12 @@ def _checked(image: Any) -> Pixels:
 
 
 def denormalize(images: Any, mean: Any, std: Any) -> Pixels:
-    """Undo the normalisation of images.
+    """Undo the normalisation of images, and return bytes [..., H, W, 3]; grey images have three equal channels.
 
     Args:
         images: tensor or array [..., C, H, W]; C is 1 or 3.
         mean: mean of each channel that was subtracted.
         std: standard deviation of each channel that was divided by.
-
-    Returns:
-        Bytes [..., H, W, 3]; grey images have three equal channels.
     """
     scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
     pixels = 255 * (np.asarray(images, dtype=np.float32) * scale + offset)

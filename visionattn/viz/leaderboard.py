@@ -38,10 +38,6 @@ class Point(NamedTuple):
 def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
     """Draw accuracy against the number of trained parameters, on a logarithmic axis.
 
-    Args:
-        points: results to draw.
-        path: file of the figure.
-
     Raises:
         ValueError: no results, or a suffix that is not a figure's.
     """

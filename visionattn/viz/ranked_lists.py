@@ -40,13 +40,8 @@ def save_ranked_lists(folder: str | Path, lists: Iterable[RankedList], height: i
 def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool], *, height: int = 192) -> Pixels:
     """Draw the query in a grey frame, then the gallery: right images in green frames, wrong ones in red.
 
-    The rank is below each image, with a cross for wrong ones, for colour-blind readers.
-
-    Args:
-        query: path, Pillow image, or bytes [H, W, 3].
-        gallery: gallery images in the same formats, nearest first.
-        matches: whether each gallery image shows the identity of the query.
-        height: height of every image in pixels; the aspect ratio is kept.
+    The rank is below each image, with a cross for wrong ones, for colour-blind readers. Images are as in `RankedList`,
+    and ``height`` pixels high; the aspect ratio is kept.
 
     Returns:
         Bytes [H', W', 3].
@@ -62,16 +57,12 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
     tiles = [_tile(query, height, QUERY, "query")]
     for rank, (image, right) in enumerate(zip(gallery, matches, strict=True), start=1):
         tiles.append(_tile(image, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
-    space = np.full((tiles[0].shape[0], GAP, 3), BACKGROUND, np.uint8)
-    row = [space, tiles[0], space, space]
-    for tile in tiles[1:]:
-        row += [tile, space]
-    page = np.concatenate(row, axis=1)
-    return np.pad(page, ((GAP, 0), (0, 0), (0, 0)), constant_values=BACKGROUND)
+    space = np.full((len(tiles[0]), GAP, 3), BACKGROUND, np.uint8)
+    return np.concatenate([tiles[0], space, *tiles[1:], space], axis=1)
 
 
 def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -> Pixels:
-    """Draw an image of this height in its frame, above its caption."""
+    """Draw an image of this height in its frame, above its caption, with gaps on the left and above."""
     import cv2
 
     inner = scale_to_height(to_pixels(image), height)
@@ -82,4 +73,4 @@ def _tile(image: Any, height: int, colour: tuple[int, int, int], caption: str) -
     cv2.putText(
         tile, caption, (FRAME, height + 2 * FRAME + CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA
     )
-    return tile
+    return np.pad(tile, ((GAP, 0), (GAP, 0), (0, 0)), constant_values=BACKGROUND)

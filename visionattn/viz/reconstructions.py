@@ -31,11 +31,7 @@ def save_reconstructions(
 
 
 def save_rows(rows: Mapping[str, Pixels], png_path: str | Path) -> Path:
-    """Draw rows of images, bytes [N, H, W, 3] by the name of their row.
-
-    Raises:
-        ValueError: no images, or rows of different shapes.
-    """
+    """Draw rows of images, bytes [N, H, W, 3] of one shape, by the name of their row."""
     shapes = {images.shape for images in rows.values()}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 4 or 0 in shape:
         raise ValueError(f"rows are images [N, H, W, 3] of one shape, got {sorted(map(list, shapes))}")

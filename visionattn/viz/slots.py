@@ -50,11 +50,9 @@ def save_slots(
 
 
 def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
-    """Draw a colour over each segment.
+    """Draw a colour over each segment of images, bytes [..., H, W, 3].
 
-    Args:
-        pixels: images, bytes [..., H, W, 3].
-        ids: ids of the segments [..., H, W]; pixels with negative ids stay unchanged.
+    Pixels with negative ids [..., H, W] stay unchanged.
 
     Raises:
         ValueError: the ids have another size than the images.

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from visionattn.data.drawing.person import Appearance, Camera, Canvas, Colour, draw_person
 from visionattn.data.reid.layouts import Options, Protocol, ReidImage, Split
-from visionattn.viz.image import Pixels
-from visionattn.viz.person import Appearance, Camera, Colour, draw_person
 
 HEIGHT, WIDTH = 64, 32
 SEED = 6  # of everything that is drawn
@@ -83,7 +82,7 @@ class Identities:
 
 
 @functools.cache  # all of them take 9 MB, and drawing them a fifth of an epoch
-def _draw(image: ReidImage) -> Pixels:
+def _draw(image: ReidImage) -> Canvas:
     name = zlib.crc32(image.name.encode())
     # Each distractor is somebody else.
     person = appearance(np.random.default_rng([SEED, image.pid] if image.pid else [SEED, 0, name]))

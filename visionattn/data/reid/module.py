@@ -10,6 +10,7 @@ from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from torch import Tensor
 
 from visionattn.checks import check_range
+from visionattn.data.drawing import single_threaded
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError
 from visionattn.data.module import ImageData
@@ -21,7 +22,6 @@ from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
 from visionattn.data.sources import some
 from visionattn.data.transforms import MAX_SIZE
-from visionattn.viz.person import single_threaded
 from visionattn.words import counted
 
 DATASETS: dict[str, Layout | Identities] = {"identities": Identities(), **LAYOUTS}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.checks import check_range
+from visionattn.data.drawing import single_threaded
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageDataset, ImageLoader, OnError
 from visionattn.data.module import ImageData
@@ -14,7 +15,6 @@ from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.synthetic import LENGTHS
 from visionattn.data.scenes.transforms import CROP_MODES, CropMode, SceneTransform
 from visionattn.data.transforms import MAX_SIZE
-from visionattn.viz.person import single_threaded
 
 SYNTHETIC_SIZE, PHOTOGRAPH_SIZE = 64, 224
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from visionattn.data.drawing.shapes import LEVELS, SHAPES, SUBPIXELS, Pattern, draw_pattern, draw_shape
 from visionattn.data.errors import DataError
 from visionattn.data.scenes.scene import Scene
-from visionattn.viz.shapes import LEVELS, SHAPES, SUBPIXELS, Pattern, draw_pattern, draw_shape
 
 SEED = 8  # of everything that is drawn
 TRAIN = ("train", "training")

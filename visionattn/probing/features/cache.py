@@ -41,13 +41,9 @@ class Field(NamedTuple):
 
 
 class ShardedArrays:
-    """Arrays of a number of images, in shards.
+    """Arrays by name (`fields`) of a number of images, in shards; `key` is a hash of the identity.
 
     Images that cannot be read are left out, so that a shard may have fewer rows than images.
-
-    Attributes:
-        fields: What the arrays are, by name.
-        key: Hash of the identity.
     """
 
     def __init__(
@@ -60,12 +56,8 @@ class ShardedArrays:
     ) -> None:
         """Name the arrays, without reading or writing.
 
-        Args:
-            folder: Folder of the arrays.
-            identity: All that the content depends on, plain values.
-            fields: All possible arrays.
-            num_images: Number of images.
-            rows_per_shard: Images of a shard, by default as many as fit in `SHARD_BYTES`.
+        The identity is all that the content depends on, as plain values, and `fields` are all possible arrays. A shard
+        has by default as many images as fit in `SHARD_BYTES`.
         """
         largest = max(field.nbytes for field in fields.values())
         self.folder, self.fields, self.num_images = folder, dict(fields), num_images
@@ -96,10 +88,7 @@ class ShardedArrays:
             yield
 
     def claim(self, rebuild: bool = True) -> None:
-        """Make the folder one of this identity, complete or not.
-
-        Args:
-            rebuild: Whether to remove arrays of another identity, with a warning.
+        """Make the folder one of this identity, complete or not; `rebuild` removes arrays of another, with a warning.
 
         Raises:
             ValueError: The folder holds arrays of another identity and `rebuild` is False, or other files.
@@ -139,11 +128,7 @@ class ShardedArrays:
             )
 
     def write(self, view: int, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of a shard.
-
-        Raises:
-            OSError: They cannot be written; what was complete before stays so.
-        """
+        """Write the arrays of a shard; if that fails, what was complete before stays so."""
         record = self._record(view, shard)
         try:
             record.parent.mkdir(exist_ok=True)

@@ -23,14 +23,12 @@ def fingerprint(
     progress: Callable[[int, int], None] | None = None,
     base: str = "",
 ) -> str:
-    """Return a hash of names and, of files among them, of contents.
+    """Return a hash of names and, of files among them, of contents; the order of parts matters.
 
-    Args:
-        parts: In an order that matters.
-        memory: Folder that remembers hashes. Files whose sizes, dates and inodes are what they were are not read again.
-            A date of change (`ctime`) cannot be set back, so that no edit escapes where the file system keeps one.
-        progress: Called with the number of parts that were read, and of all.
-        base: Beginning of names that does not count: the folder, which may be a copy elsewhere.
+    The folder `memory` remembers hashes: files whose sizes, dates and inodes are what they were are not read again. A
+    date of change (`ctime`) cannot be set back, so that no edit escapes where the file system keeps one. `base` is a
+    beginning of names that does not count: the folder, which may be a copy elsewhere. `progress` is called with the
+    number of parts that were read, and of all.
     """
     every = list(parts)
     if memory is None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.features.cache import Field, ShardedArrays
-from visionattn.probing.features.contents import fingerprint as fingerprint
 from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
 from visionattn.probing.heads import select_tokens
 
@@ -52,12 +51,10 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterable[ImageBatch]:
-        """Read images, without those that cannot be read.
+        """Read images by their numbers, batch by batch, without those that cannot be read.
 
-        Args:
-            batches: Numbers of the images, batch by batch.
-            view: 0 for images as in evaluation; from 1 on augmented, as a function of seed, view and image alone
-                (`view_seed`).
+        View 0 has images as in evaluation. Others are augmented, as a function of seed, view and image alone
+        (`view_seed`).
         """
 
 
@@ -77,11 +74,7 @@ def view_seed(seed: int, view: int, image: int) -> int:
 
 
 def pool_tokens(tokens: Tensor, kind: PooledKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:
-    """Return the class token or the mean patch `[B, dim]` of tokens `[B, num_prefix_tokens + N, dim]`.
-
-    Raises:
-        ValueError: There is no class token.
-    """
+    """Return the class token or the mean patch `[B, dim]` of tokens `[B, num_prefix_tokens + N, dim]`."""
     return select_tokens(tokens, "cls" if kind == "cls" else "patches", num_prefix_tokens, num_reg_tokens).mean(1)
 
 

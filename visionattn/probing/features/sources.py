@@ -1,7 +1,7 @@
 """Features for heads: from a cache, from the backbone at each step, or from memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Ima
 from visionattn.probing.frozen import FrozenBackbone, Layer
 
 
-class FeatureSource(Protocol):
+class FeatureSource(ABC):
     """Tokens and pooled vectors of n images, and their classes.
 
     Attributes:
@@ -25,8 +25,15 @@ class FeatureSource(Protocol):
     num_reg_tokens: int
     targets: Tensor
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.targets)
 
+    @property
+    def usual_pooling(self) -> PooledKind:
+        """The class token if there is one, else the mean patch."""
+        return "cls" if self.num_prefix_tokens > self.num_reg_tokens else "gap"
+
+    @abstractmethod
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the tokens of images, in their order.
 
@@ -39,6 +46,7 @@ class FeatureSource(Protocol):
             Tokens `[b, N, dim]`, float32, on the CPU or the backbone's device; and their places in `indices`, `[b]`.
         """
 
+    @abstractmethod
     def pooled(self, kind: PooledKind) -> Tensor:
         """Return class tokens ("cls") or mean patches ("gap") of all images, not augmented: `[n, dim]`, float32.
 
@@ -47,7 +55,7 @@ class FeatureSource(Protocol):
         """
 
 
-class TensorFeatures:
+class TensorFeatures(FeatureSource):
     """Features from tokens in memory.
 
     Args:
@@ -65,9 +73,6 @@ class TensorFeatures:
         self.tokens, self.targets, self.dim = tokens.float(), targets.long().cpu(), tokens.shape[2]
         self.num_prefix_tokens, self.num_reg_tokens = num_prefix_tokens, num_reg_tokens
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `FeatureSource`."""
         for places in _places(indices, batch_size):
@@ -78,15 +83,12 @@ class TensorFeatures:
         return pool_tokens(self.tokens, kind, self.num_prefix_tokens, self.num_reg_tokens)
 
 
-class LayerFeatures:
-    """Pooled vectors from a cache: of one layer, or of several side by side on the axis of features.
+class LayerFeatures(FeatureSource):
+    """Pooled vectors from a cache, of one of its layers, or of several side by side on the axis of features.
 
     Attributes:
-        layers: Some of the cache's layers, in the order of their features.
+        layers: The layers, in the order of their features.
         grid: Rows and columns of patches in the first layer.
-
-    Raises:
-        ValueError: The cache has no such layer.
     """
 
     def __init__(self, cache: FeatureCache, layers: Sequence[Layer] = ("last",)) -> None:
@@ -100,9 +102,6 @@ class LayerFeatures:
         self.num_prefix_tokens = self._layouts[0].num_prefix_tokens
         self.num_reg_tokens = self._layouts[0].num_reg_tokens
         self.targets = cache.targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
     def pooled(self, kind: PooledKind) -> Tensor:
         """See `FeatureSource`."""
@@ -142,14 +141,9 @@ class CachedFeatures(LayerFeatures):
 
 
 class OnlineFeatures(LayerFeatures):
-    """Features that the backbone computes at each step; only pooled vectors come from a cache.
+    """Features that the backbone computes at each step; only pooled vectors come from a cache of the same images.
 
-    Args:
-        cache: Pooled vectors of the same backbone and images.
-        backbone: The backbone.
-        images: The images.
-        layers: Some of the backbone's layers, with the same layout.
-        augment: Whether images get new augmentations in each epoch from 1 on.
+    Layers must have the same layout. With `augment`, images get new augmentations in each epoch from 1 on.
     """
 
     def __init__(

@@ -26,7 +26,6 @@ from visionattn.probing.features.extraction import (
 from visionattn.probing.features.sources import (
     CachedFeatures,
     FeatureSource,
-    LayerFeatures,
     OnlineFeatures,
     TensorFeatures,
 )
@@ -110,11 +109,7 @@ class SplitImages:
         return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
     def missing(self, cache: FeatureCache) -> list[str]:
-        """Return the names of images that could not be read when features were extracted.
-
-        Raises:
-            UnreadableImageError: There are some, and `ProbingData.on_error` is "raise".
-        """
+        """Return the names of images that could not be read upon extraction, or raise an error for them."""
         numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
         names = [self.name_of(number) for number in numbers]
         if names and self._on_error == "raise":
@@ -127,14 +122,9 @@ class SplitImages:
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """Features of a split.
+    """Features of a split by a backbone: pooled vectors in a cache, with the tokens of all views if they fit.
 
-    Attributes:
-        backbone: The backbone that gives them.
-        images: The images.
-        cache: Pooled vectors, and tokens if they fit.
-        views: Number of views of each image.
-        with_tokens: Whether tokens are needed, or pooled vectors are enough.
+    `with_tokens` says whether tokens are needed, or pooled vectors are enough.
     """
 
     backbone: FrozenBackbone
@@ -177,11 +167,10 @@ class SplitFeatures:
 
     def source(self, layers: Sequence[Layer]) -> FeatureSource:
         """Return features of layers: pooled vectors if they are enough, cached tokens, or those of the backbone."""
+        online = OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
         if not self.with_tokens:
-            return pooled_tokens(LayerFeatures(self.cache, layers))
-        if self.cache.views:
-            return CachedFeatures(self.cache, layers)
-        return OnlineFeatures(self.cache, self.backbone, self.images, layers, augment=self.views > 1)
+            return pooled_tokens(online)
+        return CachedFeatures(self.cache, layers) if self.cache.views else online
 
 
 def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
@@ -192,16 +181,14 @@ def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     """
     if spec.preprocessing.get("sequence") is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
-    return prepare_images(spec, data.img_size, data.crop_pct, data.interpolation)
+    return prepare_images(spec, data)
 
 
-def pooled_tokens(features: Any) -> TensorFeatures:
+def pooled_tokens(features: FeatureSource) -> TensorFeatures:
     """Return the class token, if there is one, and the mean patch in place of all tokens.
 
     For heads that take the mean of their tokens these are the same, and need only the pooled vectors.
     """
-    has_cls = features.num_prefix_tokens > features.num_reg_tokens
-    kinds = ("cls", "gap") if has_cls else ("gap",)
-    return TensorFeatures(
-        torch.stack([features.pooled(kind) for kind in kinds], dim=1), features.targets, num_prefix_tokens=int(has_cls)
-    )
+    kinds = dict.fromkeys((features.usual_pooling, "gap"))
+    tokens = torch.stack([features.pooled(kind) for kind in kinds], dim=1)
+    return TensorFeatures(tokens, features.targets, num_prefix_tokens=len(kinds) - 1)

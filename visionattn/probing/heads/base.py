@@ -52,15 +52,7 @@ def require_divisor(name: str, value: int, of: str, total: int) -> None:
 
 
 class Pooling(nn.Module, ABC):
-    """Tokens `[B, N, dim]` to features `[B, num_features]`.
-
-    Attributes:
-        num_features: Width of the features.
-        num_heads: Number of attention heads, where there are several.
-
-    Raises:
-        ValueError: The number of heads does not divide the width.
-    """
+    """Tokens `[B, N, dim]` to features `[B, num_features]`; `num_heads` must divide this width."""
 
     def __init__(self, num_features: int, num_heads: int = 1) -> None:
         super().__init__()
@@ -129,7 +121,7 @@ class ProbingHead(nn.Module):
 
     @property
     def has_attention(self) -> bool:
-        """Whether the head has `attention`."""
+        """True if the head has `attention`."""
         return isinstance(self.pool, AttentivePooling)
 
     def forward(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
@@ -154,17 +146,11 @@ class ProbingHead(nn.Module):
         return features if pre_logits else self.classifier(features)
 
     def attention(self, tokens: Tensor) -> Tensor:
-        """Return the weights with which tokens are pooled.
+        """Return the weights `[B, M, N]` of M queries, heads or gates, with which tokens are pooled.
 
         They are not negative. Weights of queries and heads add up to 1 over the tokens, counting a token of the head's
         own (clip: the mean, cait: a class token), which is left out. Gates (cbam, delf, dolg) do not add up to 1. In
-        training mode the call updates the statistics of batch norms of tokens.
-
-        Args:
-            tokens: `[B, N, dim]`, of the kind that `self.tokens` names.
-
-        Returns:
-            `[B, M, N]` for the M queries, heads or gates.
+        training mode the call updates the statistics of batch norms of tokens, which are as in `forward`.
 
         Raises:
             ValueError: The tokens have another shape, or the head has no such weights.

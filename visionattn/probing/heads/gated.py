@@ -1,6 +1,7 @@
 """Poolings that come from convolutional networks: gates on the tokens, and the generalised mean."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,27 @@ class GemPooling(Pooling):
         return ((log_sum - math.log(tokens.shape[1])) / self.p).exp()
 
 
-class DelfPooling(AttentivePooling):
+class GatedPooling(AttentivePooling):
+    """Pooling by a gate per token: the sum of the gated tokens, which `takes_mean` divides by their number."""
+
+    takes_mean: ClassVar[bool] = True
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
+        gates, x = self.attend(tokens)
+        sums = (gates @ x).squeeze(1)
+        return sums / tokens.shape[1] if self.takes_mean else sums
+
+
+class DelfPooling(GatedPooling):
     """The sum of the tokens, each times a score that is not negative.
 
     Noh et al., "Large-Scale Image Retrieval with Attentive Deep Local Features", 2017, eq. 1,
     https://arxiv.org/abs/1612.06321; the score is two 1×1 convolutions and softplus (§4.2), with the 512 hidden
     channels of the authors' release.
     """
+
+    takes_mean = False
 
     def __init__(self, dim: int, hidden_dim: int = 512) -> None:
         super().__init__(dim)
@@ -44,12 +59,8 @@ class DelfPooling(AttentivePooling):
         """Return scores `[B, 1, N]` and the tokens."""
         return self.score(tokens).mT, tokens
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return gated_sum(*self.attend(tokens))
 
-
-class DolgPooling(AttentivePooling):
+class DolgPooling(GatedPooling):
     """The local branch of DOLG without its dilated convolutions: projected unit tokens, gated, then their mean.
 
     Yang et al., "DOLG: Single-Stage Image Retrieval with Deep Orthogonal Fusion of Local and Global Features", 2021,
@@ -67,12 +78,8 @@ class DolgPooling(AttentivePooling):
         x = self.norm(self.proj(tokens).flatten(0, 1)).view_as(tokens)
         return self.gate(x).mT, F.normalize(x, dim=-1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return gated_sum(*self.attend(tokens)) / tokens.shape[1]
 
-
-class CbamPooling(AttentivePooling):
+class CbamPooling(GatedPooling):
     """A gate per channel, a gate per place, then the mean.
 
     Woo et al., "CBAM: Convolutional Block Attention Module", 2018, eq. 1-3, https://arxiv.org/abs/1807.06521. Channel
@@ -105,12 +112,3 @@ class CbamPooling(AttentivePooling):
         statistics = torch.stack([x.mean(-1), x.amax(-1)], dim=1)  # [B, 2, N]
         gates = self.norm(self.conv(statistics.unflatten(-1, (side, side)))).sigmoid()
         return gates.flatten(2), x
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features `[B, dim]` of tokens `[B, N, dim]`."""
-        return gated_sum(*self.attend(tokens)) / tokens.shape[1]
-
-
-def gated_sum(gates: Tensor, x: Tensor) -> Tensor:
-    """Σ_n g_n x_n `[B, dim]` of gates `[B, 1, N]` and tokens `[B, N, dim]`."""
-    return (gates @ x).squeeze(1)

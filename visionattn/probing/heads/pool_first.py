@@ -22,15 +22,10 @@ def split_heads(linear: nn.Linear, num_heads: int = 1) -> tuple[Tensor, Tensor |
 
 
 def attend(query: Tensor, tokens: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Return softmax_n(query · x_n + offset).
+    """Return weights `[B, M, N]`, softmax_n(query · x_n + offset).
 
-    Args:
-        query: `[M, dim]`, or `[B, M, dim]` if every image has its own; already scaled.
-        tokens: `[B, N, dim]`.
-        offset: `[M, 1]` or `[B, M, 1]`, added to the scores.
-
-    Returns:
-        Weights `[B, M, N]`.
+    The scaled query is `[M, dim]`, or `[B, M, dim]` if every image has its own. Tokens are `[B, N, dim]`; the offset
+    `[M, 1]` or `[B, M, 1]` is added to the scores.
     """
     # Queries that all images share make one matrix product of the batch.
     scores = F.linear(tokens, query).mT if query.dim() == 2 else query @ tokens.mT
@@ -40,17 +35,11 @@ def attend(query: Tensor, tokens: Tensor, offset: Tensor | None = None) -> Tenso
 
 
 def attend_keys(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return softmax_n(q_h · (W_h x_n + b_h) / √head_dim), without making keys.
+    """Return weights `[B, heads, N]`, softmax_n(q_h · (W_h x_n + b_h) / √head_dim), without making keys.
 
-    Args:
-        query: `[heads, head_dim]`, or `[B, heads, head_dim]` if every image has its own.
-        tokens: `[B, N, dim]`.
-        weight: Projection to keys, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if heads share it.
-        bias: `[heads, head_dim]`. It changes no weight, as it adds the same to all scores of a query; it takes part so
-            that it has a gradient, which is 0.
-
-    Returns:
-        Weights `[B, heads, N]`.
+    The query is `[heads, head_dim]`, or `[B, heads, head_dim]` if every image has its own; the projection to keys
+    `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if heads share it. The bias `[heads, head_dim]` changes no weight,
+    as it adds the same to all scores of a query; it takes part so that it has a gradient, which is 0.
     """
     query = query * query.shape[-1] ** -0.5
     folded = torch.einsum("...hd,hdc->...hc", query, weight)
@@ -58,16 +47,10 @@ def attend_keys(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def pool_values(weights: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return concat_h Σ_n a_hn (W_h x_n + b_h), without making values.
+    """Return concat_h Σ_n a_hn (W_h x_n + b_h) `[B, heads * head_dim]`, without making values.
 
-    Args:
-        weights: `[B, heads, N]`, which add up to 1 over N.
-        tokens: `[B, N, dim]`.
-        weight: Projection to values, `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if heads share it.
-        bias: `[heads, head_dim]`.
-
-    Returns:
-        `[B, heads * head_dim]`.
+    Weights `[B, heads, N]` add up to 1 over N. The projection is `[heads, head_dim, dim]`, or `[1, head_dim, dim]` if
+    heads share it, and the bias `[heads, head_dim]`.
     """
     pooled = weights @ tokens  # [B, heads, dim]
     values = torch.einsum("bhc,hdc->bhd", pooled, weight)

@@ -25,12 +25,8 @@ class EfficientProbing(AttentivePooling):
     """M learned queries on the tokens as they are; each pools its share of the value channels.
 
     Psomas et al., "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", 2025,
-    https://arxiv.org/abs/2506.10178.
-
-    Args:
-        dim: Width of the tokens.
-        num_queries: M; must divide `dim / d_out`.
-        d_out: Factor by which features are narrower than tokens; must divide `dim`.
+    https://arxiv.org/abs/2506.10178. Features are narrower than tokens by the factor `d_out`, which must divide `dim`;
+    M must divide `dim / d_out`.
     """
 
     def __init__(self, dim: int, num_queries: int = 32, d_out: int = 1) -> None:
@@ -169,15 +165,10 @@ class SimPooling(AttentivePooling):
 
 
 class ClipPooling(AttentivePooling):
-    """The mean token attends itself and the tokens, all with learned positions.
+    """The mean token attends itself and the tokens, all with learned positions; N is always `num_tokens`.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, §2.4,
     https://arxiv.org/abs/2103.00020: self-attention of the mean and the tokens, of which the mean's row is kept.
-
-    Args:
-        dim: Width of the tokens.
-        num_heads: Attention heads; must divide `dim`.
-        num_tokens: Number N of tokens, which have positions.
     """
 
     num_own_tokens: ClassVar[int] = 1
@@ -193,11 +184,7 @@ class ClipPooling(AttentivePooling):
             nn.init.zeros_(linear.bias)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions.
-
-        Raises:
-            ValueError: There are more or fewer tokens than positions.
-        """
+        """Return weights `[B, heads, 1 + N]`, and the mean and the tokens with their positions."""
         if tokens.shape[1] + 1 != len(self.pos_embed):
             raise ValueError(
                 f"head clip has positions for {len(self.pos_embed) - 1} tokens; got {tokens.shape[1]}; "

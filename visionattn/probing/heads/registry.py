@@ -23,13 +23,7 @@ from visionattn.suggestions import suggest
 
 @dataclass(frozen=True)
 class Entry:
-    """A kind of head.
-
-    Attributes:
-        pooling: Class of the pooling.
-        tokens: Kinds of tokens that the head can take, the usual one first.
-        batch_norm: Whether features are normalised before they are classified.
-    """
+    """A kind of head: pooling, the tokens that it can take (usual ones first), and whether it has a batch norm."""
 
     pooling: type[Pooling]
     tokens: tuple[TokenKind, ...] = ("patches", "all")
@@ -37,7 +31,7 @@ class Entry:
 
     @property
     def takes_mean(self) -> bool:
-        """Whether the head takes the mean of its tokens, so that pooled vectors are enough."""
+        """True if the head takes the mean of its tokens, so that pooled vectors are enough."""
         return self.pooling is MeanPooling
 
     @property
@@ -114,11 +108,7 @@ def create_head(
 
 
 def find_head(name: str) -> tuple[Entry, dict[str, int]]:
-    """Return the kind of a head, and the options that are part of its name.
-
-    Raises:
-        ValueError: There is no such head.
-    """
+    """Return the kind of a head, and the options that are part of its name; raise a ValueError for unknown names."""
     if match := re.fullmatch(r"ep_(\d+)", name):
         return HEADS["ep_32"], {"num_queries": int(match[1])}
     if name not in HEADS:

@@ -1,6 +1,6 @@
 """Few images per class, drawn several times."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -36,7 +36,7 @@ class FewShotResult:
     def of(cls, shots: int, draws: tuple[HeadResult, ...]) -> "FewShotResult":
         """Summarize the draws of a head."""
         rates = [[getattr(draw, rate) for draw in draws] for rate in ("top1", "top5")]
-        means = [statistic for values in rates for statistic in (fmean(values), _deviation(values))]
+        means = [statistic for values in rates for statistic in (fmean(values), deviation(values))]
         return cls(draws[0].name, shots, draws, *means)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,5 +98,6 @@ def few_shot(
     return [FewShotResult.of(shots, results) for results in zip(*draws, strict=True)]
 
 
-def _deviation(values: Sequence[float]) -> float:
+def deviation(values: Collection[float]) -> float:
+    """Return the standard deviation of the sample; 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0

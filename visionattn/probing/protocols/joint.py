@@ -68,12 +68,7 @@ def train_heads(
 
 
 class JointTraining:
-    """A training of many candidates, with the arguments of `train_heads`.
-
-    Attributes:
-        trials: A trial for each candidate.
-        epoch: Number of epochs that are done.
-    """
+    """A training of many candidates, each a trial, with the arguments of `train_heads`; `epoch` counts those done."""
 
     def __init__(
         self,

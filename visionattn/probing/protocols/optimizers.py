@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,37 +28,24 @@ class Optimizers:
                 is_matrix = parameter.dim() > 1
                 decay = candidate.weight_decay if is_matrix else 0.0
                 groups[candidate.optimizer][candidate.lr, decay, is_matrix].append(parameter)
-        self._optimizers: list[torch.optim.Optimizer] = []
-        if groups["adamw"]:
-            self._optimizers.append(
-                torch.optim.AdamW(
-                    [
-                        {"params": parameters, "lr": lr, "weight_decay": decay}
-                        for (lr, decay, _), parameters in groups["adamw"].items()
-                    ],
-                    fused=True,
-                )
+        makers: dict[OptimizerName, Any] = {
+            "adamw": partial(torch.optim.AdamW, fused=True),
+            "lars": partial(Lars, momentum=0.9, trust_coeff=0.001, eps=0.0),
+        }
+        # AdamW takes no notice of `always_adapt`, by which LARS scales the steps of matrices without weight decay.
+        self._optimizers: list[torch.optim.Optimizer] = [
+            makers[name](
+                [
+                    {"params": parameters, "lr": lr, "weight_decay": decay, "always_adapt": is_matrix}
+                    for (lr, decay, is_matrix), parameters in of_name.items()
+                ]
             )
-        if groups["lars"]:
-            self._optimizers.append(
-                Lars(
-                    [
-                        {"params": parameters, "lr": lr, "weight_decay": decay, "always_adapt": is_matrix}
-                        for (lr, decay, is_matrix), parameters in groups["lars"].items()
-                    ],
-                    momentum=0.9,
-                    trust_coeff=0.001,
-                    eps=0.0,
-                )
-            )
+            for name, of_name in groups.items()
+            if of_name
+        ]
+        rising: Any = {"warmup_t": warmup_steps, "warmup_prefix": True}
         self._schedules = [
-            CosineLRScheduler(
-                optimizer,
-                t_initial=total_steps - warmup_steps,
-                warmup_t=warmup_steps,
-                warmup_prefix=True,
-                t_in_epochs=False,
-            )
+            CosineLRScheduler(optimizer, total_steps - warmup_steps, t_in_epochs=False, **rising)
             for optimizer in self._optimizers
         ]
 

@@ -73,14 +73,10 @@ def middle(values: Sequence[T]) -> T:
 
 
 def count_hits(scores: Tensor, targets: Tensor) -> Tensor:
-    """Count the images whose class comes first, and those whose class is among the first five.
+    """Count the images whose class comes first, and those whose class is among the first five: `[..., 2]`, int64.
 
-    Args:
-        scores: `[..., B, num_classes]`; -inf and nan count as no answer.
-        targets: `[B]`.
-
-    Returns:
-        `[..., 2]`, int64; with five classes or fewer, every answer is among the first five.
+    Scores are `[..., B, num_classes]`, where -inf and nan count as no answer, and targets `[B]`. With five classes or
+    fewer, every answer is among the first five.
     """
     first = scores.topk(min(5, scores.shape[-1]))
     found = (first.indices == targets[:, None]) & (first.values > -torch.inf)

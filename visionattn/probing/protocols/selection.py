@@ -21,7 +21,7 @@ from visionattn.probing.protocols.results import (
     count_hits,
     middle,
 )
-from visionattn.probing.protocols.split import HELD_OUT, hold_out, usual_pooling
+from visionattn.probing.protocols.split import HELD_OUT, hold_out
 
 IMAGES = 1024
 """Number of images that are classified at a time."""
@@ -32,7 +32,7 @@ Option = dict[str, float]
 
 @dataclass(frozen=True)
 class Selection:
-    """How hyper-parameters are chosen.
+    """Choice of hyper-parameters.
 
     Attributes:
         features: "cls" or "gap", by default the class token if there is one.
@@ -80,17 +80,8 @@ def fit_and_evaluate(
 ) -> HeadResult:
     """Choose one of the options, fit it to all of train, and evaluate it on val, which is read once, at the end.
 
-    Processes of torch.distributed share the images of val.
-
-    Args:
-        name: Name of the protocol.
-        fit: The protocol.
-        options: Options to choose from; among equally good ones the first is taken.
-        train: Features to fit to.
-        val: Features to evaluate on.
-        num_classes: Number of classes.
-        selection: How to choose, and which vectors to take.
-        progress: Called with the number of images of val that are classified, and of all of val.
+    Among equally good options the first is taken. Processes of torch.distributed share the images of val. `progress` is
+    called with the number of images of val that are classified, and of all of val.
 
     Raises:
         ValueError: Features or classes of train and val do not fit together, or there are no options.
@@ -99,7 +90,7 @@ def fit_and_evaluate(
     check_sources(train, val, num_classes)
     if not options:
         raise ValueError(f"{name} has no hyper-parameters to choose from; name at least one of each")
-    kind = selection.features or usual_pooling(train)
+    kind = selection.features or train.usual_pooling
     vectors, targets = train.pooled(kind).to(selection.device), train.targets.to(selection.device)
     selected_on = selection.selected_on if len(options) > 1 else None
     accuracy = None

@@ -24,12 +24,9 @@ CHUNK = 64
 
 
 class Queries(NamedTuple):
-    """Queries and values of L copies of a head, Σ_n softmax_n(q · x_n) W x_n + b.
+    """Queries `[L, M, dim]`, values `[L, M, channels, dim]` and biases `[L, M, channels]` of L copies of a head.
 
-    Attributes:
-        queries: `[L, M, dim]`.
-        values: `[L, M, channels, dim]`.
-        bias: `[L, M, channels]`.
+    They stand for Σ_n softmax_n(q · x_n) W x_n + b.
     """
 
     queries: Tensor
@@ -61,9 +58,6 @@ class Family(ABC):
     """L heads that differ only in their weights, which are slices of stacks.
 
     A change of a head's weights changes the stacks and vice versa, until another family takes the head over.
-
-    Attributes:
-        heads: The heads.
     """
 
     def __init__(self, heads: Sequence[ProbingHead]) -> None:

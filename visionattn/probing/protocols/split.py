@@ -19,15 +19,9 @@ def random_order(count: int, *seed: int) -> Tensor:
 
 
 def hold_out(targets: Tensor, share: float = HELD_OUT, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split images at random, class by class.
+    """Split images of classes `[n]` at random, class by class, into indices of remaining and held-out ones, in order.
 
-    Args:
-        targets: Class indices `[n]`.
-        share: Part of each class that is held out; at least one image, unless the class has only one.
-        seed: Seed of the choice.
-
-    Returns:
-        Indices of the remaining and of the held-out images, in order.
+    A share of each class is held out: at least one image, unless the class has only one.
 
     Raises:
         ValueError: The share is not a fraction, or no class has two images.
@@ -52,11 +46,7 @@ def can_hold_out(targets: Tensor) -> bool:
 
 
 def draw(targets: Tensor, shots: int, seed: int = 0) -> Tensor:
-    """Draw `shots` images of each class at random, and return their indices in order.
-
-    Raises:
-        ValueError: A class has fewer.
-    """
+    """Draw `shots` images of each class at random, and return their indices in order; no class may have fewer."""
     if shots < 1:
         raise ValueError(f"images per class must be at least 1; got {shots}")
     drawn = []
@@ -72,16 +62,13 @@ def _by_class(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield label, torch.where(targets == label)[0]
 
 
-class FeatureSubset:
+class FeatureSubset(FeatureSource):
     """A `FeatureSource` with some of the images of another, `indices` `[m]`."""
 
     def __init__(self, source: FeatureSource, indices: Tensor) -> None:
         self.source, self.indices = source, indices
         self.dim, self.targets = source.dim, source.targets[indices]
         self.num_prefix_tokens, self.num_reg_tokens = source.num_prefix_tokens, source.num_reg_tokens
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `FeatureSource`."""
@@ -90,8 +77,3 @@ class FeatureSubset:
     def pooled(self, kind: PooledKind) -> Tensor:
         """See `FeatureSource`."""
         return self.source.pooled(kind)[self.indices]
-
-
-def usual_pooling(source: FeatureSource) -> PooledKind:
-    """Return "cls" if there is a class token, else "gap"."""
-    return "cls" if source.num_prefix_tokens > source.num_reg_tokens else "gap"

@@ -40,10 +40,8 @@ class HeadStack:
     def logits(self, tokens: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Classify images by all heads, a share at a time, so that memory is free again for the next share.
 
-        Call backward before the next share is asked for: then parameters get their gradients.
-
-        Args:
-            tokens: `[B, num_prefix_tokens + N, dim]`, all that the backbone gives.
+        Tokens are all that the backbone gives. Call backward before the next share is asked for: then parameters get
+        their gradients.
 
         Yields:
             Which heads these are, L numbers, and their logits `[L, B, num_classes]`.

@@ -12,11 +12,9 @@ from visionattn.io import replacing
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a state; a process that is killed leaves the old state or the new one.
+    """Write a state of tensors and plain values; a process that is killed leaves the old state or the new one.
 
-    Args:
-        path: The file, in torch's format: a checksum, and the bytes of the state in the same format.
-        state: Tensors and plain values.
+    The file holds, in torch's format, a checksum, and the bytes of the state in the same format.
 
     Raises:
         OSError: It cannot be written; the old state stays.

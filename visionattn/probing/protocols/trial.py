@@ -16,13 +16,11 @@ class Trial:
 
     Attributes:
         candidate: Head and rate.
-        head: The head.
         best: Weights of the best epoch (of the last one, if epochs are not judged); at first the initial weights.
         best_epoch: Number of that epoch, counted from 1.
         best_accuracy: Top-1 after that epoch, where choices are made.
         losses: Mean training loss of each epoch.
         seconds: Wall time of its epochs.
-        stopped: Whether the training has stopped.
     """
 
     candidate: Candidate

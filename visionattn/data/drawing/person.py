@@ -8,7 +8,7 @@ import numpy as np
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Image = np.ndarray[Any, np.dtype[np.uint8]]
+Canvas = np.ndarray[Any, np.dtype[np.uint8]]
 View = Literal["front", "back", "left", "right"]
 Pattern = Literal["plain", "bands", "stripes", "halves", "logo"]
 Legs = Literal["trousers", "shorts", "skirt"]
@@ -77,7 +77,7 @@ class Camera:
     views: tuple[View, ...]
 
 
-def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
+def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, height: int, width: int) -> Canvas:
     """Draw an image [height, width, 3]; ``rng`` determines pose, place, clutter and noise."""
     import cv2
 
@@ -93,7 +93,7 @@ def draw_person(person: Appearance, camera: Camera, rng: np.random.Generator, he
     return graded.round().clip(0, 255).astype(np.uint8)
 
 
-def _background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
+def _background(camera: Camera, rng: np.random.Generator, height: int, width: int) -> Canvas:
     """Draw a wall with joints and a floor with boards, with small random shifts."""
     import cv2
 
@@ -111,7 +111,7 @@ def _background(camera: Camera, rng: np.random.Generator, height: int, width: in
     return canvas
 
 
-def _clutter(canvas: Image, rng: np.random.Generator) -> None:
+def _clutter(canvas: Canvas, rng: np.random.Generator) -> None:
     """Draw an object in front of the person, with probability 0.2."""
     import cv2
 
@@ -124,7 +124,9 @@ def _clutter(canvas: Image, rng: np.random.Generator) -> None:
 class _Figure:
     """Person on a canvas, in units of the person's height: y from the sole up, x from the middle to the right."""
 
-    def __init__(self, canvas: Image, person: Appearance, camera: Camera, view: View, rng: np.random.Generator) -> None:
+    def __init__(
+        self, canvas: Canvas, person: Appearance, camera: Camera, view: View, rng: np.random.Generator
+    ) -> None:
         self.canvas, self.person, self.view, self.rng = canvas, person, view, rng
         height, width = canvas.shape[:2]
         self.unit = height * camera.scale * person.stature * rng.uniform(0.92, 1.05)
@@ -221,7 +223,7 @@ class _Figure:
         else:
             self._polygon(_box(-0.14 * self.side, 0.68, 0.085, 0.12), colour)
 
-    def _pixels(self, points: Sequence[Point]) -> Image:
+    def _pixels(self, points: Sequence[Point]) -> Canvas:
         x, y = np.asarray(points, dtype=np.float64).T
         y = y - self.tilt * y * (1 - y)
         x = x * self.breadth * (1 + self.tilt * (y - 0.5)) + self.lean * y
@@ -257,10 +259,3 @@ def _shade(colour: Colour, factor: float) -> Colour:
 def _any_colour(rng: np.random.Generator) -> Colour:
     red, green, blue = (int(channel) for channel in rng.integers(40, 220, 3))
     return red, green, blue
-
-
-def single_threaded(worker: int) -> None:
-    """Keep OpenCV from starting threads in a loader's worker."""
-    import cv2
-
-    cv2.setNumThreads(0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionattn.viz.person import Appearance, Camera, draw_person
+from visionattn.data.drawing.person import Appearance, Camera, draw_person
 
 PERSON = Appearance(
     skin=(200, 160, 120),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from visionattn.viz.shapes import LEVELS, SHAPES, SUBPIXELS, draw_pattern, draw_shape
+from visionattn.data.drawing.shapes import LEVELS, SHAPES, SUBPIXELS, draw_pattern, draw_shape
 
 SIZE = (200, 240)
 RADIUS = 60
