@@ -1,4 +1,4 @@
-"""What stands beside every measured number: versions, hardware, command, revision."""
+"""Provenance of measured numbers: versions, hardware, command, revision."""
 
 import platform
 import shlex

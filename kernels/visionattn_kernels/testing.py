@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: inputs for a window, results with all gradients, and the bound on their error."""
+"""Helpers of tests and benchmarks: inputs for a window, results with all gradients, and the bound on their error."""
 
 from __future__ import annotations
 

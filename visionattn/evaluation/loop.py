@@ -29,7 +29,7 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """What every evaluation returns: figures, and the data set for drawings.
+    """Figures of an evaluation, and the data set for drawings.
 
     Attributes:
         model: name of the architecture.

@@ -25,7 +25,7 @@ WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from, as results say it.
+    """Origin of weights, as results name it.
 
     Attributes:
         checkpoint: the file, if there is one.
@@ -85,7 +85,7 @@ class ModelSource:
 
     @property
     def origin(self) -> Origin:
-        """Where the weights come from; reads the checkpoint."""
+        """Origin of the weights; reads the checkpoint."""
         weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
         return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
 

@@ -41,7 +41,7 @@ class TokenLayout:
 
     @property
     def has_cls(self) -> bool:
-        """Whether there is a class token."""
+        """True if there is a class token."""
         return self.num_prefix_tokens > self.num_reg_tokens
 
 

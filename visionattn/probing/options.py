@@ -20,7 +20,7 @@ from visionattn.probing.protocols.split import can_hold_out
 
 @dataclass(frozen=True)
 class ProbingData:
-    """Which images, and how they are read; by default the preprocessing is the backbone's own.
+    """Images and their preprocessing, by default the backbone's own.
 
     Args:
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
@@ -56,7 +56,7 @@ class ProbingData:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Which features, and where they are cached.
+    """Features to extract, and their cache.
 
     Args:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
@@ -89,7 +89,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How heads are trained, and how learning rates, epochs and other hyper-parameters are chosen.
+    """Training of heads, and the choice of learning rates, epochs and other hyper-parameters.
 
     Args:
         protocol: held_out chooses on a tenth of train, and reads val once, at the end; paper is the protocol of arXiv

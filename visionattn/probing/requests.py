@@ -49,12 +49,12 @@ class HeadRequest:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the head is fitted to pooled vectors, not trained by steps."""
+        """True if the head is fitted to pooled vectors, not trained by steps."""
         return self.name in FITTED
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the head needs tokens, not only pooled vectors."""
+        """True if the head needs tokens, not only pooled vectors."""
         return not self.is_fitted and not find_head(self.name)[0].takes_mean
 
     def on(self, layouts: Sequence[TokenLayout]) -> "HeadRequest":

@@ -63,7 +63,7 @@ class Problem:
 
     @property
     def needs_grad(self) -> bool:
-        """Whether autograd records the result."""
+        """True if autograd records the result."""
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors.values())
 
 

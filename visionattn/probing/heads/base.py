@@ -129,7 +129,7 @@ class ProbingHead(nn.Module):
 
     @property
     def has_attention(self) -> bool:
-        """Whether the head has `attention`."""
+        """True if the head has `attention`."""
         return isinstance(self.pool, AttentivePooling)
 
     def forward(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:

@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def takes_mean(self) -> bool:
-        """Whether the head takes the mean of its tokens, so that pooled vectors are enough."""
+        """True if the head takes the mean of its tokens, so that pooled vectors are enough."""
         return self.pooling is MeanPooling
 
     @property

@@ -32,7 +32,7 @@ Option = dict[str, float]
 
 @dataclass(frozen=True)
 class Selection:
-    """How hyper-parameters are chosen.
+    """Choice of hyper-parameters.
 
     Attributes:
         features: "cls" or "gap", by default the class token if there is one.

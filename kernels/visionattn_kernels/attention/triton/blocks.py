@@ -1,4 +1,4 @@
-"""What the kernels share: arguments, addresses, the window rule and the biases, for one tile of a map.
+"""Parts shared by the kernels: arguments, addresses, the window rule and the biases, for one tile of a map.
 
 Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table. Positions are
 turned into 64-bit offsets before they meet a stride: a map may hold more than 2^31 numbers.
@@ -30,7 +30,7 @@ class Map(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What no axis says: images, heads, height and width of the query map, and tokens that every query sees."""
+    """Sizes that belong to no axis: images, heads, height and width of the query map, tokens that every query sees."""
 
     batch: int
     heads: int
@@ -80,7 +80,7 @@ class Given(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a program works: image, head, and numbers of a tile on both axes."""
+    """Place of a program: image, head, and numbers of a tile on both axes."""
 
     batch: Any
     head: Any
@@ -112,7 +112,7 @@ class Queries(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What a tile meets on one axis, counted in its dilation group: in part from lo to hi, wholly inside `every`."""
+    """Pairs of a tile on one axis, in its dilation group: they lie from lo to hi, and none is masked inside `every`."""
 
     lo: Any
     hi: Any
