@@ -180,7 +180,7 @@ def test_overlay_of_a_user_is_completed_by_its_bases(
         pytest.param("base: e.yaml\nmodel: {lr: x}\n", "--model.lr (c.yaml, line 2): expected float", id="own"),
     ],
 )
-def test_mistake_is_told_with_the_file_and_line_that_hold_it(
+def test_mistake_is_named_with_its_file_and_line(
     text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -101,19 +101,19 @@ def run_block(block: Block, page: Path, module: types.ModuleType, monkeypatch: p
 
 @pytest.mark.parametrize("page", FAST, **name_of)
 @pytest.mark.usefixtures("folder")
-def test_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, slow=False, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW, **name_of)
 @pytest.mark.usefixtures("folder")
-def test_a_page_with_long_commands_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_with_slow_commands_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, slow=True, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("page", FAST, **name_of)
-def test_what_does_not_run_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_do_not_run_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for block in BLOCKS[page]:
         if block.language == "bash" and block.classes & {"parse", "slow"}:
@@ -122,7 +122,7 @@ def test_what_does_not_run_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("page", PAGES, **name_of)
-def test_every_block_is_looked_at(page: Path) -> None:
+def test_blocks_are_all_found(page: Path) -> None:
     """A fence that is indented, or never closed, would be tested by nobody."""
     fences = re.findall(r"^\s*```", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(fences) == 2 * len(BLOCKS[page])
@@ -130,7 +130,7 @@ def test_every_block_is_looked_at(page: Path) -> None:
     assert [block.line for block in BLOCKS[page] if block.classes - known] == []
 
 
-def test_the_zoo_lists_every_model_with_its_size() -> None:
+def test_zoo_lists_every_model_with_its_size() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| [\d×]+ \| ([\d.]+) ", (DOCS / "zoo.md").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -141,12 +141,12 @@ def test_the_zoo_lists_every_model_with_its_size() -> None:
         assert millions == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}", name
 
 
-def test_the_results_are_those_of_the_configs() -> None:
+def test_results_table_equals_the_configs() -> None:
     done = subprocess.run([sys.executable, DOCS / "tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
     """Links between pages, anchors, and the names that the API pages ask for."""
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
@@ -160,7 +160,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def with_timm() -> set[str]:
     return modules_after("import timm")
 
 
-def test_importing_visionattn_brings_nothing_heavy(with_timm):
+def test_import_of_visionattn_loads_nothing_heavy(with_timm):
     brought = modules_after("import visionattn, visionattn.evaluation") - with_timm
     assert brought & HEAVY == set()
     assert "visionattn_kernels" in brought
@@ -39,12 +39,12 @@ def test_kernels_need_torch_alone():
     )
 
 
-def test_figures_bring_matplotlib_only_when_they_are_drawn():
+def test_figures_load_matplotlib_only_when_drawn():
     brought = modules_after("import visionattn.viz.curves, visionattn.viz.confusion")
     assert brought & {"matplotlib", "lightning", "cv2"} == set()
 
 
-def test_reading_an_image_brings_no_lightning():
+def test_reading_an_image_loads_no_lightning():
     brought = modules_after("from visionattn.data import read_image; import visionattn.metrics, visionattn.losses")
     assert brought & {"lightning", "torchmetrics", "pytorch_metric_learning", "matplotlib"} == set()
 

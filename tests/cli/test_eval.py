@@ -170,7 +170,7 @@ def test_classify_errors_name_the_input_in_one_line(tmp_path, checkpoint, colour
     assert says.format(**names) in error_line(capsys)
 
 
-def test_throughput_keeps_the_rows_of_models_beside_one_that_fails(tmp_path, capsys):
+def test_throughput_keeps_the_other_rows_if_a_model_fails(tmp_path, capsys):
     output, table = tmp_path / "t.json", tmp_path / "t.csv"
     # A vision transformer with patches of 16 cannot have 33 pixels; the other model can.
     argv = ["--models", "test_vit,test_resnet", "--img-size", "33", "--batch-size", "2", "--seconds", "0.01"]

@@ -245,7 +245,7 @@ def test_cache_is_rebuilt_for_a_rewritten_checkpoint(tmp_path, colour_folder):
     assert before != after == found("fresh.json", *OTHER_CACHE)
 
 
-def test_val_decides_nothing_outside_the_paper_protocol(tmp_path, colour_folder):
+def test_val_is_not_used_for_choices_outside_the_paper_protocol(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
     val = colour_folder / "val"
@@ -300,7 +300,9 @@ def test_layers_are_probed_side_by_side_or_separately(tmp_path, colour_folder, c
     assert "layers" in capsys.readouterr().out
 
 
-def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_path, checkpoint, colour_folder, capsys):
+def test_checkpoint_preprocessing_and_backbone_of_exported_head_are_restored(
+    tmp_path, checkpoint, colour_folder, capsys
+):
     argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--heads", "ridge,gap", "--export", "heads"]
     assert probe(*argv, "--output", tmp_path / "r.json") == 0
     content = json.loads((tmp_path / "r.json").read_text())
@@ -389,7 +391,7 @@ def test_leaderboard_separates_other_weights_and_other_data_of_the_same_name(tmp
     assert len(collect([row, *results(tmp_path / "c.json")])) == 1, "a copy is no other data set"
 
 
-def test_models_are_all_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
+def test_models_are_all_checked_before_any_extraction(colour_folder, monkeypatch, capsys):
     monkeypatch.setattr(FrozenBackbone, "forward", lambda *_: pytest.fail("extracted"))
     argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
     assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1

@@ -82,7 +82,7 @@ def test_stream_of_unknown_length_is_counted(heard: Heard) -> None:
     ("function", "stage"),
     [(TrainerFn.PREDICTING, "predict"), (TrainerFn.VALIDATING, "validation"), (TrainerFn.TESTING, "test")],
 )
-def test_lightning_loops_tell_their_progress(heard: Heard, function: TrainerFn, stage: str) -> None:
+def test_lightning_loops_report_their_progress(heard: Heard, function: TrainerFn, stage: str) -> None:
     callback = LightningProgress()
     counts = {f"num_{name}_batches": [8] for name in ("predict", "val", "test")}
     trainer: Any = SimpleNamespace(is_global_zero=True, state=SimpleNamespace(fn=function), **counts)

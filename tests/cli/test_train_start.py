@@ -56,7 +56,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 MAP = "--data.class_map={plane: airplane, car: automobile, boat: ship}"
 
 
-def test_predict_prepares_images_as_the_weights_want(command: Commands, images: Path) -> None:
+def test_predict_uses_the_preprocessing_of_the_weights(command: Commands, images: Path) -> None:
     root = images / "val" / "plane"
     assert command("predict", *QUICK, *WEIGHTS, knowing(NAMES), f"--data.root={root}", "--output=p.json") == 0
     (found,) = json.loads(Path("p.json").read_text())
@@ -88,7 +88,7 @@ def test_fit_takes_preprocessing_from_the_weights(
     assert """--data.class_map '{"plane": "airplane", "car": "automobile", "boat": "ship"}'""" in recommended
 
 
-def test_grey_images_are_normalised_as_the_weights_want_on_average(
+def test_warning_for_grey_images_recommends_a_mean_that_agrees(
     command: Commands, images: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     """What a warning recommends agrees with the weights."""

@@ -84,7 +84,9 @@ def test_evaluation_gives_the_same_accuracy_and_names(digits_checkpoint: Path, t
     assert results[0] == results[1]
 
 
-def test_weights_and_their_types(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_saved_in_the_requested_dtype(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     export("--checkpoint", path, "--output", tmp_path / "a")
     export("--checkpoint", path, "--output", tmp_path / "b", "--weights", "raw", "--dtype", "float16")
@@ -195,7 +197,7 @@ def test_card_marks_missing_facts(save: Save, tmp_path: Path) -> None:
     assert "%" not in card
 
 
-def test_names_of_classes_are_data_alone(save: Save, tmp_path: Path) -> None:
+def test_class_names_are_never_markup(save: Save, tmp_path: Path) -> None:
     names = ["../../outside", "```\n# Heading\n---", '<script>alert("x")</script>']
     path, folder = save("nat_pico", names=names, model_kwargs=NARROW_NAT), tmp_path / "hub"
     export("--checkpoint", path, "--output", folder)
@@ -256,7 +258,7 @@ def test_packaged_weights_keep_their_class_names(tmp_path: Path) -> None:
     assert not config["pretrained_cfg"].get("label_names")
 
 
-def test_weights_of_a_plain_file_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_says_that_weights_come_from_a_plain_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(timm.create_model("resnet_pico").state_dict(), tmp_path / "own.pth")
     export("--model", "resnet_pico", "--checkpoint", tmp_path / "own.pth", "--output", tmp_path / "hub")
     assert "float32 weights (file)" in capsys.readouterr().out

@@ -171,7 +171,9 @@ def in_a_child(action: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_twenty_kills_at_chosen_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_killed_at_chosen_places_ends_as_if_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     epochs, batches = 6, 4
     words = options(epochs, batches, save_every=1)
     runs, alone = tmp_path / "runs", tmp_path / "alone"
@@ -214,7 +216,7 @@ def await_training(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
+def test_training_killed_at_random_moments_ends_as_if_uninterrupted(tmp_path: Path) -> None:
     """Two of them while it starts, the others somewhere in the training; prints how far it had come each time."""
     epochs, batches, kills = 8, 30, 20
     alone, folder = tmp_path / "alone", tmp_path / "killed"

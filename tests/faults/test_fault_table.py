@@ -23,7 +23,7 @@ def functions(path: Path) -> Iterator[tuple[str, list[ast.AST]]]:
             yield node.name, [part for decorator in node.decorator_list for part in ast.walk(decorator)]
 
 
-def test_every_row_names_a_test_that_exists() -> None:
+def test_table_names_only_tests_that_exist() -> None:
     known = {
         path.name: {test: {part.value for part in parts if isinstance(part, ast.Constant)} for test, parts in found}
         for path in HERE.parent.rglob("test_*.py")
@@ -39,7 +39,7 @@ def test_every_row_names_a_test_that_exists() -> None:
             assert not case or case in known[file][test], f"{file}::{test} has no case {case!r}: {cells}"
 
 
-def test_every_test_here_is_in_a_row() -> None:
+def test_table_names_every_test_of_this_folder() -> None:
     """Where its cases have names, each of them, or the whole of it."""
     named = {place for cells in rows() for place in NAMED.findall(cells[3])}
     for path in sorted(set(HERE.glob("test_*.py")) - {Path(__file__)}):

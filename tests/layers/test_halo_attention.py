@@ -57,7 +57,7 @@ def attend_by_formula(layer: HaloAttention2d, x: Tensor) -> Tensor:
     ],
     ids=str,
 )
-def test_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_halo_attention_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, **options)
     x = torch.randn(2, 16, *size)
@@ -76,14 +76,14 @@ def test_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> N
     ],
     ids=str,
 )
-def test_equals_timm_with_its_weights(options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_halo_attention_equals_timm_with_its_weights(options: dict[str, Any], size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     theirs = HaloAttn(32, num_heads=4, **{"block_size": 8, "halo_size": 3, **options})
     ours = from_timm(copy.deepcopy(theirs))
     check_twins(theirs, ours, size)
 
 
-def test_equals_timm_where_a_block_is_odd() -> None:
+def test_halo_attention_equals_timm_for_odd_blocks() -> None:
     theirs = HaloAttn(32, num_heads=4, stride=2, block_size=5, halo_size=2)
     check_twins(theirs, from_timm(copy.deepcopy(theirs)), (10, 20))
 
@@ -139,12 +139,12 @@ def test_accelerated_network_takes_sizes_that_timm_refuses() -> None:
             assert model(torch.randn(1, 3, *size)).isfinite().all()
 
 
-def test_accelerate_says_what_it_knows() -> None:
+def test_accelerate_refuses_models_without_halo_attention() -> None:
     with pytest.raises(ValueError, match=r"ResNet has no HaloAttn layer to accelerate.*\*halo\*"):
         visionattn.accelerate(timm.create_model("resnet18"))
 
 
-def test_padding_is_not_seen() -> None:
+def test_padding_gets_no_attention() -> None:
     """What lies beyond a map changes nothing: a map equals the same map as a part of one with other blocks far away."""
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, block_size=4, halo_size=2)

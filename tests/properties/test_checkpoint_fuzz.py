@@ -99,7 +99,7 @@ def loads_or_says_why(path: Path, told: str) -> bool:
 @few_and_many(6, 200)
 @pytest.mark.parametrize("damage", [flip, flip_at_the_ends, truncate, splice])
 @pytest.mark.parametrize("name", ["zip.ckpt", "legacy.ckpt", "plain.safetensors"])
-def test_damaged_bytes(
+def test_checkpoint_with_damaged_bytes_loads_or_is_an_error(
     name: str,
     damage: Callable[[bytearray, random.Random], None],
     seeds: range,
@@ -118,7 +118,9 @@ def test_damaged_bytes(
 
 
 @few_and_many(40, 1500)
-def test_content_of_another_kind(seeds: range, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoint_with_changed_content_loads_or_is_an_error(
+    seeds: range, originals: dict[str, Path], tmp_path: Path
+) -> None:
     checkpoint = torch.load(originals["zip.ckpt"], weights_only=True)
     outcomes = set()
     for seed in seeds:

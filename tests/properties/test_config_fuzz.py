@@ -113,7 +113,7 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *(pytest.param(config, range(1, 21), id=f"{config.stem}-many", marks=pytest.mark.slow) for config in CONFIGS),
     ],
 )
-def test_a_wrong_config_ends_with_one_line(
+def test_wrong_config_ends_with_one_line(
     config: Path, seeds: range, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, file = config.read_text(), tmp_path / "config.yaml"
