@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import KILLED, kill_this_process, run_in_child
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 from visionattn.tasks.classification import ClassificationTask
@@ -23,7 +24,6 @@ from visionattn.training.loggers import RunCSVLogger
 from visionattn.training.runs import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
-KILLED = 9
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -84,16 +84,12 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 # At chosen places, in processes that are forked
 
 
-def die() -> None:
-    os._exit(KILLED)
-
-
 def at_call(number: int) -> Wrapper:
     """Ends the process when a function is called for the ``number``-th time."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(1, number))
-        return lambda *args, **kwargs: die() if next(calls, None) is None else function(*args, **kwargs)
+        return lambda *args, **kwargs: kill_this_process() if next(calls, None) is None else function(*args, **kwargs)
 
     return wrap
 
@@ -106,7 +102,7 @@ def after_call(number: int) -> Wrapper:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            return die() if next(calls, None) is None else result
+            return kill_this_process() if next(calls, None) is None else result
 
         return call
 
@@ -119,7 +115,7 @@ def half_a_checkpoint(save: Callable[..., Any]) -> Callable[..., Any]:
         save(content, buffer)
         file.write(buffer.getvalue()[: len(buffer.getvalue()) // 2])
         file.flush()
-        die()
+        kill_this_process()
 
     return write
 
@@ -128,7 +124,7 @@ def half_a_row(append: Callable[..., Any]) -> Callable[..., Any]:
     def write(self: RunCSVLogger, columns: list[str]) -> None:
         with self.path.open("a") as file:
             file.write("0,0.0")
-        die()
+        kill_this_process()
 
     return write
 
@@ -157,20 +153,6 @@ PLACES: list[tuple[Any, str, Wrapper]] = [
 ]
 
 
-def in_a_child(action: Callable[[], int]) -> int:
-    """The exit status of something that runs in a process of its own, in silence."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                os.dup2(nowhere.fileno(), 2)
-                status = action()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_training_killed_at_chosen_places_ends_as_if_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +168,8 @@ def test_training_killed_at_chosen_places_ends_as_if_uninterrupted(
             monkeypatch.setattr(owner, name, wrapper(getattr(owner, name)))
             return run(main, [*words, f"--runs={runs}"])
 
-        assert in_a_child(killed) == KILLED, f"{owner} {name} was not reached"
-    assert in_a_child(lambda: run(main, [*words, f"--runs={runs}"])) == 0
+        assert run_in_child(killed) == KILLED, f"{owner} {name} was not reached"
+    assert run_in_child(lambda: run(main, [*words, f"--runs={runs}"])) == 0
     *begun, last = sorted((runs / "test_resnet").iterdir(), key=lambda path: int(path.name))
     assert all(RunFolder(folder).newest_checkpoint() is None for folder in begun)  # those killed before their first one
     assert_same(last, alone / "test_resnet" / "0", epochs, batches)
