@@ -63,6 +63,14 @@ def _no_progress_is_due() -> None:
 
 
 @pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Restore the number of threads, which benchmarks set."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     """Return a context in which no file can grow beyond some bytes, as on a full disk."""
     import resource  # of POSIX alone

@@ -1,9 +1,6 @@
 """Training of probes: on features that encode the object of a patch, on others, and what it keeps in memory."""
 
-import importlib
-import sys
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +11,6 @@ from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.patches import label_patches
 from visionattn.objects.probes import PROBES, RunningNorm
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 GRID, DIM, PREFIX = (8, 8), 16, 2
 LAYOUT = SimpleNamespace(dim=DIM, grid=GRID, num_prefix_tokens=PREFIX)
 
@@ -166,24 +162,19 @@ def test_training_options_out_of_bounds_are_refused(option, message):
         ProbeTraining(**option)
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_benchmark_compares_scores_before_timing(monkeypatch, tmp_path, capsys):
-    threads, before = torch.get_num_threads(), set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-    try:
-        bench = importlib.import_module("binding")
-        arguments = ["--quick", "--threads", "1", "--repeats", "1"]
-        assert bench.main([*arguments, "--output", str(tmp_path / "binding.csv")]) == 0
-        rows = sys.modules["report"].read_rows(tmp_path / "binding.csv")
-        directions = ["training", "evaluation"]
-        assert [row["direction"] for row in rows] == [*directions, "forward", *directions, *directions]
-        assert all(row["peak_mb"] for row in rows[:2])
-        assert rows[2]["ratio_to_backbone"] == "1"
+    from kernels.bench import binding as bench
+    from kernels.bench.report import read_rows
 
-        monkeypatch.setattr(bench, "single_pair", lambda probe, layer, x, y: x @ y)
-        assert bench.main(arguments) == 1
-        assert "scores differ by" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(threads)
-        for name in set(sys.modules) - before:
-            if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    arguments = ["--quick", "--threads", "1", "--repeats", "1"]
+    assert bench.main([*arguments, "--output", str(tmp_path / "binding.csv")]) == 0
+    rows = read_rows(tmp_path / "binding.csv")
+    directions = ["training", "evaluation"]
+    assert [row["direction"] for row in rows] == [*directions, "forward", *directions, *directions]
+    assert all(row["peak_mb"] for row in rows[:2])
+    assert rows[2]["ratio_to_backbone"] == "1"
+
+    monkeypatch.setattr(bench, "single_pair", lambda probe, layer, x, y: x @ y)
+    assert bench.main(arguments) == 1
+    assert "scores differ by" in capsys.readouterr().err

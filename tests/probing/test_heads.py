@@ -1,10 +1,7 @@
 """Heads have the parameters, outputs and gradients of their papers, also if they pool before they project."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.probing.small_heads import HEADS, make_tokens, small
 from visionattn.probing.heads import create_head, list_heads
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 D, CLASSIFIER = 768, 769_000
 
 PARAMETERS = {
@@ -302,25 +298,20 @@ def test_idle_queries_of_coca_have_no_gradient():
     assert not head.pool.queries.grad[1:].any()
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_benchmark(monkeypatch, tmp_path, capsys):
-    threads, before = torch.get_num_threads(), set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-    try:
-        bench = importlib.import_module("probing_heads")
-        arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
-        assert bench.main(arguments) == 0
-        rows = sys.modules["report"].read_rows(tmp_path / "heads.csv")
-        assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
-            ("ep_32", direction, contender)
-            for direction in ("inference", "training")
-            for contender in ("visionattn", "project-first")
-        }
+    from kernels.bench import probing_heads as bench
+    from kernels.bench.report import read_rows
 
-        monkeypatch.setattr(bench.ProjectFirst, "forward", lambda self, tokens: 1.01 * self.head(tokens))
-        assert bench.main(arguments) == 1
-        assert "ep_32 differs by" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(threads)
-        for name in set(sys.modules) - before:
-            if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
+    assert bench.main(arguments) == 0
+    rows = read_rows(tmp_path / "heads.csv")
+    assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
+        ("ep_32", direction, contender)
+        for direction in ("inference", "training")
+        for contender in ("visionattn", "project-first")
+    }
+
+    monkeypatch.setattr(bench.ProjectFirst, "forward", lambda self, tokens: 1.01 * self.head(tokens))
+    assert bench.main(arguments) == 1
+    assert "ep_32 differs by" in capsys.readouterr().err

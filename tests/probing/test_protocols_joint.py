@@ -1,11 +1,8 @@
 """Heads that are trained together become what each becomes alone; choices never look at val."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +29,6 @@ from visionattn.probing.protocols.joint import JointTraining
 from visionattn.probing.protocols.split import draw, hold_out, random_order
 from visionattn.probing.protocols.trial import Trial
 
-BENCH = Path(__file__).parents[2] / "kernels" / "bench"
 DIM, CLASSES, PREFIX, REGISTERS = 24, 3, 3, 2
 F64 = torch.float64
 
@@ -330,21 +326,16 @@ def test_errors_are_one_line(message, call):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_benchmark(monkeypatch, tmp_path, capsys):
-    threads, before = torch.get_num_threads(), set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-    try:
-        bench = importlib.import_module("probing_joint")
-        arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_3"]
-        assert bench.main([*arguments, "--output", str(tmp_path / "joint.csv")]) == 0
-        rows = sys.modules["report"].read_rows(tmp_path / "joint.csv")
-        assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "singly"]
+    from kernels.bench import probing_joint as bench
+    from kernels.bench.report import read_rows
 
-        monkeypatch.setattr(bench, "random_order", lambda count, *seed: torch.arange(count))
-        assert bench.main(arguments) == 1
-        assert "differ by" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(threads)
-        for name in set(sys.modules) - before:
-            if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_3"]
+    assert bench.main([*arguments, "--output", str(tmp_path / "joint.csv")]) == 0
+    rows = read_rows(tmp_path / "joint.csv")
+    assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "singly"]
+
+    monkeypatch.setattr(bench, "random_order", lambda count, *seed: torch.arange(count))
+    assert bench.main(arguments) == 1
+    assert "differ by" in capsys.readouterr().err
