@@ -1,4 +1,4 @@
-"""Every shipped config makes one step of training, or evaluates, on images made here; configs based on others."""
+"""Every shipped config trains for one step, or evaluates, on images made here; configs can extend others."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Market-1501's layout."""
+    """Write images in the layout of Market-1501."""
     root = tmp_path_factory.mktemp("people")
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (root / folder).mkdir()
@@ -145,7 +145,7 @@ def test_shipped_config_by_name_names_the_run_and_the_task(
 
 
 def test_imagenet_recipes_are_those_of_the_first_release() -> None:
-    """The digest is that of the 27 files of 0.1.0, each of which held its whole recipe."""
+    """The digest is of the 27 files of 0.1.0, each with its whole recipe."""
     values = {path.stem: read_config(str(path)) for path in CONFIGS if path.parent.name == "imagenet"}
     assert len(values) == 27
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Pages of docs/: their code runs, their commands parse, their tables are what the code says, and the site builds.
+"""Pages of docs/: their code runs, their commands parse, their tables agree with the code, and the site builds.
 
 For those who write pages: each page has a folder of its own, in which its blocks run in their order. Those of
 ```` ```python ```` share a namespace. Of ```` ```bash ````, what runs Python or ``visionattn`` runs; all else must be
@@ -11,6 +11,7 @@ A block that is not to run every time says so: ```` ```bash { .slow } ```` runs 
 languages (text, yaml) are not looked at.
 """
 
+import ast
 import base64
 import io
 import json
@@ -44,7 +45,7 @@ name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every page finds in its folder."""
+    """Prepare the files that every page finds in its folder."""
     root = tmp_path_factory.mktemp("docs")
     draw_images(root / "data" / "images")
     with pytest.MonkeyPatch.context() as patched:
@@ -57,7 +58,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_images(root: Path) -> None:
-    """Shapes of any colour on noise: 12 of each for training, 4 for validation."""
+    """Draw shapes of any colour on noise: 12 of each for training, 4 for validation."""
     rng = np.random.default_rng(0)
     corners = {"circle": 40, "square": 4, "triangle": 3}
     for split, count in (("train", 12), ("val", 4)):
@@ -73,7 +74,7 @@ def draw_images(root: Path) -> None:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A page's own copy, which is the current folder."""
+    """Copy the prepared files to a folder of the page's own, and work there."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -126,7 +127,7 @@ def test_blocks_that_do_not_run_parse(page: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("page", PAGES, **name_of)
 def test_blocks_are_all_found(page: Path) -> None:
-    """A fence that is indented, or never closed, would be tested by nobody."""
+    """An indented fence, or one that is never closed, would not be tested."""
     fences = re.findall(r"^\s*```", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(fences) == 2 * len(BLOCKS[page])
     known = {"parse", "slow"}
@@ -180,6 +181,14 @@ def test_notebook_is_stored_with_its_outputs() -> None:
         for image in images:
             Image.open(io.BytesIO(base64.b64decode("".join(image)))).verify()
         assert not re.search(r"(?:^|[\s'\"(])/\w|\bseconds?\b|\d s\b", source + "".join(printed)), f"cell {number}"
+
+
+def test_notebook_imports_exist() -> None:
+    """The rest of the notebook runs with ``-m slow``."""
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            imports = [node for node in ast.parse("".join(cell["source"])).body if isinstance(node, ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), NOTEBOOK, "exec"), {})
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What importing the packages costs: no more than timm brings, and what is heavy only where it is used."""
+"""Imports of the packages load no more than timm does; heavy modules are loaded when they are used."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ HEAVY = {"wandb", "cv2", "triton", "natten", "matplotlib", "sklearn", "lightning
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after ``statement``."""
+    """Return the top-level modules that a fresh interpreter has loaded after ``statement``."""
     program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = set(json.loads(output.splitlines()[-1]))

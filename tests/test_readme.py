@@ -1,4 +1,4 @@
-"""README: its commands parse, the files that it names exist, and its Python runs."""
+"""README: its commands parse, the files it names exist, and its Python runs."""
 
 import re
 

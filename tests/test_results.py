@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, which writes to another folder."""
+    """Import the script, and let it write to another folder."""
     spec = importlib.util.spec_from_file_location("cifar10_results", ROOT / "results" / "cifar10.py")
     assert spec is not None
     assert spec.loader is not None
@@ -45,7 +45,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two seeds of a training of one step."""
+    """Train two seeds for one step."""
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 3), ("test", 2)):
         for label in range(10):

@@ -20,13 +20,13 @@ def probe(*argv: str | Path) -> int:
 
 
 def results(path: Path) -> list[dict[str, Any]]:
-    """Rows without what differs between runs."""
+    """Return the rows of results, without durations."""
     rows = json.loads(path.read_text())["results"]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr that is no warning."""
+    """Return the only line on stderr that is not a warning."""
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")

@@ -1,4 +1,4 @@
-"""How commands end: one line, an exit status, and a traceback only upon request."""
+"""The end of commands: one line, an exit status, and a traceback only on request."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ from visionattn.cli.leaderboard import collect
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default folder of the cache lies in the working directory."""
+    """Work in a folder of the test's own, where the default cache lies."""
     monkeypatch.chdir(tmp_path)
 
 

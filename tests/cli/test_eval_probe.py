@@ -29,12 +29,12 @@ OTHER_CACHE = ["--features.cache", "other"]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default folder of the cache lies in the working directory."""
+    """Work in a folder of the test's own, where the default cache lies."""
     monkeypatch.chdir(tmp_path)
 
 
 def accuracy(classifier: torch.nn.Module, preprocessing: dict[str, Any], root: Path) -> float:
-    """Top-1 on val, one image at a time."""
+    """Return top-1 on val, computed one image at a time."""
     data = ImageClassificationData(
         root=str(root),
         img_size=preprocessing["input_size"][1],
@@ -163,7 +163,7 @@ def test_cache_is_rebuilt_for_other_images_of_the_same_names(tmp_path, colour_fo
 
 
 def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write the files of MNIST, train and test alike, with dates of before if they are there."""
+    """Write the files of MNIST, equal for train and test; existing files keep their dates."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     for prefix in ("train", "t10k"):

@@ -29,7 +29,7 @@ def reid(*argv: str | Path) -> int:
 
 
 def train(folder: Path, **options: Any) -> Path:
-    """A checkpoint after one step."""
+    """Train for one step and return the checkpoint."""
     trainer = create_trainer(folder, limit_train_batches=1, limit_val_batches=0)
     torch.manual_seed(0)
     trainer.fit(ReidTask(**options), datamodule=ReidData("identities", batch_size=8, num_workers=0, seed=0))

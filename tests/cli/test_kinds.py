@@ -1,4 +1,4 @@
-"""--task: how it is found before there is a parser, and a new kind of training, which one line adds."""
+"""--task: it is found before there is a parser, and one line adds a new kind of training."""
 
 import json
 import re

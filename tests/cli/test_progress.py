@@ -1,4 +1,4 @@
-"""How far a long loop is, where the output is no terminal."""
+"""Progress lines of long loops, if the output is not a terminal."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from visionattn.progress import adding
 
 
 class Heard(io.StringIO):
-    """What was written to stderr, and a way to wait for it."""
+    """Lines written to stderr, and a way to wait for them."""
 
     def __init__(self) -> None:
         super().__init__()

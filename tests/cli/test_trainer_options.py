@@ -1,4 +1,4 @@
-"""Lightning's options, callbacks and plugins: those that would do nothing in a run are refused with what does."""
+"""Options, callbacks and plugins of Lightning: if they have no effect, they are refused with the option that has."""
 
 import re
 from pathlib import Path

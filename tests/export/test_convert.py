@@ -26,7 +26,7 @@ def model() -> nn.Module:
 
 
 def authors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights in the authors' layout, where a level ends in its downsampling."""
+    """Return the weights in the authors' layout, in which a level ends with its downsampling."""
     renamed = {}
     for name, value in model.state_dict().items():
         name = re.sub(r"levels\.(\d+)\.downsample", lambda m: f"levels.{int(m[1]) - 1}.downsample", name)
@@ -35,7 +35,7 @@ def authors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it fails, in one line, with status 1."""
+    """Return the one line of error of the command, which must end with status 1."""
     assert run(main, [str(argument) for argument in arguments]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -1,4 +1,4 @@
-"""ONNX files and programs of `torch.export`: the same answers as the network, by operators of torch alone."""
+"""ONNX files and programs of `torch.export`: the outputs of the network, with operators of torch alone."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def operators(program: torch.export.ExportedProgram) -> set[str]:
-    """Namespaces of the operators of a graph."""
+    """Return the namespaces of the operators of a graph."""
     return {node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")}
 
 
@@ -166,7 +166,7 @@ def test_unavailable_opset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 class Fickle(nn.Module):
-    """Another network in graphs than it is by itself."""
+    """A network that computes something else when it is traced."""
 
     num_classes = 3
 

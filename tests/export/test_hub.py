@@ -108,7 +108,7 @@ def test_weights_are_saved_in_the_requested_dtype(
 
 
 def write_run(checkpoint: Path) -> None:
-    """What a run leaves beside a checkpoint of 90 updates."""
+    """Write the files of a run beside a checkpoint of 90 updates."""
     folder = checkpoint.parent.parent
     (folder / "metrics.csv").write_text(
         "epoch,step,train_loss,val_top1,val_loss\n1,59,,0.5,1.2\n2,80,0.9,,\n2,89,,0.7512346,0.8\n"

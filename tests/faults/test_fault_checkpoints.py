@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, foreign or hostile: nothing in them runs, and nothing wrong is used in silence."""
+"""Damaged, foreign and hostile files of weights: no code in them runs, and nothing wrong is used silently."""
 
 import json
 import os
@@ -32,13 +32,13 @@ READERS = {
 
 @pytest.fixture(params=READERS)
 def reader(request: pytest.FixtureRequest, quick: tuple[str, ...]) -> Reader:
-    """The command line that reads a file."""
+    """Return the command line that reads a file."""
     command, option = READERS[request.param]
     return lambda path: [command, *(quick if command == "fit" else ()), f"{option}={path}"]
 
 
 def complaint(path: Path) -> str:
-    """What is said of a file that cannot be loaded; nothing where it can."""
+    """Return the error for a file that cannot be loaded, else an empty string."""
     try:
         read_checkpoint(path)
     except ValueError as error:
@@ -47,7 +47,7 @@ def complaint(path: Path) -> str:
 
 
 class Payload:
-    """Leaves a folder behind when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -172,7 +172,7 @@ def test_truncated_safetensors_is_an_error(classifier: nn.Module, tmp_path: Path
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Changes what a checkpoint holds."""
+    """Change the content of a checkpoint."""
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
@@ -180,7 +180,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def as_of_a_run(path: Path) -> None:
-    """Adds what Lightning's trainer wants of a checkpoint."""
+    """Add the entries that Lightning's trainer needs."""
     rewrite(path, lambda content: content.update({"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}))
 
 
@@ -251,7 +251,7 @@ def test_invalid_model_description_is_an_error(key: str, value: Any, checkpoint:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """A folder such as those of Hugging Face's hub, with an architecture and without weights."""
+    """Write a folder as on the Hugging Face hub, with an architecture and without weights."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     config = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": {"num_classes": 10}}

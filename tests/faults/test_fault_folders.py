@@ -1,4 +1,4 @@
-"""Folders, archives and labels that are not as they should be."""
+"""Faults of folders, archives and labels."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ def opened(root: Path | str, stage: str = "fit", **options: Any) -> ImageClassif
 
 
 def complaint(root: Path | str, stage: str = "fit", **options: Any) -> str:
-    """What is said of a folder that cannot be used."""
+    """Return the error for a folder that cannot be used."""
     with pytest.raises(DataError) as error:
         opened(root, stage, **options)
     return describe(error.value)
@@ -131,7 +131,7 @@ def test_single_image_per_class_is_trained_on(tmp_path: Path, command: Run, quic
 
 
 def test_folder_without_permission_is_named(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated, for root may read all. A walk passes over such folders."""
+    """Simulated, as root may read everything. A walk skips such folders."""
     locked = colour_folder / "train" / "red"
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
@@ -149,7 +149,7 @@ def test_root_with_tilde_slash_or_dots_is_found(colour_folder: Path, monkeypatch
 
 
 def litter(root: Path) -> None:
-    """What notebooks, file servers and other systems leave beside images."""
+    """Add the files that notebooks, file servers and operating systems leave beside images."""
     for split in ("train", "val"):
         image = (root / split / "red" / "0.jpg").read_bytes()
         for name in (".ipynb_checkpoints/0.jpg", "@eaDir/0.jpg", "__MACOSX/red/0.jpg", "red/.ipynb_checkpoints/0.jpg"):
@@ -229,7 +229,7 @@ def test_checkpoint_with_the_other_unicode_form_keeps_its_names(colour_folder: P
 def test_names_that_are_not_utf8_are_escaped(
     colour_folder: Path, command: Run, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the locale: for files that are opened without an encoding, it is simulated to be ASCII."""
+    """Also if the locale is ASCII, which is simulated for files that are opened without an encoding."""
     monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
     latin = os.fsdecode(b"caf\xe9")
     for split in ("train", "val"):
@@ -307,7 +307,7 @@ def test_label_out_of_range_is_named(mnist_root: Path, fails: Fails, quick: Quic
 
 
 def test_image_without_label_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As test splits of Hugging Face's have them."""
+    """Test splits of Hugging Face have such labels (-1)."""
 
     class Unlabelled:
         class_to_idx: ClassVar = {"a": 0, "b": 1}

@@ -1,4 +1,4 @@
-"""Files that are no images, or not the usual ones."""
+"""Files that are not images, and unusual images."""
 
 import csv
 import struct
@@ -83,7 +83,7 @@ def test_undecodable_file_is_named(colour_folder: Path, write: Write, says: str,
 
 
 def test_image_without_permission_is_named(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated, for root may read all."""
+    """Simulated, as root may read everything."""
     locked, original = colour_folder / "val" / "red" / "1.jpg", Image.open
 
     def guarded(path: str) -> Any:
@@ -97,7 +97,7 @@ def test_image_without_permission_is_named(colour_folder: Path, monkeypatch: pyt
 
 
 def test_very_large_image_is_read_and_a_bomb_is_refused(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds are Pillow's: it warns from 89 million pixels on, and refuses from 179 million on."""
+    """Pillow warns above 89 million pixels and refuses above 179 million."""
     path = colour_folder / "val" / "red" / "1.jpg"
     Image.new("RGB", (60, 60)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
@@ -182,7 +182,7 @@ def test_image_is_turned_upright_by_its_exif_block(tmp_path: Path, suffix: str) 
 
 
 def test_image_with_a_damaged_exif_block_is_read_as_stored(tmp_path: Path) -> None:
-    """It turns the image, but has a word for the horizontal resolution, upon which Pillow stumbles."""
+    """The block turns the image, but holds text as the horizontal resolution, which Pillow cannot parse."""
     entries = struct.pack(">IHHHIHHHHIII", 8, 2, 0x112, 3, 1, 6, 0, 0x11A, 2, 6, 38, 0)
     NOISE.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*" + entries + b"maker\0")
     assert read_image(tmp_path / "x.jpg").size == NOISE.size

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, wherever it may be, ends where one that was left alone does."""
+"""A training that is killed many times, at any place, ends exactly as an uninterrupted one."""
 
 import contextlib
 import csv
@@ -28,7 +28,7 @@ Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def options(epochs: int, batches: int, *, save_every: int, num_workers: int = 0) -> list[str]:
-    """A run of a small model on the embedded digits, with all that has a state: an average, mixup, a schedule."""
+    """Return options of a small run on the digits with everything that has a state: an average, mixup, a schedule."""
     return [
         "fit",
         "--model.name=test_resnet",
@@ -48,7 +48,7 @@ def options(epochs: int, batches: int, *, save_every: int, num_workers: int = 0)
 
 
 def assert_same(run_folder: Path, expected: Path, epochs: int, batches: int) -> None:
-    """Compares what two runs ended with: checkpoints bit by bit, and their metrics."""
+    """Check that two runs end with the same checkpoint, bit by bit, and with complete metrics."""
     ours, theirs = (
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run_folder, expected)
     )
@@ -85,7 +85,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 def at_call(number: int) -> Wrapper:
-    """Ends the process when a function is called for the ``number``-th time."""
+    """Kill the process when a function is called for the ``number``-th time."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(1, number))
@@ -95,7 +95,7 @@ def at_call(number: int) -> Wrapper:
 
 
 def after_call(number: int) -> Wrapper:
-    """Ends the process when it has returned for the ``number``-th time."""
+    """Kill the process when a function has returned for the ``number``-th time."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(1, number))
@@ -189,7 +189,7 @@ def training(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def await_training(process: subprocess.Popen[str]) -> str:
-    """Reads until the training begins, or nothing comes any more."""
+    """Read output until the training begins or the output ends, and return it."""
     assert process.stdout is not None
     said = ""
     while "parameters, on" not in said and (line := process.stdout.readline()):
@@ -199,7 +199,7 @@ def await_training(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 def test_training_killed_at_random_moments_ends_as_if_uninterrupted(tmp_path: Path) -> None:
-    """Two of them while it starts, the others somewhere in the training; prints how far it had come each time."""
+    """Two kills during the start, the others during the training; the step of each is printed."""
     epochs, batches, kills = 8, 30, 20
     alone, folder = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()

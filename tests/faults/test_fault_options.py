@@ -1,4 +1,4 @@
-"""Options and config files that are wrong: the line names the option, or the file and its line, and what would do."""
+"""Wrong options and config files: the error names the option, or the file and its line, and the remedy."""
 
 import math
 from collections.abc import Callable

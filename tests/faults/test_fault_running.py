@@ -1,4 +1,4 @@
-"""What befalls a command while it runs: full disks, signals, processes that die, two runs in one place."""
+"""Faults during a run: full disks, signals, processes that die, two runs in one folder."""
 
 import errno
 import fcntl
@@ -128,7 +128,7 @@ def test_simultaneous_runs_get_different_numbers(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def other_trainer() -> Iterator[Callable[[RunFolder], int]]:
-    """Begins a process that trains in a folder, and never ends by itself."""
+    """Return a function that forks a process, which holds the lock of a run folder until it is killed."""
     children: list[int] = []
 
     def begin(run: RunFolder) -> int:
@@ -228,7 +228,7 @@ def test_shared_memory_error_of_a_gpu_has_another_hint() -> None:
 
 @pytest.fixture
 def _sigint() -> Iterator[None]:
-    """Python's handler, before and after: a training that was interrupted in this process leaves SIGINT ignored."""
+    """Restore Python's handler of SIGINT, as an interrupted training in this process leaves it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -300,7 +300,7 @@ def test_missing_gpu_is_an_error(name: str, quick: Options, fails: Fails) -> Non
 
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No network, and nobody logged in."""
+    """Simulate W&B without a network and a login."""
     import wandb
 
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Sizes and numbers at the edge of what can be, and beyond it."""
+"""Sizes and numbers at and beyond their bounds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_images_smaller_than_a_window_are_classified(command: Run, quick: Quick,
 
 
 def test_last_batch_of_one_image_does_not_change_batch_norm(colour_folder: Path) -> None:
-    """13 images in batches of 4: the last one waits for the next epoch."""
+    """13 images in batches of 4: the last image is dropped in this epoch."""
     Image.new("RGB", (8, 8)).save(colour_folder / "train" / "red" / "9.jpg")
     data = ImageClassificationData(root=str(colour_folder), img_size=16, batch_size=4, num_workers=0)
     data.setup("fit")
@@ -122,7 +122,7 @@ def test_last_batch_of_one_image_does_not_change_batch_norm(colour_folder: Path)
 def test_overflowing_logits_are_an_error(
     digits_checkpoint: Path, fails: Fails, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of weights that are; those that are not are refused when they are read."""
+    """Finite weights with infinite logits; weights that are not finite are refused when they are read."""
     content = torch.load(digits_checkpoint, weights_only=True)
     content["state_dict"]["model.fc.weight"].fill_(3e38)
     torch.save(content, digits_checkpoint)

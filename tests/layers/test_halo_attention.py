@@ -1,4 +1,4 @@
-"""Halo attention as a module: against the paper's formula, timm's layer, and at sizes of every kind."""
+"""Halo attention as a module, against the paper's formula and timm's layer, at sizes of every kind."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from visionattn.layers.halo_attention import HaloAttention2d, resize_table
 
 
 def attend_by_formula(layer: HaloAttention2d, x: Tensor) -> Tensor:
-    """Queries one by one: softmax over the keys of the block and its halo that lie on the map (eq. 2 of the paper)."""
+    """Compute each query alone, by a softmax over the keys of its block and halo that lie on the map (eq. 2)."""
     heads, block, halo, stride = layer.num_heads, layer.block_size, layer.halo_size, layer.query_stride
     _, _, height, width = x.shape
     q, kv = (
@@ -108,7 +108,7 @@ def test_timm_weights_load_by_name() -> None:
 
 
 def give_branches_weight(model: nn.Module) -> nn.Module:
-    """Networks whose last norms start at zero would equal each other whatever attention does."""
+    """Set norms that start at zero to other values; with zeros, networks are equal whatever the attention."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -145,7 +145,7 @@ def test_accelerate_refuses_models_without_halo_attention() -> None:
 
 
 def test_padding_gets_no_attention() -> None:
-    """What lies beyond a map changes nothing: a map equals the same map as a part of one with other blocks far away."""
+    """A map has the same result as a part of a larger map with other blocks far away."""
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, block_size=4, halo_size=2)
     x = torch.randn(1, 16, 4, 4)

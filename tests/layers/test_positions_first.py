@@ -1,4 +1,4 @@
-"""1x1 convolutions in positions-first memory: with and without gradients, and without a compiler, the same sums."""
+"""1x1 convolutions in positions-first memory are equal with and without gradients, and without a compiler."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""Slot attention against its paper's algorithm, and what must not matter to it."""
+"""Slot attention against the algorithm of its paper, and its invariances."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ def norm(layer: Any, x: Tensor) -> Tensor:
 
 
 def transcription(module: Any, x: Tensor, slots: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Algorithm 1, image by image and slot by slot, with the gates of the GRU written out."""
+    """Compute Algorithm 1 image by image and slot by slot, with the gates of the GRU written out."""
     found, shares = [], []
     gru = module.gru
     for inputs, s in zip(x, slots, strict=True):

@@ -1,4 +1,4 @@
-"""Slow networks: their initial frequencies, their sizes, and what they refuse."""
+"""Slow networks: initial frequencies, sizes, and refused arguments."""
 
 import math
 from typing import Any

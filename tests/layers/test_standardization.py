@@ -16,7 +16,7 @@ EPS = 1e-5
 
 @pytest.fixture(params=["gradients", "no gradients"], autouse=True)
 def _path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where no gradients are computed, compiled operators may run."""
+    """Test with and without gradients; without them, compiled operators may run."""
     with torch.set_grad_enabled(request.param == "gradients"):
         yield
 

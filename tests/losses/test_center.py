@@ -1,4 +1,4 @@
-"""The centre loss and the rule by which its centres move."""
+"""The centre loss and the update rule of its centres."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from visionattn.losses.triplet import BatchHardTripletLoss
 
 
 def transcribed(features: Tensor, target: Tensor) -> float:
-    """Hermans et al., 2017, equation 5, with the soft margin."""
+    """Compute equation 5 of Hermans et al., 2017, with the soft margin."""
     losses = []
     for x, label in zip(features, target, strict=True):
         distance = [math.dist(x.tolist(), y.tolist()) for y in features]

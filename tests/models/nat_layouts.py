@@ -22,7 +22,7 @@ ISOTROPIC: dict[str, Any] = {"embed_dim": 16, "depth": 3, "num_heads": 2, "kerne
 
 
 def neighbours(length: int, kernel_size: int, dilation: int) -> Tensor:
-    """Per query its nearest keys among those a multiple of the dilation away, `[length, kernel_size]`."""
+    """Return the nearest keys of each query among those a multiple of the dilation away, `[length, kernel_size]`."""
     rows = []
     for query in range(length):
         group = [key for key in range(length) if (key - query) % dilation == 0]
@@ -31,7 +31,7 @@ def neighbours(length: int, kernel_size: int, dilation: int) -> Tensor:
 
 
 def attend(qkv: Tensor, rpb: Tensor, dilation: int) -> Tensor:
-    """Neighborhood attention: `[B, H, W, 3 * dim]` to `[B, H, W, dim]`; the table is read at key - query."""
+    """Compute neighborhood attention, `[B, H, W, 3 * dim]` to `[B, H, W, dim]`; the table is read at key - query."""
     heads, size = rpb.shape[0], (rpb.shape[1] + 1) // 2
     height, width = qkv.shape[1:3]
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(3)  # [B, H, W, heads, head_dim]
@@ -46,7 +46,7 @@ def attend(qkv: Tensor, rpb: Tensor, dilation: int) -> Tensor:
 
 
 def attend_everywhere(qkv: Tensor, rpb: Tensor, index: Tensor) -> Tensor:
-    """Their ViT's attention: the bias of (query, key) stands in the flattened table at the stored index."""
+    """Compute the attention of their ViT: the bias of (query, key) is in the flattened table at the stored index."""
     heads = rpb.shape[0]
     q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim]
     bias = rpb.flatten(1)[:, index]
@@ -63,7 +63,7 @@ def linear(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def conv(w: Weights, name: str, x: Tensor, stride: int, padding: int) -> Tensor:
-    """On `[B, H, W, C]`."""
+    """Convolve `[B, H, W, C]`."""
     x = F.conv2d(x.permute(0, 3, 1, 2), w[f"{name}.weight"], w.get(f"{name}.bias"), stride, padding)
     return x.permute(0, 2, 3, 1)
 
@@ -83,7 +83,7 @@ def authors_block(w: Weights, name: str, x: Tensor, dilation: int) -> Tensor:
 
 
 def authors_pyramid(w: Weights, stack: str, x: Tensor, dilations: tuple[int, ...]) -> Tensor:
-    """To the output of the last level, `[B, H, W, C]`, without a norm."""
+    """Return the output of the last level, `[B, H, W, C]`, without a norm."""
     x = x.permute(0, 2, 3, 1)
     if stack == "levels":
         x = conv(w, "patch_embed.proj.1", conv(w, "patch_embed.proj.0", x, 2, 1), 2, 1)
@@ -129,7 +129,7 @@ def dinat_isotropic(w: Weights, x: Tensor) -> Tensor:
 
 
 def hugging_face(w: Weights, x: Tensor) -> Tensor:
-    """`DinatForImageClassification`."""
+    """Compute the logits of `DinatForImageClassification`."""
     x = x.permute(0, 2, 3, 1)
     patches = "dinat.embeddings.patch_embeddings.projection"
     x = norm(w, "dinat.embeddings.norm", conv(w, f"{patches}.1", conv(w, f"{patches}.0", x, 2, 1), 2, 1))
@@ -154,7 +154,7 @@ def hugging_face(w: Weights, x: Tensor) -> Tensor:
 
 
 def random_weights(name: str, **options: Any) -> dict[str, Tensor]:
-    """Weights of every tensor of a model, far from any initialisation."""
+    """Return random weights for every tensor of a model, unlike any initialisation."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **options)
     return {
@@ -163,7 +163,7 @@ def random_weights(name: str, **options: Any) -> dict[str, Tensor]:
 
 
 def to_authors(ours: Weights, stack: str = "levels") -> dict[str, Tensor]:
-    """Our names to theirs: a level ends in its downsampling; LayerScale and the classifier are no modules."""
+    """Rename our weights to theirs: levels end with their downsampling; LayerScale and classifier are not modules."""
     theirs = {}
     for name, value in ours.items():
         name = re.sub(r"^levels\.(\d+)\.downsample", lambda m: f"levels.{int(m[1]) - 1}.downsample", name)
@@ -173,7 +173,7 @@ def to_authors(ours: Weights, stack: str = "levels") -> dict[str, Tensor]:
 
 
 def to_vit(ours: Weights) -> dict[str, Tensor]:
-    """With the index that their ViT stores: 4x4 positions, (query - key) turned around on both axes."""
+    """Add the index that their ViT stores: 4x4 positions, with (query - key) reversed on both axes."""
     theirs = to_authors(ours, "layers")
     place = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
     offset = place[:, :, None] - place[:, None, :] + 3

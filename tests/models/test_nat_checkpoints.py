@@ -38,7 +38,7 @@ def load(name: str, weights: Mapping[str, Any], folder: Path, **options: Any) ->
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """The state dict without its word on padding."""
+    """Return the state dict without the entry for padding."""
     return {name: value for name, value in model.state_dict().items() if name != PADDING}
 
 

@@ -10,7 +10,7 @@ HEADS = ["ep_1", "ep_8", *list_heads()]
 
 
 def small(name: str, dim: int = 64, **options: object) -> nn.Module:
-    """A head for 9 tokens and 5 classes whose biases, scales and positions are not those it starts with."""
+    """Create a head for 9 tokens and 5 classes, with biases, scales and positions unlike the initial ones."""
     head = create_head(name, dim, 5, **(OPTIONS.get(name, {}) | options)).double()
     with torch.no_grad():
         for parameter in head.parameters():

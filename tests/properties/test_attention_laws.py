@@ -21,7 +21,7 @@ Problem = tuple[Window, Inputs]
 
 @st.composite
 def windows(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, **fixed: Any) -> Window:
-    """Windows on both axes; ``fixed`` are arguments that are not drawn."""
+    """Draw windows on both axes; ``fixed`` are arguments that are not drawn."""
     kernel = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     drawn = {
         "stride": tuple(draw(st.integers(1, k)) for k in kernel),
@@ -35,7 +35,7 @@ def windows(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, **fixed: Any) -
 
 @st.composite
 def problems(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, bias: bool = True, **fixed: Any) -> Problem:
-    """A window and tensors of a small map, in float64."""
+    """Draw a window and tensors of a small map, in float64."""
     window = draw(windows(boundaries, **fixed))
     more = (
         {"rpb": draw(st.booleans()), "rel": draw(st.booleans()), "num_extra": draw(st.integers(0, 2))} if bias else {}

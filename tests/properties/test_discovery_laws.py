@@ -66,7 +66,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def relabel(ids: Tensor, numbers: list[int]) -> Tensor:
-    """Ids from 0 on by new numbers; those below stay."""
+    """Renumber ids from 0 on; negative ids stay."""
     return torch.where(ids < 0, ids, torch.tensor(numbers)[ids.clamp(min=0)])
 
 

@@ -15,7 +15,7 @@ from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 
 @st.composite
 def batches(draw: Any) -> tuple[Tensor, Tensor]:
-    """Features and identities: at least two of each of two."""
+    """Draw features and identities, at least two images of each of two identities."""
     count = draw(st.integers(4, 12))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     target = draw(st.lists(st.integers(0, 3), min_size=count - 4, max_size=count - 4))
@@ -65,7 +65,7 @@ def test_centres_move_with_their_own_classes_alone(batch: tuple[Tensor, Tensor],
 
 @holds_for(st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 50), min_size=1))
 def test_learned_weights_minimise_the_uncertainty_loss(values: dict[str, float]) -> None:
-    """½ (exp(-w) L + w) is least at w = log L, where it is ½ (1 + log L)."""
+    """½ (exp(-w) L + w) has its minimum ½ (1 + log L) at w = log L."""
     loss, losses = UncertaintyWeightedLoss(list(values)), {name: torch.tensor(x) for name, x in values.items()}
     close(loss(losses), sum(values.values()) / 2)
     with torch.no_grad():

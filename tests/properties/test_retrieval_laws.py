@@ -110,7 +110,7 @@ def test_measures_without_ties_do_not_depend_on_the_order_of_the_gallery(case: C
 
 @holds_for(cases())
 def test_ties_are_broken_by_the_order_of_the_gallery(case: Case) -> None:
-    """As if each image were a little farther than those before it."""
+    """Each image counts as slightly farther than the ones before it."""
     same(measure(case, distances=case.distances + torch.arange(len(case.gallery_ids)) / 1024), measure(case))
 
 
@@ -123,7 +123,7 @@ def test_measures_depend_on_the_order_of_distances_alone(case: Case, how: str) -
 
 @holds_for(cases(), st.integers(1, 4), st.floats(0, 1))
 def test_gallery_images_of_the_querys_own_camera_are_ignored(case: Case, copies: int, distance: float) -> None:
-    """For one query: images of its identity by its camera are as if they were not there."""
+    """Images of the query's identity by its own camera are left out of the ranking."""
     one = Case(*(x[:1] for x in case[:2]), case.gallery_ids, case.query_cams[:1], case.gallery_cams)
     junk = one._replace(
         distances=torch.cat([torch.full((1, copies), distance), one.distances], 1),

@@ -91,7 +91,7 @@ def test_each_epoch_has_another_order(size: int, seed: int, epoch: int) -> None:
 
 @st.composite
 def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
-    """Identities of images in no order, and P, K, seed and number of processes."""
+    """Draw unordered identities of images, P, K, the seed and the number of processes."""
     counts = draw(st.lists(st.integers(1, 7), min_size=2, max_size=8))
     labels = draw(st.permutations([10 * label for label, count in enumerate(counts) for _ in range(count)]))
     options = {
@@ -134,7 +134,7 @@ def test_pk_batches_hold_p_identities_of_k_images(
 
 
 class Blank:
-    """A source of one image, many times."""
+    """A source that repeats one image."""
 
     class_to_idx = None
 
@@ -152,13 +152,13 @@ class Blank:
 
 
 def noise(image: Image.Image) -> torch.Tensor:
-    """What all three generators give."""
+    """Return a number from each of the three generators."""
     return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
 
 
 @holds_for(st.lists(st.builds(Draw, st.integers(-1, 99), st.integers(0, 2**32 - 1)), min_size=1))
 def test_augmentations_depend_on_their_seed_alone(draws: list[Draw]) -> None:
-    """However images are put together to batches; and what else is drawn in the process is left as it was."""
+    """The batches do not matter, and the generators of the process keep their states."""
     dataset = ImageDataset(Blank(), noise)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     together, alone = dataset.__getitems__(draws), [dataset[draw] for draw in reversed(draws)][::-1]

@@ -1,4 +1,4 @@
-"""Laws of the windows' geometry on drawn axes: the definition in kernels/README.md, and what follows from it."""
+"""Laws of windows on drawn axes: the definition in kernels/README.md and its consequences."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ def axes(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, max_query_stride: 
 
 
 def sees(axis: AxisWindow, length: int, position: int, key: int) -> bool:
-    """Whether the query at a position takes part with the key at another, which may lie beyond the map."""
+    """Return whether a query sees a key by the definition; the key may lie beyond the map."""
     k, s, d = axis.kernel_size, axis.stride, axis.dilation
     if (key - position) % d:
         return False  # another dilation group
@@ -48,7 +48,7 @@ def sees(axis: AxisWindow, length: int, position: int, key: int) -> bool:
 
 
 def inside(axis: AxisWindow, length: int) -> Tensor:
-    """Which keys of the map each query sees, [Q, L]."""
+    """Return a mask of the keys of the map that each query sees, [Q, L]."""
     margin = axis.margin(length)
     return axis.visible(length)[0][:, margin : margin + length]
 

@@ -1,4 +1,4 @@
-"""What CI makes of pip-audit's findings."""
+"""The audit of dependencies in CI, on answers of pip-audit."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""No call in the packages or scripts runs what a file says, or opens a shell: every one of them is looked at."""
+"""No call in the packages or scripts runs code from a file or opens a shell; allowed calls are listed."""
 
 import ast
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ WATCHED = ("subprocess.", "importlib.import_module", "ctypes.CDLL", "ctypes.cdll
 
 
 def imported(tree: ast.AST) -> dict[str, str]:
-    """What names stand for, by the imports of a file."""
+    """Return the full name of each imported name of a file."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -51,14 +51,14 @@ def imported(tree: ast.AST) -> dict[str, str]:
 
 
 def called(node: ast.expr, names: dict[str, str]) -> str:
-    """The full name of what is called: of ``np.load``, ``numpy.load``."""
+    """Return the full name of a called function: ``numpy.load`` for ``np.load``."""
     if isinstance(node, ast.Attribute):
         return f"{called(node.value, names)}.{node.attr}"
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
 
 
 def find(source: str, file: str = "") -> Iterator[str]:
-    """What is wrong with the calls in a file."""
+    """Return the dangerous calls of a file."""
     tree = ast.parse(source)
     names = imported(tree)
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Names in data sets and archives are names: nothing is written or read outside the folders that were given."""
+"""Names in data sets and archives never lead outside the given folders, in reading or writing."""
 
 import io
 import tarfile
@@ -32,7 +32,7 @@ def files_in(folder: Path) -> set[Path]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A tar whose members want out: by their names, and by links to files outside."""
+    """Write a tar with members that lead outside by their names and by links."""
     (tmp_path / "secret.jpg").write_bytes(jpeg("blue"))
     path = tmp_path / "in" / "train.tar"
     path.parent.mkdir()
