@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "base")
 EVALUATIONS = [path for path in CONFIGS if path.parent.name == "evaluation"]
 TRAININGS = [path for path in CONFIGS if path not in EVALUATIONS]
-# The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
+# Small versions of the largest models: only arguments that make them slow are changed.
 NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
 NARROW_TERMINATOR = "{embed_dims: [12, 24], slow_depths: [2, 2]}"

@@ -82,7 +82,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def run_page(page: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A module that can be found: classes of a page may be pickled, and timm looks up who registers a model.
+    # A registered module: classes of a page may be pickled, and timm looks up the module of a model.
     module = types.ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in BLOCKS[page]:

@@ -32,7 +32,7 @@ def test_import_of_visionattn_loads_nothing_heavy(with_timm):
 
 def test_kernels_need_torch_alone():
     brought = modules_after("import visionattn_kernels")
-    # Torch's FLOP counter, with which they register, imports triton where it is installed.
+    # torch's FLOP counter, with which operators register, imports triton if it is installed.
     assert (
         brought & ((HEAVY - {"triton"}) | {COMPILER, "timm", "torchvision", "visionattn", "jsonargparse", "rich"})
         == set()

@@ -97,7 +97,7 @@ def test_error_in_a_loader_worker_has_no_traceback():
 
 def test_warning_is_one_line_without_its_place(capsys):
     def main(argv):
-        # Pytest keeps warnings to itself: what matters is how they would be written.
+        # pytest captures warnings; their format is what is tested.
         sys.stderr.write(warnings.formatwarning(UserWarning("two\nlines"), UserWarning, __file__, 3))
 
     assert run(main, []) == 0

@@ -268,7 +268,7 @@ def test_layers_are_probed_side_by_side_or_separately(tmp_path, colour_folder, c
     assert accuracy(classifier, classifier.preprocessing, colour_folder) == rows[1]["top1"]
     assert classifier.attention(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 16)
     with Image.open("maps/test_vit-layers-0+last-ep_4.png") as sheet:
-        # A photograph, all maps together, each of four; captions and four images.
+        # Columns: the image, all maps, each of four clusters. Rows: captions, four images.
         assert sheet.size == (6 + 6 * (112 + 6), 6 + 26 + 4 * (112 + 6))
     capsys.readouterr()
 
@@ -323,7 +323,7 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     assert (model["num_train"], model["num_unreadable"], model["unreadable"]) == (11, 1, [str(broken)])
     assert str(broken) in capsys.readouterr().out
-    # The cache that was made without it does not hide it.
+    # The cache made without the image does not hide it.
     assert probe(*argv) == 1
     assert str(broken) in error_line(capsys)
 

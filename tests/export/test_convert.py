@@ -91,7 +91,7 @@ def test_interpolated_tables_and_dropped_keys_are_reported(tmp_path: Path) -> No
     assert lines[-1].endswith("from the authors' layout of a detection backbone, 7 tables interpolated, no classifier")
     written = load_file(tmp_path / "out.safetensors")
     assert written.keys() == timm.create_model(ARCH, num_classes=0).state_dict().keys() | {"legacy_pad"}
-    # The classifier is the model's own then.
+    # The classifier then keeps the weights of the new model.
     overlay = {"file": str(tmp_path / "out.safetensors"), "num_classes": 4}
     with pytest.warns(UserWarning, match="no classifier"):
         timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay)

@@ -65,7 +65,7 @@ def test_timm_loads_the_same_model(model: str, options: dict[str, Any], save: Sa
     assert config["input_size"] == list(size)
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         assert config[key] == spec.preprocessing[key]
-    # Names are those of outputs: identities that features were trained by are none of them.
+    # Class names are for outputs; identities that trained the features are not outputs.
     names = loaded.pretrained_cfg.get("label_names")
     assert names == (spec.class_names if spec.num_classes else None)
 

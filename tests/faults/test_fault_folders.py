@@ -145,7 +145,7 @@ def test_root_with_tilde_slash_or_dots_is_found(colour_folder: Path, monkeypatch
         assert [Path(name).resolve() for name in validated(opened(root))] == [Path(name) for name in expected]
 
 
-# Files that are passed over, and names
+# Skipped files, and names
 
 
 def litter(root: Path) -> None:

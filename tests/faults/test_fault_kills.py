@@ -61,7 +61,7 @@ def assert_same(run_folder: Path, expected: Path, epochs: int, batches: int) -> 
     validated = [int(row["epoch"]) for row in rows if row["val_top1"]]
     assert validated == list(range(epochs))
     steps = [int(row["step"]) for row in rows if row["train_loss"]]
-    # That of a step whose checkpoint is written, but whose row is not yet, is lost.
+    # The row of a step is lost if the kill comes between its checkpoint and the row.
     assert len(set(steps)) == len(steps)
     assert steps == sorted(steps)
     assert steps[-1] == epochs * batches - 1
@@ -81,7 +81,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-# At chosen places, in processes that are forked
+# Kills at chosen places, in forked processes
 
 
 def at_call(number: int) -> Wrapper:
@@ -175,7 +175,7 @@ def test_training_killed_at_chosen_places_ends_as_if_uninterrupted(
     assert_same(last, alone / "test_resnet" / "0", epochs, batches)
 
 
-# At any moment, as by the kernel
+# Kills at random moments, from outside
 
 
 @contextlib.contextmanager

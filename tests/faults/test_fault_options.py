@@ -238,7 +238,7 @@ def test_unwritable_predictions_are_an_error_before_the_work(
     fails: Fails, subcommand: str, output: str, says: str
 ) -> None:
     Path("file").write_text("")
-    # Before anything else is looked at.
+    # Checked before anything else.
     status = 1 if subcommand == "predict" else 2
     fails(subcommand, f"--output={output}", "--ckpt_path=absent.ckpt", says=says, status=status)
 

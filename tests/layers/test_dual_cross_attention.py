@@ -135,7 +135,7 @@ def test_glca_returns_the_class_token_and_selected_patches() -> None:
     expected = torch.stack([answers[index, [0, *(places + 2).tolist()]].mean(0) for index, places in enumerate(chosen)])
     glca = GlobalLocalCrossAttention(block, norm, 0.3, "avg")
     torch.testing.assert_close(glca(x, scores, 2), expected, **EXACT)
-    # The class token alone: the others' answers, and so their selection, are of no consequence.
+    # The class token alone: the outputs of other tokens, and so the selection, do not matter.
     glca = GlobalLocalCrossAttention(block, norm, 0.3, "token")
     torch.testing.assert_close(glca(x, [], 2), answers[:, 0], **EXACT)
 

@@ -55,7 +55,7 @@ def test_functional_call_takes_other_parameters(module: NeighborhoodAttention2d)
 
 
 def test_gradients_per_sample_equal_separate_ones(module: NeighborhoodAttention2d) -> None:
-    """Vmap of grad of functional_call, as in differential privacy and influence functions."""
+    """Per-sample gradients by vmap of grad of functional_call, as in differential privacy."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     x = torch.randn(SHAPE)
 

@@ -31,7 +31,7 @@ def cases(draw: Any, ties: bool = True) -> Case:
         return torch.tensor(draw(st.lists(numbers, min_size=count, max_size=count)), dtype=torch.int64)
 
     query_ids, query_cams = integers(queries), integers(queries)
-    # A match of each query by another camera, then others of whatever kind.
+    # A match of each query by another camera, then any others.
     gallery_ids = torch.cat([query_ids, integers(others)])
     gallery_cams = torch.cat([query_cams + 1, integers(others)])
     shape = queries, len(gallery_ids)

@@ -62,7 +62,7 @@ def test_aug_repeats_repeat_images_with_different_crops(
     assert set(Counter(draw.image for draw in once).values()) == {1}
     counts = Counter(draw.image for draw in repeated)
     assert set(counts) <= set(range(size))
-    # All but the last are there as often; the last ranks may get some of its repeats, or some of the first ones anew.
+    # All images but the last are repeated equally often; the last ranks may repeat it less, or some first ones again.
     assert sum(count != repeats for count in counts.values()) <= 1 + world_size
     for draws in (once, repeated):
         assert len({draw.seed for draw in draws}) == len(draws)

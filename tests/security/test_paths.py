@@ -56,7 +56,7 @@ def test_archive_is_read_without_writing_or_following_links(archive: Path, tmp_p
     read = [item.image for item in items if item.image is not None]
     assert read, "the good one at least"
     assert all(image[0] > 200 for image in read), "the blue one lies outside"
-    # timm keeps a list of the members beside the archive, if anything.
+    # timm may keep a list of the members next to the archive.
     assert {path for path in files_in(tmp_path) - before if path.parts[0] != "in"} == set()
 
 
