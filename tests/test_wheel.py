@@ -23,16 +23,16 @@ BROUGHT_BY_OTHERS = {"triton": "torch", "onnx_ir": "onnxscript"}
 """Modules that are imported where they are, and come with a package that is declared."""
 
 COMMANDS = [
-    "train fit --config configs/quickstart.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 2",
-    "train fit --config reid/identities --trainer.max_epochs 1 --trainer.limit_train_batches 1",
-    "train validate --config quickstart --ckpt_path runs/quickstart/0/checkpoints/last.ckpt",
-    "train predict --model.name nat_pico.cifar10 --model.pretrained --data.root IMAGES --output predictions.csv",
-    "eval classify --checkpoint runs/quickstart/0/checkpoints/last.ckpt --output classify.json",
-    "eval probe --model resnet_pico.cifar10 --pretrained --data.name digits --heads knn,linear --training.epochs 1",
-    "eval reid --checkpoint runs/reid-identities/0/checkpoints/last.ckpt --output reid.json --data.name identities",
-    "eval binding --config evaluation/binding_coco --model vit_pico_patch4_32 --pretrained false --control null"
+    "fit --config configs/quickstart.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 2",
+    "fit --config reid/identities --trainer.max_epochs 1 --trainer.limit_train_batches 1",
+    "validate --config quickstart --ckpt_path runs/quickstart/0/checkpoints/last.ckpt",
+    "predict --model.name nat_pico.cifar10 --model.pretrained --data.root IMAGES --output predictions.csv",
+    "classify --checkpoint runs/quickstart/0/checkpoints/last.ckpt --output classify.json",
+    "probe --model resnet_pico.cifar10 --pretrained --data.name digits --heads knn,linear --training.epochs 1",
+    "reid --checkpoint runs/reid-identities/0/checkpoints/last.ckpt --output reid.json --data.name identities",
+    "binding --config evaluation/binding_coco --model vit_pico_patch4_32 --pretrained false --control null"
     " --data.root null --data.name synthetic --data.limit 4 --seeds 1 --training.epochs 1 --output binding.json",
-    "eval throughput --models nat_pico --img_size 32 --batch-size 1 --device cpu --seconds 0.1 --output speed.json",
+    "throughput --models nat_pico --img_size 32 --batch-size 1 --device cpu --seconds 0.1 --output speed.json",
     "eval kernels --model terminator_pico --output kernels.png",
     "export hub --checkpoint runs/quickstart/0/checkpoints/last.ckpt --output hub",
 ]
