@@ -50,6 +50,14 @@ def coco_panoptic_root(request: pytest.FixtureRequest) -> Path:
     return root
 
 
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Restore the number of threads after a test of code that sets it, such as a benchmark."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -60,14 +68,6 @@ def _no_progress_is_due() -> None:
     """Reset the clock of progress lines, which commands print after a silent minute."""
     if progress := sys.modules.get("visionattn.cli.progress"):
         progress._Lines.written = time.monotonic()
-
-
-@pytest.fixture
-def same_threads() -> Iterator[None]:
-    """Restore the number of threads, which benchmarks set."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

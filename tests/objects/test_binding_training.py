@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels.bench import binding as bench
+from kernels.bench import report
 from visionattn.data.scenes import SceneData
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.patches import label_patches
@@ -164,12 +166,9 @@ def test_training_options_out_of_bounds_are_refused(option, message):
 
 @pytest.mark.usefixtures("same_threads")
 def test_benchmark_compares_scores_before_timing(monkeypatch, tmp_path, capsys):
-    from kernels.bench import binding as bench
-    from kernels.bench.report import read_rows
-
     arguments = ["--quick", "--threads", "1", "--repeats", "1"]
     assert bench.main([*arguments, "--output", str(tmp_path / "binding.csv")]) == 0
-    rows = read_rows(tmp_path / "binding.csv")
+    rows = report.read_rows(tmp_path / "binding.csv")
     directions = ["training", "evaluation"]
     assert [row["direction"] for row in rows] == [*directions, "forward", *directions, *directions]
     assert all(row["peak_mb"] for row in rows[:2])

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels.bench import probing_heads as bench
+from kernels.bench import report
 from tests.probing.small_heads import HEADS, make_tokens, small
 from visionattn.probing.heads import create_head, list_heads
 
@@ -300,12 +302,9 @@ def test_idle_queries_of_coca_have_no_gradient():
 
 @pytest.mark.usefixtures("same_threads")
 def test_benchmark(monkeypatch, tmp_path, capsys):
-    from kernels.bench import probing_heads as bench
-    from kernels.bench.report import read_rows
-
     arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "heads.csv")]
     assert bench.main(arguments) == 0
-    rows = read_rows(tmp_path / "heads.csv")
+    rows = report.read_rows(tmp_path / "heads.csv")
     assert {(row["head"], row["direction"], row["contender"]) for row in rows} == {
         ("ep_32", direction, contender)
         for direction in ("inference", "training")

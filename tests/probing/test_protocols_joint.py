@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.bench import probing_joint as bench
+from kernels.bench import report
 from visionattn.probing.features.extraction import PooledKind
 from visionattn.probing.features.sources import FeatureSource, TensorFeatures
 from visionattn.probing.heads import create_head, select_tokens
@@ -328,12 +330,9 @@ def test_errors_are_one_line(message, call):
 
 @pytest.mark.usefixtures("same_threads")
 def test_benchmark(monkeypatch, tmp_path, capsys):
-    from kernels.bench import probing_joint as bench
-    from kernels.bench.report import read_rows
-
     arguments = ["--quick", "--threads", "1", "--repeats", "1", "--heads", "ep_2,aim_3"]
     assert bench.main([*arguments, "--output", str(tmp_path / "joint.csv")]) == 0
-    rows = read_rows(tmp_path / "joint.csv")
+    rows = report.read_rows(tmp_path / "joint.csv")
     assert [row["contender"] for row in rows] == ["visionattn", "plain loop", "singly"]
 
     monkeypatch.setattr(bench, "random_order", lambda count, *seed: torch.arange(count))
