@@ -11,8 +11,8 @@ ROWS = re.findall(r"^\| ([^|]+) \| `([^`|]+)` \| ([^|]*) \|$", TEXT, re.MULTILIN
 
 
 def test_table_has_the_rows_that_newcomers_need() -> None:
-    named = {what for what, _, _ in ROWS}
-    assert named >= {"relative bias in the CPU kernel", "EP's equation", "CMC and mAP", "the learning-rate schedule"}
+    rows = {what for what, _, _ in ROWS}
+    assert rows >= {"relative bias in the CPU kernel", "EP's equation", "CMC and mAP", "the learning-rate schedule"}
 
 
 @pytest.mark.parametrize(("what", "path", "names"), ROWS, ids=[what for what, _, _ in ROWS])

@@ -1,4 +1,4 @@
-"""Provenance of measured numbers: versions, hardware, command, revision."""
+"""Facts beside every measured number: versions, hardware, command, revision."""
 
 import platform
 import shlex

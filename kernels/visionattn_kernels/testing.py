@@ -1,4 +1,4 @@
-"""Helpers of tests and benchmarks: inputs for a window, results with all gradients, and the bound on their error."""
+"""Tests of backends: inputs for a window, results with all gradients, and the bound on their error."""
 
 from __future__ import annotations
 

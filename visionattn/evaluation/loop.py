@@ -29,7 +29,7 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """Figures of an evaluation, and the data set for drawings.
+    """Result of an evaluation: figures, and the data set for drawings, which like all large fields has no ``repr``.
 
     Attributes:
         model: name of the architecture.

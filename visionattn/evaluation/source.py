@@ -25,7 +25,7 @@ WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of weights, as results name it.
+    """Origin of weights, as results say it.
 
     Attributes:
         checkpoint: the file, if there is one.

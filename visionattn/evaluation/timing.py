@@ -24,7 +24,7 @@ from visionattn.training import create_model, describe_model
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of a measurement with random images.
+    """Conditions of a measurement, with random images.
 
     Args:
         img_size: height and width of the input, by default each model's own.

@@ -26,7 +26,7 @@ class Segments(Protocol):
 
     @property
     def things(self) -> Tensor:
-        """True for each segment that is an object, `[B, S + 1]`, bool."""
+        """Mask of the segments that are objects `[B, S + 1]`, bool."""
 
 
 def count_pixels(segments: Tensor, grid: tuple[int, int], num_ids: int) -> Tensor:

@@ -56,7 +56,7 @@ class ProbingData:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Features to extract, and their cache.
+    """Features to probe, and their cache.
 
     Args:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the

@@ -1,4 +1,4 @@
-"""The window rule of every backend: the keys that a query sees. Pure integers, no attention.
+"""Keys that a query sees: the window rule of every backend. Pure integers, no attention.
 
 One rule covers neighborhood attention (dilated, strided, causal), HaloNet's blocked attention and plain window
 attention: on each axis, a query is mapped to an interval of keys, and a 2-D window is the product of its two axes.

@@ -1,4 +1,4 @@
-"""Parts shared by the kernels: arguments, addresses, the window rule and the biases, for one tile of a map.
+"""Parts that the kernels share: arguments, addresses, the window rule and the biases, for one tile of a map.
 
 Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table. Positions are
 turned into 64-bit offsets before they meet a stride: a map may hold more than 2^31 numbers.
@@ -30,7 +30,7 @@ class Map(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes that belong to no axis: images, heads, height and width of the query map, tokens that every query sees."""
+    """Further sizes: images, heads, height and width of the query map, and tokens that every query sees."""
 
     batch: int
     heads: int
@@ -112,7 +112,7 @@ class Queries(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Pairs of a tile on one axis, in its dilation group: they lie from lo to hi, and none is masked inside `every`."""
+    """Span of a tile on one axis, counted in its dilation group: met in part from lo to hi, wholly inside `every`."""
 
     lo: Any
     hi: Any

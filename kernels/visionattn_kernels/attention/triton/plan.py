@@ -1,4 +1,4 @@
-"""Tiling of a map for the kernels: tables of tiles per axis, on the device, and the cost of tile sizes. No triton.
+"""Cutting of a map for the kernels: tables of tiles per axis, on the device, and what their sizes cost. No triton.
 
 A tile lies inside one dilation group of each axis, where neighbouring keys are neighbours. The tables are cut from
 `tabulate_axis`, the written-out window rule; kernels read them and know of no other rule.
@@ -24,7 +24,7 @@ Rectangle = tuple[int, int]
 
 
 class Tile(NamedTuple):
-    """Queries and keys of one program.
+    """Tile that one program works on.
 
     Attributes:
         query: Height and width of a rectangle of queries, powers of two with a product of at least 16.

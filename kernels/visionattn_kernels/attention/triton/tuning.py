@@ -1,4 +1,4 @@
-"""Choice of tiles for the kernels: defaults by the work they leave, or measured ones that are kept on disk.
+"""Tiles that the kernels run with: defaults by the work they leave, or measured ones that are kept on disk.
 
 By default nothing is measured, so that the first call costs no more than its compilation. With the environment
 variable `VISIONATTN_TUNE=1`, the first problem of a kind compiles and times the default tiles and their variants, and
