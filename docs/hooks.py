@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its configuration: a page that lies elsewhere in the repository, and Sphinx' roles."""
+"""Additions to mkdocs: the page kernels/README.md, and plain names in place of Sphinx' roles."""
 
 import re
 from pathlib import Path
@@ -10,13 +10,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds kernels/README.md with its images, under the same paths."""
+    """Add kernels/README.md with its images and measurements, under the same paths."""
     readme = ROOT / "kernels" / "README.md"
-    for path in (readme, *sorted(readme.parent.glob("bench/results/*.png"))):
+    results = readme.parent / "bench" / "results"
+    for path in (readme, *sorted(results.glob("*.png")), *sorted(results.glob("*.csv"))):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Docstrings name things as ``:class:`~package.Name```, of which readers want the name."""
+    """Show ``:class:`~package.Name``` of docstrings as the name alone."""
     return re.sub(r":(?:class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>", r"<code>\1</code>", html)

@@ -18,12 +18,11 @@ NOT_YET = "not yet."
 HEAD = """\
 # Results
 
-Made by `python docs/tables.py` of the headers of `configs/`, which have the command that was run and the hardware that
-it ran on. Speeds and memory of operators, layers and whole models are on [another page](kernels/README.md#speed), those
-of all models in [the zoo](zoo.md).
+`python docs/tables.py` writes this page from the headers of `configs/`. Each header has the command of the run and its
+hardware. Speed and memory of operators, layers and whole models are on [another page](kernels/README.md#speed), and the
+speed of all models is in [the zoo](zoo.md).
 
-Figures under *expected* are those of the papers, where they have any, or the least that a run should reach; *measured*
-are ours.
+*Expected* figures are from the papers, or a lower bound for a run. *Measured* figures are ours.
 """
 
 
@@ -54,7 +53,7 @@ def read_header(path: Path) -> Header:
     text = "\n".join(lines)
     parts = re.fullmatch(r"(.*?)\n(python [^\n]+)\n.*?Expected: (.*?)\s+Measured: (.*)", text, re.DOTALL)
     if parts is None:
-        raise ValueError(f"{path}: the header wants a title, a command, Expected: and Measured:")
+        raise ValueError(f"{path}: the header needs a title, a command, Expected: and Measured:")
     title, command, expected, measured = parts.groups()
     # What follows a line that ends with these words is about something else.
     measured = NOT_YET if measured.startswith(f"{NOT_YET}\n") else measured

@@ -54,3 +54,13 @@ def test_public_names_exist_and_have_docstrings(package):
     module = importlib.import_module(f"visionattn.{package}")
     assert sorted(module.__all__) == module.__all__
     assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
+
+
+@pytest.mark.parametrize(
+    "package", ["", ".data", ".evaluation", ".losses", ".metrics", ".objects", ".probing", ".training"]
+)
+def test_lazy_package_gives_its_public_names_and_no_others(package):
+    module = importlib.import_module(f"visionattn{package}")
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+    with pytest.raises(AttributeError, match=f"'visionattn{package}' has no attribute 'missing'"):
+        _ = module.missing

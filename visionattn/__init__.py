@@ -1,12 +1,12 @@
 """Local and object-centric attention for vision; importing it registers the models with timm."""
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from visionattn import models
 from visionattn.layers.accelerate import accelerate
 from visionattn.layers.prepared import frozen_weights
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.evaluation.source import load_model
@@ -15,12 +15,4 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "accelerate", "frozen_weights", "load_model", "load_probe", "models"]
 __version__ = version("visionattn")
 
-_LAZY = {"load_model": "visionattn.evaluation.source", "load_probe": "visionattn.probing.export"}
-"""Functions whose modules are imported upon first use."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a function of `_LAZY`."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, {"evaluation.source": "load_model", "probing.export": "load_probe"})

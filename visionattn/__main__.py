@@ -28,7 +28,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "kernels": (EVALUATION, "images of a Terminator's hyper-kernels"),
     },
     "export and set up": {
-        "export": ("visionattn.export.commands", "hub folders, ONNX files, programs; converted weights"),
+        "export": ("visionattn.cli.export", "hub folders, ONNX files, programs; converted weights"),
         "completion": ("visionattn.completion", "script that completes commands and options in bash, zsh, tcsh"),
     },
 }

@@ -8,9 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import evaluate, train
+from visionattn.cli import evaluate, export, train
 from visionattn.cli.errors import UsageError
-from visionattn.export import commands as export
 from visionattn.suggestions import suggest
 
 SHELLS = ("bash", "zsh", "tcsh")

@@ -1,15 +1,14 @@
 #!/bin/bash
-# Trains on several nodes without a scheduler. To be started on each node, with the same run folder on a file system that
-# all of them see:
+# Train on several nodes without a scheduler. Run it on each node, with the folder of the runs on a shared file system:
 #
 #   NODES=2 RANK0=node0 bash docs/recipes/torchrun.sh
 #
-# A run that was stopped goes on when the same line is started again.
+# Run the same line again to resume a run that was stopped.
 set -euo pipefail
 
-NODES=${NODES:-1}                # how many nodes there are
-GPUS=${GPUS:-8}                  # on each of them
-RANK0=${RANK0:-localhost}        # the node that the others meet at; it must be able to listen on PORT
+NODES=${NODES:-1}                # number of nodes
+GPUS=${GPUS:-8}                  # on each node
+RANK0=${RANK0:-localhost}        # the node that the others connect to; it listens on PORT
 PORT=${PORT:-29500}
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

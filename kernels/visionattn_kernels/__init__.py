@@ -23,19 +23,7 @@ from visionattn_kernels.window import Window
 run_serially_in_forked_children()
 
 __all__ = [
-    "Window",
-    "explain",
-    "halo_attention_2d",
-    "hyper_zzw_global",
-    "hyper_zzw_local",
-    "neighborhood_attention_1d",
-    "neighborhood_attention_2d",
-    "neighborhood_av_1d",
-    "neighborhood_av_2d",
-    "neighborhood_qk_1d",
-    "neighborhood_qk_2d",
-    "window_attention_2d",
-    "windowed_attention",
-    "windowed_av",
-    "windowed_qk",
-]
+    "Window", "explain", "halo_attention_2d", "hyper_zzw_global", "hyper_zzw_local", "neighborhood_attention_1d",
+    "neighborhood_attention_2d", "neighborhood_av_1d", "neighborhood_av_2d", "neighborhood_qk_1d", "neighborhood_qk_2d",
+    "window_attention_2d", "windowed_attention", "windowed_av", "windowed_qk",
+]  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 
 from visionattn.cli.errors import UsageError, run
 from visionattn.cli.evaluate import main as evaluate
+from visionattn.cli.export import main as export
 from visionattn.cli.kinds import find_task
 from visionattn.cli.train import main
-from visionattn.export.commands import main as export
 from visionattn.tasks import TASKS, ClassificationTask
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import visionattn
 from visionattn.cli.errors import run
@@ -117,6 +118,16 @@ def test_load_model_tells_files_from_names(checkpoint, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:test_resnet has random weights")
+def test_transform_prepares_an_image_as_the_spec_says(checkpoint):
+    loaded = visionattn.load_model(checkpoint)
+    image = Image.new("RGB", (48, 40), (255, 0, 0))
+    tensor = loaded.transform()(image)
+    preprocessing = loaded.spec.preprocessing
+    assert tensor.shape == tuple(preprocessing["input_size"])
+    mean, std = (torch.tensor(preprocessing[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close(tensor * std + mean, torch.tensor([1.0, 0, 0])[:, None, None].expand_as(tensor))
+
+
 def test_load_frozen_draws_the_same_weights_for_a_seed_and_keeps_the_generator():
     source = ModelSource(model="test_resnet")
     before = torch.get_rng_state()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import visionattn  # noqa: F401 (registers the models)
 from visionattn.cli.errors import run
-from visionattn.export.convert import convert, main
+from visionattn.cli.export import main
+from visionattn.export.convert import convert
 
 ARCH = "nat_pico"
 
@@ -36,7 +37,7 @@ def authors(model: nn.Module) -> dict[str, Tensor]:
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What the command says when it fails, in one line, with status 1."""
-    assert run(main, [str(argument) for argument in arguments]) == 1
+    assert run(main, ["convert", *(str(argument) for argument in arguments)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
@@ -45,7 +46,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_convert_runs_as_a_command(model: nn.Module, tmp_path: Path) -> None:
     torch.save({"model": authors(model)}, tmp_path / "in.pth")
-    command = [sys.executable, "-m", "visionattn.export.convert", "in.pth", "out.safetensors", "--arch", ARCH]
+    command = [sys.executable, "-m", "visionattn", "export", "convert", "in.pth", "out.safetensors", "--arch", ARCH]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -130,9 +131,9 @@ def test_bad_input_is_named(model: nn.Module, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(main, ["--help"]) == 0
+    assert run(main, ["convert", "--help"]) == 0
     assert "--arch NAME" in capsys.readouterr().out
-    assert run(main, ["in.pth", "out.safetensors"]) == 2
+    assert run(main, ["convert", "in.pth", "out.safetensors"]) == 2
     assert capsys.readouterr().err == "error: the following arguments are required: --arch\n"
 
 

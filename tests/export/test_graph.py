@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.export.conftest import NARROW_NAT, Save
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main as evaluate
-from visionattn.export.commands import main
+from visionattn.cli.export import main
 from visionattn.export.graph import Difference, compare, save_program
 from visionattn.export.network import Network
 from visionattn.layers.prepared import frozen_weights

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.export.conftest import NARROW_NAT, Save
 from visionattn.cli import evaluate
 from visionattn.cli.errors import run
-from visionattn.export.commands import main
+from visionattn.cli.export import main
 from visionattn.training import load_checkpoint
 
 VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from visionattn.cli import export as exporting
 from visionattn.cli.errors import describe
 from visionattn.data import DataError, ImageClassificationData
-from visionattn.export import commands as exporting
 
 Run = Callable[..., Any]
 Fails = Callable[..., str]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 import visionattn_kernels as vk
 from tests.kernels.interpreter import NOT_INTERPRETED
+from tests.kernels.reach import assert_reaches_who_sees
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.attention import triton as backend
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import plan
 from visionattn_kernels.testing import (
     assert_matches_reference,
-    assert_reaches_who_sees,
     make_inputs,
     run_with_gradients,
 )

@@ -9,8 +9,9 @@ from holding import holds_for
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kernels.reach import assert_reaches_who_sees
 from visionattn_kernels import Window, neighborhood_av_2d, neighborhood_qk_2d, windowed_attention
-from visionattn_kernels.testing import assert_matches_reference, assert_reaches_who_sees, make_inputs
+from visionattn_kernels.testing import assert_matches_reference, make_inputs
 from visionattn_kernels.window import BOUNDARIES
 
 BACKENDS = ("native", "tiled", "gemm", "reference")

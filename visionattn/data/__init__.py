@@ -3,8 +3,9 @@
 Names are imported upon first use, so that reading an image does not load Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.data.classification import ImageClassificationData
@@ -24,25 +25,19 @@ __all__ = [
     "SceneBatch", "SceneData", "UnreadableImageError", "image_transform", "open_scenes", "read_image",
 ]  # fmt: skip
 
-_LAZY = {
-    "visionattn.data.classification": ("ImageClassificationData",),
-    "visionattn.data.errors": ("DataError",),
-    "visionattn.data.images": ("read_image",),
-    "visionattn.data.loading": ("Batch", "ImageLoader", "UnreadableImageError"),
-    "visionattn.data.module": ("ImageData",),
-    "visionattn.data.reid.module": ("ReidBatch", "ReidData"),
-    "visionattn.data.scenes.loading": ("SceneBatch",),
-    "visionattn.data.scenes.module": ("SceneData",),
-    "visionattn.data.scenes.opening": ("open_scenes",),
-    "visionattn.data.scenes.scene": ("Scene",),
-    "visionattn.data.transforms": ("image_transform",),
-}
-"""Public names by module, each imported upon first use."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module."""
-    for module, names in _LAZY.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "classification": "ImageClassificationData",
+        "errors": "DataError",
+        "images": "read_image",
+        "loading": "Batch ImageLoader UnreadableImageError",
+        "module": "ImageData",
+        "reid.module": "ReidBatch ReidData",
+        "scenes.loading": "SceneBatch",
+        "scenes.module": "SceneData",
+        "scenes.opening": "open_scenes",
+        "scenes.scene": "Scene",
+        "transforms": "image_transform",
+    },
+)

@@ -309,21 +309,9 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
-    def train_dataloader(self) -> ImageLoader:
-        """Return the loader of the training split: shuffled, augmented, from the place where a resumed run stopped."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> ImageLoader:
-        """Return the loader of the validation split: every image once, in order."""
-        return self._loader("validation")
-
-    def test_dataloader(self) -> ImageLoader:
-        """Return the loader of the test split, or of the validation split if there is none."""
-        return self._loader("test")
-
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
-        return self._loader("predict")
+        return self._keep("predict")
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
@@ -352,7 +340,8 @@ class ImageClassificationData(ImageData):
         transform = image_transform(self.preprocessing, self.augmentation if training else None)
         return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
 
-    def _loader(self, split: str) -> ImageLoader:
+    def loader(self, split: str) -> ImageLoader:
+        """Make the loader of a split; of ``predict``, of every image under ``root``."""
         training = split == "train"
         source = self._sources[split]
         transform = self._transform(training)
@@ -370,10 +359,7 @@ class ImageClassificationData(ImageData):
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
             options |= self.batches(len(source), training, self.aug_repeats)
         num_classes = None if split == "predict" else self.num_classes
-        self._loaders[split] = ImageLoader(
-            dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape)
-        )
-        return self._loaders[split]
+        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
 
 
 def _size(source: ImageSource | IterableImageDataset) -> str:

@@ -186,7 +186,7 @@ class Collate:
 
 
 class ImageLoader(DataLoader[Any]):
-    """DataLoader of :class:`Batch` es that raises an error for a broken image, or lists broken images.
+    """DataLoader of batches as ``collate_fn`` makes them; it raises an error for a broken image, or lists it.
 
     Workers return errors as data, because an exception would arrive as a traceback in a string.
 
@@ -207,7 +207,7 @@ class ImageLoader(DataLoader[Any]):
         self.on_error, self.num_classes = on_error, num_classes
         self.broken: dict[str, None] = {}  # an ordered set
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if batch.errors and self.on_error == "raise":
                 raise UnreadableImageError(

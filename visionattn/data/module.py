@@ -108,6 +108,26 @@ class ImageData(LightningDataModule):
         # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
         return {"batch_size": self.batch_size, "sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
 
+    @abstractmethod
+    def loader(self, split: str) -> ImageLoader:
+        """Make the loader of a split: ``train``, ``validation`` or ``test``."""
+
+    def train_dataloader(self) -> ImageLoader:
+        """Return the training loader: shuffled, augmented, from the place where a resumed run stopped."""
+        return self._keep("train")
+
+    def val_dataloader(self) -> ImageLoader:
+        """Return the validation loader: every image once, in order; the ranks take turns."""
+        return self._keep("validation")
+
+    def test_dataloader(self) -> ImageLoader:
+        """Return the loader of the test split, or of the validation split if there is none."""
+        return self._keep("test")
+
+    def _keep(self, split: str) -> ImageLoader:
+        self._loaders[split] = self.loader(split)
+        return self._loaders[split]
+
     def set_epoch(self, epoch: int) -> None:
         """Do nothing; Lightning tells the epoch to the sampler."""
 

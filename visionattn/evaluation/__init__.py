@@ -4,8 +4,9 @@
 `evaluate_slots` and `measure_throughput` return dataclasses, whose ``to_dict()`` is what ``eval.py --output`` writes.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.evaluation.as_trained import (
@@ -31,14 +32,16 @@ __all__ = [
     "open_scenes", "save_ranked_lists", "save_rollouts", "save_slot_sheet",
 ]  # fmt: skip
 
-_MODULES = ("source", "as_trained", "timing", "throughput", "classification", "retrieval", "discovery", "drawing")
-"""Modules in the order in which names are looked for; they load Lightning and torchmetrics."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name of `__all__` upon first use."""
-    if name in __all__:
-        for module in _MODULES:
-            if hasattr(found := import_module(f"{__name__}.{module}"), name):
-                return getattr(found, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "as_trained": "IdentityOptions ImageOptions SceneOptions open_identities open_images open_scenes",
+        "classification": "ClassificationResult evaluate_classifier",
+        "discovery": "DiscoveryResult evaluate_slots",
+        "drawing": "save_ranked_lists save_rollouts save_slot_sheet",
+        "retrieval": "RetrievalResult evaluate_reid",
+        "source": "LoadedModel ModelSource Origin load_model",
+        "throughput": "ThroughputRow measure_throughput",
+        "timing": "Conditions count_macs",
+    },
+)

@@ -1,15 +1,17 @@
 """Models to evaluate: from a checkpoint, from a file of weights, or from timm's registry."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
+from visionattn.data import image_transform
 from visionattn.training import (
     ModelSpec,
     Weights,
@@ -54,6 +56,10 @@ class LoadedModel(NamedTuple):
     def name(self) -> str:
         """The checkpoint's path or the model's name, for messages."""
         return self.origin.checkpoint or self.spec.model
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Return the transform from an RGB image to a normalised tensor [C, H, W], as the weights want it."""
+        return image_transform(self.spec.preprocessing)
 
 
 @dataclass(frozen=True)

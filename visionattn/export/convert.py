@@ -3,18 +3,15 @@
 visionattn export convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
 """
 
-import argparse
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from visionattn.cli.errors import run
-from visionattn.errors import UsageError, one_line
+from visionattn.errors import one_line
 from visionattn.io import save_weights
 from visionattn.models import IsotropicNeighborhoodTransformer, NeighborhoodAttentionTransformer
 from visionattn.models._nat_checkpoints import CLASSIFIER, Mapped, fit, map_checkpoint
@@ -23,33 +20,6 @@ from visionattn.suggestions import suggest
 from visionattn.training.checkpoints.files import check_whole
 
 FAMILIES = (NeighborhoodAttentionTransformer, IsotropicNeighborhoodTransformer)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise an error for a mistake in the command line, as argparse asks."""
-        raise UsageError(message)
-
-
-def main(argv: list[str], prog: str = "python -m visionattn.export.convert") -> None:
-    """Run the command, which prints where every tensor of the file went."""
-    parser = _Parser(
-        prog=prog,
-        description="Convert a published NAT or DiNAT checkpoint to safetensors.",
-        epilog="The layouts of the authors' classifiers, of their detection and segmentation backbones and of Hugging "
-        "Face's classes are recognised. The result loads through timm.create_model(NAME, pretrained=True, "
-        "pretrained_cfg_overlay=dict(file=OUT)).",
-    )
-    parser.add_argument(
-        "source", metavar="IN", type=Path, help="a file of torch.save or safetensors; no code in it runs"
-    )
-    parser.add_argument("target", metavar="OUT", type=Path, help="the .safetensors file to write")
-    parser.add_argument(
-        "--arch", metavar="NAME", required=True, help="the architecture that IN is of, such as dinat_tiny"
-    )
-    args = parser.parse_args(argv)
-    for line in convert(args.source, args.target, args.arch):
-        print(line)
 
 
 def convert(source: Path, target: Path, arch: str) -> list[str]:
@@ -125,7 +95,3 @@ def _report(mapped: Mapped, weights: dict[str, Tensor], resized: list[str], targ
         *padding,
         f"{target}: {len(tensors)} tensors, {parameters:.2f} M parameters, from {mapped.layout}{tables}{classifier}",
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

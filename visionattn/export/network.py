@@ -98,7 +98,7 @@ def load_network(
     inference: Inference | None = None,
     img_size: ImageSize | None = None,
 ) -> Network:
-    """Load the network that the options of `visionattn export onnx` name, see `commands.onnx`.
+    """Load the network that the options of `visionattn export onnx` name, see `visionattn.cli.export`.
 
     Raises:
         UsageError: Options contradict each other, or none names a network.

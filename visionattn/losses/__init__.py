@@ -1,7 +1,8 @@
 """Losses of re-identification, and the weighting of several losses by their uncertainty."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.losses.center import CenterLoss
@@ -10,17 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchHardTripletLoss", "CenterLoss", "UncertaintyWeightedLoss"]
 
-_LAZY = {
-    "visionattn.losses.center": ("CenterLoss",),
-    "visionattn.losses.triplet": ("BatchHardTripletLoss",),
-    "visionattn.losses.uncertainty": ("UncertaintyWeightedLoss",),
-}
-"""Public names by module, each imported upon first use."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module."""
-    for module, names in _LAZY.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {"center": "CenterLoss", "triplet": "BatchHardTripletLoss", "uncertainty": "UncertaintyWeightedLoss"},
+)

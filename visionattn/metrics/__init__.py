@@ -1,7 +1,8 @@
 """Metrics of retrieval, re-identification and object discovery."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.metrics.baselines import block_grid, random_segments
@@ -19,26 +20,18 @@ if TYPE_CHECKING:
     from visionattn.metrics.retrieval import evaluate_distances, evaluate_retrieval, evaluate_vehicleid
 
 __all__ = [
-    "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "block_grid",
-    "correct_localization", "evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid", "foreground_ari",
-    "mean_best_overlap", "random_segments", "rerank",
+    "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "block_grid", "correct_localization",
+    "evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid", "foreground_ari", "mean_best_overlap",
+    "random_segments", "rerank",
 ]  # fmt: skip
 
-_LAZY = {
-    "visionattn.metrics.baselines": ("block_grid", "random_segments"),
-    "visionattn.metrics.reranking": ("rerank",),
-    "visionattn.metrics.retrieval": ("evaluate_distances", "evaluate_retrieval", "evaluate_vehicleid"),
-    "visionattn.metrics.object_discovery": (
-        "ARI", "CorLoc", "ForegroundARI", "MeanBestOverlap", "adjusted_rand_index", "correct_localization",
-        "foreground_ari", "mean_best_overlap"
-    ),
-}  # fmt: skip
-"""Public names by module, each imported upon first use."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module."""
-    for module, names in _LAZY.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "baselines": "block_grid random_segments",
+        "object_discovery": "ARI CorLoc ForegroundARI MeanBestOverlap "
+        "adjusted_rand_index correct_localization foreground_ari mean_best_overlap",
+        "reranking": "rerank",
+        "retrieval": "evaluate_distances evaluate_retrieval evaluate_vehicleid",
+    },
+)

@@ -157,11 +157,6 @@ def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
     return list(dilation)
 
 
-def relative_tables(model: nn.Module) -> set[str]:
-    """Return the names of the relative bias tables, which take no weight decay."""
-    return {name for name, _ in model.named_parameters() if name.endswith("rpb")}
-
-
 def init_weights(module: nn.Module) -> None:
     """Initialise linear layers from a truncated normal distribution, as in the papers."""
     if isinstance(module, nn.Linear):

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,24 @@ def packaged(name: str) -> dict[str, Any]:
     return {"file": str(FOLDER / name / "model.safetensors"), "label_names": tuple(config["label_names"])}
 
 
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+def build_model(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable[..., Any] | None = None,
+    *,
+    features: Mapping[str, Any],
+    **kwargs: Any,
+) -> Any:
     """Call timm's `build_model_with_cfg` after checking the packaged weights that it would read.
+
+    Args:
+        model_cls: Class of the model.
+        variant: Name of the model.
+        pretrained: Whether to load weights.
+        filter_fn: Function that fits a state dict to a model.
+        features: timm's `feature_cfg`; `out_indices` among the options overrides its own.
+        **kwargs: Options of timm and of the class.
 
     Raises:
         ValueError: weights of the package are damaged or missing.
@@ -31,23 +48,22 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
         path = Path(resolve_pretrained_cfg(variant, **given).file or "")
         if path.is_relative_to(FOLDER):
             check(path)
-    return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+    feature_cfg = {**features, "out_indices": kwargs.pop("out_indices", features["out_indices"])}
+    return build_model_with_cfg(
+        model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
+    )
 
 
-def build_vit(
-    model_cls: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable[..., Any], **kwargs: Any
-) -> Any:
-    """Build a ViT of timm, or a subclass, with `build_model`; its features are those of three blocks by default."""
-    features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)
+build_vit = partial(build_model, features={"out_indices": 3, "feature_cls": "getter"})
+"""Build a ViT of timm, or a subclass; its features are those of three blocks by default."""
 
 
 def build_pyramid(
     model_cls: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable[..., Any], **kwargs: Any
 ) -> Any:
-    """Build a `Backbone` with a stack of `depths` with `build_model`; its features are those of every level."""
+    """Build a `Backbone` with a stack of `depths`; its features are those of every level."""
     features = {"out_indices": tuple(range(len(kwargs["depths"]))), "flatten_sequential": True}
-    return build_model(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=features, **kwargs)
+    return build_model(model_cls, variant, pretrained, filter_fn, features=features, **kwargs)
 
 
 def check(path: Path) -> None:

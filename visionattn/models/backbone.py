@@ -17,6 +17,8 @@ class Backbone(nn.Module):
     stem_name: ClassVar[str] = "patch_embed"
     stack_name: ClassVar[str] = "levels"
     last_name: ClassVar[str] = "norm"
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of parameters that take no weight decay, beyond the 1-D ones."""
 
     def finish(
         self,
@@ -46,6 +48,10 @@ class Backbone(nn.Module):
         self.head = ClassifierHead(num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
         self.grad_checkpointing = False
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay beyond the 1-D ones."""
+        return {name for name, _ in self.named_parameters() if name.endswith(self.undecayed)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return groups of parameters for layer decay: stem, then modules of the stack (coarse) or their blocks."""
@@ -106,17 +112,22 @@ class Backbone(nn.Module):
             raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
         stack, last_layer = getattr(self, self.stack_name), getattr(self, self.last_name)
         take, last = take_indices(len(stack), indices)
-        x = getattr(self, self.stem_name)(x)
+        outputs = self.run_stack(x, last + 1 if stop_early else len(stack))
         intermediates = []
-        for index, module in enumerate(stack[: last + 1] if stop_early else stack):
-            x = module(x)
-            if index in take:
-                feature = last_layer(x) if norm and index == len(stack) - 1 else x
-                intermediates.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
+        for index in sorted(set(take)):
+            feature = last_layer(outputs[index]) if norm and index == len(stack) - 1 else outputs[index]
+            intermediates.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
         if intermediates_only:
             return intermediates
         complete = not stop_early or last == len(stack) - 1
-        return last_layer(x) if complete else x, intermediates
+        return last_layer(outputs[-1]) if complete else outputs[-1], intermediates
+
+    def run_stack(self, x: Tensor, count: int) -> list[Tensor]:
+        """Map images `[B, in_chans, H, W]` to the outputs of the first `count` modules of the stack."""
+        outputs = [getattr(self, self.stem_name)(x)]
+        for module in getattr(self, self.stack_name)[:count]:
+            outputs.append(module(outputs[-1]))
+        return outputs[1:]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

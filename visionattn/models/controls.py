@@ -1,13 +1,15 @@
 """Models of timm at sizes for images of 32 pixels and for CPUs: what the others build on, and are compared with."""
 
+from functools import partial
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from visionattn.models._configs import register_variants
 from visionattn.models._weights import build_model, build_vit, packaged
 
 __all__ = ["SmallImageResNet"]
@@ -58,37 +60,24 @@ default_cfgs = generate_default_cfgs(
 VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6, "num_classes": 10}
 VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
 VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
-RESNET_PICO: dict[str, Any] = {
+_RESNET_PICO: dict[str, Any] = {
     "block": BasicBlock,
     "layers": (2, 2, 2, 2),
     "channels": (16, 32, 64, 96),
     "num_classes": 10,
 }
 
+register_variants(
+    __name__,
+    partial(build_vit, VisionTransformer, filter_fn=checkpoint_filter_fn),
+    {
+        "vit_pico_patch4_32": ("A ViT of our own making: six blocks of ViT-Tiny's width.", VIT_PICO),
+        "vit_nano_patch4_32": ("A ViT of our own making: six blocks of width 96.", VIT_NANO),
+    },
+)
 
-def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> VisionTransformer:
-    return build_vit(VisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
-
-
-@register_model
-def vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A ViT of our own making: six blocks of ViT-Tiny's width."""
-    return _create_vit("vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
-
-
-@register_model
-def vit_nano_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A ViT of our own making: six blocks of width 96."""
-    return _create_vit("vit_nano_patch4_32", pretrained, VIT_NANO, **kwargs)
-
-
-@register_model
-def resnet_pico(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
-    """A ResNet of our own making: ResNet-18 with 16 to 96 channels."""
-    return build_model(
-        SmallImageResNet,
-        "resnet_pico",
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
-        **{**RESNET_PICO, **kwargs},
-    )
+register_variants(
+    __name__,
+    partial(build_model, SmallImageResNet, features={"out_indices": (0, 1, 2, 3, 4)}),
+    {"resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO)},
+)

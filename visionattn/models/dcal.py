@@ -21,7 +21,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter_fn
 from timm.models.vision_transformer_hybrid import HybridEmbed
 
-from visionattn.models._configs import configs_like
+from visionattn.models._configs import configs_like, register_variants
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, checkpoint_filter_fn
 from visionattn.models._weights import build_model, build_vit, packaged
@@ -65,55 +65,29 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-
-def _create_vit(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalVisionTransformer:
-    return build_vit(DcalVisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
-
-
-def _create_swin(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> DcalSwinTransformer:
-    return build_model(
-        DcalSwinTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=swin_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "flatten_sequential": True},
-        **{"patch_size": 4, "window_size": 7, **arch, **kwargs},
-    )
-
+_create_vit = partial(build_vit, DcalVisionTransformer, filter_fn=checkpoint_filter_fn)
 
 _TINY: dict[str, Any] = {"embed_dim": 192, "num_heads": 3}
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 12}
+_SWIN: dict[str, Any] = {"patch_size": 4, "window_size": 7}
 
-
-@register_model
-def dcal_deit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on DeiT-Tiny."""
-    return _create_vit("dcal_deit_tiny_patch16_224", pretrained, _TINY, **kwargs)
-
-
-@register_model
-def dcal_deit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on DeiT-Small."""
-    return _create_vit("dcal_deit_small_patch16_224", pretrained, _SMALL, **kwargs)
-
-
-@register_model
-def dcal_deit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on DeiT-Base."""
-    return _create_vit("dcal_deit_base_patch16_224", pretrained, _BASE, **kwargs)
-
-
-@register_model
-def dcal_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on ViT-Small; the paper has none."""
-    return _create_vit("dcal_vit_small_patch16_224", pretrained, _SMALL, **kwargs)
-
-
-@register_model
-def dcal_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on ViT-Base."""
-    return _create_vit("dcal_vit_base_patch16_224", pretrained, _BASE, **kwargs)
+register_variants(
+    __name__,
+    _create_vit,
+    {
+        "dcal_deit_tiny_patch16_224": ("DCAL on DeiT-Tiny.", _TINY),
+        "dcal_deit_small_patch16_224": ("DCAL on DeiT-Small.", _SMALL),
+        "dcal_deit_base_patch16_224": ("DCAL on DeiT-Base.", _BASE),
+        "dcal_vit_small_patch16_224": ("DCAL on ViT-Small; the paper has none.", _SMALL),
+        "dcal_vit_base_patch16_224": ("DCAL on ViT-Base.", _BASE),
+        "dcal_vit_pico": (
+            "DCAL for small images, of our own making: six blocks of width 128 on patches of 4 pixels.",
+            {**VIT_32, "embed_dim": 128, "num_heads": 4},
+        ),
+        "dcal_vit_nano": ("DCAL on `vit_nano_patch4_32`: six blocks of width 96.", VIT_NANO),
+    },
+)
 
 
 @register_model
@@ -130,38 +104,30 @@ def dcal_vit_base_r50_s16_224(pretrained: bool = False, **kwargs: Any) -> DcalVi
         device=kwargs.get("device"),
         dtype=kwargs.get("dtype"),
     )
-    arch = {**_BASE, "patch_size": 1, "embed_layer": partial(HybridEmbed, backbone=backbone)}
-    return _create_vit("dcal_vit_base_r50_s16_224", pretrained, arch, **kwargs)
+    arch = {**_BASE, "patch_size": 1, "embed_layer": partial(HybridEmbed, backbone=backbone), **kwargs}
+    return _create_vit("dcal_vit_base_r50_s16_224", pretrained, **arch)
 
 
-@register_model
-def dcal_vit_pico(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL for small images, of our own making: six blocks of width 128 on patches of 4 pixels."""
-    return _create_vit("dcal_vit_pico", pretrained, {**VIT_32, "embed_dim": 128, "num_heads": 4}, **kwargs)
-
-
-@register_model
-def dcal_vit_nano(pretrained: bool = False, **kwargs: Any) -> DcalVisionTransformer:
-    """DCAL on `vit_nano_patch4_32`: six blocks of width 96."""
-    return _create_vit("dcal_vit_nano", pretrained, VIT_NANO, **kwargs)
-
-
-@register_model
-def dcal_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
-    """PWCA on Swin-Tiny."""
-    arch = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
-    return _create_swin("dcal_swin_tiny_patch4_window7_224", pretrained, arch, **kwargs)
-
-
-@register_model
-def dcal_swin_small_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
-    """PWCA on Swin-Small."""
-    arch = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
-    return _create_swin("dcal_swin_small_patch4_window7_224", pretrained, arch, **kwargs)
-
-
-@register_model
-def dcal_swin_base_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> DcalSwinTransformer:
-    """PWCA on Swin-Base."""
-    arch = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
-    return _create_swin("dcal_swin_base_patch4_window7_224", pretrained, arch, **kwargs)
+register_variants(
+    __name__,
+    partial(
+        build_model,
+        DcalSwinTransformer,
+        filter_fn=swin_filter_fn,
+        features={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+    ),
+    {
+        "dcal_swin_tiny_patch4_window7_224": (
+            "PWCA on Swin-Tiny.",
+            {**_SWIN, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+        ),
+        "dcal_swin_small_patch4_window7_224": (
+            "PWCA on Swin-Small.",
+            {**_SWIN, "embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+        ),
+        "dcal_swin_base_patch4_window7_224": (
+            "PWCA on Swin-Base.",
+            {**_SWIN, "embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+        ),
+    },
+)

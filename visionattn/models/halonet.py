@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import BatchNormAct2d, ConvNormAct, DropPath
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.halo_attention import HaloAttention2d, channels_last, resize_table
+from visionattn.models._configs import image_config, register_variants
 from visionattn.models._weights import build_pyramid, packaged
 from visionattn.models.backbone import Backbone
 
@@ -92,6 +92,7 @@ class HaloNet(Backbone):
     stem_name: ClassVar[str] = "stem"
     stack_name: ClassVar[str] = "stages"
     last_name: ClassVar[str] = "final_conv"
+    undecayed: ClassVar[tuple[str, ...]] = ("height_rel", "width_rel")
 
     def __init__(
         self,
@@ -196,10 +197,6 @@ class HaloNet(Backbone):
             elif isinstance(module, Bottleneck) and zero_init_last:
                 nn.init.zeros_(module.conv2.bn.weight)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative tables."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("height_rel", "width_rel"))}
-
     def set_input_size(
         self,
         img_size: int | tuple[int, int] | None = None,
@@ -226,23 +223,16 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: HaloNet) -> dict[
 
 
 def _cfg(size: int = 256, **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": (-(-size // 32), -(-size // 32)),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2103.12731",
-        "paper_name": "Scaling Local Self-Attention for Parameter Efficient Visual Backbones",
-        "origin_url": "",
-        **kwargs,
-    }
+    return image_config(
+        **{
+            "input_size": (3, size, size),
+            "pool_size": (-(-size // 32), -(-size // 32)),
+            "first_conv": "stem.conv.conv",
+            "paper_ids": "arXiv:2103.12731",
+            "paper_name": "Scaling Local Self-Attention for Parameter Efficient Visual Backbones",
+            **kwargs,
+        }
+    )
 
 
 # The paper's table 3: image size, then block, halo, r_v, r_b, blocks of stage 3 and d_f.
@@ -280,10 +270,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_halonet(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> HaloNet:
-    return build_pyramid(HaloNet, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
-
-
 def _table(name: str, **changes: Any) -> dict[str, Any]:
     _, block_size, halo_size, value_ratio, output_ratio, depth, final_dim = _H[name]
     return {
@@ -297,87 +283,38 @@ def _table(name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-@register_model
-def halo_pico(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet for images of 32 to 64 pixels and for CPUs, of our own making: three stages, stride 2 at the stem."""
-    return _create_halonet("halo_pico", pretrained, _PICO, **kwargs)
-
-
-@register_model
-def halo_h0(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H0."""
-    return _create_halonet("halo_h0", pretrained, _table("halo_h0"), **kwargs)
-
-
-@register_model
-def halo_h1(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H1."""
-    return _create_halonet("halo_h1", pretrained, _table("halo_h1"), **kwargs)
-
-
-@register_model
-def halo_h2(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H2."""
-    return _create_halonet("halo_h2", pretrained, _table("halo_h2"), **kwargs)
-
-
-@register_model
-def halo_h3(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H3."""
-    return _create_halonet("halo_h3", pretrained, _table("halo_h3"), **kwargs)
-
-
-@register_model
-def halo_h4(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H4."""
-    return _create_halonet("halo_h4", pretrained, _table("halo_h4"), **kwargs)
-
-
-@register_model
-def halo_h5(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H5."""
-    return _create_halonet("halo_h5", pretrained, _table("halo_h5"), **kwargs)
-
-
-@register_model
-def halo_h6(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H6."""
-    return _create_halonet("halo_h6", pretrained, _table("halo_h6"), **kwargs)
-
-
-@register_model
-def halo_h7(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H7."""
-    return _create_halonet("halo_h7", pretrained, _table("halo_h7"), **kwargs)
-
-
-@register_model
-def halo_h4_conv12(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H4 with convolutions in stages 1 and 2."""
-    return _create_halonet("halo_h4_conv12", pretrained, _table("halo_h4", conv_stages=2), **kwargs)
-
-
-@register_model
-def halo_h7_conv12(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H7 with convolutions in stages 1 and 2: the paper's trade of 0.2 points for half the training time."""
-    return _create_halonet("halo_h7_conv12", pretrained, _table("halo_h7", conv_stages=2), **kwargs)
-
-
-@register_model
-def halo_h4_base128(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """HaloNet-H4 of twice the width, for transfer from ImageNet-21k at 256, 384 and 512 pixels."""
-    return _create_halonet("halo_h4_base128", pretrained, _table("halo_h4", embed_dim=128), **kwargs)
-
-
-@register_model
-def halo_h4_base128_conv12(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """The transfer model with convolutions in stages 1 and 2."""
-    arch = _table("halo_h4", embed_dim=128, conv_stages=2)
-    return _create_halonet("halo_h4_base128_conv12", pretrained, arch, **kwargs)
-
-
-@register_model
-def halo_h4_base128_patch4(pretrained: bool = False, **kwargs: Any) -> HaloNet:
-    """The transfer model on patches of 4x4 pixels."""
-    arch = _table("halo_h4", embed_dim=128, stem="patch")
-    return _create_halonet("halo_h4_base128_patch4", pretrained, arch, **kwargs)
+register_variants(
+    __name__,
+    partial(build_pyramid, HaloNet, filter_fn=checkpoint_filter_fn),
+    {
+        "halo_pico": (
+            "HaloNet for images of 32 to 64 pixels and for CPUs, of our own making: three stages.",
+            _PICO,
+        ),
+        "halo_h0": ("HaloNet-H0.", _table("halo_h0")),
+        "halo_h1": ("HaloNet-H1.", _table("halo_h1")),
+        "halo_h2": ("HaloNet-H2.", _table("halo_h2")),
+        "halo_h3": ("HaloNet-H3.", _table("halo_h3")),
+        "halo_h4": ("HaloNet-H4.", _table("halo_h4")),
+        "halo_h5": ("HaloNet-H5.", _table("halo_h5")),
+        "halo_h6": ("HaloNet-H6.", _table("halo_h6")),
+        "halo_h7": ("HaloNet-H7.", _table("halo_h7")),
+        "halo_h4_conv12": ("HaloNet-H4 with convolutions in stages 1 and 2.", _table("halo_h4", conv_stages=2)),
+        "halo_h7_conv12": (
+            "HaloNet-H7 with convolutions in stages 1 and 2: 0.2 points for half the training time.",
+            _table("halo_h7", conv_stages=2),
+        ),
+        "halo_h4_base128": (
+            "HaloNet-H4 of twice the width, for transfer from ImageNet-21k at 256, 384 and 512 pixels.",
+            _table("halo_h4", embed_dim=128),
+        ),
+        "halo_h4_base128_conv12": (
+            "The transfer model with convolutions in stages 1 and 2.",
+            _table("halo_h4", embed_dim=128, conv_stages=2),
+        ),
+        "halo_h4_base128_patch4": (
+            "The transfer model on patches of 4x4 pixels.",
+            _table("halo_h4", embed_dim=128, stem="patch"),
+        ),
+    },
+)

@@ -10,14 +10,15 @@ never tested them.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize
+from visionattn.models._configs import image_config, register_variants
 from visionattn.models._nat_blocks import (
     Block,
     ConvDownsample,
@@ -29,7 +30,6 @@ from visionattn.models._nat_blocks import (
     PatchMerging,
     block_dilations,
     init_weights,
-    relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
@@ -43,6 +43,8 @@ Dilations = Sequence[Dilation] | Literal["largest"] | None
 
 class NeighborhoodAttentionTransformer(Backbone):
     """NAT, and DiNAT where `dilations` are given; any input size works."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
 
     def __init__(
         self,
@@ -141,10 +143,6 @@ class NeighborhoodAttentionTransformer(Backbone):
         self.apply(init_weights)
         follow_padding(self, legacy_pad)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
-        return relative_tables(self)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to normalized features `[B, num_features, H / 32, W / 32]`."""
         return self.norm(self.levels(self.patch_embed(x)))
@@ -162,23 +160,17 @@ _SHI = "https://shi-labs.com/projects"
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj.0",
-        "classifier": "head.fc",
-        "license": "mit",
-        "paper_ids": "arXiv:2204.07143",
-        "paper_name": "Neighborhood Attention Transformer",
-        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
-        **kwargs,
-    }
+    return image_config(
+        **{
+            "pool_size": (7, 7),
+            "first_conv": "patch_embed.proj.0",
+            "license": "mit",
+            "paper_ids": "arXiv:2204.07143",
+            "paper_name": "Neighborhood Attention Transformer",
+            "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+            **kwargs,
+        }
+    )
 
 
 _DINAT_PAPER = {"paper_ids": "arXiv:2209.15001", "paper_name": "Dilated Neighborhood Attention Transformer"}
@@ -234,14 +226,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_nat(
-    variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any
-) -> NeighborhoodAttentionTransformer:
-    return build_pyramid(
-        NeighborhoodAttentionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs}
-    )
-
-
 _MINI = {"embed_dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}
 _TINY = {"embed_dim": 64, "depths": (3, 4, 18, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}
 _SMALL = {"embed_dim": 96, "depths": (3, 4, 18, 5), "num_heads": (3, 6, 12, 24), "mlp_ratio": 2.0}
@@ -257,110 +241,36 @@ _S_BASE = {**_S_SMALL, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
 _S_LARGE = {**_S_SMALL, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
 _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2.0, "stem_strides": (2, 1)}
 
-
-@register_model
-def nat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT for images of 32 to 64 pixels and for CPUs, of our own making: three levels, stride 2 at the stem."""
-    return _create_nat("nat_pico", pretrained, _PICO, **kwargs)
-
-
-@register_model
-def dinat_pico(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT of the same size, of our own making: windows of 3, with the largest dilations for images of 32 pixels."""
-    return _create_nat("dinat_pico", pretrained, {**_PICO, "kernel_size": 3, "dilations": (5, 2, 1)}, **kwargs)
-
-
-@register_model
-def nat_mini(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT-Mini."""
-    return _create_nat("nat_mini", pretrained, _MINI, **kwargs)
-
-
-@register_model
-def nat_tiny(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT-Tiny."""
-    return _create_nat("nat_tiny", pretrained, _TINY, **kwargs)
-
-
-@register_model
-def nat_small(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT-Small."""
-    return _create_nat("nat_small", pretrained, {**_SMALL, "layer_scale": 1e-5}, **kwargs)
-
-
-@register_model
-def nat_base(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """NAT-Base."""
-    return _create_nat("nat_base", pretrained, _BASE, **kwargs)
-
-
-@register_model
-def dinat_mini(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Mini."""
-    return _create_nat("dinat_mini", pretrained, {**_MINI, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_tiny(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Tiny."""
-    return _create_nat("dinat_tiny", pretrained, {**_TINY, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_small(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Small."""
-    return _create_nat("dinat_small", pretrained, {**_SMALL, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_base(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Base."""
-    return _create_nat("dinat_base", pretrained, {**_BASE, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_large(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large."""
-    return _create_nat("dinat_large", pretrained, {**_LARGE, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_large_384(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large with the dilations of 384 pixels."""
-    return _create_nat("dinat_large_384", pretrained, {**_LARGE, **_DILATED_384}, **kwargs)
-
-
-@register_model
-def dinat_large_384_k11(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT-Large with 11x11 windows, for 384 pixels."""
-    return _create_nat("dinat_large_384_k11", pretrained, {**_LARGE, **_DILATED, "kernel_size": 11}, **kwargs)
-
-
-@register_model
-def dinat_s_tiny(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Tiny."""
-    return _create_nat("dinat_s_tiny", pretrained, {**_S_TINY, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_s_small(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Small."""
-    return _create_nat("dinat_s_small", pretrained, {**_S_SMALL, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_s_base(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Base."""
-    return _create_nat("dinat_s_base", pretrained, {**_S_BASE, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_s_large(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Large."""
-    return _create_nat("dinat_s_large", pretrained, {**_S_LARGE, **_DILATED}, **kwargs)
-
-
-@register_model
-def dinat_s_large_384(pretrained: bool = False, **kwargs: Any) -> NeighborhoodAttentionTransformer:
-    """DiNAT_s-Large with the dilations of 384 pixels."""
-    return _create_nat("dinat_s_large_384", pretrained, {**_S_LARGE, **_DILATED_384}, **kwargs)
+register_variants(
+    __name__,
+    partial(build_pyramid, NeighborhoodAttentionTransformer, filter_fn=checkpoint_filter_fn),
+    {
+        "nat_pico": (
+            "NAT for images of 32 to 64 pixels and for CPUs, of our own making: three levels, stride 2 at the stem.",
+            _PICO,
+        ),
+        "dinat_pico": (
+            "DiNAT of the same size, of our own making: windows of 3, with the largest dilations for 32 pixels.",
+            {**_PICO, "kernel_size": 3, "dilations": (5, 2, 1)},
+        ),
+        "nat_mini": ("NAT-Mini.", _MINI),
+        "nat_tiny": ("NAT-Tiny.", _TINY),
+        "nat_small": ("NAT-Small.", {**_SMALL, "layer_scale": 1e-5}),
+        "nat_base": ("NAT-Base.", _BASE),
+        "dinat_mini": ("DiNAT-Mini.", {**_MINI, **_DILATED}),
+        "dinat_tiny": ("DiNAT-Tiny.", {**_TINY, **_DILATED}),
+        "dinat_small": ("DiNAT-Small.", {**_SMALL, **_DILATED}),
+        "dinat_base": ("DiNAT-Base.", {**_BASE, **_DILATED}),
+        "dinat_large": ("DiNAT-Large.", {**_LARGE, **_DILATED}),
+        "dinat_large_384": ("DiNAT-Large with the dilations of 384 pixels.", {**_LARGE, **_DILATED_384}),
+        "dinat_large_384_k11": (
+            "DiNAT-Large with 11x11 windows, for 384 pixels.",
+            {**_LARGE, **_DILATED, "kernel_size": 11},
+        ),
+        "dinat_s_tiny": ("DiNAT_s-Tiny.", {**_S_TINY, **_DILATED}),
+        "dinat_s_small": ("DiNAT_s-Small.", {**_S_SMALL, **_DILATED}),
+        "dinat_s_base": ("DiNAT_s-Base.", {**_S_BASE, **_DILATED}),
+        "dinat_s_large": ("DiNAT_s-Large.", {**_S_LARGE, **_DILATED}),
+        "dinat_s_large_384": ("DiNAT_s-Large with the dilations of 384 pixels.", {**_S_LARGE, **_DILATED_384}),
+    },
+)

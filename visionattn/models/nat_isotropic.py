@@ -7,24 +7,25 @@ ones it is a sliding window until `set_input_size` widens it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
+from visionattn.models._configs import image_config, register_variants
 from visionattn.models._nat_blocks import (
     Block,
     LayerNorm2d,
     PatchEmbed,
     block_dilations,
     init_weights,
-    relative_tables,
 )
 from visionattn.models._nat_checkpoints import checkpoint_filter_fn
 from visionattn.models._nat_padding import follow_padding
+from visionattn.models._weights import build_model
 from visionattn.models.backbone import Backbone
 
 __all__ = ["IsotropicNeighborhoodTransformer"]
@@ -48,6 +49,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
     """Patches, then blocks of neighborhood attention at one width and resolution; any input size works."""
 
     stack_name: ClassVar[str] = "blocks"
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
 
     def __init__(
         self,
@@ -142,10 +144,6 @@ class IsotropicNeighborhoodTransformer(Backbone):
                 if isinstance(module, NeighborhoodAttention2d):
                     module.set_kernel_size(self._map_size(img_size))
 
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: the relative bias tables."""
-        return relative_tables(self)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to normalized features `[B, embed_dim, H / 16, W / 16]`."""
         return self.norm(self.blocks(self.patch_embed(x)))
@@ -156,22 +154,15 @@ class IsotropicNeighborhoodTransformer(Backbone):
 
 
 def _cfg(file: str) -> dict[str, Any]:
-    return {
-        "url": f"https://shi-labs.com/projects/dinat/checkpoints/isotropic/{file}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (14, 14),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.fc",
-        "license": "mit",
-        "paper_ids": "arXiv:2209.15001",
-        "paper_name": "Dilated Neighborhood Attention Transformer",
-        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
-    }
+    return image_config(
+        url=f"https://shi-labs.com/projects/dinat/checkpoints/isotropic/{file}",
+        pool_size=(14, 14),
+        first_conv="patch_embed.proj",
+        license="mit",
+        paper_ids="arXiv:2209.15001",
+        paper_name="Dilated Neighborhood Attention Transformer",
+        origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -186,52 +177,23 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    return build_model_with_cfg(
-        IsotropicNeighborhoodTransformer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "flatten_sequential": True},
-        **{**arch, **kwargs},
-    )
-
-
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 24}
 
-
-@register_model
-def nat_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """NAT-iso-Small."""
-    return _create("nat_isotropic_small", pretrained, _SMALL, **kwargs)
-
-
-@register_model
-def nat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """NAT-iso-Base."""
-    return _create("nat_isotropic_base", pretrained, _BASE, **kwargs)
-
-
-@register_model
-def dinat_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """DiNAT-iso-Small."""
-    return _create("dinat_isotropic_small", pretrained, {**_SMALL, "dilation": 2}, **kwargs)
-
-
-@register_model
-def dinat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """DiNAT-iso-Base."""
-    return _create("dinat_isotropic_base", pretrained, {**_BASE, "dilation": 2}, **kwargs)
-
-
-@register_model
-def vitrpb_small(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """ViT-rpb-Small: attention to the whole map."""
-    return _create("vitrpb_small", pretrained, {**_SMALL, "kernel_size": None}, **kwargs)
-
-
-@register_model
-def vitrpb_base(pretrained: bool = False, **kwargs: Any) -> IsotropicNeighborhoodTransformer:
-    """ViT-rpb-Base: attention to the whole map."""
-    return _create("vitrpb_base", pretrained, {**_BASE, "kernel_size": None}, **kwargs)
+register_variants(
+    __name__,
+    partial(
+        build_model,
+        IsotropicNeighborhoodTransformer,
+        filter_fn=checkpoint_filter_fn,
+        features={"out_indices": 3, "flatten_sequential": True},
+    ),
+    {
+        "nat_isotropic_small": ("NAT-iso-Small.", _SMALL),
+        "nat_isotropic_base": ("NAT-iso-Base.", _BASE),
+        "dinat_isotropic_small": ("DiNAT-iso-Small.", {**_SMALL, "dilation": 2}),
+        "dinat_isotropic_base": ("DiNAT-iso-Base.", {**_BASE, "dilation": 2}),
+        "vitrpb_small": ("ViT-rpb-Small: attention to the whole map.", {**_SMALL, "kernel_size": None}),
+        "vitrpb_base": ("ViT-rpb-Base: attention to the whole map.", {**_BASE, "kernel_size": None}),
+    },
+)

@@ -6,13 +6,15 @@ any model can stand in this one's place.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
+from visionattn.models._configs import image_config, register_variants
+from visionattn.models._weights import build_model
 from visionattn.models.backbone import Backbone
 
 __all__ = ["SlotCnn"]
@@ -91,22 +93,15 @@ class SlotCnn(Backbone):
 
 
 def _cfg(size: int, reduction: int) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, size, size),
-        "pool_size": (size // reduction, size // reduction),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2006.15055",
-        "paper_name": "Object-Centric Learning with Slot Attention",
-        "origin_url": "",
-    }
+    return image_config(
+        num_classes=10,
+        input_size=(3, size, size),
+        pool_size=(size // reduction, size // reduction),
+        crop_pct=1.0,
+        first_conv="patch_embed.conv",
+        paper_ids="arXiv:2006.15055",
+        paper_name="Object-Centric Learning with Slot Attention",
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -114,24 +109,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **arch: Any) -> SlotCnn:
-    return build_model_with_cfg(
-        SlotCnn,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": arch.pop("out_indices", (0, 1, 2)), "feature_cls": "getter"},
-        **arch,
-    )
-
-
-@register_model
-def slot_cnn(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """The paper's encoder: 5×5 kernels and 64 channels, at the resolution of the image."""
-    return _create("slot_cnn", pretrained, **kwargs)
-
-
-@register_model
-def slot_cnn_pico(pretrained: bool = False, **kwargs: Any) -> SlotCnn:
-    """A small encoder for CPUs, of our own making: maps of a quarter of the image's edge."""
-    arch = {"embed_dims": (32, 64, 64, 64), "kernel_sizes": (5, 3, 3, 3), "strides": (2, 2, 1, 1)}
-    return _create("slot_cnn_pico", pretrained, **{**arch, **kwargs})
+register_variants(
+    __name__,
+    partial(build_model, SlotCnn, features={"out_indices": (0, 1, 2), "feature_cls": "getter"}),
+    {
+        "slot_cnn": ("The paper's encoder: 5×5 kernels and 64 channels, at the resolution of the image.", {}),
+        "slot_cnn_pico": (
+            "A small encoder for CPUs, of our own making: maps of a quarter of the image's edge.",
+            {"embed_dims": (32, 64, 64, 64), "kernel_sizes": (5, 3, 3, 3), "strides": (2, 2, 1, 1)},
+        ),
+    },
+)

@@ -9,15 +9,16 @@ https://arxiv.org/abs/2006.15055; its section 4.2 predicts sets of properties fr
 making.
 """
 
+from functools import partial
 from typing import Any, Literal, get_args
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import Tensor, nn
 
 from visionattn.layers.slot_attention import SlotAttention, SlotInit
-from visionattn.models._configs import configs_like
+from visionattn.models._configs import configs_like, register_variants
 from visionattn.models._weights import build_vit
 from visionattn.models.controls import VIT_PICO
 
@@ -118,18 +119,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SlotVisionTransforme
 
 default_cfgs = generate_default_cfgs(configs_like("slot_", {}, "vit_pico_patch4_32", "vit_small_patch16_224"))
 
-
-def _create(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> SlotVisionTransformer:
-    return build_vit(SlotVisionTransformer, variant, pretrained, checkpoint_filter_fn, **{**arch, **kwargs})
-
-
-@register_model
-def slot_vit_pico_patch4_32(pretrained: bool = False, **kwargs: Any) -> SlotVisionTransformer:
-    """Slots on `vit_pico_patch4_32`, for images of 32 pixels."""
-    return _create("slot_vit_pico_patch4_32", pretrained, VIT_PICO, **kwargs)
-
-
-@register_model
-def slot_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SlotVisionTransformer:
-    """Slots on ViT-Small."""
-    return _create("slot_vit_small_patch16_224", pretrained, {"embed_dim": 384, "num_heads": 6}, **kwargs)
+register_variants(
+    __name__,
+    partial(build_vit, SlotVisionTransformer, filter_fn=checkpoint_filter_fn),
+    {
+        "slot_vit_pico_patch4_32": ("Slots on `vit_pico_patch4_32`, for images of 32 pixels.", VIT_PICO),
+        "slot_vit_small_patch16_224": ("Slots on ViT-Small.", {"embed_dim": 384, "num_heads": 6}),
+    },
+)

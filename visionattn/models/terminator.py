@@ -28,15 +28,16 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype, register_notrace_function
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionattn.layers.hyper_interaction import RecursiveGatedUnit
 from visionattn.layers.sfne import SlowFastBlock, tile_channels
 from visionattn.layers.slow_network import KernelInit
+from visionattn.models._configs import image_config, register_variants
 from visionattn.models._weights import build_model, packaged
-from visionattn.models.backbone import Backbone, take_indices
+from visionattn.models.backbone import Backbone
 from visionattn_kernels.hyper.api import GlobalMode
 
 __all__ = ["Terminator"]
@@ -78,6 +79,7 @@ class Terminator(Backbone):
 
     stem_name: ClassVar[str] = "stem"
     stack_name: ClassVar[str] = "blocks"
+    undecayed: ClassVar[tuple[str, ...]] = ("filters.weight", "tap_bias", "position_bias")
     dense: list[list[int]]  # per block the earlier ones whose outputs it takes
 
     def __init__(
@@ -215,19 +217,14 @@ class Terminator(Backbone):
         """Return the device and dtype of maps; slow networks may keep a wider dtype."""
         return get_device_dtype(self.blocks[0].mix)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return parameters without weight decay beyond the 1-D ones: frequencies, and biases of taps and positions."""
-        names = ("filters.weight", "tap_bias", "position_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
     def hyper_kernels(self) -> dict[str, Tensor]:
         """Return the kernels that depend on parameters alone, by name, `[C, kH, kW]` each.
 
         Per block `global` and `spatial`, as large as the map, and `gate` and `channel`, one row over channels.
         """
         found: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, SlowFastBlock)
+        blocks: list[Any] = list(self.blocks)
+        for i, block in enumerate(blocks):
             found[f"blocks.{i}.global"] = block.kernel()
             found[f"blocks.{i}.gate"] = block.hci.channel()
             found[f"blocks.{i}.channel"] = block.hyper.channel()
@@ -240,10 +237,8 @@ class Terminator(Backbone):
         It holds the global kernels of the blocks together: the sum over all pairs of the mean squared difference of the
         later kernel and the earlier one, tiled to as many channels.
         """
-        kernels = []
-        for block in self.blocks:
-            assert isinstance(block, SlowFastBlock)
-            kernels.append(block.kernel())
+        blocks: list[Any] = list(self.blocks)
+        kernels = [block.kernel() for block in blocks]
         terms = [
             F.mse_loss(tile_channels(earlier, len(later)), later)
             for i, later in enumerate(kernels)
@@ -253,10 +248,10 @@ class Terminator(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images `[B, in_chans, H, W]` to features `[B, num_features, H / patch_size, W / patch_size]`."""
-        return self.norm(self._outputs(x, len(self.blocks))[-1])
+        return self.norm(self.run_stack(x, len(self.blocks))[-1])
 
-    def _outputs(self, x: Tensor, count: int) -> list[Tensor]:
-        """Return the outputs of the first `count` blocks."""
+    def run_stack(self, x: Tensor, count: int) -> list[Tensor]:
+        """Map images `[B, in_chans, H, W]` to the outputs of the first `count` blocks."""
         x = self.stem(x)
         outputs: list[Tensor] = []
         for block, earlier in zip(list(self.blocks)[:count], self.dense, strict=False):
@@ -265,44 +260,22 @@ class Terminator(Backbone):
             outputs.append(x)
         return outputs
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Compute features and outputs of blocks; see `Backbone.forward_intermediates`."""
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC; got {output_fmt!r}")
-        take, last = take_indices(len(self.blocks), indices)
-        outputs = self._outputs(x, last + 1 if stop_early else len(self.blocks))
-        found = [x if output_fmt == "NCHW" else x.permute(0, 2, 3, 1) for i, x in enumerate(outputs) if i in take]
-        return found if intermediates_only else (outputs[-1], found)
-
 
 def _cfg(input_size: tuple[int, int, int] = (3, 32, 32), **kwargs: Any) -> dict[str, Any]:
     gray = input_size[0] == 1
-    return {
-        "url": "",
+    cfg: dict[str, Any] = {
         "num_classes": 10,
         "input_size": input_size,
         "fixed_input_size": True,
         "pool_size": input_size[1:],
         "crop_pct": 1.0,
-        "interpolation": "bicubic",
         "mean": (0.1307,) if gray else (0.4914, 0.4822, 0.4465),  # of MNIST, of CIFAR-10
         "std": (0.3081,) if gray else (0.247, 0.2435, 0.2616),
         "first_conv": "blocks.0.mix",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
         "paper_ids": "arXiv:2401.17948",
         "paper_name": "HyperZ·Z·W Operator Connects Slow-Fast Networks for Full Context Interaction",
-        "origin_url": "",
-        **kwargs,
     }
+    return image_config(**{**cfg, **kwargs})
 
 
 default_cfgs = generate_default_cfgs(
@@ -325,8 +298,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **kwargs: Any) -> Terminator:
-    arch = {**arch, **kwargs}
+def _create_terminator(variant: str, pretrained: bool, **arch: Any) -> Terminator:
     if pretrained:
         _check_channels(variant, arch)
     blocks = len(arch.get("embed_dims", range(5)))
@@ -334,7 +306,7 @@ def _create_terminator(variant: str, pretrained: bool, arch: dict[str, Any], **k
         Terminator,
         variant,
         pretrained,
-        feature_cfg={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
+        features={"out_indices": tuple(range(blocks)), "feature_cls": "getter"},
         **arch,
     )
 
@@ -352,39 +324,27 @@ def _check_channels(variant: str, arch: dict[str, Any]) -> None:
 _PICO: dict[str, Any] = {"embed_dims": (12, 24, 36), "slow_depths": (3, 2, 2)}
 _1D: dict[str, Any] = {"ndim": 1, "global_mode": "elementwise", "in_chans": 1}
 
-
-@register_model
-def terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator with ten branches, for images of 32 pixels: the released network."""
-    return _create_terminator("terminator", pretrained, {}, **kwargs)
-
-
-@register_model
-def terminator_nine(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator with nine branches, without 3x3 kernels: a reconstruction of the paper's figure."""
-    return _create_terminator("terminator_nine", pretrained, {"local_sizes": (0, 9, 5, 7)}, **kwargs)
-
-
-@register_model
-def terminator_pico(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Three narrow blocks, of our own making: for tests and CPUs."""
-    return _create_terminator("terminator_pico", pretrained, _PICO, **kwargs)
-
-
-@register_model
-def terminator_1d(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator for sequences, 784 numbers long unless `img_size` says otherwise: a reconstruction."""
-    return _create_terminator("terminator_1d", pretrained, _1D, **kwargs)
-
-
-@register_model
-def terminator_1d_pico(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Three narrow blocks for sequences, of our own making: for tests and CPUs."""
-    return _create_terminator("terminator_1d_pico", pretrained, {**_1D, **_PICO}, **kwargs)
-
-
-@register_model
-def terminator_patch4_224(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Terminator without its first block on patches of 4x4 pixels, for ImageNet: an extension of our own making."""
-    arch = {"patch_size": 4, "embed_dims": (36, 72, 144, 288), "slow_depths": (3, 2, 2, 2)}
-    return _create_terminator("terminator_patch4_224", pretrained, arch, **kwargs)
+register_variants(
+    __name__,
+    _create_terminator,
+    {
+        "terminator": ("Terminator with ten branches, for images of 32 pixels: the released network.", {}),
+        "terminator_nine": (
+            "Terminator with nine branches, without 3x3 kernels: a reconstruction of the paper's figure.",
+            {"local_sizes": (0, 9, 5, 7)},
+        ),
+        "terminator_pico": ("Three narrow blocks, of our own making: for tests and CPUs.", _PICO),
+        "terminator_1d": (
+            "Terminator for sequences, 784 numbers long unless `img_size` says otherwise: a reconstruction.",
+            _1D,
+        ),
+        "terminator_1d_pico": (
+            "Three narrow blocks for sequences, of our own making: for tests and CPUs.",
+            {**_1D, **_PICO},
+        ),
+        "terminator_patch4_224": (
+            "Terminator without its first block on patches of 4x4 pixels, for ImageNet: our own extension.",
+            {"patch_size": 4, "embed_dims": (36, 72, 144, 288), "slow_depths": (3, 2, 2, 2)},
+        ),
+    },
+)

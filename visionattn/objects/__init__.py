@@ -4,9 +4,9 @@
 `BindingProbes` are the probes alone, for features from elsewhere.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from visionattn.lazy import lazy_exports
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.patches import label_patches
 from visionattn.objects.probes import PROBES, PairProbe, create_probe
@@ -18,34 +18,15 @@ if TYPE_CHECKING:
     from visionattn.objects.session import BindingData, BindingSession
 
 __all__ = [
-    "PROBES",
-    "BindingData",
-    "BindingProbes",
-    "BindingResults",
-    "BindingRow",
-    "BindingSession",
-    "Experiments",
-    "Interventions",
-    "PairProbe",
-    "ProbeTraining",
-    "best_layer",
-    "click_objects",
-    "create_probe",
-    "label_patches",
-]
+    "PROBES", "BindingData", "BindingProbes", "BindingResults", "BindingRow", "BindingSession", "Experiments",
+    "Interventions", "PairProbe", "ProbeTraining", "best_layer", "click_objects", "create_probe", "label_patches",
+]  # fmt: skip
 
-_LAZY = {
-    "BindingData": "session",
-    "BindingSession": "session",
-    "Experiments": "experiments",
-    "Interventions": "experiments",
-    "click_objects": "clicks",
-}
-"""Names whose modules are imported upon first use, as they load Lightning."""
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name of `_LAZY`."""
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "clicks": "click_objects",
+        "experiments": "Experiments Interventions",
+        "session": "BindingData BindingSession",
+    },
+)

@@ -4,8 +4,9 @@ A `ProbingSession` extracts the features of a data set once, and trains and eval
 rows of ``eval.py probe --output``. `load_probe` makes a classifier of an exported head.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.probing.export import ProbeClassifier, export_probe, load_probe
@@ -17,40 +18,22 @@ if TYPE_CHECKING:
     from visionattn.probing.results import ProbingResult
     from visionattn.probing.session import ProbingSession
 
-_MODULES = {
-    "export": ("ProbeClassifier", "export_probe", "load_probe"),
-    "features": ("TensorFeatures", "extract_features"),
-    "frozen": ("FrozenBackbone", "TokenLayout"),
-    "heads": ("create_head", "list_heads"),
-    "options": ("FeatureOptions", "HeadTraining", "ProbingData"),
-    "requests": ("HeadRequest",),
-    "results": ("ProbingResult",),
-    "session": ("ProbingSession",),
-}
-"""Modules, which are imported upon first use, and what they export."""
-
 __all__ = [
-    "FeatureOptions",
-    "FrozenBackbone",
-    "HeadRequest",
-    "HeadTraining",
-    "ProbeClassifier",
-    "ProbingData",
-    "ProbingResult",
-    "ProbingSession",
-    "TensorFeatures",
-    "TokenLayout",
-    "create_head",
-    "export_probe",
-    "extract_features",
-    "list_heads",
-    "load_probe",
-]
+    "FeatureOptions", "FrozenBackbone", "HeadRequest", "HeadTraining", "ProbeClassifier", "ProbingData",
+    "ProbingResult", "ProbingSession", "TensorFeatures", "TokenLayout", "create_head", "export_probe",
+    "extract_features", "list_heads", "load_probe",
+]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name of `__all__`; the session loads Lightning."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "export": "ProbeClassifier export_probe load_probe",
+        "features": "TensorFeatures extract_features",
+        "frozen": "FrozenBackbone TokenLayout",
+        "heads": "create_head list_heads",
+        "options": "FeatureOptions HeadTraining ProbingData",
+        "requests": "HeadRequest",
+        "results": "ProbingResult",
+        "session": "ProbingSession",
+    },
+)

@@ -1,7 +1,8 @@
 """Parts of a training: models and weights to start from, optimizers, schedules, checkpoints, run folders."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from visionattn.lazy import lazy_exports
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.checkpoints.loading import (
     AVERAGE_BESIDE,
@@ -27,11 +28,4 @@ __all__ = [
     "require_own_model", "stored_spec", "weights_origin",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    """Import what loads Lightning upon first use."""
-    if name in ("AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint"):
-        from visionattn.training.checkpoints import callbacks
-
-        return getattr(callbacks, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, {"checkpoints.callbacks": "AtomicCheckpointIO BestCheckpoint LastCheckpoint"})

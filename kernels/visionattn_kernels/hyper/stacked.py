@@ -6,6 +6,7 @@ All are operators of torch, in float32 and float64, with gradients of any order.
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -14,8 +15,6 @@ from torch import Tensor
 from visionattn_kernels._native.build import library, unavailable
 from visionattn_kernels.operators import Call, define_operator
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
-
-Shape = tuple[int, ...]
 
 _CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -124,25 +123,13 @@ def _taps_backward(call: Call, grad: Tensor) -> list[Tensor | None]:
     ]
 
 
-def _product_flops(a: Shape, b: Shape, **_: Any) -> int:
-    return 2 * a[0] * a[1] * a[2] * b[1]
-
-
-def _correlation_flops(maps: Shape, kernels: Shape, *_: Any, **__: Any) -> int:
-    return 2 * maps[0] * maps[1] * maps[2] * kernels[0] * kernels[1]
-
-
-def _taps_flops(maps: Shape, grad: Shape, taps: list[int], *_: Any, **__: Any) -> int:
-    return 2 * maps[0] * maps[1] * maps[2] * taps[0] * taps[1]
-
-
 multiply_stacked = define_operator(
     "multiply_stacked",
     "(Tensor a, Tensor b) -> Tensor",
     _multiply,
     fake=_empty_product,
     backward=_multiply_backward,
-    flops=_product_flops,
+    flops=lambda a, b, **_: 2 * a[0] * a[1] * a[2] * b[1],
     device="cpu",
 )
 """Products `[H, W, N]` of `[H, M, N]` and `[M, W, N]`."""
@@ -153,7 +140,7 @@ correlate_stacked = define_operator(
     _correlate,
     fake=_empty_map,
     backward=_correlate_backward,
-    flops=_correlation_flops,
+    flops=lambda maps, kernels, *_, **__: 2 * math.prod(maps) * math.prod(kernels[:2]),
     device="cpu",
 )
 """Correlations `[H, W, N]` of `[H, W, N]` and `[kH, kW, N]`, zeros beyond the border.
@@ -167,7 +154,7 @@ correlate_taps = define_operator(
     _correlate_taps,
     fake=_empty_taps,
     backward=_taps_backward,
-    flops=_taps_flops,
+    flops=lambda maps, grad, taps, *_, **__: 2 * math.prod(maps) * math.prod(taps),
     device="cpu",
 )
 """The gradient `[kH, kW, N]` of `correlate_stacked` with respect to its kernels, of `taps` `[kH, kW]`."""

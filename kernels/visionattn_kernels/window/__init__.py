@@ -5,19 +5,6 @@ from visionattn_kernels.window.tables import MAX_CACHED_PLANS, AxisTables, tabul
 from visionattn_kernels.window.tiles import TiledMap, TilePlan, choose_strip, choose_tile, plan_tiles, tile_axis
 
 __all__ = [
-    "BOUNDARIES",
-    "MAX_CACHED_PLANS",
-    "AxisTables",
-    "AxisWindow",
-    "BoolOrPair",
-    "Boundary",
-    "IntOrPair",
-    "TilePlan",
-    "TiledMap",
-    "Window",
-    "choose_strip",
-    "choose_tile",
-    "plan_tiles",
-    "tabulate_axis",
-    "tile_axis",
-]
+    "BOUNDARIES", "MAX_CACHED_PLANS", "AxisTables", "AxisWindow", "BoolOrPair", "Boundary", "IntOrPair", "TilePlan",
+    "TiledMap", "Window", "choose_strip", "choose_tile", "plan_tiles", "tabulate_axis", "tile_axis",
+]  # fmt: skip

@@ -1,6 +1,6 @@
 """Re-identification: one DataModule for the published data sets, folders like them, and the embedded identities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +66,6 @@ class ReidCollate(Collate):
         batch = super().__call__(items)
         index = torch.tensor([item.index for item in items if item.image is not None], dtype=torch.long)
         return ReidBatch(batch.image, batch.target, self.cameras[index], index, batch.name, batch.errors)
-
-
-class ReidLoader(ImageLoader):
-    """An :class:`~visionattn.data.ImageLoader` of :class:`ReidBatch` es."""
-
-    def __iter__(self) -> Iterator[ReidBatch]:  # type: ignore[override]
-        return super().__iter__()  # type: ignore[return-value]  # ReidCollate makes them
 
 
 class ReidData(ImageData):
@@ -242,46 +235,29 @@ class ReidData(ImageData):
                 "--model.checkpoint_path starts anew from its weights"
             )
 
-    def train_dataloader(self) -> ReidLoader:
-        """Return the training loader: augmented batches of P identities, from where a resumed run stopped."""
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        source = ReidSource(self._images["train"], self.layout.open, numbers)
-        sampler = PKBatchSampler(
-            source.targets(),
-            self.batch_size // self.instances,
-            self.instances,
-            self.seed,
-            *self.shard,
-            start=self.start,
-        )
-        return self._loader("train", source, batch_sampler=sampler)
-
-    def val_dataloader(self) -> ReidLoader:
-        """Return the evaluation loader: every query, then every gallery image; the ranks take turns."""
-        return self._evaluation("validation")
-
-    def test_dataloader(self) -> ReidLoader:
-        """Return the loader of the validation."""
-        return self._evaluation("test")
-
-    def _evaluation(self, split: str) -> ReidLoader:
-        self._check_matches()
-        images = [image for part in EVALUATION for image in self._images[part]]
-        source = ReidSource(images, self.layout.open)
-        return self._loader(split, source, **self.batches(len(source), training=False))
-
-    def _loader(self, split: str, source: ReidSource, **options: Any) -> ReidLoader:
+    def loader(self, split: str) -> ImageLoader:
+        """Make the loader of a split: batches of P identities to train on; otherwise every query, then the gallery."""
         training = split == "train"
+        if training:
+            numbers = {name: number for number, name in enumerate(self.class_names)}
+            source = ReidSource(self._images["train"], self.layout.open, numbers)
+            identities = self.batch_size // self.instances
+            sampler = PKBatchSampler(
+                source.targets(), identities, self.instances, self.seed, *self.shard, start=self.start
+            )
+            options: dict[str, Any] = {"batch_sampler": sampler}
+        else:
+            self._check_matches()
+            source = ReidSource([image for part in EVALUATION for image in self._images[part]], self.layout.open)
+            options = self.batches(len(source), training=False)
         transform = reid_transform(self.preprocessing, self.augmentation if training else None)
-        loader = ReidLoader(
+        return ImageLoader(
             ImageDataset(source, transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             **self.worker_options,
             collate_fn=ReidCollate(self.item_shape, source.cameras()),
             **options,
         )
-        self._loaders[split] = loader
-        return loader
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""

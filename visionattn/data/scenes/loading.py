@@ -1,13 +1,13 @@
 """From scenes to batches of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from visionattn.data.loading import ImageLoader, Item
+from visionattn.data.loading import Item
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.transforms import SceneTensors
 
@@ -89,10 +89,3 @@ class SceneCollate:
             [item.name for item in good],
             [error for item in items for error in item.errors],
         )
-
-
-class SceneLoader(ImageLoader):
-    """An :class:`~visionattn.data.ImageLoader` of :class:`SceneBatch` es."""
-
-    def __iter__(self) -> Iterator[SceneBatch]:  # type: ignore[override]
-        return super().__iter__()  # type: ignore[return-value]  # SceneCollate makes them

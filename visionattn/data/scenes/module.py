@@ -5,10 +5,10 @@ from typing import Any
 
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
-from visionattn.data.loading import ImageDataset, OnError
+from visionattn.data.loading import ImageDataset, ImageLoader, OnError
 from visionattn.data.module import ImageData
 from visionattn.data.options import check_augmentation, make_preprocessing
-from visionattn.data.scenes.loading import SceneCollate, SceneLoader, SceneSource
+from visionattn.data.scenes.loading import SceneCollate, SceneSource
 from visionattn.data.scenes.opening import SceneName, open_scenes
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.synthetic import LENGTHS
@@ -106,31 +106,18 @@ class SceneData(ImageData):
         drawing = {"image_size": self.item_shape[-1], "length": self.lengths[split], **self.drawing}
         return open_scenes(self.name, self.root, self.splits[split] or split, limit=self.limit, **drawing)
 
-    def train_dataloader(self) -> SceneLoader:
-        """Return the training loader: shuffled, flipped, from the place where a resumed run stopped."""
-        return self._loader("train", "train")
-
-    def val_dataloader(self) -> SceneLoader:
-        """Return the validation loader: every scene once, in order; the ranks take turns."""
-        return self._loader("validation", "validation")
-
-    def test_dataloader(self) -> SceneLoader:
-        """Return the loader of the validation."""
-        return self._loader("test", "validation")
-
-    def _loader(self, stage: str, split: str) -> SceneLoader:
-        training = stage == "train"
-        scenes = self._scenes[split]
+    def loader(self, split: str) -> ImageLoader:
+        """Make the loader of a split; that of ``test`` is the same as that of ``validation``."""
+        training = split == "train"
+        scenes = self._scenes["train" if training else "validation"]
         transform: Any = SceneTransform(self.preprocessing, self.hflip if training else 0.0)
-        loader = SceneLoader(
+        return ImageLoader(
             ImageDataset(SceneSource(scenes), transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             **self.batches(len(scenes), training),
             **self.worker_options,
             collate_fn=SceneCollate(self.item_shape),
         )
-        self._loaders[stage] = loader
-        return loader
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""

@@ -3,11 +3,4 @@
 from visionattn.probing.features.extraction import FeatureCache, extract_features
 from visionattn.probing.features.sources import CachedFeatures, FeatureSource, OnlineFeatures, TensorFeatures
 
-__all__ = [
-    "CachedFeatures",
-    "FeatureCache",
-    "FeatureSource",
-    "OnlineFeatures",
-    "TensorFeatures",
-    "extract_features",
-]
+__all__ = ["CachedFeatures", "FeatureCache", "FeatureSource", "OnlineFeatures", "TensorFeatures", "extract_features"]

@@ -9,16 +9,6 @@ from visionattn.probing.protocols.results import HeadResult
 from visionattn.probing.protocols.selection import Selection
 
 __all__ = [
-    "Candidate",
-    "FewShotResult",
-    "HeadResult",
-    "Recipe",
-    "Selection",
-    "few_shot",
-    "knn",
-    "logistic_regression",
-    "paper_protocol",
-    "ridge",
-    "sweep",
-    "train_heads",
-]
+    "Candidate", "FewShotResult", "HeadResult", "Recipe", "Selection", "few_shot", "knn", "logistic_regression",
+    "paper_protocol", "ridge", "sweep", "train_heads",
+]  # fmt: skip
