@@ -36,7 +36,7 @@ def authors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it fails, in one line, with status 1."""
+    """Return the one line of error of the command, which must end with status 1."""
     assert run(main, ["convert", *(str(argument) for argument in arguments)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -30,7 +30,8 @@ EXTRACTION = ("extractall", "tarfile.extract")
 """Of archives: these want ``filter="data"``."""
 
 ALLOWED: dict[tuple[str, str], str] = {
-    ("visionattn/__main__.py", "importlib.import_module"): "of the commands that are written there",
+    ("visionattn/__main__.py", "importlib.import_module"): "commands that are named in the file",
+    ("visionattn/lazy.py", "importlib.import_module"): "modules that the packages name in their own files",
     ("kernels/visionattn_kernels/_native/build.py", "subprocess.run"): "the C++ compiler, a list of words",
     ("kernels/visionattn_kernels/_native/build.py", "ctypes.CDLL"): "what that compiler made",
     ("kernels/visionattn_kernels/provenance.py", "subprocess.run"): "git, a list of words",
