@@ -28,7 +28,7 @@ NOT_OURS = ("pip", "pytest", "pre-commit", "mkdocs", "tensorboard", "wandb", "un
 
 
 class Parsed(BaseException):
-    """The command line is good; what would follow is the work."""
+    """The command line was parsed; the work itself is skipped."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Block:
     code: str
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of each command of a shell."""
+        """Yield the words of each command of a shell block."""
         for line in self.code.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
             lexer.whitespace_split = True
@@ -58,7 +58,7 @@ class Block:
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """The blocks of a page, in its order."""
+    """Return the blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(
@@ -72,7 +72,7 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def our_command(words: list[str]) -> list[str] | None:
-    """Of a command that runs Python, ``[FILE.py, …]`` or ``[-m, MODULE, …]``; None of any other."""
+    """Return ``[FILE.py, …]`` or ``[-m, MODULE, …]`` of a command that runs Python, else None."""
     if words[0] == "visionattn":
         return ["-m", *words]
     start = next((i for i, word in enumerate(words) if word.endswith(".py") or word == "-m"), 0)
@@ -81,7 +81,7 @@ def our_command(words: list[str]) -> list[str] | None:
 
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a command of ours as far as its arguments are parsed; of others there is nothing to see."""
+    """Parse the arguments of a command of ours; other commands are ignored."""
     command = our_command(words) or [""]
     if command[:2] == ["-m", "visionattn"]:
         command = command[2:]
@@ -112,7 +112,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a command of ours in this process, which spares it the imports; it must end well."""
+    """Run a command of ours in this process, without new imports, and check that it succeeds."""
     command = our_command(words)
     if command is None:
         assert words[0] in NOT_OURS, f"neither ours nor known: {shlex.join(words)}; mark the block {{ .parse }}"

@@ -1,4 +1,4 @@
-"""Every shipped config makes one step of training, or evaluates, on images made here; configs based on others."""
+"""Every shipped config trains for one step, or evaluates, on images made here; configs can extend others."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "base")
 EVALUATIONS = [path for path in CONFIGS if path.parent.name == "evaluation"]
 TRAININGS = [path for path in CONFIGS if path not in EVALUATIONS]
-# The largest models at their smallest: what a config says of them is kept, what makes them slow is not.
+# Small versions of the largest models: only arguments that make them slow are changed.
 NARROW = "{depths: [1, 1, 1, 1], embed_dim: 32, num_heads: [1, 2, 4, 8]}"
 NARROW_ISOTROPIC = "{depth: 2, embed_dim: 32, num_heads: 1}"
 NARROW_TERMINATOR = "{embed_dims: [12, 24], slow_depths: [2, 2]}"
@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Market-1501's layout."""
+    """Write images in the layout of Market-1501."""
     root = tmp_path_factory.mktemp("people")
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (root / folder).mkdir()
@@ -145,7 +145,7 @@ def test_shipped_config_by_name_names_the_run_and_the_task(
 
 
 def test_imagenet_recipes_are_those_of_the_first_release() -> None:
-    """The digest is that of the 27 files of 0.1.0, each of which held its whole recipe."""
+    """The digest is of the 27 files of 0.1.0, each with its whole recipe."""
     values = {path.stem: read_config(str(path)) for path in CONFIGS if path.parent.name == "imagenet"}
     assert len(values) == 27
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -180,7 +180,7 @@ def test_overlay_of_a_user_is_completed_by_its_bases(
         pytest.param("base: e.yaml\nmodel: {lr: x}\n", "--model.lr (c.yaml, line 2): expected float", id="own"),
     ],
 )
-def test_mistake_is_told_with_the_file_and_line_that_hold_it(
+def test_mistake_is_named_with_its_file_and_line(
     text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def test_help_names_every_command(option: str, capsys: pytest.CaptureFixture[str
     assert [line[:-1] for line in lines if line.endswith(":")] == [*GROUPS, "examples"]
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(dispatch, ["--version"]) == 0
     assert capsys.readouterr().out == f"visionattn {version('visionattn')}\n"
 
@@ -67,14 +67,14 @@ def test_usage_of_a_command_is_what_was_typed(words: list[str], capsys: pytest.C
     assert usage.lower().startswith(f"usage: visionattn {' '.join(words)}")
 
 
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_unknown_command_in_a_process_ends_with_status_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "visionattn", "nonsense"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: unknown command 'nonsense'; choose from {', '.join(COMMANDS)}\n"
 
 
-def test_the_script_is_this() -> None:
+def test_console_script_calls_main() -> None:
     (script,) = entry_points(group="console_scripts", name="visionattn")
     assert script.load() is main
 
@@ -99,7 +99,9 @@ def test_next_command_of_a_training_has_the_form_that_was_typed(
     assert summary["command"].startswith(f"visionattn {words} --model.name")
 
 
-def test_completion_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_without_shtab_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("visionattn.completion.find_spec", lambda name: None)
     assert run(dispatch, ["completion", "bash"]) == 2
     assert "pip install shtab" in capsys.readouterr().err

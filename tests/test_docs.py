@@ -1,4 +1,4 @@
-"""Pages of docs/: their code runs, their commands parse, their tables are what the code says, and the site builds.
+"""Pages of docs/: their code runs, their commands parse, their tables agree with the code, and the site builds.
 
 For those who write pages: each page has a folder of its own, in which its blocks run in their order. Those of
 ```` ```python ```` share a namespace. Of ```` ```bash ````, what runs Python or ``visionattn`` runs; all else must be
@@ -11,6 +11,9 @@ A block that is not to run every time says so: ```` ```bash { .slow } ```` runs 
 languages (text, yaml) are not looked at.
 """
 
+import ast
+import base64
+import io
 import json
 import os
 import re
@@ -32,6 +35,7 @@ from tests.code_blocks import ROOT, Block, execute, parse, read_blocks
 from visionattn.evaluation.throughput import expand_names
 
 DOCS = ROOT / "docs"
+NOTEBOOK = DOCS / "tutorial.ipynb"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
@@ -41,7 +45,7 @@ name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every page finds in its folder."""
+    """Prepare the files that every page finds in its folder."""
     root = tmp_path_factory.mktemp("docs")
     draw_images(root / "data" / "images")
     with pytest.MonkeyPatch.context() as patched:
@@ -54,7 +58,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_images(root: Path) -> None:
-    """Shapes of any colour on noise: 12 of each for training, 4 for validation."""
+    """Draw shapes of any colour on noise: 12 of each for training, 4 for validation."""
     rng = np.random.default_rng(0)
     corners = {"circle": 40, "square": 4, "triangle": 3}
     for split, count in (("train", 12), ("val", 4)):
@@ -70,7 +74,7 @@ def draw_images(root: Path) -> None:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A page's own copy, which is the current folder."""
+    """Copy the prepared files to a folder of the page's own, and work there."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -78,7 +82,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def run_page(page: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A module that can be found: classes of a page may be pickled, and timm looks up who registers a model.
+    # A registered module: classes of a page may be pickled, and timm looks up the module of a model.
     module = types.ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in BLOCKS[page]:
@@ -101,19 +105,19 @@ def run_block(block: Block, page: Path, module: types.ModuleType, monkeypatch: p
 
 @pytest.mark.parametrize("page", FAST, **name_of)
 @pytest.mark.usefixtures("folder")
-def test_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, slow=False, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW, **name_of)
 @pytest.mark.usefixtures("folder")
-def test_a_page_with_long_commands_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_with_slow_commands_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, slow=True, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("page", FAST, **name_of)
-def test_what_does_not_run_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_do_not_run_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for block in BLOCKS[page]:
         if block.language == "bash" and block.classes & {"parse", "slow"}:
@@ -122,15 +126,15 @@ def test_what_does_not_run_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("page", PAGES, **name_of)
-def test_every_block_is_looked_at(page: Path) -> None:
-    """A fence that is indented, or never closed, would be tested by nobody."""
+def test_blocks_are_all_found(page: Path) -> None:
+    """An indented fence, or one that is never closed, would not be tested."""
     fences = re.findall(r"^\s*```", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(fences) == 2 * len(BLOCKS[page])
     known = {"parse", "slow"}
     assert [block.line for block in BLOCKS[page] if block.classes - known] == []
 
 
-def test_the_zoo_lists_every_model_with_its_size() -> None:
+def test_zoo_lists_every_model_with_its_size() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| [\d×]+ \| ([\d.]+) ", (DOCS / "zoo.md").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -141,12 +145,12 @@ def test_the_zoo_lists_every_model_with_its_size() -> None:
         assert millions == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}", name
 
 
-def test_the_results_are_those_of_the_configs() -> None:
+def test_results_table_equals_the_configs() -> None:
     done = subprocess.run([sys.executable, DOCS / "tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
     """Links between pages, anchors, and the names that the API pages ask for."""
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
@@ -159,19 +163,49 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
         assert re.findall(r"<(?:script|img)[^>]+src=[\"']?https?:|<link[^>]+stylesheet[^>]+https?:", html) == []
 
 
+def test_notebook_is_stored_with_its_outputs() -> None:
+    """Cells that print or draw have outputs, without errors, warnings, durations or absolute paths."""
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text) < 700_000
+    for number, cell in enumerate(json.loads(text)["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        source, outputs = "".join(cell["source"]), cell["outputs"]
+        kinds = {output["output_type"] for output in outputs}
+        assert kinds <= {"stream", "display_data", "execute_result"}, f"cell {number}"
+        assert "stderr" not in {output.get("name") for output in outputs}, f"cell {number} has a warning"
+        printed = [line for output in outputs for line in output.get("text", [])]
+        assert bool(printed) == ("print(" in source), f"cell {number}"
+        images = [output["data"]["image/png"] for output in outputs if "data" in output]
+        assert len(images) == len(re.findall(r"^(?:plt\.)?show\(", source, re.MULTILINE)), f"cell {number}"
+        for image in images:
+            Image.open(io.BytesIO(base64.b64decode("".join(image)))).verify()
+        assert not re.search(r"(?:^|[\s'\"(])/\w|\bseconds?\b|\d s\b", source + "".join(printed)), f"cell {number}"
+
+
+def test_notebook_imports_exist() -> None:
+    """The rest of the notebook runs with ``-m slow``."""
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            imports = [node for node in ast.parse("".join(cell["source"])).body if isinstance(node, ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), NOTEBOOK, "exec"), {})
+
+
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
     drawn = []
     monkeypatch.setattr(plt, "show", lambda: (drawn.append(len(plt.gcf().axes)), plt.close("all")))
-    cells = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert not any(cell.get("outputs") for cell in cells), "what it prints and draws is left out of the repository"
     names: dict[str, Any] = {"__name__": "__main__"}
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
-    assert drawn == [16, 1, 12]
-    assert names["measured"]["val_top1"] > 0.95
-    assert all(probe.top1 < 0.95 for probe in names["probes"]), "those of random weights come last"
+    assert drawn == [16, 12]
+    written = {path.name for path in Path("runs/tutorial").glob("*.png")}
+    assert written == {"confusion.png", "attention.png", "depth.png"}
+    assert names["result"].top1 > 0.93
+    trained, untrained = ({probe.name: probe.top1 for probe in names["probes"][kind]} for kind in ("trained", "random"))
+    assert all(trained[name] > untrained[name] for name in trained)
+    assert names["row"].accuracy > names["binding"].chance

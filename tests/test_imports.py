@@ -1,4 +1,4 @@
-"""What importing the packages costs: no more than timm brings, and what is heavy only where it is used."""
+"""Imports of the packages load no more than timm does; heavy modules are loaded when they are used."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ HEAVY = {"wandb", "cv2", "triton", "natten", "matplotlib", "sklearn", "lightning
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after ``statement``."""
+    """Return the top-level modules that a fresh interpreter has loaded after ``statement``."""
     program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = set(json.loads(output.splitlines()[-1]))
@@ -24,7 +24,7 @@ def with_timm() -> set[str]:
     return modules_after("import timm")
 
 
-def test_importing_visionattn_brings_nothing_heavy(with_timm):
+def test_import_of_visionattn_loads_nothing_heavy(with_timm):
     brought = modules_after("import visionattn, visionattn.evaluation") - with_timm
     assert brought & HEAVY == set()
     assert "visionattn_kernels" in brought
@@ -32,19 +32,19 @@ def test_importing_visionattn_brings_nothing_heavy(with_timm):
 
 def test_kernels_need_torch_alone():
     brought = modules_after("import visionattn_kernels")
-    # Torch's FLOP counter, with which they register, imports triton where it is installed.
+    # torch's FLOP counter, with which operators register, imports triton if it is installed.
     assert (
         brought & ((HEAVY - {"triton"}) | {COMPILER, "timm", "torchvision", "visionattn", "jsonargparse", "rich"})
         == set()
     )
 
 
-def test_figures_bring_matplotlib_only_when_they_are_drawn():
+def test_figures_load_matplotlib_only_when_drawn():
     brought = modules_after("import visionattn.viz.curves, visionattn.viz.confusion")
     assert brought & {"matplotlib", "lightning", "cv2"} == set()
 
 
-def test_reading_an_image_brings_no_lightning():
+def test_reading_an_image_loads_no_lightning():
     brought = modules_after("from visionattn.data import read_image; import visionattn.metrics, visionattn.losses")
     assert brought & {"lightning", "torchmetrics", "pytorch_metric_learning", "matplotlib"} == set()
 

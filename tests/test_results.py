@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, which writes to another folder."""
+    """Import the script, and let it write to another folder."""
     spec = importlib.util.spec_from_file_location("cifar10_results", ROOT / "results" / "cifar10.py")
     assert spec is not None
     assert spec.loader is not None
@@ -45,7 +45,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two seeds of a training of one step."""
+    """Train two seeds for one step."""
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 3), ("test", 2)):
         for label in range(10):
@@ -61,7 +61,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["runs/seed1/0", "runs/seed0/0"]
 
 
-def test_weights_table_and_plot(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
+def test_results_weights_table_and_plot_are_written(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
     assert script.main(["--root", "images", runs[0]]) == 0
     assert script.main(["--root", "images", runs[1], "images"]) == 0, "what is no run is left out"
     with (tmp_path / "t.csv").open() as file:
@@ -91,7 +91,7 @@ def test_weights_table_and_plot(script: ModuleType, runs: list[str], tmp_path: P
     assert Image.open(tmp_path / "p.png").size[0] > 1000
 
 
-def test_the_test_images_are_read_once(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
+def test_results_read_test_images_once(script: ModuleType, runs: list[str], tmp_path: Path) -> None:
     assert script.main(["--root", "images", runs[0]]) == 0
     before = (tmp_path / "t.csv").read_text()
     assert script.main(["--root", "gone", runs[0]]) == 0
@@ -100,7 +100,7 @@ def test_the_test_images_are_read_once(script: ModuleType, runs: list[str], tmp_
     assert (tmp_path / "t.csv").read_text() == before
 
 
-def test_a_speed_that_was_not_measured_is_named(
+def test_results_name_a_missing_speed(
     script: ModuleType, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "speeds.json").write_text('{"results": []}')
@@ -108,7 +108,7 @@ def test_a_speed_that_was_not_measured_is_named(
     assert "error: no speed of vit_nano_patch4_32" in capsys.readouterr().err
 
 
-def test_names_in_the_plot_keep_clear_of_each_other(script: ModuleType) -> None:
+def test_plot_labels_do_not_overlap(script: ModuleType) -> None:
     figure = new_figure(4.0, 3.0)
     axes = figure.subplots()
     names = ["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"]

@@ -1,4 +1,4 @@
-"""The wheel: in a fresh environment, without a checkout, it runs the quick start and a command of each kind."""
+"""The wheel runs the quick start and a command of each kind in a fresh environment without a checkout."""
 
 import ast
 import os
@@ -92,7 +92,7 @@ def test_wheel_holds_configs_and_a_readme_whose_links_work_elsewhere(wheel: Path
 
 @pytest.fixture
 def installed(wheel: Path, tmp_path: Path) -> Iterator[Path]:
-    """Python of a fresh environment with the wheel and what it declares; removed at the end, for it has gigabytes."""
+    """Return Python of a fresh environment with the wheel and its dependencies; it is removed at the end."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"

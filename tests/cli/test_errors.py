@@ -1,4 +1,4 @@
-"""How commands end: one line, an exit status, and a traceback only upon request."""
+"""The end of commands: one line, an exit status, and a traceback only on request."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_debug_shows_the_traceback_before_the_line(capsys):
     assert err.splitlines()[-1].startswith("error: IndexError: list index")
 
 
-def test_interrupt_that_lightning_turned_into_an_exit_has_its_status(capsys):
+def test_interrupt_turned_into_an_exit_by_lightning_has_status_130(capsys):
     def main(argv):
         try:
             raise KeyboardInterrupt
@@ -71,7 +71,7 @@ def test_interrupt_that_lightning_turned_into_an_exit_has_its_status(capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_message_of_ours_stands_alone_and_that_of_a_library_has_a_hint(tmp_path):
+def test_own_error_is_its_message_and_library_error_has_its_type(tmp_path):
     with pytest.raises(FileNotFoundError) as ours:
         load_checkpoint(tmp_path / "gone.ckpt")
     assert describe(ours.value) == f"no checkpoint at {tmp_path / 'gone.ckpt'}"
@@ -97,7 +97,7 @@ def test_error_in_a_loader_worker_has_no_traceback():
 
 def test_warning_is_one_line_without_its_place(capsys):
     def main(argv):
-        # Pytest keeps warnings to itself: what matters is how they would be written.
+        # pytest captures warnings; their format is what is tested.
         sys.stderr.write(warnings.formatwarning(UserWarning("two\nlines"), UserWarning, __file__, 3))
 
     assert run(main, []) == 0

@@ -25,7 +25,7 @@ def classify(*argv: str | Path) -> int:
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr."""
+    """Return the only line on stderr."""
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -33,7 +33,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
-    """(class, predicted class) of each validation image, one at a time and in double precision."""
+    """Return (class, predicted class) of each validation image, computed one at a time in double precision."""
     model, spec = load_checkpoint(checkpoint)
     data = ImageClassificationData(
         root=str(root), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=1
@@ -170,7 +170,7 @@ def test_classify_errors_name_the_input_in_one_line(tmp_path, checkpoint, colour
     assert says.format(**names) in error_line(capsys)
 
 
-def test_throughput_keeps_the_rows_of_models_beside_one_that_fails(tmp_path, capsys):
+def test_throughput_keeps_the_other_rows_if_a_model_fails(tmp_path, capsys):
     output, table = tmp_path / "t.json", tmp_path / "t.csv"
     # A vision transformer with patches of 16 cannot have 33 pixels; the other model can.
     argv = ["--models", "test_vit,test_resnet", "--img-size", "33", "--batch-size", "2", "--seconds", "0.01"]

@@ -62,7 +62,7 @@ def test_files_table_and_overlays_agree(tmp_path, capsys):
         assert f"{100 * max(means):.2f} ±" in line
         assert f" {means.index(max(means))} " in line
     with Image.open("maps/test_vit.png") as sheet:
-        # Columns: photograph, object, three layers. Rows: captions, two scenes.
+        # Columns: image, object, three layers. Rows: captions, two scenes.
         assert sheet.size == (6 + 5 * (128 + 6), 6 + 26 + 2 * (128 + 6))
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {"new/r.json", "r.csv", "maps/test_vit.png"}

@@ -15,48 +15,26 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import visionattn
+from tests.cli.probing import FAST, KWARGS, VIT, error_line, probe, results
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
-from visionattn.cli.leaderboard import collect
 from visionattn.data import ImageClassificationData
 from visionattn.io import save_weights
 from visionattn.probing.frozen import FrozenBackbone
 from visionattn.probing.protocols.joint import JointTraining
 from visionattn.training import load_checkpoint
 
-KWARGS = {"img_size": 32, "patch_size": 8, "depth": 2}
-FAST = ["--device", "cpu", "--data.num_workers", "0", "--features.dtype", "float32", "--training.epochs", "2"]
-FAST += ["--training.batch_size", "4", "--training.lrs", "1e-3,1e-2"]
 OTHER_CACHE = ["--features.cache", "other"]
-VIT = ["--model", "test_vit", "--model_kwargs", json.dumps(KWARGS)]
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default folder of the cache lies in the working directory."""
+    """Work in a folder of the test's own, where the default cache lies."""
     monkeypatch.chdir(tmp_path)
 
 
-def probe(*argv: str | Path) -> int:
-    return run(main, ["probe", *FAST, *map(str, argv)])
-
-
-def results(path: Path) -> list[dict[str, Any]]:
-    """Rows without what differs between runs."""
-    rows = json.loads(path.read_text())["results"]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr that is no warning."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 def accuracy(classifier: torch.nn.Module, preprocessing: dict[str, Any], root: Path) -> float:
-    """Top-1 on val, one image at a time."""
+    """Return top-1 on val, computed one image at a time."""
     data = ImageClassificationData(
         root=str(root),
         img_size=preprocessing["input_size"][1],
@@ -185,7 +163,7 @@ def test_cache_is_rebuilt_for_other_images_of_the_same_names(tmp_path, colour_fo
 
 
 def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write the files of MNIST, train and test alike, with dates of before if they are there."""
+    """Write the files of MNIST, equal for train and test; existing files keep their dates."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     for prefix in ("train", "t10k"):
@@ -245,7 +223,7 @@ def test_cache_is_rebuilt_for_a_rewritten_checkpoint(tmp_path, colour_folder):
     assert before != after == found("fresh.json", *OTHER_CACHE)
 
 
-def test_val_decides_nothing_outside_the_paper_protocol(tmp_path, colour_folder):
+def test_val_is_not_used_for_choices_outside_the_paper_protocol(tmp_path, colour_folder):
     argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn,ridge,logistic", "--output"]
     assert probe(*argv, tmp_path / "a.json") == 0
     val = colour_folder / "val"
@@ -290,7 +268,7 @@ def test_layers_are_probed_side_by_side_or_separately(tmp_path, colour_folder, c
     assert accuracy(classifier, classifier.preprocessing, colour_folder) == rows[1]["top1"]
     assert classifier.attention(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 16)
     with Image.open("maps/test_vit-layers-0+last-ep_4.png") as sheet:
-        # A photograph, all maps together, each of four; captions and four images.
+        # Columns: the image, all maps, each of four clusters. Rows: captions, four images.
         assert sheet.size == (6 + 6 * (112 + 6), 6 + 26 + 4 * (112 + 6))
     capsys.readouterr()
 
@@ -300,7 +278,9 @@ def test_layers_are_probed_side_by_side_or_separately(tmp_path, colour_folder, c
     assert "layers" in capsys.readouterr().out
 
 
-def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_path, checkpoint, colour_folder, capsys):
+def test_checkpoint_preprocessing_and_backbone_of_exported_head_are_restored(
+    tmp_path, checkpoint, colour_folder, capsys
+):
     argv = ["--checkpoint", checkpoint, "--data.root", colour_folder, "--heads", "ridge,gap", "--export", "heads"]
     assert probe(*argv, "--output", tmp_path / "r.json") == 0
     content = json.loads((tmp_path / "r.json").read_text())
@@ -326,70 +306,7 @@ def test_checkpoint_knows_its_preprocessing_and_exported_head_its_backbone(tmp_p
         visionattn.load_probe(file, backbone=model)
 
 
-def test_leaderboard_holds_seeds_and_few_shot_results(tmp_path, colour_folder, capsys):
-    argv = [*VIT, "--data.root", colour_folder, "--heads", "linear,ep_4,knn"]
-    for seed in (0, 1):
-        assert probe(*argv, "--training.seed", str(seed), "--output", tmp_path / f"seed{seed}.json") == 0
-    shots = ["--training.shots", "1,2,3", "--training.repeats", "2"]
-    assert probe(*argv, *shots, "--output", tmp_path / "shots.json", "--csv", tmp_path / "shots.csv") == 0
-    rows = results(tmp_path / "shots.json")
-    assert [(row["shots"], row["head"]) for row in rows] == [
-        (shots, head) for shots in (1, 2, 3) for head in ("linear", "ep_4", "knn")
-    ]
-    for row in rows:
-        assert row["selected_on"] == ("fixed" if row["shots"] == 1 else "held_out")
-        assert row["top1"] == pytest.approx(sum(draw["top1"] for draw in row["draws"]) / 2)
-    chosen = {row["head"]: [(draw["lr"], draw["epoch"], draw["options"]) for draw in row["draws"]] for row in rows[:3]}
-    assert chosen["linear"] == chosen["ep_4"] == [(1e-3, 2, {})] * 2, "the first of two rates, and the last epoch"
-    assert chosen["knn"] == [(None, None, {"features": "cls", "k": 20, "temperature": 0.1})] * 2
-    printed = capsys.readouterr().out
-    assert "±" in printed
-    assert "linear, ep_4, knn with one image per class: fixed, not chosen" in printed
-
-    files = [tmp_path / f"{name}.json" for name in ("seed0", "seed1", "shots")]
-    board = ["--output", str(tmp_path / "new" / "board.md")]
-    assert run(main, ["leaderboard", *board, "--results", *map(str, files)]) == 0
-    text = (tmp_path / "new" / "board.md").read_text()
-    assert capsys.readouterr().out == text
-    titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles == [
-        "## colours, 12 training images",
-        "## colours, 1 training images per class",
-        "## colours, 2 training images per class",
-        "## colours, 3 training images per class",
-    ]
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("## ")[1].splitlines()[2:] if line]
-    assert table[0][2:5] == ["head", "parameters", "top-1 (%)"]
-    both = [results(path) for path in files[:2]]
-    means = {row["head"]: 50 * (row["top1"] + other["top1"]) for row, other in zip(*both, strict=True)}
-    shown = {row[2]: float(row[4].split()[0]) for row in table[2:]}
-    assert shown == {head: pytest.approx(mean, abs=0.006) for head, mean in means.items()}
-    assert list(shown.values()) == sorted(shown.values(), reverse=True)
-    assert {row[-1] for row in table[2:]} == {"2"}
-    with Image.open(tmp_path / "new" / "board.png") as image:
-        assert image.size[0] > image.size[1]
-
-
-def test_leaderboard_separates_other_weights_and_other_data_of_the_same_name(tmp_path, colour_folder):
-    assert probe(*VIT, "--data.root", colour_folder, "--heads", "knn", "--output", tmp_path / "r.json") == 0
-    (row,) = results(tmp_path / "r.json")
-    older = {key: value for key, value in row.items() if not key.endswith("hash")}
-    seeds = [row, {**row, "seed": 1}, {**row, "weights_hash": "f00dfeed00"}, {**row, "data_hash": "beef"}, older]
-    named = [(subject.table, subject.backbone, len(entry.top1)) for subject, entry in collect(seeds).items()]
-    title, weights, data = "colours, 12 training images", row["weights_hash"][:8], row["data_hash"][:8]
-    assert named == [
-        (f"{title}, data {data}", f"test_vit (random), weights {weights}", 2),
-        (f"{title}, data {data}", "test_vit (random), weights f00dfeed", 1),
-        (f"{title}, data beef", f"test_vit (random), weights {weights}", 1),
-        (f"{title}, data unknown", "test_vit (random), weights unknown", 1),
-    ]
-    assert [subject.backbone for subject in collect(seeds[:2])] == ["test_vit (random)"]
-    shutil.copytree(colour_folder, elsewhere := tmp_path / "elsewhere" / "colours")
-    assert probe(*VIT, "--data.root", elsewhere, "--heads", "knn", "--output", tmp_path / "c.json") == 0
-    assert len(collect([row, *results(tmp_path / "c.json")])) == 1, "a copy is no other data set"
-
-
-def test_models_are_all_checked_before_the_first_is_extracted(colour_folder, monkeypatch, capsys):
+def test_models_are_all_checked_before_any_extraction(colour_folder, monkeypatch, capsys):
     monkeypatch.setattr(FrozenBackbone, "forward", lambda *_: pytest.fail("extracted"))
     argv = ["--model", "test_vit,test_resnet", "--data.root", colour_folder, "--data.img_size", "160"]
     assert probe(*argv, "--features.layers", "5", "--heads", "knn") == 1
@@ -406,7 +323,7 @@ def test_unreadable_images_are_named_or_left_out(tmp_path, colour_folder, capsys
     (model,) = json.loads((tmp_path / "r.json").read_text())["models"]
     assert (model["num_train"], model["num_unreadable"], model["unreadable"]) == (11, 1, [str(broken)])
     assert str(broken) in capsys.readouterr().out
-    # The cache that was made without it does not hide it.
+    # The cache made without the image does not hide it.
     assert probe(*argv) == 1
     assert str(broken) in error_line(capsys)
 
@@ -467,21 +384,6 @@ def test_wrong_options_end_in_one_line_that_names_them(colour_folder, capsys, op
         given = given[2:]
     assert probe(*given, *options) == status
     assert says.format(root=colour_folder) in error_line(capsys)
-
-
-@pytest.mark.parametrize(
-    ("options", "status", "says"),
-    [
-        (["gone*.json"], 1, "no results at gone*.json"),
-        (["other.json"], 1, "other.json holds no results of eval.py probe --output: leave it out"),
-        (["other.json", "--output", "board.txt"], 2, "must be a Markdown file, NAME.md, got board.txt"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_leaderboard_errors_are_one_line_that_names_the_file(capsys, options, status, says):
-    Path("other.json").write_text('{"results": [{}]}')
-    assert run(main, ["leaderboard", "--results", *options]) == status
-    assert says in error_line(capsys)
 
 
 def test_missing_model_is_an_error(capsys):

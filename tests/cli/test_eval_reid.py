@@ -29,7 +29,7 @@ def reid(*argv: str | Path) -> int:
 
 
 def train(folder: Path, **options: Any) -> Path:
-    """A checkpoint after one step."""
+    """Train for one step and return the checkpoint."""
     trainer = create_trainer(folder, limit_train_batches=1, limit_val_batches=0)
     torch.manual_seed(0)
     trainer.fit(ReidTask(**options), datamodule=ReidData("identities", batch_size=8, num_workers=0, seed=0))
@@ -99,7 +99,7 @@ def test_inference_option_chooses_branches_of_dcal(tmp_path, dcal):
     assert results["sa"]["mAP"] != results["combined"]["mAP"]
 
 
-def test_model_without_training_is_measured_at_the_given_size(tmp_path):
+def test_untrained_model_is_evaluated_at_the_given_size(tmp_path):
     argv = ["--model", "test_resnet", "--data.height", "32", "--data.width", "16", "--output", tmp_path / "r.json"]
     with pytest.warns(UserWarning, match="test_resnet has random weights"):
         assert reid(*argv) == 0

@@ -1,4 +1,4 @@
-"""--task: how it is found before there is a parser, and a new kind of training, which one line adds."""
+"""--task: it is found before there is a parser, and one line adds a new kind of training."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # The last one counts, as for all options.
         (["fit", "--config", "fine.yaml", "--task", "reid"], "reid"),
         (["fit", "--task", "reid", "--config", "fine.yaml"], "fine_grained"),
-        # What is wrong with these is told later.
+        # The parser reports errors in these later.
         (["fit", "--config", "absent.yaml"], "classification"),
         (["fit", "--config", "broken.yaml"], "classification"),
         (["fit", "--config", "list.yaml"], "classification"),

@@ -1,4 +1,4 @@
-"""How far a long loop is, where the output is no terminal."""
+"""Progress lines of long loops, if the output is not a terminal."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from visionattn.progress import adding
 
 
 class Heard(io.StringIO):
-    """What was written to stderr, and a way to wait for it."""
+    """Lines written to stderr, and a way to wait for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_stream_of_unknown_length_is_counted(heard: Heard) -> None:
     ("function", "stage"),
     [(TrainerFn.PREDICTING, "predict"), (TrainerFn.VALIDATING, "validation"), (TrainerFn.TESTING, "test")],
 )
-def test_lightning_loops_tell_their_progress(heard: Heard, function: TrainerFn, stage: str) -> None:
+def test_lightning_loops_report_their_progress(heard: Heard, function: TrainerFn, stage: str) -> None:
     callback = LightningProgress()
     counts = {f"num_{name}_batches": [8] for name in ("predict", "val", "test")}
     trainer: Any = SimpleNamespace(is_global_zero=True, state=SimpleNamespace(fn=function), **counts)

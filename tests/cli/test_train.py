@@ -159,7 +159,7 @@ def test_logger_tensorboard_writes_to_the_run_folder() -> None:
     assert steps("runs/test_resnet/0")
 
 
-def test_logger_that_is_not_installed_is_told_before_the_run(
+def test_missing_logger_package_is_an_error_before_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("visionattn.training.loggers.find_spec", lambda name: None)
@@ -205,7 +205,7 @@ def test_checkpoint_of_another_architecture_is_refused(capsys: pytest.CaptureFix
     assert "holds another architecture: model 'test_resnet', here 'test_vit'" in capsys.readouterr().err
 
 
-def test_sigterm_saves_and_tells_how_to_resume() -> None:
+def test_sigterm_saves_and_prints_how_to_resume() -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "fit", *QUICK, "--trainer.limit_train_batches=100"]
     command += ["--data.num_workers=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

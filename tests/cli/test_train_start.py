@@ -1,4 +1,4 @@
-"""What commands of train.py take from the weights that they start from."""
+"""Preprocessing, classes and heads that train.py takes from the weights that it starts from."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ STEP = ["--data.batch_size=10", "--trainer.fast_dev_run=true"]
 
 
 def knowing(names: list[str] | None) -> str:
-    """An option that gives the weights class names."""
+    """Return an option that gives the weights these class names."""
     return f"--model.model_kwargs={json.dumps({'pretrained_cfg_overlay': {'label_names': names}})}"
 
 
@@ -35,7 +35,7 @@ Commands = Callable[..., int]
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """One image of noise for each class of CIFAR-10 in ``train`` and ``val``, three of which have other names."""
+    """Write one image of noise for each class of CIFAR-10 to ``train`` and ``val``; three classes have other names."""
     rng = np.random.default_rng(0)
     aliases = {"airplane": "plane", "automobile": "car", "ship": "boat"}
     for split in ("train", "val"):
@@ -56,7 +56,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 MAP = "--data.class_map={plane: airplane, car: automobile, boat: ship}"
 
 
-def test_predict_prepares_images_as_the_weights_want(command: Commands, images: Path) -> None:
+def test_predict_uses_the_preprocessing_of_the_weights(command: Commands, images: Path) -> None:
     root = images / "val" / "plane"
     assert command("predict", *QUICK, *WEIGHTS, knowing(NAMES), f"--data.root={root}", "--output=p.json") == 0
     (found,) = json.loads(Path("p.json").read_text())
@@ -88,10 +88,10 @@ def test_fit_takes_preprocessing_from_the_weights(
     assert """--data.class_map '{"plane": "airplane", "car": "automobile", "boat": "ship"}'""" in recommended
 
 
-def test_grey_images_are_normalised_as_the_weights_want_on_average(
+def test_warning_for_grey_images_recommends_a_mean_that_agrees(
     command: Commands, images: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """What a warning recommends agrees with the weights."""
+    """A run with the recommended mean has no warning."""
     options = ["fit", *QUICK, *WEIGHTS, *STEP, f"--data.root={images}", "--data.in_chans=1"]
     assert command(*options, "--data.mean=[0.2]") == 0
     (advice,) = [str(one.message) for one in recwarn if "was pretrained with" in str(one.message)]
@@ -173,7 +173,7 @@ def test_output_file_has_the_format_of_its_suffix(command: Commands, capsys, arg
 
 
 def test_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: Path, capsys, monkeypatch) -> None:
-    """Whatever loads it."""
+    """Every command that loads it refuses it."""
     body = timm.create_model("test_resnet", num_classes=0)
     torch.save(timm.create_model("test_resnet").state_dict(), "body.pth")
     monkeypatch.setattr("visionattn.tasks.base.load_plain", lambda *args, **kwargs: body)

@@ -1,4 +1,4 @@
-"""Lightning's options, callbacks and plugins: those that would do nothing in a run are refused with what does."""
+"""Options, callbacks and plugins of Lightning: if they have no effect, they are refused with the option that has."""
 
 import re
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_plugin_that_writes_checkpoints_is_refused() -> None:
         check_plugins([TorchCheckpointIO()])
 
 
-def test_run_without_checkpoints_and_with_one_callback_and_a_profiler(
+def test_run_without_checkpoints_takes_a_callback_and_a_profiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -140,7 +140,7 @@ KNOWN = ["--model", "--model.name", "--model.lr", "--trainer.max_epochs", "--dat
         ("--lrr", "--model.lr"),
     ],
 )
-def test_hint_names_the_option_that_other_tools_call_so(option: str, meant: str) -> None:
+def test_hint_names_the_option_for_names_of_other_tools(option: str, meant: str) -> None:
     assert meant_option(option, [*KNOWN, "--help", "-c"]).startswith(f"; did you mean {meant}")
 
 
@@ -160,7 +160,7 @@ def test_hint_of_an_evaluation_names_its_option(option: str, known: list[str], m
     assert meant_option(option, known) == f"; did you mean {meant}?"
 
 
-def test_hint_names_no_option_that_is_spelt_alike_in_dashes_only() -> None:
+def test_hint_ignores_options_that_differ_in_dashes_only() -> None:
     assert meant_option("--lr", ["--help", "--logger"]) == ""
     assert meant_option("--model.name", ["--model", "--data.name"]) == "; did you mean --model?"
 

@@ -58,7 +58,7 @@ def test_place_of_images_alone_needs_no_warning(tmp_path: Path) -> None:
 
 
 def test_folder_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated, for root may read all. A walk passes over such folders."""
+    """Simulated, as root may read everything. A walk skips such folders."""
     locked, scan = tmp_path / "a" / "b", os.scandir
     locked.mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of all that `train.py` can train, as it writes them, of untrained models."""
+"""Checkpoints of untrained models for every task, as `train.py` writes them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ NARROW_NAT: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1], "num_heads":
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Writes a checkpoint with a moving average, and gives its path; raw weights are half of the average."""
+    """Return a function that writes a checkpoint with a moving average; raw weights are half of the average."""
 
     def write(model: str, num_classes: int = 3, names: list[str] | None = None, **options: Any) -> Path:
         kwargs = options.pop("model_kwargs", {})

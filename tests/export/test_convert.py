@@ -27,7 +27,7 @@ def model() -> nn.Module:
 
 
 def authors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights in the authors' layout, where a level ends in its downsampling."""
+    """Return the weights in the authors' layout, in which a level ends with its downsampling."""
     renamed = {}
     for name, value in model.state_dict().items():
         name = re.sub(r"levels\.(\d+)\.downsample", lambda m: f"levels.{int(m[1]) - 1}.downsample", name)
@@ -36,7 +36,7 @@ def authors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says when it fails, in one line, with status 1."""
+    """Return the one line of error of the command, which must end with status 1."""
     assert run(main, ["convert", *(str(argument) for argument in arguments)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -92,7 +92,7 @@ def test_interpolated_tables_and_dropped_keys_are_reported(tmp_path: Path) -> No
     assert lines[-1].endswith("from the authors' layout of a detection backbone, 7 tables interpolated, no classifier")
     written = load_file(tmp_path / "out.safetensors")
     assert written.keys() == timm.create_model(ARCH, num_classes=0).state_dict().keys() | {"legacy_pad"}
-    # The classifier is the model's own then.
+    # The classifier then keeps the weights of the new model.
     overlay = {"file": str(tmp_path / "out.safetensors"), "num_classes": 4}
     with pytest.warns(UserWarning, match="no classifier"):
         timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay)

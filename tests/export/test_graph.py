@@ -1,4 +1,4 @@
-"""ONNX files and programs of `torch.export`: the same answers as the network, by operators of torch alone."""
+"""ONNX files and programs of `torch.export`: the outputs of the network, with operators of torch alone."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def operators(program: torch.export.ExportedProgram) -> set[str]:
-    """Namespaces of the operators of a graph."""
+    """Return the namespaces of the operators of a graph."""
     return {node.target.namespace for node in program.graph.nodes if hasattr(node.target, "namespace")}
 
 
@@ -95,7 +95,7 @@ def test_program_gives_the_output_of_the_network(family: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_onnxruntime_answers_as_the_network(family: str, tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_output_of_the_network(family: str, tmp_path: Path) -> None:
     from visionattn.export.graph import save_onnx
 
     name, kwargs = FAMILIES[family]
@@ -166,7 +166,7 @@ def test_unavailable_opset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 class Fickle(nn.Module):
-    """Another network in graphs than it is by itself."""
+    """A network that computes something else when it is traced."""
 
     num_classes = 3
 
@@ -188,7 +188,7 @@ def test_differing_graph_is_not_written(tmp_path: Path) -> None:
     assert save_program(fickle(), tmp_path / "m.pt2", True, tolerance=1e3).absolute == pytest.approx(0.5)
 
 
-def test_differences() -> None:
+def test_differences_of_outputs_are_relative_and_absolute() -> None:
     network = Network(nn.Flatten(), fickle().spec, "random")
     assert compare(network, nn.Flatten(), (1, 3)) == Difference(0, 0)
     found = compare(network, lambda x: x.flatten(1) * 1.5, (1, 3))
@@ -209,7 +209,7 @@ def test_prepared_tensors_are_data_of_the_graph() -> None:
     assert not any("filters" in name for name in used)
 
 
-def test_probes(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_is_exported_with_its_backbone(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save("vit_pico_patch4_32", model_kwargs=VIT)
     words = f"probe --checkpoint {path} --data.name digits --heads ep_2 --training.epochs 1 --export heads --device cpu"
@@ -249,7 +249,7 @@ def test_probes(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
 )
-def test_mistakes_are_named(
+def test_export_mistakes_are_named(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,7 +257,7 @@ def test_mistakes_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_packages_are_named(
+def test_missing_export_packages_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("visionattn.export.graph.find_spec", lambda name: None if name == "onnxscript" else object())

@@ -65,7 +65,7 @@ def test_timm_loads_the_same_model(model: str, options: dict[str, Any], save: Sa
     assert config["input_size"] == list(size)
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         assert config[key] == spec.preprocessing[key]
-    # Names are those of outputs: identities that features were trained by are none of them.
+    # Class names are for outputs; identities that trained the features are not outputs.
     names = loaded.pretrained_cfg.get("label_names")
     assert names == (spec.class_names if spec.num_classes else None)
 
@@ -84,7 +84,9 @@ def test_evaluation_gives_the_same_accuracy_and_names(digits_checkpoint: Path, t
     assert results[0] == results[1]
 
 
-def test_weights_and_their_types(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_saved_in_the_requested_dtype(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save("nat_pico", model_kwargs=NARROW_NAT)
     export("--checkpoint", path, "--output", tmp_path / "a")
     export("--checkpoint", path, "--output", tmp_path / "b", "--weights", "raw", "--dtype", "float16")
@@ -106,7 +108,7 @@ def test_weights_and_their_types(save: Save, tmp_path: Path, capsys: pytest.Capt
 
 
 def write_run(checkpoint: Path) -> None:
-    """What a run leaves beside a checkpoint of 90 updates."""
+    """Write the files of a run beside a checkpoint of 90 updates."""
     folder = checkpoint.parent.parent
     (folder / "metrics.csv").write_text(
         "epoch,step,train_loss,val_top1,val_loss\n1,59,,0.5,1.2\n2,80,0.9,,\n2,89,,0.7512346,0.8\n"
@@ -195,7 +197,7 @@ def test_card_marks_missing_facts(save: Save, tmp_path: Path) -> None:
     assert "%" not in card
 
 
-def test_names_of_classes_are_data_alone(save: Save, tmp_path: Path) -> None:
+def test_class_names_are_never_markup(save: Save, tmp_path: Path) -> None:
     names = ["../../outside", "```\n# Heading\n---", '<script>alert("x")</script>']
     path, folder = save("nat_pico", names=names, model_kwargs=NARROW_NAT), tmp_path / "hub"
     export("--checkpoint", path, "--output", folder)
@@ -256,7 +258,7 @@ def test_packaged_weights_keep_their_class_names(tmp_path: Path) -> None:
     assert not config["pretrained_cfg"].get("label_names")
 
 
-def test_weights_of_a_plain_file_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_says_that_weights_come_from_a_plain_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(timm.create_model("resnet_pico").state_dict(), tmp_path / "own.pth")
     export("--model", "resnet_pico", "--checkpoint", tmp_path / "own.pth", "--output", tmp_path / "hub")
     assert "float32 weights (file)" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""How a test runs a command as a user does, in this process, and what it asks of the way that it ends."""
+"""Fixtures that run a command in this process, as a user does, and check its output and status."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended; warnings of Python are pytest's, those that are printed are in ``err``."""
+    """Status and output of a command; ``err`` holds printed warnings, pytest holds those of Python."""
 
     status: int
     out: str
@@ -40,13 +40,13 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def quick() -> tuple[str, ...]:
-    """``QUICK``, for tests, which cannot import this file where pytest has read several of its name."""
+    """Return ``QUICK``; tests cannot import this file, as pytest reads several of its name."""
     return QUICK
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``command("fit", …)`` runs train.py, ``command("classify", …)`` eval.py, in an empty folder of the test's own."""
+    """Return a function that runs train.py (``command("fit", …)``) or eval.py in an empty folder of the test's own."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -65,7 +65,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def fails(command: Run) -> Fails:
-    """``fails("fit", …, says=("a", "b"), status=1)``: one line of error with these words; gives the line."""
+    """Return ``fails("fit", …, says=("a", "b"), status=1)``, which checks for one line of error and returns it."""
 
     def call(*argv: str | Path, says: str | tuple[str, ...], status: int = 1) -> str:
         ended = command(*argv)

@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, foreign or hostile: nothing in them runs, and nothing wrong is used in silence."""
+"""Damaged, foreign and hostile files of weights: no code in them runs, and nothing wrong is used silently."""
 
 import json
 import os
@@ -32,13 +32,13 @@ READERS = {
 
 @pytest.fixture(params=READERS)
 def reader(request: pytest.FixtureRequest, quick: tuple[str, ...]) -> Reader:
-    """The command line that reads a file."""
+    """Return the command line that reads a file."""
     command, option = READERS[request.param]
     return lambda path: [command, *(quick if command == "fit" else ()), f"{option}={path}"]
 
 
 def complaint(path: Path) -> str:
-    """What is said of a file that cannot be loaded; nothing where it can."""
+    """Return the error for a file that cannot be loaded, else an empty string."""
     try:
         read_checkpoint(path)
     except ValueError as error:
@@ -47,7 +47,7 @@ def complaint(path: Path) -> str:
 
 
 class Payload:
-    """Leaves a folder behind when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -56,13 +56,13 @@ class Payload:
         return os.mkdir, (str(self.target),)
 
 
-def test_a_checkpoint_that_is_cut_short(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
+def test_truncated_checkpoint_is_an_error(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
     digits_checkpoint.write_bytes(digits_checkpoint.read_bytes()[:-1000])
     fails(*reader(digits_checkpoint), says=f"{digits_checkpoint} is not a checkpoint, or only part of one")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
-def test_wherever_it_is_cut(zipped: bool, checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_truncated_at_any_byte_is_an_error(zipped: bool, checkpoint: Path, tmp_path: Path) -> None:
     torch.save(torch.load(checkpoint, weights_only=True), checkpoint, _use_new_zipfile_serialization=zipped)
     content, path = checkpoint.read_bytes(), tmp_path / "cut.ckpt"
     for length in [0, 1, *range(100, len(content), len(content) // 10), len(content) - 1]:
@@ -70,14 +70,14 @@ def test_wherever_it_is_cut(zipped: bool, checkpoint: Path, tmp_path: Path) -> N
         assert complaint(path) == f"{path} is not a checkpoint, or only part of one", length
 
 
-def test_a_bit_that_has_flipped_in_the_weights(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
+def test_flipped_bit_in_the_weights_is_an_error(reader: Reader, digits_checkpoint: Path, fails: Fails) -> None:
     content = bytearray(digits_checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     digits_checkpoint.write_bytes(content)
     fails(*reader(digits_checkpoint), says=f"{digits_checkpoint} is damaged: its checksums do not match; copy it again")
 
 
-def test_wherever_a_bit_flips_nothing_wrong_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
+def test_flipped_bit_anywhere_never_changes_the_loaded_weights(checkpoint: Path, tmp_path: Path) -> None:
     content, path, found = checkpoint.read_bytes(), tmp_path / "flipped.ckpt", 0
     whole = read_checkpoint(checkpoint)["state_dict"]
     places = range(0, len(content), len(content) // 60)
@@ -91,26 +91,26 @@ def test_wherever_a_bit_flips_nothing_wrong_is_loaded(checkpoint: Path, tmp_path
     assert found > len(places) // 2
 
 
-def test_pickled_code_does_not_run(reader: Reader, tmp_path: Path, fails: Fails) -> None:
+def test_pickled_code_is_not_run(reader: Reader, tmp_path: Path, fails: Fails) -> None:
     torch.save({"state_dict": {}, "hook": Payload(tmp_path / "ran")}, tmp_path / "bad.ckpt")
     fails(*reader(tmp_path / "bad.ckpt"), says=("bad.ckpt holds pickled code (", ".mkdir), which is never run"))
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickled_code_in_the_older_format_does_not_run(tmp_path: Path) -> None:
+def test_pickled_code_in_the_older_format_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     torch.save({"hook": Payload(tmp_path / "ran")}, path, _use_new_zipfile_serialization=False)
     assert "holds pickled code" in complaint(path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_instead_of_a_file(reader: Reader, tmp_path: Path, fails: Fails) -> None:
+def test_folder_as_a_checkpoint_is_an_error(reader: Reader, tmp_path: Path, fails: Fails) -> None:
     *_, option = words = reader(tmp_path)
     status, says = (2, "no checkpoint at ") if option.startswith("--ckpt_path") else (1, "is a folder: name the ")
     fails(*words, says=(str(tmp_path), says), status=status)
 
 
-def test_a_file_that_may_not_be_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_without_permission_is_an_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.chmod(0)
     if os.access(checkpoint, os.R_OK):  # root may
         monkeypatch.setattr(torch, "load", refuse)
@@ -150,7 +150,7 @@ def entry(end: int, start: int = 0, shape: tuple[int, ...] = (4,), dtype: str = 
         pytest.param(safetensors(entry(16), bytes(32)), id="bytes that no tensor claims"),
     ],
 )
-def test_safetensors_that_lie(content: bytes, tmp_path: Path) -> None:
+def test_safetensors_with_a_wrong_header_is_an_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     line = complaint(path)
@@ -158,7 +158,7 @@ def test_safetensors_that_lie(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in line
 
 
-def test_safetensors_that_are_cut_short(classifier: nn.Module, tmp_path: Path, fails: Fails) -> None:
+def test_truncated_safetensors_is_an_error(classifier: nn.Module, tmp_path: Path, fails: Fails) -> None:
     path = tmp_path / "x.safetensors"
     save_file(classifier.state_dict(), path)
     content = path.read_bytes()
@@ -172,7 +172,7 @@ def test_safetensors_that_are_cut_short(classifier: nn.Module, tmp_path: Path, f
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Changes what a checkpoint holds."""
+    """Change the content of a checkpoint."""
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
@@ -180,18 +180,22 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def as_of_a_run(path: Path) -> None:
-    """Adds what Lightning's trainer wants of a checkpoint."""
+    """Add the entries that Lightning's trainer needs."""
     rewrite(path, lambda content: content.update({"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}))
 
 
-def test_other_classes(digits_checkpoint: Path, colour_folder: Path, quick: tuple[str, ...], fails: Fails) -> None:
+def test_checkpoint_of_other_classes_is_an_error(
+    digits_checkpoint: Path, colour_folder: Path, quick: tuple[str, ...], fails: Fails
+) -> None:
     data = ("--data.name=folder", f"--data.root={colour_folder}")
     as_of_a_run(digits_checkpoint)
     says = "has classes blue, green, red, which the 10 classes trained on (0, 1, 2, …) do not include"
     fails("fit", *quick, *data, f"--ckpt_path={digits_checkpoint}", says=says)
 
 
-def test_a_checkpoint_of_another_program(digits_checkpoint: Path, quick: tuple[str, ...], fails: Fails) -> None:
+def test_checkpoint_of_another_program_is_an_error(
+    digits_checkpoint: Path, quick: tuple[str, ...], fails: Fails
+) -> None:
     says = f"{digits_checkpoint} is not a checkpoint of train.py"
     fails("fit", *quick, f"--ckpt_path={digits_checkpoint}", says=says)
     as_of_a_run(digits_checkpoint)
@@ -200,7 +204,7 @@ def test_a_checkpoint_of_another_program(digits_checkpoint: Path, quick: tuple[s
     fails("classify", f"--checkpoint={digits_checkpoint}", says="does not say which model it holds")
 
 
-def test_weights_under_another_prefix(digits_checkpoint: Path, fails: Fails) -> None:
+def test_weights_under_another_prefix_are_an_error(digits_checkpoint: Path, fails: Fails) -> None:
     def rename(content: dict[str, Any]) -> None:
         weights: dict[str, Tensor] = content["state_dict"]
         content["state_dict"] = {f"backbone.{name.removeprefix('model.')}": value for name, value in weights.items()}
@@ -215,7 +219,9 @@ def test_weights_under_another_prefix(digits_checkpoint: Path, fails: Fails) -> 
 
 @pytest.mark.parametrize("reader", ["classify", "start from"], indirect=True)
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_weights_that_are_not_finite(reader: Reader, value: float, digits_checkpoint: Path, fails: Fails) -> None:
+def test_weights_that_are_not_finite_are_an_error(
+    reader: Reader, value: float, digits_checkpoint: Path, fails: Fails
+) -> None:
     rewrite(digits_checkpoint, lambda content: content["state_dict"]["model.fc.weight"][3, 7:8].fill_(value))
     says = f"{digits_checkpoint} holds weights that are not finite, first fc.weight: take an earlier checkpoint"
     fails(*reader(digits_checkpoint), says=says)
@@ -236,7 +242,7 @@ def test_weights_that_are_not_finite(reader: Reader, value: float, digits_checkp
         ("preprocessing", {"input_size": [3, 32.5, 32]}),
     ],
 )
-def test_a_description_that_makes_no_sense(key: str, value: Any, checkpoint: Path) -> None:
+def test_invalid_model_description_is_an_error(key: str, value: Any, checkpoint: Path) -> None:
     rewrite(checkpoint, lambda content: content["visionattn"].update({key: value}))
     with pytest.raises(ValueError, match="description of its model has ") as error:
         load_checkpoint(checkpoint)
@@ -245,7 +251,7 @@ def test_a_description_that_makes_no_sense(key: str, value: Any, checkpoint: Pat
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """A folder such as those of Hugging Face's hub, with an architecture and without weights."""
+    """Write a folder as on the Hugging Face hub, with an architecture and without weights."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     config = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": {"num_classes": 10}}
@@ -254,7 +260,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("reader", ["classify", "validate"], indirect=True)
-def test_a_checkpoint_that_sends_elsewhere_is_not_followed(
+def test_checkpoint_that_names_another_folder_is_not_followed(
     reader: Reader, digits_checkpoint: Path, model_folder: Path, fails: Fails, command: Callable[..., Any]
 ) -> None:
     elsewhere = f"local-dir:{model_folder}"
@@ -267,7 +273,9 @@ def test_a_checkpoint_that_sends_elsewhere_is_not_followed(
     assert ended.status == 0, ended.err
 
 
-def test_a_repository_is_not_asked(spec: ModelSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_that_names_a_repository_is_not_followed(
+    spec: ModelSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = replace(spec, model="hf-hub:someone/something").to_dict()
     rewrite(checkpoint, lambda content: content.update(visionattn=values))
     monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: pytest.fail("it was asked"))
@@ -275,7 +283,7 @@ def test_a_repository_is_not_asked(spec: ModelSpec, checkpoint: Path, monkeypatc
         load_checkpoint(checkpoint)
 
 
-def test_weights_come_from_the_checkpoint_and_from_nowhere_else(checkpoint: Path, classifier: nn.Module) -> None:
+def test_weights_come_from_the_checkpoint_alone(checkpoint: Path, classifier: nn.Module) -> None:
     other = {"checkpoint_path": "/nowhere/else.pth"}  # an argument of timm.create_model
     rewrite(checkpoint, lambda content: content["visionattn"].update(model_kwargs=other))
     model, spec = load_checkpoint(checkpoint)
@@ -297,7 +305,7 @@ def test_weights_come_from_the_checkpoint_and_from_nowhere_else(checkpoint: Path
         pytest.param({"architecture": "test_resnet", "pretrained_cfg": {"file": "../../x.pth"}}, id="a path upwards"),
     ],
 )
-def test_a_model_folder_with_anything_in_it(config: Any, model_folder: Path, tmp_path: Path) -> None:
+def test_damaged_model_folder_is_an_error(config: Any, model_folder: Path, tmp_path: Path) -> None:
     (model_folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     torch.save({"hook": Payload(tmp_path / "ran")}, model_folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="model 'local-dir:") as error:
@@ -318,7 +326,7 @@ def test_a_model_folder_with_anything_in_it(config: Any, model_folder: Path, tmp
     ],
     ids=["missing", "damaged", "of another model"],
 )
-def test_an_overlay_that_is_of_no_use(content: bytes | None, says: str, colour_folder: Path, fails: Fails) -> None:
+def test_unusable_overlay_is_an_error(content: bytes | None, says: str, colour_folder: Path, fails: Fails) -> None:
     if content is not None:
         Path("own.safetensors").write_bytes(content)
     overlay = json.dumps({"pretrained_cfg_overlay": {"file": "own.safetensors"}})
@@ -326,13 +334,13 @@ def test_an_overlay_that_is_of_no_use(content: bytes | None, says: str, colour_f
     fails("classify", *model, f"--data.root={colour_folder}", says=says)
 
 
-def test_weights_for_other_channels(colour_folder: Path, fails: Fails) -> None:
+def test_weights_for_other_channels_are_an_error(colour_folder: Path, fails: Fails) -> None:
     model = ("--model=terminator_pico", "--pretrained", "--model_kwargs={in_chans: 1}")
     says = "the weights of terminator_pico are for images of 3 channels, got in_chans 1"
     fails("classify", *model, f"--data.root={colour_folder}", says=says)
 
 
-def test_a_file_without_a_classifier(
+def test_file_without_a_classifier_is_an_error_of_classify(
     quick: tuple[str, ...], classifier: nn.Module, colour_folder: Path, fails: Fails, command: Callable[..., Any]
 ) -> None:
     path = Path("own.safetensors").absolute()
@@ -347,7 +355,7 @@ def test_a_file_without_a_classifier(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_the_newest_checkpoint_is_the_newest_whole_one(damage: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_newest_checkpoint_is_the_newest_undamaged_one(damage: str, checkpoint: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "0")
     run.checkpoints.mkdir(parents=True)
     best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"

@@ -1,4 +1,4 @@
-"""Folders, archives and labels that are not as they should be."""
+"""Faults of folders, archives and labels."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ def opened(root: Path | str, stage: str = "fit", **options: Any) -> ImageClassif
 
 
 def complaint(root: Path | str, stage: str = "fit", **options: Any) -> str:
-    """What is said of a folder that cannot be used."""
+    """Return the error for a folder that cannot be used."""
     with pytest.raises(DataError) as error:
         opened(root, stage, **options)
     return describe(error.value)
@@ -56,28 +56,28 @@ def validated(data: ImageClassificationData) -> list[str]:
     return [name for batch in data.val_dataloader() for name in batch.name]
 
 
-def test_an_empty_root(tmp_path: Path) -> None:
+def test_empty_root_is_an_error(tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"no images under {tmp_path} (expected {tmp_path}/train/CLASS/*.jpg and ")
 
 
 @pytest.mark.parametrize("stage", ["fit", "predict"])
-def test_a_root_that_is_not_there(tmp_path: Path, stage: str) -> None:
+def test_missing_root_is_an_error(tmp_path: Path, stage: str) -> None:
     assert complaint(tmp_path / "gone", stage).startswith(f"no such data folder: {tmp_path}/gone (--data.root")
 
 
 @pytest.mark.parametrize("stage", ["fit", "predict"])
-def test_a_root_that_is_a_file(tmp_path: Path, stage: str) -> None:
+def test_root_that_is_a_file_is_an_error(tmp_path: Path, stage: str) -> None:
     (tmp_path / "x.jpg").write_bytes(png())
     says = f"{tmp_path}/x.jpg is a file: --data.root takes a folder, or a .tar file"
     assert complaint(tmp_path / "x.jpg", stage) == says
 
 
-def test_no_images_to_predict(tmp_path: Path) -> None:
+def test_predict_without_images_is_an_error(tmp_path: Path) -> None:
     assert complaint(tmp_path, "predict") == f"no images under {tmp_path}"
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside others", "alone"])
-def test_images_outside_of_class_folders(colour_folder: Path, beside: bool) -> None:
+def test_image_outside_of_class_folders_is_named(colour_folder: Path, beside: bool) -> None:
     place = colour_folder / "val"
     if not beside:
         shutil.rmtree(place)
@@ -97,7 +97,7 @@ def test_images_outside_of_class_folders(colour_folder: Path, beside: bool) -> N
         ),
     ],
 )
-def test_class_folders_that_make_one_wonder(colour_folder: Path, folder: str, says: str) -> None:
+def test_unusual_class_folders_are_warned_of(colour_folder: Path, folder: str, says: str) -> None:
     for split in ("train", "val"):
         (colour_folder / split / folder).mkdir(parents=True)
         if folder != "violet":
@@ -107,7 +107,7 @@ def test_class_folders_that_make_one_wonder(colour_folder: Path, folder: str, sa
     assert data.num_classes == (3 if folder == "violet" else 4)
 
 
-def test_images_of_like_names_and_the_same_image_twice(colour_folder: Path) -> None:
+def test_duplicate_images_and_names_all_count(colour_folder: Path) -> None:
     folder = colour_folder / "val" / "red"
     (folder / "0.png").write_bytes(png())
     (folder / "0.JPG").write_bytes((folder / "0.jpg").read_bytes())
@@ -116,40 +116,40 @@ def test_images_of_like_names_and_the_same_image_twice(colour_folder: Path) -> N
     assert sorted(names) == ["0.JPG", "0.jpg", "0.png", "1 again.jpg", "1.jpg", "2.jpg"]
 
 
-def test_one_class_is_nothing_to_tell_apart(colour_folder: Path, fails: Fails, quick: Quick) -> None:
+def test_single_class_is_an_error(colour_folder: Path, fails: Fails, quick: Quick) -> None:
     for split in ("train", "val"):
         for name in ("blue", "green"):
             shutil.rmtree(colour_folder / split / name)
     fails("fit", *quick, f"--data.root={colour_folder}", says="the data have one class, 'red', from which there is")
 
 
-def test_one_image_per_class_is_enough(tmp_path: Path, command: Run, quick: Quick) -> None:
+def test_single_image_per_class_is_trained_on(tmp_path: Path, command: Run, quick: Quick) -> None:
     for folder in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "x.png").write_bytes(png())
     assert command("fit", *quick, f"--data.root={tmp_path}", "--model.name=test_resnet").status == 0
 
 
-def test_a_folder_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated, for root may read all. A walk passes over such folders."""
+def test_folder_without_permission_is_named(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated, as root may read everything. A walk skips such folders."""
     locked = colour_folder / "train" / "red"
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
     assert complaint(colour_folder).startswith(f"no permission to read {locked}: grant it (chmod u+rX), or choose")
 
 
-def test_a_root_as_shells_and_people_write_it(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_with_tilde_slash_or_dots_is_found(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = validated(opened(colour_folder))
     monkeypatch.setenv("HOME", str(colour_folder.parent))
     for root in (f"{colour_folder}/", f"{colour_folder}/./", f"~/{colour_folder.name}", f"{colour_folder}/val/.."):
         assert [Path(name).resolve() for name in validated(opened(root))] == [Path(name) for name in expected]
 
 
-# Files that are passed over, and names
+# Skipped files, and names
 
 
 def litter(root: Path) -> None:
-    """What notebooks, file servers and other systems leave beside images."""
+    """Add the files that notebooks, file servers and operating systems leave beside images."""
     for split in ("train", "val"):
         image = (root / split / "red" / "0.jpg").read_bytes()
         for name in (".ipynb_checkpoints/0.jpg", "@eaDir/0.jpg", "__MACOSX/red/0.jpg", "red/.ipynb_checkpoints/0.jpg"):
@@ -178,7 +178,7 @@ def test_hidden_and_system_files_are_neither_classes_nor_images(colour_folder: P
         assert sum(len(batch.name) for batch in data.predict_dataloader()) == 9
 
 
-def test_torchvision_reader_of_folders_stands_for_ours(colour_folder: Path) -> None:
+def test_torchvision_folder_reader_is_replaced_by_ours(colour_folder: Path) -> None:
     litter(colour_folder)
     assert opened(colour_folder, name="torch/image_folder").class_names == ["blue", "green", "red"]
 
@@ -226,10 +226,10 @@ def test_checkpoint_with_the_other_unicode_form_keeps_its_names(colour_folder: P
     assert torch.cat([batch.target for batch in data.val_dataloader()]).tolist() == [0] * 3 + [2] * 3 + [1] * 3
 
 
-def test_names_that_are_not_utf8_are_escaped_wherever_they_are_written(
+def test_names_that_are_not_utf8_are_escaped(
     colour_folder: Path, command: Run, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the locale: for files that are opened without an encoding, it is simulated to be ASCII."""
+    """Also if the locale is ASCII, which is simulated for files that are opened without an encoding."""
     monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")
     latin = os.fsdecode(b"caf\xe9")
     for split in ("train", "val"):
@@ -259,22 +259,22 @@ def test_names_that_are_not_utf8_are_escaped_wherever_they_are_written(
 # Archives
 
 
-def test_a_tar_that_is_cut_short(tmp_path: Path) -> None:
+def test_truncated_tar_is_an_error(tmp_path: Path) -> None:
     archive = pack(tmp_path / "train.tar", {f"a/{number}.png": png() for number in range(9)})
     archive.write_bytes(archive.read_bytes()[:5000])
     assert complaint(tmp_path) == f"cannot read {archive}: unexpected end of data"
 
 
-def test_a_tar_that_is_none(tmp_path: Path) -> None:
+def test_file_that_is_no_tar_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_text("hello")
     assert complaint(tmp_path).startswith(f"cannot read {tmp_path}/train.tar: ")
 
 
-def test_a_tar_without_images(tmp_path: Path) -> None:
+def test_tar_without_images_is_an_error(tmp_path: Path) -> None:
     assert complaint(pack(tmp_path / "x.tar", {"a/x.txt": b"hello"})).startswith(f"no images under {tmp_path}/x.tar")
 
 
-def test_members_of_a_tar_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tar_members_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "deep" / "down"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
@@ -287,7 +287,7 @@ def test_members_of_a_tar_are_never_written(tmp_path: Path, monkeypatch: pytest.
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [place / "x.tar"]
 
 
-def test_one_tar_for_all_is_validated_on_what_it_trains_on(tmp_path: Path) -> None:
+def test_tar_without_splits_is_warned_of(tmp_path: Path) -> None:
     archive = pack(tmp_path / "x.tar", {"a/x.png": png(), "b/y.png": png()})
     with pytest.warns(UserWarning, match="has no splits: what is trained on is validated on, too"):
         opened(archive)
@@ -296,7 +296,7 @@ def test_one_tar_for_all_is_validated_on_what_it_trains_on(tmp_path: Path) -> No
 # Labels
 
 
-def test_a_label_out_of_range(mnist_root: Path, fails: Fails, quick: Quick) -> None:
+def test_label_out_of_range_is_named(mnist_root: Path, fails: Fails, quick: Quick) -> None:
     path = mnist_root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[8 + 13] = 11
@@ -306,8 +306,8 @@ def test_a_label_out_of_range(mnist_root: Path, fails: Fails, quick: Quick) -> N
     fails("fit", *quick, *options, says=says)
 
 
-def test_images_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As test splits of Hugging Face's have them."""
+def test_image_without_label_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test splits of Hugging Face have such labels (-1)."""
 
     class Unlabelled:
         class_to_idx: ClassVar = {"a": 0, "b": 1}
@@ -330,7 +330,7 @@ def test_images_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         list(data.val_dataloader())
 
 
-def test_images_to_predict_need_no_labels(colour_folder: Path) -> None:
+def test_predict_needs_no_labels(colour_folder: Path) -> None:
     (batch, *_) = opened(colour_folder, "predict").predict_dataloader()
     assert batch.image.isfinite().all()
     assert batch.target.dtype == torch.long

@@ -1,4 +1,4 @@
-"""Files that are no images, or not the usual ones."""
+"""Files that are not images, and unusual images."""
 
 import csv
 import struct
@@ -64,7 +64,7 @@ def opened(root: Path, stage: str = "fit", **options: Any) -> ImageClassificatio
     ],
 )
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_file_that_cannot_be_decoded(colour_folder: Path, write: Write, says: str, split: str) -> None:
+def test_undecodable_file_is_named(colour_folder: Path, write: Write, says: str, split: str) -> None:
     broken = colour_folder / split / "red" / "1.jpg"
     broken.unlink()
     write(broken)
@@ -82,8 +82,8 @@ def test_a_file_that_cannot_be_decoded(colour_folder: Path, write: Write, says: 
     assert told.startswith(f"{broken}: {says}")
 
 
-def test_an_image_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated, for root may read all."""
+def test_image_without_permission_is_named(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated, as root may read everything."""
     locked, original = colour_folder / "val" / "red" / "1.jpg", Image.open
 
     def guarded(path: str) -> Any:
@@ -96,8 +96,8 @@ def test_an_image_that_must_not_be_read(colour_folder: Path, monkeypatch: pytest
         list(opened(colour_folder).val_dataloader())
 
 
-def test_a_very_large_image_is_read_and_a_bomb_is_not(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds are Pillow's: it warns from 89 million pixels on, and refuses from 179 million on."""
+def test_very_large_image_is_read_and_a_bomb_is_refused(colour_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns above 89 million pixels and refuses above 179 million."""
     path = colour_folder / "val" / "red" / "1.jpg"
     Image.new("RGB", (60, 60)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
@@ -109,7 +109,7 @@ def test_a_very_large_image_is_read_and_a_bomb_is_not(colour_folder: Path, monke
 
 
 @pytest.mark.slow
-def test_a_hundred_million_pixels(tmp_path: Path) -> None:
+def test_image_of_a_hundred_million_pixels_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (10_000, 10_000), (10, 20, 30)).save(tmp_path / "x.jpg")
     with pytest.warns(Image.DecompressionBombWarning):
         assert read_image(tmp_path / "x.jpg").size == (10_000, 10_000)
@@ -144,7 +144,7 @@ PALETTE.putpalette([9, 9, 9, 200, 100, 50])
         pytest.param(frames("png"), (0, 0, 255), id="APNG"),
     ],
 )
-def test_unusual_images_look_as_they_should(tmp_path: Path, write: Write, colour: tuple[int, int, int]) -> None:
+def test_unusual_image_has_the_expected_colours(tmp_path: Path, write: Write, colour: tuple[int, int, int]) -> None:
     write(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -154,7 +154,7 @@ def test_unusual_images_look_as_they_should(tmp_path: Path, write: Write, colour
     assert (batch.image[0, :, 8, 8] * 255).round().tolist() == pytest.approx(colour, abs=2)
 
 
-def test_16_bits_are_one_image_whatever_the_file(tmp_path: Path) -> None:
+def test_16_bit_images_are_equal_in_every_format(tmp_path: Path) -> None:
     ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     for suffix in ("png", "tiff", "pgm"):
         Image.fromarray(ramp).save(tmp_path / f"x.{suffix}")
@@ -164,7 +164,7 @@ def test_16_bits_are_one_image_whatever_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
-def test_an_image_lying_on_its_side_is_turned(tmp_path: Path, suffix: str) -> None:
+def test_image_is_turned_upright_by_its_exif_block(tmp_path: Path, suffix: str) -> None:
     stored = Image.new("RGB", (32, 16), (0, 0, 0))
     stored.paste((255, 255, 255), (0, 0, 16, 16))  # the left half, which is the upper one for who turns it right
     exif = Image.Exif()
@@ -181,26 +181,26 @@ def test_an_image_lying_on_its_side_is_turned(tmp_path: Path, suffix: str) -> No
         assert image[:, -3].max() < 0.1
 
 
-def test_a_damaged_exif_block_leaves_the_image_as_it_is(tmp_path: Path) -> None:
-    """It turns the image, but has a word for the horizontal resolution, upon which Pillow stumbles."""
+def test_image_with_a_damaged_exif_block_is_read_as_stored(tmp_path: Path) -> None:
+    """The block turns the image, but holds text as the horizontal resolution, which Pillow cannot parse."""
     entries = struct.pack(">IHHHIHHHHIII", 8, 2, 0x112, 3, 1, 6, 0, 0x11A, 2, 6, 38, 0)
     NOISE.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*" + entries + b"maker\0")
     assert read_image(tmp_path / "x.jpg").size == NOISE.size
 
 
-def test_a_folder_named_like_an_image(colour_folder: Path) -> None:
+def test_folder_named_like_an_image_is_skipped(colour_folder: Path) -> None:
     (colour_folder / "val" / "red" / "9.jpg").mkdir()
     assert sum(len(batch.image) for batch in opened(colour_folder).val_dataloader()) == 9
 
 
-def test_a_folder_that_a_link_shows_once_more(colour_folder: Path, quick: Quick, fails: Fails) -> None:
+def test_folder_linked_twice_is_an_error(colour_folder: Path, quick: Quick, fails: Fails) -> None:
     (colour_folder / "val" / "red" / "again").symlink_to("..")
     fails(
         "fit", *quick, f"--data.root={colour_folder}", says=("val/red/again/", "once more, by a symbolic link: remove")
     )
 
 
-def test_names_of_all_kinds(tmp_path: Path, quick: Quick, command: Run, fails: Fails) -> None:
+def test_unusual_file_names_are_kept(tmp_path: Path, quick: Quick, command: Run, fails: Fails) -> None:
     names = [
         "ünï çødé 猫.jpg",
         " two  spaces.jpg",
@@ -228,9 +228,7 @@ def test_names_of_all_kinds(tmp_path: Path, quick: Quick, command: Run, fails: F
     )
 
 
-def test_an_image_that_breaks_while_training_goes_on(
-    colour_folder: Path, quick: Quick, command: Run, fails: Fails
-) -> None:
+def test_image_damaged_during_training_is_named(colour_folder: Path, quick: Quick, command: Run, fails: Fails) -> None:
     options = [*quick, f"--data.root={colour_folder}", "--trainer.limit_train_batches=1.0", "--run_name=x"]
     assert command("fit", *options).status == 0
     last = Path("runs/x/0/checkpoints/last.ckpt")
@@ -247,7 +245,7 @@ def test_an_image_that_breaks_while_training_goes_on(
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_of_nothing_but_broken_images(
+def test_split_of_broken_images_only_is_an_error(
     colour_folder: Path, quick: Quick, fails: Fails, checkpoint: Path, split: str
 ) -> None:
     for path in (colour_folder / split).glob("*/*"):

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, wherever it may be, ends where one that was left alone does."""
+"""A training that is killed many times, at any place, ends exactly as an uninterrupted one."""
 
 import contextlib
 import csv
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import KILLED, kill_this_process, run_in_child
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 from visionattn.tasks.classification import ClassificationTask
@@ -23,12 +24,11 @@ from visionattn.training.loggers import RunCSVLogger
 from visionattn.training.runs import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
-KILLED = 9
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def options(epochs: int, batches: int, *, save_every: int, num_workers: int = 0) -> list[str]:
-    """A run of a small model on the embedded digits, with all that has a state: an average, mixup, a schedule."""
+    """Return options of a small run on the digits with everything that has a state: an average, mixup, a schedule."""
     return [
         "fit",
         "--model.name=test_resnet",
@@ -48,7 +48,7 @@ def options(epochs: int, batches: int, *, save_every: int, num_workers: int = 0)
 
 
 def assert_same(run_folder: Path, expected: Path, epochs: int, batches: int) -> None:
-    """Compares what two runs ended with: checkpoints bit by bit, and their metrics."""
+    """Check that two runs end with the same checkpoint, bit by bit, and with complete metrics."""
     ours, theirs = (
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run_folder, expected)
     )
@@ -61,7 +61,7 @@ def assert_same(run_folder: Path, expected: Path, epochs: int, batches: int) -> 
     validated = [int(row["epoch"]) for row in rows if row["val_top1"]]
     assert validated == list(range(epochs))
     steps = [int(row["step"]) for row in rows if row["train_loss"]]
-    # That of a step whose checkpoint is written, but whose row is not yet, is lost.
+    # The row of a step is lost if the kill comes between its checkpoint and the row.
     assert len(set(steps)) == len(steps)
     assert steps == sorted(steps)
     assert steps[-1] == epochs * batches - 1
@@ -81,32 +81,28 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-# At chosen places, in processes that are forked
-
-
-def die() -> None:
-    os._exit(KILLED)
+# Kills at chosen places, in forked processes
 
 
 def at_call(number: int) -> Wrapper:
-    """Ends the process when a function is called for the ``number``-th time."""
+    """Kill the process when a function is called for the ``number``-th time."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(1, number))
-        return lambda *args, **kwargs: die() if next(calls, None) is None else function(*args, **kwargs)
+        return lambda *args, **kwargs: kill_this_process() if next(calls, None) is None else function(*args, **kwargs)
 
     return wrap
 
 
 def after_call(number: int) -> Wrapper:
-    """Ends the process when it has returned for the ``number``-th time."""
+    """Kill the process when a function has returned for the ``number``-th time."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         calls = iter(range(1, number))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            return die() if next(calls, None) is None else result
+            return kill_this_process() if next(calls, None) is None else result
 
         return call
 
@@ -119,7 +115,7 @@ def half_a_checkpoint(save: Callable[..., Any]) -> Callable[..., Any]:
         save(content, buffer)
         file.write(buffer.getvalue()[: len(buffer.getvalue()) // 2])
         file.flush()
-        die()
+        kill_this_process()
 
     return write
 
@@ -128,7 +124,7 @@ def half_a_row(append: Callable[..., Any]) -> Callable[..., Any]:
     def write(self: RunCSVLogger, columns: list[str]) -> None:
         with self.path.open("a") as file:
             file.write("0,0.0")
-        die()
+        kill_this_process()
 
     return write
 
@@ -157,21 +153,9 @@ PLACES: list[tuple[Any, str, Wrapper]] = [
 ]
 
 
-def in_a_child(action: Callable[[], int]) -> int:
-    """The exit status of something that runs in a process of its own, in silence."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                os.dup2(nowhere.fileno(), 2)
-                status = action()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_twenty_kills_at_chosen_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_killed_at_chosen_places_ends_as_if_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     epochs, batches = 6, 4
     words = options(epochs, batches, save_every=1)
     runs, alone = tmp_path / "runs", tmp_path / "alone"
@@ -184,14 +168,14 @@ def test_twenty_kills_at_chosen_places(tmp_path: Path, monkeypatch: pytest.Monke
             monkeypatch.setattr(owner, name, wrapper(getattr(owner, name)))
             return run(main, [*words, f"--runs={runs}"])
 
-        assert in_a_child(killed) == KILLED, f"{owner} {name} was not reached"
-    assert in_a_child(lambda: run(main, [*words, f"--runs={runs}"])) == 0
+        assert run_in_child(killed) == KILLED, f"{owner} {name} was not reached"
+    assert run_in_child(lambda: run(main, [*words, f"--runs={runs}"])) == 0
     *begun, last = sorted((runs / "test_resnet").iterdir(), key=lambda path: int(path.name))
     assert all(RunFolder(folder).newest_checkpoint() is None for folder in begun)  # those killed before their first one
     assert_same(last, alone / "test_resnet" / "0", epochs, batches)
 
 
-# At any moment, as by the kernel
+# Kills at random moments, from outside
 
 
 @contextlib.contextmanager
@@ -205,7 +189,7 @@ def training(words: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def await_training(process: subprocess.Popen[str]) -> str:
-    """Reads until the training begins, or nothing comes any more."""
+    """Read output until the training begins or the output ends, and return it."""
     assert process.stdout is not None
     said = ""
     while "parameters, on" not in said and (line := process.stdout.readline()):
@@ -214,8 +198,8 @@ def await_training(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
-    """Two of them while it starts, the others somewhere in the training; prints how far it had come each time."""
+def test_training_killed_at_random_moments_ends_as_if_uninterrupted(tmp_path: Path) -> None:
+    """Two kills during the start, the others during the training; the step of each is printed."""
     epochs, batches, kills = 8, 30, 20
     alone, folder = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()

@@ -1,4 +1,4 @@
-"""Options and config files that are wrong: the line names the option, or the file and its line, and what would do."""
+"""Wrong options and config files: the error names the option, or the file and its line, and the remedy."""
 
 import math
 from collections.abc import Callable
@@ -48,7 +48,7 @@ Quick = tuple[str, ...]
         pytest.param("--config=.", "path is not a file", id="folder config"),
     ],
 )
-def test_a_wrong_command_line(fails: Fails, quick: Quick, option: str, says: str) -> None:
+def test_wrong_command_line_is_an_error(fails: Fails, quick: Quick, option: str, says: str) -> None:
     fails("fit", *quick, option, says=says, status=2)
     assert not list(Path("runs").glob("*/*"))
 
@@ -70,7 +70,7 @@ def test_a_wrong_command_line(fails: Fails, quick: Quick, option: str, says: str
         pytest.param(["--data.name=cifar"], "unknown data set 'cifar': digits, mnist, ", id="data set"),
     ],
 )
-def test_something_that_is_not_there(fails: Fails, quick: Quick, options: list[str], says: str) -> None:
+def test_missing_file_or_name_is_an_error(fails: Fails, quick: Quick, options: list[str], says: str) -> None:
     fails("fit", *quick, *options, says=says)
     assert not list(Path("runs").glob("*/*"))
 
@@ -95,7 +95,7 @@ def test_something_that_is_not_there(fails: Fails, quick: Quick, options: list[s
         pytest.param({"re_mode": "snow"}, "--data.re_mode must be one of const, rand, pixel", id="erasing"),
     ],
 )
-def test_an_option_of_the_data_that_cannot_be(options: dict[str, Any], says: str) -> None:
+def test_invalid_data_option_is_an_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError) as error:
         ImageClassificationData(**options)
     assert describe(error.value).startswith(says)
@@ -115,7 +115,7 @@ def test_an_option_of_the_data_that_cannot_be(options: dict[str, Any], says: str
         pytest.param({"num_classes": 0}, "--model.num_classes must be at least 1, got 0", id="no classes"),
     ],
 )
-def test_an_option_of_the_model_that_cannot_be(options: dict[str, Any], says: str) -> None:
+def test_invalid_model_option_is_an_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match="--model") as error:
         ClassificationTask(**options)
     assert describe(error.value).startswith(says)
@@ -133,7 +133,7 @@ def test_an_option_of_the_model_that_cannot_be(options: dict[str, Any], says: st
         pytest.param("--precision=8", "--precision: expected Literal['32-true', ", 2, id="precision"),
     ],
 )
-def test_a_wrong_option_of_an_evaluation(
+def test_wrong_option_of_an_evaluation_is_an_error(
     fails: Fails, digits_checkpoint: Path, option: str, says: str, status: int
 ) -> None:
     fails("classify", "--device=cpu", f"--checkpoint={digits_checkpoint}", option, says=says, status=status)
@@ -163,7 +163,7 @@ def test_a_wrong_option_of_an_evaluation(
         pytest.param("modl:\n  name: x\n", "unknown key modl.name (c.yaml, line 2)", id="section"),
     ],
 )
-def test_a_config_that_cannot_be_read(fails: Fails, quick: Quick, text: str | bytes, says: str) -> None:
+def test_unreadable_config_is_an_error(fails: Fails, quick: Quick, text: str | bytes, says: str) -> None:
     Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     fails("fit", *quick, "--config=c.yaml", says=says, status=2)
 
@@ -176,27 +176,27 @@ def test_a_config_that_cannot_be_read(fails: Fails, quick: Quick, text: str | by
         pytest.param("model: a\nmodel: b\n", "c.yaml, line 2: model is given once more, after line 1", id="twice"),
     ],
 )
-def test_a_config_of_an_evaluation(fails: Fails, text: str, says: str) -> None:
+def test_wrong_config_of_an_evaluation_is_an_error(fails: Fails, text: str, says: str) -> None:
     Path("c.yaml").write_text(text)
     fails("classify", "--config=c.yaml", says=says, status=2)
 
 
-def test_python_in_a_config_is_not_run(fails: Fails, quick: Quick) -> None:
+def test_python_tag_in_a_config_is_not_run(fails: Fails, quick: Quick) -> None:
     Path("c.yaml").write_text("model: !!python/object/apply:os.mkdir [made]\n")
     fails("fit", *quick, "-c=c.yaml", says=("c.yaml, line 1: ", "objects of Python are not read"), status=2)
     assert not Path("made").exists()
 
 
-def test_a_byte_order_mark_does_no_harm(command: Run, quick: Quick) -> None:
+def test_config_with_a_byte_order_mark_is_read(command: Run, quick: Quick) -> None:
     Path("c.yaml").write_text("trainer:\n  max_epochs: 1\n", encoding="utf-8-sig")
     assert command("fit", *quick, "--config=c.yaml", "--trainer.fast_dev_run=true").status == 0
 
 
-def test_of_an_option_given_twice_the_last_counts(fails: Fails, quick: Quick) -> None:
+def test_option_given_twice_has_the_last_value(fails: Fails, quick: Quick) -> None:
     fails("fit", *quick, "--model.name=nat_tinny", "--model.name=nat_smal", says="unknown model 'nat_smal'")
 
 
-def test_no_epochs_train_nothing_and_leave_nothing(command: Run, quick: Quick) -> None:
+def test_run_of_zero_epochs_leaves_no_folder(command: Run, quick: Quick) -> None:
     ended = command("fit", *quick, "--trainer.max_epochs=0")
     assert ended.status == 0
     assert "0 epochs, 0 steps" in ended.out
@@ -212,7 +212,7 @@ def test_no_epochs_train_nothing_and_leave_nothing(command: Run, quick: Quick) -
         pytest.param("--rollout={}/r", id="rollout"),
     ],
 )
-def test_results_that_cannot_be_written_are_told_before_the_work(
+def test_unwritable_results_are_an_error_before_the_work(
     fails: Fails, digits_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     def work(*args: object) -> None:
@@ -234,13 +234,15 @@ def test_results_that_cannot_be_written_are_told_before_the_work(
         ),
     ],
 )
-def test_predictions_that_cannot_be_written(fails: Fails, subcommand: str, output: str, says: str) -> None:
+def test_unwritable_predictions_are_an_error_before_the_work(
+    fails: Fails, subcommand: str, output: str, says: str
+) -> None:
     Path("file").write_text("")
-    # Before anything else is looked at.
+    # Checked before anything else.
     status = 1 if subcommand == "predict" else 2
     fails(subcommand, f"--output={output}", "--ckpt_path=absent.ckpt", says=says, status=status)
 
 
-def test_a_folder_of_runs_that_cannot_be_made(fails: Fails, quick: Quick) -> None:
+def test_unwritable_runs_folder_is_an_error(fails: Fails, quick: Quick) -> None:
     Path("file").write_text("")
     fails("fit", *quick, "--runs=file", says="cannot write file/test_resnet: Not a directory")

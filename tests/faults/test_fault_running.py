@@ -1,4 +1,4 @@
-"""What befalls a command while it runs: full disks, signals, processes that die, two runs in one place."""
+"""Faults during a run: full disks, signals, processes that die, two runs in one folder."""
 
 import errno
 import fcntl
@@ -40,7 +40,7 @@ def content(folder: Path) -> dict[str, bytes]:
 # Disks
 
 
-def test_a_checkpoint_that_the_disk_has_no_room_for(
+def test_checkpoint_on_a_full_disk_keeps_the_one_before(
     quick: Options, command: Run, fails: Fails, file_size_limit: Limit
 ) -> None:
     assert command("fit", *quick).status == 0
@@ -54,13 +54,13 @@ def test_a_checkpoint_that_the_disk_has_no_room_for(
     assert command("fit", *quick, "--trainer.max_epochs=2", "--ckpt_path=last").status == 0
 
 
-def test_a_first_checkpoint_that_the_disk_has_no_room_for(quick: Options, fails: Fails, file_size_limit: Limit) -> None:
+def test_first_checkpoint_on_a_full_disk_is_an_error(quick: Options, fails: Fails, file_size_limit: Limit) -> None:
     with file_size_limit(100_000):
         fails("fit", *quick, says="File too large; make room, or keep runs elsewhere with --runs FOLDER")
     assert list((RUN / "checkpoints").iterdir()) == []
 
 
-def test_metrics_wait_for_room(tmp_path: Path, file_size_limit: Limit) -> None:
+def test_metrics_on_a_full_disk_are_written_later(tmp_path: Path, file_size_limit: Limit) -> None:
     logger, path = RunCSVLogger(RunFolder(tmp_path)), tmp_path / "metrics.csv"
 
     def log(step: int, **metrics: float) -> None:
@@ -79,7 +79,7 @@ def test_metrics_wait_for_room(tmp_path: Path, file_size_limit: Limit) -> None:
     assert path.read_text().split() == ["a,b,step", "0.5,,0", "0.25,,1", "0.125,1,2", ",2,3"]
 
 
-def test_results_are_replaced_whole_or_not_at_all(tmp_path: Path, file_size_limit: Limit) -> None:
+def test_results_are_replaced_atomically(tmp_path: Path, file_size_limit: Limit) -> None:
     path = tmp_path / "r.json"
     write_json({"top1": 0.5}, path)
     with file_size_limit(100), pytest.raises(OSError, match=r"cannot write .*r\.json: File too large; make room there"):
@@ -88,12 +88,12 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path: Path, file_size_limi
     assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_runs_that_are_a_file(quick: Options, fails: Fails) -> None:
+def test_runs_folder_that_is_a_file_is_an_error(quick: Options, fails: Fails) -> None:
     Path("runs").write_text("")
     fails("fit", *quick, says="cannot write runs/test_resnet: Not a directory; name a place elsewhere")
 
 
-def test_a_disk_that_cannot_be_written_to(quick: Options, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_disk_is_an_error(quick: Options, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -101,7 +101,7 @@ def test_a_disk_that_cannot_be_written_to(quick: Options, fails: Fails, monkeypa
     fails("fit", *quick, says="cannot write runs/test_resnet: Read-only file system; name a place elsewhere")
 
 
-def test_images_that_vanish_while_they_are_trained_on(
+def test_image_deleted_during_training_is_named(
     quick: Options, colour_folder: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LastCheckpoint.on_validation_end
@@ -119,7 +119,7 @@ def test_images_that_vanish_while_they_are_trained_on(
 # Two at once
 
 
-def test_runs_that_begin_at_once_take_different_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simultaneous_runs_get_different_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionattn.training.runs._numbers", lambda folder: [])  # all of them look before any has begun
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: new_run(tmp_path, "x"), range(20)))
@@ -128,7 +128,7 @@ def test_runs_that_begin_at_once_take_different_numbers(tmp_path: Path, monkeypa
 
 @pytest.fixture
 def other_trainer() -> Iterator[Callable[[RunFolder], int]]:
-    """Begins a process that trains in a folder, and never ends by itself."""
+    """Return a function that forks a process, which holds the lock of a run folder until it is killed."""
     children: list[int] = []
 
     def begin(run: RunFolder) -> int:
@@ -149,7 +149,7 @@ def other_trainer() -> Iterator[Callable[[RunFolder], int]]:
         os.waitpid(child, 0)
 
 
-def test_a_run_that_goes_on_elsewhere_is_left_alone(
+def test_run_in_another_process_is_not_resumed(
     quick: Options, command: Run, fails: Fails, other_trainer: Callable[[RunFolder], int]
 ) -> None:
     assert command("fit", *quick).status == 0
@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(
     assert command("fit", *quick).status == 0  # in a folder of its own
 
 
-def test_a_lock_ends_with_its_process(
+def test_lock_is_released_when_its_process_dies(
     tmp_path: Path, other_trainer: Callable[[RunFolder], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder(tmp_path)
@@ -175,7 +175,7 @@ def test_a_lock_ends_with_its_process(
     lock.close()
 
 
-def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -194,7 +194,7 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pytest.param(lambda: os._exit(3), "exited unexpectedly", id="gone"),
     ],
 )
-def test_a_worker_that_dies(
+def test_dead_loader_worker_is_an_error(
     end: Callable[[], None],
     how: str,
     quick: Options,
@@ -216,26 +216,26 @@ def test_a_worker_that_dies(
         "shared memory. Please try to raise your shared memory limit.",
     ],
 )
-def test_shared_memory_that_is_full(message: str) -> None:
+def test_full_shared_memory_is_an_error(message: str) -> None:
     line = describe(RuntimeError(message))
     assert line.startswith("the memory that data-loader workers share (/dev/shm) is full: pass --data.num_workers 0")
 
 
-def test_shared_memory_of_a_gpu_is_another() -> None:
+def test_shared_memory_error_of_a_gpu_has_another_hint() -> None:
     message = "out of resource: shared memory, Required: 135168, Hardware limit: 101376"
     assert describe(RuntimeError(message)).startswith(f"RuntimeError: {message}")
 
 
 @pytest.fixture
 def _sigint() -> Iterator[None]:
-    """Python's handler, before and after: a training that was interrupted in this process leaves SIGINT ignored."""
+    """Restore Python's handler of SIGINT, as an interrupted training in this process leaves it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.usefixtures("_sigint")
-def test_ctrl_c_and_again(quick: Options, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_twice_ends_with_130(quick: Options, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = []
 
     def interrupt(self: Any, *args: Any) -> None:
@@ -267,7 +267,7 @@ def too_many_objects() -> None:
 
 
 @pytest.mark.parametrize("allocate", [too_large, too_large_for_a_gpu, too_many_objects])
-def test_memory_that_runs_out(
+def test_out_of_memory_is_an_error(
     allocate: Callable[[], None], quick: Options, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = ClassificationTask.training_step
@@ -290,7 +290,7 @@ def test_memory_that_runs_out(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", ["gpu", "cuda"])
-def test_a_gpu_where_there_is_none(name: str, quick: Options, fails: Fails) -> None:
+def test_missing_gpu_is_an_error(name: str, quick: Options, fails: Fails) -> None:
     says = "--trainer.accelerator: torch finds no such device in this machine; leave the option out, or pass cpu"
     fails("fit", *quick, f"--trainer.accelerator={name}", says=says)
 
@@ -300,7 +300,7 @@ def test_a_gpu_where_there_is_none(name: str, quick: Options, fails: Fails) -> N
 
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No network, and nobody logged in."""
+    """Simulate W&B without a network and a login."""
     import wandb
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -322,12 +322,12 @@ def assert_trained_offline(command: Run, quick: Options, reason: str) -> None:
 
 
 @pytest.mark.usefixtures("wandb_offline")
-def test_nobody_logged_in_to_wandb(quick: Options, command: Run) -> None:
+def test_wandb_without_a_login_is_offline(quick: Options, command: Run) -> None:
     assert_trained_offline(command, quick, "No API key configured")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("wandb_offline")
-def test_wandb_that_does_not_answer(quick: Options, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_an_answer_is_offline(quick: Options, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     assert_trained_offline(command, quick, ".*connection refused")

@@ -1,4 +1,4 @@
-"""Sizes and numbers at the edge of what can be, and beyond it."""
+"""Sizes and numbers at and beyond their bounds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ Quick = tuple[str, ...]
     ],
     ids=lambda options: " ".join(options) or "plain",
 )
-def test_images_of_any_size_become_what_the_model_takes(size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_images_of_any_size_are_resized_to_the_model(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = ImageClassificationData(root="x", img_size=64, **options)
     for training in (True, False):
         image = data._transform(training)(Image.new("RGB", size, (200, 100, 50)))
@@ -38,7 +38,7 @@ def test_images_of_any_size_become_what_the_model_takes(size: tuple[int, int], o
 
 
 @pytest.mark.parametrize("options", [{}, {"no_aug": True}, {"crop_padding": 4}], ids=["plain", "no_aug", "padding"])
-def test_a_very_long_image_is_never_enlarged_as_a_whole(
+def test_very_long_image_is_cropped_before_it_is_enlarged(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, resize = [], Image.Image.resize
@@ -54,7 +54,7 @@ def test_a_very_long_image_is_never_enlarged_as_a_whole(
     assert 0 < max(max(size) for size in sizes) < 64 * 25
 
 
-def test_the_middle_of_a_long_image_is_what_a_crop_would_keep() -> None:
+def test_middle_of_a_long_image_equals_the_center_crop() -> None:
     image = Image.linear_gradient("L").resize((10, 1000)).convert("RGB")
     middle = MiddlePart()(image)
     assert middle.size == (10, 200)
@@ -63,7 +63,7 @@ def test_the_middle_of_a_long_image_is_what_a_crop_would_keep() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -3, MAX_SIZE + 1])
-def test_an_impossible_size(size: int) -> None:
+def test_impossible_image_size_is_an_error(size: int) -> None:
     with pytest.raises(DataError, match=f"--data.img_size must be at least 1 and at most 16384, got {size}"):
         ImageClassificationData(img_size=size)
 
@@ -98,18 +98,20 @@ def test_an_impossible_size(size: int) -> None:
         ),
     ],
 )
-def test_images_that_do_not_fit_the_model(fails: Fails, quick: Quick, options: list[str], says: str) -> None:
+def test_image_size_that_does_not_fit_the_model_is_an_error(
+    fails: Fails, quick: Quick, options: list[str], says: str
+) -> None:
     fails("fit", *quick, *options, says=says)
     assert not list(Path("runs").glob("*/*"))
 
 
 @pytest.mark.parametrize("name", ["nat_pico", "halo_pico"])
-def test_images_smaller_than_a_window_are_seen(command: Run, quick: Quick, name: str) -> None:
+def test_images_smaller_than_a_window_are_classified(command: Run, quick: Quick, name: str) -> None:
     assert command("fit", *quick, f"--model.name={name}", "--data.img_size=5").status == 0
 
 
-def test_a_last_batch_of_one_does_not_disturb_batch_norm(colour_folder: Path) -> None:
-    """13 images in batches of 4: the last one waits for the next epoch."""
+def test_last_batch_of_one_image_does_not_change_batch_norm(colour_folder: Path) -> None:
+    """13 images in batches of 4: the last image is dropped in this epoch."""
     Image.new("RGB", (8, 8)).save(colour_folder / "train" / "red" / "9.jpg")
     data = ImageClassificationData(root=str(colour_folder), img_size=16, batch_size=4, num_workers=0)
     data.setup("fit")
@@ -117,10 +119,10 @@ def test_a_last_batch_of_one_does_not_disturb_batch_norm(colour_folder: Path) ->
     assert [len(batch.image) for batch in data.val_dataloader()] == [4, 4, 1]
 
 
-def test_answers_that_are_not_finite(
+def test_overflowing_logits_are_an_error(
     digits_checkpoint: Path, fails: Fails, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of weights that are; those that are not are refused when they are read."""
+    """Finite weights with infinite logits; weights that are not finite are refused when they are read."""
     content = torch.load(digits_checkpoint, weights_only=True)
     content["state_dict"]["model.fc.weight"].fill_(3e38)
     torch.save(content, digits_checkpoint)

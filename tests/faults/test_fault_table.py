@@ -1,4 +1,4 @@
-"""README.md, beside this file, is the table of faults: it and the tests are kept together."""
+"""The table of faults in README.md, beside this file, agrees with the tests."""
 
 import ast
 import re
@@ -10,20 +10,20 @@ NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)(?:\[([^]]+)\])?`")
 
 
 def rows() -> list[list[str]]:
-    """The four cells of each fault."""
+    """Return the four cells of each fault."""
     lines = (HERE / "README.md").read_text(encoding="utf-8").splitlines()
     table = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in lines if line.startswith("|")]
     return [cells for cells in table if cells[0].strip(" -") not in ("", "fault")]
 
 
 def functions(path: Path) -> Iterator[tuple[str, list[ast.AST]]]:
-    """The tests of a file, each with what its decorators are made of."""
+    """Yield each test of a file, and the nodes of its decorators."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.name, [part for decorator in node.decorator_list for part in ast.walk(decorator)]
 
 
-def test_every_row_names_a_test_that_exists() -> None:
+def test_table_names_only_tests_that_exist() -> None:
     known = {
         path.name: {test: {part.value for part in parts if isinstance(part, ast.Constant)} for test, parts in found}
         for path in HERE.parent.rglob("test_*.py")
@@ -39,8 +39,8 @@ def test_every_row_names_a_test_that_exists() -> None:
             assert not case or case in known[file][test], f"{file}::{test} has no case {case!r}: {cells}"
 
 
-def test_every_test_here_is_in_a_row() -> None:
-    """Where its cases have names, each of them, or the whole of it."""
+def test_table_names_every_test_of_this_folder() -> None:
+    """A test whose cases have names needs a row for each case, or one for the whole test."""
     named = {place for cells in rows() for place in NAMED.findall(cells[3])}
     for path in sorted(set(HERE.glob("test_*.py")) - {Path(__file__)}):
         for test, parts in functions(path):

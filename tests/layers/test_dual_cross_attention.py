@@ -93,7 +93,7 @@ def test_pairs_whose_keys_are_masked_leave_self_attention() -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_block_without_pairs_is_timms(qk_norm: bool) -> None:
+def test_block_without_pairs_equals_timm(qk_norm: bool) -> None:
     block = new_block(qk_norm=qk_norm)
     plain = Block(dim=12, num_heads=3, qkv_bias=True, qk_norm=qk_norm).double()
     plain.load_state_dict(block.state_dict())
@@ -103,7 +103,7 @@ def test_block_without_pairs_is_timms(qk_norm: bool) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_scores_are_those_of_attention(grad: bool) -> None:
+def test_scores_equal_attention_weights(grad: bool) -> None:
     block, x = new_block(), double(2, 7, 12)
     with torch.set_grad_enabled(grad):
         out, scores = block.forward_parts(x, None, "sa", True)
@@ -114,20 +114,20 @@ def test_scores_are_those_of_attention(grad: bool) -> None:
     assert not scores.requires_grad
 
 
-def test_scores_beside_pairs_are_those_of_self_attention() -> None:
+def test_scores_with_pairs_equal_self_attention_weights() -> None:
     block, x = new_block(), double(6, 7, 12)
     _, scores = block.forward_parts(x, PAIR, "sa", True)
     torch.testing.assert_close(scores, block.forward_parts(x[:3], None, "sa", True)[1], **EXACT)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_selected_tokens_get_what_all_tokens_would_get(qk_norm: bool) -> None:
+def test_selected_tokens_equal_the_result_for_all_tokens(qk_norm: bool) -> None:
     block, x = new_block(qk_norm=qk_norm), double(2, 7, 12)
     chosen = [0, 4, 2]
     torch.testing.assert_close(block.forward_selected(x[:, chosen], x), block(x)[:, chosen], **EXACT)
 
 
-def test_glca_answers_the_class_token_and_the_selected_patches() -> None:
+def test_glca_returns_the_class_token_and_selected_patches() -> None:
     block, norm, x = new_block(), nn.LayerNorm(12).double(), double(2, 12, 12)
     scores = [double(2, 12, 12).softmax(-1) for _ in range(3)]
     _, chosen = select_patches(scores, 0.3, num_prefix_tokens=2)
@@ -135,14 +135,14 @@ def test_glca_answers_the_class_token_and_the_selected_patches() -> None:
     expected = torch.stack([answers[index, [0, *(places + 2).tolist()]].mean(0) for index, places in enumerate(chosen)])
     glca = GlobalLocalCrossAttention(block, norm, 0.3, "avg")
     torch.testing.assert_close(glca(x, scores, 2), expected, **EXACT)
-    # The class token alone: the others' answers, and so their selection, are of no consequence.
+    # The class token alone: the outputs of other tokens, and so the selection, do not matter.
     glca = GlobalLocalCrossAttention(block, norm, 0.3, "token")
     torch.testing.assert_close(glca(x, [], 2), answers[:, 0], **EXACT)
 
 
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("source", ["sa", "pwca"])
-def test_windows_meet_their_like_in_another_image(source: str, shift: int) -> None:
+def test_window_attends_to_the_same_window_of_another_image(source: str, shift: int) -> None:
     block = SwinTransformerBlock(8, (8, 8), num_heads=2, window_size=4, shift_size=shift).double().eval()
     nn.init.normal_(block.attn.relative_position_bias_table)
     attn, x = block.attn, double(6, 8, 8, 8)

@@ -1,4 +1,4 @@
-"""Halo attention as a module: against the paper's formula, timm's layer, and at sizes of every kind."""
+"""Halo attention as a module, against the paper's formula and timm's layer, at sizes of every kind."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from visionattn.layers.halo_attention import HaloAttention2d, resize_table
 
 
 def attend_by_formula(layer: HaloAttention2d, x: Tensor) -> Tensor:
-    """Queries one by one: softmax over the keys of the block and its halo that lie on the map (eq. 2 of the paper)."""
+    """Compute each query alone, by a softmax over the keys of its block and halo that lie on the map (eq. 2)."""
     heads, block, halo, stride = layer.num_heads, layer.block_size, layer.halo_size, layer.query_stride
     _, _, height, width = x.shape
     q, kv = (
@@ -57,7 +57,7 @@ def attend_by_formula(layer: HaloAttention2d, x: Tensor) -> Tensor:
     ],
     ids=str,
 )
-def test_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_halo_attention_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, **options)
     x = torch.randn(2, 16, *size)
@@ -76,14 +76,14 @@ def test_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> N
     ],
     ids=str,
 )
-def test_equals_timm_with_its_weights(options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_halo_attention_equals_timm_with_its_weights(options: dict[str, Any], size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     theirs = HaloAttn(32, num_heads=4, **{"block_size": 8, "halo_size": 3, **options})
     ours = from_timm(copy.deepcopy(theirs))
     check_twins(theirs, ours, size)
 
 
-def test_equals_timm_where_a_block_is_odd() -> None:
+def test_halo_attention_equals_timm_for_odd_blocks() -> None:
     theirs = HaloAttn(32, num_heads=4, stride=2, block_size=5, halo_size=2)
     check_twins(theirs, from_timm(copy.deepcopy(theirs)), (10, 20))
 
@@ -108,7 +108,7 @@ def test_timm_weights_load_by_name() -> None:
 
 
 def give_branches_weight(model: nn.Module) -> nn.Module:
-    """Networks whose last norms start at zero would equal each other whatever attention does."""
+    """Set norms that start at zero to other values; with zeros, networks are equal whatever the attention."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -139,13 +139,13 @@ def test_accelerated_network_takes_sizes_that_timm_refuses() -> None:
             assert model(torch.randn(1, 3, *size)).isfinite().all()
 
 
-def test_accelerate_says_what_it_knows() -> None:
+def test_accelerate_refuses_models_without_halo_attention() -> None:
     with pytest.raises(ValueError, match=r"ResNet has no HaloAttn layer to accelerate.*\*halo\*"):
         visionattn.accelerate(timm.create_model("resnet18"))
 
 
-def test_padding_is_not_seen() -> None:
-    """What lies beyond a map changes nothing: a map equals the same map as a part of one with other blocks far away."""
+def test_padding_gets_no_attention() -> None:
+    """A map has the same result as a part of a larger map with other blocks far away."""
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, block_size=4, halo_size=2)
     x = torch.randn(1, 16, 4, 4)

@@ -1,4 +1,4 @@
-"""The attention module under what training loops do to modules: compiling, recomputing, calling as a function."""
+"""The attention module when it is compiled, checkpointed or called as a function."""
 
 import copy
 
@@ -14,7 +14,7 @@ SHAPE = (2, 9, 7, 16)
 
 
 def gradients(module: nn.Module, x: Tensor, output: Tensor) -> list[Tensor]:
-    """Of the input and of all parameters, under a fixed output gradient."""
+    """Return the gradients of the input and of all parameters for a fixed output gradient."""
     grad = torch.linspace(-1, 1, output.numel()).view_as(output)
     return list(torch.autograd.grad(output, [x, *module.parameters()], grad))
 
@@ -35,7 +35,7 @@ def test_block_compiles_without_graph_breaks(dilation: int, layer_scale: float |
     torch.testing.assert_close(gradients(block, x, out), gradients(block, x, expected))
 
 
-def test_recomputing_activations_changes_nothing(module: NeighborhoodAttention2d) -> None:
+def test_grad_checkpointing_keeps_outputs_and_gradients(module: NeighborhoodAttention2d) -> None:
     x = torch.randn(SHAPE, requires_grad=True)
     out, expected = checkpoint(module, x, use_reentrant=False), module(x)
     assert torch.equal(out, expected)
@@ -54,8 +54,8 @@ def test_functional_call_takes_other_parameters(module: NeighborhoodAttention2d)
     assert not torch.equal(out, module(x))
 
 
-def test_gradients_per_sample(module: NeighborhoodAttention2d) -> None:
-    """As differential privacy and influence functions take them: vmap of grad of functional_call."""
+def test_gradients_per_sample_equal_separate_ones(module: NeighborhoodAttention2d) -> None:
+    """Per-sample gradients by vmap of grad of functional_call, as in differential privacy."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     x = torch.randn(SHAPE)
 

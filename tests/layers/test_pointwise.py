@@ -24,7 +24,7 @@ def test_map_linear_equals_linear(shape: tuple[int, ...], dtype: torch.dtype) ->
     torch.testing.assert_close(*results)
 
 
-def test_map_mlp_equals_that_of_timm() -> None:
+def test_map_mlp_equals_timm() -> None:
     torch.manual_seed(0)
     ours, theirs = MapMlp(8, 24), Mlp(8, 24)
     theirs.load_state_dict(ours.state_dict())

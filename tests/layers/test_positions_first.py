@@ -1,4 +1,4 @@
-"""1x1 convolutions in positions-first memory: with and without gradients, and without a compiler, the same sums."""
+"""1x1 convolutions in positions-first memory are equal with and without gradients, and without a compiler."""
 
 from collections.abc import Callable, Iterator
 
@@ -25,7 +25,7 @@ def convolve(maps: list[Tensor], weights: list[Tensor], bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("arrange", [positions_first.positions_first, torch.clone], ids=["positions first", "NCHW"])
-def test_convolutions_are_those_of_torch(arrange: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_convolution_equals_torch(arrange: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     x, y = (arrange(torch.randn(3, channels, 4, 6, dtype=dtype)) for channels in (5, 2))
     weight, other, bias = (torch.randn(*shape, dtype=dtype) for shape in ((8, 5), (8, 2), (8,)))
     expected = convolve([x], [weight], bias)

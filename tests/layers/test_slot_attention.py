@@ -1,4 +1,4 @@
-"""Slot attention against its paper's algorithm, and what must not matter to it."""
+"""Slot attention against the algorithm of its paper, and its invariances."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ def norm(layer: Any, x: Tensor) -> Tensor:
 
 
 def transcription(module: Any, x: Tensor, slots: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Algorithm 1, image by image and slot by slot, with the gates of the GRU written out."""
+    """Compute Algorithm 1 image by image and slot by slot, with the gates of the GRU written out."""
     found, shares = [], []
     gru = module.gru
     for inputs, s in zip(x, slots, strict=True):
@@ -63,7 +63,7 @@ def gradients(loss: Tensor, module: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("init", ["gaussian", "learned"])
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_outputs_and_gradients_are_those_of_the_algorithm(init: Any, iterations: int) -> None:
+def test_outputs_and_gradients_equal_the_algorithm(init: Any, iterations: int) -> None:
     module, x = create(init=init, iterations=iterations), tokens().requires_grad_()
     noise = torch.randn(B, K, D, dtype=torch.float64)
     start = module.mu.expand(B, K, D)
@@ -76,7 +76,7 @@ def test_outputs_and_gradients_are_those_of_the_algorithm(init: Any, iterations:
 
 
 @pytest.mark.parametrize("init", ["gaussian", "learned"])
-def test_implicit_gradients_are_those_of_the_last_iteration(init: Any) -> None:
+def test_implicit_gradients_equal_the_last_iteration(init: Any) -> None:
     module, x = create(init=init, implicit=True), tokens().requires_grad_()
     noise = torch.randn(B, K, D, dtype=torch.float64)
     start = module.initial_slots(B, noise)
@@ -97,7 +97,7 @@ def test_slots_compete_for_each_token() -> None:
     torch.testing.assert_close(attention.sum(1), torch.ones(B, N, dtype=torch.float64), atol=1e-7, rtol=0)
 
 
-def test_slots_have_no_order_and_tokens_neither() -> None:
+def test_slots_are_equivariant_and_tokens_are_unordered() -> None:
     module, x, noise = create(), tokens(), torch.randn(B, K, D, dtype=torch.float64)
     slots, attention = module(x, noise)
     order = torch.tensor([2, 0, 1])
@@ -108,7 +108,7 @@ def test_slots_have_no_order_and_tokens_neither() -> None:
     torch.testing.assert_close(permuted, (slots, attention[:, :, order]), **EXACT)
 
 
-def test_single_slot_gets_everything() -> None:
+def test_single_slot_gets_all_attention() -> None:
     slots, attention = create(num_slots=1)(tokens())
     assert slots.isfinite().all()
     torch.testing.assert_close(attention, torch.ones(B, 1, N, dtype=torch.float64), atol=1e-7, rtol=0)
@@ -119,7 +119,7 @@ def test_any_number_of_slots_can_be_drawn() -> None:
     assert slots.shape == (B, 9, D)
 
 
-def test_slots_are_drawn_anew_in_training_and_always_the_same_in_evaluation() -> None:
+def test_slots_are_random_in_training_and_fixed_in_evaluation() -> None:
     module, x = create(), tokens(1).expand(2, -1, -1)
     first, second = module(x)[0]
     assert not torch.allclose(first, second)
@@ -148,7 +148,7 @@ def test_slot_attention_compiles_as_one_graph() -> None:
     torch.testing.assert_close(compiled(x), module(x))
 
 
-def test_low_precision_is_close() -> None:
+def test_low_precision_is_close_to_float32() -> None:
     module, x = create().float().eval(), tokens().float()
     expected, _ = module(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -156,7 +156,7 @@ def test_low_precision_is_close() -> None:
     assert F.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.99
 
 
-def test_widths_have_defaults_and_the_meta_device_is_no_obstacle() -> None:
+def test_widths_have_defaults_and_meta_device_works() -> None:
     module = SlotAttention(8, device=torch.device("meta"), dtype=torch.bfloat16)
     assert {(x.device.type, x.dtype) for x in (*module.parameters(), *module.buffers())} == {("meta", torch.bfloat16)}
     assert module.kv.in_features == 8

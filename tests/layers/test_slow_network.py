@@ -1,4 +1,4 @@
-"""Slow networks: their initial frequencies, their sizes, and what they refuse."""
+"""Slow networks: initial frequencies, sizes, and refused arguments."""
 
 import math
 from typing import Any
@@ -33,7 +33,7 @@ def test_released_frequencies_are_gamma_times_uniform() -> None:
     assert net.proj.weight.square().mean().item() == pytest.approx(1 / 4096 / 9, rel=0.1)
 
 
-def test_kernel_is_the_published_formula() -> None:
+def test_kernel_equals_the_published_formula() -> None:
     net = SlowNetwork(2, (2, 3), hidden=5, depth=1, omega_0=1.0).double()
     torch.nn.init.normal_(net.tap_bias)
     expected = torch.empty(2, 2, 3, dtype=torch.float64)

@@ -16,7 +16,7 @@ EPS = 1e-5
 
 @pytest.fixture(params=["gradients", "no gradients"], autouse=True)
 def _path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where no gradients are computed, compiled operators may run."""
+    """Test with and without gradients; without them, compiled operators may run."""
     with torch.set_grad_enabled(request.param == "gradients"):
         yield
 
@@ -26,13 +26,13 @@ def standardize(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (x - mean) / (var + EPS).sqrt()
 
 
-def test_instances() -> None:
+def test_instance_standardization_has_zero_mean_and_unit_variance() -> None:
     x = 3 + 2 * torch.randn(2, 4, 5, 6)
     torch.testing.assert_close(instance_standardize(x), standardize(x, (2, 3)))
     assert instance_standardize(torch.randn(2, 4, 1, 1)).abs().max() < 1e-3
 
 
-def test_batch_and_its_running_statistics() -> None:
+def test_batch_standardization_keeps_running_statistics() -> None:
     norm, x = BatchStandardization(4), 3 + 2 * torch.randn(8, 4, 5, 6)
     torch.testing.assert_close(norm(x), standardize(x, (0, 2, 3)))
     var, mean = torch.var_mean(x, (0, 2, 3))

@@ -1,4 +1,4 @@
-"""The centre loss and the rule by which its centres move."""
+"""The centre loss and the update rule of its centres."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from visionattn.losses.center import CenterLoss
 
 
-def test_center_loss_and_its_gradient() -> None:
+def test_center_loss_and_gradient_equal_the_equation() -> None:
     loss = CenterLoss(3, 2).eval()
     loss.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]))
     features = torch.tensor([[3.0, 0.0], [0.0, 0.0]], requires_grad=True)
@@ -16,7 +16,7 @@ def test_center_loss_and_its_gradient() -> None:
     assert torch.equal(features.grad, torch.tensor([[2.0, 0.0], [0.0, -2.0]]) / 2)
 
 
-def test_centres_follow_their_features_in_training_alone() -> None:
+def test_centres_move_only_in_training() -> None:
     loss = CenterLoss(3, 1, rate=0.5)
     features, target = torch.tensor([[6.0], [3.0], [4.0]]), torch.tensor([0, 0, 2])
     loss.eval()(features, target)
@@ -26,7 +26,7 @@ def test_centres_follow_their_features_in_training_alone() -> None:
     torch.testing.assert_close(loss.centers, torch.tensor([[0.5 * 9 / 3], [0.0], [0.5 * 4 / 2]]))
 
 
-def test_centres_end_in_the_middle_and_are_in_the_checkpoint() -> None:
+def test_centres_converge_to_means_and_are_saved() -> None:
     loss = CenterLoss(1, 2)
     features = torch.randn(5, 2)
     for _ in range(60):

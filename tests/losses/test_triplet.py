@@ -10,7 +10,7 @@ from visionattn.losses.triplet import BatchHardTripletLoss
 
 
 def transcribed(features: Tensor, target: Tensor) -> float:
-    """Hermans et al., 2017, equation 5, with the soft margin."""
+    """Compute equation 5 of Hermans et al., 2017, with the soft margin."""
     losses = []
     for x, label in zip(features, target, strict=True):
         distance = [math.dist(x.tolist(), y.tolist()) for y in features]
@@ -21,7 +21,7 @@ def transcribed(features: Tensor, target: Tensor) -> float:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])
-def test_triplet_loss_is_the_equation_at_any_scale(scale: float) -> None:
+def test_triplet_loss_equals_the_equation_at_any_scale(scale: float) -> None:
     # A loss of normalised features would not depend on the scale.
     features, target = scale * torch.randn(12, 5), torch.arange(12) % 4
     assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
@@ -33,7 +33,7 @@ def test_well_separated_images_count_in_the_mean() -> None:
     assert BatchHardTripletLoss()(features, target).item() == pytest.approx(transcribed(features, target), rel=1e-4)
 
 
-def test_half_precision_is_not_used_for_distances() -> None:
+def test_distances_are_never_in_half_precision() -> None:
     # bfloat16 knows no numbers between 256 and 258.
     features, target = torch.tensor([[256.0], [257.0], [259.5]]), torch.tensor([0, 0, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -24,13 +24,13 @@ def losses(*values: float) -> dict[str, Tensor]:
     return dict(zip(NAMES, found, strict=False))
 
 
-def test_at_first_it_is_half_of_their_sum() -> None:
+def test_initial_uncertainty_loss_is_half_of_the_sum() -> None:
     loss = UncertaintyWeightedLoss(NAMES)
     assert loss(losses(1.0, 2.0, 5.0)).item() == 4
     assert {name: weight.item() for name, weight in loss.weights().items()} == dict.fromkeys(NAMES, 0.5)
 
 
-def test_uncertainty_loss_and_its_gradients_are_the_equation() -> None:
+def test_uncertainty_loss_and_gradients_equal_the_equation() -> None:
     values, log_variances = (0.3, 4.0, 1.7), (-0.7, 1.3, 0.0)
     loss, given = weighting(*log_variances), losses(*values)
     total = loss(given)
@@ -81,7 +81,7 @@ def test_weight_of_a_zero_loss_stays_finite() -> None:
     assert math.isfinite(loss(losses(1.0)).item())
 
 
-def test_its_weights_are_in_the_checkpoint_and_logged_without_a_graph() -> None:
+def test_learned_weights_are_saved_and_logged_without_a_graph() -> None:
     loss = UncertaintyWeightedLoss(NAMES)
     assert list(loss.state_dict()) == [f"log_variances.{name}" for name in NAMES]
     assert [parameter.shape for parameter in loss.parameters()] == [()] * 3
@@ -89,7 +89,7 @@ def test_its_weights_are_in_the_checkpoint_and_logged_without_a_graph() -> None:
 
 
 @pytest.mark.parametrize("names", [("sa", "glca"), ("sa", "glca", "pwca", "cls"), ("sa", "glca", "cls"), ()])
-def test_unannounced_losses_are_refused(names: tuple[str, ...]) -> None:
+def test_undeclared_losses_are_refused(names: tuple[str, ...]) -> None:
     given = {name: torch.zeros(()) for name in names}
     with pytest.raises(ValueError, match=rf"expected the losses sa, glca, pwca; got {', '.join(names)}$"):
         UncertaintyWeightedLoss(NAMES)(given)

@@ -1,9 +1,8 @@
-"""A cache holds what its key says, whole or not at all: kills, flipped bytes, full disks, other models."""
+"""Feature caches are complete and match their key, whatever happens: kills, flipped bytes, full disks, other models."""
 
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import timm
 import torch
 from torch import Tensor
 
+from tests.processes import KILLED, kill_this_process, run_in_child
 from visionattn.probing.features import cache as cache_module
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, extract_features
@@ -293,17 +293,8 @@ def test_shards_are_as_large_as_their_largest_array_allows() -> None:
     assert rows(2**15, 2**15) == 1
 
 
-def _in_a_child(action: Callable[[], None]) -> int:
-    """Runs something in a child process and returns how that ended, as `os.waitpid` has it."""
-    child = os.fork()
-    if child == 0:
-        action()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
 def _killed(folder: Path, at: int) -> None:
-    """Extracts until so many files are written, and dies in the midst of the next or before it gets its name."""
+    """Extract until this many files are written, and kill the process during the next or before its renaming."""
     writes, original = 0, cache_module.replacing
 
     @contextmanager
@@ -313,27 +304,27 @@ def _killed(folder: Path, at: int) -> None:
         with original(path, only_writer) as temporary:
             if writes > at and at % 2:
                 temporary.write_bytes(b"half of it")
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill_this_process()
             yield temporary
             if writes > at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill_this_process()
 
     cache_module.replacing = replacing
     extract(folder)
 
 
 def _kill_everywhere(root: Path) -> None:
-    """Kills an extraction at each of its writes, every time in a new folder, and then lets it go on."""
+    """Kill an extraction at each of its writes, in a new folder each time, and resume it."""
     backbone()  # which every child then has
-    assert _in_a_child(lambda: extract(root / "whole")) == 0
+    assert run_in_child(lambda: extract(root / "whole")) == 0
     for at in range(100):
         folder = root / f"{at:02d}"
-        status = _in_a_child(lambda: _killed(folder, at))  # noqa: B023  it is called here
+        status = run_in_child(lambda: _killed(folder, at))  # noqa: B023  it is called here
         if status == 0:  # there are fewer writes
             shutil.rmtree(folder)
             return
-        assert status == signal.SIGKILL
-        assert _in_a_child(lambda: extract(folder)) == 0  # noqa: B023
+        assert status == KILLED
+        assert run_in_child(lambda: extract(folder)) == 0  # noqa: B023
 
 
 if __name__ == "__main__":

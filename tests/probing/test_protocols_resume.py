@@ -1,7 +1,6 @@
-"""A training that is killed at any moment goes on and ends with the same numbers, bit by bit."""
+"""A training killed at any moment resumes and ends with the same numbers, bit by bit."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import KILLED, kill_this_process, run_in_child
 from visionattn.probing.features.sources import TensorFeatures
 from visionattn.probing.protocols import Candidate, HeadResult, Recipe, sweep, train_heads
 from visionattn.probing.protocols.state import load_state, save_state
@@ -28,11 +28,11 @@ def make_features(count: int, seed: int) -> TensorFeatures:
 
 
 def train(state_file: str | Path | None = None, kill_at: int | None = None) -> list[HeadResult]:
-    """Trains; kills itself after a step."""
+    """Train, and kill the process after a step."""
 
     def progress(done: int, total: int) -> None:
         if done == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill_this_process()
 
     return train_heads(
         make_features(69, 0), make_features(40, 1), CANDIDATES, 3, RECIPE, state_file=state_file, progress=progress
@@ -40,7 +40,7 @@ def train(state_file: str | Path | None = None, kill_at: int | None = None) -> l
 
 
 def numbers(results: list[HeadResult]) -> list[object]:
-    """All that a training ends with, but for the time that it took."""
+    """Return the results of a training, without its duration."""
     return [
         (result.to_dict() | {"seconds": 0}, {name: value.tolist() for name, value in result.head.state_dict().items()})
         for result in results
@@ -124,16 +124,18 @@ def test_failed_write_keeps_the_last_state(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
+def train_until(moment: str, state_file: str) -> None:
+    """Train until a step, or until the state is written, and kill the process there."""
+    if moment == "writing":
+        os.fsync = lambda descriptor: kill_this_process()
+    train(state_file, None if moment == "writing" else int(moment))
+
+
 def main(state_file: str, threads: str, *moments: str) -> None:
-    """Trains in one process after another, each of which kills itself at its moment; prints how far each came."""
+    """Train in one process after another, each killed at its moment, and print the last epoch of each state."""
     torch.set_num_threads(int(threads))
     for moment in moments:
-        if not (process := os.fork()):
-            if moment == "writing":
-                os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-            train(state_file, None if moment == "writing" else int(moment))
-            os._exit(0)
-        assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+        assert run_in_child(lambda: train_until(moment, state_file)) == KILLED  # noqa: B023  it is called here
         state = load_state(state_file)
         assert state is not None
         print(state["epoch"])

@@ -1,4 +1,4 @@
-"""How properties are tested: on few drawn cases, always the same, by default; on many with ``-m slow``."""
+"""Property tests: by default on a few drawn cases, always the same; with ``-m slow`` on many."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ PROFILE = settings(derandomize=True, database=None, deadline=None, suppress_heal
 
 
 def holds_for(*strategies: Any, few: int = 20, many: int = 300) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a test of a function that checks one drawn case.
+    """Make a test from a function that checks one drawn case.
 
     Args:
         *strategies: Hypothesis' strategies of its arguments.

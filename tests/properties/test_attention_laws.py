@@ -22,7 +22,7 @@ Problem = tuple[Window, Inputs]
 
 @st.composite
 def windows(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, **fixed: Any) -> Window:
-    """Windows on both axes; ``fixed`` are arguments that are not drawn."""
+    """Draw windows on both axes; ``fixed`` are arguments that are not drawn."""
     kernel = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     drawn = {
         "stride": tuple(draw(st.integers(1, k)) for k in kernel),
@@ -36,7 +36,7 @@ def windows(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, **fixed: Any) -
 
 @st.composite
 def problems(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, bias: bool = True, **fixed: Any) -> Problem:
-    """A window and tensors of a small map, in float64."""
+    """Draw a window and tensors of a small map, in float64."""
     window = draw(windows(boundaries, **fixed))
     more = (
         {"rpb": draw(st.booleans()), "rel": draw(st.booleans()), "num_extra": draw(st.integers(0, 2))} if bias else {}
@@ -63,12 +63,12 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @holds_for(problems(), st.sampled_from(BACKENDS[:-1]))
-def test_outputs_and_gradients_are_those_of_the_reference(problem: Problem, backend: str) -> None:
+def test_outputs_and_gradients_equal_the_reference(problem: Problem, backend: str) -> None:
     assert_matches_reference(*problem, backend)
 
 
 @holds_for(problems(("shift", "mask")), st.sampled_from(BACKENDS))
-def test_weights_sum_to_one_and_are_not_negative(problem: Problem, backend: str) -> None:
+def test_attention_weights_sum_to_one_and_are_not_negative(problem: Problem, backend: str) -> None:
     window, inputs = problem
     ones = {name: torch.ones_like(inputs[name]) for name in ("v", "extra_v") if name in inputs}
     close(attend(window, inputs, backend, **ones), torch.ones_like(attend(window, inputs, backend)))
@@ -79,7 +79,7 @@ def test_weights_sum_to_one_and_are_not_negative(problem: Problem, backend: str)
 
 
 @holds_for(problems(("zero",), is_causal=False), st.sampled_from(BACKENDS))
-def test_zero_vectors_beyond_the_map_take_their_share(problem: Problem, backend: str) -> None:
+def test_zero_padded_keys_get_attention_weight(problem: Problem, backend: str) -> None:
     """Boundary "zero" is boundary "mask" on a map with a margin of zeros."""
     window, inputs = problem
     sizes, margins = inputs["k"].shape[1:3], []
@@ -102,7 +102,7 @@ def test_zero_vectors_beyond_the_map_take_their_share(problem: Problem, backend:
 
 
 @holds_for(problems(), st.sampled_from(BACKENDS), st.floats(-30, 30))
-def test_a_constant_in_the_bias_shifts_the_log_sum_exp_alone(problem: Problem, backend: str, shift: float) -> None:
+def test_constant_bias_shifts_only_the_log_sum_exp(problem: Problem, backend: str, shift: float) -> None:
     window, inputs = problem
     inputs = {name: x for name, x in inputs.items() if not name.startswith("extra")}
     inputs["rpb"] = inputs.get(
@@ -115,7 +115,7 @@ def test_a_constant_in_the_bias_shifts_the_log_sum_exp_alone(problem: Problem, b
 
 
 @holds_for(problems(), st.sampled_from(BACKENDS))
-def test_axes_can_change_places(problem: Problem, backend: str) -> None:
+def test_transposed_map_has_the_transposed_output(problem: Problem, backend: str) -> None:
     window, inputs = problem
     names = ("kernel_size", "stride", "dilation", "is_causal", "query_stride")
     turned = replace(window, **{name: getattr(window, name)[::-1] for name in names})
@@ -128,7 +128,7 @@ def test_axes_can_change_places(problem: Problem, backend: str) -> None:
 
 
 @holds_for(problems(), st.sampled_from(BACKENDS))
-def test_images_and_heads_do_not_meet(problem: Problem, backend: str) -> None:
+def test_images_and_heads_are_independent(problem: Problem, backend: str) -> None:
     window, inputs = problem
     out = attend(window, inputs, backend)
     by_image = {name: x if name == "rpb" else x.flip(0) for name, x in inputs.items()}
@@ -150,7 +150,7 @@ def test_images_and_heads_do_not_meet(problem: Problem, backend: str) -> None:
     st.integers(0, 2**16),
     few=30,
 )
-def test_what_is_not_finite_reaches_those_alone_who_see_it(
+def test_nonfinite_values_reach_only_the_queries_that_see_them(
     problem: Problem, backend: str, name: str, value: float, seed: int
 ) -> None:
     assert_reaches_who_sees(*problem, backend, name, value, seed)
@@ -163,7 +163,9 @@ def test_what_is_not_finite_reaches_those_alone_who_see_it(
     st.integers(0, 99),
     st.sampled_from(BACKENDS),
 )
-def test_in_the_interior_a_map_may_be_moved(window: Window, down: int, right: int, seed: int, backend: str) -> None:
+def test_attention_is_translation_equivariant_in_the_interior(
+    window: Window, down: int, right: int, seed: int, backend: str
+) -> None:
     """Moving the map moves the result: attention of a crop is the crop of attention, away from its borders."""
     moves = [step * dilation for step, dilation in zip((down, right), window.dilation, strict=True)]
     reach = [k * d for k, d in zip(window.kernel_size, window.dilation, strict=True)]
@@ -175,7 +177,7 @@ def test_in_the_interior_a_map_may_be_moved(window: Window, down: int, right: in
 
 
 @holds_for(problems(("shift",), bias=False, is_causal=False, dilation=1, query_stride=1), st.sampled_from(BACKENDS))
-def test_a_window_of_the_whole_map_is_attention(problem: Problem, backend: str) -> None:
+def test_window_of_the_whole_map_equals_full_attention(problem: Problem, backend: str) -> None:
     _, inputs = problem
     height, width = inputs["k"].shape[1:3]
     q, k, v = (inputs[name].flatten(1, 2).transpose(1, 2) for name in "qkv")
@@ -184,7 +186,7 @@ def test_a_window_of_the_whole_map_is_attention(problem: Problem, backend: str) 
 
 
 @holds_for(problems(query_stride=1, bias=False), st.sampled_from(BACKENDS))
-def test_dilation_is_as_many_interleaved_maps(problem: Problem, backend: str) -> None:
+def test_dilation_equals_interleaved_maps(problem: Problem, backend: str) -> None:
     window, inputs = problem
     out, dense = attend(window, inputs, backend), replace(window, dilation=(1, 1))
     for row in range(min(window.dilation[0], out.shape[1])):
@@ -194,7 +196,7 @@ def test_dilation_is_as_many_interleaved_maps(problem: Problem, backend: str) ->
 
 
 @holds_for(problems(("shift", "mask"), bias=False, query_stride=1))
-def test_the_unfused_pair_is_attention(problem: Problem) -> None:
+def test_unfused_pair_equals_fused_attention(problem: Problem) -> None:
     window, inputs = problem
     names = ("kernel_size", "stride", "dilation", "is_causal", "boundary")
     arguments = {name: getattr(window, name) for name in names}

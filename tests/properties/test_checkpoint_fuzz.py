@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or tampered with: they load, or say in one line what is wrong, and run no code."""
+"""Damaged and altered checkpoints load or end with one line of error, and run no code."""
 
 import pickle
 import random
@@ -25,7 +25,7 @@ def flip(content: bytearray, rng: random.Random) -> None:
 
 
 def flip_at_the_ends(content: bytearray, rng: random.Random) -> None:
-    """Where headers and tables of contents are."""
+    """Flip bits at both ends, where headers and tables of contents are."""
     for _ in range(rng.choice((1, 4, 20))):
         content[rng.choice((1, -1)) * rng.randrange(1, min(4000, len(content)))] ^= 1 << rng.randrange(8)
 
@@ -41,7 +41,7 @@ def splice(content: bytearray, rng: random.Random) -> None:
 
 
 def change(content: Any, rng: random.Random, deep: int = 0) -> Any:
-    """Some value of a checkpoint is gone, of another kind, or under another name."""
+    """Remove, retype or rename some value of a checkpoint."""
     if not isinstance(content, dict) or not content or (deep and rng.random() < 0.2):
         return rng.choice(ODD)
     key = rng.choice(list(content))
@@ -56,7 +56,7 @@ def change(content: Any, rng: random.Random, deep: int = 0) -> Any:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> dict[str, Path]:
-    """The same weights in each format that is read."""
+    """Write the same weights in each format that is read."""
     folder, state = tmp_path_factory.mktemp("whole"), classifier.state_dict()
     preprocessing = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     preprocessing |= {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -80,7 +80,7 @@ def few_and_many(few: int, many: int) -> Any:
 
 
 def loads_or_says_why(path: Path, told: str) -> bool:
-    """Whether it loads; whatever is raised otherwise must be for users."""
+    """Return whether a file loads; check that any exception is meant for users."""
     options = {"model_name": MODEL} if path.suffix == ".safetensors" else {}
     try:
         model, spec = load_checkpoint(path, **options)
@@ -99,7 +99,7 @@ def loads_or_says_why(path: Path, told: str) -> bool:
 @few_and_many(6, 200)
 @pytest.mark.parametrize("damage", [flip, flip_at_the_ends, truncate, splice])
 @pytest.mark.parametrize("name", ["zip.ckpt", "legacy.ckpt", "plain.safetensors"])
-def test_damaged_bytes(
+def test_checkpoint_with_damaged_bytes_loads_or_is_an_error(
     name: str,
     damage: Callable[[bytearray, random.Random], None],
     seeds: range,
@@ -118,7 +118,9 @@ def test_damaged_bytes(
 
 
 @few_and_many(40, 1500)
-def test_content_of_another_kind(seeds: range, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_checkpoint_with_changed_content_loads_or_is_an_error(
+    seeds: range, originals: dict[str, Path], tmp_path: Path
+) -> None:
     checkpoint = torch.load(originals["zip.ckpt"], weights_only=True)
     outcomes = set()
     for seed in seeds:
@@ -130,7 +132,7 @@ def test_content_of_another_kind(seeds: range, originals: dict[str, Path], tmp_p
 
 
 class Trap:
-    """What a pickle can do to whoever reads it: it writes a file."""
+    """A pickle that writes a file when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -140,7 +142,7 @@ class Trap:
 
 
 def traps(path: Path, folder: Path) -> Iterator[Path]:
-    """Files that run code where a careless reader opens them, in the formats that are read."""
+    """Write files that run code if they are unpickled, in each format that is read."""
     plain = folder / "plain.ckpt"
     plain.write_bytes(pickle.dumps(Trap(path)))
     yield plain

@@ -1,4 +1,4 @@
-"""Config files that are a little wrong, or nothing but bytes: they are accepted, or end with one line and a status."""
+"""Slightly wrong config files, and random bytes, are accepted or end with one line and a status."""
 
 import random
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ ODD: tuple[Any, ...] = (
 
 
 def places(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The keys, or indices, that lead to each value."""
+    """Return the keys or indices that lead to each value."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         yield (*above, key)
         yield from places(node[key], (*above, key))
@@ -51,7 +51,7 @@ def misspell(word: str, rng: random.Random) -> str:
 
 
 def change(tree: Any, rng: random.Random) -> None:
-    """One change somewhere: a key is dropped, renamed or moved, or a value is of another kind."""
+    """Make one change: drop, rename or move a key, or change the type of a value."""
     *above, key = rng.choice(list(places(tree)))
     holder = tree
     for step in above:
@@ -70,7 +70,7 @@ def change(tree: Any, rng: random.Random) -> None:
 
 
 def mutate(text: str, rng: random.Random) -> bytes:
-    """A config that is like another one."""
+    """Return a changed copy of a config."""
     tree = yaml.safe_load(text)
     how = rng.choice(("tree", "tree", "tree", "lines", "bytes"))
     if how == "tree":
@@ -95,7 +95,7 @@ FEW = random.Random(0).sample(CONFIGS, 12)
 
 @pytest.fixture(autouse=True)
 def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands are parsed, and models, data and trainers built, but nothing is trained or evaluated."""
+    """Let commands parse and create models, data and trainers, but train and evaluate nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # to be as it was afterwards
     monkeypatch.setattr(train.TrainingCLI, "_run_subcommand", lambda self, subcommand: None)
@@ -113,7 +113,7 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *(pytest.param(config, range(1, 21), id=f"{config.stem}-many", marks=pytest.mark.slow) for config in CONFIGS),
     ],
 )
-def test_a_wrong_config_ends_with_one_line(
+def test_wrong_config_ends_with_one_line(
     config: Path, seeds: range, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, file = config.read_text(), tmp_path / "config.yaml"

@@ -66,7 +66,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def relabel(ids: Tensor, numbers: list[int]) -> Tensor:
-    """Ids from 0 on by new numbers; those below stay."""
+    """Renumber ids from 0 on; negative ids stay."""
     return torch.where(ids < 0, ids, torch.tensor(numbers)[ids.clamp(min=0)])
 
 
@@ -85,7 +85,7 @@ def test_measures_are_within_bounds(scene: Scenes) -> None:
 
 
 @holds_for(scenes(), st.permutations(range(MAX_ID + 1)), st.permutations(range(1, MAX_ID + 1)))
-def test_numbers_of_segments_mean_nothing(scene: Scenes, proposed: list[int], true: list[int]) -> None:
+def test_measures_do_not_depend_on_segment_numbers(scene: Scenes, proposed: list[int], true: list[int]) -> None:
     order = torch.tensor([0, *true]).argsort()
     renamed = Scenes(
         relabel(scene.predicted, proposed),
@@ -97,13 +97,13 @@ def test_numbers_of_segments_mean_nothing(scene: Scenes, proposed: list[int], tr
 
 
 @holds_for(scenes(), st.sampled_from([(-1,), (-2,), (-2, -1)]), st.booleans())
-def test_a_mirror_image_measures_alike(scene: Scenes, axes: tuple[int, ...], turn: bool) -> None:
+def test_measures_of_a_mirrored_image_are_equal(scene: Scenes, axes: tuple[int, ...], turn: bool) -> None:
     moved = [x.flip(axes).transpose(-1, -2) if turn else x.flip(axes) for x in scene[:2]]
     same(every_measure(Scenes(*moved, *scene[2:])), every_measure(scene))
 
 
 @holds_for(scenes())
-def test_the_truth_is_perfect(scene: Scenes) -> None:
+def test_true_segments_have_perfect_measures(scene: Scenes) -> None:
     for name, values in every_measure(scene._replace(predicted=scene.segments)).items():
         if name != "mbo_c":  # objects of one class are several segments
             assert (values[~values.isnan()] == 1).all(), name
@@ -113,7 +113,7 @@ def test_the_truth_is_perfect(scene: Scenes) -> None:
 
 
 @holds_for(scenes(), st.integers(-1, MAX_ID))
-def test_what_nobody_labelled_does_not_count(scene: Scenes, proposed: int) -> None:
+def test_unlabelled_pixels_do_not_count(scene: Scenes, proposed: int) -> None:
     row = torch.zeros_like(scene.segments[:, :1])
     more = scene._replace(
         predicted=torch.cat([scene.predicted, row + proposed], 1), segments=torch.cat([scene.segments, row], 1)
@@ -124,7 +124,7 @@ def test_what_nobody_labelled_does_not_count(scene: Scenes, proposed: int) -> No
 
 
 @holds_for(scenes(labelled=True))
-def test_ari_counts_pairs_and_does_not_say_which_map_is_true(scene: Scenes) -> None:
+def test_ari_counts_pairs_and_is_symmetric(scene: Scenes) -> None:
     for predicted, segments in zip(
         scene.predicted.flatten(1).tolist(), scene.segments.flatten(1).tolist(), strict=True
     ):
@@ -144,7 +144,7 @@ def test_ari_counts_pairs_and_does_not_say_which_map_is_true(scene: Scenes) -> N
 
 
 @holds_for(scenes())
-def test_a_finer_proposal_covers_no_object_better_than_its_union(scene: Scenes) -> None:
+def test_finer_proposal_never_overlaps_better_than_its_union(scene: Scenes) -> None:
     """One segment of everything overlaps each object by its share of the labelled positions."""
     whole = mean_best_overlap(torch.zeros_like(scene.predicted), scene.segments, scene.things)
     for value, segments, things in zip(whole, scene.segments, scene.things, strict=True):
@@ -155,7 +155,7 @@ def test_a_finer_proposal_covers_no_object_better_than_its_union(scene: Scenes) 
 
 
 @holds_for(scenes())
-def test_a_mean_over_images_leaves_out_those_without(scene: Scenes) -> None:
+def test_mean_over_images_skips_undefined_ones(scene: Scenes) -> None:
     values = every_measure(scene)
     metrics = {
         "ari": ARI(),
@@ -172,7 +172,7 @@ def test_a_mean_over_images_leaves_out_those_without(scene: Scenes) -> None:
 
 
 @holds_for(scenes())
-def test_mean_iou_of_patches_that_are_pixels(scene: Scenes) -> None:
+def test_mean_iou_of_pixel_sized_patches_equals_the_definition(scene: Scenes) -> None:
     grid = tuple(scene.segments.shape[1:])
     predicted = scene.predicted.clamp(min=0).flatten(1)
     semantic, instance = SemanticIoU(MAX_ID + 1), InstanceIoU()

@@ -15,7 +15,7 @@ from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 
 @st.composite
 def batches(draw: Any) -> tuple[Tensor, Tensor]:
-    """Features and identities: at least two of each of two."""
+    """Draw features and identities, at least two images of each of two identities."""
     count = draw(st.integers(4, 12))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     target = draw(st.lists(st.integers(0, 3), min_size=count - 4, max_size=count - 4))
@@ -27,7 +27,7 @@ def close(found: Tensor, expected: Tensor | float) -> None:
 
 
 @holds_for(batches(), st.randoms(use_true_random=False), st.floats(-3, 3))
-def test_triplets_know_distances_alone(batch: tuple[Tensor, Tensor], random: Any, shift: float) -> None:
+def test_triplet_loss_depends_on_distances_alone(batch: tuple[Tensor, Tensor], random: Any, shift: float) -> None:
     features, target = batch
     loss = BatchHardTripletLoss()(features, target)
     assert loss >= 0
@@ -39,7 +39,7 @@ def test_triplets_know_distances_alone(batch: tuple[Tensor, Tensor], random: Any
 
 
 @holds_for(batches())
-def test_identities_far_apart_have_a_small_loss_and_mixed_ones_a_large_one(batch: tuple[Tensor, Tensor]) -> None:
+def test_triplet_loss_is_small_for_separated_and_large_for_mixed_identities(batch: tuple[Tensor, Tensor]) -> None:
     features, target = batch
     apart = features / 100 + 50 * torch.eye(5)[target]
     assert BatchHardTripletLoss()(apart, target) < 1e-6
@@ -47,7 +47,7 @@ def test_identities_far_apart_have_a_small_loss_and_mixed_ones_a_large_one(batch
 
 
 @holds_for(batches(), st.floats(0.1, 1))
-def test_centres_follow_their_classes_and_no_others(batch: tuple[Tensor, Tensor], rate: float) -> None:
+def test_centres_move_with_their_own_classes_alone(batch: tuple[Tensor, Tensor], rate: float) -> None:
     features, target = batch
     loss = CenterLoss(5, 5, rate)
     before = loss(features, target)
@@ -64,8 +64,8 @@ def test_centres_follow_their_classes_and_no_others(batch: tuple[Tensor, Tensor]
 
 
 @holds_for(st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 50), min_size=1))
-def test_learned_weights_are_those_of_the_least_loss(values: dict[str, float]) -> None:
-    """½ (exp(-w) L + w) is least at w = log L, where it is ½ (1 + log L)."""
+def test_learned_weights_minimise_the_uncertainty_loss(values: dict[str, float]) -> None:
+    """½ (exp(-w) L + w) has its minimum ½ (1 + log L) at w = log L."""
     loss, losses = UncertaintyWeightedLoss(list(values)), {name: torch.tensor(x) for name, x in values.items()}
     close(loss(losses), sum(values.values()) / 2)
     with torch.no_grad():

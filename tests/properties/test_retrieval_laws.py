@@ -31,7 +31,7 @@ def cases(draw: Any, ties: bool = True) -> Case:
         return torch.tensor(draw(st.lists(numbers, min_size=count, max_size=count)), dtype=torch.int64)
 
     query_ids, query_cams = integers(queries), integers(queries)
-    # A match of each query by another camera, then others of whatever kind.
+    # A match of each query by another camera, then any others.
     gallery_ids = torch.cat([query_ids, integers(others)])
     gallery_cams = torch.cat([query_cams + 1, integers(others)])
     shape = queries, len(gallery_ids)
@@ -79,7 +79,7 @@ def test_measures_are_fractions_and_bound_each_other(case: Case) -> None:
 
 
 @holds_for(cases())
-def test_right_images_before_wrong_ones_are_perfect(case: Case) -> None:
+def test_measures_are_one_if_all_matches_rank_first(case: Case) -> None:
     wrong = case.query_ids[:, None] != case.gallery_ids
     found = measure(case, distances=case.distances + 2.0 * wrong)
     assert (found["mAP"], found["mINP"], found["cmc"]) == (1, 1, [1] * 5)
@@ -90,7 +90,7 @@ def test_right_images_before_wrong_ones_are_perfect(case: Case) -> None:
 
 
 @holds_for(cases(), st.randoms(use_true_random=False))
-def test_the_order_of_the_queries_says_nothing(case: Case, random: Any) -> None:
+def test_measures_do_not_depend_on_the_order_of_queries(case: Case, random: Any) -> None:
     order = torch.tensor(random.sample(range(len(case.query_ids)), len(case.query_ids)))
     same(
         measure(
@@ -103,27 +103,27 @@ def test_the_order_of_the_queries_says_nothing(case: Case, random: Any) -> None:
 
 
 @holds_for(cases(ties=False), st.randoms(use_true_random=False))
-def test_without_ties_the_order_of_the_gallery_says_nothing(case: Case, random: Any) -> None:
+def test_measures_without_ties_do_not_depend_on_the_order_of_the_gallery(case: Case, random: Any) -> None:
     order = torch.tensor(random.sample(range(len(case.gallery_ids)), len(case.gallery_ids)))
     same(measure(with_gallery(case, order)), measure(case))
 
 
 @holds_for(cases())
 def test_ties_are_broken_by_the_order_of_the_gallery(case: Case) -> None:
-    """As if each image were a little farther than those before it."""
+    """Each image counts as slightly farther than the ones before it."""
     same(measure(case, distances=case.distances + torch.arange(len(case.gallery_ids)) / 1024), measure(case))
 
 
 @holds_for(cases(), st.sampled_from(["double", "square", "root", "exponential"]))
-def test_only_the_order_of_the_distances_counts(case: Case, how: str) -> None:
+def test_measures_depend_on_the_order_of_distances_alone(case: Case, how: str) -> None:
     x = case.distances
     transformed = {"double": 2 * x + 1, "square": x**2, "root": x.sqrt(), "exponential": x.exp()}[how]
     same(measure(case, distances=transformed), measure(case))
 
 
 @holds_for(cases(), st.integers(1, 4), st.floats(0, 1))
-def test_what_a_query_s_own_camera_saw_changes_nothing(case: Case, copies: int, distance: float) -> None:
-    """For one query: images of its identity by its camera are as if they were not there."""
+def test_gallery_images_of_the_querys_own_camera_are_ignored(case: Case, copies: int, distance: float) -> None:
+    """Images of the query's identity by its own camera are left out of the ranking."""
     one = Case(*(x[:1] for x in case[:2]), case.gallery_ids, case.query_cams[:1], case.gallery_cams)
     junk = one._replace(
         distances=torch.cat([torch.full((1, copies), distance), one.distances], 1),
@@ -134,7 +134,7 @@ def test_what_a_query_s_own_camera_saw_changes_nothing(case: Case, copies: int, 
 
 
 @holds_for(cases(ties=False))
-def test_a_wrong_image_more_never_helps(case: Case) -> None:
+def test_additional_wrong_image_never_improves_measures(case: Case) -> None:
     before = measure(case)
     more = case._replace(
         distances=torch.cat([torch.zeros(len(case.query_ids), 1), case.distances + 1], 1),
@@ -147,12 +147,14 @@ def test_a_wrong_image_more_never_helps(case: Case) -> None:
 
 
 @holds_for(cases(), st.integers(1, 5))
-def test_distances_may_come_in_chunks(case: Case, rows: int) -> None:
+def test_measures_do_not_depend_on_chunks_of_distances(case: Case, rows: int) -> None:
     same(evaluate_distances(case.distances.split(rows), *case[1:], max_rank=5), measure(case))
 
 
 @holds_for(features(), st.floats(0.1, 100), st.sampled_from(["cosine", "euclidean"]))
-def test_features_may_be_scaled_and_turned(pair: tuple[Tensor, Tensor], scale: float, metric: Any) -> None:
+def test_measures_do_not_change_when_features_are_scaled_and_rotated(
+    pair: tuple[Tensor, Tensor], scale: float, metric: Any
+) -> None:
     query, gallery = (x.double() for x in pair)
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     ids = torch.arange(len(query)) % 2, torch.arange(len(gallery)) % 2
@@ -168,7 +170,7 @@ def reranked(query: Tensor, gallery: Tensor, k: tuple[int, int], share: float = 
 
 
 @holds_for(features(), K)
-def test_reranked_distances_are_a_mix_within_bounds(pair: tuple[Tensor, Tensor], k: tuple[int, int]) -> None:
+def test_reranked_distances_stay_within_bounds(pair: tuple[Tensor, Tensor], k: tuple[int, int]) -> None:
     first, jaccard, mixed = (reranked(*pair, k, share) for share in (1.0, 0.0, 0.3))
     for distances in (first, jaccard, mixed):
         assert distances.shape == (len(pair[0]), len(pair[1]))
@@ -188,7 +190,7 @@ def test_reranking_does_not_depend_on_order_or_length(
 
 
 @holds_for(features())
-def test_without_neighbours_of_neighbours_the_first_order_stays(pair: tuple[Tensor, Tensor]) -> None:
+def test_reranking_without_second_neighbours_keeps_the_order(pair: tuple[Tensor, Tensor]) -> None:
     query, gallery = pair
     unit_query, unit_gallery = (torch.nn.functional.normalize(x, dim=1) for x in pair)
     squared = torch.cdist(unit_query, unit_gallery).square()

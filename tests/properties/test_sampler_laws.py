@@ -25,7 +25,7 @@ def epoch_of(sampler: Any, epoch: int) -> list[Any]:
 
 
 @holds_for(st.integers(1, 40), WORLDS)
-def test_evaluation_sees_every_image_once_and_all_ranks_work_alike(size: int, world_size: int) -> None:
+def test_evaluation_sampler_gives_each_image_once_and_equal_work_to_all_ranks(size: int, world_size: int) -> None:
     ranks = [[draw.image for draw in EvalSampler(size, rank, world_size)] for rank in range(world_size)]
     assert sorted(image for rank in ranks for image in rank if image >= 0) == list(range(size))
     assert {len(rank) for rank in ranks} == {len(EvalSampler(size, 0, world_size))} == {-(-size // world_size)}
@@ -35,7 +35,7 @@ def test_evaluation_sees_every_image_once_and_all_ranks_work_alike(size: int, wo
 
 
 @holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]))
-def test_processes_see_in_turn_what_one_alone_would(
+def test_ranks_share_the_order_of_a_single_process(
     size: int, world_size: int, seed: int, epoch: int, repeats: int
 ) -> None:
     alone = epoch_of(TrainSampler(size, seed, repeats=repeats), epoch)
@@ -48,7 +48,7 @@ def test_processes_see_in_turn_what_one_alone_would(
 
 
 @holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.integers(2, 4))
-def test_images_come_as_often_as_told_with_crops_of_their_own(
+def test_aug_repeats_repeat_images_with_different_crops(
     size: int, world_size: int, seed: int, epoch: int, repeats: int
 ) -> None:
     once, repeated = (
@@ -62,14 +62,14 @@ def test_images_come_as_often_as_told_with_crops_of_their_own(
     assert set(Counter(draw.image for draw in once).values()) == {1}
     counts = Counter(draw.image for draw in repeated)
     assert set(counts) <= set(range(size))
-    # All but the last are there as often; the last ranks may get some of its repeats, or some of the first ones anew.
+    # All images but the last are repeated equally often; the last ranks may repeat it less, or some first ones again.
     assert sum(count != repeats for count in counts.values()) <= 1 + world_size
     for draws in (once, repeated):
         assert len({draw.seed for draw in draws}) == len(draws)
 
 
 @holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]), st.integers(0, 50))
-def test_training_goes_on_where_it_stopped(
+def test_resumed_sampler_continues_where_it_stopped(
     size: int, world_size: int, seed: int, epoch: int, repeats: int, consumed: int
 ) -> None:
     for rank in range(world_size):
@@ -82,7 +82,7 @@ def test_training_goes_on_where_it_stopped(
 
 
 @holds_for(st.integers(20, 40), SEEDS, EPOCHS)
-def test_each_epoch_is_shuffled_anew(size: int, seed: int, epoch: int) -> None:
+def test_each_epoch_has_another_order(size: int, seed: int, epoch: int) -> None:
     sampler = TrainSampler(size, seed)
     first, second = epoch_of(sampler, epoch), epoch_of(sampler, epoch + 1)
     assert [draw.image for draw in first] != [draw.image for draw in second]
@@ -91,7 +91,7 @@ def test_each_epoch_is_shuffled_anew(size: int, seed: int, epoch: int) -> None:
 
 @st.composite
 def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
-    """Identities of images in no order, and P, K, seed and number of processes."""
+    """Draw unordered identities of images, P, K, the seed and the number of processes."""
     counts = draw(st.lists(st.integers(1, 7), min_size=2, max_size=8))
     labels = draw(st.permutations([10 * label for label, count in enumerate(counts) for _ in range(count)]))
     options = {
@@ -104,7 +104,7 @@ def identities(draw: Any) -> tuple[list[int], dict[str, int]]:
 
 
 @holds_for(identities(), EPOCHS, st.integers(0, 4))
-def test_batches_hold_so_many_identities_and_images(
+def test_pk_batches_hold_p_identities_of_k_images(
     case: tuple[list[int], dict[str, int]], epoch: int, consumed: int
 ) -> None:
     labels, options = case
@@ -134,7 +134,7 @@ def test_batches_hold_so_many_identities_and_images(
 
 
 class Blank:
-    """A source of one image, many times."""
+    """A source that repeats one image."""
 
     class_to_idx = None
 
@@ -152,13 +152,13 @@ class Blank:
 
 
 def noise(image: Image.Image) -> torch.Tensor:
-    """What all three generators give."""
+    """Return a number from each of the three generators."""
     return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
 
 
 @holds_for(st.lists(st.builds(Draw, st.integers(-1, 99), st.integers(0, 2**32 - 1)), min_size=1))
-def test_augmentations_depend_on_their_seeds_alone(draws: list[Draw]) -> None:
-    """However images are put together to batches; and what else is drawn in the process is left as it was."""
+def test_augmentations_depend_on_their_seed_alone(draws: list[Draw]) -> None:
+    """The batches do not matter, and the generators of the process keep their states."""
     dataset = ImageDataset(Blank(), noise)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     together, alone = dataset.__getitems__(draws), [dataset[draw] for draw in reversed(draws)][::-1]

@@ -1,4 +1,4 @@
-"""Laws of the windows' geometry on drawn axes: the definition in kernels/README.md, and what follows from it."""
+"""Laws of windows on drawn axes: the definition in kernels/README.md and its consequences."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ def axes(draw: Any, boundaries: tuple[str, ...] = BOUNDARIES, max_query_stride: 
 
 
 def sees(axis: AxisWindow, length: int, position: int, key: int) -> bool:
-    """Whether the query at a position takes part with the key at another, which may lie beyond the map."""
+    """Return whether a query sees a key by the definition; the key may lie beyond the map."""
     k, s, d = axis.kernel_size, axis.stride, axis.dilation
     if (key - position) % d:
         return False  # another dilation group
@@ -48,13 +48,13 @@ def sees(axis: AxisWindow, length: int, position: int, key: int) -> bool:
 
 
 def inside(axis: AxisWindow, length: int) -> Tensor:
-    """Which keys of the map each query sees, [Q, L]."""
+    """Return a mask of the keys of the map that each query sees, [Q, L]."""
     margin = axis.margin(length)
     return axis.visible(length)[0][:, margin : margin + length]
 
 
 @holds_for(axes(), LENGTHS, few=60)
-def test_a_query_sees_the_keys_of_the_definition(axis: AxisWindow, length: int) -> None:
+def test_query_sees_the_keys_of_the_definition(axis: AxisWindow, length: int) -> None:
     visible, offset = axis.visible(length)
     margin, far = axis.margin(length), 4 * (9 + 9)
     for query in range(axis.num_queries(length)):
@@ -66,7 +66,7 @@ def test_a_query_sees_the_keys_of_the_definition(axis: AxisWindow, length: int) 
 
 
 @holds_for(axes(), LENGTHS)
-def test_numbers_of_keys(axis: AxisWindow, length: int) -> None:
+def test_number_of_keys_is_bounded_by_the_kernel_size(axis: AxisWindow, length: int) -> None:
     counts = axis.visible(length)[0].sum(1)
     _, index, group = axis.groups(length)
     if axis.is_causal:
@@ -83,7 +83,7 @@ def test_numbers_of_keys(axis: AxisWindow, length: int) -> None:
 
 
 @holds_for(axes(), axes(), LENGTHS, LENGTHS)
-def test_a_window_is_the_product_of_its_axes(rows: AxisWindow, columns: AxisWindow, height: int, width: int) -> None:
+def test_window_is_the_product_of_its_axes(rows: AxisWindow, columns: AxisWindow, height: int, width: int) -> None:
     columns, size = replace(columns, boundary=rows.boundary), (height, width)
     window = both(rows, columns)
     assert window.axes == (rows, columns)
@@ -93,7 +93,7 @@ def test_a_window_is_the_product_of_its_axes(rows: AxisWindow, columns: AxisWind
 
 
 @holds_for(axes(max_query_stride=1), LENGTHS)
-def test_dilation_is_as_many_interleaved_maps(axis: AxisWindow, length: int) -> None:
+def test_dilation_equals_interleaved_maps(axis: AxisWindow, length: int) -> None:
     dense = replace(axis, dilation=1)
     expected = torch.zeros(length, length, dtype=torch.bool)
     for group in range(min(axis.dilation, length)):
@@ -103,33 +103,33 @@ def test_dilation_is_as_many_interleaved_maps(axis: AxisWindow, length: int) -> 
 
 
 @holds_for(axes(), LENGTHS)
-def test_a_query_stride_leaves_queries_out_and_changes_nothing_else(axis: AxisWindow, length: int) -> None:
+def test_query_stride_only_drops_queries(axis: AxisWindow, length: int) -> None:
     everywhere = inside(replace(axis, query_stride=1), length)
     assert torch.equal(inside(axis, length), everywhere[:: axis.query_stride])
 
 
 @holds_for(axes(), LENGTHS)
-def test_mask_leaves_out_what_zero_pads(axis: AxisWindow, length: int) -> None:
+def test_mask_and_zero_boundaries_see_the_same_keys(axis: AxisWindow, length: int) -> None:
     masked, padded = (inside(replace(axis, boundary=boundary), length) for boundary in ("mask", "zero"))  # type: ignore[arg-type]
     assert torch.equal(masked, padded)
 
 
 @holds_for(axes(("shift",), 1), LENGTHS)
-def test_a_window_as_large_as_its_group_is_the_group(axis: AxisWindow, length: int) -> None:
+def test_window_as_large_as_its_group_covers_the_group(axis: AxisWindow, length: int) -> None:
     large = replace(axis, kernel_size=length + 2, stride=1, is_causal=False)
     position = torch.arange(length)
     assert torch.equal(inside(large, length), (position[:, None] - position) % axis.dilation == 0)
 
 
 @holds_for(axes(("mask",), 1), LENGTHS)
-def test_a_stride_of_the_kernel_cuts_the_map_into_windows(axis: AxisWindow, length: int) -> None:
+def test_stride_of_kernel_size_partitions_the_map(axis: AxisWindow, length: int) -> None:
     block = torch.arange(length) // axis.kernel_size
     windows = AxisWindow(axis.kernel_size, axis.kernel_size, boundary="mask")
     assert torch.equal(inside(windows, length), block[:, None] == block)
 
 
 @holds_for(axes(), LENGTHS)
-def test_causal_queries_see_nothing_behind_themselves_and_all_boundaries_alike(axis: AxisWindow, length: int) -> None:
+def test_causal_window_sees_no_later_keys_with_any_boundary(axis: AxisWindow, length: int) -> None:
     causal = replace(axis, is_causal=True)
     visible = inside(causal, length)
     position = torch.arange(causal.num_queries(length)) * causal.query_stride
@@ -141,7 +141,7 @@ def test_causal_queries_see_nothing_behind_themselves_and_all_boundaries_alike(a
 
 
 @holds_for(axes(max_query_stride=1), st.integers(1, 60))
-def test_in_the_interior_windows_move_with_their_queries(axis: AxisWindow, length: int) -> None:
+def test_windows_in_the_interior_move_with_their_queries(axis: AxisWindow, length: int) -> None:
     step = axis.stride * axis.dilation
     visible = inside(axis, length)
     reach = (axis.kernel_size + axis.stride) * axis.dilation
@@ -150,14 +150,14 @@ def test_in_the_interior_windows_move_with_their_queries(axis: AxisWindow, lengt
 
 
 @holds_for(axes(max_query_stride=1), LENGTHS)
-def test_odd_sliding_windows_are_the_same_from_right_to_left(axis: AxisWindow, length: int) -> None:
+def test_odd_sliding_windows_are_mirror_symmetric(axis: AxisWindow, length: int) -> None:
     odd = replace(axis, kernel_size=axis.kernel_size | 1, stride=1, is_causal=False)
     visible = inside(odd, length)
     assert torch.equal(visible, visible.flip(0, 1))
 
 
 @holds_for(axes(), LENGTHS, few=60)
-def test_tables_say_who_sees_a_key(axis: AxisWindow, length: int) -> None:
+def test_key_tables_list_the_queries_of_each_key(axis: AxisWindow, length: int) -> None:
     tables, visible = tabulate_axis(axis, length, CPU), inside(axis, length)
     inverse = torch.zeros_like(visible)
     for key in range(length):
@@ -169,7 +169,7 @@ def test_tables_say_who_sees_a_key(axis: AxisWindow, length: int) -> None:
 
 
 @holds_for(axes(), axes(), st.integers(1, 12), st.integers(1, 12), st.tuples(st.integers(1, 6), st.integers(1, 6)))
-def test_tiles_hold_each_query_once_beside_its_keys(
+def test_tiles_hold_each_query_once_with_its_keys(
     rows: AxisWindow, columns: AxisWindow, height: int, width: int, tile: tuple[int, int]
 ) -> None:
     window = both(rows, replace(columns, boundary=rows.boundary))

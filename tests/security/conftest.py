@@ -7,7 +7,7 @@ import pytest
 
 
 class Trap:
-    """Writes a file when it is unpickled; ``sprung`` tells whether it was.
+    """An object that writes a file when it is unpickled; ``sprung`` tells whether that happened.
 
     Args:
         mark: the file.

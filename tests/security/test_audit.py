@@ -1,4 +1,4 @@
-"""What CI makes of pip-audit's findings."""
+"""The audit of dependencies in CI, on answers of pip-audit."""
 
 import importlib.util
 import json
@@ -45,7 +45,9 @@ def test_known_vulnerabilities_fail_and_silence_does_not(
 
 
 @pytest.mark.parametrize("name", ["PYSEC-1", "CVE-1"])
-def test_an_allowed_one_is_told_with_its_reason(name: str, audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_vulnerability_is_printed_with_its_reason(
+    name: str, audit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(audit.ALLOWED, name, "we do not call it")
     status, lines = audit.judge([VULNERABLE])
     assert status == 0
@@ -53,7 +55,7 @@ def test_an_allowed_one_is_told_with_its_reason(name: str, audit: ModuleType, mo
 
 
 @pytest.mark.parametrize("failure", ["no output", "timeout", "not installed"])
-def test_without_an_answer_it_says_so_in_one_line(
+def test_audit_without_an_answer_ends_with_one_line(
     failure: str, audit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ask(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +72,7 @@ def test_without_an_answer_it_says_so_in_one_line(
     assert out.count("\n") == 1
 
 
-def test_the_answer_is_read(
+def test_audit_reads_the_answer(
     audit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = SimpleNamespace(stdout=json.dumps({"dependencies": [VULNERABLE], "fixes": []}))

@@ -1,4 +1,4 @@
-"""Names in data sets and archives are names: nothing is written or read outside the folders that were given."""
+"""Names in data sets and archives never lead outside the given folders, in reading or writing."""
 
 import io
 import tarfile
@@ -32,7 +32,7 @@ def files_in(folder: Path) -> set[Path]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A tar whose members want out: by their names, and by links to files outside."""
+    """Write a tar with members that lead outside by their names and by links."""
     (tmp_path / "secret.jpg").write_bytes(jpeg("blue"))
     path = tmp_path / "in" / "train.tar"
     path.parent.mkdir()
@@ -48,7 +48,7 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_reading_an_archive_writes_nothing_and_follows_no_link_out(archive: Path, tmp_path: Path) -> None:
+def test_archive_is_read_without_writing_or_following_links(archive: Path, tmp_path: Path) -> None:
     before = files_in(tmp_path)
     source: Any = open_source("", str(archive), "train")
     dataset = ImageDataset(source, lambda opened: torch.tensor(opened.getpixel((8, 8))))
@@ -56,12 +56,12 @@ def test_reading_an_archive_writes_nothing_and_follows_no_link_out(archive: Path
     read = [item.image for item in items if item.image is not None]
     assert read, "the good one at least"
     assert all(image[0] > 200 for image in read), "the blue one lies outside"
-    # timm keeps a list of the members beside the archive, if anything.
+    # timm may keep a list of the members next to the archive.
     assert {path for path in files_in(tmp_path) - before if path.parts[0] != "in"} == set()
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_images_named_after_others_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+def test_files_named_after_images_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     folders = [tmp_path / "one" / kind for kind in ("ranked", "rolled")]
     source = SimpleNamespace(name_of=lambda place: name, read=lambda place: (Image.new("RGB", (8, 8)), 0))
     loader = SimpleNamespace(dataset=SimpleNamespace(source=source))
@@ -85,7 +85,7 @@ def test_images_named_after_others_stay_in_their_folder(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [*ESCAPES, f"local-dir:{ESCAPES[0]}", "hf-hub:a/../../b"])
-def test_models_named_like_paths_make_file_names(name: str) -> None:
+def test_model_names_like_paths_become_file_names(name: str) -> None:
     made = f"{slug(name)}-linear.json"
     assert Path(made).name == made
     assert not {"/", "\\", "\n", ":", "~", "$"} & set(made)

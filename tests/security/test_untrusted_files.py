@@ -21,13 +21,13 @@ from visionattn.probing.protocols.state import load_state
 from visionattn.training import create_model, load_checkpoint
 
 
-def test_the_trap_is_a_real_one(trap: Any) -> None:
+def test_pickle_used_here_does_run_code_if_unpickled(trap: Any) -> None:
     pickle.loads(pickle.dumps(trap))
     assert trap.sprung
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
-def test_a_hub_folder_with_code_in_its_weights_is_refused(file: str, trap: Any, tmp_path: Path) -> None:
+def test_hub_folder_with_code_in_its_weights_is_refused(file: str, trap: Any, tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 3}))
@@ -39,7 +39,7 @@ def test_a_hub_folder_with_code_in_its_weights_is_refused(file: str, trap: Any, 
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "sub/../../outside"])
-def test_a_hub_folder_names_no_model_outside_the_registry(name: str, tmp_path: Path) -> None:
+def test_hub_folder_cannot_name_a_model_outside_the_registry(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 3}))
@@ -48,7 +48,7 @@ def test_a_hub_folder_names_no_model_outside_the_registry(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("where", ["checkpoint_path", "pretrained_cfg_overlay"])
-def test_a_checkpoint_that_names_another_file_has_no_code_of_it_run(where: str, trap: Any, tmp_path: Path) -> None:
+def test_checkpoint_that_names_another_file_runs_no_code_of_it(where: str, trap: Any, tmp_path: Path) -> None:
     other, path = tmp_path / "other.pth", tmp_path / "trained.ckpt"
     torch.save({"x": trap}, other)
     model = timm.create_model("test_resnet", num_classes=3)
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_names_another_file_has_no_code_of_it_run(where: str, 
     assert not trap.sprung
 
 
-def test_objects_in_a_feature_cache_are_not_unpickled(trap: Any, tmp_path: Path) -> None:
+def test_feature_cache_is_never_unpickled(trap: Any, tmp_path: Path) -> None:
     arrays = ShardedArrays(tmp_path / "cache", {}, {"x": Field("int64")}, 2)
     with arrays.only_writer():
         arrays.claim()
@@ -84,7 +84,7 @@ def test_objects_in_a_feature_cache_are_not_unpickled(trap: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_the_state_of_a_training_is_not_unpickled(inner: bool, trap: Any, tmp_path: Path) -> None:
+def test_training_state_is_never_unpickled(inner: bool, trap: Any, tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     if inner:
         content = torch.frombuffer(bytearray(pickle.dumps(trap)), dtype=torch.uint8)
@@ -97,7 +97,7 @@ def test_the_state_of_a_training_is_not_unpickled(inner: bool, trap: Any, tmp_pa
 
 
 @pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/passwd", "sub/../../outside.safetensors"])
-def test_an_exported_head_reads_no_weights_outside_its_folder(file: str, tmp_path: Path) -> None:
+def test_exported_head_reads_no_weights_outside_its_folder(file: str, tmp_path: Path) -> None:
     folder = tmp_path / "heads"
     folder.mkdir()
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "outside.safetensors")
@@ -130,7 +130,7 @@ def test_an_exported_head_reads_no_weights_outside_its_folder(file: str, tmp_pat
         "data: {class_path: builtins.open, init_args: {file: MARK, mode: w}}",
     ],
 )
-def test_a_config_builds_nothing_but_what_is_asked_for(
+def test_config_cannot_create_other_classes(
     text: str, trap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -102,7 +102,7 @@ def test_folder_is_no_checkpoint(tmp_path):
 
 
 class Payload:
-    """Leaves a folder behind when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -1,1 +1,1 @@
-"""What train.py and eval.py run."""
+"""Command lines of train.py and eval.py."""

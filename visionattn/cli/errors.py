@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr with the thing and the remedy, and an exit status."""
+"""Failure of a command: one line on stderr with the thing and the remedy, and an exit status."""
 
 import contextlib
 import io

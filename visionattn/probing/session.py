@@ -55,12 +55,12 @@ class ProbingSession:
         Args:
             loaded: The model, as `visionattn.load_model` returns it. If it has a classifier, a copy without the
                 classifier is probed; otherwise the model itself is frozen and moved to the device.
-            data: Which images; by default those that the model was trained on.
-            features: Which features, and where they are cached.
-            training: How heads are trained.
+            data: Images; by default those that the model was trained on.
+            features: Features to extract, and their cache.
+            training: Training of the heads.
             device: auto, cpu, cuda, cuda:1, …
             precision: Precision of the backbone; heads are trained in single precision.
-            progress: How phases of the work report their progress.
+            progress: Called at the start of each phase, to show its progress.
 
         Raises:
             ValueError: Data that are missing or not as expected, or a model that gives no tokens for such images.
@@ -233,7 +233,7 @@ class ProbingSession:
 
         Args:
             result: Result of a head with attention, of a plan with tokens.
-            indices: Which images of val, in the order of the features.
+            indices: Numbers of images of val, in the order of the features.
 
         Returns:
             The images as the backbone sees them, bytes `[H, W, 3]`; the weights `[B, M, rows * columns]`; rows and

@@ -22,7 +22,7 @@ REFERENCE_BATCH = 256
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a model is optimised.
+    """Optimizer, learning-rate schedule and regularisation of a training.
 
     Args:
         opt: optimizer, one of timm's, or ``kar3``, Terminator's.

@@ -35,7 +35,7 @@ class PredictionWriter(Callback):
 
     @property
     def is_json(self) -> bool:
-        """Whether the file is JSON."""
+        """True if the file is JSON."""
         return self.path.suffix.lower() == ".json"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

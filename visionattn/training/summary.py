@@ -1,4 +1,4 @@
-"""What a finished training leaves in ``summary.json``."""
+"""Contents of ``summary.json``, written at the end of a training."""
 
 from typing import Any
 

@@ -40,7 +40,7 @@ Product = Callable[[Tensor, Tensor, Window, Size], Tensor]
 
 @dataclass(frozen=True)
 class _Layout:
-    """Places of the slots of each query's window stand among the columns of its tile.
+    """Columns of a tile that hold the slots of each query's window.
 
     Attributes:
         plan: The tiles.

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its model."""
+"""Description of the model in a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
