@@ -23,9 +23,6 @@ from visionattn.training.objective import widened
 class ClassificationTask(TrainingTask):
     """An image classifier from timm's registry, its loss, optimizer and schedule.
 
-    If the model has a method ``auxiliary_losses()``, its losses are added; the parts are then also logged, as
-    ``train_loss_ce`` and ``train_loss_NAME``.
-
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         num_classes: width of the head; by default the number of classes in the data.
@@ -37,11 +34,7 @@ class ClassificationTask(TrainingTask):
         mix_prob: probability that images are mixed at all.
         mix_switch_prob: probability of CutMix if both are on.
         mix_mode: draw the mix once per ``batch``, per ``pair`` or per image (``elem``).
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
-
-    Raises:
-        ValueError: an unknown model, options that contradict each other, or (later) data that do not fit the head.
-        DivergenceError: in training, if the loss is NaN or infinite.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
     """
 
     kind: ClassVar[str] = "classification"
@@ -168,14 +161,6 @@ class ClassificationTask(TrainingTask):
         mixed: tuple[Tensor, Tensor] = self.mixup(image[:even], target[:even])
         return mixed
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the validation split."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the test split."""
-        self._evaluate(batch, "test")
-
     def on_validation_epoch_end(self) -> None:
         """Check that an image was read."""
         self._require_images("val", "validation")
@@ -190,7 +175,7 @@ class ClassificationTask(TrainingTask):
             first = (self.data.broken(name) or ["others have met them"])[0]
             raise ValueError(f"not one {name} image could be read, of those asked for; first {first}")
 
-    def _evaluate(self, batch: Batch, split: str) -> None:
+    def _evaluate(self, batch: Batch, split: str, batch_idx: int) -> None:
         count = len(batch.image)
         metrics = {key: getattr(self, f"{split}_{key}") for key in ("loss", "top1", "top5")}
         logits = self(batch.image).float()
@@ -216,15 +201,10 @@ class ClassificationTask(TrainingTask):
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
-    """Check the logits of images; one of them would be the largest even if none is finite.
-
-    Args:
-        logits: ``[B, num_classes]``.
-        names: names of the images.
-        model: name of the model, for the message.
+    """Check logits [B, num_classes] of images; one of them would be the largest even if none is finite.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: NaN or infinity; the message names the model and the first image.
     """
     if not logits.isfinite().all():
         raise ValueError(f"{model} gives no finite numbers for {names[0]} or one that follows it")
