@@ -17,11 +17,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(argv: list[str], prog: str = "visionattn completion") -> None:
-    """Print the script for a shell.
-
-    Raises:
-        UsageError: unknown shell, or shtab is missing.
-    """
+    """Print the script for a shell."""
     if argv in (["-h"], ["--help"]):
         print(f"usage: {prog} {{{','.join(SHELLS)}}}\n\nPrint a script for the shell: source <({prog} bash)")
         return
@@ -35,13 +31,9 @@ def main(argv: list[str], prog: str = "visionattn completion") -> None:
 
 
 def create_parser(prog: str, files: Any) -> ArgumentParser:
-    """Return a parser with all commands of train.py, eval.py and export.
+    """Return a parser with all commands of train.py, eval.py and export; ``files`` is shtab's word for files.
 
     It is for completion only: each command parses with a parser of its own.
-
-    Args:
-        prog: name of the program.
-        files: shtab's word for options that take files.
     """
     parser = ArgumentParser(prog=prog)
     _add_commands(parser, files, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})

@@ -55,12 +55,7 @@ ELSEWHERE = {
 
 
 def meant_option(option: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean --a, --b?"`` for an unknown option, or "".
-
-    Args:
-        option: what was given, with its dashes.
-        known: the options that exist.
-    """
+    """Return ``"; did you mean --a, --b?"`` for an unknown option, or ""; options have their dashes."""
     given = option.lstrip("-")
     names = {name[2:] for name in known if name.startswith("--") and not name.endswith("+")} - {given, "help"}
     group, _, word = given.rpartition(".")

@@ -88,13 +88,8 @@ class TrainingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's commands, with the options that make no sense in a shell."""
-        skipped = {"model", "datamodule", "weights_only"}
-        return {
-            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
-            "validate": skipped | {"dataloaders"},
-            "test": skipped | {"dataloaders"},
-            "predict": skipped | {"dataloaders", "return_predictions"},
-        }
+        more = {"weights_only", "return_predictions"}
+        return {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
 
     def setup_parser(self, *args: Any) -> None:
         """Build the parsers and arrange their help."""

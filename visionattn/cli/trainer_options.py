@@ -133,11 +133,7 @@ PROFILERS: dict[str, type[Profiler]] = {
 
 
 def describe_commands(parser: Any) -> None:
-    """Describe the commands of train.py and arrange the help of each.
-
-    Args:
-        parser: of all commands.
-    """
+    """Describe the commands of train.py and arrange the help of each."""
     commands = parser._subcommands_action
     for action in parser._actions:
         if action.dest in ("config", "print_config"):
@@ -153,11 +149,7 @@ def describe_commands(parser: Any) -> None:
 
 
 def check_options(options: Any, command: str) -> None:
-    """Check the options that nothing else looks at before the work begins.
-
-    Args:
-        options: of the command.
-        command: fit, validate, test or predict.
+    """Check the options of a command that nothing else looks at before the work begins.
 
     Raises:
         UsageError: one is out of bounds, contradicts another, or would do nothing or harm.
@@ -188,11 +180,7 @@ def check_options(options: Any, command: str) -> None:
 
 
 def check_trainer_options(options: Any) -> None:
-    """Check options of ``--trainer`` that Lightning would take, and that would do nothing or harm.
-
-    Raises:
-        UsageError: one is set; the message names what to use instead.
-    """
+    """Refuse options of ``--trainer`` that would do nothing or harm; the error names what to use instead."""
     for name, remedy in OPTIONS.items():
         if options[name]:
             raise UsageError(f"--trainer.{name} {options[name]} does not go with train.py: {remedy}")
@@ -205,15 +193,7 @@ def check_trainer_options(options: Any) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Callback], averaging: bool) -> None:
-    """Check the callbacks that a user adds to those of every run.
-
-    Args:
-        callbacks: the user's.
-        averaging: whether --ema adds one that averages.
-
-    Raises:
-        UsageError: one does not go with a run; the message names what to use instead.
-    """
+    """Refuse callbacks of a user that do not go with a run; ``averaging`` says whether --ema averages weights."""
     for callback in callbacks:
         what = f"--trainer.callbacks: {type(callback).__name__}"
         if type(callback).__module__.startswith("visionattn."):
@@ -225,26 +205,15 @@ def check_callbacks(callbacks: Sequence[Callback], averaging: bool) -> None:
 
 
 def check_plugins(plugins: Sequence[Any]) -> None:
-    """Check the plugins that a user adds.
-
-    Raises:
-        UsageError: one would write checkpoints in place of train.py.
-    """
-    for plugin in plugins:
-        if isinstance(plugin, CheckpointIO):
-            raise UsageError(
-                f"--trainer.plugins: {type(plugin).__name__} is in the place of the one that writes whole checkpoints "
-                "only: leave it out"
-            )
+    """Refuse plugins of a user that would write checkpoints in place of train.py."""
+    for name in (type(plugin).__name__ for plugin in plugins if isinstance(plugin, CheckpointIO)):
+        raise UsageError(
+            f"--trainer.plugins: {name} is in the place of the one that writes whole checkpoints only: leave it out"
+        )
 
 
 def create_profiler(given: Any, folder: Path) -> Any:
-    """Return a profiler, for a name one that writes to ``folder``: Lightning's own would only log.
-
-    Args:
-        given: name or profiler; others are for Lightning to refuse.
-        folder: of the run.
-    """
+    """Return a profiler, for a name one that writes to ``folder``: Lightning's own would only log."""
     return PROFILERS[given](dirpath=folder, filename="profile") if given in PROFILERS else given
 
 

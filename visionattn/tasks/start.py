@@ -77,12 +77,7 @@ def adopt_model(options: Any, spec: ModelSpec) -> None:
 
 
 def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Fill in preprocessing that the data options do not give.
-
-    Args:
-        data: data options; None stands for an option that is not given.
-        wanted: preprocessing of a spec.
-        keys: the keys to take from it.
+    """Fill in the data options that are not given, which are None, from ``keys`` of the preprocessing of a spec.
 
     Raises:
         ValueError: images are not square, but the data have one size for both edges.
@@ -105,12 +100,9 @@ def describe_start(spec: ModelSpec, data: ImageData, model: Any, resume: Path | 
 
 
 def match_classes(spec: ModelSpec, data: ImageData, *, fresh: bool) -> None:
-    """Number the classes of the data by name, in the order of the weights.
+    """Number the classes of the data by name, in the order of the weights; before ``setup`` of the data.
 
-    Args:
-        spec: spec of the weights.
-        data: data before ``setup``.
-        fresh: whether a training starts, whose head may differ.
+    If a ``fresh`` training starts, its head may differ.
     """
     if fresh:
         data.preferred_classes = spec.class_names if _has_head(spec) else []

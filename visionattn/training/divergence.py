@@ -34,9 +34,8 @@ class DivergenceCheck:
             return
         (loss, step, epoch), self._pending = self._pending, None
         if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the loss became {loss.item():g} at step {step} (epoch {epoch}); {self.advice(trainer)}"
-            )
+            where = f"at step {step} (epoch {epoch})"
+            raise DivergenceError(f"the loss became {loss.item():g} {where}; {self.advice(trainer)}")
 
     def check_weights(self, weights: Iterable[Tensor], trainer: Any) -> None:
         """Check weights before they are saved; of weights that are divided among devices, this process's part."""

@@ -58,10 +58,9 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def claim(self) -> IO[str] | None:
-        """Lock the folder, so that no other process trains in it.
+        """Lock the folder, so that no other process trains in it; return None on systems without locks.
 
-        Returns:
-            A lock, which ends when it is closed or the process ends; None on systems without locks.
+        The lock ends when it is closed or the process ends.
 
         Raises:
             ValueError: another process has the lock, or nothing can be written there.
