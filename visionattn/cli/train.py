@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
@@ -38,7 +37,7 @@ from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCh
 from visionattn.training.loggers import check_logger, create_loggers
 from visionattn.training.predictions import PredictionWriter
 from visionattn.training.quiet import quiet_lightning
-from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run
+from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run, say
 from visionattn.training.summary import summarize
 from visionattn.words import counted
 
@@ -298,12 +297,6 @@ class TrainingCLI(LightningCLI):
     def after_predict(self) -> None:
         """Print where the predictions are."""
         say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, once for all ranks."""
-    print(line, flush=True)
 
 
 def main(argv: list[str], prog: str = "train.py") -> None:

@@ -3,7 +3,7 @@
 import math
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from visionattn.cli.errors import UsageError
 from visionattn.data.module import MAX_SEED
 from visionattn.output import check_writable
 from visionattn.training.loggers import LoggerName
-from visionattn.training.predictions import check_predictions
+from visionattn.training.optimization import Optimization
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,18 @@ COMMON = {
 }
 """Most used options, with a help of one line."""
 
-FIT_ONLY = {
-    *("model.lr", "logger", "ema", "save_every_n_steps"),
-    *(f"trainer.{limit}_{unit}" for limit in ("max", "min") for unit in ("epochs", "steps")),
-    *(f"trainer.gradient_clip_{name}" for name in ("val", "algorithm")),
-    *(f"trainer.{name}" for name in ("accumulate_grad_batches", "limit_train_batches", "num_sanity_val_steps")),
-    *(f"trainer.{name}" for name in ("val_check_interval", "check_val_every_n_epoch", "max_time")),
-    *(f"trainer.{name}" for name in ("log_every_n_steps", "logger", "enable_checkpointing")),
+TRAINING = {
+    "": "logger ema save_every_n_steps",
+    "model.": "drop_rate drop_path_rate grad_checkpointing l2_penalty linear_probe loss smoothing mixup cutmix "
+    "mix_prob mix_switch_prob mix_mode triplet_weight",
+    "data.": "no_aug train_interpolation crop_padding crop_from scale ratio hflip vflip color_jitter auto_augment "
+    "re_prob re_mode re_count aug_repeats padding instances",
+    "trainer.": "max_epochs min_epochs max_steps min_steps gradient_clip_val gradient_clip_algorithm max_time "
+    "accumulate_grad_batches limit_train_batches num_sanity_val_steps val_check_interval check_val_every_n_epoch "
+    "log_every_n_steps logger enable_checkpointing",
 }
+FIT_ONLY = {prefix + name for prefix, names in TRAINING.items() for name in names.split()}
+FIT_ONLY |= {f"model.{field.name}" for field in fields(Optimization)}
 """Options without effect in other commands, whose help leaves them out."""
 
 HELP = {
@@ -173,7 +177,8 @@ def check_options(options: Any, command: str) -> None:
     if options.output and command != "predict":
         raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
     check_writable(options.output)
-    check_predictions(options.output)
+    if options.output and options.output.suffix.lower() not in ("", ".csv", ".json"):
+        raise ValueError(f"--output {options.output}: predictions are written as .csv or .json")
     name = Path(options.run_name or "")
     if name.is_absolute() or ".." in name.parts:
         raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")

@@ -92,19 +92,10 @@ class ClassificationTask(TrainingTask):
             self.model.requires_grad_(False)
             self._heads.requires_grad_(True)
             self.train(self.training)
-        self.mixup = (
-            Mixup(
-                hparams.mixup,
-                hparams.cutmix,
-                prob=hparams.mix_prob,
-                switch_prob=hparams.mix_switch_prob,
-                mode=hparams.mix_mode,
-                label_smoothing=hparams.smoothing,
-                num_classes=num_classes,
-            )
-            if hparams.mixup > 0 or hparams.cutmix > 0
-            else None
-        )
+        self.mixup: Mixup | None = None
+        if hparams.mixup > 0 or hparams.cutmix > 0:
+            alphas, draw = (hparams.mixup, hparams.cutmix), (hparams.mix_prob, hparams.mix_switch_prob)
+            self.mixup = Mixup(*alphas, None, *draw, hparams.mix_mode, True, hparams.smoothing, num_classes)
         if hparams.loss == "bce":
             self.criterion: nn.Module = BinaryCrossEntropy(hparams.smoothing)
         elif self.mixup is not None:

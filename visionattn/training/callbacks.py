@@ -11,6 +11,7 @@ from rich import print as rich_print
 
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
+from visionattn.training.runs import say
 from visionattn.viz.contact_sheet import save_contact_sheet
 from visionattn.viz.curves import save_learning_curve
 
@@ -35,8 +36,7 @@ class EpochReport(Callback):
             for everything in (True, False)
         )
         share = "" if total == trained else f" ({trained / 1e6:.2f} M trained)" if trained else " (frozen)"
-        self._say(
-            trainer,
+        say(
             f"{model.spec.model}, {total / 1e6:.2f} M parameters{share}, on {data.describe()}; "
             f"{trainer.precision} on {trainer.world_size} × {trainer.strategy.root_device.type}; "
             f"files in {trainer.default_root_dir}",
@@ -56,12 +56,7 @@ class EpochReport(Callback):
             figures = [f"{key} {metrics[key]:.4f}" for key in keys if key in metrics]
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._say(trainer, ", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
-
-    @staticmethod
-    def _say(trainer: Trainer, line: str) -> None:
-        if trainer.is_global_zero:
-            print(line, flush=True)
+            say(", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
 
 
 class Stopwatch(Callback):

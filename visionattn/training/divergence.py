@@ -53,12 +53,7 @@ class DivergenceCheck:
             for attribute in ("last_model_path", "best_model_path")
         )
         kept = next(filter(None, [*last, trainer.ckpt_path, *best]), None)
-        if kept:
-            return (
-                f"resume from the last good checkpoint with --ckpt_path {shlex.quote(str(kept))} and a lower "
-                f"--model.{self.rate_option} or --trainer.gradient_clip_val 1"
-            )
-        return (
-            f"start again with a lower --model.{self.rate_option}, a longer --model.warmup_epochs or "
-            "--trainer.gradient_clip_val 1"
-        )
+        path = shlex.quote(str(kept))
+        start = f"resume from the last good checkpoint with --ckpt_path {path} and" if kept else "start again with"
+        rate = f"a lower --model.{self.rate_option}" + ("" if kept else ", a longer --model.warmup_epochs")
+        return f"{start} {rate} or --trainer.gradient_clip_val 1"

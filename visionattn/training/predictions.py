@@ -8,17 +8,6 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 COLUMNS = ("file", "class", "probability")
-SUFFIXES = ("", ".csv", ".json")
-
-
-def check_predictions(path: Path | None) -> None:
-    """Check that predictions can be written in the format that the file's suffix names.
-
-    Raises:
-        ValueError: the suffix names another format.
-    """
-    if path is not None and path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--output {path}: predictions are written as .csv or .json")
 
 
 class PredictionWriter(Callback):
