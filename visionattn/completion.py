@@ -1,5 +1,6 @@
 """The script with which a shell completes commands and options: `visionattn completion bash`."""
 
+from argparse import SUPPRESS
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -50,6 +51,8 @@ def _add_commands(parser: ArgumentParser, files: Any, *commands: dict[str, Argum
     added = parser.add_subcommands()
     for name, command in chain.from_iterable(group.items() for group in commands):
         for action in command._actions:
+            if action.dest in getattr(command, "hidden", ()):
+                action.help = SUPPRESS
             _complete(action, files)
         added.add_subcommand(name, command, help=command.description or name)
 

@@ -129,11 +129,8 @@ HELP = {
 TITLES = {"model": "model", "data": "data", "": "run", "trainer": "trainer (of Lightning)"}
 """Sections of the help, in order."""
 
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-}
+PROFILERS: dict[str, type[Profiler]]
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def describe_commands(parser: Any) -> None:
@@ -147,9 +144,9 @@ def describe_commands(parser: Any) -> None:
     for name, command in commands.choices.items():
         command.description = COMMANDS[name]
         command.common, command.titles = COMMON, TITLES
-        hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
+        command.hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
         for action in command._actions:
-            action.help = SUPPRESS if action.dest in hidden else HELP.get(action.dest, action.help)
+            action.help = HELP.get(action.dest, action.help)
 
 
 def check_options(options: Any, command: str) -> None:

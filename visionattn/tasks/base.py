@@ -331,6 +331,17 @@ class TrainingTask(LightningModule):
     def _evaluate(self, batch: Any, split: str, batch_idx: int) -> None:
         """Update the metrics of a split, ``val`` or ``test``, and log them."""
 
+    def on_validation_epoch_end(self) -> None:
+        """Complete the evaluation of the validation split."""
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Complete the evaluation of the test split."""
+        self._end_evaluation("test")
+
+    def _end_evaluation(self, split: str) -> None:
+        """Check or measure what all processes have seen of a split."""
+
     def on_validation_epoch_start(self) -> None:
         """Forget the images of the last validation."""
         if self.examples is not None:
@@ -343,9 +354,7 @@ class TrainingTask(LightningModule):
     def _finish_step(self, losses: Mapping[str, Tensor], count: int) -> Tensor:
         """Return the loss of a step with auxiliary losses and penalties; log it, and its parts if there are several.
 
-        Args:
-            losses: losses of the task by name; weighted if the model has several branches.
-            count: number of images in the batch.
+        The task's ``losses`` are weighted if the model has several branches. ``count`` is the size of the batch.
         """
         assert self.model is not None
         extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)

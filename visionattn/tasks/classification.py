@@ -152,15 +152,9 @@ class ClassificationTask(TrainingTask):
         mixed: tuple[Tensor, Tensor] = self.mixup(image[:even], target[:even])
         return mixed
 
-    def on_validation_epoch_end(self) -> None:
+    def _end_evaluation(self, split: str) -> None:
         """Check that an image was read."""
-        self._require_images("val", "validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Check that an image was read."""
-        self._require_images("test", "test")
-
-    def _require_images(self, split: str, name: str) -> None:
+        name = "validation" if split == "val" else split
         seen = torch.tensor(float(getattr(self, f"{split}_top1").update_called), device=self.device)
         if not self.trainer.strategy.reduce(seen, reduce_op="sum"):
             first = (self.data.broken(name) or ["others have met them"])[0]

@@ -114,15 +114,8 @@ class ReidTask(TrainingTask):
             tensors = (batch.index, self(batch.image).float(), batch.target, batch.camera)
             self._seen.append(Gallery(*(tensor.cpu() for tensor in tensors)))
 
-    def on_validation_epoch_end(self) -> None:
+    def _end_evaluation(self, split: str) -> None:
         """Measure the features of all processes."""
-        self._measure("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Measure the features of all processes."""
-        self._measure("test")
-
-    def _measure(self, split: str) -> None:
         parts, self._seen = self._seen, []
         if self.trainer.sanity_checking:
             return

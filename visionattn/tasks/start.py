@@ -15,14 +15,8 @@ from visionattn.training.preprocessing import describe_preprocessing
 def start_from(options: Any, task: type[TrainingTask], command: str, resumed: ModelSpec | None) -> ModelSpec | None:
     """Fill in preprocessing, and the width of an evaluated head, from the weights that a command starts from.
 
-    Args:
-        options: options of the command, which are filled in.
-        task: class of the task.
-        command: fit, validate, test or predict.
-        resumed: spec in the checkpoint of ``--ckpt_path``, if there is one.
-
-    Returns:
-        Spec of the weights; None if training starts from scratch.
+    ``resumed`` is the spec in the checkpoint of ``--ckpt_path``, if there is one. Return the spec of the weights, or
+    None if training starts from scratch.
 
     Raises:
         UsageError: the command would evaluate random weights, or a head of another width than the weights have.

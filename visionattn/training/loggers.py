@@ -169,14 +169,7 @@ def create_loggers(run: RunFolder, name: LoggerName, resume_step: int | None) ->
         identity = marker.read_text().strip() if marker.is_file() else os.urandom(4).hex()
         if is_rank_zero():
             marker.write_text(identity)
-        loggers.append(
-            RunWandbLogger(
-                name=f"{run.path.parent.name}/{run.path.name}",
-                project="visionattn",
-                save_dir=run.path,
-                version=identity,
-                offline=name == "wandb-offline",
-                resume="allow",
-            )
-        )
+        options: dict[str, Any] = {"project": "visionattn", "save_dir": run.path, "resume": "allow"}
+        title, offline = f"{run.path.parent.name}/{run.path.name}", name == "wandb-offline"
+        loggers.append(RunWandbLogger(title, version=identity, offline=offline, **options))
     return loggers

@@ -18,14 +18,9 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.is_json = path, path.suffix.lower() == ".json"
         self.count = 0
         self.file: IO[str] | None = None
-
-    @property
-    def is_json(self) -> bool:
-        """Whether the file is JSON."""
-        return self.path.suffix.lower() == ".json"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file."""
