@@ -122,16 +122,12 @@ class TrainingCLI(LightningCLI):
             others = ", ".join(name for name in TASKS if name != self.task.kind)
             raise UsageError(f"{error} (options of --task {self.task.kind}; there are also {others})") from error
         check_options(self.options, self.config.subcommand)
+        self.run_name = name_run(self.options)
 
     @property
     def options(self) -> Any:
         """Options of the chosen command."""
         return self.config[self.config.subcommand]
-
-    @property
-    def run_name(self) -> str:
-        """Name of the folder of the runs."""
-        return name_run(self.options)
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint of ``--ckpt_path``. Lightning would let its options override the command line's."""

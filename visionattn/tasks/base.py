@@ -178,9 +178,8 @@ class TrainingTask(LightningModule):
         try:
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:  # how timm's models say that they have none
-            raise ValueError(
-                f"{self.options.name} cannot compute its activations anew: leave out --model.grad_checkpointing"
-            ) from error
+            name = self.options.name
+            raise ValueError(f"{name} cannot recompute activations: leave out --model.grad_checkpointing") from error
 
     def _shard(self) -> None:
         """Divide the model among the devices, unless something else would have to be divided with it."""
@@ -288,10 +287,7 @@ class TrainingTask(LightningModule):
             schedule.resume(epoch + ended)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients adaptively if ``agc`` is given; the trainer clips by norm or value."""
         if self.optimization.agc and self.model is not None:

@@ -79,8 +79,7 @@ class MaskedAutoencodingTask(TrainingTask):
 
     def _build(self) -> None:
         hparams = self.options
-        encoder = self._create(num_classes=0)
-        encoder = check_encoder(encoder, hparams.name, self.data.item_shape[-2:])
+        encoder = check_encoder(self._create(num_classes=0), hparams.name, self.data.item_shape[-2:])
         self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
         self.model = encoder
         if self.trainer.strategy.root_device.type == "cpu" and self.trainer.precision == "bf16-mixed":
@@ -135,9 +134,7 @@ class MaskedAutoencodingTask(TrainingTask):
         return F.mse_loss(predicted, target), predicted, masking
 
     def _keep(self, image: Tensor, masking: Masking, predicted: Tensor) -> None:
-        masked, filled = (
-            fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted)
-        )
+        masked, filled = (fill_hidden(image, masking, self.decoder.patch_size, x) for x in (None, predicted))
         self.examples.add(original=image, masked=masked, reconstructed=filled)
 
 

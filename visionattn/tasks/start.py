@@ -27,9 +27,8 @@ def start_from(options: Any, task: type[TrainingTask], command: str, resumed: Mo
     if spec is not None:
         # Weights of the same task decide everything; other weights decide what the data class leaves to them.
         same = bool(spec.dataset) and spec.task == task.kind
-        adopt_preprocessing(
-            options.data, spec.preprocessing, spec.preprocessing if same else task.data_class.weights_decide
-        )
+        keys = spec.preprocessing if same else task.data_class.weights_decide
+        adopt_preprocessing(options.data, spec.preprocessing, keys)
     return spec
 
 

@@ -34,18 +34,15 @@ def check_optimizer(path: Any, held: Options, own: Options) -> None:
     changed = [name for name in SHAPES_STATE if name in own and held[name] != own[name]]
     differing = [name for name in changed if SHAPES_STATE[name](held) != SHAPES_STATE[name](own)]
     if differing:
-        theirs, ours = (
-            " ".join(f"--model.{name} {_as_given(values[name])}" for name in differing) for values in (held, own)
-        )
+        theirs, ours = (" ".join(_as_given(name, values[name]) for name in differing) for values in (held, own))
         raise ValueError(
             f"{path} was trained with {theirs}, not {ours}, so that its optimizer cannot be resumed: pass the same, or "
             "start a new run from its weights with --model.checkpoint_path in place of --ckpt_path"
         )
 
 
-def _as_given(value: Any) -> str:
-    """Return a value as it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_given(name: str, value: Any) -> str:
+    return f"--model.{name} {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def check_length(path: Any, checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:

@@ -24,7 +24,7 @@ LOCK = ".lock"
 class RunFolder:
     """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``.
 
-    A training that has ended leaves ``summary.json``: score, duration, hardware. Models with hyper-kernels also leave
+    A training that has ended leaves ``summary.json``: score, duration, hardware; with hyper-kernels also
     ``kernels.png``.
     """
 
@@ -105,7 +105,7 @@ class SameCheckpoint(Callback):
         first = trainer.strategy.broadcast(self.path)
         if self.path != first:
             raise UsageError(
-                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
+                f"process {trainer.global_rank} resumes from {self.path or 'nothing'}, the first one from "
                 f"{first or 'nothing'}: --runs must be a folder that all nodes share"
             )
 
