@@ -61,7 +61,8 @@ USAGE = "\n".join(
 
 def dispatch(argv: list[str]) -> None:
     """Run the command that the first word names."""
-    name, rest, names = *((argv[0], argv[1:]) if argv else ("", [])), ", ".join(COMMANDS)
+    name, rest = (argv[0], argv[1:]) if argv else ("", [])
+    names = ", ".join(COMMANDS)
     if name in ("-h", "--help"):
         print(USAGE)
     elif name in PARENTS:

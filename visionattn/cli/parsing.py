@@ -46,7 +46,7 @@ class ConciseParser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action=_Help, help="show the most used options (-h) or all (--help).")
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
+        """Parse, also for the subcommand; a bare ``--flag`` means ``--flag true``, and 1 an int."""
         # What a config file names is imported, and some of it is called: nothing that runs commands or code.
         set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
         register_type(timedelta, _write_duration, _read_duration, fail_already_registered=False)
@@ -70,7 +70,7 @@ class ConciseParser(argparse.ArgumentParser):
         return parser.parse_string(config_text(str(path)) if path else content, path, *args, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
-        """Check null, too, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
+        """Check null also, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
         parser: Any = super()
         for name in getattr(self, "groups", ()):
             if not hasattr(options := namespace.get(name, {}), "items"):

@@ -208,10 +208,9 @@ def check_callbacks(callbacks: Sequence[Callback], averaging: bool) -> None:
 
 def check_plugins(plugins: Sequence[Any]) -> None:
     """Refuse plugins of a user that would write checkpoints in place of train.py."""
-    for name in (type(plugin).__name__ for plugin in plugins if isinstance(plugin, CheckpointIO)):
-        raise UsageError(
-            f"--trainer.plugins: {name} is in the place of the one that writes whole checkpoints only: leave it out"
-        )
+    if wrong := next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None):
+        what = f"--trainer.plugins: {type(wrong).__name__}"
+        raise UsageError(f"{what} is in the place of the one that writes whole checkpoints only: leave it out")
 
 
 def create_profiler(given: Any, folder: Path) -> Any:

@@ -94,8 +94,9 @@ class ClassificationTask(TrainingTask):
             self.train(self.training)
         self.mixup: Mixup | None = None
         if hparams.mixup > 0 or hparams.cutmix > 0:
-            alphas, draw = (hparams.mixup, hparams.cutmix), (hparams.mix_prob, hparams.mix_switch_prob)
-            self.mixup = Mixup(*alphas, None, *draw, hparams.mix_mode, True, hparams.smoothing, num_classes)
+            draw = {"prob": hparams.mix_prob, "switch_prob": hparams.mix_switch_prob, "mode": hparams.mix_mode}
+            targets = {"label_smoothing": hparams.smoothing, "num_classes": num_classes}
+            self.mixup = Mixup(hparams.mixup, hparams.cutmix, **draw, **targets)
         if hparams.loss == "bce":
             self.criterion: nn.Module = BinaryCrossEntropy(hparams.smoothing)
         elif self.mixup is not None:

@@ -145,7 +145,7 @@ class RunWandbLogger(WandbLogger):
                 wandb.teardown()  # its service keeps the identity of the run that failed
                 self._offline, self._wandb_init["mode"] = True, "offline"
                 rank_zero_warn(
-                    f"no connection to W&B ({' '.join(str(error).split())}): training goes on, with metrics in "
+                    f"no connection to W&B ({' '.join(str(error).split())}): training continues, with metrics in "
                     f"metrics.csv and for W&B in a folder, to be uploaded by: wandb sync {self.save_dir}/wandb/"
                     "offline-run-*"
                 )

@@ -54,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
             remedy = (
-                "the one before it is whole: make room and go on with --ckpt_path last"
+                "the one before it is whole: make room and resume with --ckpt_path last"
                 if path.is_file()
                 else "make room, or keep runs elsewhere with --runs FOLDER"
             )

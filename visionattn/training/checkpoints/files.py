@@ -35,7 +35,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if is_sharded(path):
         raise ValueError(
-            f"{path} is a folder of shards, with which --trainer.strategy fsdp2 and fsdp2_sharded go on; to make it a "
+            f"{path} is a folder of shards, from which --trainer.strategy fsdp2 and fsdp2_sharded resume; to make it a "
             f"file: python -m lightning.fabric.utilities.consolidate_checkpoint {path}"
         )
     if path.is_dir():
