@@ -1,7 +1,6 @@
 """The command `visionattn`: all commands of train.py and eval.py, and exports, wherever the package is installed."""
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 
 from visionattn.cli.errors import UsageError, run
@@ -61,33 +60,21 @@ USAGE = "\n".join(
 
 
 def dispatch(argv: list[str]) -> None:
-    """Run the command that the first word names.
-
-    Raises:
-        UsageError: no command, or an unknown one.
-    """
+    """Run the command that the first word names."""
     name, rest = (argv[0], argv[1:]) if argv else ("", [])
+    names = ", ".join(COMMANDS)
     if name in ("-h", "--help"):
         print(USAGE)
     elif name in PARENTS:
-        _load(PARENTS[name])(rest, prog=f"visionattn {name}")
+        import_module(PARENTS[name]).main(rest, prog=f"visionattn {name}")
     elif name in COMMANDS:
-        _load(COMMANDS[name])(argv, prog="visionattn")
+        import_module(COMMANDS[name]).main(argv, prog="visionattn")
     elif name.startswith("-"):
         raise UsageError(f"{name} stands before the command: write visionattn COMMAND {name} ...")
     elif name:
-        raise UsageError(f"unknown command {name!r}{suggest(name, COMMANDS) or f'; choose from {_names()}'}")
+        raise UsageError(f"unknown command {name!r}{suggest(name, COMMANDS) or f'; choose from {names}'}")
     else:
-        raise UsageError(f"a command is wanted: {_names()}")
-
-
-def _load(module: str) -> Callable[..., None]:
-    command: Callable[..., None] = import_module(module).main
-    return command
-
-
-def _names() -> str:
-    return ", ".join(COMMANDS)
+        raise UsageError(f"a command is wanted: {names}")
 
 
 def main() -> int:

@@ -37,12 +37,6 @@ def check_choice(
 ) -> None:
     """Check that a word is one of ``choices``; None stands for a default and passes.
 
-    Args:
-        option: name of the option, without dashes.
-        value: given value.
-        choices: valid words.
-        error: type of the error.
-
     Raises:
         ValueError: it is not; the message names option, choices and value.
     """

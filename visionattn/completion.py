@@ -1,5 +1,6 @@
 """The script with which a shell completes commands and options: `visionattn completion bash`."""
 
+from argparse import SUPPRESS
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -16,11 +17,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(argv: list[str], prog: str = "visionattn completion") -> None:
-    """Print the script for a shell.
-
-    Raises:
-        UsageError: unknown shell, or shtab is missing.
-    """
+    """Print the script for a shell."""
     if argv in (["-h"], ["--help"]):
         print(f"usage: {prog} {{{','.join(SHELLS)}}}\n\nPrint a script for the shell: source <({prog} bash)")
         return
@@ -34,13 +31,9 @@ def main(argv: list[str], prog: str = "visionattn completion") -> None:
 
 
 def create_parser(prog: str, files: Any) -> ArgumentParser:
-    """Return a parser with all commands of train.py, eval.py and export.
+    """Return a parser with all commands of train.py, eval.py and export; ``files`` is shtab's word for files.
 
     It is for completion only: each command parses with a parser of its own.
-
-    Args:
-        prog: name of the program.
-        files: shtab's word for options that take files.
     """
     parser = ArgumentParser(prog=prog)
     _add_commands(parser, files, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
@@ -57,6 +50,8 @@ def _add_commands(parser: ArgumentParser, files: Any, *commands: dict[str, Argum
     added = parser.add_subcommands()
     for name, command in chain.from_iterable(group.items() for group in commands):
         for action in command._actions:
+            if action.dest in getattr(command, "hidden", ()):
+                action.help = SUPPRESS
             _complete(action, files)
         added.add_subcommand(name, command, help=command.description or name)
 

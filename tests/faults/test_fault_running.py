@@ -48,7 +48,7 @@ def test_checkpoint_on_a_full_disk_keeps_the_one_before(
     with file_size_limit(100_000):
         line = fails("fit", *quick, "--trainer.max_epochs=2", "--ckpt_path=last", says="cannot write checkpoint ")
     assert line.endswith(
-        "last.ckpt: File too large; the one before it is whole: make room and go on with --ckpt_path last"
+        "last.ckpt: File too large; the one before it is whole: make room and resume with --ckpt_path last"
     )
     assert content(RUN / "checkpoints") == before
     assert command("fit", *quick, "--trainer.max_epochs=2", "--ckpt_path=last").status == 0

@@ -83,5 +83,5 @@ def test_checkpoint_that_only_some_processes_see_is_refused(tmp_path: Path) -> N
         [*torchrun, "fit", *OPTIONS, "--ckpt_path=last"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert second.returncode != 0
-    told = "error: process 1 goes on from nothing, the first one from runs/test_vit/0/checkpoints/last.ckpt"
+    told = "error: process 1 resumes from nothing, the first one from runs/test_vit/0/checkpoints/last.ckpt"
     assert told in second.stderr

@@ -6,12 +6,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
-from visionattn.cli.options import check_number, model_source
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import draw_weights
+from visionattn.evaluation.source import ModelSource, draw_weights
 from visionattn.io import slug
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
@@ -76,10 +76,6 @@ def binding(
         plot: image of accuracy against depth, .png, .pdf or .svg.
         overlays: folder for images of the patches that the first probe takes for the object of a click (first seed).
         num_examples: number of scenes of val to draw there, evenly spaced.
-
-    Raises:
-        UsageError: options contradict each other.
-        ValueError: a model, checkpoint or data set is missing, or does not fit the others.
     """
     names: Sequence[str | None] = model or [None]
     if checkpoint is not None and model and len(model) > 1:
@@ -94,7 +90,7 @@ def binding(
         raise UsageError(f"--overlays draws the first probe: name one of {', '.join(LOGIT_PROBES)} before {probes[0]}")
     check_writable(plot, json=output, csv=csv)
     check_folder(overlays)
-    check_number(num_examples)
+    check_range("num_examples", num_examples, 1, error=UsageError)
     if plot:
         check_suffix(plot)
     resolved = resolve_device(device)
@@ -104,7 +100,7 @@ def binding(
     results = BindingResults()
 
     def open_session(name: str | None, randomized: bool, seed: int) -> tuple[BindingSession, Experiments | None]:
-        loaded = model_source(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
+        loaded = ModelSource(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
         session = BindingSession(
             draw_weights(loaded.spec, seed) if randomized else loaded,
             data=data,

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.options import check_number, model_source
+from visionattn.checks import check_range
+from visionattn.cli.errors import UsageError
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.classification import AS_TRAINED, ClassificationResult, evaluate_classifier
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_rollouts
+from visionattn.evaluation.source import ModelSource
 from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference
@@ -55,18 +57,14 @@ def classify(
         confusion_matrix: image of the confusion matrix, .png, .pdf or .svg.
         rollout: folder for images of the attention of DCAL models, and of the patches that they select.
         num_examples: number of images that are drawn there, evenly spaced.
-
-    Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model, checkpoint or data set that is missing or does not fit the others.
     """
     check_writable(confusion_matrix, json=output, csv=per_class)
     check_folder(rollout)
-    check_number(num_examples)
+    check_range("num_examples", num_examples, 1, error=UsageError)
     if confusion_matrix:
         check_suffix(confusion_matrix)
     resolved = resolve_device(device)
-    loaded = model_source(checkpoint, model, pretrained, model_kwargs, weights).load()
+    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if rollout:
         require_rollout(loaded.model, loaded.spec.model)
     result = evaluate_classifier(

@@ -74,11 +74,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def config_text(path: str) -> str:
-    """Return the settings of a config file and of the files it is based on, as YAML.
-
-    Raises:
-        ValueError: as for `read_config`.
-    """
+    """Return the settings of a config file and of the files it is based on, as YAML; see `read_config` for errors."""
     return yaml.serialize(_compose(path), Dumper=yaml.SafeDumper, allow_unicode=True)
 
 

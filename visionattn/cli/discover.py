@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from visionattn.cli.options import check_number
+from visionattn.checks import check_range
+from visionattn.cli.errors import UsageError
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import SceneOptions
@@ -39,14 +40,10 @@ def discover(
         csv: CSV file for the table.
         examples: folder for slots.png, a sheet of scenes, their true segments and their slots.
         num_examples: number of scenes on it, evenly spaced.
-
-    Raises:
-        UsageError: no scene is to be drawn.
-        ValueError: a checkpoint or data set that is missing or does not fit the other.
     """
     check_writable(json=output, csv=csv)
     check_folder(examples)
-    check_number(num_examples)
+    check_range("num_examples", num_examples, 1, error=UsageError)
     resolved = resolve_device(device)
     result = evaluate_slots(
         checkpoint, data, weights=weights, device=resolved, precision=precision, progress=show_progress

@@ -23,15 +23,10 @@ DEBUG_HINT = "run again with --debug for the traceback"
 
 
 def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status, whatever happens.
+    """Run a command, whose ``main`` takes the arguments as `normalize` returns them, and return its exit status.
 
-    Args:
-        main: the command; takes the arguments, without ``--debug`` and with option names spelt with underscores.
-        argv: the arguments, by default those of the process.
-
-    Returns:
-        0 on success, and for ``--version``, which every command has; 1 after an error, 2 after a usage error, 130 after
-        Ctrl-C and 143 after Lightning has wound a run up upon SIGTERM, each with one line on stderr.
+    That is 0 on success, and for ``--version``, which every command has; 1 after an error, 2 after a usage error, 130
+    after Ctrl-C and 143 after Lightning has ended a run upon SIGTERM, each with one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

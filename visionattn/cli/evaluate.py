@@ -16,16 +16,7 @@ from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
 from visionattn.errors import UserError
 
-COMMANDS: dict[str, Any] = {
-    "binding": binding,
-    "classify": classify,
-    "discover": discover,
-    "kernels": kernels,
-    "leaderboard": leaderboard,
-    "probe": probe,
-    "reid": reid,
-    "throughput": throughput,
-}
+COMMANDS = (binding, classify, discover, kernels, leaderboard, probe, reid, throughput)
 
 
 class EvaluationParser(ConciseParser, ArgumentParser):
@@ -44,4 +35,4 @@ def main(argv: list[str], prog: str = "eval.py") -> None:
     if any(word.partition("=")[0] == "--leaderboard" for word in argv):
         raise UsageError(f"--leaderboard is a command of its own: {prog} leaderboard --results FILE …")
     options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": prog, "config_help": "YAML file of options."}
-    auto_cli(COMMANDS, args=argv, as_positional=False, **options)
+    auto_cli({command.__name__: command for command in COMMANDS}, args=argv, as_positional=False, **options)

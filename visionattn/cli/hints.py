@@ -5,67 +5,50 @@ from difflib import get_close_matches
 
 from visionattn.suggestions import did_you_mean
 
-ELSEWHERE = {
-    "a": "model.name model models",
-    "accum_iter": "accumulate_grad_batches",
-    "amp": "precision",
-    "arch": "model.name model models",
-    "b": "batch_size",
-    "bs": "batch_size",
-    "checkpoint": "ckpt_path checkpoint_path",
-    "ckpt": "ckpt_path checkpoint",
-    "ckpt_path": "checkpoint",
-    "clip_grad": "gradient_clip_val",
-    "data": "root",
-    "data_dir": "root",
-    "data_path": "root",
-    "data_root": "root",
-    "data_set": "data.name",
-    "dataset": "data.name",
-    "device": "accelerator",
-    "drop": "drop_rate",
-    "drop_path": "drop_path_rate",
-    "epochs": "max_epochs",
-    "gpus": "devices device",
-    "grad_accum_steps": "accumulate_grad_batches",
-    "image_size": "img_size height",
-    "initial_checkpoint": "checkpoint_path checkpoint",
-    "input_size": "img_size height",
-    "j": "num_workers",
-    "learning_rate": "lr lrs",
-    "lr": "lr lrs",
-    "model": "model.name model models",
-    "model_ema": "ema",
-    "model_ema_decay": "ema",
-    "model_name": "model.name model models",
-    "num_epochs": "max_epochs epochs",
-    "num_pictures": "num_examples",
-    "optim": "opt optimizer",
-    "optimizer": "opt",
-    "out": "output runs",
-    "output_dir": "runs output",
-    "pictures": "examples num_examples",
-    "resume": "ckpt_path checkpoint",
-    "seed": "seed_everything",
-    "val_batch_size": "eval_batch_size batch_size",
-    "wd": "weight_decay",
-    "workers": "num_workers",
+NAMES = {
+    "accelerator": "device",
+    "accumulate_grad_batches": "accum_iter grad_accum_steps",
+    "batch_size": "b bs",
+    "checkpoint": "ckpt_path",
+    "checkpoint_path checkpoint": "initial_checkpoint",
+    "ckpt_path checkpoint": "ckpt resume",
+    "ckpt_path checkpoint_path": "checkpoint",
+    "data.name": "data_set dataset",
+    "devices device": "gpus",
+    "drop_path_rate": "drop_path",
+    "drop_rate": "drop",
+    "ema": "model_ema model_ema_decay",
+    "eval_batch_size batch_size": "val_batch_size",
+    "examples num_examples": "pictures",
+    "gradient_clip_val": "clip_grad",
+    "img_size height": "image_size input_size",
+    "lr lrs": "learning_rate lr",
+    "max_epochs": "epochs",
+    "max_epochs epochs": "num_epochs",
+    "model.name model models": "a arch model model_name",
+    "num_examples": "num_pictures",
+    "num_workers": "j workers",
+    "opt": "optimizer",
+    "opt optimizer": "optim",
+    "output runs": "out",
+    "precision": "amp",
+    "root": "data data_dir data_path data_root",
+    "runs output": "output_dir",
+    "seed_everything": "seed",
+    "weight_decay": "wd",
 }
-"""Names of options in timm's, torchvision's and others' scripts, and their names here, the likeliest first."""
+"""Names of options here, the likeliest first, and in timm's, torchvision's and others' scripts."""
+
+ELSEWHERE = {word: here.split() for here, words in NAMES.items() for word in words.split()}
 
 
 def meant_option(option: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean --a, --b?"`` for an unknown option, or "".
-
-    Args:
-        option: what was given, with its dashes.
-        known: the options that exist.
-    """
+    """Return ``"; did you mean --a, --b?"`` for an unknown option, or ""; options have their dashes."""
     given = option.lstrip("-")
     names = {name[2:] for name in known if name.startswith("--") and not name.endswith("+")} - {given, "help"}
     group, _, word = given.rpartition(".")
     near = [group] if group in names and not any(name.startswith(f"{group}.") for name in names) else []
-    for wanted in (*ELSEWHERE.get(word, "").split(), word):
+    for wanted in (*ELSEWHERE.get(word, ()), word):
         found = sorted(name for name in names if f".{name}".endswith(f".{wanted}"))
         near = near or get_close_matches(given, found, n=3, cutoff=0.0)
     near = near or get_close_matches(given, sorted(names), n=3)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn.cli.options import model_source
 from visionattn.cli.report import print_table
+from visionattn.evaluation.source import ModelSource
 from visionattn.output import check_writable, write_json
 from visionattn.training import Weights
 from visionattn.viz.contact_sheet import CHANNELS, save_contact_sheet
@@ -36,14 +36,10 @@ def kernels(
         weights: for a checkpoint that holds a moving average: the average or the raw weights.
         channels: maximum number of channels per kernel, evenly spaced.
         statistics: JSON file for the shape, mean, standard deviation and bounds of each kernel.
-
-    Raises:
-        UsageError: neither checkpoint nor model.
-        ValueError: a model or checkpoint that is missing or has no hyper-kernels.
     """
     check_writable(output, statistics)
     check_suffix(output)
-    network, spec, origin = model_source(checkpoint, model, False, model_kwargs, weights).load()
+    network, spec, origin = ModelSource(checkpoint, model, False, model_kwargs, weights).load()
     hyper_kernels = getattr(network, "hyper_kernels", None)
     if hyper_kernels is None:
         raise ValueError(f"{spec.model} has no hyper-kernels: only models that make their own kernels can be drawn")

@@ -9,11 +9,7 @@ from visionattn.tasks import TASKS
 
 
 def find_task(argv: Sequence[str]) -> str:
-    """Return the ``--task`` of a command line or its config files; the last one counts, as for any option.
-
-    Raises:
-        UsageError: unknown task.
-    """
+    """Return the ``--task`` of a command line or its config files; the last one counts, as for any option."""
     found: Any = "classification"
     for option, value in given_options(find_configs(argv)):
         if option == "--task":

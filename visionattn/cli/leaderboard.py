@@ -15,11 +15,6 @@ def leaderboard(results: list[Path], output: Path | None = None) -> None:
     Args:
         results: JSON files that probe --output wrote, or patterns of their names.
         output: Markdown file for the table; an image beside it has the same name and ends in .png.
-
-    Raises:
-        UsageError: the output is not a Markdown file.
-        FileNotFoundError: a file of results is missing.
-        ValueError: a file holds no such results.
     """
     if output is not None and output.suffix != ".md":
         raise UsageError(f"--output of a leaderboard must be a Markdown file, NAME.md, got {output}")

@@ -10,11 +10,7 @@ NAMES = {str: "a word", int: "an integer", float: "a number"}
 
 
 def accept_commas(action: Any) -> None:
-    """Let an option of type ``list`` also take its values separated by commas, or a single one; a word counts once.
-
-    Args:
-        action: of a jsonargparse parser; options of other types are left as they are.
-    """
+    """Let an option of type ``list`` also take its values separated by commas, or a single one; a word counts once."""
     hint = getattr(action, "_typehint", None)
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
     items = get_args(kinds[0])

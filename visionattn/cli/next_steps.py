@@ -8,12 +8,7 @@ from typing import Any
 
 
 def shell_command(prog: str, words: Iterable[str]) -> str:
-    """Return a line for a shell.
-
-    Args:
-        prog: ``train.py``, ``visionattn`` or ``visionattn train``.
-        words: what follows it.
-    """
+    """Return a line for a shell: a program, such as ``train.py`` or ``visionattn train``, and what follows it."""
     return shlex.join([*(["python", prog] if prog.endswith(".py") else prog.split()), *words])
 
 
@@ -32,11 +27,7 @@ def resume_command(prog: str, argv: Iterable[str], checkpoint: Path) -> str:
 def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
     """Return the line with the command that evaluates a checkpoint, or fine-tunes a pretrained encoder.
 
-    Args:
-        prog: as for `shell_command`, of the training.
-        task: the trained LightningModule.
-        data: its DataModule.
-        checkpoint: file of the weights.
+    The trained LightningModule ``task`` and its DataModule ``data`` say what follows; ``prog`` trained them.
     """
     where = {"data.name": data.name, "data.root": data.root}
     if task.eval_command:

@@ -3,7 +3,7 @@
 import argparse
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from datetime import timedelta
 from functools import reduce
@@ -32,11 +32,13 @@ class ConciseParser(argparse.ArgumentParser):
         configs: config files of the command line.
         common: names of the options that ``-h`` lists and ``--help`` lists first, with a short help for the former;
             empty where ``-h`` lists all.
+        hidden: names of options that the help leaves out.
         titles: titles of the sections of the help in order, by group of options; "" for options of no group.
     """
 
     configs: Sequence[str] = ()
     common: Mapping[str, str] = MappingProxyType({})
+    hidden: Collection[str] = ()
     titles: Mapping[str, str] = MappingProxyType({"": "options"})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +46,7 @@ class ConciseParser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action=_Help, help="show the most used options (-h) or all (--help).")
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse, for the subcommand too, such that a bare ``--flag`` stands for ``--flag true``, and 1 for an int."""
+        """Parse, also for the subcommand; a bare ``--flag`` means ``--flag true``, and 1 an int."""
         # What a config file names is imported, and some of it is called: nothing that runs commands or code.
         set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
         register_type(timedelta, _write_duration, _read_duration, fail_already_registered=False)
@@ -68,7 +70,7 @@ class ConciseParser(argparse.ArgumentParser):
         return parser.parse_string(config_text(str(path)) if path else content, path, *args, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
-        """Check null, too, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
+        """Check null also, which jsonargparse lets pass for any type, and that options of a group are a mapping."""
         parser: Any = super()
         for name in getattr(self, "groups", ()):
             if not hasattr(options := namespace.get(name, {}), "items"):
@@ -128,8 +130,12 @@ def _most_used(parser: ConciseParser) -> SimpleNamespace:
 
 
 def _common(parser: ConciseParser) -> list[argparse.Action]:
-    shown = {action.dest: action for action in parser._actions if action.help != SUPPRESS}
+    shown = {action.dest: action for action in _shown(parser)}
     return [shown[name] for name in parser.common if name in shown]
+
+
+def _shown(parser: ConciseParser) -> list[argparse.Action]:
+    return [action for action in parser._actions if action.help != SUPPRESS and action.dest not in parser.hidden]
 
 
 def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
@@ -137,8 +143,8 @@ def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
     common = _common(parser)
     groups = getattr(parser, "groups", None) or {}
     found: dict[str, list[argparse.Action]] = {"common": common, **{name: [] for name in parser.titles}}
-    for action in parser._actions:
-        if action not in common and action.help != SUPPRESS:
+    for action in _shown(parser):
+        if action not in common:
             group = action.option_strings[-1].lstrip("-").partition(".")[0]
             found.setdefault(group if group in groups else "", []).append(action)
     titles = {"common": "most used", **parser.titles}

@@ -1,21 +1,22 @@
 """``eval.py probe``: accuracy of heads on the features of frozen backbones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
-from visionattn.cli.options import check_number, model_source
-from visionattn.cli.probing_report import Report
 from visionattn.cli.progress import show_progress
+from visionattn.cli.report import print_table
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import spread
-from visionattn.evaluation.source import LoadedModel
-from visionattn.output import check_folder, check_writable
+from visionattn.evaluation.source import LoadedModel, ModelSource
+from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.requests import request_heads
+from visionattn.probing.results import ProbingResult, csv_row, sort_rows, table, title
 from visionattn.probing.session import ProbingSession
 from visionattn.training import Weights, check_model_name
 from visionattn.training.preprocessing import describe_preprocessing
@@ -67,17 +68,13 @@ def probe(
         attention: folder for images of the heads' attention; colours mean the same in all images of a sheet.
         num_examples: number of images of val that are drawn there, evenly spaced.
         export: folder for the heads, of which visionattn.load_probe makes classifiers.
-
-    Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model, checkpoint, data set or head that is missing or does not fit the others.
     """
     if checkpoint is not None and len(model or ()) > 1:
         raise UsageError(f"--checkpoint is of one model: give one --model or none, not {','.join(model or ())}")
     for name in model or ():
         check_model_name(name)
     named: Sequence[str | None] = model or [None]
-    sources = [model_source(checkpoint, name, pretrained, model_kwargs, weights) for name in named]
+    sources = [ModelSource(checkpoint, name, pretrained, model_kwargs, weights) for name in named]
     try:
         requests = request_heads(heads, head_options)
     except UserError as error:
@@ -86,16 +83,25 @@ def probe(
         raise UsageError("--attention and --export want heads that learn from all images: leave out --training.shots")
     check_writable(json=output, csv=csv)
     check_folder(attention, export, features.cache)
-    check_number(num_examples)
+    check_range("num_examples", num_examples, 1, error=UsageError)
     resolved = resolve_device(device)
-    settings = {"data": asdict(data), "features": asdict(features), "training": asdict(training)}
-    settings["features"]["cache"] = str(features.cache)
-    names = [request.name for request in requests]
-    report = Report(output, csv, names, {**settings, "precision": precision, **provenance(resolved)})
+    options = {"data": asdict(data), "features": asdict(features), "training": asdict(training)}
+    options["features"]["cache"] = str(features.cache)
+    settings = {**options, "precision": precision, **provenance(resolved)}
+    order = [request.name for request in requests]
+    models: list[dict[str, Any]] = []
+    rows: list[Mapping[str, Any]] = []
 
     def open_session(loaded: LoadedModel) -> ProbingSession:
         options: dict[str, Any] = {"device": resolved, "precision": precision, "progress": show_progress}
         return ProbingSession(loaded, data, features, training, **options)
+
+    def save(result: ProbingResult) -> None:
+        rows[:] = sort_rows([*rows, result.to_dict()], order)
+        if output:
+            write_json({"results": rows, "models": models, **settings}, output)
+        if csv:
+            write_csv([csv_row(row) for row in rows], csv)
 
     for source in sources[1:]:  # errors of the last model should not come after hours with the others
         open_session(source.load_frozen()).plan(requests, attention=attention is not None)
@@ -105,12 +111,21 @@ def probe(
         print(describe_preprocessing(session.backbone.preprocessing, loaded.spec.preprocessing, loaded.name))
         plan = session.plan(requests, attention=attention is not None)
         session.extract(plan)
-        report.add_model(session.describe())
+        models.append(session.describe())
         for result in session.results(plan):
-            report.add(result)
+            save(result)
             if export and result.head:
                 session.export(result, export)
             if attention and result.head and result.head.has_attention:
                 maps = session.attention_maps(result, spread(session.num_val, num_examples))
                 save_attention_maps(*maps, attention / f"{session.file_stem(result)}.png")
-    report.print()
+    _print(rows, models)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> None:
+    print_table(table(rows), title=title(rows, models))
+    if fixed := dict.fromkeys(row["head"] for row in rows if row["selected_on"] == "fixed"):
+        print(f"{', '.join(fixed)} with one image per class: fixed, not chosen, as none can be held out")
+    for model in models:
+        if model["num_unreadable"]:
+            print(f"unreadable images left out: {model['num_unreadable']}, the first: {model['unreadable'][0]}")

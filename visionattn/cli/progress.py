@@ -43,13 +43,7 @@ class LightningProgress(Callback):
             self._progress = self._shown.enter_context(show_progress(_name_of(trainer), "batches"))
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count a batch."""
         if self._progress is not None:

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from visionattn.cli.options import check_number, model_source
+from visionattn.checks import check_range
+from visionattn.cli.errors import UsageError
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table, print_unreadable
 from visionattn.evaluation.as_trained import IdentityOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_ranked_lists, save_rollouts
 from visionattn.evaluation.retrieval import AS_TRAINED, RetrievalResult, evaluate_reid, require_ranking
+from visionattn.evaluation.source import ModelSource
 from visionattn.output import check_folder, check_writable, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference
@@ -54,16 +56,12 @@ def reid(
             wrong ones red.
         rollout: folder for images of the attention of DCAL models on queries, and of the patches that they select.
         num_examples: number of queries that are drawn, evenly spaced.
-
-    Raises:
-        UsageError: options that contradict each other.
-        ValueError: a model, checkpoint or data set that is missing or does not fit the others.
     """
     check_writable(json=output)
     check_folder(ranked_lists, rollout)
-    check_number(num_examples)
+    check_range("num_examples", num_examples, 1, error=UsageError)
     resolved = resolve_device(device)
-    loaded = model_source(checkpoint, model, pretrained, model_kwargs, weights).load()
+    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if rollout:
         require_rollout(loaded.model, loaded.spec.model)
     if ranked_lists:

@@ -54,10 +54,6 @@ def throughput(
         markdown: Markdown file for the table of a model zoo.
         beside: JSON file of an earlier run, for example on a GPU, whose images/s are added to that table.
         resume: measure only models that --output does not hold yet; the conditions must be the same.
-
-    Raises:
-        ValueError: an unknown model or device, results of other conditions, or, once all else is written, a model that
-            failed.
     """
     names = expand_names(models)
     check_writable(json=output, csv=csv, md=markdown)

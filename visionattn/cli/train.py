@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
@@ -38,7 +37,7 @@ from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCh
 from visionattn.training.loggers import check_logger, create_loggers
 from visionattn.training.predictions import PredictionWriter
 from visionattn.training.quiet import quiet_lightning
-from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run
+from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run, say
 from visionattn.training.summary import summarize
 from visionattn.words import counted
 
@@ -88,13 +87,8 @@ class TrainingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's commands, with the options that make no sense in a shell."""
-        skipped = {"model", "datamodule", "weights_only"}
-        return {
-            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
-            "validate": skipped | {"dataloaders"},
-            "test": skipped | {"dataloaders"},
-            "predict": skipped | {"dataloaders", "return_predictions"},
-        }
+        more = {"weights_only", "return_predictions"}
+        return {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
 
     def setup_parser(self, *args: Any) -> None:
         """Build the parsers and arrange their help."""
@@ -128,16 +122,12 @@ class TrainingCLI(LightningCLI):
             others = ", ".join(name for name in TASKS if name != self.task.kind)
             raise UsageError(f"{error} (options of --task {self.task.kind}; there are also {others})") from error
         check_options(self.options, self.config.subcommand)
+        self.run_name = name_run(self.options)
 
     @property
     def options(self) -> Any:
         """Options of the chosen command."""
         return self.config[self.config.subcommand]
-
-    @property
-    def run_name(self) -> str:
-        """Name of the folder of the runs."""
-        return name_run(self.options)
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint of ``--ckpt_path``. Lightning would let its options override the command line's."""
@@ -303,12 +293,6 @@ class TrainingCLI(LightningCLI):
     def after_predict(self) -> None:
         """Print where the predictions are."""
         say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, once for all ranks."""
-    print(line, flush=True)
 
 
 def main(argv: list[str], prog: str = "train.py") -> None:

@@ -3,7 +3,7 @@
 import math
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from visionattn.cli.errors import UsageError
 from visionattn.data.module import MAX_SEED
 from visionattn.output import check_writable
 from visionattn.training.loggers import LoggerName
-from visionattn.training.predictions import check_predictions
+from visionattn.training.optimization import Optimization
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,18 @@ COMMON = {
 }
 """Most used options, with a help of one line."""
 
-FIT_ONLY = {
-    *("model.lr", "logger", "ema", "save_every_n_steps"),
-    *(f"trainer.{limit}_{unit}" for limit in ("max", "min") for unit in ("epochs", "steps")),
-    *(f"trainer.gradient_clip_{name}" for name in ("val", "algorithm")),
-    *(f"trainer.{name}" for name in ("accumulate_grad_batches", "limit_train_batches", "num_sanity_val_steps")),
-    *(f"trainer.{name}" for name in ("val_check_interval", "check_val_every_n_epoch", "max_time")),
-    *(f"trainer.{name}" for name in ("log_every_n_steps", "logger", "enable_checkpointing")),
+TRAINING = {
+    "": "logger ema save_every_n_steps",
+    "model.": "drop_rate drop_path_rate grad_checkpointing l2_penalty linear_probe loss smoothing mixup cutmix "
+    "mix_prob mix_switch_prob mix_mode triplet_weight",
+    "data.": "no_aug train_interpolation crop_padding crop_from scale ratio hflip vflip color_jitter auto_augment "
+    "re_prob re_mode re_count aug_repeats padding instances",
+    "trainer.": "max_epochs min_epochs max_steps min_steps gradient_clip_val gradient_clip_algorithm max_time "
+    "accumulate_grad_batches limit_train_batches num_sanity_val_steps val_check_interval check_val_every_n_epoch "
+    "log_every_n_steps logger enable_checkpointing",
 }
+FIT_ONLY = {prefix + name for prefix, names in TRAINING.items() for name in names.split()}
+FIT_ONLY |= {f"model.{field.name}" for field in fields(Optimization)}
 """Options without effect in other commands, whose help leaves them out."""
 
 HELP = {
@@ -125,19 +129,12 @@ HELP = {
 TITLES = {"model": "model", "data": "data", "": "run", "trainer": "trainer (of Lightning)"}
 """Sections of the help, in order."""
 
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-}
+PROFILERS: dict[str, type[Profiler]]
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def describe_commands(parser: Any) -> None:
-    """Describe the commands of train.py and arrange the help of each.
-
-    Args:
-        parser: of all commands.
-    """
+    """Describe the commands of train.py and arrange the help of each."""
     commands = parser._subcommands_action
     for action in parser._actions:
         if action.dest in ("config", "print_config"):
@@ -147,17 +144,13 @@ def describe_commands(parser: Any) -> None:
     for name, command in commands.choices.items():
         command.description = COMMANDS[name]
         command.common, command.titles = COMMON, TITLES
-        hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
+        command.hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
         for action in command._actions:
-            action.help = SUPPRESS if action.dest in hidden else HELP.get(action.dest, action.help)
+            action.help = HELP.get(action.dest, action.help)
 
 
 def check_options(options: Any, command: str) -> None:
-    """Check the options that nothing else looks at before the work begins.
-
-    Args:
-        options: of the command.
-        command: fit, validate, test or predict.
+    """Check the options of a command that nothing else looks at before the work begins.
 
     Raises:
         UsageError: one is out of bounds, contradicts another, or would do nothing or harm.
@@ -181,18 +174,15 @@ def check_options(options: Any, command: str) -> None:
     if options.output and command != "predict":
         raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
     check_writable(options.output)
-    check_predictions(options.output)
+    if options.output and options.output.suffix.lower() not in ("", ".csv", ".json"):
+        raise ValueError(f"--output {options.output}: predictions are written as .csv or .json")
     name = Path(options.run_name or "")
     if name.is_absolute() or ".." in name.parts:
         raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")
 
 
 def check_trainer_options(options: Any) -> None:
-    """Check options of ``--trainer`` that Lightning would take, and that would do nothing or harm.
-
-    Raises:
-        UsageError: one is set; the message names what to use instead.
-    """
+    """Refuse options of ``--trainer`` that would do nothing or harm; the error names what to use instead."""
     for name, remedy in OPTIONS.items():
         if options[name]:
             raise UsageError(f"--trainer.{name} {options[name]} does not go with train.py: {remedy}")
@@ -205,15 +195,7 @@ def check_trainer_options(options: Any) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Callback], averaging: bool) -> None:
-    """Check the callbacks that a user adds to those of every run.
-
-    Args:
-        callbacks: the user's.
-        averaging: whether --ema adds one that averages.
-
-    Raises:
-        UsageError: one does not go with a run; the message names what to use instead.
-    """
+    """Refuse callbacks of a user that do not go with a run; ``averaging`` says whether --ema averages weights."""
     for callback in callbacks:
         what = f"--trainer.callbacks: {type(callback).__name__}"
         if type(callback).__module__.startswith("visionattn."):
@@ -225,26 +207,14 @@ def check_callbacks(callbacks: Sequence[Callback], averaging: bool) -> None:
 
 
 def check_plugins(plugins: Sequence[Any]) -> None:
-    """Check the plugins that a user adds.
-
-    Raises:
-        UsageError: one would write checkpoints in place of train.py.
-    """
-    for plugin in plugins:
-        if isinstance(plugin, CheckpointIO):
-            raise UsageError(
-                f"--trainer.plugins: {type(plugin).__name__} is in the place of the one that writes whole checkpoints "
-                "only: leave it out"
-            )
+    """Refuse plugins of a user that would write checkpoints in place of train.py."""
+    if wrong := next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None):
+        what = f"--trainer.plugins: {type(wrong).__name__}"
+        raise UsageError(f"{what} is in the place of the one that writes whole checkpoints only: leave it out")
 
 
 def create_profiler(given: Any, folder: Path) -> Any:
-    """Return a profiler, for a name one that writes to ``folder``: Lightning's own would only log.
-
-    Args:
-        given: name or profiler; others are for Lightning to refuse.
-        folder: of the run.
-    """
+    """Return a profiler, for a name one that writes to ``folder``: Lightning's own would only log."""
     return PROFILERS[given](dirpath=folder, filename="profile") if given in PROFILERS else given
 
 

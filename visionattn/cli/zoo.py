@@ -14,12 +14,7 @@ Results = Mapping[str, Any]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what an earlier run wrote to ``--output``.
-
-    Raises:
-        ValueError: a file of another kind.
-        OSError: no such file.
-    """
+    """Read what an earlier run wrote to ``--output``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if all("images_per_second" in row or row["error"] for row in content["results"]) and content["hardware"]:
@@ -30,11 +25,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def read_held(output: Path | None, origin: dict[str, Any]) -> dict[str, ThroughputRow]:
-    """Read the rows by model that an interrupted run has measured under the same conditions.
-
-    Raises:
-        ValueError: no file is named, or one of another kind or of other conditions.
-    """
+    """Read the rows by model that an interrupted run has measured, and check that the conditions were the same."""
     if output is None:
         raise ValueError("--resume continues the file of --output: name it also")
     if not output.exists():

@@ -15,6 +15,7 @@ from visionattn.evaluation.loop import Result, evaluate
 from visionattn.evaluation.source import LoadedModel
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
+from visionattn.tasks import TASKS, ClassificationTask
 from visionattn.tasks.classification import require_finite
 from visionattn.training.branches import Inference, choose_inference
 from visionattn.training.preprocessing import describe_preprocessing
@@ -114,9 +115,10 @@ def evaluate_classifier(
 def _require_classes(loaded: LoadedModel) -> None:
     """Raise a ValueError unless the model classifies, with what to do with it instead."""
     spec, name = loaded.spec, loaded.name
-    if spec.task == "reid":
-        raise ValueError(f"{name} gives features, not classes: eval.py reid evaluates it")
-    if spec.task in ("mae", "object_discovery"):
+    task = TASKS.get(spec.task, ClassificationTask)
+    if not task.has_head and task.model_alone:
+        raise ValueError(f"{name} gives features, not classes: eval.py {task.eval_command} evaluates it")
+    if not task.has_head:
         raise ValueError(
             f"{name} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "
             f"--model.checkpoint_path {name} fine-tunes it"

@@ -12,14 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visionattn.data import image_transform
-from visionattn.training import (
-    ModelSpec,
-    Weights,
-    create_model,
-    describe_model,
-    load_checkpoint,
-    weights_origin,
-)
+from visionattn.errors import UsageError
+from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
 
 WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 """Suffixes that no model's name has."""
@@ -74,7 +68,7 @@ class ModelSource:
         weights: for a checkpoint that holds a moving average: the average or the raw weights.
 
     Raises:
-        ValueError: neither a checkpoint nor a model, or both a checkpoint and published weights.
+        UsageError: neither a checkpoint nor a model, or both a checkpoint and published weights.
     """
 
     checkpoint: Path | None = None
@@ -85,9 +79,9 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.pretrained:
-            raise ValueError("--pretrained and --checkpoint name different weights: give one of them")
+            raise UsageError("--pretrained and --checkpoint name different weights: give one of them")
         if self.checkpoint is None and self.model is None:
-            raise ValueError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
+            raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
 
     @property
     def origin(self) -> Origin:

@@ -24,6 +24,7 @@ from visionattn.training.checkpoints.loading import describe_model, load_plain
 from visionattn.training.checkpoints.sharded import shard_model
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec
 from visionattn.training.divergence import DivergenceCheck
+from visionattn.training.examples import Examples, wanted
 from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
 from visionattn.training.models import check_model_name, create_regularized
 from visionattn.training.objective import decayed_weights, extra_losses
@@ -35,9 +36,9 @@ from visionattn.training.schedule import RunSchedule, create_schedule
 class TrainingTask(LightningModule):
     """A model, how it is built and optimised; a subclass defines what is minimised.
 
-    A subclass gives ``kind``, ``help_text``, ``card_text``, ``_build`` and the steps. ``training_step`` ends with
-    ``_finish_step``. If the model has a method ``auxiliary_losses()``, its losses are added to the loss; the parts are
-    then also logged as ``train_loss_NAME``.
+    A subclass gives ``kind``, ``help_text``, ``card_text``, ``_build``, ``_evaluate`` and ``training_step``, which ends
+    with ``_finish_step``. If the model has a method ``auxiliary_losses()``, its losses are added to the loss; the parts
+    are then also logged as ``train_loss_NAME``.
 
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
@@ -83,6 +84,8 @@ class TrainingTask(LightningModule):
     """What a resumed run must not change beside the model, in words, and its options."""
     shardable: ClassVar[bool] = False
     """Whether all parameters belong to the model and only its ``forward`` uses them, as FSDP2 requires."""
+    examples: Examples | None = None
+    """Images of the last validation, to be drawn."""
     resumed: bool = False
     """Whether all weights will come from a checkpoint; the trainer knows this only after the model is built."""
     spec: ModelSpec
@@ -175,9 +178,8 @@ class TrainingTask(LightningModule):
         try:
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:  # how timm's models say that they have none
-            raise ValueError(
-                f"{self.options.name} cannot compute its activations anew: leave out --model.grad_checkpointing"
-            ) from error
+            name = self.options.name
+            raise ValueError(f"{name} cannot recompute activations: leave out --model.grad_checkpointing") from error
 
     def _shard(self) -> None:
         """Divide the model among the devices, unless something else would have to be divided with it."""
@@ -285,10 +287,7 @@ class TrainingTask(LightningModule):
             schedule.resume(epoch + ended)
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients adaptively if ``agc`` is given; the trainer clips by norm or value."""
         if self.optimization.agc and self.model is not None:
@@ -316,12 +315,42 @@ class TrainingTask(LightningModule):
         # torch.manual_seed records its caller for each kind of device that is not in use, which takes a millisecond.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Evaluate a batch of the validation split."""
+        self._evaluate(batch, "val", batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Evaluate a batch of the test split."""
+        self._evaluate(batch, "test", batch_idx)
+
+    @abstractmethod
+    def _evaluate(self, batch: Any, split: str, batch_idx: int) -> None:
+        """Update the metrics of a split, ``val`` or ``test``, and log them."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Complete the evaluation of the validation split."""
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Complete the evaluation of the test split."""
+        self._end_evaluation("test")
+
+    def _end_evaluation(self, split: str) -> None:
+        """Check or measure what all processes have seen of a split."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the images of the last validation."""
+        if self.examples is not None:
+            self.examples.clear()
+
+    def _keeps(self, split: str, batch_idx: int) -> int:
+        """Return how many images of a batch to keep as examples."""
+        return wanted(batch_idx, self.trainer.num_val_batches[0]) if split == "val" else 0
+
     def _finish_step(self, losses: Mapping[str, Tensor], count: int) -> Tensor:
         """Return the loss of a step with auxiliary losses and penalties; log it, and its parts if there are several.
 
-        Args:
-            losses: losses of the task by name; weighted if the model has several branches.
-            count: number of images in the batch.
+        The task's ``losses`` are weighted if the model has several branches. ``count`` is the size of the batch.
         """
         assert self.model is not None
         extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)

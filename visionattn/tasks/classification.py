@@ -23,9 +23,6 @@ from visionattn.training.objective import widened
 class ClassificationTask(TrainingTask):
     """An image classifier from timm's registry, its loss, optimizer and schedule.
 
-    If the model has a method ``auxiliary_losses()``, its losses are added; the parts are then also logged, as
-    ``train_loss_ce`` and ``train_loss_NAME``.
-
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         num_classes: width of the head; by default the number of classes in the data.
@@ -37,11 +34,7 @@ class ClassificationTask(TrainingTask):
         mix_prob: probability that images are mixed at all.
         mix_switch_prob: probability of CutMix if both are on.
         mix_mode: draw the mix once per ``batch``, per ``pair`` or per image (``elem``).
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
-
-    Raises:
-        ValueError: an unknown model, options that contradict each other, or (later) data that do not fit the head.
-        DivergenceError: in training, if the loss is NaN or infinite.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
     """
 
     kind: ClassVar[str] = "classification"
@@ -99,19 +92,11 @@ class ClassificationTask(TrainingTask):
             self.model.requires_grad_(False)
             self._heads.requires_grad_(True)
             self.train(self.training)
-        self.mixup = (
-            Mixup(
-                hparams.mixup,
-                hparams.cutmix,
-                prob=hparams.mix_prob,
-                switch_prob=hparams.mix_switch_prob,
-                mode=hparams.mix_mode,
-                label_smoothing=hparams.smoothing,
-                num_classes=num_classes,
-            )
-            if hparams.mixup > 0 or hparams.cutmix > 0
-            else None
-        )
+        self.mixup: Mixup | None = None
+        if hparams.mixup > 0 or hparams.cutmix > 0:
+            draw = {"prob": hparams.mix_prob, "switch_prob": hparams.mix_switch_prob, "mode": hparams.mix_mode}
+            targets = {"label_smoothing": hparams.smoothing, "num_classes": num_classes}
+            self.mixup = Mixup(hparams.mixup, hparams.cutmix, **draw, **targets)
         if hparams.loss == "bce":
             self.criterion: nn.Module = BinaryCrossEntropy(hparams.smoothing)
         elif self.mixup is not None:
@@ -168,29 +153,15 @@ class ClassificationTask(TrainingTask):
         mixed: tuple[Tensor, Tensor] = self.mixup(image[:even], target[:even])
         return mixed
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the validation split."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the test split."""
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
+    def _end_evaluation(self, split: str) -> None:
         """Check that an image was read."""
-        self._require_images("val", "validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Check that an image was read."""
-        self._require_images("test", "test")
-
-    def _require_images(self, split: str, name: str) -> None:
+        name = "validation" if split == "val" else split
         seen = torch.tensor(float(getattr(self, f"{split}_top1").update_called), device=self.device)
         if not self.trainer.strategy.reduce(seen, reduce_op="sum"):
             first = (self.data.broken(name) or ["others have met them"])[0]
             raise ValueError(f"not one {name} image could be read, of those asked for; first {first}")
 
-    def _evaluate(self, batch: Batch, split: str) -> None:
+    def _evaluate(self, batch: Batch, split: str, batch_idx: int) -> None:
         count = len(batch.image)
         metrics = {key: getattr(self, f"{split}_{key}") for key in ("loss", "top1", "top5")}
         logits = self(batch.image).float()
@@ -216,15 +187,10 @@ class ClassificationTask(TrainingTask):
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
-    """Check the logits of images; one of them would be the largest even if none is finite.
-
-    Args:
-        logits: ``[B, num_classes]``.
-        names: names of the images.
-        model: name of the model, for the message.
+    """Check logits [B, num_classes] of images; one of them would be the largest even if none is finite.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: NaN or infinity; the message names the model and the first image.
     """
     if not logits.isfinite().all():
         raise ValueError(f"{model} gives no finite numbers for {names[0]} or one that follows it")

@@ -21,7 +21,7 @@ from visionattn.models.masked_autoencoder import (
     mask_patches,
 )
 from visionattn.tasks.base import TrainingTask
-from visionattn.training.examples import Examples, wanted
+from visionattn.training.examples import Examples
 from visionattn.viz.reconstructions import save_reconstructions
 
 DECODER = ("decoder_dim", "decoder_depth", "decoder_num_heads")
@@ -41,12 +41,7 @@ class MaskedAutoencodingTask(TrainingTask):
         decoder_dim: width of the decoder, a multiple of 4 and of ``decoder_num_heads``.
         decoder_depth: number of blocks of the decoder.
         decoder_num_heads: attention heads of each block.
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
-
-    Raises:
-        ValueError: an unknown model or one that is no ViT, options out of their bounds, or (later) data of another
-            size than the model's.
-        DivergenceError: in training, if the loss is NaN or infinite.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
     """
 
     kind: ClassVar[str] = "mae"
@@ -73,7 +68,7 @@ class MaskedAutoencodingTask(TrainingTask):
         super().__init__(name=name, **options)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"--model.mask_ratio must lie between 0 and 1, got {mask_ratio}")
-        self.examples = Examples("reconstructions", save_reconstructions)
+        self.examples: Examples = Examples("reconstructions", save_reconstructions)
 
     # Building
 
@@ -84,8 +79,7 @@ class MaskedAutoencodingTask(TrainingTask):
 
     def _build(self) -> None:
         hparams = self.options
-        encoder = self._create(num_classes=0)
-        encoder = check_encoder(encoder, hparams.name, self.data.item_shape[-2:])
+        encoder = check_encoder(self._create(num_classes=0), hparams.name, self.data.item_shape[-2:])
         self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
         self.model = encoder
         if self.trainer.strategy.root_device.type == "cpu" and self.trainer.precision == "bf16-mixed":
@@ -116,31 +110,19 @@ class MaskedAutoencodingTask(TrainingTask):
         loss, _, _ = self._reconstruct(batch.image, noise)
         return self._finish_step({"mse": loss}, len(batch.image))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the loss of the validation split, and keep some images."""
-        self._evaluate(batch, "val", wanted(batch_idx, self.trainer.num_val_batches[0]))
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the loss of the test split."""
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the images of the last validation."""
-        self.examples.clear()
-
     @property
     def _num_patches(self) -> int:
         model: Any = self.model
         return int(model.patch_embed.num_patches)
 
-    def _evaluate(self, batch: Batch, split: str, wanted: int = 0) -> None:
-        count = len(batch.image)
+    def _evaluate(self, batch: Batch, split: str, batch_idx: int) -> None:
+        count, kept = len(batch.image), self._keeps(split, batch_idx)
         metric = getattr(self, f"{split}_loss")
         if count:
             loss, predicted, masking = self._reconstruct(batch.image, fixed_noise(batch.name, self._num_patches))
             metric.update(loss, count)
-            if wanted:
-                self._keep(batch.image[:wanted].float(), Masking(*(x[:wanted] for x in masking)), predicted[:wanted])
+            if kept:
+                self._keep(batch.image[:kept].float(), Masking(*(x[:kept] for x in masking)), predicted[:kept])
         self.log(f"{split}_loss", metric, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
 
     def _reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Masking]:
@@ -152,9 +134,7 @@ class MaskedAutoencodingTask(TrainingTask):
         return F.mse_loss(predicted, target), predicted, masking
 
     def _keep(self, image: Tensor, masking: Masking, predicted: Tensor) -> None:
-        masked, filled = (
-            fill_hidden(image, masking, self.decoder.patch_size, content) for content in (None, predicted)
-        )
+        masked, filled = (fill_hidden(image, masking, self.decoder.patch_size, x) for x in (None, predicted))
         self.examples.add(original=image, masked=masked, reconstructed=filled)
 
 

@@ -20,7 +20,7 @@ from visionattn.models.slots import Decomposition, Method, SlotAutoencoder, enco
 from visionattn.tasks.base import TrainingTask
 from visionattn.training.checkpoints.loading import Weights, load_beside, load_checkpoint
 from visionattn.training.checkpoints.spec import ModelSpec
-from visionattn.training.examples import Examples, wanted
+from visionattn.training.examples import Examples
 from visionattn.viz.slots import save_slots
 
 SLOTS = tuple(signature(SlotAutoencoder).parameters)[1:]
@@ -57,11 +57,7 @@ class ObjectDiscoveryTask(TrainingTask):
             loss.
         decoder_kernel: slot_attention: kernel size of the layers.
         decoder_patch: slot_attention: edge of the patch of pixels that is drawn at each place.
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
-
-    Raises:
-        ValueError: an unknown model, options out of their bounds, or (later) data of another size than the model's.
-        DivergenceError: in training, if the loss is NaN or infinite.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
     """
 
     kind: ClassVar[str] = "object_discovery"
@@ -93,7 +89,7 @@ class ObjectDiscoveryTask(TrainingTask):
         **options: Any,
     ) -> None:
         super().__init__(name=name, **options)
-        self.examples = Examples("slots", _draw_slots)
+        self.examples: Examples = Examples("slots", _draw_slots)
 
     # Building
 
@@ -139,18 +135,6 @@ class ObjectDiscoveryTask(TrainingTask):
         """Return the loss; initial slots are drawn at each step."""
         return self._finish_step({"mse": self._decompose(batch.image)[1]}, len(batch.image))
 
-    def validation_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Update the metrics of the validation split, and keep some images."""
-        self._evaluate(batch, "val", wanted(batch_idx, int(self.trainer.num_val_batches[0])))
-
-    def test_step(self, batch: SceneBatch, batch_idx: int) -> None:
-        """Update the metrics of the test split."""
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the images of the last validation."""
-        self.examples.clear()
-
     def _decompose(self, image: Tensor) -> tuple[Decomposition, Tensor]:
         """Return the slots of images and the loss."""
         assert self.model is not None
@@ -159,19 +143,19 @@ class ObjectDiscoveryTask(TrainingTask):
         found: Decomposition = self.slots(features)
         return found, F.mse_loss(found.reconstruction, self.slots.target(image, features).float())
 
-    def _evaluate(self, batch: SceneBatch, split: str, wanted: int = 0) -> None:
-        count = len(batch.image)
+    def _evaluate(self, batch: SceneBatch, split: str, batch_idx: int) -> None:
+        count, kept = len(batch.image), self._keeps(split, batch_idx)
         loss, scores = getattr(self, f"{split}_loss"), getattr(self, f"{split}_scores")
         if count:
             found, error = self._decompose(batch.image)
             slots = found.segments(batch.segments.shape[-2:])
             loss.update(error, count)
             scores.update(slots, batch.segments, batch.classes, batch.things)
-            if wanted:
+            if kept:
                 images = {"image": batch.image.float(), "segments": batch.segments, "slots": slots}
                 if not self._frozen:  # slots of frozen features draw no images
                     images["rebuilt"] = found.reconstruction.float()
-                self.examples.add(**{name: tensor[:wanted] for name, tensor in images.items()})
+                self.examples.add(**{name: tensor[:kept] for name, tensor in images.items()})
         self.log(f"{split}_loss", loss, on_epoch=True, batch_size=max(count, 1))
         self.log_dict(scores, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
 

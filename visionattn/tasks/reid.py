@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionattn.checks import check_range
 from visionattn.data import ReidBatch, ReidData
 from visionattn.data.module import ImageData
 from visionattn.layers.bnneck import BNNeck
@@ -37,11 +38,7 @@ class ReidTask(TrainingTask):
         triplet_weight: factor of the triplet loss; 0 for none.
         center_weight: factor of the centre loss; 0 for none.
         flip: validate with the sum of the features of each image and its mirror image.
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`.
-
-    Raises:
-        ValueError: an unknown model, or options that contradict each other.
-        DivergenceError: in training, if the loss is NaN or infinite.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
     """
 
     kind: ClassVar[str] = "reid"
@@ -66,9 +63,8 @@ class ReidTask(TrainingTask):
         super().__init__(name=name, **options)
         if not 0 <= smoothing < 1:
             raise ValueError(f"--model.smoothing must lie in [0, 1), got {smoothing}")
-        for what, weight in (("triplet", triplet_weight), ("center", center_weight)):
-            if weight < 0:
-                raise ValueError(f"--model.{what}_weight must be at least 0, got {weight}")
+        check_range("model.triplet_weight", triplet_weight, 0)
+        check_range("model.center_weight", center_weight, 0)
         self._seen: list[Gallery] = []
 
     def _build(self) -> None:
@@ -112,28 +108,14 @@ class ReidTask(TrainingTask):
             losses["center"] = hparams.center_weight * self.centers[neck](features, target)
         return losses
 
-    def validation_step(self, batch: ReidBatch, batch_idx: int) -> None:
+    def _evaluate(self, batch: ReidBatch, split: str, batch_idx: int) -> None:
         """Keep the features of queries and gallery."""
-        self._keep(batch)
-
-    def test_step(self, batch: ReidBatch, batch_idx: int) -> None:
-        """Keep the features of queries and gallery."""
-        self._keep(batch)
-
-    def _keep(self, batch: ReidBatch) -> None:
         if len(batch.image):
             tensors = (batch.index, self(batch.image).float(), batch.target, batch.camera)
             self._seen.append(Gallery(*(tensor.cpu() for tensor in tensors)))
 
-    def on_validation_epoch_end(self) -> None:
+    def _end_evaluation(self, split: str) -> None:
         """Measure the features of all processes."""
-        self._measure("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Measure the features of all processes."""
-        self._measure("test")
-
-    def _measure(self, split: str) -> None:
         parts, self._seen = self._seen, []
         if self.trainer.sanity_checking:
             return

@@ -15,14 +15,8 @@ from visionattn.training.preprocessing import describe_preprocessing
 def start_from(options: Any, task: type[TrainingTask], command: str, resumed: ModelSpec | None) -> ModelSpec | None:
     """Fill in preprocessing, and the width of an evaluated head, from the weights that a command starts from.
 
-    Args:
-        options: options of the command, which are filled in.
-        task: class of the task.
-        command: fit, validate, test or predict.
-        resumed: spec in the checkpoint of ``--ckpt_path``, if there is one.
-
-    Returns:
-        Spec of the weights; None if training starts from scratch.
+    ``resumed`` is the spec in the checkpoint of ``--ckpt_path``, if there is one. Return the spec of the weights, or
+    None if training starts from scratch.
 
     Raises:
         UsageError: the command would evaluate random weights, or a head of another width than the weights have.
@@ -33,9 +27,8 @@ def start_from(options: Any, task: type[TrainingTask], command: str, resumed: Mo
     if spec is not None:
         # Weights of the same task decide everything; other weights decide what the data class leaves to them.
         same = bool(spec.dataset) and spec.task == task.kind
-        adopt_preprocessing(
-            options.data, spec.preprocessing, spec.preprocessing if same else task.data_class.weights_decide
-        )
+        keys = spec.preprocessing if same else task.data_class.weights_decide
+        adopt_preprocessing(options.data, spec.preprocessing, keys)
     return spec
 
 
@@ -77,12 +70,7 @@ def adopt_model(options: Any, spec: ModelSpec) -> None:
 
 
 def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Fill in preprocessing that the data options do not give.
-
-    Args:
-        data: data options; None stands for an option that is not given.
-        wanted: preprocessing of a spec.
-        keys: the keys to take from it.
+    """Fill in the data options that are not given, which are None, from ``keys`` of the preprocessing of a spec.
 
     Raises:
         ValueError: images are not square, but the data have one size for both edges.
@@ -105,12 +93,9 @@ def describe_start(spec: ModelSpec, data: ImageData, model: Any, resume: Path | 
 
 
 def match_classes(spec: ModelSpec, data: ImageData, *, fresh: bool) -> None:
-    """Number the classes of the data by name, in the order of the weights.
+    """Number the classes of the data by name, in the order of the weights; before ``setup`` of the data.
 
-    Args:
-        spec: spec of the weights.
-        data: data before ``setup``.
-        fresh: whether a training starts, whose head may differ.
+    If a ``fresh`` training starts, its head may differ.
     """
     if fresh:
         data.preferred_classes = spec.class_names if _has_head(spec) else []

@@ -63,10 +63,7 @@ def num_features(model: nn.Module) -> int:
 def reid_features(model: Any, image: Tensor, flip: bool = False) -> Tensor:
     """Return features [B, D] for comparing images [B, C, H, W]; those of several branches are concatenated.
 
-    Args:
-        model: the model.
-        image: images.
-        flip: add the features of the mirrored images.
+    ``flip`` adds the features of the mirrored images.
     """
     if flip:
         return reid_features(model, image) + reid_features(model, image.flip(-1))
@@ -76,13 +73,8 @@ def reid_features(model: Any, image: Tensor, flip: bool = False) -> Tensor:
 def choose_inference(model: Any, name: str, inference: Inference) -> None:
     """Set whether a model with several branches answers with all of them or with one.
 
-    Args:
-        model: the model.
-        name: its name, for the message.
-        inference: the answer.
-
     Raises:
-        ValueError: the model has one branch.
+        ValueError: the model has one branch; the message gives its name.
     """
     if not hasattr(model, "set_inference"):
         raise ValueError(f"{name} has one branch: {inference!r} inference is for DCAL's models")

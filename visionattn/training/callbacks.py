@@ -1,6 +1,7 @@
 """Reports of a run: a line per epoch, learning curves, images of kernels and of examples."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich import print as rich_print
 
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
+from visionattn.training.runs import say
+from visionattn.viz.contact_sheet import save_contact_sheet
+from visionattn.viz.curves import save_learning_curve
 
 CURVE_EVERY = 30.0  # seconds; drawing takes a noticeable part of one
 
@@ -32,8 +36,7 @@ class EpochReport(Callback):
             for everything in (True, False)
         )
         share = "" if total == trained else f" ({trained / 1e6:.2f} M trained)" if trained else " (frozen)"
-        self._say(
-            trainer,
+        say(
             f"{model.spec.model}, {total / 1e6:.2f} M parameters{share}, on {data.describe()}; "
             f"{trainer.precision} on {trainer.world_size} × {trainer.strategy.root_device.type}; "
             f"files in {trainer.default_root_dir}",
@@ -53,12 +56,7 @@ class EpochReport(Callback):
             figures = [f"{key} {metrics[key]:.4f}" for key in keys if key in metrics]
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._say(trainer, ", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
-
-    @staticmethod
-    def _say(trainer: Trainer, line: str) -> None:
-        if trainer.is_global_zero:
-            print(line, flush=True)
+            say(", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
 
 
 class Stopwatch(Callback):
@@ -90,11 +88,26 @@ class Stopwatch(Callback):
         self._before = state_dict["seconds"]
 
 
-class LearningCurve(Callback):
-    """Draw ``curve.png`` next to ``metrics.csv``; errors are printed and do not stop the run."""
+class _Drawing(Callback):
+    """Draw an image in the folder of a run, in the first process; errors are printed and do not stop the run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def _try(self, trainer: Trainer, what: str, draw: Callable[[], object]) -> None:
+        if not trainer.is_global_zero:
+            return
+        try:
+            draw()
+        except Exception as error:
+            rich_print(f"[yellow]no {what}: {error}[/yellow]")
+
+
+class LearningCurve(_Drawing):
+    """Draw ``curve.png`` next to ``metrics.csv``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.drawn = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,50 +124,37 @@ class LearningCurve(Callback):
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        try:
-            from visionattn.viz.curves import save_learning_curve
-
+        def draw() -> None:
             for logger in trainer.loggers:
                 logger.save()
             if (self.folder / "metrics.csv").exists():
                 save_learning_curve(self.folder / "metrics.csv", self.folder / "curve.png")
-        except Exception as error:
-            rich_print(f"[yellow]no learning curve: {error}[/yellow]")
+
+        self._try(trainer, "learning curve", draw)
         self.drawn = time.monotonic()
 
 
-class KernelSheet(Callback):
-    """Draw ``kernels.png`` after the training, for models with hyper-kernels; errors do not stop the run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+class KernelSheet(_Drawing):
+    """Draw ``kernels.png`` after the training, for models with hyper-kernels."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the kernels of the last weights."""
-        hyper_kernels = getattr(pl_module.model, "hyper_kernels", None)
-        if hyper_kernels is None or not trainer.is_global_zero:
+        if (hyper_kernels := getattr(pl_module.model, "hyper_kernels", None)) is None:
             return
-        try:
-            from visionattn.viz.contact_sheet import save_contact_sheet
 
-            with torch.no_grad():
-                kernels = {name: kernel.float().cpu() for name, kernel in hyper_kernels().items()}
+        @torch.no_grad()
+        def draw() -> None:
+            kernels = {name: kernel.float().cpu() for name, kernel in hyper_kernels().items()}
             save_contact_sheet(kernels, self.folder / "kernels.png")
-        except Exception as error:
-            rich_print(f"[yellow]no image of the kernels: {error}[/yellow]")
+
+        self._try(trainer, "image of the kernels", draw)
 
 
-class ExampleSheet(Callback):
+class ExampleSheet(_Drawing):
     """Draw validation images with the results of the task, for tasks with ``examples``.
 
-    ``TITLE-best.png`` shows the weights in ``best.ckpt``, ``TITLE-last.png`` those that were validated last. Errors are
-    printed and do not stop the run.
+    ``TITLE-best.png`` shows the weights in ``best.ckpt``, ``TITLE-last.png`` those that were validated last.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw if the last validation gave the best checkpoint."""
@@ -171,10 +171,6 @@ class ExampleSheet(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, which: str) -> None:
         task: Any = pl_module
         examples: Examples | None = getattr(task, "examples", None)
-        if not examples or not trainer.is_global_zero:
-            return
-        try:
-            mean, std = (task.data.preprocessing[key] for key in ("mean", "std"))
-            examples.save(self.folder / f"{examples.title}-{which}.png", mean, std)
-        except Exception as error:
-            rich_print(f"[yellow]no image of the {examples.title}: {error}[/yellow]")
+        if examples:
+            path, used = self.folder / f"{examples.title}-{which}.png", task.data.preprocessing
+            self._try(trainer, f"image of the {examples.title}", lambda: examples.save(path, used["mean"], used["std"]))

@@ -34,9 +34,8 @@ class DivergenceCheck:
             return
         (loss, step, epoch), self._pending = self._pending, None
         if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"the loss became {loss.item():g} at step {step} (epoch {epoch}); {self.advice(trainer)}"
-            )
+            where = f"at step {step} (epoch {epoch})"
+            raise DivergenceError(f"the loss became {loss.item():g} {where}; {self.advice(trainer)}")
 
     def check_weights(self, weights: Iterable[Tensor], trainer: Any) -> None:
         """Check weights before they are saved; of weights that are divided among devices, this process's part."""
@@ -54,12 +53,7 @@ class DivergenceCheck:
             for attribute in ("last_model_path", "best_model_path")
         )
         kept = next(filter(None, [*last, trainer.ckpt_path, *best]), None)
-        if kept:
-            return (
-                f"resume from the last good checkpoint with --ckpt_path {shlex.quote(str(kept))} and a lower "
-                f"--model.{self.rate_option} or --trainer.gradient_clip_val 1"
-            )
-        return (
-            f"start again with a lower --model.{self.rate_option}, a longer --model.warmup_epochs or "
-            "--trainer.gradient_clip_val 1"
-        )
+        path = shlex.quote(str(kept))
+        start = f"resume from the last good checkpoint with --ckpt_path {path} and" if kept else "start again with"
+        rate = f"a lower --model.{self.rate_option}" + ("" if kept else ", a longer --model.warmup_epochs")
+        return f"{start} {rate} or --trainer.gradient_clip_val 1"

@@ -44,9 +44,8 @@ def adapt_weights(held: Mapping[str, Tensor], model: nn.Module, path: str | Path
         weight, target = found.get(f"{name}.weight"), own.get(f"{name}.weight")
         if weight is not None and target is not None and _differ_in_channels(weight, target):
             found[f"{name}.weight"] = adapt_input_conv(target.shape[1], weight, weight.shape[1])
-            warnings.warn(
-                f"{path}: {name} is adapted from {weight.shape[1]} to {target.shape[1]} channels", stacklevel=2
-            )
+            channels = f"from {weight.shape[1]} to {target.shape[1]} channels"
+            warnings.warn(f"{path}: {name} is adapted {channels}", stacklevel=2)
     return found
 
 
@@ -76,22 +75,16 @@ def load_weights(
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ValueError(f"{path} holds weights that are not finite, first {bad[0]}: take an earlier checkpoint")
-    reshaped = {key for key, value in weights.items() if key in own and own[key].shape != value.shape}
+    reshaped = [key for key, value in weights.items() if key in own and own[key].shape != value.shape]
     fitting = {key: value for key, value in weights.items() if key not in reshaped}
     missing, unknown = model.load_state_dict(fitting, strict=False)
     parts = {key.partition(".")[0] for key in own}
     spare = [] if exact else [key for key in unknown if key.partition(".")[0] not in parts]
+    shapes = [f"{k} ({_shape(weights[k])} in the file, {_shape(own[k])} in the model)" for k in reshaped]
     findings = [
         _count("missing in the file", [key for key in missing if key not in reshaped]),
         _count("unknown to the model", [] if len(spare) == len(unknown) else unknown),
-        _count(
-            "of another shape",
-            [
-                f"{k} ({_shape(weights[k])} in the file, {_shape(own[k])} in the model)"
-                for k in weights
-                if k in reshaped
-            ],
-        ),
+        _count("of another shape", shapes),
     ]
     if any(findings):
         origin = f", trained as {trained_as}," if trained_as not in ("", name) else ""
@@ -136,11 +129,8 @@ def _names(model: Any, key: str) -> Sequence[str]:
 
 
 def _differ_in_channels(weight: Tensor, target: Tensor) -> bool:
-    return (
-        weight.dim() == 4
-        and weight.shape[:1] + weight.shape[2:] == target.shape[:1] + target.shape[2:]
-        and (weight.shape != target.shape)
-    )
+    same = weight.shape[:1] + weight.shape[2:] == target.shape[:1] + target.shape[2:]
+    return weight.dim() == 4 and same and weight.shape != target.shape
 
 
 def _warn_of_spare(path: str | Path, model: nn.Module, names: Sequence[str]) -> None:

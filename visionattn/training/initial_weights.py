@@ -20,9 +20,7 @@ def load_all_but_heads(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
     heads = classifiers(model)
     head = tuple(name for name, module in model.named_modules() if any(module is one for one in heads))
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    kept = {
-        name: value for name, value in initial.items() if not name.startswith(head) or value.shape == shapes.get(name)
-    }
+    kept = {key: value for key, value in initial.items() if not key.startswith(head) or value.shape == shapes.get(key)}
     model.load_state_dict(kept, strict=False)
 
 

@@ -145,7 +145,7 @@ class RunWandbLogger(WandbLogger):
                 wandb.teardown()  # its service keeps the identity of the run that failed
                 self._offline, self._wandb_init["mode"] = True, "offline"
                 rank_zero_warn(
-                    f"no connection to W&B ({' '.join(str(error).split())}): training goes on, with metrics in "
+                    f"no connection to W&B ({' '.join(str(error).split())}): training continues, with metrics in "
                     f"metrics.csv and for W&B in a folder, to be uploaded by: wandb sync {self.save_dir}/wandb/"
                     "offline-run-*"
                 )
@@ -169,14 +169,7 @@ def create_loggers(run: RunFolder, name: LoggerName, resume_step: int | None) ->
         identity = marker.read_text().strip() if marker.is_file() else os.urandom(4).hex()
         if is_rank_zero():
             marker.write_text(identity)
-        loggers.append(
-            RunWandbLogger(
-                name=f"{run.path.parent.name}/{run.path.name}",
-                project="visionattn",
-                save_dir=run.path,
-                version=identity,
-                offline=name == "wandb-offline",
-                resume="allow",
-            )
-        )
+        options: dict[str, Any] = {"project": "visionattn", "save_dir": run.path, "resume": "allow"}
+        title, offline = f"{run.path.parent.name}/{run.path.name}", name == "wandb-offline"
+        loggers.append(RunWandbLogger(title, version=identity, offline=offline, **options))
     return loggers

@@ -54,15 +54,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
 
 def create_regularized(name: str, rates: Mapping[str, float | None], **options: Any) -> nn.Module:
-    """Create a model with rates of dropout and stochastic depth.
+    """Create a model, as `create_model` does, with rates of dropout and stochastic depth by argument.
 
-    Args:
-        name: as in `create_model`.
-        rates: rates by argument. None leaves a rate to the model, and so does 0 if the model has no such argument.
-        **options: further arguments of `create_model`.
-
-    Raises:
-        ValueError: as `create_model` does.
+    None leaves a rate to the model, and so does 0 if the model has no such argument.
     """
     given = {key: rate for key, rate in rates.items() if rate is not None}
     try:

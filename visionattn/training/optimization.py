@@ -96,12 +96,8 @@ def create_optimizer(
     known = [str(name) for name in list_optimizers()]
     if options.opt.lower() not in known:
         raise ValueError(f"unknown optimizer {options.opt!r} (--model.opt){suggest(options.opt, known)}")
-    groups = [
-        group
-        for module in others
-        for group in param_groups_weight_decay(module, options.weight_decay)
-        if group["params"]
-    ]
+    added = (group for module in others for group in param_groups_weight_decay(module, options.weight_decay))
+    groups = [group for group in added if group["params"]]
     frozen = not any(parameter.requires_grad for parameter in model.parameters())
     further = options.opt_kwargs or {}
     try:

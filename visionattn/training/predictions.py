@@ -8,17 +8,6 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 COLUMNS = ("file", "class", "probability")
-SUFFIXES = ("", ".csv", ".json")
-
-
-def check_predictions(path: Path | None) -> None:
-    """Check that predictions can be written in the format that the file's suffix names.
-
-    Raises:
-        ValueError: the suffix names another format.
-    """
-    if path is not None and path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--output {path}: predictions are written as .csv or .json")
 
 
 class PredictionWriter(Callback):
@@ -29,14 +18,9 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.is_json = path, path.suffix.lower() == ".json"
         self.count = 0
         self.file: IO[str] | None = None
-
-    @property
-    def is_json(self) -> bool:
-        """True if the file is JSON."""
-        return self.path.suffix.lower() == ".json"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file."""

@@ -43,10 +43,7 @@ def differing_keys(used: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
 def describe_preprocessing(used: Mapping[str, Any], wanted: Mapping[str, Any], origin: str) -> str:
     """Return a line that says how images are prepared, for which weights, and what differs.
 
-    Args:
-        used: preprocessing of the data.
-        wanted: preprocessing that the weights expect.
-        origin: the name of the weights.
+    The data have the preprocessing `used`; the weights, named `origin`, expect that of `wanted`.
     """
     _, height, width = used["input_size"]
     mean, std = (", ".join(f"{value:.3g}" for value in used[key]) for key in ("mean", "std"))

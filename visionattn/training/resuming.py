@@ -11,9 +11,7 @@ Options = Mapping[str, Any]
 SHAPES_STATE: dict[str, Callable[[Options], Any]] = {
     "opt": lambda options: options["opt"].lower(),
     # Flags such as amsgrad add averages; numbers may change.
-    "opt_kwargs": lambda options: {
-        name: value for name, value in (options["opt_kwargs"] or {}).items() if isinstance(value, bool)
-    },
+    "opt_kwargs": lambda options: {k: v for k, v in (options["opt_kwargs"] or {}).items() if isinstance(v, bool)},
     "momentum": lambda options: options["opt"].lower().startswith("rmsprop") and options["momentum"] != 0,
     "linear_probe": lambda options: options["linear_probe"],
     "layer_decay": lambda options: options["layer_decay"] is not None,
@@ -25,54 +23,37 @@ SHAPES_STATE: dict[str, Callable[[Options], Any]] = {
 
 
 def check_optimizer(path: Any, held: Options, own: Options) -> None:
-    """Check that the optimizer's state in a checkpoint fits a run.
+    """Check that the optimizer's state in the checkpoint at ``path`` fits a run.
 
-    Args:
-        path: the checkpoint, for the message.
-        held: options of the run that wrote it, without options that its version did not have.
-        own: options of the run that resumes.
+    ``held`` are the options of the run that wrote it, as far as its version had them, ``own`` those of this run.
 
     Raises:
         ValueError: it does not fit; the message names the options that differ, and the remedy.
     """
     held = {**own, **held}
-    differing = [
-        name
-        for name, part in SHAPES_STATE.items()
-        if name in own and held[name] != own[name] and part(held) != part(own)
-    ]
+    changed = [name for name in SHAPES_STATE if name in own and held[name] != own[name]]
+    differing = [name for name in changed if SHAPES_STATE[name](held) != SHAPES_STATE[name](own)]
     if differing:
-        theirs, ours = (
-            " ".join(f"--model.{name} {_as_given(values[name])}" for name in differing) for values in (held, own)
-        )
+        theirs, ours = (" ".join(_as_given(name, values[name]) for name in differing) for values in (held, own))
         raise ValueError(
             f"{path} was trained with {theirs}, not {ours}, so that its optimizer cannot be resumed: pass the same, or "
             "start a new run from its weights with --model.checkpoint_path in place of --ckpt_path"
         )
 
 
-def _as_given(value: Any) -> str:
-    """Return a value as it is written on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_given(name: str, value: Any) -> str:
+    return f"--model.{name} {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def check_length(path: Any, checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Check that a run is not shorter than its checkpoint.
-
-    Args:
-        path: the checkpoint, for the message.
-        checkpoint: its content.
-        max_epochs: length of the run; None and -1 for no bound.
-        max_steps: length of the run; -1 for no bound.
+    """Check that a run is not shorter than its checkpoint; a length of None or -1 is no bound.
 
     Raises:
         ValueError: it is shorter; the message names the option to raise.
     """
     begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
-    for option, bound, reached in (
-        ("max_epochs", max_epochs, begun),
-        ("max_steps", max_steps, checkpoint["global_step"]),
-    ):
+    lengths = (("max_epochs", max_epochs, begun), ("max_steps", max_steps, checkpoint["global_step"]))
+    for option, bound, reached in lengths:
         if bound not in (None, -1) and reached > bound:
             raise ValueError(
                 f"{path} has been trained for {counted(reached, option[4:-1])}, more than --trainer.{option} {bound}: "

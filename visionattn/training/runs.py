@@ -24,7 +24,7 @@ LOCK = ".lock"
 class RunFolder:
     """Files of one run: ``config.yaml``, ``metrics.csv``, ``curve.png``, ``checkpoints/{best,last}.ckpt``.
 
-    A training that has ended leaves ``summary.json``: score, duration, hardware. Models with hyper-kernels also leave
+    A training that has ended leaves ``summary.json``: score, duration, hardware; with hyper-kernels also
     ``kernels.png``.
     """
 
@@ -58,10 +58,9 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def claim(self) -> IO[str] | None:
-        """Lock the folder, so that no other process trains in it.
+        """Lock the folder, so that no other process trains in it; return None on systems without locks.
 
-        Returns:
-            A lock, which ends when it is closed or the process ends; None on systems without locks.
+        The lock ends when it is closed or the process ends.
 
         Raises:
             ValueError: another process has the lock, or nothing can be written there.
@@ -106,15 +105,9 @@ class SameCheckpoint(Callback):
         first = trainer.strategy.broadcast(self.path)
         if self.path != first:
             raise UsageError(
-                f"process {trainer.global_rank} goes on from {self.path or 'nothing'}, the first one from "
+                f"process {trainer.global_rank} resumes from {self.path or 'nothing'}, the first one from "
                 f"{first or 'nothing'}: --runs must be a folder that all nodes share"
             )
-
-
-def newest_run(root: Path, name: str) -> RunFolder | None:
-    """Return the run with the highest number."""
-    numbers = _numbers(root / name)
-    return RunFolder(root / name / str(max(numbers))) if numbers else None
 
 
 def new_run(root: Path, name: str) -> RunFolder:
@@ -136,12 +129,6 @@ def new_run(root: Path, name: str) -> RunFolder:
     return RunFolder(folder / str(number))
 
 
-def run_of(checkpoint: Path) -> RunFolder | None:
-    """Return the run that wrote ``checkpoint`` as its last one, and can resume from it."""
-    whole = checkpoint.name == LAST and checkpoint.parent.name == "checkpoints"
-    return RunFolder(checkpoint.parent.parent) if whole else None
-
-
 def name_run(options: Any) -> str:
     """Return ``--run_name``, by default the name of the last config or of the model."""
     if options.run_name:
@@ -154,12 +141,7 @@ def name_run(options: Any) -> str:
 
 
 def find_checkpoint(wanted: str, root: Path, name: str) -> tuple[Path | None, RunFolder | None]:
-    """Find the checkpoint that ``--ckpt_path`` names.
-
-    Args:
-        wanted: a file, or ``last`` or ``best`` of the newest run.
-        root: folder of all runs.
-        name: of the run.
+    """Find the checkpoint that ``--ckpt_path`` names: a file, or ``last`` or ``best`` of the newest run of a name.
 
     Returns:
         The checkpoint, None if ``last`` or ``best`` does not exist yet; and the run that it resumes, if it does.
@@ -168,11 +150,14 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> tuple[Path | None, Ru
         UsageError: no such file.
     """
     if wanted not in ("last", "best"):
-        if Path(wanted).is_file() or is_sharded(Path(wanted)):
-            return Path(wanted), run_of(Path(wanted))
-        raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
-    if (run := newest_run(root, name)) is None:
+        path = Path(wanted)
+        if not (path.is_file() or is_sharded(path)):
+            raise UsageError(f"no checkpoint at {wanted} (--ckpt_path takes a file, last or best)")
+        is_last = path.name == LAST and path.parent.name == "checkpoints"
+        return path, RunFolder(path.parents[1]) if is_last else None
+    if not (numbers := _numbers(root / name)):
         return None, None
+    run = RunFolder(root / name / str(max(numbers)))
     found = run.newest_checkpoint() if wanted == "last" else run.checkpoints / BEST
     if found is None or not (found.is_file() or is_sharded(found)):
         return None, None
@@ -182,6 +167,12 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> tuple[Path | None, Ru
 def is_rank_zero() -> bool:
     """Return whether this process writes files; Lightning knows before the processes have met."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Print a line, once for all ranks."""
+    print(line, flush=True)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -65,11 +65,7 @@ def create_schedule(
 ) -> RunSchedule:
     """Create the schedule of a run, which starts with the warm-up and ends with the cool-down at ``min_lr``.
 
-    Args:
-        optimizer: optimizer whose groups are scheduled, each scaled by its ``lr_scale``.
-        options: shape and lengths.
-        total_updates: optimizer steps of the run.
-        updates_per_epoch: optimizer steps of an epoch.
+    The rate of each group of the optimizer is scaled by its ``lr_scale``.
 
     Raises:
         ValueError: ``sched_kwargs`` do not fit the schedule.

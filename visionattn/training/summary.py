@@ -12,15 +12,7 @@ from visionattn_kernels.provenance import provenance
 def summarize(
     trainer: Trainer, best: BestCheckpoint, stopwatch: Stopwatch, *, seed: Any, command: str
 ) -> dict[str, Any]:
-    """Return score, length, data, hardware and versions of a training that has ended.
-
-    Args:
-        trainer: of the training.
-        best: the callback that keeps the best checkpoint.
-        stopwatch: the callback that measures the time over all resumes.
-        seed: of ``--seed_everything``.
-        command: the command line.
-    """
+    """Return score, length, data, hardware and versions of a training that has ended."""
     task: Any = trainer.lightning_module
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     score = best.best_model_score

@@ -21,11 +21,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def read_training(path: Path, shards: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of ``train.py`` onto the CPU.
-
-    Args:
-        path: the file.
-        shards: return a sharded checkpoint without weights and optimizer state, instead of refusing it.
+    """Read a checkpoint of ``train.py`` onto the CPU; of a sharded one, with ``shards``, all but weights and optimizer.
 
     Raises:
         FileNotFoundError: no such file.
@@ -47,11 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace ``path`` in one step.
-
-        Raises:
-            OSError: it cannot be written; the old file stays.
-        """
+        """Replace ``path`` in one step; if it cannot be written, the old file stays."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,19 +54,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
             remedy = (
-                "the one before it is whole: make room and go on with --ckpt_path last"
+                "the one before it is whole: make room and resume with --ckpt_path last"
                 if path.is_file()
                 else "make room, or keep runs elsewhere with --runs FOLDER"
             )
             raise OSError(f"cannot write checkpoint {path}: {reason}; {remedy}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a checkpoint, a damaged one, or a sharded one.
-        """
+        """Read a checkpoint onto the CPU; see `read_training` for errors."""
         return read_training(Path(path))
 
 
@@ -88,14 +75,8 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max") -> None:
-        super().__init__(
-            dirpath,
-            Path(BEST).stem,
-            monitor=monitor,
-            mode=mode,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+        options: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
+        super().__init__(dirpath, Path(BEST).stem, monitor=monitor, mode=mode, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state for the file in this folder, which may have been moved or belong to a new run."""

@@ -35,7 +35,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if is_sharded(path):
         raise ValueError(
-            f"{path} is a folder of shards, with which --trainer.strategy fsdp2 and fsdp2_sharded go on; to make it a "
+            f"{path} is a folder of shards, from which --trainer.strategy fsdp2 and fsdp2_sharded resume; to make it a "
             f"file: python -m lightning.fabric.utilities.consolidate_checkpoint {path}"
         )
     if path.is_dir():
@@ -65,9 +65,8 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or only part of one") from error
     if not isinstance(content, Mapping):
-        raise ValueError(  # noqa: TRY004  it is the file that is wrong, not an argument's type
-            f"{path} is not a checkpoint: it holds a {type(content).__name__} where a dict is expected"
-        )
+        kind = type(content).__name__
+        raise ValueError(f"{path} is not a checkpoint: it holds a {kind} where a dict is expected")  # noqa: TRY004
     return dict(content)
 
 

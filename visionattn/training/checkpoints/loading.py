@@ -26,13 +26,7 @@ Weights = Literal["average", "raw"]
 
 
 def describe_model(model: nn.Module, name: str, **kwargs: Any) -> ModelSpec:
-    """Return the spec of a model that was not trained here: timm's preprocessing for it, and its class names if known.
-
-    Args:
-        model: what ``create_model(name, **kwargs)`` returned.
-        name: its name.
-        **kwargs: its arguments.
-    """
+    """Return the spec of ``create_model(name, **kwargs)``: timm's preprocessing, and its class names if known."""
     preprocessing = adapt_preprocessing(model_preprocessing(model), kwargs)
     num_classes = int(getattr(model, "num_classes", 0))
     pretrained = bool(kwargs.get("pretrained"))
@@ -98,9 +92,8 @@ def weights_origin(
         content = read_checkpoint(checkpoint)
         return "file" if METADATA_KEY not in content else weights if AVERAGE_BESIDE in content else "raw"
     kwargs = model_kwargs or {}
-    if kwargs.get("checkpoint_path") or (
-        pretrained and WEIGHT_SOURCES & set(kwargs.get("pretrained_cfg_overlay") or {})
-    ):
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if kwargs.get("checkpoint_path") or (pretrained and WEIGHT_SOURCES & set(overlay)):
         return "file"
     return "pretrained" if pretrained else "random"
 
@@ -179,11 +172,11 @@ def load_beside(
 
     Args:
         path: the file.
-        prefix: prefix of the names of the weights, e.g. ``slots.``.
+        prefix: prefix of the names of the weights, e.g. ``slots.``, which the returned names lack.
         weights: an exponential moving average if there is one, or the raw weights.
 
     Returns:
-        These weights, without the prefix, and the options that the LightningModule was built with.
+        Weights, and the options of the LightningModule.
     """
     checkpoint = read_checkpoint(Path(path))
     return _select_weights(checkpoint, weights, prefix), dict(checkpoint["hyper_parameters"])

@@ -125,22 +125,17 @@ def _remove(path: Path) -> None:
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> None:
-    """Divide every parameter among the devices of a mesh; the parts of a block are gathered while it computes.
+    """Divide every parameter among the devices of a mesh of one axis; a block is gathered while it computes.
 
-    Args:
-        model: model with the same weights in every process.
-        mesh: mesh of one axis.
-        compile: compile each block separately.
+    All processes must have the same weights. ``compile`` compiles each block separately.
 
     Raises:
         ValueError: the model has batch norms or parameters that cannot be divided, or weights were drawn without a
             seed.
     """
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
-        raise ValueError(
-            "the statistics of batch norms would differ from process to process: train this model with "
-            "--trainer.strategy ddp"
-        )
+        wrong = "the statistics of batch norms would differ from process to process"
+        raise ValueError(f"{wrong}: train this model with --trainer.strategy ddp")
     scalars = [name for name, parameter in model.named_parameters() if not parameter.ndim]
     if scalars:
         raise ValueError(f"{scalars[0]} is a single number, which FSDP2 cannot divide: use --trainer.strategy ddp")

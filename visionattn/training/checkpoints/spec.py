@@ -73,12 +73,8 @@ class ModelSpec:
 def stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec | None:
     """Return what a checkpoint says about its model, without references to other files; None if it says nothing.
 
-    Args:
-        checkpoint: content of the file.
-        path: the file, for messages.
-
     Raises:
-        ValueError: the description makes no sense.
+        ValueError: the description makes no sense; the message names ``path``.
     """
     if METADATA_KEY not in checkpoint:
         return None
@@ -94,13 +90,8 @@ def stored_spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec | 
 def require_own_model(spec: ModelSpec, path: str | Path, option: str = "--model") -> None:
     """Check that a checkpoint's architecture is registered: a file must not cause other places to be read.
 
-    Args:
-        spec: what the file says about its model.
-        path: the file.
-        option: option by which users who trust the place can name it.
-
     Raises:
-        ValueError: the architecture lies in a folder or a repository.
+        ValueError: the architecture lies in a folder or a repository; users who trust it can name it by ``option``.
     """
     if is_elsewhere(spec.model):
         raise ValueError(
