@@ -103,7 +103,8 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @wraps(evaluate.binding)
     def binding(*args: Any, **kwargs: Any) -> None: ...
 
-    monkeypatch.setitem(evaluate.COMMANDS, "binding", binding)
+    others = [command for command in evaluate.COMMANDS if command.__name__ != "binding"]
+    monkeypatch.setattr(evaluate, "COMMANDS", (binding, *others))
 
 
 @pytest.mark.parametrize(

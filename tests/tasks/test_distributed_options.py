@@ -149,7 +149,7 @@ def test_commands_behind_launchers_parse(page: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(DOCS.parent)
     text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
     text = text.replace('"$GPUS"', "8").replace('"$NODES"', "2")
-    commands = re.findall(r"^(?:torchrun|srun|python) .*?(train\.py .*)$", text, flags=re.MULTILINE)
+    commands = re.findall(r"^(?:torchrun|srun|python) .*?(train\.py .*|-m visionattn .*)$", text, flags=re.MULTILINE)
     assert commands
     for command in commands:
         parse(["python", *shlex.split(command)], monkeypatch)

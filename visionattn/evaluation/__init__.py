@@ -10,8 +10,10 @@ from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.evaluation.as_trained import (
+        DataOptions,
         IdentityOptions,
         ImageOptions,
+        PreparedImages,
         SceneOptions,
         open_identities,
         open_images,
@@ -20,27 +22,31 @@ if TYPE_CHECKING:
     from visionattn.evaluation.classification import ClassificationResult, evaluate_classifier
     from visionattn.evaluation.discovery import DiscoveryResult, evaluate_slots
     from visionattn.evaluation.drawing import save_ranked_lists, save_rollouts, save_slot_sheet
+    from visionattn.evaluation.loop import Result
     from visionattn.evaluation.retrieval import RetrievalResult, evaluate_reid
-    from visionattn.evaluation.source import LoadedModel, ModelSource, Origin, load_model
+    from visionattn.evaluation.source import LoadedModel, ModelSource, Origin, draw_weights, load_model
     from visionattn.evaluation.throughput import ThroughputRow, measure_throughput
     from visionattn.evaluation.timing import Conditions, count_macs
 
 __all__ = [
-    "ClassificationResult", "Conditions", "DiscoveryResult", "IdentityOptions", "ImageOptions", "LoadedModel",
-    "ModelSource", "Origin", "RetrievalResult", "SceneOptions", "ThroughputRow", "count_macs", "evaluate_classifier",
-    "evaluate_reid", "evaluate_slots", "load_model", "measure_throughput", "open_identities", "open_images",
-    "open_scenes", "save_ranked_lists", "save_rollouts", "save_slot_sheet",
+    "ClassificationResult", "Conditions", "DataOptions", "DiscoveryResult", "IdentityOptions", "ImageOptions",
+    "LoadedModel", "ModelSource", "Origin", "PreparedImages", "Result", "RetrievalResult", "SceneOptions",
+    "ThroughputRow", "count_macs", "draw_weights", "evaluate_classifier", "evaluate_reid", "evaluate_slots",
+    "load_model", "measure_throughput", "open_identities", "open_images", "open_scenes", "save_ranked_lists",
+    "save_rollouts", "save_slot_sheet",
 ]  # fmt: skip
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "as_trained": "IdentityOptions ImageOptions SceneOptions open_identities open_images open_scenes",
+        "as_trained": "DataOptions IdentityOptions ImageOptions PreparedImages SceneOptions open_identities "
+        "open_images open_scenes",
         "classification": "ClassificationResult evaluate_classifier",
         "discovery": "DiscoveryResult evaluate_slots",
         "drawing": "save_ranked_lists save_rollouts save_slot_sheet",
+        "loop": "Result",
         "retrieval": "RetrievalResult evaluate_reid",
-        "source": "LoadedModel ModelSource Origin load_model",
+        "source": "LoadedModel ModelSource Origin draw_weights load_model",
         "throughput": "ThroughputRow measure_throughput",
         "timing": "Conditions count_macs",
     },

@@ -58,6 +58,8 @@ class PreparedImages(DataOptions):
 class ImageOptions(PreparedImages):
     """Images to classify; by default data set and preprocessing are those of the training.
 
+    More arguments: `PreparedImages` and `DataOptions`.
+
     Args:
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, wds/NAME, …
         split: name of the split, by default the one that training validates on.
@@ -75,6 +77,8 @@ class ImageOptions(PreparedImages):
 class IdentityOptions(DataOptions):
     """Queries and gallery for re-identification; by default data set and size are those of the training.
 
+    More arguments: `DataOptions`.
+
     Args:
         name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
             or vehicleid.
@@ -90,7 +94,9 @@ class IdentityOptions(DataOptions):
 
 @dataclass(frozen=True)
 class SceneOptions(DataOptions):
-    """Scenes with segments; by default data set and size are those of the training.
+    """Scenes with segments, which are images here; by default data set and size are those of the training.
+
+    More arguments: `DataOptions`.
 
     Args:
         name: synthetic, coco_panoptic, ade20k or folder.

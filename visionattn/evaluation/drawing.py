@@ -49,7 +49,8 @@ def require_rollout(model: Any, name: str) -> None:
 def save_rollouts(folder: Path, model: Any, data: Any, count: int, number: int) -> None:
     """Draw the attention of a DCAL model, and the patches that it selects, as ``PLACE-NAME.png`` in a folder.
 
-    ``number`` images are drawn, evenly spaced among the first ``count`` of the validation split.
+    ``number`` images are drawn, evenly spaced among the first ``count`` of the validation split, which has random
+    access. The model has ``rollout_maps``. A missing folder is made.
     """
     from visionattn.viz.image import denormalize, save_image
     from visionattn.viz.rollout import draw_rollout

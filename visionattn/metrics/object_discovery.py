@@ -25,8 +25,8 @@ def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
     Two maps that group positions alike score 1, also where all are in one group or each in its own.
 
     Args:
-        predicted: Ids `[..., H, W]`.
-        segments: True ids `[..., H, W]`.
+        predicted: Ids `[..., H, W]` from 0 on; negative for no segment.
+        segments: True ids `[..., H, W]`; 0 for unlabelled positions.
 
     Returns:
         `[...]`, at most 1, and about 0 by chance.
@@ -37,7 +37,8 @@ def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
 def foreground_ari(predicted: Tensor, segments: Tensor, things: Tensor) -> Tensor:
     """Return FG-ARI, ARI over the positions of objects alone (Greff et al., arXiv 1903.00450).
 
-    It does not see whether objects are told from the background. Arguments are those of `mean_best_overlap`.
+    It does not see whether objects are told from the background. Ids are `[..., H, W]` and `things` `[..., S + 1]`,
+    as in `mean_best_overlap`.
     """
     counts = _count(predicted, segments)
     return _rand_index(counts * _fit(things, counts.shape[-1])[..., None, :])
@@ -47,8 +48,8 @@ def mean_best_overlap(predicted: Tensor, segments: Tensor, things: Tensor, class
     """Return mBO, the best IoU of any predicted segment with each object, averaged (arXiv 2209.14860).
 
     Args:
-        predicted: Ids `[..., H, W]`.
-        segments: True ids `[..., H, W]`.
+        predicted: Ids `[..., H, W]` from 0 on; negative for no segment.
+        segments: True ids `[..., H, W]`; 0 for unlabelled positions.
         things: Which segments are objects, `[..., S + 1]`.
         classes: Of the segments, `[..., S + 1]`: objects of one class then count as one, which is mBO_c. Without them
             each counts, which is mBO_i.
@@ -70,7 +71,7 @@ def correct_localization(predicted: Tensor, segments: Tensor, things: Tensor) ->
 
     Boxes, not masks, as with Deselaers et al. (2010), who brought the measure up, and with DINOSAUR (arXiv 2209.14860);
     they hold whole positions, so that a segment of one position has a box of area 1. Predicted boxes go around all of a
-    segment, whatever is labelled there. Arguments are those of `mean_best_overlap`.
+    segment, whatever is labelled there. Ids are `[..., H, W]` and `things` `[..., S + 1]`, as in `mean_best_overlap`.
     """
     _check(predicted, segments)
     proposed, real = _boxes(predicted, 0), _boxes(segments, 1)
@@ -106,7 +107,7 @@ class DiscoveryMetric(Metric, ABC):
         """Return the measure of each image, NaN if it has none."""
 
     def update(self, predicted: Tensor, segments: Tensor, classes: Tensor, things: Tensor) -> None:
-        """Add a batch of images with arguments as in `mean_best_overlap`."""
+        """Add a batch of B images: ids `[B, H, W]`, and `[B, S + 1]` by segment, as in `mean_best_overlap`."""
         values = self.measure(predicted, segments, classes, things)
         exists = ~values.isnan()
         self.total += values[exists].sum()

@@ -256,6 +256,9 @@ def evaluate_vehicleid(
 
     Returns:
         As `evaluate_retrieval`, with `num_trials`; numbers of queries are those of one trial.
+
+    Raises:
+        ValueError: `trials` is below 1, ids are not as many as features, or an error of `evaluate_retrieval`.
     """
     if trials < 1:
         raise ValueError(f"trials must be at least 1; got {trials}")

@@ -173,8 +173,8 @@ class BindingProbes:
     def train_step(self, features: Mapping[Layer, Tensor], scenes: Segments, calibrate: bool = False) -> float:
         """Train all probes by one step, and return the mean loss of those with parameters.
 
-        Features are the tokens `[B, T, D]` of each layer. With `calibrate`, in the last epoch, the pairs also fit the
-        thresholds of probes without one.
+        Features are the tokens `[B, T, D]` by layer, scenes the segments of the images. With `calibrate`, in the last
+        epoch, the pairs also fit the thresholds of probes without one.
 
         Raises:
             ValueError: The features are not finite.
@@ -223,7 +223,7 @@ class BindingProbes:
         return [found[layer, name] for layer in self.layers for name in self.names]
 
     def at(self, layer: Layer) -> LayerProbes:
-        """Return a copy of the probes of one layer."""
+        """Return a copy of the probes of one layer; a KeyError names a layer without probes."""
         for layers, group in self._groups:
             if layer in layers:
                 return group.at(layers.index(layer))

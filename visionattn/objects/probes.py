@@ -249,7 +249,7 @@ def match_queries(probabilities: Tensor, instances: Tensor) -> Tensor:
 def create_probe(
     name: str, num_layers: int, dim: int, *, num_classes: int, rank: int = 100, num_queries: int = 32
 ) -> PairProbe:
-    """Create a probe, one of `PROBES`, for tokens of a width `dim`.
+    """Create a probe, one of `PROBES`, on `num_layers` layers at once, for tokens of a width `dim`.
 
     The class probe has `num_classes` outputs, the identity probe `num_queries`; `rank` is that of the quadratic probe.
 

@@ -31,6 +31,8 @@ DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosin
 class BindingData(DataOptions):
     """Scenes and their preprocessing, by default the backbone's own.
 
+    More arguments: `visionattn.evaluation.DataOptions`.
+
     Args:
         name: synthetic, drawn on the fly; coco_panoptic; ade20k; or folder, with masks of instance numbers. By default
             folder if there is a root, else synthetic.

@@ -30,7 +30,10 @@ AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
 class ProbeClassifier(nn.Module):
-    """A frozen backbone and a head on tokens of its `layers`, side by side; `class_names` has a name for each class."""
+    """A frozen backbone and a head on tokens of its `layers`, side by side on the axis of features.
+
+    `class_names` has a name for each class, in order.
+    """
 
     backbone: FrozenBackbone
     head: ProbingHead

@@ -22,6 +22,8 @@ from visionattn.probing.protocols.split import can_hold_out
 class ProbingData(PreparedImages):
     """Images to probe; by default the preprocessing is the backbone's own.
 
+    More arguments: `visionattn.evaluation.PreparedImages` and `visionattn.evaluation.DataOptions`.
+
     Args:
         train_split: name of the split to train heads on, if it is not found by itself.
         val_split: name of the split to evaluate heads on, if it is not found by itself.

@@ -23,6 +23,8 @@ from visionattn.training.objective import widened
 class ClassificationTask(TrainingTask):
     """An image classifier from timm's registry, its loss, optimizer and schedule.
 
+    With a model's `auxiliary_losses()`, the parts are also logged, as ``train_loss_ce`` and ``train_loss_NAME``.
+
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
         num_classes: width of the head; by default the number of classes in the data.

@@ -41,7 +41,10 @@ class MaskedAutoencodingTask(TrainingTask):
         decoder_dim: width of the decoder, a multiple of 4 and of ``decoder_num_heads``.
         decoder_depth: number of blocks of the decoder.
         decoder_num_heads: attention heads of each block.
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists its errors.
+
+    Raises:
+        ValueError: a model that is no ViT, options out of their bounds, or (later) data of another size.
     """
 
     kind: ClassVar[str] = "mae"

@@ -57,7 +57,10 @@ class ObjectDiscoveryTask(TrainingTask):
             loss.
         decoder_kernel: slot_attention: kernel size of the layers.
         decoder_patch: slot_attention: edge of the patch of pixels that is drawn at each place.
-        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists the errors also.
+        **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists its errors.
+
+    Raises:
+        ValueError: an encoder without feature maps, options out of their bounds, or (later) data of another size.
     """
 
     kind: ClassVar[str] = "object_discovery"

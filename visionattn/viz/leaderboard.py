@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 
 def save_leaderboard(points: Sequence[Point], path: str | Path) -> Path:
-    """Draw accuracy against the number of trained parameters, on a logarithmic axis.
+    """Draw accuracy against the number of trained parameters, on a logarithmic axis, to ``path``.
 
     Raises:
         ValueError: no results, or a suffix that is not a figure's.

@@ -43,7 +43,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace ``path`` in one step; if it cannot be written, the old file stays."""
+        """Replace ``path`` in one step.
+
+        Raises:
+            OSError: it cannot be written; the old file stays.
+        """
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(f"cannot write checkpoint {path}: {reason}; {remedy}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU; see `read_training` for errors."""
+        """Read a checkpoint onto the CPU.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a checkpoint, or a damaged one.
+        """
         return read_training(Path(path))
 
 

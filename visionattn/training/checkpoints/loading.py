@@ -26,7 +26,10 @@ Weights = Literal["average", "raw"]
 
 
 def describe_model(model: nn.Module, name: str, **kwargs: Any) -> ModelSpec:
-    """Return the spec of ``create_model(name, **kwargs)``: timm's preprocessing, and its class names if known."""
+    """Return the spec of a model that was not trained here: timm's preprocessing, and its class names if known.
+
+    ``model`` is what ``create_model(name, **kwargs)`` returned.
+    """
     preprocessing = adapt_preprocessing(model_preprocessing(model), kwargs)
     num_classes = int(getattr(model, "num_classes", 0))
     pretrained = bool(kwargs.get("pretrained"))
@@ -176,7 +179,7 @@ def load_beside(
         weights: an exponential moving average if there is one, or the raw weights.
 
     Returns:
-        Weights, and the options of the LightningModule.
+        These weights, without the prefix, and the options that the LightningModule was built with.
     """
     checkpoint = read_checkpoint(Path(path))
     return _select_weights(checkpoint, weights, prefix), dict(checkpoint["hyper_parameters"])
