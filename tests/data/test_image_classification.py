@@ -21,7 +21,7 @@ from visionattn.data import DataError, ImageClassificationData, UnreadableImageE
 from visionattn.data.digits import Digits
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sources import TorchvisionSource, open_place
-from visionattn.data.subsets import Subset
+from visionattn.data.subsets import SourceSubset
 
 Write = Callable[..., Path]
 
@@ -397,7 +397,7 @@ def test_archives_list_the_containers_of_pixels(images: Path, tmp_path: Path) ->
     assert (tarred.archives(), folder.archives()) == ([tar_file.resolve()], [])
     assert [tarred.read(index)[1] for index in range(len(tarred))] == tarred.targets()
     digits = Digits("validation")
-    assert Subset(digits, [0, 1]).archives() == digits.archives() != Digits("train").archives()
+    assert SourceSubset(digits, [0, 1]).archives() == digits.archives() != Digits("train").archives()
     in_memory = SimpleNamespace(data=np.zeros((2, 4, 4, 3), np.uint8), targets=[0, 1])
     assert TorchvisionSource(in_memory, "RGB").archives() == [bytes(2 * 4 * 4 * 3)]
     elsewhere = TorchvisionSource(SimpleNamespace(root=str(tmp_path)), "RGB")
