@@ -112,7 +112,7 @@ def test_evaluation_config_runs(config: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_header_says_what_to_expect(config: Path) -> None:
+def test_header_states_paper_command_and_results(config: Path) -> None:
     header = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
     assert "https://arxiv.org/abs/" in header
     assert "Expected:" in header
@@ -144,7 +144,7 @@ def test_shipped_config_by_name_names_the_run_and_the_task(
     assert (tmp_path / "runs/reid-identities/0/config.yaml").is_file()
 
 
-def test_imagenet_recipes_are_those_of_the_first_release() -> None:
+def test_imagenet_recipes_equal_the_first_release() -> None:
     """The digest is of the 27 files of 0.1.0, each with its whole recipe."""
     values = {path.stem: read_config(str(path)) for path in CONFIGS if path.parent.name == "imagenet"}
     assert len(values) == 27

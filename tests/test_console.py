@@ -61,7 +61,7 @@ def test_mistakes_end_with_one_line(argv: list[str], says: str, capsys: pytest.C
     [["fit"], ["classify"], ["train", "fit"], ["eval", "classify"], ["export", "hub"], ["export", "convert"]],
     ids=" ".join,
 )
-def test_usage_of_a_command_is_what_was_typed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_of_a_command_equals_the_typed_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(dispatch, [*words, "--help"]) == 0
     usage = " ".join(capsys.readouterr().out.split())
     assert usage.lower().startswith(f"usage: visionattn {' '.join(words)}")

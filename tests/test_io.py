@@ -25,7 +25,7 @@ def test_replacing_keeps_the_old_file_if_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_replacing_by_an_only_writer_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+def test_replacing_by_an_only_writer_removes_leftovers_of_a_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     (tmp_path / ".last.new.ckpt").write_text("half of it")
     with replacing(path, only_writer=True) as temporary:

@@ -43,6 +43,7 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
 
 def _commands(module: Any) -> dict[str, ArgumentParser]:
     captured: Any = capture_parser(lambda: module.main([]))
+    # Private: argparse and jsonargparse have no public way to list the commands, options and types of a parser.
     return dict(captured._subcommands_action.choices)
 
 

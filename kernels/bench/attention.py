@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from kernels.bench.gate import Gate
-from kernels.bench.measure import Rates, measure_rates, peak_bytes, time_in_turn
-from kernels.bench.peers import OURS, PEERS, Contender, Run, ours, peers
+from kernels.bench.measure import Rates, Run, measure_rates, peak_bytes, time_in_turn
+from kernels.bench.peers import OURS, PEERS, Contender, ours, peers
 from kernels.bench.problems import DIRECTIONS, Direction, Problem, attention_problems
 from kernels.bench.report import Report, published
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run

@@ -8,10 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-Run = Callable[[], object]
+Run = Callable[..., Any]
+"""What is timed: from a problem's tensors, or from nothing, to the output."""
 
 SLOW_MS = 400
 """A run longer than this is repeated three times only."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.bench.measure import Run
 from kernels.bench.problems import HaloLayer, Problem
 from kernels.bench.report import package_version
 from visionattn_kernels import Window, windowed_attention
@@ -18,9 +19,6 @@ from visionattn_kernels import Window, windowed_attention
 PEERS = ("gather", "flex", "sdpa-full", "sdpa-flash", "sdpa-cudnn", "natten", "timm")
 OURS = "visionattn"
 MAX_GATHERED_BYTES = 16 << 30
-
-Run = Callable[..., Tensor]
-"""From a problem's tensors to the output."""
 
 
 @dataclass(frozen=True)

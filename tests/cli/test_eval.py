@@ -209,7 +209,7 @@ def test_macs_count_fused_attention():
     assert count_macs(fused, (3, 64, 64)) == counter.get_total_flops() // 2
 
 
-def test_macs_of_nat_are_those_of_the_paper():
+def test_macs_of_nat_match_the_paper():
     # Hassani et al., 2023, table 1: NAT-Mini, 2.7 GFLOPs at 224².
     with torch.device("meta"):
         model = create_model("nat_mini")

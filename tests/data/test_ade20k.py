@@ -92,7 +92,7 @@ def test_missing_files_are_named(tmp_path: Path, ade20k: Path) -> None:
         opened(ade20k)
 
 
-def test_annotations_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_unsuitable_annotations_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a", size=(8, 6))
     write(tmp_path, "b", classes=np.full((3, 4), NUM_CLASSES + 1))
     write(tmp_path, "c")

@@ -74,7 +74,7 @@ def test_misspelt_class_of_a_class_map_is_named_with_its_folder(colour_folder: P
         data.setup("validate")
 
 
-def test_folders_numbered_by_their_order_are_told(colour_folder: Path) -> None:
+def test_folders_numbered_by_their_order_are_reported(colour_folder: Path) -> None:
     data = data_of(colour_folder)
     data.setup("validate")
     with pytest.warns(
@@ -99,7 +99,7 @@ def test_class_map_that_is_none(given: Any, says: str) -> None:
     assert says in str(error.value)
 
 
-def test_class_map_is_for_folders_and_names_what_is_not_there(colour_folder: Path) -> None:
+def test_class_map_requires_folders_and_names_missing_ones(colour_folder: Path) -> None:
     with pytest.raises(DataError, match=r"--data\.class_map is for folders of images: digits has classes of its own"):
         ImageClassificationData(name="digits", class_map=NAMES)
     data = data_of(colour_folder, class_map={"bleu": "sky"})

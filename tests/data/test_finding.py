@@ -15,7 +15,7 @@ HIDDEN = ["._0.png", ".ipynb_checkpoints/0-checkpoint.png", "a/@eaDir/0.png", "_
 OTHERS = ["a/notes.txt", "a/0.heic", "README", "a/1.pdf", "a/2.eps"]
 
 
-def test_extensions_are_those_of_formats_that_pillow_decodes() -> None:
+def test_extensions_match_formats_that_pillow_decodes() -> None:
     read = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".tif", ".tiff", ".webp"}
     assert read <= image_extensions()
     assert not image_extensions() & {"", ".pdf", ".eps", ".h5", ".mpg", ".wmf", ".txt"}

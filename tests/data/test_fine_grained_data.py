@@ -120,7 +120,7 @@ def file_of(path: str) -> str:
 
 @every_data_set
 @pytest.mark.parametrize("itself", [False, True], ids=["the folder around it", "the folder itself"])
-def test_splits_are_those_of_the_lists(tmp_path: Path, name: str, itself: bool) -> None:
+def test_splits_match_the_lists(tmp_path: Path, name: str, itself: bool) -> None:
     home = tmp_path / HOMES[name]
     WRITE[name](home)
     data = opened(name, home if itself else tmp_path)
@@ -346,6 +346,6 @@ def test_validation_does_not_crop_at_random(slopes: Path) -> None:
     [({"crop_from": 12}, 16), ({"crop_from": 20, "no_aug": True}, 16), ({"crop_from": 100, "img_size": None}, 224)],
     ids=["smaller than the crop", "without augmentation", "smaller than the default"],
 )
-def test_crops_that_cannot_be_are_told(slopes: Path, options: dict[str, Any], size: int) -> None:
+def test_impossible_crops_are_refused(slopes: Path, options: dict[str, Any], size: int) -> None:
     with pytest.raises(DataError, match=rf"crop_from \d+ must be at least --data.img_size {size}, .*no_aug"):
         opened("folder", slopes, **{"no_aug": False, **options})

@@ -21,7 +21,7 @@ from visionattn.data import DataError, ImageClassificationData, UnreadableImageE
 from visionattn.data.digits import Digits
 from visionattn.data.sampling import EvalSampler, TrainSampler
 from visionattn.data.sources import TorchvisionSource, open_place
-from visionattn.data.subsets import Subset
+from visionattn.data.subsets import SourceSubset
 
 Write = Callable[..., Path]
 
@@ -123,7 +123,7 @@ def test_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(len(batch.image) for batch in data.train_dataloader()) == 6
 
 
-def test_absent_torchvision_set_is_told(tmp_path: Path) -> None:
+def test_absent_torchvision_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data set 'torch/cifar10', split 'train'"):
         fitted(tmp_path, name="torch/cifar10")
 
@@ -389,7 +389,7 @@ def test_torchvision_set_that_opens_files_tells_their_names_and_classes(images: 
     assert source.archives() == []
 
 
-def test_archives_are_what_pixels_lie_in_besides_named_files(images: Path, tmp_path: Path) -> None:
+def test_archives_list_the_containers_of_pixels(images: Path, tmp_path: Path) -> None:
     tar_file = tmp_path / "t.tar"
     with tarfile.open(tar_file, "w") as tar:
         tar.add(images / "train", arcname=".")
@@ -397,7 +397,7 @@ def test_archives_are_what_pixels_lie_in_besides_named_files(images: Path, tmp_p
     assert (tarred.archives(), folder.archives()) == ([tar_file.resolve()], [])
     assert [tarred.read(index)[1] for index in range(len(tarred))] == tarred.targets()
     digits = Digits("validation")
-    assert Subset(digits, [0, 1]).archives() == digits.archives() != Digits("train").archives()
+    assert SourceSubset(digits, [0, 1]).archives() == digits.archives() != Digits("train").archives()
     in_memory = SimpleNamespace(data=np.zeros((2, 4, 4, 3), np.uint8), targets=[0, 1])
     assert TorchvisionSource(in_memory, "RGB").archives() == [bytes(2 * 4 * 4 * 3)]
     elsewhere = TorchvisionSource(SimpleNamespace(root=str(tmp_path)), "RGB")
@@ -406,7 +406,7 @@ def test_archives_are_what_pixels_lie_in_besides_named_files(images: Path, tmp_p
     assert before != elsewhere.archives() == elsewhere.archives()
 
 
-def test_contradictions_are_told() -> None:
+def test_contradictions_are_refused() -> None:
     with pytest.raises(DataError, match=r"takes no --data.root"):
         module(Path("x"), name="digits")
     with pytest.raises(DataError, match="must have 3 values"):

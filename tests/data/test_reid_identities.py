@@ -123,7 +123,7 @@ def test_everybody_and_every_distractor_looks_different(drawn: list[tuple[Any, .
     assert len({person for person, _ in drawn}) == 64 + 48 + 64
 
 
-def test_cameras_are_told_by_their_colours() -> None:
+def test_cameras_differ_by_colour() -> None:
     images: dict[int, list[Any]] = {camera: [] for camera in CAMERAS}
     for image in listed("query"):
         images[image.camera].append(np.asarray(Identities().open(image)).mean((0, 1)))

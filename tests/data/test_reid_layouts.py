@@ -54,7 +54,7 @@ def test_names_say_who_and_where(tmp_path: Path, name: str, split: Split, nested
     assert [image.name for image in found] == [str(home / folder / file) for file in NAMES[name]]
 
 
-def test_nobody_is_left_out_and_distractors_are_kept(tmp_path: Path) -> None:
+def test_images_of_no_identity_are_dropped_and_distractors_kept(tmp_path: Path) -> None:
     touch(tmp_path / "bounding_box_test", "-1_c1s1_000401_00.jpg", "0000_c3s1_000151_01.jpg", "0003_c2s1_000151_01.jpg")
     assert [image[1:] for image in listed("market1501", tmp_path, "gallery")] == [(0, 3), (3, 2)]
 

@@ -314,17 +314,17 @@ def test_resumed_checkpoint_keeps_its_identities(market: Path) -> None:
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_are_told(options: dict[str, Any], message: str) -> None:
+def test_unsuitable_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         ReidData(**options)
 
 
-def test_too_few_identities_for_a_batch_are_told(market: Path) -> None:
+def test_too_few_identities_for_a_batch_are_refused(market: Path) -> None:
     with pytest.raises(DataError, match=r"needs 16 identities, and the data set has 4: pass --data.batch_size 16"):
         opened(market, batch_size=64, instances=4).train_dataloader()
 
 
-def test_gallery_of_the_queries_camera_is_told_at_once(market: Path) -> None:
+def test_gallery_of_the_queries_camera_is_refused_at_once(market: Path) -> None:
     for folder in ("query", "bounding_box_test"):
         for path in (market / folder).iterdir():
             path.rename(path.with_name(re.sub("_c[0-9]", "_c1", path.name)))

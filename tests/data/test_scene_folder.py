@@ -104,7 +104,7 @@ def test_missing_masks_are_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_missing_images_are_told(tmp_path: Path) -> None:
+def test_missing_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such data folder: .*nowhere \(--data.root\): expected are"):
         opened(tmp_path / "nowhere")
     (tmp_path / "images").mkdir()
@@ -112,7 +112,7 @@ def test_missing_images_are_told(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_unsuitable_masks_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a", mask=grey(NUMBERS[:2]))
     write(tmp_path, "b", mask=grey(NUMBERS).convert("LA"))
     write(tmp_path, "c")

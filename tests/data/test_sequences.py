@@ -69,6 +69,6 @@ def test_description_says_sequences(mnist_root: Path) -> None:
     ],
     ids=str,
 )
-def test_contradictions_are_told(options: dict[str, object], message: str) -> None:
+def test_contradictions_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageClassificationData(**options)  # type: ignore[arg-type]

@@ -143,6 +143,6 @@ def test_index_beyond_the_length_is_refused(index):
         ({"max_objects": len(PALETTE)}, f"at most {len(PALETTE) - 1}, got {len(PALETTE)}"),
     ],
 )
-def test_bounds_are_told(options, message):
+def test_options_out_of_bounds_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         Synthetic("train", **options)

@@ -151,7 +151,7 @@ def test_load_frozen_removes_the_classifier_of_a_checkpoint(checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore:test_resnet has random weights")
-def test_classifier_result_is_what_the_command_writes(checkpoint, colour_folder, tmp_path, capsys):
+def test_classifier_result_equals_the_command_output(checkpoint, colour_folder, tmp_path, capsys):
     broken = colour_folder / "val" / "green" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     options = ImageOptions(root=str(colour_folder), batch_size=4, num_workers=0, on_error="skip")
@@ -182,7 +182,7 @@ def test_classifier_result_agrees_with_a_plain_loop(checkpoint, colour_folder):
     assert "confusion_matrix" not in result.to_dict()
 
 
-def test_reid_result_is_what_the_command_writes_and_agrees_with_the_metrics(checkpoint, tmp_path):
+def test_reid_result_equals_the_command_output_and_the_metrics(checkpoint, tmp_path):
     options = IdentityOptions(name="identities", num_workers=0)
     loaded = ModelSource(checkpoint).load()
     result = evaluate_reid(loaded, options, flip=True, rerank=True, device="cpu")
@@ -209,7 +209,7 @@ def test_reid_result_is_what_the_command_writes_and_agrees_with_the_metrics(chec
     assert result.features.features.shape == features.shape
 
 
-def test_slots_result_is_what_the_command_writes_and_agrees_with_the_metric(slots_checkpoint, tmp_path):
+def test_slots_result_equals_the_command_output_and_the_metric(slots_checkpoint, tmp_path):
     options = SceneOptions(limit=6, batch_size=4, num_workers=0)
     result = evaluate_slots(slots_checkpoint, options, device="cpu")
     argv = ["--data.limit", 6, "--data.batch_size", 4, "--data.num_workers", 0]
@@ -226,7 +226,7 @@ def test_slots_result_is_what_the_command_writes_and_agrees_with_the_metric(slot
     assert [row["segments"] for row in result.rows] == ["slots", "blocks", "random"]
 
 
-def test_throughput_rows_are_those_of_the_command(tmp_path, monkeypatch):
+def test_throughput_rows_equal_the_command_output(tmp_path, monkeypatch):
     def measure(name: str, conditions: Conditions) -> ThroughputRow:
         if name == "test_vit":
             return ThroughputRow(name, error="ValueError: no")

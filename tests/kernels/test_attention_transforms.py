@@ -152,7 +152,7 @@ def test_meta_tensors_have_a_result_of_their_shape(name: str) -> None:
     assert (out.device.type, out.shape, out.dtype) == ("meta", q.shape, q.dtype)
 
 
-def test_flops_are_those_of_the_window() -> None:
+def test_flops_match_the_window() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     q = torch.empty(2, 56, 56, 2, 32, device="meta", requires_grad=True)

@@ -94,7 +94,7 @@ def test_memory_of_tiled_grows_with_the_map_not_its_square(bench, results):
     assert growth["reference"] > 10
 
 
-def test_peak_counts_what_is_held_at_once(bench):
+def test_peak_counts_memory_held_at_once(bench):
     def one_after_the_other():
         for _ in range(5):
             torch.ones(1 << 18)

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
     ],
     ids=str,
 )
-def test_expected_rows_are_those_of_the_reference(bench, window, size, rpb, rel):
+def test_expected_rows_equal_the_reference(bench, window, size, rpb, rel):
     inputs = make_inputs(window, size, batch=1, rpb=rpb, rel=rel)
     everywhere = windowed_attention(**inputs, window=window, backend="reference")
     queries = torch.tensor([0, 3, size[0] * size[1] - 1])
@@ -37,7 +37,7 @@ def test_compared_queries_include_the_corners_and_fit_the_bound(bench):
 
 
 @pytest.mark.parametrize("spoil", ["output", "gradient of tensor 1", "gradient of tensor 3", "nan"])
-def test_gate_names_what_is_wrong(bench, spoil):
+def test_gate_names_the_fault(bench, spoil):
     problem = bench.problems.Problem("", Window.create(3), (6, 7), 2, 2, 8, rpb=True)
     tensors = problem.make_tensors(CPU, torch.float32)
     gate = bench.gate.Gate.create(problem, tensors)

@@ -172,7 +172,7 @@ def test_compiled_graphs_hold_fused_operators(monkeypatch: pytest.MonkeyPatch) -
     assert held == [f"visionattn.{'native' if compiled else 'tiled'}_attention.default", *compiled]
 
 
-def test_compiled_gradients_leave_out_what_no_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_gradients_leave_out_unseen_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """As above with torch 2.11: plain operators of an exported graph would multiply it by zero."""
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     q, k, v = torch.randn(3, 1, 1, 8, 1, 4).unbind()

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,23 @@ def test_default_tile_is_the_first_that_the_device_holds(monkeypatch: pytest.Mon
     assert len(launched) > 1
     tuning.run("forward", problem, launch)
     assert launched[-1] == launched[-2]
+
+
+def test_chosen_tiles_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest choice is dropped and made again when its problem returns."""
+    tile, batches = plan.Tile((4, 4), (4, 4), 1, 1), list[int]()
+
+    def choose(kind: str, problem: Problem, launch: tuning.Launch, biases: tuple[bool, ...]) -> plan.Tile:
+        batches.append(len(problem.q))
+        return tile
+
+    monkeypatch.setattr(tuning, "_chosen", OrderedDict())
+    monkeypatch.setattr(tuning, "MAX_CHOSEN", 2)
+    monkeypatch.setattr(tuning, "_choose", choose)
+    for batch in (1, 2, 3, 2, 3, 1):
+        tuning.run("forward", problem_of(dtype=torch.float32, batch=batch), lambda tile: None)
+    assert batches == [1, 2, 3, 1]
+    assert len(tuning._chosen) == 2
 
 
 def test_measured_tiles_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_tiles_of_an_axis(axis: AxisWindow, length: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 7, 19])
 @pytest.mark.parametrize("axis", AXES, ids=str)
-def test_places_cover_what_tiles_see(axis: AxisWindow, length: int) -> None:
+def test_places_cover_the_keys_of_tiles(axis: AxisWindow, length: int) -> None:
     """Each key that a tile sees is in exactly one of its rectangles, counted from the tile's first query."""
     tiles, places = (
         plan.query_tiles(axis, length, 4).tolist(),

@@ -230,7 +230,7 @@ def test_constant_weights_are_a_depthwise_convolution() -> None:
     torch.testing.assert_close(ours.flatten(3), expected)
 
 
-def test_flops_are_those_of_the_window() -> None:
+def test_flops_match_the_window() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     q = torch.empty(2, 56, 56, 2, 32, device="meta", requires_grad=True)

@@ -100,7 +100,7 @@ def test_tiles_show_each_query_exactly_its_keys(axis: AxisWindow, length: int, t
         assert int(seen.sum()) == len(expected)  # those outside the map are zero vectors
 
 
-def test_halo_blocks_are_those_of_a_padded_map() -> None:
+def test_halo_blocks_equal_blocks_of_a_padded_map() -> None:
     """HaloNet pads the map to whole blocks, then cuts windows of block + 2 halo (arXiv 2103.12731, section 3)."""
     block, halo, length = 10, 3, 19  # the last map of H7 at 600 pixels: blocks of 10 and 9
     visible, _ = AxisWindow(block + 2 * halo, block, boundary="mask").visible(length)

@@ -87,7 +87,7 @@ def test_ari_is_that_of_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_best_overlap_and_boxes_are_those_of_loops(seed: int) -> None:
+def test_best_overlap_and_boxes_equal_loops(seed: int) -> None:
     proposed, truth, classes, things = random_maps(seed)
     by_instance, by_class, boxes = [], [], []
     for p, t, c, is_thing in zip(proposed, truth, classes, things, strict=True):
@@ -235,7 +235,7 @@ def test_metrics_average_over_images_that_have_the_measure() -> None:
     assert all(value.isnan() for value in collection.compute().values())
 
 
-def test_processes_add_up_what_they_saw() -> None:
+def test_states_of_processes_merge_by_number_of_images() -> None:
     proposed, truth, classes, things = random_maps(4, maps=7)
     metrics = []
     for part in (slice(0, 2), slice(2, 7)):  # of different sizes: a mean of means would be wrong

@@ -312,7 +312,7 @@ def test_features_only_of_fewer_levels(name: str, arch: dict[str, Any]) -> None:
     [(None, ([0, 1, 2, 3], 3)), (1, ([3], 3)), (3, ([1, 2, 3], 3)), ([2, -4], ([2, 0], 2))],
     ids=str,
 )
-def test_take_indices_resolves_what_timm_takes(indices: Any, expected: tuple[list[int], int]) -> None:
+def test_take_indices_resolves_indices_as_timm_does(indices: Any, expected: tuple[list[int], int]) -> None:
     assert take_indices(4, indices) == expected
 
 

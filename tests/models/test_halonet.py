@@ -139,7 +139,7 @@ def padded_by_hand(layer: HaloAttention2d, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 6), (3, 3)], ids=str)
-def test_outputs_do_not_depend_on_what_is_in_the_padding(size: tuple[int, int]) -> None:
+def test_outputs_do_not_depend_on_padding(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     layer = HaloAttention2d(16, num_heads=2, block_size=4, halo_size=2, scale_rel_pos=True)
     x = torch.randn(1, 16, *size)

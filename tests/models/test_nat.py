@@ -83,7 +83,7 @@ def test_dinat_alternates_dilation_1_and_that_of_its_level() -> None:
     assert {d for level in dilations("nat_mini") for d in level} == {1}
 
 
-def test_largest_dilation_gives_those_of_the_paper() -> None:
+def test_largest_dilation_gives_the_dilations_of_the_paper() -> None:
     """8, 4, 2, 1 at 224, also at 384 with kernel 11; 13, 6, 3, 1 at 384 with kernel 7."""
     assert [largest_dilation(224 // r, 7) for r in (4, 8, 16, 32)] == [8, 4, 2, 1]
     assert [largest_dilation(384 // r, 11) for r in (4, 8, 16, 32)] == [8, 4, 2, 1]

@@ -43,7 +43,7 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tensors_and_logits_are_those_of_the_layout(layout: str, tmp_path: Path) -> None:
+def test_tensors_and_logits_match_the_layout(layout: str, tmp_path: Path) -> None:
     name, options, to_theirs, forward, size = LAYOUTS[layout]
     ours = random_weights(name, **options)
     theirs = to_theirs(ours)
@@ -183,7 +183,7 @@ def test_published_models_all_have_a_url(name: str) -> None:
     assert cfg.num_classes == 1000
 
 
-def test_pretrained_tags_build_what_they_were_trained_with() -> None:
+def test_pretrained_tags_build_the_trained_architecture() -> None:
     model = timm.create_model("dinat_large_384_k11.in22k", device=torch.device("meta"))
     assert model.num_classes == 21841
     assert model.pretrained_cfg["input_size"] == (3, 384, 384)
@@ -206,7 +206,7 @@ def fitting(legacy_pad: bool, ours: Weights) -> Tensor:
 
 
 @pytest.mark.parametrize("to_theirs", [to_authors, to_hugging_face])
-def test_published_weights_pad_unless_told_otherwise(to_theirs: Callable[..., Any], tmp_path: Path) -> None:
+def test_published_weights_pad_by_default(to_theirs: Callable[..., Any], tmp_path: Path) -> None:
     ours = random_weights("dinat_mini", **SMALL_MAPS)
     with pytest.warns(UserWarning, match="trained with zeros around maps that are smaller than a window") as said:
         model = load("dinat_mini", to_theirs(ours), tmp_path, **SMALL_MAPS)

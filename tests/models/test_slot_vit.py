@@ -24,7 +24,7 @@ def images(size: int = 32) -> Tensor:
     return torch.randn(2, 3, size, size)
 
 
-def test_features_are_those_of_the_vit_whose_weights_load(tmp_path: Path) -> None:
+def test_features_equal_the_vit_that_gave_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(1)
     plain = timm.create_model(BACKBONE, **NARROW).eval()
     torch.save(plain.state_dict(), tmp_path / "vit.pth")

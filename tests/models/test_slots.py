@@ -94,7 +94,7 @@ def test_reconstruction_is_the_sum_of_masked_parts(method: Any) -> None:
     torch.testing.assert_close(found.reconstruction, expected)
 
 
-def test_widths_are_those_of_the_publications() -> None:
+def test_widths_match_the_papers() -> None:
     plain, dinosaur = SlotAutoencoder((64, 16, 16)), SlotAutoencoder((384, 14, 14), "dinosaur")
     assert (plain.slot_attention.dim, plain.slot_attention.mlp[0].out_features, plain.decoder.size) == (
         64,
@@ -130,7 +130,7 @@ def test_segments_are_the_slots_with_the_largest_masks() -> None:
     assert found.tolist() == [[[2] * 4] * 2 + [[1] * 4] * 2]
 
 
-def test_guided_masks_are_attention_times_what_the_decoder_says() -> None:
+def test_guided_masks_equal_attention_times_decoder_masks() -> None:
     torch.manual_seed(1)
     options: dict[str, Any] = {**SMALL, "decoder_grid": 4, "decoder_strides": (1,), "decoder_kernel": 1}
     plain = SlotAutoencoder((6, 4, 4), **options).eval()

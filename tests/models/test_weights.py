@@ -51,7 +51,7 @@ def test_timm_loads_them_without_a_network(name: str) -> None:
 
 
 @each
-def test_configs_are_those_of_the_training(name: str) -> None:
+def test_pretrained_cfgs_equal_the_trained_ones(name: str) -> None:
     said = get_pretrained_cfg(name).to_dict()
     trained = json.loads((FOLDER / name / "config.json").read_text())["pretrained_cfg"]
     for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes", "license"):
@@ -59,7 +59,7 @@ def test_configs_are_those_of_the_training(name: str) -> None:
 
 
 @each
-def test_their_cards_say_what_the_table_says(name: str) -> None:
+def test_cards_match_the_table(name: str) -> None:
     with (REPOSITORY / "results" / "cifar10.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if f"{row['model']}.cifar10" == name]
     row = min(rows, key=lambda row: int(row["seed"]))

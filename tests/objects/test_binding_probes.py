@@ -56,7 +56,7 @@ def explicit(name, probe, x):
 
 
 @pytest.mark.parametrize(("probe", "name"), [(name, name) for name in PROBES], indirect=["probe"], ids=PROBES)
-def test_scores_and_gradients_equal_those_of_single_pairs(probe, name):
+def test_scores_and_gradients_equal_single_pairs(probe, name):
     x = torch.randn(L, 2, 5, D, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(L, 2, 5, 5, dtype=torch.float64)
     inputs = [x, *probe.parameters()]

@@ -23,7 +23,7 @@ def of_image(pairs, number):
 
 @pytest.mark.parametrize("scale", [0.3, 3.0, 300.0])
 @pytest.mark.parametrize("foreground", [False, True])
-def test_rates_equal_those_of_all_scores_at_once(blocks, scale, foreground):
+def test_rates_equal_rates_of_all_scores_at_once(blocks, scale, foreground):
     pairs = label_patches(blocks(B), (4, 4)).pairs()
     noise = torch.randn(L, B, N, N)
     scores = scale * (noise + noise.mT + 0.5 * pairs.same)

@@ -74,7 +74,7 @@ def test_session_probes_a_checkpoint_and_maps_clicks(checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore:test_vit has random weights")
-def test_session_refuses_what_it_cannot_probe():
+def test_session_refuses_impossible_requests():
     with pytest.raises(ValueError, match="no probe is named 'cubic'"):
         BindingSession(load(), data=DATA, probes=["cubic"], device="cpu")
     with pytest.raises(ValueError, match="test_vit takes images of 1 channels"):

@@ -103,7 +103,7 @@ def test_preprocessing_is_that_of_the_weights(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_tapped_layers_are_those_of_forward_intermediates(family: Family) -> None:
+def test_tapped_layers_equal_forward_intermediates(family: Family) -> None:
     model: Any = build(family.name, **family.kwargs)
     backbone = FrozenBackbone(model, family.name, ["last", -1, 0])
     images = random_images(backbone)
@@ -138,7 +138,7 @@ def test_prefix_tokens_of_tapped_layers_are_normalised_with_them(name: str) -> N
     assert backbone.layouts[0] == family.layout
 
 
-def test_blocks_without_norm_are_those_of_the_model() -> None:
+def test_blocks_without_norm_equal_the_blocks_of_the_model() -> None:
     model: Any = build("vit_tiny_patch16_224", img_size=32, **SMALL)
     options: dict[str, Any] = {"name": "vit_tiny_patch16_224", "preprocessing": {"input_size": (3, 32, 32)}}
     backbone = FrozenBackbone(model, **options, layers=None, norm_blocks=False)
@@ -247,7 +247,7 @@ def test_unknown_layers_are_refused(layers: list[Layer], message: str) -> None:
         FrozenBackbone(model, "vit_tiny_patch16_224", layers, preprocessing={"input_size": (3, 32, 32)})
 
 
-def test_dcal_tokens_are_those_of_self_attention() -> None:
+def test_dcal_tokens_equal_self_attention_tokens() -> None:
     model = build("dcal_vit_pico")
     x = torch.randn(2, *model.default_cfg["input_size"])
     with torch.no_grad():

@@ -117,7 +117,7 @@ def gather(source: FeatureSource, indices: Tensor, batch_size: int = 5, epoch: i
 SHUFFLED = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))[:13]
 
 
-def test_cached_tokens_are_those_of_the_backbone(tmp_path: Path) -> None:
+def test_cached_tokens_equal_backbone_tokens(tmp_path: Path) -> None:
     backbone = build()
     source = CachedFeatures(extract(backbone, tmp_path))
     assert (source.dim, source.num_prefix_tokens, source.num_reg_tokens, source.grid) == (16, 3, 2, (4, 4))

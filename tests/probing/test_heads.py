@@ -177,7 +177,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("name", "dim"), PARAMETERS)
-def test_parameters_are_those_of_the_table(name, dim):
+def test_parameters_equal_the_table(name, dim):
     with torch.device("meta"):
         assert count(create_head(name, dim, 1000)) == PARAMETERS[name, dim]
 
@@ -196,7 +196,7 @@ def test_parameter_table_holds_every_head():
 
 
 @pytest.mark.parametrize("name", NAIVE)
-def test_outputs_and_gradients_are_those_of_projecting_first(name):
+def test_outputs_and_gradients_equal_projecting_first(name):
     head, tokens = small(name), make_tokens(3, 9, 64)
     features, weights = NAIVE[name](head.pool, tokens)
     if name != "capi":

@@ -94,7 +94,7 @@ def test_exported_head_classifies_as_its_result_says(tmp_path, colour_folder, lo
         session.export(nearest, tmp_path / "heads")
 
 
-def test_requests_are_checked_once_and_know_what_they_need():
+def test_requests_are_checked_once_and_report_their_needs():
     requests = request_heads(["linear", "ep_8", "knn", "linear", HeadRequest("clip")], {"ep_8": {"d_out": 2}})
     assert [request.name for request in requests] == ["linear", "ep_8", "knn", "clip"]
     assert [request.needs_tokens for request in requests] == [False, True, False, True]

@@ -60,7 +60,7 @@ def scenes(task: Any) -> Any:
 # Steps
 
 
-def test_loss_is_that_of_the_image_and_scores_are_those_of_the_masks() -> None:
+def test_loss_uses_the_image_and_scores_use_the_masks() -> None:
     task = create(**STEADY)
     metrics = fit(task, limit_train_batches=1).callback_metrics
     assert {name for name in metrics if name.startswith("val")} == {
@@ -191,7 +191,7 @@ def test_examples_are_images_of_the_validation() -> None:
     assert rebuilt.shape == (8, 3, 8, 8)
 
 
-def test_options_and_defaults_are_those_of_the_autoencoder() -> None:
+def test_options_and_defaults_match_the_autoencoder() -> None:
     task, autoencoder = (signature(kind).parameters for kind in (ObjectDiscoveryTask, SlotAutoencoder))
     assert {name: task[name].default for name in SLOTS} == {name: autoencoder[name].default for name in SLOTS}
 

@@ -21,7 +21,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
 
 
-def test_measures_are_those_of_one_process(both: dict[str, Any]) -> None:
+def test_measures_equal_one_process(both: dict[str, Any]) -> None:
     task, data = create()
     (expected,) = create_trainer().validate(task, datamodule=data, verbose=False)
     assert set(expected) == {"val_mAP", "val_mINP", "val_rank1", "val_rank5", "val_rank10"}

@@ -73,7 +73,7 @@ MORE: dict[str, tuple[Options, Options]] = {
     [pytest.param(*case, id=name) for name, case in CASES.items()]
     + [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in MORE.items()],
 )
-def test_rates_after_resuming_are_those_of_a_straight_run(first: Options, then: Options, tmp_path: Path) -> None:
+def test_rates_after_resuming_equal_an_uninterrupted_run(first: Options, then: Options, tmp_path: Path) -> None:
     classify(tmp_path, **first)
     with pytest.warns(UserWarning, match=r"the learning-rate schedule now spans \d+ (updates|epochs), as the opt"):
         resumed = classify(tmp_path, tmp_path / "last.ckpt", **then)

@@ -175,7 +175,7 @@ def test_preprocessing_follows_the_input_that_the_model_was_built_for():
     assert len(preprocessing["mean"]) == len(preprocessing["std"]) == 1
 
 
-def test_origin_of_weights_is_told(tmp_path, checkpoint, digits_checkpoint, classifier):
+def test_weights_origin_names_file_average_or_pretrained(tmp_path, checkpoint, digits_checkpoint, classifier):
     torch.save(classifier.state_dict(), tmp_path / "plain.pth")
     assert weights_origin(False, None, tmp_path / "plain.pth") == "file"
     assert weights_origin(False, None, checkpoint) == "average"

@@ -12,7 +12,7 @@ from tests.tasks.trainers import create_trainer
 from visionattn.training.lightning_internals import cluster_environment, leave_restart_mode, request_stop
 
 
-def test_request_stop_sets_what_lightning_reads() -> None:
+def test_request_stop_sets_the_attribute_of_lightning() -> None:
     trainer = create_trainer()
     assert not trainer.received_sigterm
     request_stop(trainer)

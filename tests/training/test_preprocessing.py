@@ -36,7 +36,7 @@ def test_preprocessing_follows_the_size_and_channels_of_the_model() -> None:
     assert adapt_preprocessing(WANTED, {}) == WANTED
 
 
-def test_line_says_how_images_are_prepared_and_what_differs() -> None:
+def test_line_states_preprocessing_and_differences() -> None:
     line = "images 32×32, crop 0.9 (center), bilinear, mean 0.485, 0.456, 0.406, std 0.5, 0.5, 0.5, as m wants them"
     assert describe_preprocessing(WANTED, WANTED, "m") == line
     used = WANTED | {"input_size": [3, 48, 48], "crop_pct": 1.0, "mean": [0.485, 0.456, 0.4059]}
@@ -50,7 +50,7 @@ def test_class_names_come_from_a_list_or_from_numbers() -> None:
     assert label_names({"label_names": None}) == label_names({}) == []
 
 
-def test_class_names_of_published_weights_are_those_of_their_head() -> None:
+def test_class_names_of_published_weights_match_their_head() -> None:
     overlay = {"label_names": [f"c{number}" for number in range(10)]}
     for num_classes, known in ((10, 10), (3, 0)):
         kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": num_classes}

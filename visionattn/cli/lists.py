@@ -11,7 +11,7 @@ NAMES = {str: "a word", int: "an integer", float: "a number"}
 
 def accept_commas(action: Any) -> None:
     """Let an option of type ``list`` also take its values separated by commas, or a single one; a word counts once."""
-    hint = getattr(action, "_typehint", None)
+    hint = getattr(action, "_typehint", None)  # private: jsonargparse has no public way to read or change a type
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
     items = get_args(kinds[0])
     if len(kinds) > 1 or get_origin(kinds[0]) is not list:

@@ -22,6 +22,7 @@ from visionattn.cli.lists import accept_commas
 from visionattn.suggestions import suggest
 
 
+# Private names of argparse and jsonargparse: no public name lists options and commands, or changes or checks a type.
 class ConciseParser(argparse.ArgumentParser):
     """Mixin for jsonargparse parsers whose errors are a :class:`UsageError` of one line.
 

@@ -233,6 +233,7 @@ class TrainingCLI(LightningCLI):
 
     # Running
 
+    # Private: LightningCLI has no public method around a command, whose errors and end are handled here.
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; however it ends, name the unreadable images."""
         try:

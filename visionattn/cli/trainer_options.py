@@ -135,6 +135,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 def describe_commands(parser: Any) -> None:
     """Describe the commands of train.py and arrange the help of each."""
+    # Private: argparse and jsonargparse have no public way to list the options and commands of a finished parser.
     commands = parser._subcommands_action
     for action in parser._actions:
         if action.dest in ("config", "print_config"):

@@ -10,7 +10,7 @@ from visionattn.data.errors import DataError
 from visionattn.data.sources import ImageSource
 
 
-class Subset:
+class SourceSubset:
     """Some images of a source.
 
     Args:
@@ -43,29 +43,29 @@ class Subset:
         return self.source.archives()
 
 
-def first_per_class(source: ImageSource, count: int, seed: int) -> Subset:
+def first_per_class(source: ImageSource, count: int, seed: int) -> SourceSubset:
     """Keep the first ``count`` images of each class after shuffling with ``seed``, or all if there are fewer.
 
     With the same seed, a smaller subset is part of a larger one. They keep the order that they have in the source.
     """
-    return Subset(source, sorted(_first(source, count, seed)))
+    return SourceSubset(source, sorted(_first(source, count, seed)))
 
 
-def hold_out(source: ImageSource, count: int) -> tuple[Subset, Subset]:
+def hold_out(source: ImageSource, count: int) -> tuple[SourceSubset, SourceSubset]:
     """Split a source into images to train on and ``count`` held-out images of each class, the same every time.
 
     Raises:
         DataError: a class with no images left.
     """
     held = _first(source, count, seed=0)
-    rest = Subset(source, [index for index in range(len(source)) if index not in held])
+    rest = SourceSubset(source, [index for index in range(len(source)) if index not in held])
     if lost := set(source.targets()) - set(rest.targets()):
         number, names = min(lost), {index: name for name, index in (source.class_to_idx or {}).items()}
         raise DataError(
             f"--data.holdout_per_class {count} leaves no image of class {names.get(number, number)} to train on: "
             "hold out fewer"
         )
-    return rest, Subset(source, sorted(held))
+    return rest, SourceSubset(source, sorted(held))
 
 
 def _first(source: ImageSource, count: int, seed: int) -> set[int]:

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from visionattn.export.network import Network
-from visionattn.export.run import Run
+from visionattn.export.run import RunRecord
 from visionattn.tasks import TASKS
 
 NOT_RECORDED = "not recorded"
@@ -19,7 +19,7 @@ SCORES = {name: words for task in TASKS.values() for name, words in task.rates.i
 
 def write_card(
     network: Network,
-    run: Run,
+    run: RunRecord,
     dtype: str,
     license: str | None,
     data_name: str | None = None,
@@ -59,7 +59,7 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(network: Network, run: Run, license: str | None, data_name: str | None) -> str:
+def _front_matter(network: Network, run: RunRecord, license: str | None, data_name: str | None) -> str:
     spec = network.spec
     pipeline = "image-classification" if spec.num_classes else "image-feature-extraction"
     results = [
@@ -87,7 +87,7 @@ def _front_matter(network: Network, run: Run, license: str | None, data_name: st
     return str(data.to_yaml()).rstrip()
 
 
-def _facts(network: Network, run: Run, dtype: str, license: str | None, data_name: str | None) -> dict[str, str]:
+def _facts(network: Network, run: RunRecord, dtype: str, license: str | None, data_name: str | None) -> dict[str, str]:
     spec, preprocessing = network.spec, network.spec.preprocessing
     parameters = sum(parameter.numel() for parameter in network.module.parameters())
     names = {
@@ -127,12 +127,12 @@ def _usage(network: Network) -> str:
     return _fence("python", code)
 
 
-def _scores(network: Network, run: Run) -> dict[str, float]:
+def _scores(network: Network, run: RunRecord) -> dict[str, float]:
     """Return the measured scores of these weights."""
     return {} if run.has_average and network.weights == "raw" else run.scores
 
 
-def _results(network: Network, run: Run) -> str:
+def _results(network: Network, run: RunRecord) -> str:
     if not run.scores:
         return f"Accuracy: {NOT_RECORDED}."
     scores = _scores(network, run)
@@ -151,7 +151,7 @@ def _evaluation(found: Mapping[str, Any]) -> str:
     return f"Of these weights `eval.py classify` measured {scores} on {found['num_images']:,} images: {split}."
 
 
-def _training(network: Network, run: Run) -> str:
+def _training(network: Network, run: RunRecord) -> str:
     took = f" The whole training took {run.took}." if run.took else ""
     lines = [f"Epochs: {run.epochs or NOT_RECORDED}; updates: {run.steps or NOT_RECORDED}.{took}"]
     if not run.recipe:
@@ -165,7 +165,7 @@ def _training(network: Network, run: Run) -> str:
     return "\n\n".join(lines)
 
 
-def _limits(network: Network, run: Run) -> str:
+def _limits(network: Network, run: RunRecord) -> str:
     spec = network.spec
     lines = ["- It has seen no images but those of the data set named above." if spec.dataset else ""]
     if (run.recipe.get("model") or {}).get("pretrained") or (run.recipe.get("model") or {}).get("checkpoint_path"):

@@ -10,7 +10,7 @@ from timm.models._input import update_model_input_size  # not exported; test_hub
 
 from visionattn.export.card import write_card
 from visionattn.export.network import Network
-from visionattn.export.run import Run
+from visionattn.export.run import RunRecord
 from visionattn.io import replacing_all
 from visionattn.output import check_folder
 
@@ -65,7 +65,7 @@ def save_folder(
     with replacing_all(folder) as aside:
         preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}
         save_for_hf(model, str(aside), config, data_config=preprocessing, safe_serialization=True)
-        run = Run.of(checkpoint) if checkpoint is not None else Run()
+        run = RunRecord.of(checkpoint) if checkpoint is not None else RunRecord()
         card = write_card(network, run, dtype, license, data_name, found)
         (aside / "README.md").write_text(card, encoding="utf-8")
 

@@ -17,7 +17,7 @@ TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "g
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A training; what is not known is empty.
 
     Attributes:

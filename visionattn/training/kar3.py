@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from timm.optim import OptimInfo
-from timm.optim._optim_factory import default_registry  # timm.optim does not export the registry
+from timm.optim._optim_factory import default_registry  # private: timm.optim does not export the registry
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -61,6 +61,7 @@ class Kar3(Optimizer):
                 raise RuntimeError("Kar3 takes no sparse gradients: choose another optimizer (--model.opt)")
             lr, decay = group["lr"], group["weight_decay"]
             averages = [[self._average(param, index) for param in params] for index in (1, 2)]
+            # Private: torch has no public function that updates a list of tensors in few kernels.
             if decay:
                 torch._foreach_mul_(params, 1 - lr * decay)
             for direction in (grads, *averages):

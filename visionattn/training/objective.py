@@ -22,6 +22,7 @@ def extra_losses(model: nn.Module, l2_penalty: float = 0.0, weights: Sequence[Te
     method: Callable[[], dict[str, Tensor]] | None = getattr(model, "auxiliary_losses", None)
     losses = dict(method()) if method is not None and model.training else {}
     if l2_penalty:
+        # Private: torch has no public function for the norm of each tensor of a list.
         losses["l2"] = l2_penalty * torch.stack(torch._foreach_norm(list(weights))).sum()
     return losses
 

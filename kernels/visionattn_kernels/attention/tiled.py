@@ -237,6 +237,7 @@ def _differentiate(
     probs, grad_probs = tiles.scores(chunk, seen).softmax(-1), torch.bmm(grad, chunk.v.mT)
     if seen is not None:
         grad_probs.masked_fill_(~seen, 0)
+    # Private: torch has no public function for the gradient of softmax from its output alone.
     grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
     if grad_lse is not None:
         grad_scores.addcmul_(probs, grad_lse)

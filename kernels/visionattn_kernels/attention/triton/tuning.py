@@ -13,6 +13,7 @@ import json
 import math
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -37,7 +38,11 @@ TILE_BYTES = 48 * 1024
 BY_KEY = ("key", "token")
 """Kernels that keep keys and walk over queries."""
 
-_chosen: dict[tuple[Any, ...], Tile] = {}
+MAX_CHOSEN = 1024
+"""Problems whose tiles a process remembers: maps of many sizes must not fill its memory."""
+
+_chosen: OrderedDict[tuple[Any, ...], Tile] = OrderedDict()
+"""Tiles by problem, the latest choice last."""
 
 
 def run(kind: str, problem: Problem, launch: Launch) -> None:
@@ -55,6 +60,8 @@ def run(kind: str, problem: Problem, launch: Launch) -> None:
         tile = _chosen.get(key)
         if tile is None:
             _chosen[key] = _choose(kind, p, launch, biases)
+            if len(_chosen) > MAX_CHOSEN:
+                _chosen.popitem(last=False)
         else:
             launch(tile)
 
