@@ -4,7 +4,7 @@
     python -m kernels.bench.loader --device cpu --root data/cifar10
 
 One pass over the same JPEG files, with the same crops, flips and normalisation, in turn, each time in another order.
-Ours seeds the augmentation of every image, so that a training goes on as it would have; the others draw as they come.
+Ours seeds the augmentation of every image, so that a resumed training draws the same; the others draw as they come.
 All must first give as many batches of the same shape, whose mean and standard deviation agree. Images of 32 pixels
 show what surrounds the decoding; `--size 224` what a training on photographs sees.
 """
