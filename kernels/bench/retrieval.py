@@ -1,4 +1,4 @@
-"""Measures an evaluation as large as MSMT17's beside its matrix products alone: seconds and memory above the features.
+"""Measure an evaluation as large as MSMT17's beside its matrix products alone: seconds and memory above the features.
 
     python -m kernels.bench.retrieval
     python -m kernels.bench.retrieval --rerank --queries 3000 --gallery 17000
@@ -22,7 +22,7 @@ from visionattn.metrics.retrieval import CHUNK_BYTES, evaluate_distances, evalua
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and prints it."""
+    """Run the benchmark and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=11659)
     parser.add_argument("--gallery", type=int, default=82161)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def peak_gb() -> float:
-    """Most memory that the process has held."""
+    """Return the most memory that the process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

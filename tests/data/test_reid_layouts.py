@@ -1,4 +1,4 @@
-"""Where data sets for re-identification keep their images, as their publications say."""
+"""Layouts of data sets for re-identification, as their publications describe them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -42,7 +42,7 @@ def fit(task: Any, folder: Path | None = None, resume: Path | None = None, batch
 
 @pytest.fixture
 def noises(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What patches are hidden by, step by step."""
+    """Record the noise that hides patches, step by step."""
     original = MaskedAutoencodingTask._reconstruct
     seen: list[Tensor] = []
 
