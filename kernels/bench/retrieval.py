@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--identities", type=int, default=3060)
     parser.add_argument("--cameras", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rerank", action="store_true", help="re-rank, too")
+    parser.add_argument("--rerank", action="store_true", help="also re-rank")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ def new_parser(description: str | None, default_dtypes: str) -> argparse.Argumen
         "--keep-memory",
         action="store_true",
         help="on cpu: reuse freed memory, as torch does on a GPU; by default glibc gives large blocks back to the "
-        "system, and whoever makes large temporaries pays for fresh pages (the script starts itself anew for this)",
+        "system, and whoever makes large temporaries pays for fresh pages (the script restarts itself for this)",
     )
     parser.add_argument("--quick", action="store_true", help="a few small problems; writes nothing without --output")
     parser.add_argument("--output", type=Path, help="CSV file (default: kernels/bench/results/<what>-<device>.csv)")
