@@ -1,4 +1,4 @@
-"""Makes weights, table and plot of trainings on CIFAR-10, from their run folders.
+"""Make weights, table and plot of trainings on CIFAR-10, from their run folders.
 
     python results/cifar10.py --root data/cifar10 runs/cifar10-*/0
 
@@ -40,11 +40,11 @@ BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends 
 TAG = "cifar10"
 DATA = "CIFAR-10, 45,000 of its 50,000 training images"
 PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
-"""What the papers, or their authors' logs, say of the nearest model."""
+"""Figures of the papers, or of their authors' logs, for the nearest model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Updates all that is made of run folders."""
+    """Update all files that are made from run folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders of train.py")
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="images, in train/ and test/")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_table() -> list[dict[str, Any]]:
-    """Rows of earlier calls."""
+    """Return rows of earlier calls."""
     if not TABLE.exists():
         return []
     with TABLE.open(newline="", encoding="utf-8") as file:
@@ -87,7 +87,7 @@ def read_table() -> list[dict[str, Any]]:
 
 
 def evaluate(run: Path, root: Path) -> dict[str, Any]:
-    """The row of a run, whose export shows the test images once."""
+    """Return the row of a run; its export sees the test images once."""
     summary = json.loads((run / "summary.json").read_text())
     checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
     network = load_network(checkpoint, None, False, None, "average")
@@ -120,7 +120,7 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
 
 
 def ship(run: Path, name: str) -> None:
-    """Puts the export of a run into the package."""
+    """Copy the export of a run into the package."""
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     shutil.copytree(run / "export", FOLDER / name)
     card = FOLDER / name / "README.md"
@@ -129,7 +129,7 @@ def ship(run: Path, name: str) -> None:
 
 
 def write_checksums() -> None:
-    """A line for each file of weights."""
+    """Write a line for each file of weights."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(FOLDER).as_posix()}\n"
         for path in sorted(FOLDER.glob("*/model.safetensors"))
@@ -138,7 +138,7 @@ def write_checksums() -> None:
 
 
 def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each model: the row of its lowest seed, with mean and spread over all seeds; the best first."""
+    """Return one entry per model: the row of its lowest seed, with mean and spread over all seeds; the best first."""
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
@@ -149,7 +149,7 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str:
-    """The table of README.md."""
+    """Return the table of README.md."""
     lines = [
         "| weights | parameters | img/s | epochs, minutes | test top-1 | mean ± deviation (seeds) | published |",
         "|---|---:|---:|---:|---:|---:|---|",
@@ -166,7 +166,7 @@ def markdown(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> str
 
 
 def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
-    """Accuracy against parameters and against images per second."""
+    """Draw accuracy against parameters and against images per second."""
     figure = new_figure(9.0, 3.6)
     plots = figure.subplots(1, 2, sharey=True)
     top1 = [float(e["test_top1"]) for e in entries]
@@ -185,7 +185,7 @@ def draw(entries: Sequence[dict[str, Any]], speeds: dict[str, float]) -> None:
 
 
 def label_points(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Writes names beside points, each at the first place that is free, if there is one."""
+    """Write names beside points, each at the first free place, if any."""
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(points)]
     for name, point in zip(names, points, strict=True):
         for right, above in itertools.product((True, False), (4, -11, 12, -19, 20)):

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = (ROOT / "visionattn", ROOT / "kernels" / "visionattn_kernels")
+PACKAGES = tuple(
+    ROOT / folder for folder in ("visionattn", "kernels/visionattn_kernels", "kernels/bench", "results", "docs")
+)
 
 FREE_RELATIVES = {"As", "How", "Of", "So", "That", "Those", "What", "Where", "Whether", "Which", "Who", "Whose"}
 """First words of no docstring: the noun is missing."""

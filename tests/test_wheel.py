@@ -36,7 +36,7 @@ COMMANDS = [
     "eval kernels --model terminator_pico --output kernels.png",
     "export hub --checkpoint runs/quickstart/0/checkpoints/last.ckpt --output hub",
 ]
-"""What a new user may try first, each in the folder where the ones before it ran."""
+"""First commands of a new user, each in the folder where the ones before it ran."""
 
 
 def imported_packages(folder: Path) -> set[str]:

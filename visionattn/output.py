@@ -14,17 +14,17 @@ FORMATS = (".csv", ".json", ".jsonl", ".parquet", ".md", ".yaml", ".yml", ".png"
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Write ``text`` whole or not at all; make missing folders."""
+    """Write ``text`` atomically; make missing folders."""
     _write_atomically(path, lambda file: file.write(text))
 
 
 def write_json(values: Mapping[str, Any], path: str | Path) -> None:
-    """Write ``values`` whole or not at all; make missing folders."""
+    """Write ``values`` atomically; make missing folders."""
     write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write ``rows``, whose keys are the columns, whole or not at all; make missing folders."""
+    """Write ``rows``, whose keys are the columns, atomically; make missing folders."""
 
     def write(file: Any) -> None:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))

@@ -1,4 +1,4 @@
-"""Times windowed attention beside its peers, in one run, after checking that all compute the same.
+"""Time windowed attention beside its peers, in one run, after checking that all compute the same.
 
     python -m kernels.bench.attention --device cpu
     python -m kernels.bench.attention --device cuda --dtype bfloat16,float16
@@ -38,7 +38,7 @@ Admitted = list[tuple[Contender, Run]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all outputs were right."""
+    """Run the benchmark; return exit status 0 if all outputs are right."""
     args = _parse(argv)
     what = "attention" if args.backend is None else "backends"
     device = prepare(args, what)
@@ -83,9 +83,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Admitted, bool]:
-    """Those who can run the problem and are right, and whether none was wrong.
+    """Return the contenders that run the problem correctly, and whether none was wrong.
 
-    Who cannot go backward, though meant to, is left with the forward pass.
+    A contender whose backward pass cannot run is timed on the forward pass only.
     """
     gate = Gate.create(problem, tensors)
     admitted, all_right = [], True
@@ -120,7 +120,7 @@ def compare(
     rates: Rates,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Times contenders, this library first among them, and finds the peak memory of one more run of each."""
+    """Time contenders, this library first, and measure the peak memory of one more run of each."""
     device, dtype = tensors[0].device, tensors[0].dtype
     shape = (problem.batch, *problem.window.num_queries(problem.size), problem.heads, problem.head_dim)
     grad = problem.to_output(torch.randn(shape, device=device, dtype=dtype))
@@ -155,7 +155,7 @@ def compare(
 
 
 def show(problem: Problem, direction: Direction, dtype: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Prints what was measured and, apart from it, what others have published."""
+    """Print the measurements and, separately, published figures."""
     print(f"{problem.name}, {direction}, {dtype} (floor {rows[0]['floor_ms']:.3g} ms)")
     for row in rows:
         name = f"{row['contender']} {row['version']}"

@@ -1,4 +1,4 @@
-"""Measures what probes for object binding cost beside the backbone whose layers they are on.
+"""Measure the cost of probes for object binding beside the backbone whose layers they read.
 
     python -m kernels.bench.binding --device cpu --threads 1
 
@@ -38,7 +38,7 @@ TOLERANCE = 1e-10
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether scores agreed."""
+    """Run the benchmark; return exit status 0 if scores agree."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
     args = parser.parse_args(argv)
@@ -83,16 +83,16 @@ class Step:
         }
 
     def train(self) -> None:
-        """Forward pass and training step."""
+        """Run a forward pass and a training step."""
         self.probes.train_step(self.backbone(self.images), self.scenes)
 
     def evaluate(self) -> None:
-        """Forward pass and evaluation."""
+        """Run a forward pass and an evaluation."""
         self.probes.evaluate_step(self.backbone(self.images), self.scenes)
 
 
 def measure_time(report: Report, steps: Sequence[Step], repeats: int) -> None:
-    """Adds the times of forward pass, training step and evaluation."""
+    """Add the times of forward pass, training step and evaluation."""
     features = steps[0].backbone(steps[0].images)
     runs = {("", "forward"): lambda: steps[0].backbone(steps[0].images)}
     for step in steps:
@@ -110,7 +110,7 @@ def measure_time(report: Report, steps: Sequence[Step], repeats: int) -> None:
 
 
 def measure_memory(report: Report, step: Step) -> None:
-    """Adds the peak memory of a forward pass with a training step, and with evaluation."""
+    """Add the peak memory of a forward pass with a training step, and with evaluation."""
     for direction, work in (("training", step.train), ("evaluation", step.evaluate)):
         work()
         on_cpu = step.device.type == "cpu"
@@ -122,7 +122,7 @@ def measure_memory(report: Report, step: Step) -> None:
 
 
 def make_scenes(batch: int, size: int, device: torch.device) -> SimpleNamespace:
-    """Rectangles upon each other, with classes; half of the segments are objects."""
+    """Make overlapping rectangles with classes; half of the segments are objects."""
     segments = torch.ones(batch, size, size, dtype=torch.int64)
     for image in segments:
         for number in range(2, NUM_SEGMENTS + 1):
@@ -136,7 +136,7 @@ def make_scenes(batch: int, size: int, device: torch.device) -> SimpleNamespace:
 
 
 def disagreement() -> float:
-    """Largest difference of scores of two layers from those of single pairs, in float64."""
+    """Return the largest difference of scores of two layers from those of single pairs, in float64."""
     x = torch.randn(2, 2, 5, 8, dtype=torch.float64)
     errors = []
     for probe in (LinearProbe(2, 8), DiagonalProbe(2, 8), QuadraticProbe(2, 8, rank=6)):
@@ -149,7 +149,7 @@ def disagreement() -> float:
 
 
 def single_pair(probe: PairProbe, layer: int, x: Tensor, y: Tensor) -> Tensor:
-    """The formula of a probe for two tokens `[D]`."""
+    """Compute the formula of a probe for two tokens `[D]`."""
     w, b = (probe.get_parameter(name)[layer] for name in ("weight", "bias"))
     if isinstance(probe, QuadraticProbe):
         return x @ w.T @ torch.diag(probe.signs[layer]) @ w @ y + b

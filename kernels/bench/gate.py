@@ -1,4 +1,4 @@
-"""Nothing is timed before it is right: outputs and gradients of some queries against an explicit softmax in float64."""
+"""Check of correctness before timing: outputs and gradients of some queries against an explicit softmax in float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}
 
 @dataclass(frozen=True)
 class Gate:
-    """What a problem's first image must give, at the queries that are compared.
+    """Expected results of a problem's first image, at the queries that are compared.
 
     Attributes:
         problem: The problem.
@@ -41,7 +41,7 @@ class Gate:
 
     @classmethod
     def create(cls, problem: Problem, tensors: tuple[Tensor, ...]) -> Gate:
-        """Computes what is expected."""
+        """Compute the expected results."""
         device, dtype = tensors[0].device, tensors[0].dtype
         queries = choose_queries(problem, MAX_SCORES[device.type]).to(device)
         first = [x[:1] if i < problem.num_maps else x for i, x in enumerate(tensors)]
@@ -52,7 +52,7 @@ class Gate:
         return cls(problem, tensors, queries, grad, out.detach(), grads)
 
     def errors(self, run: Callable[..., Tensor], backward: bool) -> dict[str, float]:
-        """Relative error of the output and, with `backward`, of each gradient; `run` maps tensors to the output."""
+        """Return relative errors of the output and, with `backward`, of gradients; `run` maps tensors to the output."""
         tensors = self.tensors if backward else tuple(x.detach() for x in self.tensors)
         out = self.problem.to_heads_last(run(*tensors))[0].flatten(0, 1)[self.queries]
         found = {"output": _relative_error(out, self.out)}
@@ -65,12 +65,12 @@ class Gate:
 
     @property
     def tolerance(self) -> float:
-        """The largest error that passes."""
+        """Return the largest error that passes."""
         return TOLERANCE[self.tensors[0].dtype]
 
 
 def choose_queries(problem: Problem, max_scores: int) -> Tensor:
-    """Flat positions of queries: all, or as many as `max_scores` allows, the corners of the map among them."""
+    """Return flat positions of queries: all, or as many as `max_scores` allows, including the corners of the map."""
     height, width = problem.window.num_queries(problem.size)
     keys = [n + 2 * axis.margin(n) for axis, n in zip(problem.window.axes, problem.size, strict=True)]
     count = max(4, max_scores // (problem.heads * keys[0] * keys[1]))
@@ -82,7 +82,7 @@ def choose_queries(problem: Problem, max_scores: int) -> Tensor:
 
 
 def attend_rows(arguments: dict[str, Tensor], window: Window, queries: Tensor) -> Tensor:
-    """`windowed_attention` of one image at some queries alone, written out: `[S, heads, head_dim]`.
+    """Compute `windowed_attention` of one image at some queries only, written out: `[S, heads, head_dim]`.
 
     Args:
         arguments: Its tensors by name, of one image.

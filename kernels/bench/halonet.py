@@ -1,4 +1,4 @@
-"""Measures timm's halo networks before and after `accelerate`, layer by layer and whole, and HaloNet-H1 beside timm's.
+"""Measure timm's halo networks before and after `accelerate`, layer by layer and whole, and HaloNet-H1 beside timm's.
 
     python -m kernels.bench.halonet --device cpu
 
@@ -33,7 +33,7 @@ Steps = dict[str, Callable[[], None]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all outputs agreed."""
+    """Run the benchmark; return exit status 0 if all outputs agree."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--models", help=f"timm's networks, separated by commas (default: {','.join(NETWORKS)})")
     parser.add_argument("--batch", type=int, default=8, help="images per step (default: 8; H1: half of it)")
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_network(name: str, batch: int, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """One of timm's, in which no residual branch starts at zero, and images."""
+    """Return a network of timm, in which no residual branch starts at zero, and images."""
     network: nn.Module = timm.create_model(name).to(device)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -80,7 +80,7 @@ def make_network(name: str, batch: int, device: torch.device) -> tuple[nn.Module
 
 
 def distinct_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str, HaloAttn, Tensor]]:
-    """The first attention layer of each shape: its name, itself, and what it is given."""
+    """Return the first attention layer of each shape: its name, the layer and its input."""
     found: list[tuple[str, HaloAttn, Tensor]] = []
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -101,7 +101,7 @@ def distinct_layers(network: nn.Module, images: Tensor) -> Iterator[tuple[str, H
 
 
 def layer_disagreement(layer: nn.Module, twin: nn.Module, x: Tensor) -> float:
-    """Largest difference of outputs and gradients, each relative to the largest entry."""
+    """Return the largest difference of outputs and gradients, each relative to the largest entry."""
     results = []
     for module in (layer, twin):
         given = x.clone().requires_grad_()
@@ -112,7 +112,7 @@ def layer_disagreement(layer: nn.Module, twin: nn.Module, x: Tensor) -> float:
 
 
 def agree(name: str, part: str, error: float) -> bool:
-    """Whether an error is within bounds; says so where it is not."""
+    """Return whether an error is within bounds; print a message if it is not."""
     if error <= TOLERANCE:
         return True
     print(f"error: {part} of {name} differs by {error:.2g} (bound {TOLERANCE}): not timed", file=sys.stderr)
@@ -120,7 +120,7 @@ def agree(name: str, part: str, error: float) -> bool:
 
 
 def forward_step(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """The layer without autograd."""
+    """Return a step that runs the layer without autograd."""
     layer, x = copy.deepcopy(layer).to(dtype), x.to(dtype)
 
     def step() -> None:
@@ -131,7 +131,7 @@ def forward_step(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[]
 
 
 def backward_step(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """The layer, and the gradients of its input and parameters."""
+    """Return a step that runs the layer and computes the gradients of its input and parameters."""
     layer, x = copy.deepcopy(layer).to(dtype), x.to(dtype).detach().requires_grad_()
     inputs = [x, *layer.parameters()]
     upstream = torch.randn_like(layer(x))
@@ -151,7 +151,7 @@ def measure_networks(
     device: torch.device,
     repeats: int,
 ) -> None:
-    """Times inference and training of both networks."""
+    """Time inference and training of both networks."""
     for direction, make_step in (("inference", inference_step), ("training", training_step)):
         steps = {
             key: make_step(copy.deepcopy(model), images, DTYPES[dtype], False) for key, model in contenders.items()
@@ -170,7 +170,7 @@ def measure(
     device: torch.device,
     repeats: int,
 ) -> None:
-    """Times both contenders in turn, prints and reports."""
+    """Time both contenders in turn, print and report."""
     medians = time_in_turn(steps, device, repeats)
     common: dict[str, Any] = {"dtype": dtype, "model": model, "batch": batch, "part": part, "direction": direction}
     report.add(

@@ -1,10 +1,10 @@
-"""Measures this library's loading of images, without any training, beside timm's and torchvision's.
+"""Measure this library's loading of images, without any training, beside timm's and torchvision's.
 
     python -m kernels.bench.loader --device cpu
     python -m kernels.bench.loader --device cpu --root data/cifar10
 
 One pass over the same JPEG files, with the same crops, flips and normalisation, in turn, each time in another order.
-Ours seeds the augmentation of every image, so that a training goes on as it would have; the others draw as they come.
+Ours seeds the augmentation of every image, so that a resumed training draws the same; the others draw as they come.
 All must first give as many batches of the same shape, whose mean and standard deviation agree. Images of 32 pixels
 show what surrounds the decoding; `--size 224` what a training on photographs sees.
 """
@@ -37,7 +37,7 @@ TOLERANCE = 0.1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all loaders do the same."""
+    """Run the benchmark; return exit status 0 if all loaders do the same."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--workers", default=",".join(WORKERS), help="processes that read images (default: 0,2)")
     parser.add_argument("--batch", type=int, default=64, help="images per batch (default: 64)")
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def ours(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
-    """The loader that `train.py fit` reads from."""
+    """Return the loader that `train.py fit` reads from."""
     from visionattn.data import ImageClassificationData
 
     data = ImageClassificationData(
@@ -109,7 +109,7 @@ def ours(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
 
 
 def timm_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
-    """timm's, as its training script makes it for CPUs."""
+    """Return timm's loader, as its training script makes it for CPUs."""
     from timm.data import create_dataset, create_loader
 
     return create_loader(
@@ -128,7 +128,7 @@ def timm_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any
 
 
 def torchvision_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
-    """The loader of torch on torchvision's folder and transforms."""
+    """Return the loader of torch on torchvision's folder and transforms."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
@@ -147,19 +147,19 @@ def torchvision_loader(root: Path, size: int, batch: int, workers: int) -> Itera
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Tensor]:
-    """The images of each batch, whichever loader's."""
+    """Yield the images of each batch of any loader."""
     for batch in loader:
         yield batch[0]
 
 
 def drain(loader: Iterable[Any]) -> None:
-    """One pass."""
+    """Run one pass over a loader."""
     for _ in loader:
         pass
 
 
 def disagreement(loaders: dict[str, Iterable[Any]]) -> str | None:
-    """What the loaders do not have in common; None where they do the same."""
+    """Return the differences between loaders; None if they do the same."""
     found = {name: list(batches_of(loader)) for name, loader in loaders.items()}
     shapes = {name: [tuple(image.shape) for image in batches] for name, batches in found.items()}
     if any(shape != shapes[OURS] for shape in shapes.values()):

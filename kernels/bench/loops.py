@@ -30,7 +30,7 @@ STARTED = "VISIONATTN_BENCH_STARTED"
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """Task of a training.
 
     Attributes:
         root: Folder with `train/CLASS/*` and `val/CLASS/*`.
@@ -52,13 +52,13 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """Folders of the training split."""
+        """Return the number of folders of the training split."""
         return sum(path.is_dir() for path in (Path(self.root) / "train").iterdir())
 
 
 @dataclass
 class Record:
-    """What a loop did.
+    """Record of a loop.
 
     Attributes:
         ends: When each step ended, in seconds.
@@ -77,7 +77,7 @@ class Record:
     peak_mb: float = 0.0
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        """Takes note of a step that just ended."""
+        """Record a step that just ended."""
         if not self.ends:
             self.first_step_s = time.time() - float(os.environ.get(STARTED, "nan"))
         self.losses.append(loss.item())
@@ -86,7 +86,7 @@ class Record:
 
 
 def ours(task: Task, record: Record) -> None:
-    """`train.py fit`, with its logger and callbacks; validation is left out."""
+    """Run `train.py fit`, with its logger and callbacks, without validation."""
     from lightning.pytorch import Callback
 
     from visionattn.cli import train
@@ -122,7 +122,7 @@ def ours(task: Task, record: Record) -> None:
 
 
 def plain(task: Task, record: Record) -> None:
-    """What one writes without a framework: torchvision's folder and transforms, torch's loader, optimizer, schedule."""
+    """Run a loop without a framework: torchvision's folder and transforms, torch's loader, optimizer, schedule."""
     import timm
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from torch.utils.data import DataLoader
@@ -169,7 +169,7 @@ def plain(task: Task, record: Record) -> None:
 
 
 def timm_script(task: Task, record: Record) -> None:
-    """The parts that timm's training script is made of; the script itself is in no package of timm's."""
+    """Run the parts of timm's training script; the script itself is in no package of timm's."""
     import timm
     from timm.data import create_dataset, create_loader
     from timm.loss import LabelSmoothingCrossEntropy
@@ -224,12 +224,12 @@ LOOPS: dict[str, Callable[[Task, Record], None]] = {"visionattn": ours, "plain l
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trained ones."""
+    """Count trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def check_root(root: Path | None) -> None:
-    """Checks `--root`, where it is given.
+    """Check `--root`, if it is given.
 
     Raises:
         ValueError: It is no folder with a training split.
@@ -239,7 +239,7 @@ def check_root(root: Path | None) -> None:
 
 
 def write_digits(root: Path, images: int, size: int = 32) -> None:
-    """A folder of scikit-learn's digits as JPEG files, again and again until there are enough; 20 for validation."""
+    """Write a folder of scikit-learn's digits as JPEG files, repeated until there are enough; 20 for validation."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -255,7 +255,7 @@ def write_digits(root: Path, images: int, size: int = 32) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the loop that the first argument names, on the task that the second one describes."""
+    """Run the loop that the first argument names, on the task that the second one describes."""
     task, record = Task(**json.loads(argv[1])), Record()
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)

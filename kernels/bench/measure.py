@@ -33,7 +33,7 @@ class Stopwatch:
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
 
     def __call__(self, run: Run) -> float:
-        """Milliseconds of one run."""
+        """Return the milliseconds of one run."""
         if self.flush is None:
             start = time.perf_counter()
             run()
@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 def time_in_turn(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each run.
+    """Return the median milliseconds of each run.
 
     They are taken in turn, so that what else the machine does falls on all of them, each time in another order, so
     that none always finds the cache as the same one left it.
@@ -68,18 +68,18 @@ def time_in_turn(runs: Mapping[str, Run], device: torch.device, repeats: int) ->
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches on a large matrix product and on a large copy (read plus written)."""
+    """Rates of the machine on a large matrix product and on a large copy (read plus written)."""
 
     flops_per_second: float
     bytes_per_second: float
 
     def floor_ms(self, flops: float, bytes_moved: float) -> float:
-        """The least time for so much work: whichever of arithmetic and traffic takes longer."""
+        """Return the least time for this work: the longer of arithmetic and traffic."""
         return 1e3 * max(flops / self.flops_per_second, bytes_moved / self.bytes_per_second)
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Rates:
-    """Best of many products and copies, each far larger than a cache unless `quick`."""
+    """Measure the best of many products and copies, each far larger than a cache unless `quick`."""
     n, size = (256, 1 << 16) if quick else (2048, 1 << 26) if device.type == "cpu" else (8192, 1 << 28)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     source = torch.ones(size, device=device, dtype=torch.float32)
@@ -94,7 +94,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool = False)
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """Most bytes that torch's allocator handed out at once during a run, beyond what it had handed out before.
+    """Return the most bytes that torch's allocator handed out at once during a run, beyond those before it.
 
     On a CPU this counts tensors, also those inside operators, and no other memory.
     """

@@ -1,4 +1,4 @@
-"""Measures the peak memory of forward and backward against the number of positions, for every backend.
+"""Measure the peak memory of forward and backward against the number of positions, for every backend.
 
     python -m kernels.bench.memory --device cpu
 
@@ -31,7 +31,7 @@ MAX_SCORES = {"cpu": 1 << 26, "cuda": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the measurement."""
+    """Run the measurement."""
     parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--backend", help="backends of this library, separated by commas (default: all)")
     args = parser.parse_args(argv)
@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_problem(length: int) -> Problem:
-    """The problem on a map of length x length."""
+    """Return the problem on a map of length x length."""
     return Problem(f"{length}x{length}", Window.create(KERNEL_SIZE), (length, length), 1, HEADS, HEAD_DIM)
 
 
 def contenders(length: int, backends: list[str], device: torch.device) -> Iterator[Contender]:
-    """The backends, but the reference on maps where it would not fit, and gathered keys in plain torch."""
+    """Return the backends, except the reference on maps too large for it, and gathered keys in plain torch."""
     problem = make_problem(length)
     for name in backends:
         if name != "reference" or HEADS * length**4 <= MAX_SCORES[device.type]:
@@ -75,7 +75,7 @@ def contenders(length: int, backends: list[str], device: torch.device) -> Iterat
 
 
 def measure(contender: Contender, length: int, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak MiB of forward and backward; None, with a message, for a backend that cannot run."""
+    """Measure peak MiB of forward and backward; None, with a message, for a backend that cannot run."""
     tensors = make_problem(length).make_tensors(device, dtype)
     grad = torch.randn_like(tensors[0])
 

@@ -1,4 +1,4 @@
-"""Measures images per second of NAT and DiNAT, in inference and in training, beside the same model on gathered keys.
+"""Measure images per second of NAT and DiNAT, in inference and in training, beside the same model on gathered keys.
 
     python -m kernels.bench.models --device cuda --models nat_tiny,dinat_tiny --batch 128 --dtype bfloat16
 
@@ -40,7 +40,7 @@ class GatheredAttention2d(NeighborhoodAttention2d):
     """The layer in plain torch, which gathers a copy of the keys for every query."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, H, W, dim]` to the same."""
+        """Map `[B, H, W, dim]` to the same."""
         size, kernel_size = (x.shape[1], x.shape[2]), self.kernel_size
         dilation = self.dilation or (largest_dilation(size[0], kernel_size), largest_dilation(size[1], kernel_size))
         attend = gather(Window.create(kernel_size, dilation=dilation), size, x.device)
@@ -50,7 +50,7 @@ class GatheredAttention2d(NeighborhoodAttention2d):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether the logits of all models agreed."""
+    """Run the benchmark; return exit status 0 if the logits of all models agree."""
     parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--models", help="names, separated by commas (default: those with published figures)")
     parser.add_argument("--batch", type=int, help="images per step (4 on cpu, 128 on cuda)")
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_contenders(
     name: str, batch: int, device: torch.device, channels_last: bool
 ) -> tuple[dict[str, nn.Module], Tensor]:
-    """The model, its twin on gathered keys, and images."""
+    """Return the model, its twin on gathered keys, and images."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     ours: nn.Module = timm.create_model(name).to(device).to(memory_format=layout)
     gathered = copy.deepcopy(ours)
@@ -102,14 +102,14 @@ def make_contenders(
 
 
 def disagreement(contenders: dict[str, nn.Module], images: Tensor) -> float:
-    """Largest difference of two images' logits in float32, relative to the largest logit."""
+    """Return the largest difference of two images' logits in float32, relative to the largest logit."""
     with torch.no_grad():
         ours, gathered = (model.eval()(images[:2]) for model in contenders.values())
     return float((ours - gathered).abs().max() / gathered.abs().max())
 
 
 def inference_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """Logits, in `dtype` throughout, of weights that stay as they are."""
+    """Return a step that computes logits, in `dtype` throughout, with fixed weights."""
     model = model.eval().to(dtype)
     images = images.to(dtype)
     if compiled:
@@ -126,7 +126,7 @@ def inference_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compile
 
 
 def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """Forward, backward and an AdamW step with float32 weights, cast to `dtype` where autocast does."""
+    """Return a step of forward, backward and AdamW with float32 weights, cast to `dtype` where autocast does."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters())
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
@@ -146,7 +146,7 @@ def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled
 def compare(
     steps: dict[str, Callable[[], None]], batch: int, device: torch.device, repeats: int
 ) -> list[dict[str, Any]]:
-    """Times the steps in turn; a twin that does not fit in memory is left out."""
+    """Time the steps in turn; a twin that does not fit in memory is left out."""
     able = {}
     for name, step in steps.items():
         try:
@@ -171,7 +171,7 @@ def compare(
 
 
 def show(problem: str, direction: str, dtype: str, rows: list[dict[str, Any]]) -> None:
-    """Prints what was measured and, apart from it, what others have published."""
+    """Print the measurements and, separately, published figures."""
     print(f"{problem}, {direction}, {dtype}")
     for row in rows:
         speed = f"{row['images_per_second']:10.1f} img/s {row['ratio_to_ours']:8.2f}x"

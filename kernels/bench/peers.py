@@ -1,4 +1,4 @@
-"""Those that stand beside each other on a problem: this library, and others' implementations of the same function."""
+"""Contenders on a problem: this library, and others' implementations of the same function."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Contender:
 
 
 def ours(problem: Problem, backend: str | None = None) -> Contender:
-    """This library, with the backend that it chooses or a named one."""
+    """Return this library, with the backend that it chooses or a named one."""
 
     def run(*tensors: Tensor) -> Tensor:
         out = windowed_attention(
@@ -58,7 +58,7 @@ def ours(problem: Problem, backend: str | None = None) -> Contender:
 
 
 def peers(problem: Problem, device: torch.device) -> Iterator[Contender]:
-    """Everyone else who computes this problem on this device, and full attention, which computes more."""
+    """Yield all other implementations on this device, and full attention, which computes more."""
     window, size, cuda = problem.window, problem.size, device.type == "cuda"
     torch_version, natten_version = torch.__version__, package_version("natten")
     if isinstance(problem, HaloLayer):
@@ -81,7 +81,7 @@ def peers(problem: Problem, device: torch.device) -> Iterator[Contender]:
 
 @lru_cache(maxsize=64)
 def gather(window: Window, size: tuple[int, int], device: torch.device) -> Run:
-    """Neighborhood attention in plain torch: one gathered copy of the keys per query, no tiles."""
+    """Return neighborhood attention in plain torch: one gathered copy of the keys per query, no tiles."""
     (see_h, offset_h), (see_w, offset_w) = (a.visible(n) for a, n in zip(window.axes, size, strict=True))
     rows, columns = (see.nonzero()[:, 1].view(len(see), -1) for see in (see_h, see_w))  # [H, k_h], [W, k_w]
     index = (rows[:, None, :, None] * size[1] + columns[None, :, None, :]).flatten(2).flatten(0, 1).to(device)
@@ -100,7 +100,7 @@ def gather(window: Window, size: tuple[int, int], device: torch.device) -> Run:
 
 
 def flex(window: Window, size: tuple[int, int], device: torch.device, rpb: bool) -> Run:
-    """Compiled `flex_attention` on row-major tokens: the window as a block mask, the bias as a score modification."""
+    """Return compiled `flex_attention` on row-major tokens: window as block mask, bias as score modification."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     (see_h, offset_h), (see_w, offset_w) = (
@@ -135,7 +135,7 @@ def flex(window: Window, size: tuple[int, int], device: torch.device, rpb: bool)
 
 
 def full_attention(name: str) -> Run:
-    """Attention over the whole map: more work, by torch's kernel of this name or, for "sdpa-full", its own choice."""
+    """Return attention over the whole map: more work, by torch's kernel `name` or, for "sdpa-full", its choice."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backends = {"sdpa-flash": [SDPBackend.FLASH_ATTENTION], "sdpa-cudnn": [SDPBackend.CUDNN_ATTENTION]}.get(name)
@@ -154,13 +154,13 @@ def full_attention(name: str) -> Run:
 
 
 def natten_kind() -> str:
-    """What to know of an installed NATTEN beside its version: whether its compiled kernels are there."""
+    """Return a note if the installed NATTEN lacks its compiled kernels, else ""."""
     found = getattr(importlib.import_module("natten"), "HAS_LIBNATTEN", False)
     return "" if found else " (no libnatten)"
 
 
 def natten(window: Window) -> Run:
-    """NATTEN, with the backend that it chooses."""
+    """Return NATTEN, with the backend that it chooses."""
     from natten.functional import na1d, na2d
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def natten(window: Window) -> Run:
 
 
 def timm_layer(problem: HaloLayer, device: torch.device) -> Run:
-    """The layer `HaloAttn` of timm; the problem's parameters take the place of its own, without a copy."""
+    """Return the layer `HaloAttn` of timm; the problem's parameters replace its own, without a copy."""
     from timm.layers.halo_attn import HaloAttn
 
     layer = HaloAttn(

@@ -1,4 +1,4 @@
-"""Draws the images of kernels/bench/results from the CSV files there; needs matplotlib.
+"""Draw the images of kernels/bench/results from the CSV files there; needs matplotlib.
 
 python -m kernels.bench.plot
 """
@@ -32,7 +32,7 @@ STYLES = dict(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draws an image beside every result file of a kind that has one."""
+    """Draw an image beside every result file of a kind that has one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw_attention(rows: Rows, path: Path) -> Path:
-    """How many times longer each peer takes on each problem, forward and with backward."""
+    """Draw the factor by which each peer takes longer on each problem, forward and with backward."""
     dtypes, problems = (list(dict.fromkeys(row[key] for row in rows)) for key in ("dtype", "problem"))
     figure = new_figure(10, len(dtypes) * (1.2 + 0.24 * len(problems)))
     panels = figure.subplots(len(dtypes), len(DIRECTIONS), squeeze=False, sharex=True, sharey=True)
@@ -75,7 +75,7 @@ def _draw_ratios(axes: Axes, rows: Rows, problems: list[str]) -> None:
 
 
 def draw_memory(rows: Rows, path: Path) -> Path:
-    """Peak memory against positions, both axes logarithmic, with the exponent of each line."""
+    """Draw peak memory against positions, both axes logarithmic, with the exponent of each line."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure = new_figure(6.4 * len(dtypes), 4.2)
     for dtype, axes in zip(dtypes, figure.subplots(1, len(dtypes), squeeze=False)[0], strict=True):

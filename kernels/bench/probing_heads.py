@@ -1,4 +1,4 @@
-"""Measures efficient probing beside the order of its equations: values of all tokens first, then their sums.
+"""Measure efficient probing beside the order of its equations: values of all tokens first, then their sums.
 
     python -m kernels.bench.probing_heads --device cpu
 
@@ -38,7 +38,7 @@ class ProjectFirst(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, num_classes] of tokens [B, N, dim]."""
+        """Return logits [B, num_classes] of tokens [B, N, dim]."""
         pool = self.head.pool
         weights = (pool.queries * pool.scale @ tokens.mT).softmax(-1)  # [B, M, N]
         values = pool.v(tokens).unflatten(-1, (pool.num_queries, -1)).transpose(1, 2)  # [B, M, N, channels]
@@ -47,7 +47,7 @@ class ProjectFirst(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all results agreed."""
+    """Run the benchmark; return exit status 0 if all results agree."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--heads", default="ep_32", help=f"of {', '.join(HEADS)}, separated by commas (default: ep_32)")
     parser.add_argument("--batch", type=int, default=64, help="images per step (default: 64)")
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def disagreement(head: nn.Module, tokens: Tensor) -> float:
-    """Largest difference of logits and gradients of four images in float64, each relative to the largest entry."""
+    """Return the largest difference of logits and gradients of four images in float64, each over the largest entry."""
     results = []
     for make in (lambda net: net, ProjectFirst):
         net, x = make(copy.deepcopy(head).double().train()), tokens[:4].double().requires_grad_()

@@ -1,4 +1,4 @@
-"""Measures the training of many probing heads at many learning rates: all at once, and one after another.
+"""Measure the training of many probing heads at many learning rates: all at once, and one after another.
 
     python -m kernels.bench.probing_joint --device cpu
 
@@ -53,7 +53,7 @@ TOLERANCE = 1e-10
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all results agreed."""
+    """Run the benchmark; return exit status 0 if all results agree."""
     parser = new_parser(__doc__, "float32")
     known = ", ".join((*HEADS, *LARGER))
     parser.add_argument("--heads", default=",".join(HEADS), help=f"of {known}; separated by commas (default: eight)")
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_features(folder: Path, layout: TokenLayout, images: int) -> FeatureSource:
-    """A cache of random tokens in float16, as that of a backbone is laid out."""
+    """Make a cache of random tokens in float16, with the layout of a backbone's cache."""
     rng = np.random.default_rng(0)
     fields = {"index": Field("int64"), "last.tokens": Field("float16", (layout.num_tokens, layout.dim))}
     arrays = ShardedArrays(folder, {}, fields, images)
@@ -135,7 +135,7 @@ def train_alone(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[ProbingHead, float]:
-    """A head after all epochs, and the best of its accuracies on the part that is held out."""
+    """Return a head after all epochs, and its best accuracy on the held-out part."""
     fitted, judged = hold_out(source.targets, recipe.held_out, recipe.seed)
     steps = math.ceil(len(fitted) / recipe.batch_size)
     warmup, total = int(steps * min(recipe.warmup_epochs, recipe.epochs / 4)), steps * recipe.epochs
@@ -168,7 +168,7 @@ def train_alone(
 
 
 def disagreement(source: FeatureSource, candidates: Sequence[Candidate], recipe: Recipe, device: torch.device) -> float:
-    """Largest difference of weights and accuracies between both ways, in float64."""
+    """Return the largest difference of weights and accuracies between both ways, in float64."""
     training = JointTraining(source, source, candidates, NUM_CLASSES, recipe, device, torch.float64)
     training.fit()
     differences = [0.0]

@@ -1,4 +1,4 @@
-"""What is measured: windows and maps of published networks, and the least that computing them takes."""
+"""Problems that are measured: windows and maps of published networks, and the least work that computes them."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class Problem:
     """So many of the tensors, the first ones, have a batch dimension."""
 
     def make_tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Random leaves that a contender maps to the output."""
+        """Draw random leaves that a contender maps to the output."""
         shapes = [(self.batch, *self.size, self.heads, self.head_dim)] * 3
         tables = [(self.heads, *(2 * k - 1 for k in self.window.kernel_size))] if self.rpb else []
         return tuple(torch.randn(x, device=device, dtype=dtype).requires_grad_() for x in (*shapes, *tables))
 
     def arguments(self, *tensors: Tensor) -> dict[str, Tensor]:
-        """The tensors of `windowed_attention` by name."""
+        """Return the tensors of `windowed_attention` by name."""
         return dict(zip(("q", "k", "v", "rpb"), tensors, strict=False))
 
     def to_output(self, out: Tensor) -> Tensor:
-        """Heads-last attention output `[B, H, W, heads, head_dim]` in the layout that contenders return."""
+        """Convert heads-last attention output `[B, H, W, heads, head_dim]` to the layout that contenders return."""
         return out
 
     def to_heads_last(self, out: Tensor) -> Tensor:
-        """The inverse of `to_output`."""
+        """Invert `to_output`."""
         return out
 
     def flops(self, direction: Direction) -> float:
-        """Floating-point operations of the pairs that take part; backward has five products to forward's two."""
+        """Count floating-point operations of visible pairs; backward has five products to forward's two."""
         pairs = self.batch * self.heads * self.window.count_pairs(self.size)
         return 4.0 * pairs * self.head_dim * (1 if direction == "forward" else 3.5)
 
     def bytes_moved(self, tensors: tuple[Tensor, ...], direction: Direction) -> float:
-        """Bytes when each pass reads its inputs and writes its outputs once.
+        """Count bytes if each pass reads its inputs and writes its outputs once.
 
         Backward reads the inputs, the output and its gradient, and writes the gradients of the inputs.
         """
@@ -85,16 +85,16 @@ class HaloLayer(Problem):
 
     @property
     def block_size(self) -> int:
-        """Edge of a block of queries."""
+        """Return the edge of a block of queries."""
         return self.window.stride[0]
 
     @property
     def halo_size(self) -> int:
-        """Keys seen on each side of a block."""
+        """Return the number of keys seen on each side of a block."""
         return (self.window.kernel_size[0] - self.block_size) // 2
 
     def make_tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Maps, then weights of queries, of keys and values, and tables of rows and columns, at timm's scale."""
+        """Draw maps, weights of queries, of keys and values, and tables of rows and columns, at timm's scale."""
         dim = self.heads * self.head_dim
         table = (2 * self.window.kernel_size[0] - 1, self.head_dim)
         shapes = [(self.batch, dim, *self.size), (dim, dim, 1, 1), (2 * dim, dim, 1, 1), table, table]
@@ -103,7 +103,7 @@ class HaloLayer(Problem):
         return tuple(x.to(dtype).requires_grad_() for x in drawn)
 
     def arguments(self, *tensors: Tensor) -> dict[str, Tensor]:
-        """Projects the maps, and the queries onto the relative tables."""
+        """Project the maps, and the queries onto the relative tables."""
         x, query, key_value, rows, columns = tensors
         x = x.permute(0, 2, 3, 1)
         q = F.linear(x, query.flatten(1)).unflatten(-1, (self.heads, self.head_dim))
@@ -114,15 +114,15 @@ class HaloLayer(Problem):
         return {"q": q, "k": k, "v": v, "rel_h": rel_h, "rel_w": rel_w}
 
     def to_output(self, out: Tensor) -> Tensor:
-        """To NCHW."""
+        """Convert to NCHW."""
         return out.flatten(-2).permute(0, 3, 1, 2).contiguous()
 
     def to_heads_last(self, out: Tensor) -> Tensor:
-        """From NCHW."""
+        """Convert from NCHW."""
         return out.permute(0, 2, 3, 1).unflatten(-1, (self.heads, self.head_dim))
 
     def flops(self, direction: Direction) -> float:
-        """Those of attention, of the projections, and of the relative logits that are read."""
+        """Count operations of attention, of the projections, and of the relative logits that are read."""
         dim, positions = self.heads * self.head_dim, self.batch * self.size[0] * self.size[1]
         linear = 2.0 * positions * dim * (3 * dim + sum(self.window.kernel_size))
         return super().flops(direction) + linear * (1 if direction == "forward" else 3)
@@ -133,7 +133,7 @@ NAT_TINY = ((56, 2, 8), (28, 4, 4), (14, 8, 2), (7, 16, 1))
 
 
 def attention_problems(device: torch.device, batch: int | None, quick: bool) -> list[Problem]:
-    """The problems of a device; `batch` overrides that of the networks' stages."""
+    """Return the problems of a device; `batch` overrides that of the networks' stages."""
     if quick:
         layer = HaloLayer("halonet-layer B2 16x16 h2 c8 b4 h1", Window.create(6, 4, boundary="zero"), (16, 16), 2, 2, 8)
         return [*_nat_stages(2, ((14, 2, 4),), head_dim=8, kernel_size=3), layer]
@@ -145,7 +145,7 @@ def attention_problems(device: torch.device, batch: int | None, quick: bool) -> 
 def _nat_stages(
     batch: int, stages: tuple[tuple[int, int, int], ...] = NAT_TINY, head_dim: int = 32, kernel_size: int = 7
 ) -> list[Problem]:
-    """Stages of NAT (d 1) and DiNAT, with and without relative bias."""
+    """Return stages of NAT (d 1) and DiNAT, with and without relative bias."""
     found = []
     for stage, (length, heads, dilation) in enumerate(stages, 1):
         for d in sorted({1, dilation}):
@@ -158,7 +158,7 @@ def _nat_stages(
 
 
 def _halonet_stage(batch: int) -> list[Problem]:
-    """A stage of HaloNet: its attention alone (of the paper: masked), and the whole layer as timm has it."""
+    """Return a stage of HaloNet: its attention alone (of the paper: masked), and the whole layer as timm has it."""
     shape = f"B{batch} 64x64 h4 c16 b8 h3"
     masked, zero = Window.create(14, 8, boundary="mask"), Window.create(14, 8, boundary="zero")
     return [
@@ -168,7 +168,7 @@ def _halonet_stage(batch: int) -> list[Problem]:
 
 
 def _natten_profiler() -> list[Problem]:
-    """The 1-D problem and the 2-D one (FLUX at 4K) of the documentation of NATTEN's profiler."""
+    """Return the 1-D problem and the 2-D one (FLUX at 4K) of the documentation of NATTEN's profiler."""
     return [
         Problem("na1d B1 L32768 h1 c128 w2048", Window.create((1, 2048)), (1, 32768), 1, 1, 128),
         Problem("na2d B1 256x256 h24 c128 w80", Window.create(80), (256, 256), 1, 24, 128),

@@ -1,4 +1,4 @@
-"""Result files: rows as CSV, and beside them as JSON where they come from. Also what others have published."""
+"""Result files: rows as CSV, and their origin as JSON beside them. Also published figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 def package_version(package: str) -> str:
-    """Version of an installed package, or "absent"."""
+    """Return the version of an installed package, or "absent"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -37,7 +37,7 @@ class Report:
     """Rows of one run; written after every problem, so that an interrupted run keeps what it has."""
 
     def __init__(self, path: Path | None, device: torch.device, columns: Sequence[str], **details: object) -> None:
-        """Starts a report.
+        """Start a report.
 
         Args:
             path: CSV file; the JSON file is its sibling. None writes nothing.
@@ -56,7 +56,7 @@ class Report:
         self.columns = [*self.common, *columns]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Appends rows and writes both files; numbers keep four digits."""
+        """Append rows and write both files; numbers keep four digits."""
         for row in rows:
             shown = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()}
             self.rows.append({name: {**self.common, **shown}.get(name, "") for name in self.columns})
@@ -71,30 +71,30 @@ class Report:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; an absent number is an empty string."""
+    """Read rows of a CSV file; an absent number is an empty string."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """Where the rows of a CSV file come from."""
+    """Read the origin of the rows of a CSV file."""
     origin: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return origin
 
 
 def published(problem: str, direction: str) -> list[dict[str, str]]:
-    """What others state for a problem."""
+    """Return published figures of a problem."""
     rows = read_rows(PUBLISHED)
     return [row for row in rows if (row["problem"], row["direction"]) == (problem, direction)]
 
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The p of the power law `y ~ x ** p` that fits best: the slope of a line through the logarithms."""
+    """Return the p of the power law `y ~ x ** p` that fits best: the slope of a line through the logarithms."""
     u, v = ([math.log(value) for value in values] for values in (x, y))
     mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
     return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / sum((a - mean_u) ** 2 for a in u)
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The mean of ratios."""
+    """Return the mean of ratios."""
     return math.exp(sum(map(math.log, values)) / len(values))

@@ -1,4 +1,4 @@
-"""Measures an evaluation as large as MSMT17's beside its matrix products alone: seconds and memory above the features.
+"""Measure an evaluation as large as MSMT17's beside its matrix products alone: seconds and memory above the features.
 
     python -m kernels.bench.retrieval
     python -m kernels.bench.retrieval --rerank --queries 3000 --gallery 17000
@@ -22,7 +22,7 @@ from visionattn.metrics.retrieval import CHUNK_BYTES, evaluate_distances, evalua
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and prints it."""
+    """Run the benchmark and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=11659)
     parser.add_argument("--gallery", type=int, default=82161)
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--identities", type=int, default=3060)
     parser.add_argument("--cameras", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rerank", action="store_true", help="re-rank, too")
+    parser.add_argument("--rerank", action="store_true", help="also re-rank")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def peak_gb() -> float:
-    """Most memory that the process has held."""
+    """Return the most memory that the process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

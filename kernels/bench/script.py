@@ -1,4 +1,4 @@
-"""What every benchmark script shares: its arguments, its device, one line for what is wrong with either."""
+"""Shared parts of benchmark scripts: arguments, device, one line per error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def new_parser(description: str | None, default_dtypes: str) -> argparse.ArgumentParser:
-    """A parser with the options that all scripts take."""
+    """Make a parser with the options that all scripts take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", help=f"{', '.join(DTYPES)}; several separated by commas (default: {default_dtypes})")
@@ -29,7 +29,7 @@ def new_parser(description: str | None, default_dtypes: str) -> argparse.Argumen
         "--keep-memory",
         action="store_true",
         help="on cpu: reuse freed memory, as torch does on a GPU; by default glibc gives large blocks back to the "
-        "system, and whoever makes large temporaries pays for fresh pages (the script starts itself anew for this)",
+        "system, and whoever makes large temporaries pays for fresh pages (the script restarts itself for this)",
     )
     parser.add_argument("--quick", action="store_true", help="a few small problems; writes nothing without --output")
     parser.add_argument("--output", type=Path, help="CSV file (default: kernels/bench/results/<what>-<device>.csv)")
@@ -37,7 +37,7 @@ def new_parser(description: str | None, default_dtypes: str) -> argparse.Argumen
 
 
 def prepare(args: argparse.Namespace, what: str) -> torch.device:
-    """Checks the shared options, applies them, and fills in `args.output`.
+    """Check the shared options, apply them, and fill in `args.output`.
 
     Raises:
         ValueError: An option has a value that cannot be used.
@@ -59,12 +59,12 @@ def prepare(args: argparse.Namespace, what: str) -> torch.device:
 
 
 def keeps_memory() -> bool:
-    """Whether this process was started with `KEEP_MEMORY`."""
+    """Return whether this process was started with `KEEP_MEMORY`."""
     return KEEP_MEMORY.items() <= os.environ.items()
 
 
 def choose(option: str, value: str, known: Iterable[str]) -> list[str]:
-    """The names in a comma-separated value, in its order.
+    """Return the names in a comma-separated value, in its order.
 
     Raises:
         ValueError: One of them is not known, or there is none.
@@ -82,7 +82,7 @@ def choose(option: str, value: str, known: Iterable[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Exit status of a script; a ValueError, which is what bad arguments raise, becomes one line."""
+    """Run a script and return its exit status; print a ValueError, which bad arguments raise, as one line."""
     if "--keep-memory" in sys.argv and not keeps_memory():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP_MEMORY)
     try:

@@ -1,4 +1,4 @@
-"""Measures how long commands take before they do anything, and what imports cost.
+"""Measure the start-up time of commands and the cost of imports.
 
     python -m kernels.bench.startup --device cpu
 
@@ -38,7 +38,7 @@ CHILD += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and prints it."""
+    """Run the benchmark and print it."""
     parser = new_parser(__doc__, "float32")
     args = parser.parse_args(argv)
     device = prepare(args, "startup")
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def seconds(command: list[str]) -> float:
-    """How long a command runs.
+    """Time a command.
 
     Raises:
         ValueError: It fails.
@@ -81,7 +81,7 @@ def seconds(command: list[str]) -> float:
 
 
 def peak_mb(command: list[str]) -> float:
-    """Most memory that a command held, in MiB.
+    """Return the most memory that a command held, in MiB.
 
     Raises:
         ValueError: It fails.

@@ -1,4 +1,4 @@
-"""Writes the tables of kernels/README.md from the CSV files of kernels/bench/results.
+"""Write the tables of kernels/README.md from the CSV files of kernels/bench/results.
 
     python -m kernels.bench.table            # rewrites what stands between the markers
     python -m kernels.bench.table --check    # fails if that would change anything
@@ -28,7 +28,7 @@ Rows = Sequence[dict[str, str]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Updates or checks the README."""
+    """Update or check the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the tables are out of date")
     parser.add_argument("--readme", type=Path, default=README)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def update(text: str, results: Path) -> str:
-    """The text with every table made anew.
+    """Return the text with every table updated.
 
     Raises:
         ValueError: A table has no result file.
@@ -58,7 +58,7 @@ def update(text: str, results: Path) -> str:
 
 
 def render(path: Path) -> str:
-    """The tables of one result file, in Markdown, under a line that says where they come from."""
+    """Return the tables of one result file, in Markdown, under a line with their origin."""
     tables: dict[str, Callable[[Rows], str]] = {
         "attention": attention_tables,
         "backends": backends_table,
@@ -81,7 +81,7 @@ def render(path: Path) -> str:
 
 
 def caption(path: Path) -> str:
-    """Hardware, versions, command and revision of a result file."""
+    """Return hardware, versions, command and revision of a result file."""
     origin = read_origin(path)
     hardware = origin["hardware"]
     threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
@@ -95,7 +95,7 @@ def caption(path: Path) -> str:
 
 
 def attention_tables(rows: Rows) -> str:
-    """The means over stages, then a line per problem and direction: our time, and how many times longer peers take."""
+    """Return means over stages, then a line per problem and direction: our time, and the factors of peers."""
     peers = [name for name in PEERS if any(row["contender"] == name for row in rows)]
     lines = []
     for (problem, direction), cells in group(rows, "problem", "direction").items():
@@ -108,7 +108,7 @@ def attention_tables(rows: Rows) -> str:
 
 
 def summary(rows: Rows, peers: Sequence[str]) -> str:
-    """How many times longer peers take: geometric means over NAT-Tiny's stages 1-3."""
+    """Return factors by which peers take longer: geometric means over NAT-Tiny's stages 1-3."""
     groups: dict[str, Callable[[int, int, bool], bool]] = {
         "stage 1, d 1": lambda stage, d, rpb: stage == 1 and d == 1 and not rpb,
         "stages 1–3, d 1": lambda stage, d, rpb: stage <= 3 and d == 1 and not rpb,
@@ -137,7 +137,7 @@ def summary(rows: Rows, peers: Sequence[str]) -> str:
 
 
 def others(rows: Rows) -> str:
-    """What others have published for these problems; it is compared with nothing here."""
+    """Return published figures of these problems; they are not compared with ours."""
     lines = [
         [problem, row["contender"], f"{row['value']} {row['unit']}", row["hardware"], row["source"]]
         for problem, direction in group(rows, "problem", "direction")
@@ -147,7 +147,7 @@ def others(rows: Rows) -> str:
 
 
 def backends_table(rows: Rows) -> str:
-    """A line per problem and direction: the time of each backend, the least in bold, and of the automatic choice."""
+    """Return a line per problem and direction: times of backends, the least in bold, and of the automatic choice."""
     names = list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != OURS))
     lines = []
     for (problem, direction), cells in group(rows, "problem", "direction").items():
@@ -160,7 +160,7 @@ def backends_table(rows: Rows) -> str:
 
 
 def memory_table(rows: Rows) -> str:
-    """A line per backend: the peak at each map, and how it grows."""
+    """Return a line per backend: the peak at each map, and its growth."""
     maps = list(dict.fromkeys(row["map"] for row in rows))
     lines = []
     for (name,), cells in group(rows, "contender", inner="map").items():
@@ -171,7 +171,7 @@ def memory_table(rows: Rows) -> str:
 
 
 def models_table(rows: Rows) -> str:
-    """A line per model and direction: images per second, and beside them what others have published."""
+    """Return a line per model and direction: images per second, and published figures beside them."""
     lines = []
     for (model, batch, direction), cells in group(rows, "model", "batch", "direction").items():
         found = cells.get("gather")
@@ -187,7 +187,7 @@ def models_table(rows: Rows) -> str:
 
 
 def halonet_table(rows: Rows) -> str:
-    """A line per network, part and direction: our time, and how many times longer timm takes."""
+    """Return a line per network, part and direction: our time, and the factor by which timm takes longer."""
     lines = [
         [f"{model} B{batch}", part, direction, number(cells[OURS]["median_ms"]), f"{ratio:.1f}×"]
         for (model, batch, part, direction), cells in group(rows, "model", "batch", "part", "direction").items()
@@ -197,7 +197,7 @@ def halonet_table(rows: Rows) -> str:
 
 
 def terminator_table(rows: Rows) -> str:
-    """A line per mode and direction: our time, and how many times longer the transcription takes."""
+    """Return a line per mode and direction: our time, and the factor by which the transcription takes longer."""
     lines = [
         [f"{model} B{batch}", mode, direction, number(cells[OURS]["median_ms"]), f"{ratio:.1f}×"]
         for (model, batch, mode, direction), cells in group(rows, "model", "batch", "mode", "direction").items()
@@ -207,7 +207,7 @@ def terminator_table(rows: Rows) -> str:
 
 
 def training_table(rows: Rows) -> str:
-    """A line per model and number of workers: our time and memory, and those of the other loops over ours."""
+    """Return a line per model and number of workers: our time and memory, and those of the other loops over ours."""
     others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
     lines = []
     for (model, batch, workers), cells in group(rows, "model", "batch", "workers").items():
@@ -224,7 +224,7 @@ def training_table(rows: Rows) -> str:
 
 
 def loader_table(rows: Rows) -> str:
-    """A line per size and number of workers: images per second, and how many times as fast ours is."""
+    """Return a line per size and number of workers: images per second, and our speed-up."""
     others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
     lines = [
         [
@@ -239,7 +239,7 @@ def loader_table(rows: Rows) -> str:
 
 
 def startup_table(rows: Rows) -> str:
-    """A line per command: its time, how often that of `import timm`, and its memory."""
+    """Return a line per command: its time, its ratio to `import timm`, and its memory."""
     lines = [
         [f"`{row['command']}`", number(row["median_ms"]), f"{float(row['ratio_to_timm']):.2f}×", number(row["peak_mb"])]
         for row in rows
@@ -248,7 +248,7 @@ def startup_table(rows: Rows) -> str:
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
-    """Rows by the values of `keys`, then by that of `inner`."""
+    """Group rows by the values of `keys`, then by that of `inner`."""
     found: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), {})[row[inner]] = row
@@ -256,13 +256,13 @@ def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, .
 
 
 def number(value: Any) -> str:
-    """Three digits, or all before the point."""
+    """Format three digits, or all before the point."""
     value = float(value)
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]], text: int) -> str:
-    """A table whose first `text` columns are text, the others numbers."""
+    """Format a table whose first `text` columns are text, the others numbers."""
     rule = ["---"] * text + ["---:"] * (len(header) - text)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 

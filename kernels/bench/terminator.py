@@ -1,4 +1,4 @@
-"""Measures Terminator beside a plain transcription of its equations, in inference and in training.
+"""Measure Terminator beside a plain transcription of its equations, in inference and in training.
 
     python -m kernels.bench.terminator --device cpu
 
@@ -31,7 +31,7 @@ PLAIN = "transcription"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all results agreed."""
+    """Run the benchmark; return exit status 0 if all results agree."""
     parser = new_parser(__doc__, "float32")
     parser.add_argument("--modes", help=f"of {', '.join(MODES)}, separated by commas (default: both)")
     parser.add_argument("--batch", type=int, default=16, help="images per step (default: 16)")
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def disagreement(model: nn.Module, images: Tensor, training: bool) -> float:
-    """Largest difference of logits and gradients of two images in float64, each relative to the largest entry."""
+    """Return the largest difference of logits and gradients of two images in float64, each over the largest entry."""
     results = []
     for make in (lambda net: net, PlainTerminator):
         net = make(copy.deepcopy(model).double()).train(training)

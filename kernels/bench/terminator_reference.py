@@ -1,4 +1,4 @@
-"""Terminator written down plainly, as its equations stand, on NCHW maps; what the optimized one is compared with.
+"""Plain transcription of Terminator's equations, on NCHW maps; the optimized model is compared with it.
 
 Nothing is shared between products, folded, cached or reordered. Parameters are those of a `visionattn` model.
 """
@@ -15,7 +15,7 @@ EPS = 1e-5
 
 
 def global_product(w_hat: Tensor, z: Tensor, mode: str) -> Tensor:
-    """`w_hat @ z` per channel, `w_hat * z`, or a convolution about the middle of the map, written as its sum."""
+    """Compute `w_hat @ z` per channel, `w_hat * z`, or a convolution about the middle of the map, as a sum."""
     if mode == "matmul":
         return w_hat @ z
     if mode == "elementwise":
@@ -29,7 +29,7 @@ def global_product(w_hat: Tensor, z: Tensor, mode: str) -> Tensor:
 
 
 def shifted(x: Tensor, by: int, dim: int) -> Tensor:
-    """`out[p] = x[p - by]` along one axis, zero where that is beyond it."""
+    """Compute `out[p] = x[p - by]` along one axis, zero where that is beyond it."""
     length = x.shape[dim]
     by = max(-length, min(length, by))
     zeros = x.new_zeros([abs(by) if i == dim else n for i, n in enumerate(x.shape)])
@@ -39,7 +39,7 @@ def shifted(x: Tensor, by: int, dim: int) -> Tensor:
 
 
 def local_product(z: Tensor, kernel: Tensor) -> Tensor:
-    """Depthwise convolution: with one kernel `[1, C, kH, kW]`, or with one per image."""
+    """Compute a depthwise convolution: with one kernel `[1, C, kH, kW]`, or with one per image."""
     batch, channels, height, width = z.shape
     padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
     if len(kernel) == 1:
@@ -50,21 +50,21 @@ def local_product(z: Tensor, kernel: Tensor) -> Tensor:
 
 
 def instance_standardize(x: Tensor) -> Tensor:
-    """IS."""
+    """Compute IS."""
     if x.shape[2] * x.shape[3] == 1:
         return torch.zeros_like(x)
     return F.instance_norm(x, eps=EPS)
 
 
 def batch_standardize(x: Tensor, norm: nn.Module) -> Tensor:
-    """BS; at evaluation by running statistics where there are any."""
+    """Compute BS; at evaluation by running statistics where there are any."""
     training = norm.training or norm.running_mean is None
     mean, var = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     return F.batch_norm(x, mean, var, training=training, eps=EPS)
 
 
 def group_standardize(x: Tensor, norm: nn.Module) -> Tensor:
-    """G-IBS: even groups BS, odd ones IS."""
+    """Compute G-IBS: even groups BS, odd ones IS."""
     groups = x.chunk(12, 1)
     even = batch_standardize(torch.cat(groups[0::2], 1), norm.batch).chunk(6, 1)
     odd = [instance_standardize(group) for group in groups[1::2]]
@@ -72,7 +72,7 @@ def group_standardize(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def filters(net: nn.Module) -> list[Tensor]:
-    """`g_l(c) = sin(U_l c)`, `[1, h, kH, kW]` per layer."""
+    """Compute `g_l(c) = sin(U_l c)`, `[1, h, kH, kW]` per layer."""
     axes = [torch.linspace(-1, 1, n, dtype=net.tap_bias.dtype) for n in net.size[2 - net.ndim :]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].reshape(1, net.ndim, *net.size)
     weight, bias = net.filters.weight[:, :, None, None], net.filters.bias
@@ -83,13 +83,13 @@ def filters(net: nn.Module) -> list[Tensor]:
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:
-    """A 1x1 map."""
+    """Apply a 1x1 map."""
     weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
     return F.conv2d(x, weight, layer.bias)
 
 
 def slow_network(net: nn.Module) -> Tensor:
-    """The kernel `[1, C, kH, kW]`."""
+    """Return the kernel `[1, C, kH, kW]`."""
     g = filters(net)
     h = g[0]
     for level, layer in enumerate(net.layers, 1):
@@ -98,7 +98,7 @@ def slow_network(net: nn.Module) -> Tensor:
 
 
 def local_slow_network(net: nn.Module, x: Tensor) -> Tensor:
-    """The kernels `[B, C, kH, kW]`; one for the mean of the batch with `paper_compat`."""
+    """Return the kernels `[B, C, kH, kW]`; one for the mean of the batch with `paper_compat`."""
     v = linear(F.adaptive_avg_pool2d(x, net.size), net.squeeze)
     if net.paper_compat:
         v = v.mean(0, keepdim=True)
@@ -114,20 +114,20 @@ def local_slow_network(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def rgu(unit: nn.Module, x: Tensor) -> Tensor:
-    """RGU."""
+    """Compute RGU."""
     k, v = linear(x, unit.key), linear(x, unit.value)
     q = F.gelu(instance_standardize(k * linear(v, unit.query))) + unit.position_bias
     return linear(q, unit.proj)
 
 
 def hci(gate: nn.Module, x: Tensor) -> Tensor:
-    """HCI."""
+    """Compute HCI."""
     y = F.adaptive_avg_pool2d(x, 1)
     return x * torch.sigmoid(y * y * slow_network(gate.channel).view(1, -1, 1, 1))
 
 
 def hyper_interaction(gate: nn.Module, y: Tensor, x: Tensor) -> Tensor:
-    """HI."""
+    """Compute HI."""
     y_c, m = F.adaptive_avg_pool2d(y, 1), y.mean(1, keepdim=True)
     s_c = y_c * y_c * slow_network(gate.channel).view(1, -1, 1, 1)
     s_s = m * m * slow_network(gate.spatial)
@@ -135,19 +135,19 @@ def hyper_interaction(gate: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
 
 def local_mixing(layer: nn.Module, context: Tensor, z: Tensor) -> Tensor:
-    """`GELU(BS(1x1(dwconv))) + scalar`."""
+    """Compute `GELU(BS(1x1(dwconv))) + scalar`."""
     y = linear(local_product(z, local_slow_network(layer.kernel, context)), layer.proj)
     y = F.gelu(batch_standardize(y, layer.norm))
     return y if layer.scalar is None else y + layer.scalar
 
 
 def tile(x: Tensor, channels: int) -> Tensor:
-    """Repeats the channels of `[B, C, H, W]`."""
+    """Repeat the channels of `[B, C, H, W]`."""
     return torch.cat([x] * -(-channels // x.shape[1]), 1)[:, :channels]
 
 
 def block(net: nn.Module, x: Tensor, dense: list[Tensor]) -> Tensor:
-    """One block, on the input and the outputs of earlier blocks."""
+    """Run one block, on the input and the outputs of earlier blocks."""
     a = x * slow_network(net.kernel)
     fast = instance_standardize(rgu(net.rgu_slow, a) + rgu(net.rgu_fast, x))
     mix = instance_standardize(linear(x, net.mix))
@@ -171,12 +171,12 @@ class PlainTerminator(nn.Module):
     """The network, with the parameters of a `visionattn` model."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Takes the model."""
+        """Keep the model."""
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images to logits."""
+        """Map images to logits."""
         x, outputs = self.model.stem(x), []
         for net, sources in zip(self.model.blocks, self.model.dense, strict=True):
             x = block(net, x, [outputs[i] for i in sources])

@@ -1,4 +1,4 @@
-"""Measures the training loop of train.py beside a plain loop of PyTorch and one after timm's training script.
+"""Measure the training loop of train.py beside a plain loop of PyTorch and one after timm's training script.
 
     python -m kernels.bench.training --device cpu
     python -m kernels.bench.training --device cpu --root data/cifar10
@@ -46,7 +46,7 @@ SAME_SCALE = 1.25
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; the exit status tells whether all loops do the same."""
+    """Run the benchmark; return exit status 0 if all loops do the same."""
     parser = new_parser(__doc__, "float32")
     parser.set_defaults(repeats=5)
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)} (default: all)")
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(task: Task, rounds: int) -> dict[str, list[Record]]:
-    """Records of each loop: of a first round that is for comparing them alone, then of those that are timed."""
+    """Return records of each loop: of a first round for comparison only, then of the timed rounds."""
     records: dict[str, list[Record]] = {name: [] for name in LOOPS}
     for number in range(1 + rounds):
         for name in random.Random(number).sample(list(LOOPS), len(LOOPS)):
@@ -96,7 +96,7 @@ def measure(task: Task, rounds: int) -> dict[str, list[Record]]:
 
 
 def train(name: str, task: Task) -> Record:
-    """Runs a loop in a process of its own.
+    """Run a loop in a process of its own.
 
     Raises:
         ValueError: It failed.
@@ -110,7 +110,7 @@ def train(name: str, task: Task) -> Record:
 
 
 def disagreement(records: Mapping[str, Sequence[Record]]) -> str | None:
-    """What the loops do not have in common, by their first round; None where they do the same."""
+    """Return the differences between loops, by their first round; None if they do the same."""
     first = {name: found[0] for name, found in records.items()}
     for what in ("images", "parameters"):
         values: dict[str, Any] = {name: getattr(record, what) for name, record in first.items()}
@@ -124,12 +124,12 @@ def disagreement(records: Mapping[str, Sequence[Record]]) -> str | None:
 
 
 def step_ms(record: Record) -> float:
-    """Milliseconds of a step after the warm-up, in the mean."""
+    """Return the mean milliseconds of a step after the warm-up."""
     return 1e3 * (record.ends[-1] - record.ends[WARM_UP - 1]) / (len(record.ends) - WARM_UP)
 
 
 def summarise(task: Task, records: Mapping[str, Sequence[Record]], report: Report) -> None:
-    """Adds and prints the medians of all rounds but the first, if there are others."""
+    """Add and print the medians of all rounds except the first, if there are others."""
     timed = {name: found[1:] or found for name, found in records.items()}
     steps = {name: statistics.median(map(step_ms, found)) for name, found in timed.items()}
     report.add(

@@ -40,7 +40,7 @@ def make_inputs(
         v_dim: Channels of a value's head; `head_dim` by default.
         rpb: Adds a relative bias table.
         rel: Adds relative logits by row and column.
-        num_extra: Adds so many extra keys and values.
+        num_extra: Number of extra keys and values.
         dtype: Of every tensor.
         device: Where they lie.
         seed: Of the random numbers.

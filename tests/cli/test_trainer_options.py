@@ -168,7 +168,7 @@ def test_hint_ignores_options_that_differ_in_dashes_only() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--model", "nat_tiny"], "--model takes a config file of options --model.NAME, and 'nat_tiny' is none"),
+        (["--model", "nat_tiny"], "--model takes a config file of options --model.NAME, and 'nat_tiny' is not one"),
         (["--model", "nat_tiny"], "did you mean --model.name?"),
         (["--lr", "0.1"], "unknown option --lr; did you mean --model.lr?"),
     ],

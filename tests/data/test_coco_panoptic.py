@@ -130,12 +130,12 @@ def without(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     ],
 )
 def test_annotation_without_a_key_is_named_with_its_image(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=rf"panoptic_val2017.json: .*{says}; correct it, or fetch the file anew"):
+    with pytest.raises(DataError, match=rf"panoptic_val2017.json: .*{says}; correct it, or download the file again"):
         opened(write(tmp_path, **changes))
 
 
 def test_damaged_annotations_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"panoptic_val2017.json is damaged or holds no panoptic annotations .*anew"):
+    with pytest.raises(DataError, match=r"panoptic_val2017.json is damaged or holds no panoptic .*download it again"):
         opened(write(tmp_path, annotations=None))
 
 
@@ -145,7 +145,7 @@ def test_annotations_that_are_cut_off_or_empty_are_named(tmp_path: Path) -> None
     with pytest.raises(DataError, match="is damaged or holds no panoptic annotations"):
         opened(tmp_path)
     write(tmp_path / "empty", annotations=[])
-    with pytest.raises(DataError, match="lists no images: fetch it anew"):
+    with pytest.raises(DataError, match="lists no images: download it again"):
         opened(tmp_path / "empty")
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive are images, whatever reads them."""
+"""Choice of the images among files of a folder or an archive, by all readers."""
 
 import os
 from pathlib import Path

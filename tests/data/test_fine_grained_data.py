@@ -287,7 +287,7 @@ SLOPES = np.stack([*np.mgrid[:20, :30] * 4, np.full((20, 30), 200)], axis=-1).as
 
 
 def crops(root: Path, epochs: int, **options: Any) -> torch.Tensor:
-    """What is trained on, as bytes [N, 3, H, W], of the one image there is."""
+    """Return the training crops of the only image, as bytes [N, 3, H, W]."""
     data = opened("folder", root, no_aug=False, hflip=0.0, color_jitter=0.0, batch_size=1, **options)
     loader = data.train_dataloader()
     images = []

@@ -58,7 +58,7 @@ def test_missing_files_are_named(mnist_root: Path) -> None:
         (lambda content: content[:-200], "only part of it"),
         (lambda content: b"<html>not found</html>", "cannot read"),
         (lambda content: content[:200] + b"????" + content[204:], "cannot read|only part of it"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-7]), "promises 40×28×28 bytes and holds 31353"),
+        (lambda content: gzip.compress(gzip.decompress(content)[:-7]), "states 40×28×28 bytes, the file holds 31353"),
         (lambda content: gzip.compress(b"\x89PNG" + gzip.decompress(content)[4:]), "not an IDX file of 3 axes"),
         (lambda content: gzip.compress(b""), "not an IDX file"),
     ],

@@ -1,4 +1,4 @@
-"""Where data sets for re-identification keep their images, as their publications say."""
+"""Layouts of data sets for re-identification, as their publications describe them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,7 +236,7 @@ def test_bad_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) ->
 def test_binary_list_is_named(tmp_path: Path) -> None:
     path = write_vehicleid(tmp_path) / "train_test_split" / "train_list.txt"
     path.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
-    with pytest.raises(DataError, match=r"train_list.txt is no text"):
+    with pytest.raises(DataError, match=r"train_list.txt is not text"):
         listed("vehicleid", tmp_path, "train")
 
 

@@ -1,4 +1,4 @@
-"""What images for re-identification go through: the whole image is kept, shifted, flipped and partly erased."""
+"""Transforms of images for re-identification: the whole image is kept, shifted, flipped and partly erased."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ NUMBERED = Image.fromarray(np.arange(1, 8 * 4 * 3 + 1, dtype=np.uint8).reshape(8
 
 
 def plain(image: Image.Image) -> Tensor:
-    """What an image of the right size becomes: values from -1 to 1."""
+    """Convert an image of the right size to values from -1 to 1."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
@@ -70,7 +70,7 @@ def test_padded_crop_holds_black_pixels() -> None:
 
 
 def erased_parts(**options: Any) -> list[Tensor]:
-    """Where white images of 64×32 pixels were erased, if they were."""
+    """Return the erased parts of white images of 64×32 pixels."""
     images = transformed(Image.new("RGB", (32, 64), (255, 255, 255)), 100, (64, 32), **options)
     return [(image != 1).any(0) for image in images if (image != 1).any()]
 

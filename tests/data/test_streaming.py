@@ -74,7 +74,7 @@ def opened(root: Path, **options: Any) -> OneOf:
 
 
 def numbers(batches: list[Batch]) -> list[int]:
-    """Which images these are."""
+    """Return the numbers of the images."""
     return [int(value) for batch in batches for value in batch.image[:, 0, 0, 0].round()]
 
 

@@ -123,7 +123,7 @@ def test_data_sets_pickle(loaders: dict[str, list[ImageLoader]]) -> None:
 
 
 def run_server(pipe: Any) -> None:
-    """What a fork server does for a loader: it forks the worker, which belongs to another process."""
+    """Fork the worker as a fork server does for a loader; the worker belongs to another process."""
     if (worker := os.fork()) == 0:
         start_worker(None, 0)
         pipe.send(os.getpid())

@@ -40,7 +40,7 @@ TIMING = ("images_per_second", "seconds")
 """Figures that differ between two runs."""
 
 PROVENANCE = ("hardware", "versions", "git_revision", "command")
-"""What the commands add to a result."""
+"""Columns that the commands add to a result."""
 
 
 def written(folder: Path, *argv: object) -> str:

@@ -24,7 +24,7 @@ Reader = Callable[[Path], list[str]]
 READERS = {
     "classify": ("classify", "--checkpoint"),
     "start from": ("fit", "--model.checkpoint_path"),
-    "go on from": ("fit", "--ckpt_path"),
+    "resume from": ("fit", "--ckpt_path"),
     "validate": ("validate", "--ckpt_path"),
 }
 """All ways that a file of weights gets into a command."""

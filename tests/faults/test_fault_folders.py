@@ -289,7 +289,7 @@ def test_tar_members_are_never_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_tar_without_splits_is_warned_of(tmp_path: Path) -> None:
     archive = pack(tmp_path / "x.tar", {"a/x.png": png(), "b/y.png": png()})
-    with pytest.warns(UserWarning, match="has no splits: what is trained on is validated on, too"):
+    with pytest.warns(UserWarning, match="has no splits: the training images are also the validation images"):
         opened(archive)
 
 

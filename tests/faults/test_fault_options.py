@@ -129,7 +129,9 @@ def test_invalid_model_option_is_an_error(options: dict[str, Any], says: str) ->
         pytest.param("--data.img_size=0", "--data.img_size must be at least 1 and at most 16384, got 0", 1, id="size"),
         pytest.param("--data.crop_pct=0", "--data.crop_pct must be at least 0.05 and at most 2, got 0.0", 1, id="crop"),
         pytest.param("--data.split=dev", "digits has no 'dev' split", 1, id="split"),
-        pytest.param("--data=3", "--data takes a config file of options --data.NAME, and '3' is none", 2, id="group"),
+        pytest.param(
+            "--data=3", "--data takes a config file of options --data.NAME, and '3' is not one", 2, id="group"
+        ),
         pytest.param("--precision=8", "--precision: expected Literal['32-true', ", 2, id="precision"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How maps are cut for the Triton kernels, and how parts of the bias gradient are summed."""
+"""Cutting of maps for the Triton kernels, and sums of the parts of the bias gradient."""
 
 import pytest
 import torch

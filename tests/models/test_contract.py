@@ -1,4 +1,4 @@
-"""What timm asks of a model, for every model that is registered here."""
+"""Requirements of timm on a model, for every model that is registered here."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What timm's configurations say of models of tokens and of sequences is true; test_contract.py has the others."""
+"""timm's configurations of models of tokens and of sequences are true; test_contract.py has the others."""
 
 from typing import Any
 

@@ -66,7 +66,7 @@ def random_images(backbone: FrozenBackbone, count: int = 2) -> Tensor:
 
 
 def final_tokens(model: Any, images: Tensor) -> Tensor:
-    """What timm's own methods give of the last layer, written out by kind of model."""
+    """Return the tokens of the last layer by timm's own methods, written out by kind of model."""
     with torch.no_grad():
         if hasattr(model, "reroll"):
             features = model.forward_intermediates(images, intermediates_only=True, output_fmt="NHWC")[-1]

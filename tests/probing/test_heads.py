@@ -50,7 +50,7 @@ FOLDED = ("aim", "cae", "cait", "capi", "clip", "coca", "jepa", "siglip", "simpo
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """What every query pools `[B, heads * head_dim]`, and its weights, from `[B, N, heads * head_dim]`."""
+    """Pool `[B, heads * head_dim]` for every query, with its weights, from `[B, N, heads * head_dim]`."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (query.expand(len(keys), -1), keys, values))
     weights = (torch.einsum("bhd,bnhd->bhn", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
     return torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1), weights

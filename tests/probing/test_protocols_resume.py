@@ -85,7 +85,7 @@ def load_or_complain(path: Path) -> str:
 
 def test_damaged_state_is_refused(state_file, tmp_path):
     content, damaged = state_file.read_bytes(), tmp_path / "damaged.pt"
-    fault = f"{damaged} is damaged or no state of a training; delete it to start anew"
+    fault = f"{damaged} is damaged or no state of a training; delete it to start again"
     found = []
     for place in range(64, len(content), len(content) // 50):
         damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])

@@ -99,7 +99,7 @@ def train(
 
 
 def alone(_: int, folder: Path) -> None:
-    """What the others are compared with."""
+    """Train in one process, as the reference."""
     torch.set_num_threads(1)
     train(folder, "one")
     train(folder, "one-adamw", **ADAMW)
@@ -107,7 +107,7 @@ def alone(_: int, folder: Path) -> None:
 
 
 def together(rank: int, folder: Path, port: int) -> None:
-    """What two processes do."""
+    """Train in one of two processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "test"

@@ -1,4 +1,4 @@
-"""What goes with several processes, what is refused in a line, and the commands of docs/recipes."""
+"""Options that work with several processes, those refused in a line, and the commands of docs/recipes."""
 
 import re
 import shlex

@@ -42,7 +42,7 @@ def fit(task: Any, folder: Path | None = None, resume: Path | None = None, batch
 
 @pytest.fixture
 def noises(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What patches are hidden by, step by step."""
+    """Record the noise that hides patches, step by step."""
     original = MaskedAutoencodingTask._reconstruct
     seen: list[Tensor] = []
 
@@ -246,7 +246,7 @@ def test_unsuitable_commands_are_refused_in_one_line(
     for command, argv, message in [
         (evaluate, ["classify", "--checkpoint=last.ckpt", "--device=cpu"], "is a pretrained encoder, without classes"),
         (train, ["predict", *PRETRAIN, "--ckpt_path=last.ckpt", "--data.root=images"], "predicts no classes"),
-        (train, ["fit", *QUICK, "--ckpt_path=last.ckpt"], "was trained with --task mae: pass that, too"),
+        (train, ["fit", *QUICK, "--ckpt_path=last.ckpt"], "was trained with --task mae: pass that option here"),
         (
             train,
             ["fit", *PRETRAIN, "--ckpt_path=last.ckpt", "--model.decoder_depth=2"],

@@ -1,4 +1,4 @@
-"""How a model wants its images."""
+"""Preprocessing that a model needs."""
 
 from typing import Any
 

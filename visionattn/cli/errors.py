@@ -39,7 +39,7 @@ def run(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) ->
     try:
         with contextlib.nullcontext() if debug else _warnings_of_one_line():
             main(normalize(arguments))
-        # What is still in the buffer may meet a closed pipe, too; here that can be handled.
+        # What is still in the buffer may also meet a closed pipe; here that can be handled.
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -86,7 +86,7 @@ def describe(error: BaseException) -> str:
 
 
 _KNOWN = {
-    # Worker processes share images through memory, too; this comes first.
+    # Worker processes also share images through memory; this comes first.
     r"/torch_\d+|Bus error|out of shared memory": (
         "the memory that data-loader workers share (/dev/shm) is full: pass --data.num_workers 0 or a smaller "
         "--data.batch_size, or give the container more, as docker run --shm-size 8g does"

@@ -1,4 +1,4 @@
-"""Options that a user may have meant: of that name in a group, so called in other tools, or spelt alike."""
+"""Options that a user may have meant: of that name in a group, so called in other tools, or of similar spelling."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -52,6 +52,6 @@ def meant_option(option: str, known: Iterable[str]) -> str:
         found = sorted(name for name in names if f".{name}".endswith(f".{wanted}"))
         near = near or get_close_matches(given, found, n=3, cutoff=0.0)
     near = near or get_close_matches(given, sorted(names), n=3)
-    alike = get_close_matches(word, sorted({name.rpartition(".")[2] for name in names}), n=1)
-    near = near or sorted(name for name in names if name.rpartition(".")[2] in alike)[:3]
+    similar = get_close_matches(word, sorted({name.rpartition(".")[2] for name in names}), n=1)
+    near = near or sorted(name for name in names if name.rpartition(".")[2] in similar)[:3]
     return did_you_mean(f"--{name}" for name in near)

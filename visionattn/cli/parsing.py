@@ -173,7 +173,7 @@ def _ease(action: Any) -> None:
 
 
 def _read_duration(text: str) -> timedelta:
-    """Read a time as Python writes it: ``2:30:00``, ``1 day, 2:30:00``. Lightning's own form, 01:02:30:00, is none."""
+    """Read a time as Python writes it: ``2:30:00``, ``1 day, 2:30:00``. Lightning's form, 01:02:30:00, is refused."""
     match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d+)?)", str(text))
     if match is None:
         raise ValueError(f"expected a time such as 2:30:00 or 1 day, 2:30:00, got {text!r}")
@@ -182,7 +182,7 @@ def _read_duration(text: str) -> timedelta:
 
 
 def _write_duration(value: object) -> str:
-    """Write a time for a config file; in a union, jsonargparse would offer numbers and mappings, too."""
+    """Write a time for a config file; in a union, jsonargparse would also offer numbers and mappings."""
     if not isinstance(value, timedelta):
         raise TypeError(f"{value!r} is no time")
     return str(value)
@@ -230,7 +230,7 @@ def _before_command(parser: ConciseParser, option: str, command: str) -> str:
 
 def _no_config(parser: ConciseParser, option: str, value: str) -> str:
     meant = meant_option(f"--{option}", parser._option_string_actions) if option in ELSEWHERE else ""
-    return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is none{meant}"
+    return f"--{option} takes a config file of options --{option}.NAME, and {value!r} is not one{meant}"
 
 
 def _wrong_value(parser: ConciseParser, option: str, problem: str) -> str:

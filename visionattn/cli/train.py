@@ -150,7 +150,7 @@ class TrainingCLI(LightningCLI):
             raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
         self.spec, self.place = spec, checkpoint.get(self.task.data_class.__qualname__)
         if self.spec.task != self.task.kind:
-            raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that, too")
+            raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that option here")
         if command != "fit":
             if self.options.model.get("name") != spec.model:
                 require_own_model(spec, self.resume, "--model.name")
@@ -169,7 +169,7 @@ class TrainingCLI(LightningCLI):
         if self.resume is not None:
             self.model.resumed = True
             if self.place is not None:
-                # Lightning tells it, too; with models that are divided, only once the loader is there.
+                # Lightning also does this; with models that are divided, only once the loader is there.
                 self.datamodule.load_state_dict(self.place)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -45,7 +45,7 @@ def read_held(output: Path | None, origin: dict[str, Any]) -> dict[str, Throughp
 
 
 def write_zoo(measured: Sequence[Results], path: Path) -> None:
-    """Write size, arithmetic and speed of models as a Markdown page, whole or not at all.
+    """Write size, arithmetic and speed of models as a Markdown page, atomically.
 
     Args:
         measured: results of ``throughput``, one for each column of images/s; the first has the models. If another one

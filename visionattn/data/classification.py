@@ -258,7 +258,7 @@ class ImageClassificationData(ImageData):
             self._sources[split] = source
             self._compare_classes(split, source)
         if stage == "fit" and self.root and Path(self.root).is_file() and self.holdout_per_class is None:
-            rank_zero_warn(f"{self.root} has no splits: what is trained on is validated on, too")
+            rank_zero_warn(f"{self.root} has no splits: the training images are also the validation images")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """Open a split and keep the images that the options ask for."""

@@ -50,8 +50,8 @@ def check_class_names(place: Path, labels: Iterable[str]) -> None:
             f"{', '.join(joined[:3])}"
         )
     lower = Counter(name.casefold() for name in forms)
-    if alike := sorted(name for name in forms if lower[name.casefold()] > 1):
-        rank_zero_warn(f"{place} has classes that differ in case alone: {', '.join(alike[:3])}")
+    if similar := sorted(name for name in forms if lower[name.casefold()] > 1):
+        rank_zero_warn(f"{place} has classes that differ in case alone: {', '.join(similar[:3])}")
 
 
 def check_class_folders(place: Path, files: Iterable[str], expected: Collection[str] | None) -> None:

@@ -35,7 +35,7 @@ class MNIST:
         if len(labels) != len(self.scans):
             raise DataError(
                 f"{root / 'MNIST' / 'raw'} has {len(self.scans)} images and {len(labels)} labels of {self.prefix}: "
-                "fetch both files anew"
+                "download both files again"
             )
         self._targets: list[int] = labels.tolist()
         self.class_to_idx: Mapping[str, int] | None = {str(digit): digit for digit in range(10)}
@@ -72,13 +72,13 @@ def _read(root: Path, name: str, axes: int) -> np.ndarray[tuple[int, ...], np.dt
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}, or only part of it: {error}; fetch it anew") from error
+        raise DataError(f"cannot read {path}, or only part of it: {error}; download it again") from error
     header = np.frombuffer(content[: 4 * (1 + axes)], dtype=">u4")
     if len(header) != 1 + axes or header[0] != IDX_UBYTE + axes:
-        raise DataError(f"{path} is not an IDX file of {axes} axes, as MNIST's are: fetch it anew")
+        raise DataError(f"{path} is not an IDX file of {axes} axes, as MNIST's are: download it again")
     shape = tuple(int(length) for length in header[1:])
     values = np.frombuffer(content, dtype=np.uint8, offset=header.nbytes)
     if values.size != np.prod(shape):
         expected = "×".join(map(str, shape))
-        raise DataError(f"{path} promises {expected} bytes and holds {values.size}: fetch it anew")
+        raise DataError(f"{path} states {expected} bytes, the file holds {values.size}: download it again")
     return values.reshape(shape)

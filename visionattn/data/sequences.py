@@ -31,7 +31,7 @@ def permutation(length: int, seed: int) -> Tensor:
     """Draw a fixed order of ``length`` pixels.
 
     The order defines a benchmark and must not depend on versions: this is the generator whose
-    numbers NumPy promises never to change.
+    numbers NumPy guarantees never to change.
     """
     return torch.from_numpy(np.random.RandomState(seed).permutation(length))
 

@@ -65,7 +65,7 @@ def stream_workers(name: str, dataset: IterableImageDataset, wanted: int, world:
         shards = int(reader.builder.as_streaming_dataset(split=reader.split).num_shards)
         # Of shards that cannot be divided evenly, each process reads all and keeps its images.
         each = shards if shards % world else shards // world
-    else:  # divided anew for as many workers as there are
+    else:  # divided again among all workers
         return wanted
     if each < wanted:
         processes = f" for {world} processes" if world > 1 else ""

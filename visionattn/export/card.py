@@ -169,7 +169,7 @@ def _limits(network: Network, run: RunRecord) -> str:
     spec = network.spec
     lines = ["- It has seen no images but those of the data set named above." if spec.dataset else ""]
     if (run.recipe.get("model") or {}).get("pretrained") or (run.recipe.get("model") or {}).get("checkpoint_path"):
-        lines[0] = "- Training started from other weights, whose data and license count, too."
+        lines[0] = "- Training started from other weights, whose data and license also count."
     if spec.num_classes:
         lines.append(f"- It answers with one of its {spec.num_classes} classes, whatever is in the image.")
     lines.append("- How it does on other data, on altered images or for groups of people has not been measured.")

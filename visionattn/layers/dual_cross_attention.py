@@ -194,7 +194,7 @@ class GlobalLocalCrossAttention(nn.Module):
             selected patches.
 
     Raises:
-        ValueError: `ratio` or `pool` is none of these.
+        ValueError: `ratio` or `pool` is not one of these.
     """
 
     def __init__(self, block: DualCrossBlock, norm: nn.Module, ratio: float, pool: GlcaPool) -> None:

@@ -79,7 +79,7 @@ def _tables_of_timm(table: Tensor, num_queries: int, block_size: int, halo_size:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return a map `[B, C, H, W]` in this memory format, by means that vmap has, too."""
+    """Return a map `[B, C, H, W]` in this memory format, by means that vmap also has."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 

@@ -14,7 +14,7 @@ class Prepared(nn.Module):
     """A module that derives tensors from its parameters and buffers before it meets any input.
 
     It does so at every call. Nothing could be kept safely: a change through `.data`, a NumPy view or inference mode
-    leaves no trace in a tensor. `frozen_weights` keeps the tensors for a caller who promises that nothing changes.
+    leaves no trace in a tensor. `frozen_weights` keeps the tensors for a caller who guarantees that nothing changes.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def _forget(module: nn.Module, *_: Any) -> None:
 def frozen_weights(model: nn.Module) -> Iterator[None]:
     """Let a model compute only once what depends on its weights alone, such as Terminator's kernels.
 
-    The caller promises not to change parameters or buffers within the context; a change in place has no effect there.
+    The caller must not change parameters or buffers within the context; a change in place has no effect there.
     A new mode, a loaded state dict or a move to another device or type ends this early. Where gradients of parameters
     are wanted, tensors are computed as usual. A graph that is traced holds the tensors as data. Otherwise another
     runtime would compute them in its own rounding, and sines of the frequencies of Terminator's slow networks would

@@ -100,7 +100,7 @@ class SlowFastBlock(Prepared):
             dim: Channels of the input.
             dim_out: Channels of the output, a multiple of 12.
             size: Height and width of the maps for which hyper-kernels are generated.
-            ndim: Axes with coordinates: 1 for maps of one row, whose local kernels have one row, too.
+            ndim: Axes with coordinates: 1 for maps of one row, whose local kernels also have one row.
             dense_dims: Channels of at most two earlier outputs, which are tiled to `dim`.
             depth: Hidden maps of the network that generates the global kernel.
             local_sizes: Edge of the kernels of `local_1` to `local_4`; 0 leaves one out.

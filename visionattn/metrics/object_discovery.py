@@ -1,7 +1,7 @@
 """Measures of object discovery: how well segments that a model proposes agree with those that a scene is made of.
 
 Segments are maps of ids, `[H, W]` or `[B, H, W]`, small whole numbers as tables of all pairs are counted. In a true map
-0 stands for positions of which nobody says what they belong to, or where objects overlap: they are left out of every
+0 stands for positions without a label, or where objects overlap: they are left out of every
 measure. Predicted ids count from 0 on; a negative one is no segment, so that no object can be found there, and for ARI
 all such positions are one more segment. Everything is counted in whole numbers, and divided in float64.
 
@@ -22,7 +22,7 @@ UNLABELLED = 0
 def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
     """Return ARI over all labelled positions (Hubert and Arabie, "Comparing partitions", 1985).
 
-    Two maps that group positions alike score 1, also where all are in one group or each in its own.
+    Two maps with the same groups of positions score 1, also where all are in one group or each in its own.
 
     Args:
         predicted: Ids `[..., H, W]` from 0 on; negative for no segment.
@@ -37,7 +37,7 @@ def adjusted_rand_index(predicted: Tensor, segments: Tensor) -> Tensor:
 def foreground_ari(predicted: Tensor, segments: Tensor, things: Tensor) -> Tensor:
     """Return FG-ARI, ARI over the positions of objects alone (Greff et al., arXiv 1903.00450).
 
-    It does not see whether objects are told from the background. Ids are `[..., H, W]` and `things` `[..., S + 1]`,
+    It ignores whether objects are separated from the background. Ids are `[..., H, W]` and `things` `[..., S + 1]`,
     as in `mean_best_overlap`.
     """
     counts = _count(predicted, segments)

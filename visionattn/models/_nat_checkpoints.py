@@ -98,7 +98,7 @@ def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dic
     if mapped.is_padded and getattr(model, PADDING, False) is None:
         warnings.warn(
             f"these weights ({mapped.layout}) were trained with zeros around maps that are smaller than a window, and "
-            f"the model pads such maps, too; {PADDING}=False leaves the zeros out",
+            f"the model also pads such maps; {PADDING}=False leaves the zeros out",
             stacklevel=2,
         )
     return fit(mapped, model)[0]
@@ -150,17 +150,17 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
             resized.append(name)
     # timm puts a new classifier in place of one for other classes, and adapts the first convolution to other channels.
     classifier = set(CLASSIFIER) & own.keys()
-    anew = set(CLASSIFIER) if getattr(model, "num_classes", None) != cfg.get("num_classes") else set()
+    renewed = set(CLASSIFIER) if getattr(model, "num_classes", None) != cfg.get("num_classes") else set()
     adapted = {f"{cfg.get('first_conv')}.weight"} if _other_channels(model, cfg) else set()
-    if classifier and not anew and not classifier & fitted.keys():
+    if classifier and not renewed and not classifier & fitted.keys():
         fitted.update((name, own[name]) for name in classifier)
         warnings.warn(f"the checkpoint has no classifier: {', '.join(CLASSIFIER)} keep their values", stacklevel=3)
-    missing = [name for name in own if name not in fitted and name not in anew]
-    unknown = [mapped.sources[name][0] for name in mapped.state_dict if name not in own and name not in anew]
+    missing = [name for name in own if name not in fitted and name not in renewed]
+    unknown = [mapped.sources[name][0] for name in mapped.state_dict if name not in own and name not in renewed]
     misshapen = [
         f"{mapped.sources[name][0]} ({_shape(fitted[name])} in the file, {_shape(value)} in the model)"
         for name, value in own.items()
-        if name in fitted and fitted[name].shape != value.shape and name not in anew | adapted
+        if name in fitted and fitted[name].shape != value.shape and name not in renewed | adapted
     ]
     findings = [
         _list("missing in the file", missing),

@@ -1,4 +1,4 @@
-"""DCAL: vision transformers of timm with dual cross-attention, for classes and identities that look alike.
+"""DCAL: vision transformers of timm with dual cross-attention, for fine-grained classes and identities.
 
 Beside self-attention (SA), training has global-local cross-attention (GLCA), one block of its own that looks at an
 image from its class token and the patches that matter most to it, and pair-wise cross-attention (PWCA), which shares

@@ -202,7 +202,7 @@ class Terminator(Backbone):
         Parameters stay as they are. To build such a model from saved weights, give `grid_size`.
 
         Raises:
-            ValueError: The size is none that the model can take.
+            ValueError: The model cannot take this size.
         """
         self.img_size = self.stem.img_size = self._check_img_size(img_size)
         size = self._map_size(self.img_size)

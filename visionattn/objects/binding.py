@@ -147,12 +147,12 @@ class BindingProbes:
         """
         self.layers, self.names, self.training = list(layouts), list(names), training or ProbeTraining()
         self._groups: list[tuple[list[Layer], LayerProbes]] = []
-        alike: dict[Any, list[Layer]] = {}
+        same_layout: dict[Any, list[Layer]] = {}
         for layer, layout in layouts.items():
-            alike.setdefault((layout.dim, layout.grid, layout.num_prefix_tokens), []).append(layer)
+            same_layout.setdefault((layout.dim, layout.grid, layout.num_prefix_tokens), []).append(layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
-            for layers in alike.values():
+            for layers in same_layout.values():
                 group = LayerProbes(len(layers), layouts[layers[0]], self.names, num_classes, self.training)
                 self._groups.append((layers, group.to(device)))
         # Steps of lr in D weights move a score by about lr √D; a single bias takes steps of that size to keep up.

@@ -70,7 +70,7 @@ def head_tokens(head: ProbingHead, layers: Sequence[tuple[Tensor, TokenLayout]])
     N is 1 for a head that takes the mean of its tokens, whose layers may differ in layout.
 
     Raises:
-        ValueError: The head needs a class token and there is none, or layers have different numbers of tokens.
+        ValueError: The head needs a class token that is missing, or layers have different numbers of tokens.
     """
     taken = [
         select_tokens(tokens, head.tokens, layout.num_prefix_tokens, layout.num_reg_tokens) for tokens, layout in layers

@@ -81,7 +81,7 @@ class TrainingTask(LightningModule):
     model_alone: ClassVar[bool] = False
     """Whether the model's weights suffice to evaluate and predict, without other modules of the task."""
     fixed: ClassVar[tuple[str, Sequence[str]]] = ("", ())
-    """What a resumed run must not change beside the model, in words, and its options."""
+    """Settings that a resumed run must not change beside the model, in words, and its options."""
     shardable: ClassVar[bool] = False
     """Whether all parameters belong to the model and only its ``forward`` uses them, as FSDP2 requires."""
     examples: Examples | None = None

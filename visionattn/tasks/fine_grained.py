@@ -1,4 +1,4 @@
-"""Training of classifiers with several branches (DCAL), for classes that look alike."""
+"""Training of classifiers with several branches (DCAL), for fine-grained classes."""
 
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ class FineGrainedTask(ClassificationTask):
 
     kind: ClassVar[str] = "fine_grained"
     help_text: ClassVar[str] = "classifiers with several branches (DCAL)"
-    card_text: ClassVar[str] = "a classifier of images, for classes that look alike"
+    card_text: ClassVar[str] = "a classifier of images, for fine-grained classes"
     shardable: ClassVar[bool] = False
 
     def __init__(self, name: str = "dcal_deit_tiny_patch16_224", **options: Any) -> None:

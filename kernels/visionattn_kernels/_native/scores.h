@@ -22,7 +22,7 @@ class Scores : public Panels<R> {
       P::slot_column, P::first_column, P::last_column;
 
   // For each query column of the strip, what is added to its scores, by table row and column slot: -inf where it does
-  // not see the slot, else the relative bias. Rows are those of the relative table; without one they are all alike.
+  // not see the slot, else the relative bias. Rows are those of the relative table; without one they are all the same.
   void build_table() {
     const R* rpb = static_cast<const R*>(a->rpb);
     int64_t kernel_w = 2 * a->kernel_w - 1;

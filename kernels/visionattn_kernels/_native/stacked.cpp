@@ -26,7 +26,7 @@ struct Product {
 // Vectors of matrices in a task, at most: neighbours in memory, for which a page is looked up once.
 constexpr int64_t kVectors = 4;
 
-// As many of them as have room in a second-level cache, with so many entries each.
+// The number of vectors of `entries` each that fit in a second-level cache.
 int64_t vectors_of(int64_t entries) { return std::clamp<int64_t>((1 << 18) / (entries * kVectorBytes), 1, kVectors); }
 
 // Calls `f(first, count)` for the matrices of each task of this thread. All threads have equally many.

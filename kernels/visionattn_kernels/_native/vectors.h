@@ -45,7 +45,7 @@ INLINE Vec<R> fill(R x) {
   return x - Vec<R>{};
 }
 
-// Keeps a vector in a register: GCC would load it anew for each product.
+// Keeps a vector in a register: GCC would load it again for each product.
 template <class V>
 INLINE void keep(V& x) {
 #if defined(__x86_64__)

@@ -49,7 +49,7 @@ class Worker : public Scores<R> {
         delta[m] = sum_lanes<R>(sum) - (a->grad_lse ? static_cast<const R*>(a->grad_lse)[query[m]] : 0);
       }
       differentiate<false>(M, run, delta);
-      // Whatever gets through to a key has got through to the gradient of its query, too.
+      // Whatever reaches a key has also reached the gradient of its query.
       bool selects = UNLIKELY(has_nan(out, M * k_dim));
       if (selects) differentiate<true>(M, run, delta);
       for (int64_t m = 0; m < M; ++m) {

@@ -242,7 +242,7 @@ class TiledMap:
         Args:
             plan: The tiles.
             size: Height and width of the key map.
-            like: Any map of so many images and heads.
+            like: A map with the number of images and heads.
             dtype: Of the computation.
         """
         self.plan, self.dtype = plan, dtype
@@ -268,7 +268,7 @@ class TiledMap:
         return keys if self.plan.outside is None else keys.masked_fill_(self.plan.outside[tiles][..., None], 0)
 
     def group_heads(self, channels: int) -> Iterator[slice]:
-        """Cut `batch * heads` into runs whose key tiles of so many channels are summed together."""
+        """Cut `batch * heads` into runs whose key tiles of `channels` are summed together."""
         yield from slices(0, self.num_heads, self.KEY_VALUES_PER_GROUP // (self.plan.key.numel() * channels))
 
     def sum_keys(self, tiles: Tensor) -> Tensor:

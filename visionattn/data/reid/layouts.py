@@ -17,7 +17,7 @@ Split = Literal["train", "query", "gallery"]
 Protocol = Literal["camera", "vehicleid"]
 
 JUNK = -1
-"""Identity of detections that show nobody, which are left out. Market-1501's 0 stays: no query looks for it."""
+"""Identity of detections without a person, which are left out. Market-1501's 0 stays: no query looks for it."""
 
 NAMED = re.compile(r"(-?\d+)_c(\d+)")
 PERSON, VEHICLE = (256, 128), (256, 256)
@@ -151,7 +151,7 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text: expected lines of IMAGE IDENTITY") from error
+        raise DataError(f"{path} is not text: expected lines of IMAGE IDENTITY") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

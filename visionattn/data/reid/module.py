@@ -232,7 +232,7 @@ class ReidData(ImageData):
         if strange := sorted(found.symmetric_difference(self.class_names)):
             raise DataError(
                 f"the training identities are not those of the checkpoint: {some(strange)} on one side only. "
-                "--model.checkpoint_path starts anew from its weights"
+                "--model.checkpoint_path starts a new training from its weights"
             )
 
     def loader(self, split: str) -> ImageLoader:

@@ -18,7 +18,7 @@ EXPECTED = (
     "from cocodataset.org"
 )
 VOID = 0
-"""The number of positions that nobody labelled."""
+"""The number of unlabelled positions."""
 
 
 class CocoPanoptic:
@@ -47,13 +47,13 @@ class CocoPanoptic:
         try:
             self._index(json.loads(table.read_bytes()))
         except DataError as error:
-            raise DataError(f"{table}: {error}; correct it, or fetch the file anew") from error
+            raise DataError(f"{table}: {error}; correct it, or download the file again") from error
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{table} is damaged or holds no panoptic annotations ({error!r}): fetch it anew"
+                f"{table} is damaged or holds no panoptic annotations ({error!r}): download it again"
             ) from error
         if not self.files:
-            raise DataError(f"{table} lists no images: fetch it anew")
+            raise DataError(f"{table} lists no images: download it again")
 
     def _index(self, table: dict[str, Any]) -> None:
         """Keep the needed part of the table in arrays; Python objects of a training split take gigabytes."""

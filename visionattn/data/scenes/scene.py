@@ -22,7 +22,7 @@ class Scene:
         image: The image, RGB.
         segments: `[H, W]`, int32, the size of the image: the id of each position's segment, or `UNLABELLED`.
         classes: `[S + 1]`, int64: the class of each segment by its id; that of id 0 is -1.
-        things: `[S + 1]`, bool: whether a segment is an object; id 0 is none.
+        things: `[S + 1]`, bool: whether a segment is an object; id 0 is not.
     """
 
     image: Image.Image

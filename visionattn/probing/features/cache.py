@@ -139,7 +139,7 @@ class ShardedArrays:
             num_bytes = sum(array.nbytes for array in arrays.values())
             raise OSError(
                 f"cannot write {num_bytes:,} bytes to the feature cache in {self.folder}: {error.strerror or error}; "
-                "make room and run again, which goes on from here"
+                "make room and run again, which resumes from here"
             ) from error
 
     def read(self, view: int, shard: int, name: str) -> np.ndarray:

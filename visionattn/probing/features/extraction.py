@@ -31,7 +31,7 @@ class ImageBatch(NamedTuple):
     """
 
     image: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not needed
     errors: list[str]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionattn.probing.heads.pool_first import pool_values, split_heads
 
 TokenKind = Literal["patches", "cls", "all", "cls_or_patches"]
-"""Which tokens of a backbone a head takes, see `select_tokens`."""
+"""Tokens of a backbone that a head takes, see `select_tokens`."""
 
 
 def select_tokens(tokens: Tensor, kind: TokenKind, num_prefix_tokens: int, num_reg_tokens: int = 0) -> Tensor:

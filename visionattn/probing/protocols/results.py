@@ -11,7 +11,7 @@ from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead
 
 SelectedOn = Literal["held_out", "val", "fixed"]
-"""Where a choice is made: on a held-out part of train; on val itself, as papers do; or nowhere. Then the choice is the
+"""Place of a choice: on a held-out part of train; on val itself, as papers do; or nowhere. Then the choice is the
 middle value and the last epoch, as for one image per class, where none can be held out."""
 
 T = TypeVar("T")

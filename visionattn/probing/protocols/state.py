@@ -49,7 +49,7 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
             raise ValueError("checksum")
         state: dict[str, Any] = torch.load(BytesIO(inner), map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many for what is no file of its own
-        raise ValueError(f"{path} is damaged or no state of a training; delete it to start anew") from error
+        raise ValueError(f"{path} is damaged or no state of a training; delete it to start again") from error
     return state
 
 

@@ -142,7 +142,7 @@ def load_checkpoint(
             "--model NAME --checkpoint FILE together"
         )
     else:
-        raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model need --model NAME, too")
+        raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model also need --model NAME")
     return model.eval(), spec
 
 

@@ -181,7 +181,7 @@ def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> 
 def best_rectangles(
     window: Window, size: tuple[int, int], num_queries: int, num_keys: int, by_key: bool
 ) -> tuple[int, Rectangle, Rectangle]:
-    """Return the shape of tiles of so many queries and keys with the fewest pairs of rectangles to multiply.
+    """Return the shape of tiles of `num_queries` and `num_keys` with the fewest pairs of rectangles to multiply.
 
     Returns:
         The number of pairs, and height and width of the rectangle of queries and of that of keys. Among equals, keys
