@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from typing import Literal, get_origin
 
 import pytest
 
@@ -49,11 +50,16 @@ def test_reading_an_image_loads_no_lightning():
     assert brought & {"lightning", "torchmetrics", "pytorch_metric_learning", "matplotlib"} == set()
 
 
-@pytest.mark.parametrize("package", ["data", "layers", "losses", "metrics", "models"])
+PUBLIC = ["data", "evaluation", "layers", "losses", "metrics", "models", "objects", "probing", "tasks", "training"]
+
+
+@pytest.mark.parametrize("package", [*PUBLIC, "viz"])
 def test_public_names_exist_and_have_docstrings(package):
     module = importlib.import_module(f"visionattn.{package}")
-    assert sorted(module.__all__) == module.__all__
-    assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
+    assert sorted(module.__all__, key=lambda name: (not name.isupper(), name)) == module.__all__, "constants first"
+    values = {name: getattr(module, name) for name in module.__all__}
+    # A type such as Literal[...] cannot hold a docstring.
+    assert [name for name, value in values.items() if not value.__doc__ and get_origin(value) is not Literal] == []
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,7 @@ def test_public_names_exist_and_have_docstrings(package):
 )
 def test_lazy_package_gives_its_public_names_and_no_others(package):
     module = importlib.import_module(f"visionattn{package}")
+    assert set(module.__all__) - set(dir(module)) == set(), "notebooks complete the names of dir()"
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
     with pytest.raises(AttributeError, match=f"'visionattn{package}' has no attribute 'missing'"):
         _ = module.missing

@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "accelerate", "frozen_weights", "load_model", "load_probe", "models"]
 __version__ = version("visionattn")
 
-__getattr__ = lazy_exports(__name__, {"evaluation.source": "load_model", "probing.export": "load_probe"})
+__getattr__, __dir__ = lazy_exports(__name__, {"evaluation.source": "load_model", "probing.export": "load_probe"})

@@ -25,7 +25,7 @@ __all__ = [
     "SceneBatch", "SceneData", "UnreadableImageError", "image_transform", "open_scenes", "read_image",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "classification": "ImageClassificationData",

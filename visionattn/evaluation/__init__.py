@@ -36,7 +36,7 @@ __all__ = [
     "save_rollouts", "save_slot_sheet",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "as_trained": "DataOptions IdentityOptions ImageOptions PreparedImages SceneOptions open_identities "

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchHardTripletLoss", "CenterLoss", "UncertaintyWeightedLoss"]
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {"center": "CenterLoss", "triplet": "BatchHardTripletLoss", "uncertainty": "UncertaintyWeightedLoss"},
 )

@@ -25,7 +25,7 @@ __all__ = [
     "random_segments", "rerank",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "baselines": "block_grid random_segments",

@@ -22,7 +22,7 @@ __all__ = [
     "Interventions", "PairProbe", "ProbeTraining", "best_layer", "click_objects", "create_probe", "label_patches",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "clicks": "click_objects",

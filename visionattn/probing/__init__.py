@@ -24,7 +24,7 @@ __all__ = [
     "extract_features", "list_heads", "load_probe",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "export": "ProbeClassifier export_probe load_probe",

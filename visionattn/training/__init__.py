@@ -28,4 +28,6 @@ __all__ = [
     "require_own_model", "stored_spec", "weights_origin",
 ]  # fmt: skip
 
-__getattr__ = lazy_exports(__name__, {"checkpoints.callbacks": "AtomicCheckpointIO BestCheckpoint LastCheckpoint"})
+__getattr__, __dir__ = lazy_exports(
+    __name__, {"checkpoints.callbacks": "AtomicCheckpointIO BestCheckpoint LastCheckpoint"}
+)

@@ -23,6 +23,7 @@ MODEL_PREFIX = "model."
 """Prefix of the model's weights in a training checkpoint: its attribute in the LightningModule."""
 
 Weights = Literal["average", "raw"]
+"""The weights of a checkpoint to load: its exponential moving average if there is one, or the raw weights."""
 
 
 def describe_model(model: nn.Module, name: str, **kwargs: Any) -> ModelSpec:
