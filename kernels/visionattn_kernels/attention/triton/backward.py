@@ -244,11 +244,11 @@ def backward(
 
         def launch_by_query(tile: Tile) -> None:
             there, maps = given.tiled(place_axes(p, tile.query, by_key=False)), (as_map(out), grad_lse, as_map(grad_q))
-            by_query[there.grid()](there, *maps, grad_rel_h, grad_rel_w, sizes, **tuning.constants(tile))
+            tuning.start(by_query, there.grid(), there, *maps, grad_rel_h, grad_rel_w, sizes, tile=tile)
 
         def launch_by_key(tile: Tile) -> None:
             there, grads = given.tiled(place_axes(p, tile.key, by_key=True)), (as_map(grad_k), as_map(grad_v))
-            by_key[there.grid()](there, *grads, sizes, **tuning.constants(tile))
+            tuning.start(by_key, there.grid(), there, *grads, sizes, tile=tile)
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

@@ -122,7 +122,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     def launch(tile: Tile) -> None:
         there = given.tiled(place_axes(p, tile.query, by_key=False))
-        attend[there.grid()](there, as_map(out), lse, sizes, **tuning.constants(tile))
+        tuning.start(attend, there.grid(), there, as_map(out), lse, sizes, tile=tile)
 
     tuning.run("forward", p, launch)
     return out, lse
