@@ -21,7 +21,7 @@ import torch
 import triton
 
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.attention.triton import tile_cache
+from visionattn_kernels.attention.triton import INTERPRETED, tile_cache
 from visionattn_kernels.attention.triton.cost import BY_KEY, count_tiles, estimate
 from visionattn_kernels.attention.triton.measuring import FAILURES, Launch, constants, fastest, start
 from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
@@ -99,7 +99,8 @@ def _choose(kind: str, problem: Problem, launch: Launch) -> tuple[Tile, bool]:
     captured = tunes and torch.cuda.is_current_stream_capturing()
     tile = _tune(kind, p, launch) if tunes and not captured else None
     if tile is None:
-        tile = _launch_first(default_tiles(*_describe(kind, p)), launch, f"{kind} kernel on {p.q.device}")
+        cut = _interpreted_tiles if INTERPRETED and not p.q.is_cuda else default_tiles
+        tile = _launch_first(cut(*_describe(kind, p)), launch, f"{kind} kernel on {p.q.device}")
     return tile, not captured
 
 
@@ -145,6 +146,11 @@ def default_tiles(kind: str, window: Window, size: tuple[int, int], channels: in
     # What a device cannot hold is tried with less.
     one_stage = [tile._replace(num_stages=1) for tile in (*(x for x in first if x != least), least)]
     return (*first, *one_stage)
+
+
+def _interpreted_tiles(*problem: Any) -> list[Tile]:
+    """Return tiles for the interpreter, which takes nearly as long for a small one as for one of 64 x 64."""
+    return sorted(rank_tiles(*problem), key=lambda tile: abs(math.prod(tile.query + tile.key) - 64 * 64))
 
 
 def rank_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, itemsize: int) -> tuple[Tile, ...]:
