@@ -45,9 +45,10 @@ class OnGpu(torch.Tensor):
 
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OrderedDict[Any, Tile]:
-    """Nothing is chosen yet, here or on disk."""
+    """Nothing is chosen yet, here or on disk; kernels are compiled."""
     tiles: OrderedDict[Any, Tile] = OrderedDict()
     monkeypatch.setattr(tuning, "_chosen", tiles)
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VISIONATTN_TUNE", raising=False)
     return tiles
