@@ -18,22 +18,24 @@ from visionattn_kernels.attention.triton.blocks import (
     Given,
     Place,
     Queries,
+    Rows,
     Sizes,
     add_sums,
     as_given,
     biases,
-    describe_queries,
     dot,
     fold_scale,
     has_nan,
     load_gradients,
     locate_keys,
     locate_queries,
-    place_keys,
+    place_queries,
+    rel_biases,
     rel_entries,
     score_keys,
     score_tokens,
     see,
+    tile_keys,
     tile_queries,
     turns,
 )
@@ -60,7 +62,7 @@ def by_query(
     """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
     batch, head = place.batch, place.head
-    queries = tile_queries(given, place, QUERY_H, QUERY_W)
+    queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
     row, column, valid = queries.row, queries.column, queries.valid
     query = load_vectors(given.q, batch, head, row, column, valid)
     grad = load_vectors(given.grad_out, batch, head, row, column, valid)
@@ -73,11 +75,11 @@ def by_query(
     log_sum = tl.load(address(given.lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
 
     total = _walk_keys(
-        given, sizes, place, query, queries, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, False
+        given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, False
     )
     if has_nan(total):
         total = _walk_keys(
-            given, sizes, place, query, queries, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, True
+            given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, True
         )
     store_vectors(grad_q, batch, head, row, column, valid, total * given.scale)
 
@@ -89,6 +91,7 @@ def _walk_keys(
     place: Place,
     query: tl.tensor,
     queries: Queries,
+    rows: Rows,
     grad: tl.tensor,
     log_sum: tl.tensor,
     slope: tl.tensor,
@@ -118,7 +121,7 @@ def _walk_keys(
         by_column = tl.zeros((M, KEY_W), tl.float32)
         for step in tl.range(strip * steps, (strip + 1) * steps, num_stages=1 if SELECTS else None):
             first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-            key, value, scores = score_keys(given, place, query, queries, first_h, first_w, KEY_H, KEY_W, SELECTS)
+            key, value, scores = score_keys(given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, SELECTS)
             weights = tl.exp2(scores * factor - log_sum[:, None])
             grad_scores = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
             seen = scores != float("-inf")
@@ -163,17 +166,14 @@ def by_key(
 ) -> None:
     """Write grad_k and grad_v; a program has a tile of keys, and scores have keys first."""
     place = locate_keys(given, sizes, KEY_H, KEY_W)
-    batch, head, rows, columns = place.batch, place.head, place.rows, place.columns
-    n = tl.arange(0, KEY_H * KEY_W)
-    row, inside_h = place_keys(given.rows, rows.group, rows.first + n // KEY_W, rows.first + rows.count)
-    column, inside_w = place_keys(given.columns, columns.group, columns.first + n % KEY_W, columns.first + columns.count)
-    inside = inside_h & inside_w
+    batch, head = place.batch, place.head
+    row, column, inside, rows = tile_keys(given, place, KEY_H, KEY_W)
     key = load_vectors(given.k, batch, head, row, column, inside)
     value = load_vectors(given.v, batch, head, row, column, inside)
 
-    total_k, total_v = _walk_queries(given, sizes, place, key, value, QUERY_H, QUERY_W, KEY_H, KEY_W, False)
+    total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, False)
     if has_nan(total_k) | has_nan(total_v):
-        total_k, total_v = _walk_queries(given, sizes, place, key, value, QUERY_H, QUERY_W, KEY_H, KEY_W, True)
+        total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, True)
 
     store_vectors(grad_k, batch, head, row, column, inside, total_k * given.scale)
     store_vectors(grad_v, batch, head, row, column, inside, total_v)
@@ -182,10 +182,10 @@ def by_key(
 @triton.jit
 def _walk_queries(
     given: Given,
-    sizes: Sizes,
     place: Place,
     key: tl.tensor,
     value: tl.tensor,
+    rows: Rows,
     QUERY_H: tl.constexpr,
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
@@ -195,7 +195,7 @@ def _walk_queries(
     """Walk over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
     M: tl.constexpr = QUERY_H * QUERY_W
     N: tl.constexpr = KEY_H * KEY_W
-    rows, columns, span_h, span_w = place.rows, place.columns, place.rows.span, place.columns.span
+    span_h, span_w = place.rows.span, place.columns.span
     factor = given.scale * LOG2E
     m = tl.arange(0, M)
     zeros = tl.zeros((N, M), tl.float32)
@@ -207,13 +207,15 @@ def _walk_queries(
         from_h, from_w = span_h.lo + step // wide * QUERY_H, span_w.lo + step % wide * QUERY_W
         number_h, number_w = from_h + m // QUERY_W, from_w + m % QUERY_W
         valid = (number_h < span_h.hi) & (number_w < span_w.hi)
-        queries = describe_queries(given, place, number_h, number_w, valid)
+        queries = place_queries(given, place, number_h, number_w, valid)
         query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, valid)
         grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, valid)
         masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
-        start = biases(given, place, queries, rows.first, columns.first, masked, KEY_H, KEY_W, True)
+        start = biases(given, place, rows, from_h, from_w, masked, QUERY_H, QUERY_W, True)
+        if (given.rel_h is not None) or (given.rel_w is not None):
+            start += tl.trans(rel_biases(given, place, queries, place.rows.first, place.columns.first, KEY_H, KEY_W))
         scores = dot(key, tl.trans(query), start, given.precision)
-        visible = see(queries, rows.first, columns.first, KEY_H, KEY_W, 0)
+        visible = see(rows, from_h, from_w, QUERY_H, QUERY_W)
         if SELECTS:
             scores = tl.where(visible, scores, float("-inf"))
         weights = tl.exp2(scores * factor - log_sum[None, :])

@@ -25,6 +25,7 @@ from visionattn_kernels.attention.triton.rule import (
     Strip,
     as_axis,
     interval,
+    interval_of_queries,
     key_strip,
     partly,
     query_strip,
@@ -108,24 +109,34 @@ class Place(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Some queries `[M]`: where they are, and the window rule of each.
+    """Some queries `[M]`: where they are.
 
     Attributes:
         row, column: In the query map.
-        valid: Whether there is one; if not, it sees no key.
+        valid: Whether there is one.
         index_h, index_w: Own position in the dilation group of each axis, in keys.
-        start_h, stop_h, start_w, stop_w: The interval of keys that it sees.
     """
 
     row: Any
     column: Any
     valid: Any
     index_h: Any
+    index_w: Any
+
+
+class Rows(NamedTuple):
+    """Rows of scores, one per query or one per key of a tile: which rectangle of the other kind each meets.
+
+    Attributes:
+        start_h, stop_h, start_w, stop_w: The rectangle, counted in the dilation group.
+        origin: Where in the table of positional bias a row meets number 0, 0 of the other kind.
+    """
+
     start_h: Any
     stop_h: Any
-    index_w: Any
     start_w: Any
     stop_w: Any
+    origin: Any
 
 
 def as_given(problem: Problem) -> tuple[Given, Sizes]:
@@ -226,37 +237,54 @@ def strips_of_queries(
 
 
 @triton.jit
-def describe_queries(
+def place_queries(
     given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor
 ) -> Queries:
-    """Return the queries of these numbers in the dilation groups of a tile, and the rule of each."""
-    rows, columns = given.rows, given.columns
-    group_h, group_w = place.rows.group, place.columns.group
-    index_h = group_h.first_index + rows.spacing * number_h
-    index_w = group_w.first_index + columns.spacing * number_w
-    start_h, stop_h = interval(rows, index_h, group_h.num_keys)
-    start_w, stop_w = interval(columns, index_w, group_w.num_keys)
+    """Return the queries of these numbers in the dilation groups of a tile."""
+    rows, columns, group_h, group_w = given.rows, given.columns, place.rows.group, place.columns.group
     return Queries(
         group_h.first_query + rows.step * number_h,
         group_w.first_query + columns.step * number_w,
         valid,
-        index_h,
-        start_h,
-        stop_h,
-        index_w,
-        start_w,
-        tl.where(valid, stop_w, start_w),
+        group_h.first_index + rows.spacing * number_h,
+        group_w.first_index + columns.spacing * number_w,
     )
 
 
 @triton.jit
-def tile_queries(given: Given, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> Queries:
-    """Return the queries of a tile."""
+def tile_queries(given: Given, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> tl.tuple:
+    """Return the queries of a tile, and the rows of scores that they are."""
     m = tl.arange(0, QUERY_H * QUERY_W)
     h, w = m // QUERY_W, m % QUERY_W
     rows, columns = place.rows, place.columns
     valid = (h < rows.count) & (w < columns.count)
-    return describe_queries(given, place, rows.first + h, columns.first + w, valid)
+    queries = place_queries(given, place, rows.first + h, columns.first + w, valid)
+    start_h, stop_h = interval(given.rows, queries.index_h, rows.group.num_keys)
+    start_w, stop_w = interval(given.columns, queries.index_w, columns.group.num_keys)
+    origin = bias_entry(given, -queries.index_h, -queries.index_w)
+    return queries, Rows(start_h, stop_h, start_w, tl.where(valid, stop_w, start_w), origin)
+
+
+@triton.jit
+def tile_keys(given: Given, place: Place, KEY_H: tl.constexpr, KEY_W: tl.constexpr) -> tl.tuple:
+    """Return row, column and presence of the keys of a tile, and the rows of scores that they are."""
+    n = tl.arange(0, KEY_H * KEY_W)
+    rows, columns = place.rows, place.columns
+    key_h, key_w = rows.first + n // KEY_W, columns.first + n % KEY_W
+    row, inside_h = place_keys(given.rows, rows.group, key_h, rows.first + rows.count)
+    column, inside_w = place_keys(given.columns, columns.group, key_w, columns.first + columns.count)
+    start_h, stop_h = interval_of_queries(given.rows, rows.group, key_h)
+    start_w, stop_w = interval_of_queries(given.columns, columns.group, key_w)
+    inside = inside_h & inside_w
+    origin = bias_entry(given, key_h - rows.group.first_index, key_w - columns.group.first_index)
+    return row, column, inside, Rows(start_h, stop_h, start_w, tl.where(inside, stop_w, start_w), origin)
+
+
+@triton.jit
+def bias_entry(given: Given, offset_h: tl.tensor, offset_w: tl.tensor) -> tl.tensor:
+    """Return which entry of the table of positional bias stands for an offset: key less query."""
+    width: tl.constexpr = 2 * given.columns.kernel_size - 1
+    return (offset_h + given.rows.kernel_size - 1) * width + offset_w + given.columns.kernel_size - 1
 
 
 @triton.jit
@@ -278,21 +306,13 @@ def load_gradients(given: Given, place: Place, row: tl.tensor, column: tl.tensor
 
 
 @triton.jit
-def see(
-    queries: Queries,
-    first_h: tl.tensor,
-    first_w: tl.tensor,
-    KEY_H: tl.constexpr,
-    KEY_W: tl.constexpr,
-    Q: tl.constexpr,
-) -> tl.tensor:
-    """Return which keys of a rectangle from `first_h, first_w` each query sees; queries repeat along axis Q."""
-    n = tl.arange(0, KEY_H * KEY_W)
-    key_h, key_w = tl.expand_dims(first_h + n // KEY_W, 1 - Q), tl.expand_dims(first_w + n % KEY_W, 1 - Q)
-    visible = (key_h >= tl.expand_dims(queries.start_h, Q)) & (key_h < tl.expand_dims(queries.stop_h, Q))
-    return (
-        visible & (key_w >= tl.expand_dims(queries.start_w, Q)) & (key_w < tl.expand_dims(queries.stop_w, Q))
-    )
+def see(rows: Rows, first_h: tl.tensor, first_w: tl.tensor, HIGH: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
+    """Return which members of a rectangle from `first_h, first_w` each row of scores meets."""
+    i = tl.arange(0, HIGH * WIDE)
+    h, w = (first_h + i // WIDE)[None, :], (first_w + i % WIDE)[None, :]
+    high, wide = (rows.stop_h - rows.start_h).to(tl.uint32), (rows.stop_w - rows.start_w).to(tl.uint32)
+    visible = (h - rows.start_h[:, None]).to(tl.uint32) < high[:, None]
+    return visible & ((w - rows.start_w[:, None]).to(tl.uint32) < wide[:, None])
 
 
 @triton.jit
@@ -314,52 +334,57 @@ def rel_entries(
 def biases(
     given: Given,
     place: Place,
-    queries: Queries,
+    rows: Rows,
     first_h: tl.tensor,
     first_w: tl.tensor,
     masked: tl.tensor,
-    KEY_H: tl.constexpr,
-    KEY_W: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
     BY_KEY: tl.constexpr,
 ) -> tl.tensor:
-    """Return what scores `[M, N]` (with BY_KEY `[N, M]`) start from: every bias, minus infinity if a pair is masked.
+    """Return what scores start from: positional bias, and minus infinity if a pair is masked.
 
-    The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups.
-    Where `masked` is false, every query sees all the keys.
+    Rows of scores are queries (with BY_KEY keys); the others are a rectangle of `HIGH x WIDE` from `first_h, first_w`.
+    Where `masked` is false, all pairs see each other.
     """
-    rows, columns = given.rows, given.columns
-    M: tl.constexpr = queries.row.shape[0]
-    N: tl.constexpr = KEY_H * KEY_W
-    Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
-    inverse = 1.0 / given.scale
-    if BY_KEY:
-        bias = tl.zeros((N, M), tl.float32)
-    else:
-        bias = tl.zeros((M, N), tl.float32)
-    if (given.rel_h is not None) or (given.rel_w is not None):
-        grid = tl.zeros((M, KEY_H, KEY_W), tl.float32)
-        if given.rel_h is not None:
-            entry, exists = rel_entries(given.rel_h, rows, place, queries, queries.index_h, first_h, KEY_H)
-            grid += (tl.load(entry, mask=exists, other=0.0).to(tl.float32) * inverse)[:, :, None]
-        if given.rel_w is not None:
-            entry, exists = rel_entries(given.rel_w, columns, place, queries, queries.index_w, first_w, KEY_W)
-            grid += (tl.load(entry, mask=exists, other=0.0).to(tl.float32) * inverse)[:, None, :]
-        by_query = tl.reshape(grid, (M, N))
-        bias = tl.trans(by_query) if BY_KEY else by_query
-
     if given.rpb is not None:
-        n = tl.arange(0, N)
-        width: tl.constexpr = 2 * columns.kernel_size - 1
-        table = given.rpb + place.head * ((2 * rows.kernel_size - 1) * width)
-        corner = (first_h + rows.kernel_size - 1) * width + first_w + columns.kernel_size - 1
-        origin = corner - queries.index_h * width - queries.index_w
-        entry = table + tl.expand_dims(origin, Q)
-        entry = entry + tl.expand_dims(n % KEY_W, 1 - Q) + tl.expand_dims(n // KEY_W * width, 1 - Q)
-        visible = see(queries, first_h, first_w, KEY_H, KEY_W, Q)
-        bias += tl.load(entry, mask=visible, other=float("-inf")).to(tl.float32) * inverse
-    elif masked:
-        bias = tl.where(see(queries, first_h, first_w, KEY_H, KEY_W, Q), bias, float("-inf"))
+        i = tl.arange(0, HIGH * WIDE)
+        width: tl.constexpr = 2 * given.columns.kernel_size - 1
+        step_h, step_w = width, 1
+        if BY_KEY:
+            step_h, step_w = -width * given.rows.spacing, -given.columns.spacing
+        table = given.rpb + place.head * ((2 * given.rows.kernel_size - 1) * width)
+        entry = table + (rows.origin + first_h * step_h + first_w * step_w)[:, None]
+        entry = entry + (i % WIDE * step_w)[None, :] + (i // WIDE * step_h)[None, :]
+        visible = see(rows, first_h, first_w, HIGH, WIDE)
+        bias = tl.load(entry, mask=visible, other=float("-inf")).to(tl.float32) * (1.0 / given.scale)
+    else:
+        bias = tl.zeros((rows.origin.shape[0], HIGH * WIDE), tl.float32)
+        if masked:
+            bias = tl.where(see(rows, first_h, first_w, HIGH, WIDE), bias, float("-inf"))
     return bias
+
+
+@triton.jit
+def rel_biases(
+    given: Given,
+    place: Place,
+    queries: Queries,
+    first_h: tl.tensor,
+    first_w: tl.tensor,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+) -> tl.tensor:
+    """Return relative logits `[M, N]` of queries and a rectangle of keys from `first_h, first_w`."""
+    M: tl.constexpr = queries.row.shape[0]
+    grid = tl.zeros((M, KEY_H, KEY_W), tl.float32)
+    if given.rel_h is not None:
+        entry, exists = rel_entries(given.rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H)
+        grid += tl.load(entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
+    if given.rel_w is not None:
+        entry, exists = rel_entries(given.rel_w, given.columns, place, queries, queries.index_w, first_w, KEY_W)
+        grid += tl.load(entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
+    return tl.reshape(grid, (M, KEY_H * KEY_W)) * (1.0 / given.scale)
 
 
 @triton.jit
@@ -368,6 +393,7 @@ def score_keys(
     place: Place,
     query: tl.tensor,
     queries: Queries,
+    rows: Rows,
     first_h: tl.tensor,
     first_w: tl.tensor,
     KEY_H: tl.constexpr,
@@ -381,10 +407,12 @@ def score_keys(
     column, inside_w = place_keys(given.columns, strip_w.group, first_w + n % KEY_W, strip_w.span.hi)
     key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
     masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W)
-    start = biases(given, place, queries, first_h, first_w, masked, KEY_H, KEY_W, False)
+    start = biases(given, place, rows, first_h, first_w, masked, KEY_H, KEY_W, False)
+    if (given.rel_h is not None) or (given.rel_w is not None):
+        start += rel_biases(given, place, queries, first_h, first_w, KEY_H, KEY_W)
     scores = dot(query, tl.trans(key), start, given.precision)
     if SELECTS:
-        scores = tl.where(see(queries, first_h, first_w, KEY_H, KEY_W, 1), scores, float("-inf"))
+        scores = tl.where(see(rows, first_h, first_w, KEY_H, KEY_W), scores, float("-inf"))
     value = load_vectors(given.v, place.batch, place.head, row, column, inside_h & inside_w)
     return key, value, scores
 

@@ -15,6 +15,7 @@ from visionattn_kernels.attention.triton.blocks import (
     Given,
     Place,
     Queries,
+    Rows,
     Sizes,
     add_sums,
     as_given,
@@ -43,13 +44,14 @@ def attend(
 ) -> None:
     """Write out and lse."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
-    queries = tile_queries(given, place, QUERY_H, QUERY_W)
+    queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
     query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, queries.valid)
 
-    most, total, mean = _walk(given, sizes, place, query, queries, KEY_H, KEY_W, False)
+    most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, False)
     if has_nan(mean):
-        most, total, mean = _walk(given, sizes, place, query, queries, KEY_H, KEY_W, True)
+        most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, True)
 
+    total = tl.where(queries.valid, total, 1.0)
     store_vectors(out, place.batch, place.head, queries.row, queries.column, queries.valid, mean / total[:, None])
     log_sum = (most * (given.scale * LOG2E) + tl.log2(total)) * LN2
     tl.store(address(lse, place.batch, place.head, queries.row, queries.column), log_sum, mask=queries.valid)
@@ -62,6 +64,7 @@ def _walk(
     place: Place,
     query: tl.tensor,
     queries: Queries,
+    rows: Rows,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
     SELECTS: tl.constexpr,
@@ -80,7 +83,7 @@ def _walk(
     high, wide = turns(span_h, KEY_H), turns(span_w, KEY_W)
     for step in tl.range(high * wide, num_stages=1 if SELECTS else None):
         first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-        _, value, scores = score_keys(given, place, query, queries, first_h, first_w, KEY_H, KEY_W, SELECTS)
+        _, value, scores = score_keys(given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, SELECTS)
         most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, factor, value, given.precision, SELECTS)
 
     if given.extra_k is not None:

@@ -158,22 +158,19 @@ def key_strip(axis: Axis, num_queries: tl.tensor, num_keys: tl.tensor, tile: tl.
     group = Group(query, index, count, key, length)
     first = tile // axis.dilation * SIZE
     present = tl.minimum(length - first, SIZE)
-    lo, every_hi = seen_by(axis, first, length)
-    every_lo, hi = seen_by(axis, first + present - 1, length)
-    lo, every_lo = _number_from(axis, lo, index), _number_from(axis, every_lo, index)
-    hi, every_hi = _number_to(axis, hi, index, count), _number_to(axis, every_hi, index, count)
+    lo, every_hi = interval_of_queries(axis, group, first)
+    every_lo, hi = interval_of_queries(axis, group, first + present - 1)
     whole = present == SIZE
     return Strip(group, first, present, Span(lo, tl.where(present > 0, hi, lo), every_lo, tl.where(whole, every_hi, every_lo)))
 
 
 @triton.jit
-def _number_from(axis: Axis, index: tl.tensor, first_index: tl.tensor) -> tl.tensor:
-    return tl.cdiv(tl.maximum(index - first_index, 0), axis.spacing)
-
-
-@triton.jit
-def _number_to(axis: Axis, index: tl.tensor, first_index: tl.tensor, count: tl.tensor) -> tl.tensor:
-    return tl.minimum(tl.where(index < first_index, 0, (index - first_index) // axis.spacing + 1), count)
+def interval_of_queries(axis: Axis, group: Group, key: tl.tensor) -> tl.tuple:
+    """Return the half-open interval of queries that see a key, counted in its group."""
+    least, largest = seen_by(axis, key, group.num_keys)
+    start = tl.cdiv(tl.maximum(least - group.first_index, 0), axis.spacing)
+    stop = tl.where(largest < group.first_index, 0, (largest - group.first_index) // axis.spacing + 1)
+    return start, tl.minimum(stop, group.num_queries)
 
 
 @triton.jit
