@@ -79,7 +79,7 @@ def by_query(
     )
     if has_nan(total):
         total = _walk_keys(
-            given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, True
+            given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, 1, 16, True
         )
     store_vectors(grad_q, batch, head, row, column, valid, total * given.scale)
 
@@ -173,7 +173,7 @@ def by_key(
 
     total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, False)
     if has_nan(total_k) | has_nan(total_v):
-        total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, True)
+        total_k, total_v = _walk_queries(given, place, key, value, rows, 1, 16, KEY_H, KEY_W, True)
 
     store_vectors(grad_k, batch, head, row, column, inside, total_k * given.scale)
     store_vectors(grad_v, batch, head, row, column, inside, total_v)

@@ -49,7 +49,7 @@ def attend(
 
     most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, False)
     if has_nan(mean):
-        most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, True)
+        most, total, mean = _walk(given, sizes, place, query, queries, rows, 1, 16, True)
 
     total = tl.where(queries.valid, total, 1.0)
     store_vectors(out, place.batch, place.head, queries.row, queries.column, queries.valid, mean / total[:, None])
