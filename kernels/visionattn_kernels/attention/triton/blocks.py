@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton.plan import Axis
+from visionattn_kernels.attention.triton.precision import product_precision
 
 
 class Map(NamedTuple):
@@ -141,16 +141,8 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
     batch, height, width, heads, _ = p.q.shape
     maps, tokens = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v)
     sizes = Sizes(batch, heads, height, width, 0 if p.extra_k is None else p.extra_k.shape[1])
-    return Given(
-        *maps, rpb, rel_h, rel_w, *tokens, None, None, p.scale, None, None, None, tl.constexpr(_precision(p.q))
-    ), sizes
-
-
-def _precision(q: Tensor) -> str:
-    """Return how products of float32 are rounded, by torch's own switch."""
-    if q.device.type == "cpu":
-        return "interpreted"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    precision = tl.constexpr(product_precision(p.q.device, p.q.dtype))
+    return Given(*maps, rpb, rel_h, rel_w, *tokens, None, None, p.scale, None, None, None, precision), sizes
 
 
 @triton.jit
