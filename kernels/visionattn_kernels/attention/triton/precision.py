@@ -1,4 +1,4 @@
-"""How the kernels round products of float32. No triton."""
+"""Precision of float32 products in the kernels. No triton."""
 
 from __future__ import annotations
 
