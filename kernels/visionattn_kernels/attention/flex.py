@@ -18,9 +18,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from visionattn_kernels.attention.devices import find_cpp_compiler, refuse_triton
 from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.selected import find_spoilt
-from visionattn_kernels.tracing import is_transformed, outside_modes
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
+from visionattn_kernels.tracing import is_transformed
+from visionattn_kernels.window import AxisTables, AxisWindow, Window, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
@@ -110,8 +111,7 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """Return the blocks of queries and keys that hold pairs of the window, with the rule inside them; cached."""
     mask = _see(window, size, device)
