@@ -174,7 +174,7 @@ def _launches(
         patch.object(tuning, "run", run_kind),
         patch.object(tuning, "constants", constants),
         patch.object(tuning, "_chosen", type(tuning._chosen)()),
-        patch.object(blocks, "_precision", lambda q: precision),
+        patch.object(blocks, "product_precision", lambda device, dtype: precision),
         patch.object(JITFunction, "run", compile_only),
     ):
         yield
