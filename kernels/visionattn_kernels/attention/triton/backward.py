@@ -48,6 +48,7 @@ from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 def by_query(
     given: Given,
     out: Map,
+    lse: Map,
     grad_lse: Map | None,
     grad_q: Map,
     grad_rel_h: Map | None,
@@ -59,7 +60,7 @@ def by_query(
     KEY_W: tl.constexpr,
     INTERIOR: tl.constexpr,
 ) -> None:
-    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
+    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `sums` for other kernels."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
     batch, head = place.batch, place.head
     queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
@@ -71,8 +72,10 @@ def by_query(
     slope = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1)
     if grad_lse is not None:
         slope -= tl.load(address(grad_lse, batch, head, row, column), mask=valid, other=0.0)
-    tl.store(address(given.delta, batch, head, row, column), slope, mask=valid)
-    log_sum = tl.load(address(given.lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    log_sum = tl.load(address(lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    sums = address(given.sums, batch, head, row, column)
+    tl.store(sums, log_sum, mask=valid)
+    tl.store(sums + 1, slope, mask=valid)
 
     known = (query, queries, rows, grad, log_sum, slope)
     total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, KEY_H, KEY_W, INTERIOR, False)
@@ -242,9 +245,9 @@ def backward(
     )
     if lse.numel():
         given, sizes = as_given(p)
-        sums = (as_map(x[..., None]) for x in (lse, new_sums(p.q)))
-        given = given._replace(grad_out=as_map(grad_out), **dict(zip(("lse", "delta"), sums, strict=True)))
-        results = [as_map(out), None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
+        given = given._replace(grad_out=as_map(grad_out), sums=as_map(new_sums(p.q, 2)))
+        results = [as_map(out), as_map(lse[..., None])]
+        results += [None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
         results += [None if x is None else as_map(x) for x in (grad_rel_h, grad_rel_w)]
         grads = as_map(grad_k), as_map(grad_v)
 

@@ -124,15 +124,15 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Compute output and log-sum-exp; see `fused.Forward`."""
     p, _ = fold_scale(problem)
     out = p.q.new_empty(*p.q.shape[:-1], p.v.shape[-1])
-    lse = new_sums(p.q)
+    lse = new_sums(p.q, 1)
     if not lse.numel():
-        return out, lse
+        return out, lse[..., 0]
     given, sizes = as_given(p)
-    results = as_map(out), as_map(lse[..., None])
+    results = as_map(out), as_map(lse)
 
     def launch(tile: Tile) -> None:
         cut = sizes.cut(given, tile.query, by_key=False)
         attend[cut.grid()](given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False))
 
     tuning.run("forward", p, launch)
-    return out, lse
+    return out, lse[..., 0]
