@@ -17,7 +17,6 @@ from visionattn_kernels.attention.triton.blocks import (
     LOG2E,
     Given,
     Place,
-    Queries,
     Rows,
     Sizes,
     add_sums,
@@ -38,7 +37,7 @@ from visionattn_kernels.attention.triton.blocks import (
     tile_queries,
     turns,
 )
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
 from visionattn_kernels.attention.triton.plan import Tile, has_interior
 from visionattn_kernels.attention.triton.rule import partly
 from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
@@ -131,9 +130,7 @@ def _walk_keys(
                 rectangles = tl.reshape(grad_scores, (M, KEY_H, KEY_W))
                 by_column += tl.sum(rectangles, 1)
                 if grad_rel_h is not None:
-                    entry, exists = rel_entries(
-                        grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H
-                    )
+                    entry, exists = rel_entries(grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H)
                     earlier = tl.load(entry, mask=exists & (strip > 0), other=0.0)
                     tl.store(entry, earlier + tl.sum(rectangles, 2), mask=exists)
         if grad_rel_w is not None:
@@ -231,6 +228,12 @@ def _walk_queries(
     return total_k, total_v
 
 
+def _new_sums(q: Tensor) -> Tensor:
+    """Return an empty `[B, Q_h, Q_w, heads, 2]` in which the pairs of one head are neighbours."""
+    batch, height, width, heads, _ = q.shape
+    return q.new_empty((batch, heads, height, width, 2), dtype=torch.float32).permute(0, 2, 3, 1, 4)
+
+
 def backward(
     problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
@@ -245,7 +248,7 @@ def backward(
     )
     if lse.numel():
         given, sizes = as_given(p)
-        given = given._replace(grad_out=as_map(grad_out), sums=as_map(new_sums(p.q, 2)))
+        given = given._replace(grad_out=as_map(grad_out), sums=as_map(_new_sums(p.q)))
         results = [as_map(out), as_map(lse[..., None])]
         results += [None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
         results += [None if x is None else as_map(x) for x in (grad_rel_h, grad_rel_w)]
@@ -259,7 +262,9 @@ def backward(
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            by_key[cut.grid()](given, *grads, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=True))
+            by_key[cut.grid()](
+                given, *grads, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=True)
+            )
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton.maps import Map, address, as_map, as_tokens, load_scattered, load_vectors
+from visionattn_kernels.attention.triton.precision import product_precision
 from visionattn_kernels.attention.triton.rule import (
     Axis,
     Group,
@@ -35,7 +35,7 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 LEAST_SCALE = 1e-6
-"""Scales below this, zero and negative ones, and those above its inverse are multiplied into the queries."""
+"""Smaller scales, zero, and those above its inverse are multiplied into the queries; of negative ones the sign."""
 
 
 class Sizes(NamedTuple):
@@ -152,15 +152,8 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
     return Given(
         *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None),
         tl.constexpr(_by_thread(p.q)),
-        tl.constexpr(_precision(p.q)),
+        tl.constexpr(product_precision(p.q.device, p.q.dtype)),
     ), sizes
-
-
-def _precision(q: Tensor) -> str:
-    """Return how products of float32 are rounded, by torch's own switch."""
-    if q.device.type == "cpu":
-        return "interpreted"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _by_thread(q: Tensor) -> bool:
@@ -170,9 +163,11 @@ def _by_thread(q: Tensor) -> bool:
 
 def fold_scale(problem: Problem) -> tuple[Problem, float]:
     """Return the problem with a scale that kernels can divide by, and by what its gradient of q is to be multiplied."""
-    if LEAST_SCALE <= problem.scale <= 1 / LEAST_SCALE:
+    scale, size = problem.scale, abs(problem.scale)
+    if LEAST_SCALE <= scale <= 1 / LEAST_SCALE:
         return problem, 1.0
-    return replace(problem, q=problem.q * problem.scale, scale=1.0), problem.scale
+    factor, scale = (-1.0, size) if LEAST_SCALE <= size <= 1 / LEAST_SCALE else (scale, 1.0)
+    return replace(problem, q=problem.q * factor, scale=scale), factor
 
 
 @triton.jit
@@ -245,9 +240,7 @@ def strips_of_queries(
 
 
 @triton.jit
-def place_queries(
-    given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor
-) -> Queries:
+def place_queries(given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor) -> Queries:
     """Return the queries of these numbers in the dilation groups of a tile."""
     rows, columns, group_h, group_w = given.rows, given.columns, place.rows.group, place.columns.group
     return Queries(
@@ -373,7 +366,7 @@ def biases(
         step_h, step_w = width, 1
         if BY_KEY:
             step_h, step_w = -width * given.rows.spacing, -given.columns.spacing
-        table = given.rpb + place.head * ((2 * given.rows.kernel_size - 1) * width)
+        table = given.rpb + tl.cast(place.head, tl.int64) * ((2 * given.rows.kernel_size - 1) * width)
         entry = table + (rows.origin + first_h * step_h + first_w * step_w)[:, None]
         entry = entry + (i % WIDE * step_w)[None, :] + (i // WIDE * step_h)[None, :]
         number, limit = meet(rows, first_h, first_w, HIGH, WIDE)

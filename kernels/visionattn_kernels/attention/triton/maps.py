@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -50,12 +49,6 @@ def as_map(x: Tensor) -> Map:
 def as_tokens(x: Tensor) -> Map:
     """Return `[B, tokens, heads, c]` as a map of one column, whichever column is asked for."""
     return as_map(x[:, :, None])._replace(column=0)
-
-
-def new_sums(q: Tensor, count: int) -> Tensor:
-    """Return an empty `[B, Q_h, Q_w, heads, count]` in float32 where the numbers of one head are neighbours."""
-    batch, height, width, heads, _ = q.shape
-    return q.new_empty((batch, heads, height, width, count), dtype=torch.float32).permute(0, 2, 3, 1, 4)
 
 
 @triton.jit
@@ -104,9 +97,7 @@ def store_vectors(
     tl.store(pointer, value.to(x.data.dtype.element_ty), mask=mask)
 
 
-F32: tl.constexpr = tl.constexpr(
-    "{ .reg .pred p; setp.lt.u32 p, $2, $3; mov.b32 $0, $4; @p ld.global.f32 $0, [$1]; }"
-)
+F32: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.lt.u32 p, $2, $3; mov.b32 $0, $4; @p ld.global.f32 $0, [$1]; }")
 F16: tl.constexpr = tl.constexpr(
     "{ .reg .pred p; .reg .b16 x; setp.lt.u32 p, $2, $3; cvt.rn.f16.f32 x, $4; "
     "@p ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }"
@@ -128,7 +119,7 @@ def load_scattered(
     """
     if BY_THREAD:
         KIND: tl.constexpr = pointer.dtype.element_ty
-        ASM: tl.constexpr = F32 if KIND == tl.float32 else F16 if KIND == tl.float16 else BF16
+        ASM: tl.constexpr = F32 if tl.float32 == KIND else F16 if tl.float16 == KIND else BF16
         given = [pointer.to(tl.int64), number.to(tl.uint32), limit, tl.full((1, 1), other, tl.float32)]
         loaded = tl.inline_asm_elementwise(ASM, "=f,l,r,r,f", given, dtype=tl.float32, is_pure=True, pack=1)
     else:

@@ -110,9 +110,7 @@ def by_offset(
     zeros = tl.zeros((M, N), tl.float32)
     total = zeros
     for tile in range(rest // (sizes.heads * batch_chunks), sizes.tiles_h * sizes.tiles_w, tile_chunks):
-        rows, columns = strips_of_queries(
-            given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W
-        )
+        rows, columns = strips_of_queries(given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W)
         first_h = rows.group.first_index + given.rows.spacing * rows.first + places_h.origin + place_h * KEY_H
         first_w = columns.group.first_index + given.columns.spacing * columns.first + places_w.origin + place_w * KEY_W
         queries, scores_of = tile_queries(given, Place(0, head, rows, columns), QUERY_H, QUERY_W)
