@@ -209,10 +209,7 @@ def _walk_queries(
         queries = place_queries(given, place, number_h, number_w, valid)
         query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, valid)
         grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, valid)
-        if INTERIOR:
-            masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
-        else:
-            masked = True
+        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W) if INTERIOR else True
         start = biases(given, place, rows, queries, (from_h, from_w), keys, masked, QUERY_H, QUERY_W, True)
         scores = dot(key, tl.trans(query), start, given.precision)
         visible = see(rows, from_h, from_w, QUERY_H, QUERY_W)
@@ -256,15 +253,13 @@ def backward(
 
         def launch_by_query(tile: Tile) -> None:
             cut = sizes.cut(given, tile.query, by_key=False)
-            by_query[cut.grid()](
-                given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False)
-            )
+            interior = has_interior(p, tile, by_key=False)
+            tuning.start(by_query, cut.grid(), given, *results, cut, tile=tile, INTERIOR=interior)
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            by_key[cut.grid()](
-                given, *grads, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=True)
-            )
+            interior = has_interior(p, tile, by_key=True)
+            tuning.start(by_key, cut.grid(), given, *grads, cut, tile=tile, INTERIOR=interior)
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -425,10 +426,7 @@ def score_keys(
     row, inside_h = place_keys(given.rows, strip_h.group, first_h + n // KEY_W, strip_h.span.hi)
     column, inside_w = place_keys(given.columns, strip_w.group, first_w + n % KEY_W, strip_w.span.hi)
     key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
-    if INTERIOR:
-        masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W)
-    else:
-        masked = True
+    masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W) if INTERIOR else True
     first, key_numbers = (first_h, first_w), (first_h + n // KEY_W, first_w + n % KEY_W)
     start = biases(given, place, rows, queries, first, key_numbers, masked, KEY_H, KEY_W, False)
     scores = dot(query, tl.trans(key), start, given.precision)

@@ -148,6 +148,14 @@ def query_strip(axis: Axis, num_queries: tl.tensor, num_keys: tl.tensor, tile: t
 
 
 @triton.jit
+def _span(
+    lo: tl.tensor, hi: tl.tensor, every_lo: tl.tensor, every_hi: tl.tensor, count: tl.tensor, SIZE: tl.constexpr
+) -> Span:
+    """Return the span of `count` members: an empty tile meets nothing, one that is not full has masked pairs."""
+    return Span(lo, tl.where(count > 0, hi, lo), every_lo, tl.where(count == SIZE, every_hi, every_lo))
+
+
+@triton.jit
 def key_strip(axis: Axis, num_queries: tl.tensor, num_keys: tl.tensor, tile: tl.tensor, SIZE: tl.constexpr) -> Strip:
     """Return a tile of `SIZE` keys of an axis, and the queries that see them."""
     key = tile % axis.dilation
