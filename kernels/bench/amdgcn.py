@@ -6,7 +6,9 @@ import re
 
 from kernels.bench.assembly import Code, Instruction
 
-LINE = re.compile(r"^(?:(?P<label>\.LBB\w+):|\t(?P<name>(?:v|s|ds|global|buffer|flat|scratch)_\w+)\s*(?P<operands>.*))", re.M)
+LINE = re.compile(
+    r"^(?:(?P<label>\.LBB\w+):|\t(?P<name>(?:v|s|ds|global|buffer|flat|scratch)_\w+)\s*(?P<operands>.*))", re.MULTILINE
+)
 
 PREFIXES = {
     "tensor": "v_mfma|v_smfma",

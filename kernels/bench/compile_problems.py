@@ -86,7 +86,7 @@ def make_problem(case: Problem, dtype: torch.dtype) -> attention.Problem:
     queries = (batch, *case.window.num_queries(case.size), case.heads)
     tables = [2 * k - 1 for k in case.window.kernel_size]
     shape = case if isinstance(case, Shape) else None
-    shapes = {"q": (*queries, case.head_dim), "k": maps, "v": maps}
+    shapes: dict[str, tuple[int, ...]] = {"q": (*queries, case.head_dim), "k": maps, "v": maps}
     if case.rpb:
         shapes["rpb"] = (case.heads, *tables)
     if isinstance(case, HaloLayer) or (shape and shape.rel):

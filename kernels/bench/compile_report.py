@@ -1,10 +1,11 @@
 """Compile the Triton kernels for a GPU that is not there, and print what the compiler made of them.
 
-    python -m kernels.bench.compile_report                                   # sm_90, bfloat16 and float32, all problems
+    python -m kernels.bench.compile_report                                   # sm_90, all problems
     python -m kernels.bench.compile_report --only "nat-tiny-1 " --kernels attend,by_key --dtype bfloat16
     python -m kernels.bench.compile_report --only "h2 c32 k7 d1 rpb" --tile 8x4/8x4/1/2
     python -m kernels.bench.compile_report --only "h2 c32 k7 d1 rpb" --kernels attend --sweep
     python -m kernels.bench.compile_report --write                           # results/compile-sm_90.csv
+    python -m kernels.bench.compile_report --check --only nat-tiny-1         # fails if it is worse than that file
 
 How to read a row:
 
@@ -12,7 +13,7 @@ How to read a row:
 - registers, stack, shared: per thread, bytes per thread, bytes per program. Stack other than 0 is spilled registers.
 - ctas: programs on a multiprocessor at a time, by registers, shared memory and warps. Few warps hide no latency.
 - per_score: instructions of the innermost loop that walks over keys or queries, per score. A turn of the loop has
-  queries x keys scores, masked ones too, and each instruction counts once for each thread. Both sides of a branch count.
+  queries x keys scores, masked ones too. An instruction counts once for each thread, and both sides of a branch count.
   A kernel walks again, by selection, if its result holds NaN; that second loop is not counted.
 - tensor ... other: per_score by kind, see `assembly.KINDS`. local is traffic of spilled registers. One mufu is the
   exponential of the score itself.
@@ -47,7 +48,7 @@ from kernels.bench import amdgcn, assembly, estimate, sass
 from kernels.bench.compile_problems import compiled_problems, make_problem
 from kernels.bench.offline import ARCHS, Arch, Compiled, compile_kernels
 from kernels.bench.problems import Problem
-from kernels.bench.report import Report, Row
+from kernels.bench.report import Report, Row, read_rows
 from kernels.bench.script import DTYPES, RESULTS, choose, run
 from visionattn_kernels.attention import problem as attention
 from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
@@ -78,6 +79,15 @@ WIDTHS = {
 
 COLUMNS = ("arch", "problem", "dtype", *WIDTHS)
 
+KEY = ("problem", "dtype", "kernel")
+"""Columns that name a row of the table of one GPU."""
+
+FLOAT32 = ("nat-tiny-1 ", "halonet B128 64x64 h2 c64 b8 h3 rel", "na2d B1 256x256 h24 c128 w80", "every-bias")
+"""Beginnings of the names of problems that are also compiled for float32."""
+
+GROWTH = 1.2
+"""How many times the instructions of the table a kernel may have."""
+
 SWEPT = [(m, n) for m in (16, 32, 64, 128) for n in (16, 32, 64, 128) if m * n <= 8192]
 """Queries and keys of tiles that a sweep tries, each with 1, 2, 4 and 8 warps."""
 
@@ -94,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="sm_90", help=f"{', '.join(ARCHS)} (default: sm_90)")
-    parser.add_argument("--dtype", default="bfloat16,float32", help=f"{', '.join(DTYPES)}; several separated by commas")
+    parser.add_argument(
+        "--dtype", help=f"{', '.join(DTYPES)}; several separated by commas (default: bfloat16, few also float32)"
+    )
     parser.add_argument("--only", default="", help="part of a problem's name; several separated by commas")
     parser.add_argument("--kernels", default=",".join(NAMES), help="several separated by commas (default: all)")
     parser.add_argument("--tile", type=read_tile, help="QUERIES/KEYS/WARPS/STAGES, as 8x8/4x16/4/3 (default: shipped)")
@@ -102,6 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="ieee", help="of products of float32: ieee, tf32 or tf32x3")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--write", action="store_true", help="write results/compile-<arch>.csv")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if a kernel is worse than in results/compile-<arch>.csv"
+    )
     parser.add_argument("--output", type=Path, help="CSV file to write")
     args = parser.parse_args(argv)
     (arch,) = choose("--arch", args.arch, ARCHS)
@@ -109,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     cases = [x for x in compiled_problems() if any(part.strip() in x.name for part in args.only.split(","))]
     if not cases:
         raise ValueError(f"--only {args.only!r} fits no problem; it takes part of a name, such as nat-tiny-1")
-    work = [(case, dtype) for case in cases for dtype in choose("--dtype", args.dtype, DTYPES)]
+    asked = choose("--dtype", args.dtype, DTYPES) if args.dtype else None
+    work = [(case, dtype) for case in cases for dtype in asked or default_dtypes(case)]
     compute: Callable[[tuple[Problem, str]], list[Row]] = partial(
         sweep if args.sweep else compute_rows, arch=arch, kinds=kinds, tile=args.tile, precision=args.precision
     )
@@ -120,7 +136,37 @@ def main(argv: list[str] | None = None) -> int:
         for row in rows:
             print(show_cells(row), flush=True)
         report.add(rows)
+    if args.check:
+        worse = find_worse(report.rows, read_rows(RESULTS / f"compile-{arch}.csv"))
+        if worse:
+            raise ValueError("; ".join(worse))
     return 0
+
+
+def find_worse(rows: Iterable[Row], before: Iterable[Row]) -> list[str]:
+    """Say what is worse than before: more stack, lost or serial tensor cores, more instructions (see `GROWTH`)."""
+    known = {tuple(row[name] for name in KEY): row for row in before}
+    found = []
+    for row in rows:
+        key = tuple(row[name] for name in KEY)
+        old, name = known.get(key), " ".join(key)
+        if old is None:
+            found.append(f"{name}: not in the table; write it with --write")
+        elif row["error"]:
+            found += [f"{name}: {row['error']}"] if not old["error"] else []
+        elif not old["error"]:
+            if int(row["stack"]) > int(old["stack"]):
+                found.append(f"{name}: spills {row['stack']} bytes of registers per thread, before {old['stack']}")
+            if row["core"] != old["core"] and (row["core"] == "none" or "serial" in row["core"]):
+                found.append(f"{name}: tensor cores {row['core']}, before {old['core']}")
+            if float(row["per_useful"]) > GROWTH * float(old["per_useful"]):
+                found.append(f"{name}: {row['per_useful']} instructions per useful score, before {old['per_useful']}")
+    return found
+
+
+def default_dtypes(case: Problem) -> list[str]:
+    """Return the dtypes that a problem is compiled for; few are of interest in float32."""
+    return ["bfloat16", "float32"] if case.name.startswith(FLOAT32) else ["bfloat16"]
 
 
 def _map(compute: Callable[[Any], list[Row]], work: list[Any], jobs: int) -> Iterator[list[Row]]:
@@ -166,7 +212,7 @@ def compute_rows(
             continue
         try:
             compiled = compile_kernels(problem, arch, (kind,), tile, precision)
-        except Exception as error:  # noqa: BLE001 (a kernel that does not compile is a result)
+        except Exception as error:  # a kernel that does not compile is a result
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append({**same, "kernel": name, "error": reason, "tile": show_tile(tile) if tile else ""})
         else:
@@ -176,7 +222,7 @@ def compute_rows(
 
 def sweep(work: tuple[Problem, str], arch: str, kinds: Iterable[str], tile: Tile | None, precision: str) -> list[Row]:
     """Return the rows of the tiles of least estimate; a given tile is compiled too."""
-    case, dtype = work
+    case = work[0]
     found: list[Row] = []
     for kind in kinds:
         tiles = {tile} if tile else set()

@@ -35,7 +35,7 @@ KINDS = ("forward", "query", "key", "token", "offset")
 
 
 class Arch(NamedTuple):
-    """What programs may take of one multiprocessor.
+    """Limits of one multiprocessor.
 
     Attributes:
         backend: Of Triton.

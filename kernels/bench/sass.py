@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -22,7 +23,7 @@ STEMS = {
     "local": "LDL|STL",
     "shuffle": "SHFL|MOVM|REDUX",
     "tensor": r"\w*(?:[HIDBQO]|G)MMA|UTC\w*MMA",
-    "integer": r"U?(?:IMAD|IADD3?|IADD|LEA|P?LOP3?|SHF|SHL|SHR|ISETP|V?IMNMX3?|VIADD|VIADDMNMX|IABS|BMSK|SGXT|POPC|FLO|BREV|"
+    "integer": r"U?(?:IMAD|IADD3?|LEA|P?LOP3?|SHF|SHL|SHR|ISETP|V?IMNMX3?|VIADD|VIADDMNMX|IABS|BMSK|SGXT|POPC|FLO|BREV|"
     r"PRMT|SEL|I2I|IDP)",
     "float": r"[FHD](?:ADD|MUL|FMA|MNMX|SEL|SETP?|SWZADD)[23]?|F2F|F2FP|F2I\w*|I2FP?|FRND|FCHK",
 }
@@ -36,7 +37,7 @@ def read(cubin: bytes) -> Code:
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [CUOBJDUMP, "-sass", "-res-usage", file.name]
+        command = [str(CUOBJDUMP), "-sass", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert usage, text[:1000]
@@ -46,15 +47,12 @@ def read(cubin: bytes) -> Code:
 
 def _read_line(address: int, name: str, operands: str) -> Instruction:
     target = re.search(r"0x([0-9a-f]+)\s*$", operands) if name.split(".")[0] == "BRA" else None
-    return Instruction(
-        address,
-        name,
-        operands,
-        kind_of(name),
-        _multiplies(name),
-        _loads(name),
-        int(target[1], 16) if target else None,
-    )
+    return Instruction(address, name, operands, *_describe(name), int(target[1], 16) if target else None)
+
+
+@lru_cache(maxsize=4096)
+def _describe(name: str) -> tuple[str, int, int]:
+    return kind_of(name), _multiplies(name), _loads(name)
 
 
 def kind_of(name: str) -> str:
