@@ -250,11 +250,11 @@ def backward(
 
         def launch_by_query(tile: Tile) -> None:
             cut = sizes.cut(given, tile.query, by_key=False)
-            by_query[cut.grid()](given, *results, cut, **tuning.constants(tile))
+            tuning.start(by_query, cut.grid(), given, *results, cut, tile=tile)
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            by_key[cut.grid()](given, *grads, cut, **tuning.constants(tile))
+            tuning.start(by_key, cut.grid(), given, *grads, cut, tile=tile)
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

@@ -128,7 +128,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     def launch(tile: Tile) -> None:
         cut = sizes.cut(given, tile.query, by_key=False)
-        attend[cut.grid()](given, *results, cut, **tuning.constants(tile))
+        tuning.start(attend, cut.grid(), given, *results, cut, tile=tile)
 
     tuning.run("forward", p, launch)
     return out, lse
