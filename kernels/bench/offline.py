@@ -163,7 +163,10 @@ def _launches(
         if not kind:
             return
         given, *rest = args
-        given = given._replace(precision=triton.language.constexpr(precision))
+        given = given._replace(
+            by_thread=triton.language.constexpr(arch.backend == "cuda"),
+            precision=triton.language.constexpr(precision),
+        )
         kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
