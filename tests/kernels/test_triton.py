@@ -269,7 +269,7 @@ def test_cpu_problem_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> N
     problem = problem_of(dtype=torch.float32)
     monkeypatch.setattr(backend, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1 is not set" in str(backend.can_run(problem))
-    monkeypatch.setattr(backend, "INSTALLED", False)
+    monkeypatch.setattr(backend, "TRITON_INSTALLED", False)
     assert backend.can_run(problem) == "triton is not installed"
 
 

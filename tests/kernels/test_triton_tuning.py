@@ -41,6 +41,7 @@ class OnGpu(torch.Tensor):
     """A tensor that says that it is on a GPU."""
 
     is_cuda = True
+    device = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -171,11 +172,12 @@ def test_chosen_tiles_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch, cho
     assert len(chosen) == 2
 
 
+@pytest.mark.usefixtures("gpu_is_there", "measured")
 def test_choice_depends_on_the_precision_of_float32(matmul: Any, chosen: OrderedDict[Any, Tile]) -> None:
     for precision in ("ieee", "tf32", "ieee"):
         matmul.fp32_precision = precision
         for dtype in (torch.float32, torch.bfloat16):
-            tuning.run("forward", problem_of(dtype=dtype), lambda tile: None)
+            tuning.run("forward", problem_of(on_gpu=True, dtype=dtype), lambda tile: None)
     assert len(chosen) == 3
 
 

@@ -17,7 +17,6 @@ from visionattn_kernels.attention.triton.blocks import (
     LOG2E,
     Given,
     Place,
-    Queries,
     Rows,
     Sizes,
     add_sums,
@@ -30,7 +29,6 @@ from visionattn_kernels.attention.triton.blocks import (
     locate_keys,
     locate_queries,
     place_queries,
-    rel_biases,
     rel_entries,
     score_keys,
     score_tokens,
@@ -39,8 +37,8 @@ from visionattn_kernels.attention.triton.blocks import (
     tile_queries,
     turns,
 )
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
-from visionattn_kernels.attention.triton.plan import Tile
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.plan import Tile, has_interior
 from visionattn_kernels.attention.triton.rule import partly
 from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 
@@ -49,6 +47,7 @@ from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 def by_query(
     given: Given,
     out: Map,
+    lse: Map,
     grad_lse: Map | None,
     grad_q: Map,
     grad_rel_h: Map | None,
@@ -58,8 +57,9 @@ def by_query(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
-    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
+    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `sums` for other kernels."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
     batch, head = place.batch, place.head
     queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
@@ -71,16 +71,15 @@ def by_query(
     slope = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1)
     if grad_lse is not None:
         slope -= tl.load(address(grad_lse, batch, head, row, column), mask=valid, other=0.0)
-    tl.store(address(given.delta, batch, head, row, column), slope, mask=valid)
-    log_sum = tl.load(address(given.lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    log_sum = tl.load(address(lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    sums = address(given.sums, batch, head, row, column)
+    tl.store(sums, log_sum, mask=valid)
+    tl.store(sums + 1, slope, mask=valid)
 
-    total = _walk_keys(
-        given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, False
-    )
+    known = (query, queries, rows, grad, log_sum, slope)
+    total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(total):
-        total = _walk_keys(
-            given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, 1, 16, True
-        )
+        total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, 1, 16, False, True)
     store_vectors(grad_q, batch, head, row, column, valid, total * given.scale)
 
 
@@ -89,19 +88,16 @@ def _walk_keys(
     given: Given,
     sizes: Sizes,
     place: Place,
-    query: tl.tensor,
-    queries: Queries,
-    rows: Rows,
-    grad: tl.tensor,
-    log_sum: tl.tensor,
-    slope: tl.tensor,
+    known: tl.tuple,
     grad_rel_h: Map | None,
     grad_rel_w: Map | None,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tensor:
     """Walk over the keys of a tile: gradients of its queries, before the scale; writes those of relative logits."""
+    query, queries, rows, grad, log_sum, slope = known
     M: tl.constexpr = query.shape[0]
     N: tl.constexpr = KEY_H * KEY_W
     REL: tl.constexpr = (given.rel_h is not None) or (given.rel_w is not None)
@@ -121,7 +117,9 @@ def _walk_keys(
         by_column = tl.zeros((M, KEY_W), tl.float32)
         for step in tl.range(strip * steps, (strip + 1) * steps, num_stages=1 if SELECTS else None):
             first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-            key, value, scores = score_keys(given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, SELECTS)
+            key, value, scores = score_keys(
+                given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, INTERIOR, SELECTS
+            )
             weights = tl.exp2(scores * factor - log_sum[:, None])
             grad_scores = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
             seen = scores != float("-inf")
@@ -132,9 +130,7 @@ def _walk_keys(
                 rectangles = tl.reshape(grad_scores, (M, KEY_H, KEY_W))
                 by_column += tl.sum(rectangles, 1)
                 if grad_rel_h is not None:
-                    entry, exists = rel_entries(
-                        grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H
-                    )
+                    entry, exists = rel_entries(grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H)
                     earlier = tl.load(entry, mask=exists & (strip > 0), other=0.0)
                     tl.store(entry, earlier + tl.sum(rectangles, 2), mask=exists)
         if grad_rel_w is not None:
@@ -163,6 +159,7 @@ def by_key(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
     """Write grad_k and grad_v; a program has a tile of keys, and scores have keys first."""
     place = locate_keys(given, sizes, KEY_H, KEY_W)
@@ -171,9 +168,9 @@ def by_key(
     key = load_vectors(given.k, batch, head, row, column, inside)
     value = load_vectors(given.v, batch, head, row, column, inside)
 
-    total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, False)
+    total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(total_k) | has_nan(total_v):
-        total_k, total_v = _walk_queries(given, place, key, value, rows, 1, 16, KEY_H, KEY_W, True)
+        total_k, total_v = _walk_queries(given, place, key, value, rows, 1, 16, KEY_H, KEY_W, False, True)
 
     store_vectors(grad_k, batch, head, row, column, inside, total_k * given.scale)
     store_vectors(grad_v, batch, head, row, column, inside, total_v)
@@ -190,6 +187,7 @@ def _walk_queries(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Walk over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
@@ -197,7 +195,8 @@ def _walk_queries(
     N: tl.constexpr = KEY_H * KEY_W
     span_h, span_w = place.rows.span, place.columns.span
     factor = given.scale * LOG2E
-    m = tl.arange(0, M)
+    m, n = tl.arange(0, M), tl.arange(0, N)
+    keys = place.rows.first + n // KEY_W, place.columns.first + n % KEY_W
     zeros = tl.zeros((N, M), tl.float32)
     total_k = tl.zeros((N, key.shape[1]), tl.float32)
     total_v = tl.zeros((N, value.shape[1]), tl.float32)
@@ -210,10 +209,8 @@ def _walk_queries(
         queries = place_queries(given, place, number_h, number_w, valid)
         query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, valid)
         grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, valid)
-        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
-        start = biases(given, place, rows, from_h, from_w, masked, QUERY_H, QUERY_W, True)
-        if (given.rel_h is not None) or (given.rel_w is not None):
-            start += tl.trans(rel_biases(given, place, queries, place.rows.first, place.columns.first, KEY_H, KEY_W))
+        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W) if INTERIOR else True
+        start = biases(given, place, rows, queries, (from_h, from_w), keys, masked, QUERY_H, QUERY_W, True)
         scores = dot(key, tl.trans(query), start, given.precision)
         visible = see(rows, from_h, from_w, QUERY_H, QUERY_W)
         if SELECTS:
@@ -226,6 +223,12 @@ def _walk_queries(
         total_k = tl.where(spoilt_k[:, None] > 0, float("nan"), total_k)
         total_v = tl.where(spoilt_v[:, None] > 0, float("nan"), total_v)
     return total_k, total_v
+
+
+def _new_sums(q: Tensor) -> Tensor:
+    """Return an empty `[B, Q_h, Q_w, heads, 2]` in which the pairs of one head are neighbours."""
+    batch, height, width, heads, _ = q.shape
+    return q.new_empty((batch, heads, height, width, 2), dtype=torch.float32).permute(0, 2, 3, 1, 4)
 
 
 def backward(
@@ -242,19 +245,21 @@ def backward(
     )
     if lse.numel():
         given, sizes = as_given(p)
-        sums = (as_map(x[..., None]) for x in (lse, new_sums(p.q)))
-        given = given._replace(grad_out=as_map(grad_out), **dict(zip(("lse", "delta"), sums, strict=True)))
-        results = [as_map(out), None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
+        given = given._replace(grad_out=as_map(grad_out), sums=as_map(_new_sums(p.q)))
+        results = [as_map(out), as_map(lse[..., None])]
+        results += [None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
         results += [None if x is None else as_map(x) for x in (grad_rel_h, grad_rel_w)]
         grads = as_map(grad_k), as_map(grad_v)
 
         def launch_by_query(tile: Tile) -> None:
             cut = sizes.cut(given, tile.query, by_key=False)
-            tuning.start(by_query, cut.grid(), given, *results, cut, tile=tile)
+            interior = has_interior(p, tile, by_key=False)
+            tuning.start(by_query, cut.grid(), given, *results, cut, tile=tile, INTERIOR=interior)
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            tuning.start(by_key, cut.grid(), given, *grads, cut, tile=tile)
+            interior = has_interior(p, tile, by_key=True)
+            tuning.start(by_key, cut.grid(), given, *grads, cut, tile=tile, INTERIOR=interior)
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

@@ -50,12 +50,12 @@ FILL_SECONDS = FILL_BYTES / 10e12
 _only_compiles: ContextVar[bool] = ContextVar("_only_compiles", default=False)
 
 
-def start(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile) -> None:
-    """Launch a kernel with a tile; while `fastest` prepares its candidates, only compile it."""
+def start(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile, **more: Any) -> None:
+    """Launch a kernel with a tile and more constants; while `fastest` prepares its candidates, only compile it."""
     if _only_compiles.get():
-        kernel.warmup(*args, grid=grid, **constants(tile))
+        kernel.warmup(*args, grid=grid, **constants(tile), **more)
     else:
-        kernel[grid](*args, **constants(tile))
+        kernel[grid](*args, **constants(tile), **more)
 
 
 def constants(tile: Tile) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from visionattn_kernels.attention.triton import INTERPRETED, tile_cache
 from visionattn_kernels.attention.triton.cost import BY_KEY, count_tiles, estimate
 from visionattn_kernels.attention.triton.measuring import FAILURES, Launch, constants, fastest, start
 from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
+from visionattn_kernels.attention.triton.precision import product_precision
 from visionattn_kernels.provenance import package_version
 from visionattn_kernels.window import Window
 
@@ -69,7 +70,8 @@ def run(kind: str, problem: Problem, launch: Launch) -> None:
     """
     p = problem
     biases = (p.rpb is None, p.rel_h is None, p.rel_w is None, p.extra_k is None)
-    key = (kind, p.q.device, p.q.dtype, _precision(p), p.q.shape, p.k.shape, p.v.shape[-1], p.window, biases)
+    precision = product_precision(p.q.device, p.q.dtype)
+    key = (kind, p.q.device, p.q.dtype, precision, p.q.shape, p.k.shape, p.v.shape[-1], p.window, biases)
     with torch.cuda.device(p.q.device) if p.q.is_cuda else nullcontext():
         if (tile := _chosen.get(key)) is None or not _fits(tile, launch):
             tile, lasts = _choose(kind, p, launch)
@@ -212,7 +214,7 @@ def _name(kind: str, problem: Problem) -> dict[str, Any]:
         "capability": [gpu.major, gpu.minor],
         "versions": [package_version("visionattn"), str(torch.__version__), triton.__version__],
         "dtype": str(p.q.dtype).removeprefix("torch."),
-        "float32_precision": _precision(p),
+        "precision": product_precision(p.q.device, p.q.dtype),
         "head_dim": [head_dim, p.v.shape[-1]],
         "window": p.window.to_ints(),
         "biases": [name for name in ("rpb", "rel_h", "rel_w") if getattr(p, name) is not None],
@@ -220,8 +222,3 @@ def _name(kind: str, problem: Problem) -> dict[str, Any]:
         "map": [triton.next_power_of_2(x) for x in (height, width)],
         "batch": triton.next_power_of_2(batch * heads),
     }
-
-
-def _precision(problem: Problem) -> str | None:
-    """Return how products are rounded, which decides what a tile takes."""
-    return torch.backends.cuda.matmul.fp32_precision if problem.q.dtype == torch.float32 else None
