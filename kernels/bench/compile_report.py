@@ -13,11 +13,14 @@ How to read a row:
 - registers, stack, smem: per thread, bytes per thread, bytes of shared memory per program. Stack is spilled registers.
 - ctas: programs on a multiprocessor at a time, by registers, shared memory and warps. Few warps hide no latency.
 - per_score: instructions of the innermost loop that walks over keys or queries, per score. A turn of the loop has
-  queries x keys scores, masked ones too. An instruction counts once for each thread, and both sides of a branch count.
+  queries x keys scores, masked ones too. An instruction counts once for each thread, and both sides of a branch count;
+  least is the shortest way through the loop, without masks where the kernel leaves them out.
   A kernel walks again, by selection, if its result holds NaN; that second loop is not counted.
 - tensor ... other: per_score by kind, see `assembly.KINDS`. local is traffic of spilled registers. One mufu is the
   exponential of the score itself.
-- visited: scores that programs compute for each one that the window asks for. per_useful is per_score times visited.
+- visited: scores that programs compute for each one that the window asks for.
+- per_useful: instructions for each score that the window asks for: visited times per_score, or times least in
+  rectangles of which no score is masked.
 - core: instruction of the tensor cores, or none; "serial" where the compiler waits for each HGMMA before the next.
 - loads: loads from global memory in the loop, as number x bytes; 16 is best.
 - warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial.
@@ -65,6 +68,7 @@ WIDTHS = {
     "smem": 6,
     "ctas": 4,
     "per_score": 6,
+    "least": 6,
     **dict.fromkeys(assembly.KINDS, 6),
     "visited": 5,
     "per_useful": 6,
@@ -258,13 +262,15 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
     share = threads / scores / turns
     per_score = {kind: assembly.count_kinds(walk)[kind] * share for kind in assembly.KINDS}
     loads = assembly.count_loads(walk)
-    visited = estimate.count_visited(compiled.kind, problem, tile)
+    total, least = sum(per_score.values()), assembly.shortest_way(walk) * share
+    visited, inside = estimate.count_visited(compiled.kind, problem, tile)
+    issued = total + (least - total) * inside / visited
     factor = visited / estimate.count_useful(compiled.kind, problem)
     core = assembly.tensor_core(walk, turns * sum(estimate.PRODUCTS[compiled.kind]))
     outside = walks[0][0] + len(code.instructions) - walks[-1][1]
     programs = compiled.programs / math.prod(problem.q.shape[:4:3])
     figures = estimate.Figures(
-        sum(per_score.values()),
+        issued,
         per_score["mufu"],
         sum(n * width for width, n in loads.items() if width >= 8) * share,
         outside * threads * programs,
@@ -275,9 +281,10 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
         row
         | per_score
         | {
-            "per_score": figures.issued,
+            "per_score": total,
+            "least": least,
             "visited": factor,
-            "per_useful": figures.issued * factor,
+            "per_useful": issued * factor,
             "core": core,
             "loads": " ".join(f"{n}x{width}" for width, n in sorted(loads.items(), reverse=True)),
         }
