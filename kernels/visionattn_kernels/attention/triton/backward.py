@@ -30,7 +30,6 @@ from visionattn_kernels.attention.triton.blocks import (
     locate_keys,
     locate_queries,
     place_queries,
-    rel_biases,
     rel_entries,
     score_keys,
     score_tokens,
@@ -40,7 +39,7 @@ from visionattn_kernels.attention.triton.blocks import (
     turns,
 )
 from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
-from visionattn_kernels.attention.triton.plan import Tile
+from visionattn_kernels.attention.triton.plan import Tile, has_interior
 from visionattn_kernels.attention.triton.rule import partly
 from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 
@@ -58,6 +57,7 @@ def by_query(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
     """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
@@ -74,13 +74,10 @@ def by_query(
     tl.store(address(given.delta, batch, head, row, column), slope, mask=valid)
     log_sum = tl.load(address(given.lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
 
-    total = _walk_keys(
-        given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, KEY_H, KEY_W, False
-    )
+    known = (query, queries, rows, grad, log_sum, slope)
+    total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(total):
-        total = _walk_keys(
-            given, sizes, place, query, queries, rows, grad, log_sum, slope, grad_rel_h, grad_rel_w, 1, 16, True
-        )
+        total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, 1, 16, False, True)
     store_vectors(grad_q, batch, head, row, column, valid, total * given.scale)
 
 
@@ -89,19 +86,16 @@ def _walk_keys(
     given: Given,
     sizes: Sizes,
     place: Place,
-    query: tl.tensor,
-    queries: Queries,
-    rows: Rows,
-    grad: tl.tensor,
-    log_sum: tl.tensor,
-    slope: tl.tensor,
+    known: tl.tuple,
     grad_rel_h: Map | None,
     grad_rel_w: Map | None,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tensor:
     """Walk over the keys of a tile: gradients of its queries, before the scale; writes those of relative logits."""
+    query, queries, rows, grad, log_sum, slope = known
     M: tl.constexpr = query.shape[0]
     N: tl.constexpr = KEY_H * KEY_W
     REL: tl.constexpr = (given.rel_h is not None) or (given.rel_w is not None)
@@ -121,7 +115,9 @@ def _walk_keys(
         by_column = tl.zeros((M, KEY_W), tl.float32)
         for step in tl.range(strip * steps, (strip + 1) * steps, num_stages=1 if SELECTS else None):
             first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-            key, value, scores = score_keys(given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, SELECTS)
+            key, value, scores = score_keys(
+                given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, INTERIOR, SELECTS
+            )
             weights = tl.exp2(scores * factor - log_sum[:, None])
             grad_scores = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
             seen = scores != float("-inf")
@@ -163,6 +159,7 @@ def by_key(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
     """Write grad_k and grad_v; a program has a tile of keys, and scores have keys first."""
     place = locate_keys(given, sizes, KEY_H, KEY_W)
@@ -171,9 +168,9 @@ def by_key(
     key = load_vectors(given.k, batch, head, row, column, inside)
     value = load_vectors(given.v, batch, head, row, column, inside)
 
-    total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, False)
+    total_k, total_v = _walk_queries(given, place, key, value, rows, QUERY_H, QUERY_W, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(total_k) | has_nan(total_v):
-        total_k, total_v = _walk_queries(given, place, key, value, rows, 1, 16, KEY_H, KEY_W, True)
+        total_k, total_v = _walk_queries(given, place, key, value, rows, 1, 16, KEY_H, KEY_W, False, True)
 
     store_vectors(grad_k, batch, head, row, column, inside, total_k * given.scale)
     store_vectors(grad_v, batch, head, row, column, inside, total_v)
@@ -190,6 +187,7 @@ def _walk_queries(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Walk over the queries that see a tile of keys: gradients of these, before the scale, and of their values."""
@@ -197,7 +195,8 @@ def _walk_queries(
     N: tl.constexpr = KEY_H * KEY_W
     span_h, span_w = place.rows.span, place.columns.span
     factor = given.scale * LOG2E
-    m = tl.arange(0, M)
+    m, n = tl.arange(0, M), tl.arange(0, N)
+    keys = place.rows.first + n // KEY_W, place.columns.first + n % KEY_W
     zeros = tl.zeros((N, M), tl.float32)
     total_k = tl.zeros((N, key.shape[1]), tl.float32)
     total_v = tl.zeros((N, value.shape[1]), tl.float32)
@@ -210,10 +209,11 @@ def _walk_queries(
         queries = place_queries(given, place, number_h, number_w, valid)
         query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, valid)
         grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, valid)
-        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
-        start = biases(given, place, rows, from_h, from_w, masked, QUERY_H, QUERY_W, True)
-        if (given.rel_h is not None) or (given.rel_w is not None):
-            start += tl.trans(rel_biases(given, place, queries, place.rows.first, place.columns.first, KEY_H, KEY_W))
+        if INTERIOR:
+            masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
+        else:
+            masked = True
+        start = biases(given, place, rows, queries, (from_h, from_w), keys, masked, QUERY_H, QUERY_W, True)
         scores = dot(key, tl.trans(query), start, given.precision)
         visible = see(rows, from_h, from_w, QUERY_H, QUERY_W)
         if SELECTS:
@@ -250,11 +250,13 @@ def backward(
 
         def launch_by_query(tile: Tile) -> None:
             cut = sizes.cut(given, tile.query, by_key=False)
-            by_query[cut.grid()](given, *results, cut, **tuning.constants(tile))
+            by_query[cut.grid()](
+                given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False)
+            )
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            by_key[cut.grid()](given, *grads, cut, **tuning.constants(tile))
+            by_key[cut.grid()](given, *grads, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=True))
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

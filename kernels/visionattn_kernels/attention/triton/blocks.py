@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, as_tokens, load_vectors
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, as_tokens, load_scattered, load_vectors
 from visionattn_kernels.attention.triton.rule import (
     Axis,
     Group,
@@ -79,6 +79,7 @@ class Given(NamedTuple):
         grad_out: Heads-last gradient of the output, for backward kernels, as are the next two.
         lse: Map of one channel, the log-sum-exp.
         delta: Likewise, sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
+        by_thread: See `load_scattered`.
         precision: How products of float32 are rounded.
     """
 
@@ -96,6 +97,7 @@ class Given(NamedTuple):
     grad_out: Any
     lse: Any
     delta: Any
+    by_thread: tl.constexpr
     precision: tl.constexpr  # last: in nested tuples that follow it Triton 3.6 loses constants inside loops
 
 
@@ -149,7 +151,9 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
     maps, tokens, axes = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v), map(as_axis, p.window.axes)
     sizes = Sizes(batch, heads, height, width, *p.size, 0 if p.extra_k is None else p.extra_k.shape[1])
     return Given(
-        *maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None, None, tl.constexpr(_precision(p.q))
+        *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None, None),
+        tl.constexpr(_by_thread(p.q)),
+        tl.constexpr(_precision(p.q)),
     ), sizes
 
 
@@ -158,6 +162,11 @@ def _precision(q: Tensor) -> str:
     if q.device.type == "cpu":
         return "interpreted"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _by_thread(q: Tensor) -> bool:
+    """Return whether kernels may use NVIDIA's instructions."""
+    return q.is_cuda and torch.version.hip is None
 
 
 def fold_scale(problem: Problem) -> tuple[Problem, float]:
@@ -335,18 +344,21 @@ def biases(
     given: Given,
     place: Place,
     rows: Rows,
-    first_h: tl.tensor,
-    first_w: tl.tensor,
+    queries: Queries,
+    first: tl.tuple,
+    key: tl.tuple,
     masked: tl.tensor,
     HIGH: tl.constexpr,
     WIDE: tl.constexpr,
     BY_KEY: tl.constexpr,
 ) -> tl.tensor:
-    """Return what scores start from: positional bias, and minus infinity if a pair is masked.
+    """Return what scores start from: biases over the scale, and minus infinity if a pair is masked.
 
-    Rows of scores are queries (with BY_KEY keys); the others are a rectangle of `HIGH x WIDE` from `first_h, first_w`.
-    Where `masked` is false, all pairs see each other.
+    Rows of scores are queries (with BY_KEY keys); the others are a rectangle of `HIGH x WIDE` whose numbers begin at
+    `first`. Keys have the numbers `key`. Where `masked` is false, all pairs see each other.
     """
+    inverse = 1.0 / given.scale
+    first_h, first_w = first
     if given.rpb is not None:
         i = tl.arange(0, HIGH * WIDE)
         width: tl.constexpr = 2 * given.columns.kernel_size - 1
@@ -357,34 +369,38 @@ def biases(
         entry = table + (rows.origin + first_h * step_h + first_w * step_w)[:, None]
         entry = entry + (i % WIDE * step_w)[None, :] + (i // WIDE * step_h)[None, :]
         visible = see(rows, first_h, first_w, HIGH, WIDE)
-        bias = tl.load(entry, mask=visible, other=float("-inf")).to(tl.float32) * (1.0 / given.scale)
+        bias = load_scattered(entry, visible, float("-inf"), given.by_thread) * inverse
     else:
         bias = tl.zeros((rows.origin.shape[0], HIGH * WIDE), tl.float32)
         if masked:
             bias = tl.where(see(rows, first_h, first_w, HIGH, WIDE), bias, float("-inf"))
+    key_h, key_w = key
+    if given.rel_h is not None:
+        logits = rel_logits(given, given.rel_h, given.rows, place, queries, queries.index_h, key_h, BY_KEY)
+        bias += logits * inverse
+    if given.rel_w is not None:
+        logits = rel_logits(given, given.rel_w, given.columns, place, queries, queries.index_w, key_w, BY_KEY)
+        bias += logits * inverse
     return bias
 
 
 @triton.jit
-def rel_biases(
+def rel_logits(
     given: Given,
+    x: Map,
+    axis: Axis,
     place: Place,
     queries: Queries,
-    first_h: tl.tensor,
-    first_w: tl.tensor,
-    KEY_H: tl.constexpr,
-    KEY_W: tl.constexpr,
+    index: tl.tensor,
+    key: tl.tensor,
+    BY_KEY: tl.constexpr,
 ) -> tl.tensor:
-    """Return relative logits `[M, N]` of queries and a rectangle of keys from `first_h, first_w`."""
-    M: tl.constexpr = queries.row.shape[0]
-    grid = tl.zeros((M, KEY_H, KEY_W), tl.float32)
-    if given.rel_h is not None:
-        entry, exists = rel_entries(given.rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H)
-        grid += tl.load(entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
-    if given.rel_w is not None:
-        entry, exists = rel_entries(given.rel_w, given.columns, place, queries, queries.index_w, first_w, KEY_W)
-        grid += tl.load(entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
-    return tl.reshape(grid, (M, KEY_H * KEY_W)) * (1.0 / given.scale)
+    """Return logits of queries by their offset to keys on one axis, zero where there is none."""
+    Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
+    start = address(x, place.batch, place.head, queries.row, queries.column) - index + (axis.kernel_size - 1)
+    offset = tl.expand_dims(key, 1 - Q) - tl.expand_dims(index - (axis.kernel_size - 1), Q)
+    exists = (offset.to(tl.uint32) < 2 * axis.kernel_size - 1) & tl.expand_dims(queries.valid, Q)
+    return load_scattered(tl.expand_dims(start, Q) + tl.expand_dims(key, 1 - Q), exists, 0.0, given.by_thread)
 
 
 @triton.jit
@@ -398,6 +414,7 @@ def score_keys(
     first_w: tl.tensor,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Load keys and values of a rectangle from `first_h, first_w`; score them `[M, N]` with a tile of queries."""
@@ -406,10 +423,12 @@ def score_keys(
     row, inside_h = place_keys(given.rows, strip_h.group, first_h + n // KEY_W, strip_h.span.hi)
     column, inside_w = place_keys(given.columns, strip_w.group, first_w + n % KEY_W, strip_w.span.hi)
     key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
-    masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W)
-    start = biases(given, place, rows, first_h, first_w, masked, KEY_H, KEY_W, False)
-    if (given.rel_h is not None) or (given.rel_w is not None):
-        start += rel_biases(given, place, queries, first_h, first_w, KEY_H, KEY_W)
+    if INTERIOR:
+        masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W)
+    else:
+        masked = True
+    first, key_numbers = (first_h, first_w), (first_h + n // KEY_W, first_w + n % KEY_W)
+    start = biases(given, place, rows, queries, first, key_numbers, masked, KEY_H, KEY_W, False)
     scores = dot(query, tl.trans(key), start, given.precision)
     if SELECTS:
         scores = tl.where(see(rows, first_h, first_w, KEY_H, KEY_W), scores, float("-inf"))

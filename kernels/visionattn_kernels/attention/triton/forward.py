@@ -28,7 +28,7 @@ from visionattn_kernels.attention.triton.blocks import (
     turns,
 )
 from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
-from visionattn_kernels.attention.triton.plan import Tile
+from visionattn_kernels.attention.triton.plan import Tile, has_interior
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -41,15 +41,16 @@ def attend(
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
     """Write out and lse."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
     queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
     query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, queries.valid)
 
-    most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, False)
+    most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(mean):
-        most, total, mean = _walk(given, sizes, place, query, queries, rows, 1, 16, True)
+        most, total, mean = _walk(given, sizes, place, query, queries, rows, 1, 16, False, True)
 
     total = tl.where(queries.valid, total, 1.0)
     store_vectors(out, place.batch, place.head, queries.row, queries.column, queries.valid, mean / total[:, None])
@@ -67,6 +68,7 @@ def _walk(
     rows: Rows,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Walk over the keys of a tile; return its maxima, sums of weights and weighted sums of values. See `add_sums`."""
@@ -83,7 +85,9 @@ def _walk(
     high, wide = turns(span_h, KEY_H), turns(span_w, KEY_W)
     for step in tl.range(high * wide, num_stages=1 if SELECTS else None):
         first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
-        _, value, scores = score_keys(given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, SELECTS)
+        _, value, scores = score_keys(
+            given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, INTERIOR, SELECTS
+        )
         most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, factor, value, given.precision, SELECTS)
 
     if given.extra_k is not None:
@@ -128,7 +132,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     def launch(tile: Tile) -> None:
         cut = sizes.cut(given, tile.query, by_key=False)
-        attend[cut.grid()](given, *results, cut, **tuning.constants(tile))
+        attend[cut.grid()](given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False))
 
     tuning.run("forward", p, launch)
     return out, lse

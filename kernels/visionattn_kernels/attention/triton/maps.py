@@ -102,3 +102,33 @@ def store_vectors(
     """Store vectors at positions of a map; see `load_vectors`."""
     pointer, mask = _address_vectors(x, batch, head, row, column, inside)
     tl.store(pointer, value.to(x.data.dtype.element_ty), mask=mask)
+
+
+F32: tl.constexpr = tl.constexpr(
+    "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, $3; @p ld.global.f32 $0, [$1]; }"
+)
+F16: tl.constexpr = tl.constexpr(
+    "{ .reg .pred p; .reg .b16 x; setp.ne.s32 p, $2, 0; cvt.rn.f16.f32 x, $3; "
+    "@p ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }"
+)
+BF16: tl.constexpr = tl.constexpr(
+    "{ .reg .pred p; .reg .b16 x, zero; setp.ne.s32 p, $2, 0; mov.b32 {zero, x}, $3; mov.b16 zero, 0; "
+    "@p ld.global.b16 x, [$1]; mov.b32 $0, {zero, x}; }"
+)
+
+
+@triton.jit
+def load_scattered(pointer: tl.tensor, mask: tl.tensor, other: tl.constexpr, BY_THREAD: tl.constexpr) -> tl.tensor:
+    """Load single numbers in float32, by NVIDIA's instruction with BY_THREAD: each thread loads what it needs itself.
+
+    Triton gives loads a layout of their own. Biases would be computed and loaded in that, and then carried through
+    shared memory to the layout of the scores.
+    """
+    if BY_THREAD:
+        KIND: tl.constexpr = pointer.dtype.element_ty
+        ASM: tl.constexpr = F32 if KIND == tl.float32 else F16 if KIND == tl.float16 else BF16
+        given = [pointer.to(tl.int64), mask.to(tl.int32), tl.full(pointer.shape, other, tl.float32)]
+        loaded = tl.inline_asm_elementwise(ASM, "=f,l,r,f", given, dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        loaded = tl.load(pointer, mask=mask, other=other).to(tl.float32)
+    return loaded

@@ -83,6 +83,29 @@ def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return group, torch.arange(len(group), device="cpu") - first[group]
 
 
+def has_interior(problem: Problem, tile: Tile, by_key: bool) -> bool:
+    """Return whether kernels gain from rectangles in which no pair is masked: there are some, and no table of biases.
+
+    The bias of a masked pair is not loaded, so a table asks for the rule anyway.
+    """
+    p = problem
+    return p.rpb is None and all(
+        _has_interior(*args, by_key) for args in zip(p.window.axes, p.size, tile.query, tile.key, strict=True)
+    )
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+@outside_modes
+def _has_interior(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> bool:
+    """Return whether some rectangle of a tile, counted from what the tile meets, is wholly inside."""
+    tiles, size, step = (
+        (key_tiles(axis, length, key), key, query) if by_key else (query_tiles(axis, length, query), query, key)
+    )
+    lo, hi, every_lo, every_hi = tiles[tiles[:, 1] == size, 4:].unbind(1)
+    first = lo + (every_lo - lo + step - 1) // step * step
+    return bool((first + step <= torch.minimum(every_hi, hi)).any())
+
+
 class Places(NamedTuple):
     """Key rectangles on one axis, counted from the first query of a tile.
 

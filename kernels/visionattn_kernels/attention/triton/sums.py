@@ -122,7 +122,9 @@ def by_offset(
             queries, rows_of = tile_queries(given, place, QUERY_H, QUERY_W)
             query = load_vectors(given.q, batch, head, queries.row, queries.column, queries.valid)
             grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, queries.valid)
-            _, value, scores = score_keys(given, place, query, queries, rows_of, first_h, first_w, KEY_H, KEY_W, True)
+            _, value, scores = score_keys(
+                given, place, query, queries, rows_of, first_h, first_w, KEY_H, KEY_W, False, True
+            )
             weights = tl.exp2(scores * factor - log_sum[:, None])
             products = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
             total += tl.where(scores == float("-inf"), 0.0, products)
