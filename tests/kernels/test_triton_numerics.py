@@ -139,7 +139,11 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*((name, torch.nan) for name in PLACES), *((name, torch.inf) for name in ("q", "k", "v", "rpb")), ("k", -torch.inf)],
+    [
+        *((name, torch.nan) for name in PLACES),
+        *((name, torch.inf) for name in ("q", "k", "v", "rpb")),
+        ("k", -torch.inf),
+    ],
 )
 def test_value_that_is_not_finite_reaches_what_it_reaches_in_the_reference(name: str, value: float) -> None:
     """Vectors that are finite in the reference are the same here; outputs that are not finite there are not here."""

@@ -76,7 +76,9 @@ def assert_strip_meets(strip: list[int], size: int, meets: list[set[int]]) -> No
         assert set(range(lo, hi)) == meets[0]
 
 
-@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)], ids=["few", "many"]
+)
 @pytest.mark.parametrize("size", [1, 4])
 def test_tiles_and_what_they_meet(size: int, seeds: range) -> None:
     """Tiles hold each query and each key once, and the intervals that their members see or are seen by."""
