@@ -36,8 +36,8 @@ def draw_problem(seed: int, max_steps: int) -> DrawnProblem:
 
     Args:
         seed: Of the draw.
-        max_steps: Most pairs of a tile and a rectangle, see `count_steps`; all kernels together take about 50 ms each in
-            the interpreter.
+        max_steps: Most pairs of a tile and a rectangle, see `count_steps`; in the interpreter all kernels together take
+            about 50 ms for each.
     """
     rng = random.Random(seed)
     window, scale, dtype = _draw_window(rng), rng.choice(SCALES), rng.choice(DTYPES)
@@ -61,7 +61,7 @@ def draw_problem(seed: int, max_steps: int) -> DrawnProblem:
 
 
 def count_steps(window: Window, size: tuple[int, int], tile: Tile) -> int:
-    """Estimate the pairs of a tile of queries and a rectangle of keys, by the lengths of dilation groups and windows."""
+    """Estimate the pairs of a tile of queries and a rectangle of keys, from dilation groups and window lengths."""
     steps = 1
     for axis, length, queries, keys in zip(window.axes, size, tile.query, tile.key, strict=True):
         group = -(-length // axis.dilation)

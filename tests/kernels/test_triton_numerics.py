@@ -1,4 +1,4 @@
-"""Numbers at which the Triton kernels could go wrong: head sizes, scales, masks as biases, NaN, parts of the gradient."""
+"""Numbers at which the Triton kernels could go wrong: head sizes, scales, biases that mask, NaN, partial gradients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,9 @@ def biased(window: Window = MASKED, **options: Any) -> dict[str, Tensor]:
     return detached(make_inputs(window, (4, 5), **settings))
 
 
-@pytest.mark.parametrize("head_dim", [8, 24, 48, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    "head_dim", [8, 24, 80, 256, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (48, 96, 128))]
+)
 def test_head_dim_unlike_that_of_values(head_dim: int) -> None:
     inputs = make_inputs(SLIDING, (3, 4), batch=1, heads=1, head_dim=head_dim, v_dim=264 - head_dim, rpb=True)
     assert_matches_reference(SLIDING, inputs, "triton", torch.float32)
@@ -67,10 +69,9 @@ LEAST = torch.finfo(torch.float32).min
 @pytest.mark.parametrize(
     ("name", "value", "scale"),
     [
-        *(("rpb", value, None) for value in (-1e4, -1e9, -1e30, LEAST, -torch.inf)),
-        *((name, -torch.inf, scale) for name in ("rpb", "rel_w") for scale in (-0.4, 0.0)),
+        *(("rpb", value, None) for value in (-1e4, -1e30, LEAST, -torch.inf)),
+        *((name, -torch.inf, scale) for name, scale in (("rpb", -0.4), ("rpb", 0.0), ("rel_w", -0.4), ("rel_w", None))),
         ("rel_w", LEAST, -0.4),
-        ("rel_w", -torch.inf, None),
     ],
 )
 def test_bias_that_masks_an_offset(name: str, value: float, scale: float | None) -> None:
@@ -88,7 +89,7 @@ def test_bias_that_masks_all_but_the_query_itself(value: float) -> None:
     torch.testing.assert_close(out, inputs["v"])
 
 
-@pytest.mark.parametrize("value", [300.0, -1e4, 1e4])
+@pytest.mark.parametrize("value", [300.0, 1e4])
 def test_large_bias_in_one_head(value: float) -> None:
     inputs = biased(heads=2)
     inputs["rpb"][1, 1:4, 2:] += value
@@ -96,7 +97,7 @@ def test_large_bias_in_one_head(value: float) -> None:
     assert_matches_reference(MASKED, inputs, "triton", torch.float32, slack=8)
 
 
-@pytest.mark.parametrize("value", [-1e4, -1e9, LEAST])
+@pytest.mark.parametrize("value", [-1e4, -1e28])
 def test_query_whose_every_key_has_one_low_bias(value: float) -> None:
     """Softmax knows differences alone; beside such a number all others are rounded away."""
     inputs = biased()
@@ -199,7 +200,7 @@ def test_gradients_of_biases_of_another_dtype(maps: torch.dtype, biases: torch.d
 
 
 def test_long_sequence() -> None:
-    length, kernel, dilation = 700, 13, 2
+    length, kernel, dilation = 400, 13, 2
     q, k, v = torch.randn(3, 1, length, 1, 8).unbind()
     rpb = torch.randn(1, 2 * kernel - 1)
     results = [
