@@ -110,20 +110,18 @@ def by_offset(
     zeros = tl.zeros((M, N), tl.float32)
     total = zeros
     for tile in range(rest // (sizes.heads * batch_chunks), sizes.tiles_h * sizes.tiles_w, tile_chunks):
-        rows, columns = strips_of_queries(
-            given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W
-        )
+        rows, columns = strips_of_queries(given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W)
         first_h = rows.group.first_index + given.rows.spacing * rows.first + places_h.origin + place_h * KEY_H
         first_w = columns.group.first_index + given.columns.spacing * columns.first + places_w.origin + place_w * KEY_W
+        queries, scores_of = tile_queries(given, Place(0, head, rows, columns), QUERY_H, QUERY_W)
         meets = (first_h < rows.span.hi) & (first_h + KEY_H > rows.span.lo)
         meets &= (first_w < columns.span.hi) & (first_w + KEY_W > columns.span.lo)
         for batch in range(tl.where(meets, first_batch, sizes.batch), sizes.batch, batch_chunks):
             place = Place(batch, head, rows, columns)
-            queries, rows_of = tile_queries(given, place, QUERY_H, QUERY_W)
             query = load_vectors(given.q, batch, head, queries.row, queries.column, queries.valid)
             grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, queries.valid)
             _, value, scores = score_keys(
-                given, place, query, queries, rows_of, first_h, first_w, KEY_H, KEY_W, False, True
+                given, place, query, queries, scores_of, first_h, first_w, KEY_H, KEY_W, False, True
             )
             weights = tl.exp2(scores * factor - log_sum[:, None])
             products = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
@@ -148,7 +146,7 @@ def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, 
         splits = max(1, min(-(-height * width // queries), PROGRAMS // programs))
         parts[:] = (x.new_empty(splits * batch, *x.shape[1:], dtype=torch.float32) for x in extra)
         grads = as_tokens(parts[0]), as_tokens(parts[1])
-        by_token[(splits * programs,)](given, *grads, splits, sizes, **tuning.constants(tile))
+        tuning.start(by_token, (splits * programs,), given, *grads, splits, sizes, tile=tile)
 
     tuning.run("token", p, launch)
     grad_k, grad_v = (x.unflatten(0, (-1, batch)).sum(0) for x in parts)
@@ -173,7 +171,7 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
         shape = (tile_chunks * batch_chunks, heads, places_h.count, places_w.count, *tile.query, *tile.key)
         parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
         chunks = batch_chunks, tile_chunks
-        by_offset[(len(parts) * sums,)](given, parts, places_h, places_w, *chunks, cut, **tuning.constants(tile))
+        tuning.start(by_offset, (len(parts) * sums,), given, parts, places_h, places_w, *chunks, cut, tile=tile)
 
     tuning.run("offset", p, launch)
     # [heads, place_h, place_w, query_h, query_w, key_h, key_w]: on each axis, queries beside the keys of all places.
