@@ -26,7 +26,7 @@ from kernels.bench.measure import Rates, Run, measure_rates, peak_bytes, time_in
 from kernels.bench.peers import OURS, PEERS, Contender, ours, peers
 from kernels.bench.problems import DIRECTIONS, Direction, Problem, attention_problems
 from kernels.bench.report import Report, published
-from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
+from kernels.bench.script import DTYPES, choose, first_line, new_parser, prepare, run
 from visionattn_kernels.attention.dispatch import BACKENDS
 
 COLUMNS = (
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         for problem in problems:
             tensors = problem.make_tensors(device, DTYPES[dtype])
             contenders = [ours(problem), *(ours(problem, name) for name in backends)]
-            contenders += [c for c in peers(problem, device) if c.name in names]
+            contenders += [c for c in peers(problem, device, DTYPES[dtype]) if c.name in names]
             admitted, all_right = admit(contenders, problem, tensors)
             wrong |= not all_right
             for direction in DIRECTIONS:
@@ -98,8 +98,7 @@ def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tens
             except Exception as failure:
                 if contender.name == OURS or (contender.ours and not isinstance(failure, ValueError)):
                     raise
-                reason = str(failure).strip().splitlines() or [type(failure).__name__]
-                print(f"cannot run {what}: {reason[0]}", file=sys.stderr)
+                print(f"cannot run {what}: {first_line(failure)}", file=sys.stderr)
                 continue
             bad = {name: error for name, error in errors.items() if not error <= gate.tolerance}
             if contender.same_function and bad:
