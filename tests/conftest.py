@@ -1,7 +1,6 @@
 """Settings and fixtures of all tests: one thread, no network, a small classifier with its checkpoint, a small MNIST.
 
-`pytest -m gpu` reads no other file than those with such tests, which need torch, triton, numpy and pytest alone: fixtures
-import the rest.
+`pytest -m gpu` reads the files with such tests alone. They need torch, triton, numpy and pytest; fixtures import the rest.
 """
 
 from __future__ import annotations
