@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests: one thread, no network, a small classifier with its checkpoint, a small MNIST.
 
-`pytest -m gpu` reads the files with such tests alone. They need torch, triton, numpy and pytest; fixtures import the rest.
+`pytest -m gpu` reads the files with such tests alone, which need torch, triton, numpy and pytest. Fixtures import the
+rest.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     python -m kernels.bench.attention --device cpu
     python -m kernels.bench.attention --device cuda --dtype bfloat16,float16
+    python -m kernels.bench.attention --device cuda --dtype bfloat16 --only nat-tiny-1 --peers flex,sdpa-flash
     python -m kernels.bench.attention --device cpu --backend tiled,reference
 
 A row gives the median time of one contender and how many times longer it takes than this library. A contender whose
@@ -45,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16,float16"), DTYPES)
     backends = [] if args.backend is None else choose("--backend", args.backend, BACKENDS)
     names = choose("--peers", args.peers, PEERS) if args.peers else [] if args.backend else list(PEERS)
-    problems = [p for p in attention_problems(device, args.batch, args.quick) if args.only in p.name]
-    if not problems:
-        raise ValueError(f"--only {args.only!r} is in no problem's name")
+    problems = choose_problems(args.only, device, args.batch, args.quick)
 
     rates = {name: measure_rates(device, DTYPES[name], args.quick) for name in dtypes}
     report = Report(args.output, device, COLUMNS, rates={name: dataclasses.asdict(rates[name]) for name in rates})
@@ -78,8 +77,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--backend", help="backends of this library, separated by commas, to time in place of the peers"
     )
     parser.add_argument("--peers", help=f"which of {', '.join(PEERS)}, separated by commas (default: all that can run)")
-    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--only", default="", help="problems whose name contains one of these, separated by commas")
     return parser.parse_args(argv)
+
+
+def choose_problems(only: str, device: torch.device, batch: int | None, quick: bool) -> list[Problem]:
+    """Return the problems of a device whose names contain one of the words of `only`.
+
+    Raises:
+        ValueError: A word is in no problem's name.
+    """
+    problems, words = attention_problems(device, batch, quick), only.split(",")
+    for word in words:
+        if not any(word in p.name for p in problems):
+            raise ValueError(f"--only {word!r} is in no problem's name")
+    return [p for p in problems if any(word in p.name for word in words)]
 
 
 def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Admitted, bool]:
