@@ -1,6 +1,7 @@
 """Measure the peak memory of forward and backward against the number of positions, for every backend.
 
     python -m kernels.bench.memory --device cpu
+    python -m kernels.bench.memory --device cuda --backend triton,tiled,gemm
 
 One image, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
 torch's allocator hands out beyond the inputs: the output, what is kept for backward, gradients and scratch. The

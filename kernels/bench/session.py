@@ -132,8 +132,9 @@ def run_parts(parts: Sequence[Part], results: Path, quick: bool) -> list[Outcome
         if stopped:
             outcomes.append(Outcome(part.name, "not run", note="results are not right"))
             continue
-        if missing:
-            outcomes.append(Outcome(part.name, "skipped", note=f"cannot import {', '.join(missing)}"))
+        if missing:  # correctness is never skipped
+            status = "failed" if part.stops else "skipped"
+            outcomes.append(Outcome(part.name, status, note=f"cannot import {', '.join(missing)}"))
         else:
             outcomes.append(run_part(part, min(part.limit_s + saved, LONGEST_S), results, quick))
             pack(results, parts)

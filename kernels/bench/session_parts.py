@@ -68,23 +68,25 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
         results: Folder of the result files.
     """
 
-    def bench(script: str, *options: str, output: str | None = None, **environment: str) -> Command:
+    def bench(
+        script: str, *options: str, small: tuple[str, ...] = (), output: str | None = None, **environment: str
+    ) -> Command:
         common = ["--device", device]
         if quick:
             common += ["--quick", "--repeats", "1", "--threads", "1"]
         if output:
             common += ["--output", str(results / f"{output}-{device}.csv")]
-        # Small problems have names of their own, and a compiler on a CPU takes longer than all of this.
-        chosen = () if quick else options
-        return Command(f"kernels.bench.{script}", (*common, *chosen), environment)
+        # Options name what the quick problems are not, and a compiler on a CPU takes longer than all the rest.
+        return Command(f"kernels.bench.{script}", (*common, *(small if quick else options)), environment)
 
     def attention(only: str, peers: str, output: str, **environment: str) -> Command:
-        quick_only = ("--only", "k3 d4") if quick else ()
-        command = bench("attention", "--dtype", "bfloat16", "--only", only, output=output, **environment)
-        return Command(command.module, (*command.arguments, "--peers", peers, *quick_only), environment)
+        options, small = (
+            ("--dtype", "bfloat16", "--only", only, "--peers", peers),
+            ("--only", "d4", "--peers", "sdpa-full"),
+        )
+        return bench("attention", *options, small=small, output=output, **environment)
 
-    peers = "gather" if quick else "gather,sdpa-flash,sdpa-cudnn,natten"
-    full = "sdpa-full" if quick else "sdpa-flash,sdpa-cudnn,natten"
+    full = "sdpa-flash,sdpa-cudnn,natten"
     with_bias = "nat-tiny-1,h4 c32 k7 d1 rpb,h8 c32 k7 d1 rpb"
     others, compiled = "dinat_tiny,halo_h1,dcal_deit_small_patch16_224", ("--compile", "--alone")
     fit, slots = trainings(device, quick, data, results)
@@ -100,10 +102,11 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
                 bench("tune", "--seconds", str(SECONDS_PER_KERNEL), output="tune"),
             ),
         ),
-        Part("attention", 150, (attention("nat-tiny", peers, "attention", **TUNED),)),
+        Part("attention", 150, (attention("nat-tiny", f"gather,{full}", "attention", **TUNED),)),
         Part("na2d", 80, (attention("na2d,na1d", full, "attention-na2d", **TUNED),)),
-        Part("flex", 180, (attention(with_bias, "gather" if quick else "flex", "attention-flex", **TUNED),)),
-        Part("memory", 40, (bench("memory", output="memory", **TUNED),)),
+        Part("flex", 180, (attention(with_bias, "flex", "attention-flex", **TUNED),)),
+        # Without flex, which is compiled for each map.
+        Part("memory", 40, (bench("memory", "--backend", "triton,tiled,gemm,reference", output="memory", **TUNED),)),
         Part(
             "models",
             120,
@@ -138,25 +141,33 @@ def gpu_tests(quick: bool) -> Command:
 
 def trainings(device: str, quick: bool, data: Path | None, results: Path) -> tuple[Command, Command]:
     """Return trainings of a classifier, on CIFAR-10 if its folder is given, and of Slot Attention."""
-    accelerator = ("--trainer.accelerator", "gpu" if device == "cuda" else "cpu", "--trainer.devices", "1")
-    common = [*accelerator, "--trainer.precision", "bf16-mixed", "--runs", str(results / "runs")]
-    if quick:
-        common[-3] = "32-true"
-        common += [
-            "--trainer.max_epochs",
-            "1",
-            "--trainer.limit_train_batches",
-            "2",
-            "--trainer.limit_val_batches",
-            "1",
-        ]
-        common += ["--data.num_workers", "0"]
+    options: dict[str, object] = {
+        "trainer.accelerator": "gpu" if device == "cuda" else "cpu",
+        "trainer.devices": 1,
+        "trainer.precision": "32-true" if quick else "bf16-mixed",
+        "runs": results / "runs",
+    }
+    slots: dict[str, object] = {
+        "config": "objects/slot_attention_synthetic",
+        "data.length": 4000,
+        "trainer.max_epochs": 2,
+    }
+    fit: dict[str, object] = {"config": "quickstart"}
     if data is not None:
-        # Two epochs of 45,000 images; the config's batch of 64 is too small for a GPU.
-        fit = ["--config", "cifar10/nat", "--data.root", str(data), "--data.batch_size", "512", "--model.lr", "0.003"]
-        fit += [] if quick else ["--trainer.max_epochs", "2"]
-    else:
-        fit = ["--config", "quickstart"]
-    slots = ["--config", "objects/slot_attention_synthetic", "--data.length", "200" if quick else "4000"]
-    slots += ["--data.batch_size", "2", "--data.eval_batch_size", "2"] if quick else ["--trainer.max_epochs", "2"]
-    return Command("visionattn", ("fit", *fit, *common)), Command("visionattn", ("fit", *slots, *common))
+        # Two epochs of 45,000 images; the batch of the config, 64, is too small for a GPU.
+        fit = {
+            "config": "cifar10/nat",
+            "data.root": data,
+            "trainer.max_epochs": 2,
+            "data.batch_size": 512,
+            "model.lr": 3e-3,
+        }
+    if quick:
+        few = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
+        options |= {**few, "data.num_workers": 0, "data.batch_size": 2, "data.eval_batch_size": 2}
+        slots["data.length"] = 200
+
+    def train(model: dict[str, object]) -> Command:
+        return Command("visionattn", ("fit", *(f"--{name}={value}" for name, value in {**model, **options}.items())))
+
+    return train(fit), train(slots)

@@ -81,6 +81,11 @@ def test_nothing_is_measured_if_results_are_wrong(tmp_path, capsys):
     assert "invalid int value: 'no-year'" in capsys.readouterr().out  # the end of the log
 
 
+def test_correctness_is_never_skipped(tmp_path):
+    parts = [Part("tests", 60, (RIGHT,), needs=("no_such_package",), stops=True), Part("models", 60, (RIGHT,))]
+    assert [x.status for x in session.run_parts(parts, tmp_path, quick=False)] == ["failed", "not run"]
+
+
 def test_failure_does_not_stop_the_other_parts(tmp_path):
     parts = [
         Part("memory", 60, (WRONG, RIGHT)),
