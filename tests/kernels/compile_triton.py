@@ -63,7 +63,7 @@ def main(capability: int, dtype: torch.dtype) -> None:
         print(self.__name__, stack_bytes(kernel.asm["cubin"]), flush=True)
 
     JITFunction.run = compile_only
-    blocks._precision = lambda q: "tf32"
+    blocks.product_precision = lambda device, dtype: "tf32"
     window = Window.neighborhood(7)
     x = make_inputs(window, (28, 28), batch=1, head_dim=32, rpb=True, rel=True, num_extra=3, dtype=dtype)
     problem = Problem(**{name: t.detach() for name, t in x.items()}, window=window, scale=0.2)

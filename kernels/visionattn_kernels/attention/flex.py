@@ -1,8 +1,8 @@
 """Torch's `flex_attention`, compiled, with a block mask made of the same window.
 
 Queries and keys are flattened to sequences. Blocks of 128 x 128 in which no query sees a key are skipped; inside the
-others the window's rule is evaluated per element. Needs torch's compiler and what that needs: Triton on CUDA, a C++
-compiler on CPUs, where there is no backward.
+others the window's rule is evaluated per element. Needs torch's compiler and what that needs: Triton and compute
+capability 8.0 on CUDA, a C++ compiler on CPUs, where there is no backward.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from visionattn_kernels.attention.devices import find_cpp_compiler, refuse_triton
 from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.selected import find_spoilt
-from visionattn_kernels.tracing import is_transformed, outside_modes
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
+from visionattn_kernels.tracing import is_transformed
+from visionattn_kernels.window import AxisTables, AxisWindow, Window, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
@@ -48,9 +50,13 @@ def can_run(problem: Problem) -> str | None:
             return "it has no gradient on CPUs"
         if torch.compiler.is_compiling():
             return "it does not compile as a part of another graph on CPUs"
-        return "it gives no log-sum-exp on CPUs" if p.need_lse else None
+        if p.need_lse:
+            return "it gives no log-sum-exp on CPUs"
+        return None if find_cpp_compiler() else "torch's compiler finds no C++ compiler: install one or set $CXX"
     if device != "cuda":
         return f"it runs on CPUs and CUDA devices, and the maps are on {p.q.device}"
+    if reason := refuse_triton(p.q.device):
+        return f"torch's compiler needs Triton: {reason}"
     if min(p.q.shape[-1], p.v.shape[-1]) < SMALLEST_DIM_CUDA:
         return f"head_dim and v_dim must be >= {SMALLEST_DIM_CUDA} on CUDA; got {p.q.shape[-1]} and {p.v.shape[-1]}"
     if p.rpb is not None and p.needs_grad and torch.are_deterministic_algorithms_enabled():
@@ -105,8 +111,7 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """Return the blocks of queries and keys that hold pairs of the window, with the rule inside them; cached."""
     mask = _see(window, size, device)

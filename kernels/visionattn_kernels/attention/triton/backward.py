@@ -250,13 +250,13 @@ def backward(
 
         def launch_by_query(tile: Tile) -> None:
             cut = sizes.cut(given, tile.query, by_key=False)
-            by_query[cut.grid()](
-                given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False)
-            )
+            interior = has_interior(p, tile, by_key=False)
+            tuning.start(by_query, cut.grid(), given, *results, cut, tile=tile, INTERIOR=interior)
 
         def launch_by_key(tile: Tile) -> None:
             cut = sizes.cut(given, tile.key, by_key=True)
-            by_key[cut.grid()](given, *grads, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=True))
+            interior = has_interior(p, tile, by_key=True)
+            tuning.start(by_key, cut.grid(), given, *grads, cut, tile=tile, INTERIOR=interior)
 
         tuning.run("query", p, launch_by_query)
         tuning.run("key", p, launch_by_key)

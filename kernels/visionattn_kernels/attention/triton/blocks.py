@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton.maps import Map, address, as_map, as_tokens, load_scattered, load_vectors
+from visionattn_kernels.attention.triton.precision import product_precision
 from visionattn_kernels.attention.triton.rule import (
     Axis,
     Group,
@@ -153,15 +153,8 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
     return Given(
         *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None, None),
         tl.constexpr(_by_thread(p.q)),
-        tl.constexpr(_precision(p.q)),
+        tl.constexpr(product_precision(p.q.device, p.q.dtype)),
     ), sizes
-
-
-def _precision(q: Tensor) -> str:
-    """Return how products of float32 are rounded, by torch's own switch."""
-    if q.device.type == "cpu":
-        return "interpreted"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _by_thread(q: Tensor) -> bool:
@@ -246,9 +239,7 @@ def strips_of_queries(
 
 
 @triton.jit
-def place_queries(
-    given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor
-) -> Queries:
+def place_queries(given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor) -> Queries:
     """Return the queries of these numbers in the dilation groups of a tile."""
     rows, columns, group_h, group_w = given.rows, given.columns, place.rows.group, place.columns.group
     return Queries(

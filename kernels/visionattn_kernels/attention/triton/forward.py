@@ -132,7 +132,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     def launch(tile: Tile) -> None:
         cut = sizes.cut(given, tile.query, by_key=False)
-        attend[cut.grid()](given, *results, cut, **tuning.constants(tile), INTERIOR=has_interior(p, tile, by_key=False))
+        interior = has_interior(p, tile, by_key=False)
+        tuning.start(attend, cut.grid(), given, *results, cut, tile=tile, INTERIOR=interior)
 
     tuning.run("forward", p, launch)
     return out, lse

@@ -148,7 +148,7 @@ def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, 
         splits = max(1, min(-(-height * width // queries), PROGRAMS // programs))
         parts[:] = (x.new_empty(splits * batch, *x.shape[1:], dtype=torch.float32) for x in extra)
         grads = as_tokens(parts[0]), as_tokens(parts[1])
-        by_token[(splits * programs,)](given, *grads, splits, sizes, **tuning.constants(tile))
+        tuning.start(by_token, (splits * programs,), given, *grads, splits, sizes, tile=tile)
 
     tuning.run("token", p, launch)
     grad_k, grad_v = (x.unflatten(0, (-1, batch)).sum(0) for x in parts)
@@ -173,7 +173,7 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
         shape = (tile_chunks * batch_chunks, heads, places_h.count, places_w.count, *tile.query, *tile.key)
         parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
         chunks = batch_chunks, tile_chunks
-        by_offset[(len(parts) * sums,)](given, parts, places_h, places_w, *chunks, cut, **tuning.constants(tile))
+        tuning.start(by_offset, (len(parts) * sums,), given, parts, places_h, places_w, *chunks, cut, tile=tile)
 
     tuning.run("offset", p, launch)
     # [heads, place_h, place_w, query_h, query_w, key_h, key_w]: on each axis, queries beside the keys of all places.
