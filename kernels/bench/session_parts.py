@@ -91,14 +91,14 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
     others, compiled = "dinat_tiny,halo_h1,dcal_deit_small_patch16_224", ("--compile", "--alone")
     fit, slots = trainings(device, quick, data, results)
     return [
-        Part("smoke", 60, (bench("smoke"),), stops=True),
-        Part("tests", 240, (gpu_tests(quick),), needs=("pytest",), stops=True),
+        Part("smoke", 80, (bench("smoke"),), stops=True),
+        Part("tests", 220, (gpu_tests(quick),), needs=("pytest",), stops=True),
         Part(
             "tune",
             400,
             (
-                # Bias alone, with the default tiles: what the measurements are worth.
-                attention("rpb", full, "attention-untuned"),
+                # With the default tiles: what the measurements are worth.
+                attention("h2 c32 k7 d1 rpb,h2 c32 k7 d8 rpb", full, "attention-untuned"),
                 bench("tune", "--seconds", str(SECONDS_PER_KERNEL), output="tune"),
             ),
         ),

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import random
 import re
 import subprocess
 import tarfile
@@ -144,25 +145,25 @@ def test_commands_for_a_gpu_are_understood(capsys):
 def test_commands_for_a_gpu_name_problems_peers_and_models_that_exist():
     for arguments in gpu_commands("attention"):
         problems = attention.choose_problems(option(arguments, "--only"), torch.device("cuda"), None, False)
-        assert len(problems) >= 3
+        assert len(problems) >= 2
         choose("--peers", option(arguments, "--peers"), attention.PEERS)
     for arguments in gpu_commands("models"):
         choose("--models", option(arguments, "--models"), timm.list_models())
 
 
-def test_drawn_problems_are_valid_and_repeat():
-    checks = [[smoke.draw(smoke.random.Random(3), "x", 40) for _ in range(2)] for _ in range(2)]
-    assert checks[0] == checks[1]
+def test_drawn_problems_repeat():
+    drawn = [[smoke.draw(random.Random(3), "x", 40) for _ in range(2)] for _ in range(2)]
+    assert drawn[0] == drawn[1]
 
 
 def test_wrong_result_is_found(monkeypatch, capsys):
-    real = smoke.assert_matches_reference
-
-    def check(window, inputs, backend, dtype, slack):
-        spoilt = {name: x.masked_fill(x == x.max(), 1e4) if name == "q" else x for name, x in inputs.items()}
-        real(window, spoilt, backend, dtype, slack=0.0)
-
-    monkeypatch.setattr(smoke, "assert_matches_reference", check)
+    monkeypatch.setattr(smoke, "SLACK", 0.0)
     monkeypatch.setattr("visionattn_kernels.testing.TINY", dict.fromkeys(smoke.DTYPES.values(), 0.0))
-    assert smoke.main(["--quick", "--threads", "1", "--dtype", "float32", "--random", "0"]) == 1
-    assert "0 of 1 checks passed" in capsys.readouterr().out
+    assert smoke.main(["--quick", "--threads", "1", "--dtype", "bfloat16", "--random", "0"]) == 1
+    said = capsys.readouterr()
+    assert said.out.endswith("0 of 1 checks passed\n")
+    assert said.err.startswith("error: stage 3 of NAT-Tiny, bfloat16, map (14, 14)")
+
+
+def test_machine_whose_backend_is_another_is_refused():
+    assert smoke.why_not_triton(torch.device("cpu")).startswith(("triton: cannot run", "triton: not chosen"))
