@@ -98,7 +98,7 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
             400,
             (
                 # With the default tiles: what the measurements are worth.
-                attention("h2 c32 k7 d1 rpb,h2 c32 k7 d8 rpb", full, "attention-untuned"),
+                attention("h2 c32 k7 d1 rpb,h2 c32 k7 d8 rpb", full, "attention-untuned", VISIONATTN_TUNE="0"),
                 bench("tune", "--seconds", str(SECONDS_PER_KERNEL), output="tune"),
             ),
         ),
