@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def choose_problems(only: str, device: torch.device, batch: int | None, quick: b
 
 
 def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Admitted, bool]:
-    """Return the contenders that run the problem correctly, and whether none was wrong.
+    """Return the contenders that run the problem correctly, and whether none was wrong and this library ran.
 
     A contender whose backward pass cannot run is timed on the forward pass only.
     """
@@ -108,8 +109,10 @@ def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tens
                 function = contender.build()
                 errors = gate.errors(function, backward)
             except Exception as failure:
+                # A backend that was named may refuse a problem.
                 if contender.name == OURS or (contender.ours and not isinstance(failure, ValueError)):
-                    raise
+                    traceback.print_exc()
+                    all_right = False
                 print(f"cannot run {what}: {first_line(failure)}", file=sys.stderr)
                 continue
             bad = {name: error for name, error in errors.items() if not error <= gate.tolerance}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import traceback
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -25,7 +26,7 @@ import visionattn  # noqa: F401  (registers the models)
 from kernels.bench.measure import peak_bytes, time_in_turn
 from kernels.bench.peers import OURS, gather
 from kernels.bench.report import Report, package_version, published
-from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
+from kernels.bench.script import DTYPES, choose, first_line, new_parser, prepare, run
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d, largest_dilation
 from visionattn.layers.prepared import Prepared
 from visionattn.training.branches import branch_logits, compile_branches
@@ -89,7 +90,13 @@ def main(argv: list[str] | None = None) -> int:
                     key: make_step(copy.deepcopy(model), images, DTYPES[dtype], compiled)
                     for key, model in contenders.items()
                 }
-                rows = compare(steps, batch, device, args.repeats)
+                try:
+                    rows = compare(steps, batch, device, args.repeats)
+                except Exception as failure:  # the other models are measured all the same
+                    traceback.print_exc()
+                    print(f"error: {name}, {direction}, fails: {first_line(failure)}", file=sys.stderr)
+                    wrong = True
+                    continue
                 settings = {"dtype": dtype, "compile": compiled, "channels_last": args.channels_last}
                 report.add({**settings, "model": name, "batch": batch, "direction": direction, **row} for row in rows)
                 show(f"{name} B{batch}", direction, f"{dtype}, compiled" if compiled else dtype, rows)

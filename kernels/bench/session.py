@@ -81,6 +81,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="CIFAR-10 as {train,test}/CLASS/* (default: the embedded digits)")
     parser.add_argument("--results", type=Path, help="folder of result files (default: kernels/bench/results)")
     args = parser.parse_args(argv)
+    if args.device == "cpu" and not args.quick:
+        raise ValueError("--device cpu is a trial and needs --quick; the scripts of kernels/bench measure CPUs")
     if args.data is not None:
         if not (args.data / "train").is_dir():
             raise ValueError(f"--data must be a folder with train/CLASS and test/CLASS; got {args.data}")

@@ -122,6 +122,21 @@ def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
     assert "logits of nat_pico differ" in capsys.readouterr().err
 
 
+def test_model_that_fails_does_not_stop_the_others(bench, tmp_path, monkeypatch, capsys):
+    real = bench.models.training_step
+
+    def make_step(model, *args):
+        return (lambda: 1 / 0) if hasattr(model, "forward_branches") else real(model, *args)
+
+    monkeypatch.setattr(bench.models, "training_step", make_step)
+    output = tmp_path / "models-cpu.csv"
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--alone", "--output", str(output)]
+    assert bench.models.main([*arguments, "--models", "dcal_vit_pico,nat_pico"]) == 1
+    rows = [(row["model"], row["direction"]) for row in bench.report.read_rows(output)]
+    assert rows == [("dcal_vit_pico", "inference"), ("nat_pico", "inference"), ("nat_pico", "training")]
+    assert "error: dcal_vit_pico, training, fails: division by zero" in capsys.readouterr().err
+
+
 def test_halonet_rows(bench, results):
     rows = bench.report.read_rows(results / "halonet-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.halonet.COLUMNS]

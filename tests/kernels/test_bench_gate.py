@@ -1,5 +1,7 @@
 """The benchmarks' gate and their problems: wrong contenders are never timed, and counts of work are right."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -68,6 +70,22 @@ def test_wrong_contender_is_not_timed(bench, monkeypatch, capsys):
     assert bench.attention.main(arguments) == 1
     assert {row["contender"] for row in reports} == {"visionattn"}
     assert "gather on nat-tiny-1 B2 14x14 h2 c8 k3 d1, forward+backward is wrong" in capsys.readouterr().err
+
+
+def test_problem_on_which_this_library_fails_is_an_error_and_the_others_are_timed(bench, monkeypatch, capsys):
+    ours = bench.attention.ours
+
+    def fail_with_bias(problem, backend=None):
+        contender = ours(problem, backend)
+        return dataclasses.replace(contender, build=lambda: 1 / 0) if problem.rpb else contender
+
+    monkeypatch.setattr(bench.attention, "ours", fail_with_bias)
+    reports = []
+    monkeypatch.setattr(bench.attention.Report, "add", lambda self, rows: reports.extend(rows))
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--only", "k3 d1,k3 d4", "--peers", "gather"]
+    assert bench.attention.main(arguments) == 1
+    assert {row["problem"][-2:] for row in reports} == {"d1", "d4"}
+    assert "cannot run visionattn on nat-tiny-1 B2 14x14 h2 c8 k3 d1 rpb, forward: division" in capsys.readouterr().err
 
 
 def test_peer_without_backward_is_timed_forward(bench):

@@ -116,12 +116,16 @@ def test_part_is_ended_after_its_time_and_others_get_what_is_left(tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smoke", "test"], "error: PART must be one of smoke, tests, tune, .*; got 'test'"),
+        (
+            ["--device", "cpu", "--quick", "smoke", "test"],
+            "error: PART must be one of smoke, tests, tune, .*; got 'test'",
+        ),
         (["--data", "no/such"], "error: --data must be a folder with train/CLASS and test/CLASS; got no/such"),
+        (["--device", "cpu"], "error: --device cpu is a trial and needs --quick; .*"),
     ],
 )
 def test_bad_input_of_the_session_is_one_line(capsys, arguments, message):
-    assert run(session.main, ["--device", "cpu", "--quick", *arguments]) == 1
+    assert run(session.main, arguments) == 1
     with pytest.raises(ValueError, match=message):
         raise ValueError(capsys.readouterr().err.removesuffix("\n"))
 
