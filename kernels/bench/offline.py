@@ -10,7 +10,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,13 @@ from unittest.mock import patch
 
 import torch
 import triton
-from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.attention.triton import blocks, tuning
+from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.attention.triton.backward import backward
 from visionattn_kernels.attention.triton.forward import forward
 from visionattn_kernels.attention.triton.plan import Tile
@@ -36,12 +35,15 @@ KINDS = ("forward", "query", "key", "token", "offset")
 
 
 class Arch(NamedTuple):
-    """What a program may take of one multiprocessor.
+    """Limits of one multiprocessor.
 
     Attributes:
         backend: Of Triton.
         target: As Triton names it.
         warp_size: Threads of a warp.
+        warps: Of all programs.
+        programs: How many there may be.
+        registers: Of all threads, 32 bits each.
         shared: Bytes of shared memory.
         shared_program: The most that one program may take of it.
         reserved: Bytes of shared memory that the system takes per program.
@@ -50,16 +52,19 @@ class Arch(NamedTuple):
     backend: str
     target: int | str
     warp_size: int
+    warps: int
+    programs: int
+    registers: int
     shared: int
     shared_program: int
     reserved: int
 
 
 ARCHS = {
-    "sm_80": Arch("cuda", 80, 32, 164 << 10, 163 << 10, 1 << 10),
-    "sm_90": Arch("cuda", 90, 32, 228 << 10, 227 << 10, 1 << 10),
-    "sm_100": Arch("cuda", 100, 32, 228 << 10, 227 << 10, 1 << 10),
-    "gfx942": Arch("hip", "gfx942", 64, 64 << 10, 64 << 10, 0),
+    "sm_80": Arch("cuda", 80, 32, 64, 32, 65536, 164 << 10, 163 << 10, 1 << 10),
+    "sm_90": Arch("cuda", 90, 32, 64, 32, 65536, 228 << 10, 227 << 10, 1 << 10),
+    "sm_100": Arch("cuda", 100, 32, 64, 32, 65536, 228 << 10, 227 << 10, 1 << 10),
+    "gfx942": Arch("hip", "gfx942", 64, 32, 32, 4 * 512 * 64, 64 << 10, 64 << 10, 0),
 }
 
 
@@ -68,12 +73,14 @@ class _Driver:
 
     def __init__(self, arch: Arch) -> None:
         self.target = GPUTarget(arch.backend, arch.target, arch.warp_size)
+        # Triton asks for the target of a device once.
+        self.device = list(ARCHS.values()).index(arch)
 
     def get_current_target(self) -> GPUTarget:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -102,11 +109,6 @@ class Compiled:
     warnings: tuple[str, ...]
 
 
-def empty_inputs(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return tensors that nobody may read."""
-    return {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-
-
 def compile_kernels(
     problem: Problem,
     arch: str,
@@ -130,7 +132,7 @@ def compile_kernels(
         if "forward" in kinds:
             out, lse = forward(problem)
         if set(kinds) - {"forward"}:
-            backward(problem, out, lse, torch.empty_like(out), None)
+            backward(problem, out, lse, torch.empty_like(out), torch.empty_like(lse) if problem.need_lse else None)
     return found
 
 
@@ -140,7 +142,7 @@ def _launches(
 ) -> Iterator[None]:
     """Turn launches into compilations, and hand each on."""
     now: list[tuple[str, Tile]] = []
-    run, constants, launch = tuning.run, tuning.constants, JITFunction.run
+    run, launch = tuning.run, JITFunction.run
 
     def run_kind(kind: str, problem: Problem, launch_tile: Callable[[Tile], None]) -> None:
         def noted(chosen: Tile) -> None:
@@ -160,7 +162,12 @@ def _launches(
         kind, chosen = now[-1]
         if not kind:
             return
-        kernel, seconds, log = _compile(lambda: launch(self, *args, grid=grid, warmup=True, **options))
+        given, *rest = args
+        given = given._replace(
+            by_thread=triton.language.constexpr(arch.backend == "cuda"),
+            precision=triton.language.constexpr(precision),
+        )
+        kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
         programs = 1
@@ -172,9 +179,7 @@ def _launches(
     driver.set_active(_Driver(arch))
     with (
         patch.object(tuning, "run", run_kind),
-        patch.object(tuning, "constants", constants),
         patch.object(tuning, "_chosen", type(tuning._chosen)()),
-        patch.object(blocks, "product_precision", lambda device, dtype: precision),
         patch.object(JITFunction, "run", compile_only),
     ):
         yield

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import visionattn_kernels as vk
+from kernels.bench.report import read_rows
 from tests.kernels.interpreter import NOT_INTERPRETED
 from tests.kernels.reach import assert_reaches_who_sees
 from visionattn_kernels import Window, windowed_attention
@@ -274,7 +275,8 @@ def test_cpu_problem_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> N
 
 def run_python(*arguments: str) -> str:
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    command, root = [sys.executable, *arguments], Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -290,14 +292,16 @@ def test_package_imports_without_triton() -> None:
     assert "triton: cannot run: triton is not installed" in run_python("-c", textwrap.dedent(program))
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [("80", "float32"), ("90", "bfloat16")])
-def test_kernels_compile_for_gpus(capability: str, dtype: str) -> None:
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_80", "float32"), ("sm_90", "bfloat16")])
+def test_kernels_compile_for_gpus(arch: str, dtype: str, tmp_path: Path) -> None:
     """No GPU is needed for that; what the interpreter takes, the compiler may refuse."""
-    script = Path(__file__).with_name("compile_triton.py")
-    lines = [line.split() for line in run_python(str(script), capability, dtype).splitlines()]
-    assert {name for name, _ in lines} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
-    spilled = {name: int(stack) for name, stack in lines if int(stack) > 1024}
-    assert not spilled
+    options = ["--only", "every-bias", "--arch", arch, "--dtype", dtype, "--precision", "tf32"]
+    run_python("-m", "kernels.bench.compile_report", *options, "--output", str(tmp_path / "compile.csv"))
+    rows = read_rows(tmp_path / "compile.csv")
+    assert {row["kernel"] for row in rows} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
+    assert not [row["error"] for row in rows if row["error"]]
+    assert not {row["kernel"]: row["stack"] for row in rows if int(row["stack"]) > 1024}
+    assert all("MMA" in row["core"] for row in rows)
 
 
 gpu = pytest.mark.gpu

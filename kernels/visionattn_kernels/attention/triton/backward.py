@@ -17,7 +17,6 @@ from visionattn_kernels.attention.triton.blocks import (
     LOG2E,
     Given,
     Place,
-    Queries,
     Rows,
     Sizes,
     add_sums,
@@ -38,7 +37,7 @@ from visionattn_kernels.attention.triton.blocks import (
     tile_queries,
     turns,
 )
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
 from visionattn_kernels.attention.triton.plan import Tile, has_interior
 from visionattn_kernels.attention.triton.rule import partly
 from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
@@ -48,6 +47,7 @@ from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 def by_query(
     given: Given,
     out: Map,
+    lse: Map,
     grad_lse: Map | None,
     grad_q: Map,
     grad_rel_h: Map | None,
@@ -59,7 +59,7 @@ def by_query(
     KEY_W: tl.constexpr,
     INTERIOR: tl.constexpr,
 ) -> None:
-    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `delta` for other kernels."""
+    """Write grad_q, entries of grad_rel_h and grad_rel_w that are not zero, and `sums` for other kernels."""
     place = locate_queries(given, sizes, QUERY_H, QUERY_W)
     batch, head = place.batch, place.head
     queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
@@ -71,8 +71,10 @@ def by_query(
     slope = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1)
     if grad_lse is not None:
         slope -= tl.load(address(grad_lse, batch, head, row, column), mask=valid, other=0.0)
-    tl.store(address(given.delta, batch, head, row, column), slope, mask=valid)
-    log_sum = tl.load(address(given.lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    log_sum = tl.load(address(lse, batch, head, row, column), mask=valid, other=float("inf")) * LOG2E
+    sums = address(given.sums, batch, head, row, column)
+    tl.store(sums, log_sum, mask=valid)
+    tl.store(sums + 1, slope, mask=valid)
 
     known = (query, queries, rows, grad, log_sum, slope)
     total = _walk_keys(given, sizes, place, known, grad_rel_h, grad_rel_w, KEY_H, KEY_W, INTERIOR, False)
@@ -128,9 +130,7 @@ def _walk_keys(
                 rectangles = tl.reshape(grad_scores, (M, KEY_H, KEY_W))
                 by_column += tl.sum(rectangles, 1)
                 if grad_rel_h is not None:
-                    entry, exists = rel_entries(
-                        grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H
-                    )
+                    entry, exists = rel_entries(grad_rel_h, given.rows, place, queries, queries.index_h, first_h, KEY_H)
                     earlier = tl.load(entry, mask=exists & (strip > 0), other=0.0)
                     tl.store(entry, earlier + tl.sum(rectangles, 2), mask=exists)
         if grad_rel_w is not None:
@@ -209,10 +209,7 @@ def _walk_queries(
         queries = place_queries(given, place, number_h, number_w, valid)
         query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, valid)
         grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, valid)
-        if INTERIOR:
-            masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W)
-        else:
-            masked = True
+        masked = partly(span_h, from_h, QUERY_H) | partly(span_w, from_w, QUERY_W) if INTERIOR else True
         start = biases(given, place, rows, queries, (from_h, from_w), keys, masked, QUERY_H, QUERY_W, True)
         scores = dot(key, tl.trans(query), start, given.precision)
         visible = see(rows, from_h, from_w, QUERY_H, QUERY_W)
@@ -226,6 +223,12 @@ def _walk_queries(
         total_k = tl.where(spoilt_k[:, None] > 0, float("nan"), total_k)
         total_v = tl.where(spoilt_v[:, None] > 0, float("nan"), total_v)
     return total_k, total_v
+
+
+def _new_sums(q: Tensor) -> Tensor:
+    """Return an empty `[B, Q_h, Q_w, heads, 2]` in which the pairs of one head are neighbours."""
+    batch, height, width, heads, _ = q.shape
+    return q.new_empty((batch, heads, height, width, 2), dtype=torch.float32).permute(0, 2, 3, 1, 4)
 
 
 def backward(
@@ -242,9 +245,9 @@ def backward(
     )
     if lse.numel():
         given, sizes = as_given(p)
-        sums = (as_map(x[..., None]) for x in (lse, new_sums(p.q)))
-        given = given._replace(grad_out=as_map(grad_out), **dict(zip(("lse", "delta"), sums, strict=True)))
-        results = [as_map(out), None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
+        given = given._replace(grad_out=as_map(grad_out), sums=as_map(_new_sums(p.q)))
+        results = [as_map(out), as_map(lse[..., None])]
+        results += [None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
         results += [None if x is None else as_map(x) for x in (grad_rel_h, grad_rel_w)]
         grads = as_map(grad_k), as_map(grad_v)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,7 +36,7 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 LEAST_SCALE = 1e-6
-"""Scales below this, zero and negative ones, and those above its inverse are multiplied into the queries."""
+"""Smaller scales, zero, and those above its inverse are multiplied into the queries; of negative ones the sign."""
 
 
 class Sizes(NamedTuple):
@@ -76,9 +77,9 @@ class Given(NamedTuple):
         rel_h, rel_w: Maps of R_h and R_w channels.
         scale: Factor of the products `q.k`, positive.
         rows, columns: The axes.
-        grad_out: Heads-last gradient of the output, for backward kernels, as are the next two.
-        lse: Map of one channel, the log-sum-exp.
-        delta: Likewise, sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
+        grad_out: Heads-last gradient of the output, for backward kernels.
+        sums: Map of two channels, for backward kernels: the log-sum-exp in base 2, and delta, which is
+            sum(out grad_out) - grad_lse. A score has the gradient weight (grad_weight - delta).
         by_thread: See `load_scattered`.
         precision: How products of float32 are rounded.
     """
@@ -95,8 +96,7 @@ class Given(NamedTuple):
     columns: Axis
     scale: Any
     grad_out: Any
-    lse: Any
-    delta: Any
+    sums: Any
     by_thread: tl.constexpr
     precision: tl.constexpr  # last: in nested tuples that follow it Triton 3.6 loses constants inside loops
 
@@ -151,7 +151,7 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
     maps, tokens, axes = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v), map(as_axis, p.window.axes)
     sizes = Sizes(batch, heads, height, width, *p.size, 0 if p.extra_k is None else p.extra_k.shape[1])
     return Given(
-        *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None, None),
+        *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None),
         tl.constexpr(_by_thread(p.q)),
         tl.constexpr(product_precision(p.q.device, p.q.dtype)),
     ), sizes
@@ -164,9 +164,11 @@ def _by_thread(q: Tensor) -> bool:
 
 def fold_scale(problem: Problem) -> tuple[Problem, float]:
     """Return the problem with a scale that kernels can divide by, and by what its gradient of q is to be multiplied."""
-    if LEAST_SCALE <= problem.scale <= 1 / LEAST_SCALE:
+    scale, size = problem.scale, abs(problem.scale)
+    if LEAST_SCALE <= scale <= 1 / LEAST_SCALE:
         return problem, 1.0
-    return replace(problem, q=problem.q * problem.scale, scale=1.0), problem.scale
+    factor, scale = (-1.0, size) if LEAST_SCALE <= size <= 1 / LEAST_SCALE else (scale, 1.0)
+    return replace(problem, q=problem.q * factor, scale=scale), factor
 
 
 @triton.jit
@@ -300,19 +302,28 @@ def place_keys(axis: Axis, group: Group, key: tl.tensor, stop: tl.tensor) -> tl.
 def load_gradients(given: Given, place: Place, row: tl.tensor, column: tl.tensor, valid: tl.tensor) -> tl.tuple:
     """Load output gradients of queries, log-sum-exp in base 2, and delta: a query that is not valid has no weight."""
     grad = load_vectors(given.grad_out, place.batch, place.head, row, column, valid)
-    log_sum = tl.load(address(given.lse, place.batch, place.head, row, column), mask=valid, other=float("inf"))
-    delta = tl.load(address(given.delta, place.batch, place.head, row, column), mask=valid, other=0.0)
-    return grad, log_sum * LOG2E, delta
+    which = tl.arange(0, 2)[None, :]
+    pointer = address(given.sums, place.batch, place.head, row, column)[:, None] + which
+    pairs = tl.load(pointer, mask=valid[:, None], other=tl.where(which == 0, float("inf"), 0.0))
+    log_sum, delta = tl.split(pairs)
+    return grad, log_sum, delta
+
+
+@triton.jit
+def meet(rows: Rows, first_h: tl.tensor, first_w: tl.tensor, HIGH: tl.constexpr, WIDE: tl.constexpr) -> tl.tuple:
+    """Return numbers and limits: rows meet those members of a rectangle whose number, unsigned, is below the limit."""
+    i = tl.arange(0, HIGH * WIDE)
+    h = (first_h + i // WIDE)[None, :] - rows.start_h[:, None]
+    w = (first_w + i % WIDE)[None, :] - rows.start_w[:, None]
+    high, wide = (rows.stop_h - rows.start_h).to(tl.uint32), (rows.stop_w - rows.start_w).to(tl.uint32)
+    return h.to(tl.uint32), tl.where(w.to(tl.uint32) < wide[:, None], high[:, None], 0)
 
 
 @triton.jit
 def see(rows: Rows, first_h: tl.tensor, first_w: tl.tensor, HIGH: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
     """Return which members of a rectangle from `first_h, first_w` each row of scores meets."""
-    i = tl.arange(0, HIGH * WIDE)
-    h, w = (first_h + i // WIDE)[None, :], (first_w + i % WIDE)[None, :]
-    high, wide = (rows.stop_h - rows.start_h).to(tl.uint32), (rows.stop_w - rows.start_w).to(tl.uint32)
-    visible = (h - rows.start_h[:, None]).to(tl.uint32) < high[:, None]
-    return visible & ((w - rows.start_w[:, None]).to(tl.uint32) < wide[:, None])
+    number, limit = meet(rows, first_h, first_w, HIGH, WIDE)
+    return number < limit
 
 
 @triton.jit
@@ -356,11 +367,11 @@ def biases(
         step_h, step_w = width, 1
         if BY_KEY:
             step_h, step_w = -width * given.rows.spacing, -given.columns.spacing
-        table = given.rpb + place.head * ((2 * given.rows.kernel_size - 1) * width)
+        table = given.rpb + tl.cast(place.head, tl.int64) * ((2 * given.rows.kernel_size - 1) * width)
         entry = table + (rows.origin + first_h * step_h + first_w * step_w)[:, None]
         entry = entry + (i % WIDE * step_w)[None, :] + (i // WIDE * step_h)[None, :]
-        visible = see(rows, first_h, first_w, HIGH, WIDE)
-        bias = load_scattered(entry, visible, float("-inf"), given.by_thread) * inverse
+        number, limit = meet(rows, first_h, first_w, HIGH, WIDE)
+        bias = load_scattered(entry, number, limit, float("-inf"), given.by_thread) * inverse
     else:
         bias = tl.zeros((rows.origin.shape[0], HIGH * WIDE), tl.float32)
         if masked:
@@ -390,8 +401,9 @@ def rel_logits(
     Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
     start = address(x, place.batch, place.head, queries.row, queries.column) - index + (axis.kernel_size - 1)
     offset = tl.expand_dims(key, 1 - Q) - tl.expand_dims(index - (axis.kernel_size - 1), Q)
-    exists = (offset.to(tl.uint32) < 2 * axis.kernel_size - 1) & tl.expand_dims(queries.valid, Q)
-    return load_scattered(tl.expand_dims(start, Q) + tl.expand_dims(key, 1 - Q), exists, 0.0, given.by_thread)
+    limit = tl.where(queries.valid, 2 * axis.kernel_size - 1, 0).to(tl.uint32)
+    entry = tl.expand_dims(start, Q) + tl.expand_dims(key, 1 - Q)
+    return load_scattered(entry, offset, tl.expand_dims(limit, Q), 0.0, given.by_thread)
 
 
 @triton.jit
@@ -414,10 +426,7 @@ def score_keys(
     row, inside_h = place_keys(given.rows, strip_h.group, first_h + n // KEY_W, strip_h.span.hi)
     column, inside_w = place_keys(given.columns, strip_w.group, first_w + n % KEY_W, strip_w.span.hi)
     key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
-    if INTERIOR:
-        masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W)
-    else:
-        masked = True
+    masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W) if INTERIOR else True
     first, key_numbers = (first_h, first_w), (first_h + n // KEY_W, first_w + n % KEY_W)
     start = biases(given, place, rows, queries, first, key_numbers, masked, KEY_H, KEY_W, False)
     scores = dot(query, tl.trans(key), start, given.precision)

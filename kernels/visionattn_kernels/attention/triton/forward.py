@@ -27,7 +27,7 @@ from visionattn_kernels.attention.triton.blocks import (
     tile_queries,
     turns,
 )
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, new_sums, store_vectors
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
 from visionattn_kernels.attention.triton.plan import Tile, has_interior
 
 
@@ -77,7 +77,7 @@ def _walk(
     span_h, span_w = place.rows.span, place.columns.span
     factor = given.scale * LOG2E
     n = tl.arange(0, N)
-    # A finite least maximum: a row that has seen no key yet must not subtract infinities.
+    # A finite least maximum: a row that has seen no key yet must not subtract infinities. Lower scores count as none.
     most = tl.full((M,), -1e30, tl.float32)
     total = tl.zeros((M,), tl.float32)
     mean = tl.zeros((M, given.v.block), tl.float32)
@@ -124,7 +124,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Compute output and log-sum-exp; see `fused.Forward`."""
     p, _ = fold_scale(problem)
     out = p.q.new_empty(*p.q.shape[:-1], p.v.shape[-1])
-    lse = new_sums(p.q)
+    lse = p.q.new_empty(p.q.shape[:-1], dtype=torch.float32)
     if not lse.numel():
         return out, lse
     given, sizes = as_given(p)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -50,12 +49,6 @@ def as_map(x: Tensor) -> Map:
 def as_tokens(x: Tensor) -> Map:
     """Return `[B, tokens, heads, c]` as a map of one column, whichever column is asked for."""
     return as_map(x[:, :, None])._replace(column=0)
-
-
-def new_sums(q: Tensor) -> Tensor:
-    """Return an empty `[B, Q_h, Q_w, heads]` in float32 whose numbers of one head are neighbours in memory."""
-    batch, height, width, heads, _ = q.shape
-    return q.new_empty((batch, heads, height, width), dtype=torch.float32).permute(0, 2, 3, 1)
 
 
 @triton.jit
@@ -104,31 +97,31 @@ def store_vectors(
     tl.store(pointer, value.to(x.data.dtype.element_ty), mask=mask)
 
 
-F32: tl.constexpr = tl.constexpr(
-    "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, $3; @p ld.global.f32 $0, [$1]; }"
-)
+F32: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.lt.u32 p, $2, $3; mov.b32 $0, $4; @p ld.global.f32 $0, [$1]; }")
 F16: tl.constexpr = tl.constexpr(
-    "{ .reg .pred p; .reg .b16 x; setp.ne.s32 p, $2, 0; cvt.rn.f16.f32 x, $3; "
+    "{ .reg .pred p; .reg .b16 x; setp.lt.u32 p, $2, $3; cvt.rn.f16.f32 x, $4; "
     "@p ld.global.b16 x, [$1]; cvt.f32.f16 $0, x; }"
 )
 BF16: tl.constexpr = tl.constexpr(
-    "{ .reg .pred p; .reg .b16 x, zero; setp.ne.s32 p, $2, 0; mov.b32 {zero, x}, $3; mov.b16 zero, 0; "
+    "{ .reg .pred p; .reg .b16 x, zero; setp.lt.u32 p, $2, $3; mov.b32 {zero, x}, $4; mov.b16 zero, 0; "
     "@p ld.global.b16 x, [$1]; mov.b32 $0, {zero, x}; }"
 )
 
 
 @triton.jit
-def load_scattered(pointer: tl.tensor, mask: tl.tensor, other: tl.constexpr, BY_THREAD: tl.constexpr) -> tl.tensor:
-    """Load single numbers in float32, by NVIDIA's instruction with BY_THREAD: each thread loads what it needs itself.
+def load_scattered(
+    pointer: tl.tensor, number: tl.tensor, limit: tl.tensor, other: tl.constexpr, BY_THREAD: tl.constexpr
+) -> tl.tensor:
+    """Load single numbers in float32 where `number`, unsigned, is below a limit.
 
-    Triton gives loads a layout of their own. Biases would be computed and loaded in that, and then carried through
-    shared memory to the layout of the scores.
+    With BY_THREAD, by an instruction of NVIDIA's, each thread loads what it needs itself. Triton gives loads a layout
+    of their own: biases would be computed and loaded in that, and carried through shared memory to that of the scores.
     """
     if BY_THREAD:
         KIND: tl.constexpr = pointer.dtype.element_ty
-        ASM: tl.constexpr = F32 if KIND == tl.float32 else F16 if KIND == tl.float16 else BF16
-        given = [pointer.to(tl.int64), mask.to(tl.int32), tl.full(pointer.shape, other, tl.float32)]
-        loaded = tl.inline_asm_elementwise(ASM, "=f,l,r,f", given, dtype=tl.float32, is_pure=True, pack=1)
+        ASM: tl.constexpr = F32 if tl.float32 == KIND else F16 if tl.float16 == KIND else BF16
+        given = [pointer.to(tl.int64), number.to(tl.uint32), limit, tl.full((1, 1), other, tl.float32)]
+        loaded = tl.inline_asm_elementwise(ASM, "=f,l,r,r,f", given, dtype=tl.float32, is_pure=True, pack=1)
     else:
-        loaded = tl.load(pointer, mask=mask, other=other).to(tl.float32)
+        loaded = tl.load(pointer, mask=number.to(tl.uint32) < limit, other=other).to(tl.float32)
     return loaded

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from visionattn_kernels.window import AxisWindow
 
-
 SHIFT, MASK, ZERO, CAUSAL = (tl.constexpr(i) for i in range(4))
 """Kinds of rule: what happens at the border, or that no later key is seen."""
 
@@ -143,7 +142,17 @@ def query_strip(axis: Axis, num_queries: tl.tensor, num_keys: tl.tensor, tile: t
     lo, every_hi = interval(axis, index, group.num_keys)
     every_lo, hi = interval(axis, index + axis.spacing * (count - 1), group.num_keys)
     whole = count == SIZE
-    return Strip(group, first, count, Span(lo, tl.where(count > 0, hi, lo), every_lo, tl.where(whole, every_hi, every_lo)))
+    return Strip(
+        group, first, count, Span(lo, tl.where(count > 0, hi, lo), every_lo, tl.where(whole, every_hi, every_lo))
+    )
+
+
+@triton.jit
+def _span(
+    lo: tl.tensor, hi: tl.tensor, every_lo: tl.tensor, every_hi: tl.tensor, count: tl.tensor, SIZE: tl.constexpr
+) -> Span:
+    """Return the span of `count` members: an empty tile meets nothing, one that is not full has masked pairs."""
+    return Span(lo, tl.where(count > 0, hi, lo), every_lo, tl.where(count == SIZE, every_hi, every_lo))
 
 
 @triton.jit
@@ -161,7 +170,9 @@ def key_strip(axis: Axis, num_queries: tl.tensor, num_keys: tl.tensor, tile: tl.
     lo, every_hi = interval_of_queries(axis, group, first)
     every_lo, hi = interval_of_queries(axis, group, first + present - 1)
     whole = present == SIZE
-    return Strip(group, first, present, Span(lo, tl.where(present > 0, hi, lo), every_lo, tl.where(whole, every_hi, every_lo)))
+    return Strip(
+        group, first, present, Span(lo, tl.where(present > 0, hi, lo), every_lo, tl.where(whole, every_hi, every_lo))
+    )
 
 
 @triton.jit

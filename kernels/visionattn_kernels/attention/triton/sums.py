@@ -110,20 +110,18 @@ def by_offset(
     zeros = tl.zeros((M, N), tl.float32)
     total = zeros
     for tile in range(rest // (sizes.heads * batch_chunks), sizes.tiles_h * sizes.tiles_w, tile_chunks):
-        rows, columns = strips_of_queries(
-            given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W
-        )
+        rows, columns = strips_of_queries(given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W)
         first_h = rows.group.first_index + given.rows.spacing * rows.first + places_h.origin + place_h * KEY_H
         first_w = columns.group.first_index + given.columns.spacing * columns.first + places_w.origin + place_w * KEY_W
+        queries, scores_of = tile_queries(given, Place(0, head, rows, columns), QUERY_H, QUERY_W)
         meets = (first_h < rows.span.hi) & (first_h + KEY_H > rows.span.lo)
         meets &= (first_w < columns.span.hi) & (first_w + KEY_W > columns.span.lo)
         for batch in range(tl.where(meets, first_batch, sizes.batch), sizes.batch, batch_chunks):
             place = Place(batch, head, rows, columns)
-            queries, rows_of = tile_queries(given, place, QUERY_H, QUERY_W)
             query = load_vectors(given.q, batch, head, queries.row, queries.column, queries.valid)
             grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, queries.valid)
             _, value, scores = score_keys(
-                given, place, query, queries, rows_of, first_h, first_w, KEY_H, KEY_W, False, True
+                given, place, query, queries, scores_of, first_h, first_w, KEY_H, KEY_W, False, True
             )
             weights = tl.exp2(scores * factor - log_sum[:, None])
             products = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
