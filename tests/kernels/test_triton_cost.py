@@ -28,6 +28,12 @@ def test_default_tiles(kind: str, channels: int, itemsize: int) -> None:
     assert (tiles[-1].num_warps, tiles[-1].num_stages) == (1, 1)
 
 
+@pytest.mark.parametrize("kind", list(cost.COSTS))
+def test_registers_of_the_best_tile_are_not_spilled(kind: str) -> None:
+    best = tuning.default_tiles(kind, *NAT, 32, 2)[0]
+    assert cost.count_registers(kind, best, 32, 2) <= cost.MAX_REGISTERS
+
+
 def test_cost_grows_with_work() -> None:
     tile = Tile((8, 8), (8, 8), 4, 2)
     least = cost.estimate("forward", tile, 100, 10, 32, 2)

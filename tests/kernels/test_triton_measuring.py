@@ -1,6 +1,7 @@
 """Compilation and measurement of tiles in bounded time, without a GPU: launches, compilations and clocks are faked."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -48,18 +49,23 @@ def test_fastest_tile_wins_and_failures_are_left_out(
 
 def test_time_of_measurements_is_bounded(measured: dict[Tile, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured until then counts."""
-    now = [0.0]
-    monkeypatch.setattr(measuring.time, "monotonic", lambda: now[0])
+    now, right = [0.0], measuring.measure
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def launch(tile: Tile) -> None:
         now[0] += 1
 
-    # Compilations begin until 4.5 s: five. A compilation that has begun may take longer than all the time there is.
+    def measure(launch: measuring.Launch, tile: Tile) -> float:
+        launch(tile)
+        return right(launch, tile)
+
+    # Compilations begin until 4.5 s: five. One that has begun may take longer than all the time there is.
     assert len(measuring.compile_tiles(TILES * 2, launch, 4.5)) == 5
+    monkeypatch.setattr(measuring, "measure", measure)
     now[0] = 0
-    assert measuring.fastest(TILES, launch, 1.0) == (TILES[0], 1.0)
-    assert list(measured) == TILES[:1]
-    assert measuring.fastest(TILES, launch, -1.0) is None
+    assert measuring.fastest(TILES, launch, 5) == (TILES[1], 0.5)  # 4 s of compilations, and measurements at 4 and 5 s
+    assert list(measured) == TILES[:2]
+    assert measuring.fastest(TILES, launch, -1) is None
 
 
 class Kernel:
@@ -103,7 +109,7 @@ def test_tiles_are_compiled_side_by_side(modes: list[Any], monkeypatch: pytest.M
     kernel = Kernel(modes, together=2)  # a single worker would wait for the second in vain
     for ranks in (1, 2):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        monkeypatch.setattr(measuring.os, "cpu_count", lambda ranks=ranks: 2 * ranks)
+        monkeypatch.setattr(os, "cpu_count", lambda ranks=ranks: 2 * ranks)
         begun = measuring.compile_tiles(
             TILES, lambda tile: measuring.start(kernel, (1,), tile=tile), time.monotonic() + 60
         )
@@ -135,7 +141,7 @@ def test_sample_begins_while_the_device_is_busy(monkeypatch: pytest.MonkeyPatch)
             log.append("fill")
 
     clock = iter([0.0, 100e-6, 100e-6])
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     monkeypatch.setattr(torch, "empty", lambda *args, **options: Memory())
