@@ -68,6 +68,7 @@ def constants(tile: Tile) -> dict[str, Any]:
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
+        **({"maxnreg": tile.max_registers} if tile.max_registers else {}),
     }
 
 

@@ -31,12 +31,14 @@ class Tile(NamedTuple):
         key: Height and width of a rectangle of keys, likewise.
         num_warps: Warps of a program.
         num_stages: Loads in flight, counted in turns of the inner loop.
+        max_registers: Of a thread, on NVIDIA's devices; 0 leaves it to the compiler.
     """
 
     query: Rectangle
     key: Rectangle
     num_warps: int
     num_stages: int
+    max_registers: int = 0
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
