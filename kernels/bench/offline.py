@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -127,10 +128,8 @@ def compile_kernels(
     """
     found: list[Compiled] = []
     with _launches(ARCHS[arch], kinds, tile, precision, found.append):
-        out = problem.q.new_empty((*problem.q.shape[:-1], problem.v.shape[-1]))
-        lse = problem.q.new_empty(problem.q.shape[:-1], dtype=torch.float32)
-        if "forward" in kinds:
-            out, lse = forward(problem)
+        # Forward always runs, even if it compiles nothing: backward expects its results as they lie in memory.
+        out, lse = forward(problem)
         if set(kinds) - {"forward"}:
             backward(problem, out, lse, torch.empty_like(out), torch.empty_like(lse) if problem.need_lse else None)
     return found
@@ -153,8 +152,8 @@ def _launches(
 
         if kind not in kinds:
             # Host functions may need what a launch prepares; nothing is compiled for it.
-            now.append(("", tile or _SMALLEST))
-            launch_tile(tile or _SMALLEST)
+            now.append(("", _SMALLEST))
+            launch_tile(_SMALLEST)
         elif tile is None:
             run(kind, problem, noted)
         else:
@@ -169,11 +168,8 @@ def _launches(
         kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
-        programs = 1
-        for extent in grid:
-            programs *= extent
         codes = tuple(sorted(set(re.findall(r"\bC\d{4}\b", log))))
-        add(Compiled(kind, self.__name__, chosen, programs, kernel, seconds, codes))
+        add(Compiled(kind, self.__name__, chosen, math.prod(grid), kernel, seconds, codes))
 
     driver.set_active(_Driver(arch))
     with (
