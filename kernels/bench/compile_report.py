@@ -23,7 +23,7 @@ How to read a row:
   rectangles of which no score is masked.
 - core: instruction of the tensor cores, or none; "serial" where the compiler waits for each HGMMA before the next.
 - loads: loads from global memory in the loop, as number x bytes; 16 is best.
-- warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial.
+- warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial, C7517 and C7519 that it adds waits for them.
 - seconds: of the compilation, on the machine that wrote the row.
 - estimate_ms, bound: for the batch of the problem's name, on one A100 or H100, and what bounds it; see `estimate`. No
   clock has confirmed it.
