@@ -165,7 +165,7 @@ def _launches(
             return
         given, *rest = args
         given = given._replace(**{name: triton.language.constexpr(x) for name, x in chosen_by_device.items()})
-        kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
+        kernel, seconds, log = _compile(self, lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
         codes = tuple(sorted(set(re.findall(r"\bC\d{4}\b", log))))
@@ -183,7 +183,7 @@ def _launches(
 _SMALLEST = Tile((4, 4), (4, 4), 1, 1)
 
 
-def _compile(launch: Callable[[], Any]) -> tuple[Any, float, str]:
+def _compile(function: Any, launch: Callable[[], Any]) -> tuple[Any, float, str]:
     """Return a kernel, the seconds of its compilation and the log of ptxas; both are kept beside Triton's cache."""
     printed, start = io.StringIO(), time.perf_counter()
     with _knob(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(printed):
@@ -191,6 +191,7 @@ def _compile(launch: Callable[[], Any]) -> tuple[Any, float, str]:
         notes = Path(knobs.cache.dir) / "compile_report" / f"{kernel.hash}.json"
         if not printed.getvalue() and not notes.exists() and "cubin" in kernel.asm:
             # Another program has compiled it, and the log is lost.
+            function.device_caches.clear()
             with _knob(knobs.compilation, "always_compile", True):
                 kernel = launch()
     if printed.getvalue() or not notes.exists():
