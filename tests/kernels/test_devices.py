@@ -1,6 +1,7 @@
 """Backends on devices that are not there: fake tensors pose as theirs, and torch is told of a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,29 @@ def test_other_devices_run_tiled_and_say_that_they_are_untried(device: str) -> N
     line = choice(explain_on(device))
     assert line.startswith("tiled: runs")
     assert f"in the unmeasured order for {device} (untried): " in line
+
+
+@pytest.mark.skipif(not devices.TRITON_INSTALLED, reason="triton is not installed")
+def test_triton_launches_on_the_device_of_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever device is the current one."""
+    from visionattn_kernels.attention.triton import tuning
+
+    launched: list[object] = []
+    current: list[object] = []
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with FakeTensorMode():
+        q = torch.empty(1, 6, 5, 2, 32, device="cuda:1")
+        problem = check_problem(q, q, q, WINDOW, rpb=None, scale=None)
+    for _ in range(2):
+        tuning.run("forward", problem, lambda _: launched.append(current[-1]))
+    assert launched == [torch.device("cuda", 1)] * 2
 
 
 class Attend(nn.Module):
