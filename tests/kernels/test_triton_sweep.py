@@ -19,7 +19,7 @@ from visionattn_kernels.attention.triton import tuning
 pytestmark = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 
 FEW = [(seed, 8) for seed in range(24)]
-MANY = [pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(24, 400)]
+MANY = [pytest.param(seed, 30, marks=pytest.mark.slow) for seed in range(24, 400)]
 """Seeds, and the most steps of a problem."""
 
 
