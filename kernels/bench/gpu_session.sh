@@ -10,6 +10,7 @@
 #
 #   0. Before: carry wheels of what the machine lacks. fit and slots need jsonargparse, docstring-parser, typeshed-client
 #      and pytorch-metric-learning beside torch, timm and lightning; they are skipped without. Run --device cpu --quick.
+#      Where .git does not come along, set VISIONATTN_REVISION to the output of git rev-parse HEAD.
 #   1. gpu_session.sh smoke tests memory fit slots   470   Is it right? If red: mend it, and run this again.
 #   2. gpu_session.sh tune attention                 550   Tiles are measured, and kept in ~/.cache/torch/visionattn.
 #   3. gpu_session.sh na2d flex models halonet       470
