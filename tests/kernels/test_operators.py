@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels.interpreter import NOT_INTERPRETED
-from visionattn_kernels import Window, operators
+from visionattn_kernels import Window
 from visionattn_kernels._native.build import unavailable
-from visionattn_kernels.attention import fused, tiled
-from visionattn_kernels.attention.problem import TENSORS, Problem
+from visionattn_kernels.attention.problem import TENSORS
 from visionattn_kernels.hyper import maps  # noqa: F401  defines operators
 from visionattn_kernels.operators import OPERATORS
 from visionattn_kernels.testing import make_inputs
@@ -95,28 +94,3 @@ def test_opcheck_of_every_operator(name: str, mixed: bool) -> None:
             if isinstance(x, Tensor):
                 x.requires_grad_()
     torch.library.opcheck(OPERATORS[name], tuple(arguments))
-
-
-@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
-def test_log_sum_exp_may_have_heads_first_in_memory(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The strides that are announced to the compiler are those of the result."""
-    monkeypatch.setattr(operators, "OPERATORS", {})
-
-    def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-        out, lse = tiled.forward(problem)
-        return out, fused.heads_first(problem.q).copy_(lse)
-
-    fused.register("heads_first", forward, tiled.backward, lse_heads_first=True)
-    attend, differentiate = operators.OPERATORS.values()
-    arguments = attention_arguments(mixed)
-    (out, lse), (expected, expected_lse) = attend(*arguments), OPERATORS["tiled_attention"](*arguments)
-    assert lse.permute(0, 3, 1, 2).is_contiguous()
-    assert torch.equal(out, expected)
-    assert torch.equal(lse, expected_lse)
-
-    grads = strided(*out.shape, dtype=out.dtype), torch.randn_like(lse) if mixed else None
-    torch.library.opcheck(differentiate, (*grads, out, lse, *arguments))
-    for x in arguments:
-        if isinstance(x, Tensor):
-            x.requires_grad_()
-    torch.library.opcheck(attend, tuple(arguments))

@@ -24,8 +24,7 @@ FORWARD_SCHEMA = f"({_PROBLEM}) -> (Tensor, Tensor)"
 BACKWARD_SCHEMA = f"(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_PROBLEM}) -> Tensor[]"
 
 Forward = Callable[[Problem], tuple[Tensor, Tensor]]
-"""Output `[B, Q_h, Q_w, heads, v_dim]` in v's dtype and log-sum-exp `[B, Q_h, Q_w, heads]` in float32 or wider, which
-`heads_first` may have made."""
+"""Output `[B, Q_h, Q_w, heads, v_dim]` in v's dtype and log-sum-exp `[B, Q_h, Q_w, heads]` in float32 or wider."""
 
 
 Backward = Callable[[Problem, Tensor, Tensor, Tensor, Tensor | None], Sequence[Tensor | None]]
@@ -33,14 +32,8 @@ Backward = Callable[[Problem, Tensor, Tensor, Tensor, Tensor | None], Sequence[T
 as its tensor and in any shape and dtype; None for an absent one."""
 
 
-def heads_first(q: Tensor) -> Tensor:
-    """Return an empty log-sum-exp `[B, Q_h, Q_w, heads]` of queries, in whose memory heads come before positions."""
-    batch, height, width, heads = q.shape[:-1]
-    return q.new_empty(batch, heads, height, width, dtype=accumulation_dtype(q.dtype)).permute(0, 2, 3, 1)
-
-
 def register(
-    name: str, forward: Forward, backward: Backward, *, lse_heads_first: bool = False
+    name: str, forward: Forward, backward: Backward
 ) -> Callable[[Problem, bool], tuple[Tensor, Tensor | None]]:
     """Register the two operators of a fused backend.
 
@@ -48,8 +41,6 @@ def register(
         name: Of the backend.
         forward: Computes output and log-sum-exp.
         backward: Computes the gradients of all tensors.
-        lse_heads_first: Whether `forward` returns the log-sum-exp in the memory order of `heads_first`; otherwise it
-            is contiguous.
 
     Returns:
         The backend's `attention` for the dispatch table.
@@ -57,10 +48,6 @@ def register(
 
     def run_forward(*args: Any) -> tuple[Tensor, Tensor]:
         return forward(_problem(args))
-
-    def fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        lse = heads_first(q) if lse_heads_first else q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
-        return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
 
     def run_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
         problem = _problem(args)
@@ -80,7 +67,7 @@ def register(
         f"{name}_attention",
         FORWARD_SCHEMA,
         run_forward,
-        fake=fake_forward,
+        fake=_fake_forward,
         backward=differentiate,
         saves_outputs=True,
         flops=_flops,
@@ -106,6 +93,10 @@ def register(
 def _problem(args: Sequence[Any]) -> Problem:
     *tensors, window, scale = args
     return Problem(**dict(zip(TENSORS, tensors, strict=True)), window=Window.from_ints(window), scale=scale)
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
 
 def _fake_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
