@@ -39,7 +39,8 @@ def read(assembly: str) -> Code:
     for i, (name, operands) in enumerate(lines):
         target = labels.get(operands) if name.startswith(("s_branch", "s_cbranch")) else None
         kind = next((kind for kind, pattern in PATTERNS.items() if pattern.match(name)), "other")
-        instructions.append(Instruction(i, name, operands, kind, _multiplies(name), _loads(name), target))
+        figures = (kind, _multiplies(name), _loads(name))
+        instructions.append(Instruction(i, name, operands, *figures, target, name == "s_branch"))
     registers, stack = (_metadata(assembly, name) for name in ("vgpr_count", "private_segment_fixed_size"))
     return Code(instructions, registers, stack)
 

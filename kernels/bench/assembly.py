@@ -25,6 +25,7 @@ class Instruction(NamedTuple):
         multiplies: Multiply-adds of a warp.
         loads: Bytes that a thread loads from global memory.
         target: Address to which it jumps.
+        always: Whether it always jumps, so that the next one does not follow.
     """
 
     address: int
@@ -34,6 +35,7 @@ class Instruction(NamedTuple):
     multiplies: int
     loads: int
     target: int | None
+    always: bool = False
 
 
 class Code(NamedTuple):
@@ -61,6 +63,22 @@ def walks(code: Sequence[Instruction]) -> list[tuple[int, int]]:
 
     found = sorted(span for span in by_start.items() if multiplies(*span))
     return [(a, b) for a, b in found if not any((a, b) != (c, d) and a <= c and d <= b for c, d in found)]
+
+
+def shortest_way(walk: Sequence[Instruction]) -> int:
+    """Count the instructions of the shortest way through a loop, from its first one back to it."""
+    start, place = walk[0].address, {x.address: i for i, x in enumerate(walk)}
+    before = [0, *[len(walk)] * len(walk)]
+    shortest = len(walk)
+    for i, x in enumerate(walk):
+        count = before[i] + 1
+        if x.target == start:
+            shortest = min(shortest, count)
+        elif x.target is not None and place.get(x.target, 0) > i:
+            before[place[x.target]] = min(before[place[x.target]], count)
+        if not x.always:
+            before[i + 1] = min(before[i + 1], count)
+    return shortest
 
 
 def count_kinds(code: Sequence[Instruction]) -> Counter[str]:

@@ -3,21 +3,24 @@
     python -m kernels.bench.compile_report                                   # sm_90, all problems
     python -m kernels.bench.compile_report --only "nat-tiny-1 " --kernels attend,by_key --dtype bfloat16
     python -m kernels.bench.compile_report --only "h2 c32 k7 d1 rpb" --tile 8x4/8x4/1/2
-    python -m kernels.bench.compile_report --only "h2 c32 k7 d1 rpb" --kernels attend --sweep
+    python -m kernels.bench.compile_report --only "h2 c32 k7 d1 rpb" --kernels attend --sweep 12
     python -m kernels.bench.compile_report --write                           # results/compile-sm_90.csv
     python -m kernels.bench.compile_report --check --only nat-tiny-1         # fails if it is worse than that file
 
 How to read a row:
 
 - tile: queries/keys/warps/stages, as --tile takes it.
-- registers, stack, shared: per thread, bytes per thread, bytes per program. Stack other than 0 is spilled registers.
+- registers, stack, smem: per thread, bytes per thread, bytes of shared memory per program. Stack is spilled registers.
 - ctas: programs on a multiprocessor at a time, by registers, shared memory and warps. Few warps hide no latency.
 - per_score: instructions of the innermost loop that walks over keys or queries, per score. A turn of the loop has
-  queries x keys scores, masked ones too. An instruction counts once for each thread, and both sides of a branch count.
+  queries x keys scores, masked ones too. An instruction counts once for each thread, and both sides of a branch count;
+  least is the shortest way through the loop, without masks where the kernel leaves them out.
   A kernel walks again, by selection, if its result holds NaN; that second loop is not counted.
 - tensor ... other: per_score by kind, see `assembly.KINDS`. local is traffic of spilled registers. One mufu is the
   exponential of the score itself.
-- visited: scores that programs compute for each one that the window asks for. per_useful is per_score times visited.
+- visited: scores that programs compute for each one that the window asks for.
+- per_useful: instructions for each score that the window asks for: visited times per_score, or times least in
+  rectangles of which no score is masked.
 - core: instruction of the tensor cores, or none; "serial" where the compiler waits for each HGMMA before the next.
 - loads: loads from global memory in the loop, as number x bytes; 16 is best.
 - warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial.
@@ -51,7 +54,8 @@ from kernels.bench.problems import Problem
 from kernels.bench.report import Report, Row, read_rows
 from kernels.bench.script import DTYPES, RESULTS, choose, run
 from visionattn_kernels.attention import problem as attention
-from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
+from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.plan import Tile
 
 NAMES = {"attend": "forward", "by_query": "query", "by_key": "key", "by_token": "token", "by_offset": "offset"}
 """Kinds of kernels by the name of the function."""
@@ -61,9 +65,10 @@ WIDTHS = {
     "tile": 16,
     "registers": 4,
     "stack": 5,
-    "shared": 6,
+    "smem": 6,
     "ctas": 4,
     "per_score": 6,
+    "least": 6,
     **dict.fromkeys(assembly.KINDS, 6),
     "visited": 5,
     "per_useful": 6,
@@ -88,9 +93,6 @@ FLOAT32 = ("nat-tiny-1 ", "halonet B128 64x64 h2 c64 b8 h3 rel", "na2d B1 256x25
 GROWTH = 1.2
 """How many times the instructions of the table a kernel may have."""
 
-SWEPT = [(m, n) for m in (16, 32, 64, 128) for n in (16, 32, 64, 128) if m * n <= 8192]
-"""Queries and keys of tiles that a sweep tries, each with 1, 2, 4 and 8 warps."""
-
 
 class CompileReport(Report):
     """Rows that name the GPU that they are compiled for, not the machine that compiles."""
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="part of a problem's name; several separated by commas")
     parser.add_argument("--kernels", default=",".join(NAMES), help="several separated by commas (default: all)")
     parser.add_argument("--tile", type=read_tile, help="QUERIES/KEYS/WARPS/STAGES, as 8x8/4x16/4/3 (default: shipped)")
-    parser.add_argument("--sweep", action="store_true", help="print the 8 tiles of least estimate of each kernel")
+    parser.add_argument("--sweep", type=int, help="compile so many tiles, and print them by estimate")
     parser.add_argument("--precision", default="ieee", help="of products of float32: ieee, tf32 or tf32x3")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--write", action="store_true", help="write results/compile-<arch>.csv")
@@ -127,7 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     asked = choose("--dtype", args.dtype, DTYPES) if args.dtype else None
     work = [(case, dtype) for case in cases for dtype in asked or default_dtypes(case)]
     compute: Callable[[tuple[Problem, str]], list[Row]] = partial(
-        sweep if args.sweep else compute_rows, arch=arch, kinds=kinds, tile=args.tile, precision=args.precision
+        partial(sweep, number=args.sweep) if args.sweep else partial(compute_rows, tile=args.tile),
+        arch=arch,
+        kinds=kinds,
+        precision=args.precision,
     )
     report = CompileReport(args.output or (RESULTS / f"compile-{arch}.csv" if args.write else None))
     print(show_cells({name: name[:width] for name, width in WIDTHS.items()}))
@@ -220,17 +225,15 @@ def compute_rows(
     return rows
 
 
-def sweep(work: tuple[Problem, str], arch: str, kinds: Iterable[str], tile: Tile | None, precision: str) -> list[Row]:
-    """Return the rows of the tiles of least estimate; a given tile is compiled too."""
-    case = work[0]
-    found: list[Row] = []
+def sweep(work: tuple[Problem, str], number: int, arch: str, kinds: Iterable[str], precision: str) -> list[Row]:
+    """Return the rows of the tiles that `tuning` ranks first, by the estimate of their code."""
+    case, dtype = work
+    problem = make_problem(case, DTYPES[dtype])
+    channels, found = max(estimate.block_dims(problem)), list[Row]()
     for kind in kinds:
-        tiles = {tile} if tile else set()
-        for m, n in SWEPT:
-            _, query, key = best_rectangles(case.window, case.size, m, n, kind == "key")
-            tiles |= {Tile(query, key, warps, 2) for warps in (1, 2, 4, 8) if m * n >= 256 * warps}
-        rows = [row for x in sorted(tiles) for row in compute_rows(work, arch, (kind,), x, precision)]
-        found += sorted(rows, key=lambda row: row.get("estimate_ms", math.inf))[:8]
+        tiles = tuning.rank_tiles(kind, case.window, case.size, channels, problem.q.element_size())[:number]
+        rows = [row for tile in tiles for row in compute_rows(work, arch, (kind,), tile, precision)]
+        found += sorted(rows, key=lambda row: row.get("estimate_ms", math.inf))
     return found
 
 
@@ -243,7 +246,7 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
         "tile": show_tile(tile),
         "registers": code.registers,
         "stack": code.stack,
-        "shared": kernel.metadata.shared,
+        "smem": kernel.metadata.shared,
         "ctas": count_programs(ARCHS[arch], tile.num_warps, code.registers, kernel.metadata.shared),
         "warnings": " ".join(compiled.warnings),
         "seconds": compiled.seconds,
@@ -259,13 +262,15 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
     share = threads / scores / turns
     per_score = {kind: assembly.count_kinds(walk)[kind] * share for kind in assembly.KINDS}
     loads = assembly.count_loads(walk)
-    visited = estimate.count_visited(compiled.kind, problem, tile)
+    total, least = sum(per_score.values()), assembly.shortest_way(walk) * share
+    visited, inside = estimate.count_visited(compiled.kind, problem, tile)
+    issued = total + (least - total) * inside / visited
     factor = visited / estimate.count_useful(compiled.kind, problem)
     core = assembly.tensor_core(walk, turns * sum(estimate.PRODUCTS[compiled.kind]))
     outside = walks[0][0] + len(code.instructions) - walks[-1][1]
     programs = compiled.programs / math.prod(problem.q.shape[:4:3])
     figures = estimate.Figures(
-        sum(per_score.values()),
+        issued,
         per_score["mufu"],
         sum(n * width for width, n in loads.items() if width >= 8) * share,
         outside * threads * programs,
@@ -276,9 +281,10 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
         row
         | per_score
         | {
-            "per_score": figures.issued,
+            "per_score": total,
+            "least": least,
             "visited": factor,
-            "per_useful": figures.issued * factor,
+            "per_useful": issued * factor,
             "core": core,
             "loads": " ".join(f"{n}x{width}" for width, n in sorted(loads.items(), reverse=True)),
         }

@@ -76,26 +76,31 @@ def count_useful(kind: str, problem: Problem) -> int:
     return problem.window.count_pairs(problem.size)
 
 
-def count_visited(kind: str, problem: Problem, tile: Tile) -> int:
-    """Count the scores of one image and head that programs compute, masked ones too."""
+def count_visited(kind: str, problem: Problem, tile: Tile) -> tuple[int, int]:
+    """Count the scores of one image and head that programs compute, and those of rectangles where none is masked."""
     queries, keys = math.prod(tile.query), math.prod(tile.key)
     if kind == "token":
         assert problem.extra_k is not None
-        return -(-math.prod(problem.q.shape[1:3]) // queries) * queries * -(-problem.extra_k.shape[1] // keys) * keys
-    turns = 1
+        blocks = -(-math.prod(problem.q.shape[1:3]) // queries) * -(-problem.extra_k.shape[1] // keys)
+        return blocks * queries * keys, 0
+    turns = inside = queries * keys
     for axis, length, query, key in zip(problem.window.axes, problem.size, tile.query, tile.key, strict=True):
         tiles, step = (
             (key_tiles(axis, length, key), query) if kind == "key" else (query_tiles(axis, length, query), key)
         )
-        turns *= int((-(tiles[:, 4] - tiles[:, 5]).div(step, rounding_mode="floor")).sum())
-    return turns * queries * keys
+        lo, hi, every_lo, every_hi = tiles[:, 4:].unbind(1)
+        turns *= int((-(lo - hi).div(step, rounding_mode="floor")).sum())
+        # Rectangles begin at lo; the first inside is the first that begins at every_lo or later.
+        whole = (every_hi - lo).div(step, rounding_mode="floor") + (lo - every_lo).div(step, rounding_mode="floor")
+        inside *= int(whole.clamp(min=0).sum())
+    return turns, inside
 
 
 class Figures(NamedTuple):
     """Figures of the code that the estimate needs: instructions of threads, and bytes, per score.
 
     Attributes:
-        issued: Instructions of the loop.
+        issued: Instructions of the loop, on average.
         mufu: Special functions of the loop.
         loaded: Bytes of wide loads of the loop.
         outside: Instructions outside of the loop, of all programs of one image and head together.
@@ -117,7 +122,7 @@ def estimate(
         return None
     machine = MACHINES[arch]
     parts = images * problem.q.shape[3]
-    scores = parts * count_visited(kind, problem, tile)
+    scores = parts * count_visited(kind, problem, tile)[0]
     clocks = machine.multiprocessors * machine.clock
     bounds = {
         "issue": (scores * figures.issued + parts * figures.outside) / LANES / clocks,

@@ -143,6 +143,8 @@ def _launches(
     """Turn launches into compilations, and hand each on."""
     now: list[tuple[str, Tile]] = []
     run, launch = tuning.run, JITFunction.run
+    # Host functions choose these by the device of the tensors, which is the CPU here.
+    chosen_by_device = {"precision": precision, "by_thread": arch.backend == "cuda"}
 
     def run_kind(kind: str, problem: Problem, launch_tile: Callable[[Tile], None]) -> None:
         def noted(chosen: Tile) -> None:
@@ -163,10 +165,7 @@ def _launches(
         if not kind:
             return
         given, *rest = args
-        given = given._replace(
-            by_thread=triton.language.constexpr(arch.backend == "cuda"),
-            precision=triton.language.constexpr(precision),
-        )
+        given = given._replace(**{name: triton.language.constexpr(x) for name, x in chosen_by_device.items()})
         kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")

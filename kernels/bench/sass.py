@@ -14,7 +14,7 @@ from kernels.bench.assembly import Code, Instruction
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
-LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 
 STEMS = {
     "mufu": "MUFU",
@@ -41,13 +41,16 @@ def read(cubin: bytes) -> Code:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert usage, text[:1000]
-    lines = [_read_line(int(address, 16), name, operands) for address, name, operands in LINE.findall(text)]
+    lines = [_read_line(*fields) for fields in LINE.findall(text)]
     return Code(lines, int(usage[1]), int(usage[2]))
 
 
-def _read_line(address: int, name: str, operands: str) -> Instruction:
+def _read_line(address: str, predicate: str, name: str, operands: str) -> Instruction:
     target = re.search(r"0x([0-9a-f]+)\s*$", operands) if name.split(".")[0] == "BRA" else None
-    return Instruction(address, name, operands, *_describe(name), int(target[1], 16) if target else None)
+    always = name == "BRA" and not predicate and operands.startswith("0x")
+    return Instruction(
+        int(address, 16), name, operands, *_describe(name), int(target[1], 16) if target else None, always
+    )
 
 
 @lru_cache(maxsize=4096)

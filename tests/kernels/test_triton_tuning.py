@@ -219,6 +219,32 @@ def test_cost_of_warps(kind: str) -> None:
     assert large.index(min(large)) > 0
 
 
+MACHINE_CODE = [
+    # Kernel, tile, bytes of a number; instructions of all warps in a turn, registers of a thread: Triton 3.6, sm_90,
+    # problem "nat-tiny-1 ... d1 rpb" of kernels/bench/compile_report.py (float32 without rpb).
+    ("forward", Tile((8, 2), (4, 8), 1, 2), 2, 406, 101),
+    ("forward", Tile((4, 8), (2, 16), 1, 2), 2, 608, 168),
+    ("forward", Tile((8, 8), (4, 16), 4, 2), 2, 2100, 128),
+    ("query", Tile((8, 2), (4, 8), 1, 2), 2, 380, 127),
+    ("query", Tile((8, 8), (4, 16), 4, 2), 2, 1972, 118),
+    ("key", Tile((2, 16), (2, 8), 1, 2), 2, 429, 185),
+    ("key", Tile((16, 2), (8, 8), 2, 2), 2, 1482, 255),
+    ("key", Tile((16, 4), (8, 8), 4, 2), 2, 3560, 250),
+    ("offset", Tile((8, 2), (4, 8), 1, 2), 2, 315, 182),
+    ("offset", Tile((8, 8), (2, 16), 2, 2), 2, 962, 236),
+    ("forward", Tile((8, 2), (2, 8), 1, 2), 4, 890, 255),
+    ("forward", Tile((8, 8), (2, 16), 4, 2), 4, 5940, 239),
+    ("key", Tile((8, 2), (2, 8), 1, 2), 4, 1420, 255),
+]
+
+
+@pytest.mark.parametrize(("kind", "tile", "itemsize", "instructions", "registers"), MACHINE_CODE)
+def test_cost_is_close_to_machine_code(kind: str, tile: Tile, itemsize: int, instructions: int, registers: int) -> None:
+    assert cost.count_instructions(kind, tile, 32, itemsize) == pytest.approx(instructions, rel=0.2)
+    asked = cost.count_registers(kind, tile, 32, itemsize)
+    assert min(asked, cost.MAX_REGISTERS) == pytest.approx(registers, rel=0.35)
+
+
 @pytest.mark.parametrize("length", [1, 7, 19])
 @pytest.mark.parametrize(("dilation", "query_stride"), [(1, 1), (3, 1), (3, 2), (4, 2), (1, 3)])
 def test_count_of_tiles(length: int, dilation: int, query_stride: int) -> None:

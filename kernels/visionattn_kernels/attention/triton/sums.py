@@ -166,8 +166,9 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
             places_of(*args) for args in zip(p.window.axes, p.size, tile.query, tile.key, strict=True)
         )
         sums = heads * places_h.count * places_w.count
-        batch_chunks = min(batch, max(1, PROGRAMS // sums))
-        tile_chunks = min(cut.tiles_h * cut.tiles_w, max(1, PROGRAMS // (sums * batch_chunks)))
+        # Batches first share a program: what depends on the tile alone is then computed once.
+        tile_chunks = min(cut.tiles_h * cut.tiles_w, max(1, PROGRAMS // sums))
+        batch_chunks = min(batch, max(1, PROGRAMS // (sums * tile_chunks)))
         shape = (tile_chunks * batch_chunks, heads, places_h.count, places_w.count, *tile.query, *tile.key)
         parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
         chunks = batch_chunks, tile_chunks

@@ -22,7 +22,7 @@ import triton
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import INTERPRETED, tile_cache
-from visionattn_kernels.attention.triton.cost import BY_KEY, count_tiles, estimate
+from visionattn_kernels.attention.triton.cost import BY_KEY, count_shared, count_tiles, estimate
 from visionattn_kernels.attention.triton.measuring import FAILURES, Launch, constants, fastest, start
 from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
 from visionattn_kernels.attention.triton.precision import product_precision
@@ -41,8 +41,10 @@ AREAS = (
 
 WARPS = (1, 2, 4, 8)
 
-TILE_BYTES = 48 * 1024
-"""Of the queries and keys of a tile together, so that two or three of them fit in the shared memory of a program."""
+STAGES = (3, 2)
+
+MAX_SHARED = 96 << 10
+"""Bytes of shared memory of a program by estimate, as most GPUs since compute capability 8.0 have them."""
 
 MAX_DEFAULTS = 6
 """Tiles that are tried without a measurement, before they are tried with one stage."""
@@ -159,15 +161,18 @@ def rank_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, 
     """Return all tiles that seem reasonable, by estimated cost; see `default_tiles`."""
     keeps_keys, costs = kind in BY_KEY, dict[Tile, float]()
     for area in AREAS:
-        num_bytes = sum(area) * channels * itemsize
-        if num_bytes > TILE_BYTES and area != AREAS[0]:
-            continue
         num_queries, num_keys = reversed(area) if keeps_keys else area
         pairs, query, key = best_rectangles(window, size, num_queries, num_keys, keeps_keys)
         programs = count_tiles(window, size, key if keeps_keys else query, keeps_keys)
         for num_warps in WARPS:
-            tile = Tile(query, key, num_warps, 3 if num_bytes <= TILE_BYTES // 3 else 2)
-            costs[tile] = estimate(kind, tile, pairs, programs, channels, itemsize)
+            tiles = [Tile(query, key, num_warps, stages) for stages in STAGES]
+            if area != AREAS[0]:
+                tiles = [tile for tile in tiles if count_shared(kind, tile, channels, itemsize) <= MAX_SHARED]
+            # Of equals, the first has more loads in flight.
+            found = {tile: estimate(kind, tile, pairs, programs, channels, itemsize) for tile in tiles}
+            if found:
+                best = min(found, key=lambda tile: found[tile])
+                costs[best] = found[best]
     return tuple(sorted(costs, key=lambda tile: costs[tile]))
 
 
