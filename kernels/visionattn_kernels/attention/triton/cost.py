@@ -1,4 +1,4 @@
-"""What a tile costs: an estimate from the instructions that it issues, what it loads and what it multiplies.
+"""Cost of a tile: an estimate from the instructions that it issues, what it loads and what it multiplies.
 
 The numbers are fitted to machine code for compute capability 9.0 (`kernels/bench/compile_report.py`), not to a clock.
 """
