@@ -44,7 +44,7 @@ LATENCY = 8.0
 
 
 class Cost(NamedTuple):
-    """What one kind of kernel issues and keeps, with a table of biases.
+    """Cost of one kind of kernel, with a table of biases: what it issues and keeps.
 
     Attributes:
         products: Matrix products of a turn of the loop, each of `[M, c]` and `[c, N]`.
