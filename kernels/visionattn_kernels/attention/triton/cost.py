@@ -29,6 +29,9 @@ REGISTERS = 65536
 MAX_REGISTERS = 255
 """Of a thread; what it asks for beyond them is spilled to memory."""
 
+SAFE_REGISTERS = 240
+"""Of a thread by estimate, which may be wrong by some."""
+
 SHARED = 160 << 10
 """Bytes of shared memory of a multiprocessor of compute capability 8.0; 9.0 has more."""
 
@@ -101,7 +104,7 @@ def estimate(kind: str, tile: Tile, pairs: int, programs: int, channels: int, it
     turn = count_instructions(kind, tile, channels, itemsize)
     program = PROGRAM * tile.num_warps + 2 * LOAD * kept * vector / (16 * THREADS)  # loaded and stored
     waiting = 1 + LATENCY / count_warps(kind, tile, channels, itemsize)
-    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / MAX_REGISTERS)
+    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / SAFE_REGISTERS)
     issued = (pairs * turn + programs * program) * waiting * spilled**2
     loaded = (pairs * walked + programs * kept) * vector / L2_BYTES
     multiplied = 0.0
