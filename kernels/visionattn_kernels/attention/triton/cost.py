@@ -1,4 +1,4 @@
-"""What a tile costs: an estimate from the instructions that it issues, what it loads and what it multiplies.
+"""Cost of a tile: an estimate from the instructions that it issues, and from what it loads and multiplies.
 
 The numbers are fitted to machine code for compute capability 9.0 (`kernels/bench/compile_report.py`), not to a clock.
 """
@@ -15,7 +15,7 @@ BY_KEY = ("key", "token")
 """Kernels that keep keys and walk over queries."""
 
 THREADS = 32
-"""Of a warp."""
+"""Threads of a warp."""
 
 MAX_WARPS = 64
 """Warps that a multiprocessor holds."""
@@ -24,20 +24,19 @@ MAX_PROGRAMS = 32
 """Programs that a multiprocessor holds."""
 
 REGISTERS = 65536
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 
 MAX_REGISTERS = 255
-"""Of a thread; what it asks for beyond them is spilled to memory."""
+"""Registers that a thread may have; what it asks for beyond them is spilled to memory."""
 
 SAFE_REGISTERS = 240
-"""Of a thread by estimate, which may be wrong by some."""
+"""Registers of a thread by estimate, with a margin for its error."""
 
 SHARED = 160 << 10
 """Bytes of shared memory of a multiprocessor of compute capability 8.0; 9.0 has more."""
 
 L2_BYTES = 6.0
-"""Bytes that the second-level cache sends a multiprocessor while this issues one instruction, at the rates of an H100;
-of an A100 they are 7."""
+"""Bytes that the second-level cache sends in the time of one issued instruction, at the rates of an H100 (A100: 7)."""
 
 MULTIPLIES = {True: 512.0, False: 256.0}
 """Multiplications of tensor cores in the same time, by whether their operands are in shared memory."""
@@ -47,7 +46,7 @@ LATENCY = 8.0
 
 
 class Cost(NamedTuple):
-    """What one kind of kernel issues and keeps, with a table of biases.
+    """Instructions and registers of one kind of kernel, with a table of biases.
 
     Attributes:
         products: Matrix products of a turn of the loop, each of `[M, c]` and `[c, N]`.
