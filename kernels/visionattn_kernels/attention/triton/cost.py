@@ -36,7 +36,7 @@ SHARED = 160 << 10
 """Bytes of shared memory of a multiprocessor of compute capability 8.0; 9.0 has more."""
 
 L2_BYTES = 6.0
-"""Bytes that the second-level cache sends in the time of one issued instruction, at the rates of an H100 (A100: 7)."""
+"""Bytes from the second-level cache in the time of one issued instruction, at the rates of an H100 (A100: 7)."""
 
 MULTIPLIES = {True: 512.0, False: 256.0}
 """Multiplications of tensor cores in the same time, by whether their operands are in shared memory."""
