@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 Launch = Callable[[Tile], None]
 
 FAILURES = (triton.OutOfResources, triton.CompilationError, PTXASError, RuntimeError)
-"""Errors of a tile that does not fit the device, the compiler or the kernel. Passes of the compiler and launches of CUDA
-raise RuntimeError."""
+"""Errors of a tile that does not fit the device, the compiler or the kernel. Passes of the compiler and launches of
+CUDA raise RuntimeError."""
 
 COMPILING = 0.75
 """Share of the time in which compilations start."""
