@@ -60,7 +60,7 @@ def shuffled_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("shuffled_programs")
 def test_results_depend_neither_on_the_order_of_programs_nor_on_old_memory() -> None:
-    window = Window.neighborhood(5, dilation=(1, 2), query_stride=(2, 1))
+    window = Window.neighborhood(3, dilation=2, query_stride=(2, 1))  # odd rows are seen by no query
     x = make_inputs(window, (5, 4), batch=2, heads=1, rpb=True, rel=True, num_extra=3, dtype=torch.float32)
     first, second = (run_with_gradients(window, x, "triton") for _ in range(2))
     for name, result in first.items():
