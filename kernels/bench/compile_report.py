@@ -222,7 +222,7 @@ def compute_rows(
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append({**same, "kernel": name, "error": reason, "tile": show_tile(tile) if tile else ""})
         else:
-            rows += [same | describe(x, problem, arch, case.batch) for x in compiled]
+            rows += [same | describe(x, problem, arch, case.batch, precision) for x in compiled]
     return rows
 
 
@@ -238,7 +238,7 @@ def sweep(work: tuple[Problem, str], number: int, arch: str, kinds: Iterable[str
     return found
 
 
-def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: int) -> dict[str, Any]:
+def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: int, precision: str) -> dict[str, Any]:
     """Return the figures of one kernel, without those of its problem."""
     tile, kernel = compiled.tile, compiled.kernel
     code = sass.read(kernel.asm["cubin"]) if "cubin" in kernel.asm else amdgcn.read(kernel.asm["amdgcn"])
@@ -259,6 +259,8 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
     scores, threads = math.prod(tile.query) * math.prod(tile.key), tile.num_warps * ARCHS[arch].warp_size
     # The compiler may unroll the loop: it then has the products of several turns.
     expected = estimate.multiplies_per_score(compiled.kind, problem) * scores
+    if precision == "tf32x3" and problem.q.dtype == torch.float32:
+        expected *= 3
     turns = max(1, round(sum(x.multiplies for x in walk) * tile.num_warps / expected))
     share = threads / scores / turns
     per_score = {kind: assembly.count_kinds(walk)[kind] * share for kind in assembly.KINDS}

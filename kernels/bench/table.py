@@ -69,6 +69,7 @@ def render(path: Path) -> str:
         "training": training_table,
         "loader": loader_table,
         "startup": startup_table,
+        "compile": compile_table,
     }
     kind = path.stem.partition("-")[0]
     if kind not in tables:
@@ -246,6 +247,24 @@ def startup_table(rows: Rows) -> str:
         for row in rows
     ]
     return markdown(["command", "ms", "over `import timm`", "peak MiB"], lines, text=1)
+
+
+def compile_table(rows: Rows) -> str:
+    """Return a line per problem: instructions of each kernel per useful score, of 0.1.0 and of today."""
+    arch, dtype = rows[0]["arch"], rows[0]["dtype"]
+    before = [row for row in read_rows(RESULTS / f"compile-{arch}-f9dff0c.csv") if row["dtype"] == dtype]
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+
+    def cell(row: dict[str, str] | None) -> str:
+        if row is None or not row["per_useful"]:
+            return "–"
+        return f"{float(row['per_useful']):.0f}{' S' if row['stack'] != '0' else ''}"
+
+    old, lines = group(before, "problem", inner="kernel"), []
+    for problem, cells in group(rows, "problem", inner="kernel").items():
+        changes = [f"{cell(old.get(problem, {}).get(x))} → {cell(cells.get(x))}" for x in kernels]
+        lines.append([*problem, *changes])
+    return markdown(["instructions per useful score", *kernels], lines, text=1)
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:

@@ -7,8 +7,7 @@ capability 8.0 on CUDA, a C++ compiler on CPUs, where there is no backward.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -20,7 +19,6 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from visionattn_kernels.attention.devices import find_cpp_compiler, refuse_triton
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.device_tables import device_tables
-from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.selected import find_spoilt
 from visionattn_kernels.tracing import is_transformed
 from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
@@ -28,7 +26,6 @@ from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
 MAX_COMPILED = 256  # kinds of arguments
-LISTS = tuple(f"{kind}_{what}" for kind in ("kv", "full_kv", "q", "full_q") for what in ("num_blocks", "indices"))
 SMALLEST_DIM_CUDA = 16
 
 Modifier = Callable[..., Tensor]
@@ -111,40 +108,20 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _tabulate(window: Window, size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Return `start`, `stop` and `index` of `AxisTables` and `[Q, L]` visible keys, for rows and columns."""
-    return _constant_tables(tuple(window.to_ints()), size, device)[:2]
-
-
-@graph_constant
-def _constant_tables(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Return the tables of rows, of columns, and `LISTS`, as plain tuples, which are constants to the compiler."""
-    return _cached_tables(window, size, device)
-
-
 @device_tables
-def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
-    window = Window.from_ints(ints)
+def _tabulate(window: Window, size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    """Return `start`, `stop` and `index` of `AxisTables` and visible keys `[Q, L]`, for rows and columns; cached."""
     found: list[tuple[Tensor, ...]] = []
     for axis, length in zip(window.axes, size, strict=True):
-        tables = tabulate_axis(axis, length, device)
-        visible = axis.visible(length)[0].to(device, torch.float32)
-        found.append((tables.start, tables.stop, tables.index, visible))
-    return [*found, _list_pairs(window, size, found)]
+        tables, visible = tabulate_axis(axis, length, device), axis.visible(length)[0]
+        found.append((tables.start, tables.stop, tables.index, visible.to(device, torch.float32)))
+    return found
 
 
 @device_tables
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """Return the blocks of queries and keys that hold pairs of the window, with the rule inside them; cached."""
-    *axes, blocks = _constant_tables(tuple(window.to_ints()), size, device)
-    lists: dict[str, Any] = dict(zip(LISTS, blocks, strict=True))
-    lengths = math.prod(window.num_queries(size)), math.prod(size)
-    return BlockMask(lengths, **lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_see(window, size, axes))
-
-
-def _list_pairs(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return `LISTS`: how many blocks are seen in part or in full by each block on the other side, and which."""
-    mask, device = _see(window, size, axes), axes[0][0].device
+    mask = _see(window, size, device)
     (height, width), keys = window.num_queries(size), size[0] * size[1]
     queries, blocks = height * width, -(-keys // BLOCK)
     key = torch.arange(blocks * BLOCK, device=device)
@@ -159,8 +136,9 @@ def _list_pairs(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tens
         every.append(seen.all(-1).all(1))
     full = torch.cat(every)
     partial = torch.cat(some) & ~full
-    lists = BlockMask.from_kv_blocks(*_list_blocks(partial), *_list_blocks(full), BLOCK, seq_lengths=(queries, keys))
-    return tuple(getattr(lists, name) for name in LISTS)
+    return BlockMask.from_kv_blocks(
+        *_list_blocks(partial), *_list_blocks(full), BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(queries, keys)
+    )
 
 
 def _list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +147,9 @@ def _list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
-def _see(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tensor, ...]]) -> Modifier:
+def _see(window: Window, size: tuple[int, int], device: torch.device) -> Modifier:
     """Return the window's rule in flex attention's form."""
-    (rows, columns), (_, width), (tables_h, tables_w) = window.axes, size, axes
+    (rows, columns), (_, width), (tables_h, tables_w) = window.axes, size, _tabulate(window, size, device)
     queries_w = window.num_queries(size)[1]
 
     def see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -182,7 +160,8 @@ def _see(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tensor, ...
 
 
 def _see_axis(axis: AxisWindow, tables: tuple[Tensor, ...], query: Tensor, key: Tensor) -> Tensor:
-    (start, stop, *_), member = tables, key // axis.dilation
+    start, stop, *_ = tables
+    member = key // axis.dilation
     same_group = (key - query * axis.query_stride) % axis.dilation == 0
     return same_group & (member >= start[query]) & (member < stop[query])
 

@@ -1,4 +1,4 @@
-"""What scores start from: positional bias, relative logits and the mask.
+"""Start of the scores: positional bias, relative logits and the mask.
 
 Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table.
 """

@@ -1,4 +1,4 @@
-"""What a tile costs: an estimate from the instructions that it issues, what it loads and what it multiplies.
+"""Cost of a tile: an estimate from the instructions that it issues, and from what it loads and multiplies.
 
 The numbers are fitted to machine code for compute capability 9.0 (`kernels/bench/compile_report.py`), not to a clock.
 """
@@ -15,7 +15,7 @@ BY_KEY = ("key", "token")
 """Kernels that keep keys and walk over queries."""
 
 THREADS = 32
-"""Of a warp."""
+"""Threads of a warp."""
 
 MAX_WARPS = 64
 """Warps that a multiprocessor holds."""
@@ -24,17 +24,19 @@ MAX_PROGRAMS = 32
 """Programs that a multiprocessor holds."""
 
 REGISTERS = 65536
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 
 MAX_REGISTERS = 255
-"""Of a thread; what it asks for beyond them is spilled to memory."""
+"""Registers that a thread may have; what it asks for beyond them is spilled to memory."""
+
+SAFE_REGISTERS = 240
+"""Registers of a thread by estimate, with a margin for its error."""
 
 SHARED = 160 << 10
 """Bytes of shared memory of a multiprocessor of compute capability 8.0; 9.0 has more."""
 
 L2_BYTES = 6.0
-"""Bytes that the second-level cache sends a multiprocessor while this issues one instruction, at the rates of an H100;
-of an A100 they are 7."""
+"""Bytes from the second-level cache in the time of one issued instruction, at the rates of an H100 (A100: 7)."""
 
 MULTIPLIES = {True: 512.0, False: 256.0}
 """Multiplications of tensor cores in the same time, by whether their operands are in shared memory."""
@@ -44,7 +46,7 @@ LATENCY = 8.0
 
 
 class Cost(NamedTuple):
-    """What one kind of kernel issues and keeps, with a table of biases.
+    """Instructions and registers of one kind of kernel, with a table of biases.
 
     Attributes:
         products: Matrix products of a turn of the loop, each of `[M, c]` and `[c, N]`.
@@ -101,7 +103,7 @@ def estimate(kind: str, tile: Tile, pairs: int, programs: int, channels: int, it
     turn = count_instructions(kind, tile, channels, itemsize)
     program = PROGRAM * tile.num_warps + 2 * LOAD * kept * vector / (16 * THREADS)  # loaded and stored
     waiting = 1 + LATENCY / count_warps(kind, tile, channels, itemsize)
-    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / MAX_REGISTERS)
+    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / SAFE_REGISTERS)
     issued = (pairs * turn + programs * program) * waiting * spilled**2
     loaded = (pairs * walked + programs * kept) * vector / L2_BYTES
     multiplied = 0.0

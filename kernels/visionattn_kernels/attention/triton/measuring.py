@@ -1,4 +1,4 @@
-"""The fastest of some tiles by the clock of the GPU, in bounded time; and launches that can be compiled ahead.
+"""The fastest of some tiles by the clock of the GPU, in bounded time, and launches that can be compiled ahead.
 
 Triton's compiler releases Python's lock in all but about a tenth of its time, so threads compile side by side.
 """
@@ -26,26 +26,26 @@ _log = logging.getLogger(__name__)
 Launch = Callable[[Tile], None]
 
 FAILURES = (triton.OutOfResources, triton.CompilationError, PTXASError, RuntimeError)
-"""What a tile that does not fit the device, the compiler or the kernel raises; passes of the compiler and launches of
+"""Errors of a tile that does not fit the device, the compiler or the kernel. Passes of the compiler and launches of
 CUDA raise RuntimeError."""
 
 COMPILING = 0.75
 """Share of the time in which compilations start."""
 
 SAMPLES = 3
-"""Of a tile, of which the median counts."""
+"""Samples of a tile; the median counts."""
 
 SAMPLE_SECONDS = 2e-3
 """About how long the launches of a sample take."""
 
 MAX_LAUNCHES = 20
-"""Of a sample."""
+"""Launches of a sample, at most."""
 
 FILL_BYTES = 256 << 20
-"""Of the memory that a device fills while the host enqueues a sample."""
+"""Memory that the device fills, again and again, while the host enqueues a sample."""
 
 FILL_SECONDS = FILL_BYTES / 10e12
-"""At least how long that takes: memory writes less than 10 TB/s."""
+"""Least time of filling it once: no memory takes 10 TB/s."""
 
 _only_compiles: ContextVar[bool] = ContextVar("_only_compiles", default=False)
 

@@ -41,7 +41,8 @@ AREAS = (
 
 WARPS = (1, 2, 4, 8)
 
-STAGES = (3, 2)
+STAGES = 2
+"""Loads in flight: a third costs instructions and registers, and what it gains only a measurement says."""
 
 MAX_SHARED = 96 << 10
 """Bytes of shared memory of a program by estimate, as most GPUs since compute capability 8.0 have them."""
@@ -164,15 +165,9 @@ def rank_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, 
         num_queries, num_keys = reversed(area) if keeps_keys else area
         pairs, query, key = best_rectangles(window, size, num_queries, num_keys, keeps_keys)
         programs = count_tiles(window, size, key if keeps_keys else query, keeps_keys)
-        for num_warps in WARPS:
-            tiles = [Tile(query, key, num_warps, stages) for stages in STAGES]
-            if area != AREAS[0]:
-                tiles = [tile for tile in tiles if count_shared(kind, tile, channels, itemsize) <= MAX_SHARED]
-            # Of equals, the first has more loads in flight.
-            found = {tile: estimate(kind, tile, pairs, programs, channels, itemsize) for tile in tiles}
-            if found:
-                best = min(found, key=lambda tile: found[tile])
-                costs[best] = found[best]
+        for tile in (Tile(query, key, num_warps, STAGES) for num_warps in WARPS):
+            if area == AREAS[0] or count_shared(kind, tile, channels, itemsize) <= MAX_SHARED:
+                costs[tile] = estimate(kind, tile, pairs, programs, channels, itemsize)
     return tuple(sorted(costs, key=lambda tile: costs[tile]))
 
 
@@ -182,8 +177,7 @@ def _tune(kind: str, problem: Problem, launch: Launch) -> Tile | None:
     tile = tile_cache.load(name)
     if tile is None:
         ranked = rank_tiles(*_describe(kind, problem))
-        # Of the best few also with another number of stages.
-        few = [tile._replace(num_stages=5 - tile.num_stages) for tile in ranked[: MAX_MEASURED // 4]]
+        few = [tile._replace(num_stages=STAGES + 1) for tile in ranked[: MAX_MEASURED // 4]]
         best = fastest([*ranked[: MAX_MEASURED - len(few)], *few], launch, _seconds())
         if best is None:
             return None
