@@ -1,0 +1,205 @@
+"""Shared memory of some CTAs, which also records who touched what since the last barrier.
+
+Two warps that touch the same bytes, one of them writing, need a barrier in between. What an asynchronous copy fills
+must not be touched until it was waited for, and not by other warps until a barrier after that; what an asynchronous
+product reads must not be written until it was waited for and a barrier followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tests.kernels.ptx.formats import Array
+
+BASE = 1024
+"""Address of the first byte that a kernel owns: a GPU keeps what is before it."""
+
+MANY = 255
+
+PATTERN = 1024
+"""Bytes after which swizzled layouts repeat; memory is padded to it."""
+
+
+@dataclass
+class SharedMemory:
+    """Bytes `[G, size]` and their records; these are `[G, size / grain]`, with 0 for nobody.
+
+    Attributes:
+        data: The bytes.
+        size: Bytes that were asked for; more are padding.
+        grain: Bytes that share a record, the fewest that an instruction of the kernel touches.
+        writer, reader: Warp that wrote or read, plus one; `MANY` if several did. Warps may write the same together.
+        copying: Stage of the copy that fills it.
+        copier: Warp that asked for that copy, plus one.
+        multiplying: Stage of the product that reads it.
+        unfenced: Whether it was written by a plain store that asynchronous products cannot see yet.
+        copies, products: Groups of asynchronous copies and products committed.
+        complaints: Messages about races, by instruction.
+    """
+
+    data: Array
+    size: int
+    grain: int
+    writer: Array
+    reader: Array
+    copying: Array
+    copier: Array
+    multiplying: Array
+    unfenced: Array
+    copies: int = 0
+    products: int = 0
+    complaints: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, rows: int, size: int, grain: int) -> SharedMemory:
+        """Return memory full of NaN."""
+        padded = -(-max(size, 1) // PATTERN) * PATTERN
+        records = (rows, padded // grain)
+        return cls(
+            np.full((rows, padded), 0xFF, np.uint8),
+            size,
+            grain,
+            *(np.zeros(records, dtype) for dtype in ("u1", "u1", "i4", "u1", "i4", "?")),
+        )
+
+    _ROWS = ("data", "writer", "reader", "copying", "copier", "multiplying", "unfenced")
+
+    def select(self, rows: Array) -> SharedMemory:
+        """Return the memory of some CTAs."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self._ROWS})
+
+    def join(self, other: SharedMemory) -> SharedMemory:
+        """Return the memory of the CTAs of both. What is under way keeps its age: the groups committed after it."""
+        copies, products = max(self.copies, other.copies), max(self.products, other.products)
+        for memory in (self, other):
+            memory.copying[memory.copying > 0] += copies - memory.copies
+            memory.multiplying[memory.multiplying > 0] += products - memory.products
+        parts = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in self._ROWS}
+        return replace(self, **parts, copies=copies, products=products)
+
+    def _check(self, address: Array, size: int, where: str) -> Array:
+        start = address - BASE
+        if start.size and (start.min() < 0 or start.max() + size > self.size):
+            raise IndexError(f"{where}: shared address {address.max()} is outside {self.size} bytes from {BASE}")
+        if (start % size).any():
+            raise ValueError(f"{where}: shared address is not a multiple of {size}")
+        return start
+
+    def _records(self, row: Array, start: Array, size: int) -> Array:
+        """Return flat indices `[accesses, records]`."""
+        first = (row * self.data.shape[1] + start) // self.grain
+        return first if size == self.grain else first[:, None] + np.arange(size // self.grain)
+
+    def _complain(self, where: str, what: str) -> None:
+        self.complaints.setdefault(where, f"{where}: {what}")
+
+    def load(self, row: Array, warp: Array, address: Array, size: int, dtype: str, where: str) -> Array:
+        """Return `[accesses, size / itemsize]` elements at aligned addresses of `size` bytes."""
+        start = self._check(address, size, where)
+        records = self._records(row, start, size)
+        warp = warp if records.ndim == 1 else warp[:, None]
+        self._reads(records, warp, where)
+        item = np.dtype(dtype).itemsize
+        first = (row * self.data.shape[1] + start) // item
+        return self.data.view(dtype).reshape(-1)[first[:, None] + np.arange(size // item)]
+
+    def _reads(self, records: Array, warp: Array, where: str) -> None:
+        writer = self.writer.reshape(-1)[records]
+        if ((writer != 0) & (writer != warp + 1)).any():
+            self._complain(where, "reads shared memory that another warp wrote since the last barrier")
+        if self.copying.reshape(-1)[records].any():
+            self._complain(where, "reads shared memory that an asynchronous copy, not waited for, is filling")
+        self._mark(self.reader, records, (warp + 1).astype(np.uint8))
+
+    def _mark(self, who: Array, records: Array, own: Array) -> None:
+        """Record warps, or that there are several."""
+        flat = who.reshape(-1)
+        before = flat[records]
+        flat[records] = own
+        several = ((before != 0) & (before != own)) | (flat[records] != own)
+        if several.any():
+            flat[records[several]] = MANY
+
+    def _writes(self, records: Array, warp: Array, where: str) -> None:
+        writer, reader = self.writer.reshape(-1)[records], self.reader.reshape(-1)[records]
+        if ((writer != 0) & (writer != warp + 1)).any():
+            self._complain(where, "writes shared memory that another warp wrote since the last barrier")
+        if ((reader != 0) & (reader != warp + 1)).any():
+            self._complain(where, "writes shared memory that another warp read since the last barrier")
+        if self.copying.reshape(-1)[records].any():
+            self._complain(where, "writes shared memory that an asynchronous copy, not waited for, is filling")
+        if self.multiplying.reshape(-1)[records].any():
+            self._complain(where, "writes shared memory that a wgmma, not waited for, is reading")
+
+    def store(self, row: Array, warp: Array, address: Array, values: Array, where: str) -> None:
+        """Store `[accesses, elements]` at addresses aligned to a row of them."""
+        size = values.shape[1] * values.itemsize
+        start = self._check(address, size, where)
+        records = self._records(row, start, size)
+        warp = warp if records.ndim == 1 else warp[:, None]
+        self._writes(records, warp, where)
+        self._fill(row, start, values, where)
+        self._mark(self.writer, records, (warp + 1).astype(np.uint8))
+        self.unfenced.reshape(-1)[records] = True
+
+    def _fill(self, row: Array, start: Array, values: Array, where: str) -> None:
+        flat = self.data.view(values.dtype).reshape(-1)
+        index = ((row * self.data.shape[1] + start) // values.itemsize)[:, None] + np.arange(values.shape[1])
+        flat[index] = values
+        if (flat[index] != values).any():
+            self._complain(where, "threads write different values to the same shared memory")
+
+    def copy(self, row: Array, warp: Array, address: Array, values: Array, where: str) -> None:
+        """Start an asynchronous copy of `[accesses, words]`, which belongs to the group that is committed next."""
+        size = values.shape[1] * values.itemsize
+        start = self._check(address, size, where)
+        records = self._records(row, start, size)
+        warp = warp if records.ndim == 1 else warp[:, None]
+        self._writes(records, warp, where)
+        self._fill(row, start, values, where)
+        self.copying.reshape(-1)[records] = self.copies + 1
+        self.copier.reshape(-1)[records] = warp + 1
+
+    def commit_copies(self) -> None:
+        """Close a group of copies."""
+        self.copies += 1
+
+    def wait_copies(self, left: int) -> None:
+        """Wait until at most `left` committed groups of copies are under way."""
+        done = (self.copying > 0) & (self.copying <= self.copies - left)
+        self.writer[done] = self.copier[done]
+        self.copying[done] = 0
+
+    def barrier(self) -> None:
+        """Let all threads of each CTA meet."""
+        self.writer[...] = 0
+        self.reader[...] = 0
+
+    def fence(self) -> None:
+        """Show what was stored to asynchronous products."""
+        self.unfenced[...] = False
+
+    def load_matrices(self, row: Array, address: Array, dtype: str, where: str) -> Array:
+        """Return elements `[products, ...]` that asynchronous products of the group that is committed next read."""
+        item = np.dtype(dtype).itemsize
+        start = address - BASE
+        if start.min() < 0 or start.max() + item > self.size:
+            raise IndexError(f"{where}: a wgmma reads outside {self.size} bytes of shared memory")
+        position = row.reshape(-1, *[1] * (address.ndim - 1)) * self.data.shape[1] + start
+        records = np.unique(position // self.grain)
+        if self.writer.reshape(-1)[records].any():
+            self._complain(where, "wgmma reads shared memory that was written since the last barrier")
+        if self.copying.reshape(-1)[records].any():
+            self._complain(where, "wgmma reads shared memory that an asynchronous copy, not waited for, is filling")
+        if self.unfenced.reshape(-1)[records].any():
+            self._complain(where, "wgmma reads shared memory that was stored without fence.proxy.async")
+        self.multiplying.reshape(-1)[records] = self.products + 1
+        return self.data.view(dtype).reshape(-1)[position // item]
+
+    def wait_products(self, left: int) -> None:
+        """Wait until at most `left` committed groups of products are under way."""
+        done = (self.multiplying > 0) & (self.multiplying <= self.products - left)
+        self.reader[done] = MANY
+        self.multiplying[done] = 0
