@@ -241,9 +241,7 @@ def table_step(i: Instruction) -> Step:
 
     def step(g: Group) -> None:
         table, (a, b, c) = int(lookup(g)), (word(g) for word in words)
-        terms = [
-            (a if n & 4 else ~a) & (b if n & 2 else ~b) & (c if n & 1 else ~c) for n in range(8) if table >> n & 1
-        ]
+        terms = [(a if n & 4 else ~a) & (b if n & 2 else ~b) & (c if n & 1 else ~c) for n in range(8) if table >> n & 1]
         g.write(target, reduce(operator.or_, terms, np.zeros((), np.uint32)))
 
     return step

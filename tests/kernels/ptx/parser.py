@@ -156,7 +156,7 @@ def parse(text: str) -> Kernel:
             statement = statement.strip()
             if not statement or statement.startswith((".loc", ".pragma", ".reg")):
                 continue
-            instruction = _parse_instruction(statement, registers, f"line {number}: {statement}")
+            instruction = _parse_instruction(statement, registers, f"line {number}: {_short(statement)}")
             blocks[-1].instructions.append(instruction)
             if instruction.parts[0] in ("bra", "ret"):
                 blocks.append(Block())
@@ -198,6 +198,11 @@ def _find_live(blocks: list[Block]) -> None:
             live = reads[index] | (after - writes[index])
             changed |= live != blocks[index].live
             blocks[index].live = live
+
+
+def _short(statement: str) -> str:
+    """Return a statement with little of its long vectors."""
+    return re.sub(r"\{([^{}]{20})[^{}]*\}", r"{\1...}", " ".join(statement.split()))
 
 
 def _parse_instruction(text: str, registers: _Registers, where: str) -> Instruction:

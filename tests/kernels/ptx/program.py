@@ -65,7 +65,7 @@ class Program:
             )
             self._run(group)
             if complaints := [*group.shared.complaints.values(), *memory.complaints.values()]:
-                raise Race("\n".join(complaints))
+                raise Race(f"{complaints[0]} (and {len(complaints) - 1} instructions more)")
 
     def _run(self, group: Group) -> None:
         waiting = {0: group}
@@ -115,9 +115,12 @@ class Program:
             return self._parameter_step(i)
         for module in (transfer, tensor_cores):
             if name in module.STEPS:
-                if i.guard is not None and name not in ("ld", "st", "cp"):
+                step = module.STEPS[name](i)
+                if i.guard is None or name in ("ld", "st", "cp"):
+                    return step
+                if name != "mov":
                     raise refuse(i)
-                return module.STEPS[name](i)
+                return self._guarded(step, i)
         step = arithmetic_step(i)
         if step is None:
             raise refuse(i)

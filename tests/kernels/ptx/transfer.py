@@ -241,7 +241,10 @@ def matrix_step(i: Instruction) -> Step:
     vector, place = i.operands if loads else i.operands[::-1]
     registers = [_as_register(x, i) for x in (vector if isinstance(vector, tuple) else (vector,))]
     transposed, rest = "trans" in flags, [flag for flag in flags if flag not in ("trans", "shared::cta")]
-    if i.parts[1:4] != ["sync", "aligned", "m8n8"] or [f for f in rest if f != "shared"] != [f"x{len(registers)}", "b16"]:
+    if i.parts[1:4] != ["sync", "aligned", "m8n8"] or [f for f in rest if f != "shared"] != [
+        f"x{len(registers)}",
+        "b16",
+    ]:
         raise refuse(i)
     address = address_of(place, 32)
 

@@ -1,0 +1,73 @@
+"""Run problems with the compiled kernels in the emulator: `python -m tests.kernels.ptx --capability 90 --dtype bfloat16`.
+
+Prints a line per problem, compared with the float64 reference, and fails if one is wrong, leaves its tensors or races.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from unittest import mock
+
+import torch
+
+from tests.kernels.ptx.launch import emulated
+from tests.kernels.ptx.problems import NAN, PROBLEMS, TILES
+from tests.kernels.reach import assert_reaches_who_sees
+from visionattn_kernels import Window, testing
+from visionattn_kernels.attention import triton as backend
+from visionattn_kernels.attention.triton import blocks, tuning
+from visionattn_kernels.testing import assert_matches_reference, make_inputs
+
+TF32_ERROR = 4e-3
+"""Error of products of tf32, relative to the largest value."""
+
+
+def check(name: str, dtype: torch.dtype) -> None:
+    """Compare one problem with the reference; `nan-q` puts NaN into q."""
+    if name.startswith("nan-"):
+        window = Window.neighborhood(3, 2, boundary="mask")
+        spoilt = name.removeprefix("nan-")
+        inputs = make_inputs(window, (4, 5), batch=1, heads=1, rpb=True, rel=spoilt == "k", dtype=dtype)
+        assert_reaches_who_sees(window, inputs, "triton", spoilt)
+    else:
+        window, size, options = PROBLEMS[name]
+        assert_matches_reference(window, make_inputs(window, size, **{"batch": 1, **options}), "triton", dtype)
+
+
+def main() -> int:
+    """Run the problems that the command line names; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.ptx", description=__doc__)
+    parser.add_argument("--capability", type=int, default=90, help="of the GPU, times ten")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "tf32", "float16", "bfloat16"])
+    parser.add_argument("--tiles", default="default", choices=TILES)
+    parser.add_argument("--problems", nargs="*", default=[*PROBLEMS, *(f"nan-{name}" for name in NAN)])
+    parser.add_argument("--trace", action="store_true", help="print where a failure was raised")
+    parser.add_argument("--without", help="an instruction that is left out, to see that it is missed")
+    options = parser.parse_args()
+    dtype = torch.float32 if options.dtype == "tf32" else getattr(torch, options.dtype)
+    precision, tile, failures = "tf32" if options.dtype == "tf32" else "ieee", TILES[options.tiles], 0
+    if options.dtype == "tf32":
+        testing.TINY[torch.float32] = TF32_ERROR
+    with mock.patch.object(backend, "INTERPRETED", True), mock.patch.object(blocks, "_precision", lambda q: precision):
+        if tile is not None:
+            tuning.run = lambda kind, problem, launch: launch(tile)
+        for name in options.problems:
+            start = time.perf_counter()
+            try:
+                with emulated(options.capability, options.without) as launched:
+                    check(name, dtype)
+                print("ok", name, *launched, f"{time.perf_counter() - start:.1f} s", flush=True)
+            except Exception as error:
+                failures += 1
+                notes = "; ".join(getattr(error, "__notes__", []))
+                print("FAILED", name, f"{type(error).__name__}: {error}", notes, flush=True)
+                if options.trace:
+                    traceback.print_exc()
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
