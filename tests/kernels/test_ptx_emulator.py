@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.kernels.ptx.global_memory import GlobalMemory
-from tests.kernels.ptx.group import Race
+from tests.kernels.ptx.group import RaceError
 from tests.kernels.ptx.program import Program
 from tests.kernels.ptx.tensor_cores import descriptor_offsets, swizzle
 
@@ -153,14 +153,18 @@ def test_races_are_found(lines: list[str], complaint: str | None) -> None:
     if complaint is None:
         run("\n".join(lines), x, number=3)
     else:
-        with pytest.raises(Race, match=complaint):
+        with pytest.raises(RaceError, match=complaint):
             run("\n".join(lines), x, number=3)
 
 
 def test_race_between_blocks_is_found() -> None:
-    body = "setp.eq.s32 %p1, %r3, 0;\n@%p1 st.global.b32 [ %rd1 + 0 ], { %r1 };\nbar.sync 0;\nld.global.b32 { %r10 }, [ %rd1 + 0 ];"
+    body = """
+	setp.eq.s32 	%p1, %r3, 0;
+	@%p1 st.global.b32 [ %rd1 + 0 ], { %r1 };
+	bar.sync 0;
+	ld.global.b32 { %r10 }, [ %rd1 + 0 ];"""
     run(body, torch.zeros(64, dtype=torch.int32), number=3)
-    with pytest.raises(Race, match="another thread wrote without a barrier"):
+    with pytest.raises(RaceError, match="another thread wrote without a barrier"):
         run(body, torch.zeros(128, dtype=torch.int32), number=3, grid=2)
 
 
@@ -193,9 +197,8 @@ def test_warp_product_matches_numpy() -> None:
         halves = np.stack([low, high], -1).astype(np.float16)
         return halves.view(np.int32)[:, 0]
 
-    words = [
-        pack(a[g + 8 * (r & 1), 2 * t + 8 * (r >> 1)], a[g + 8 * (r & 1), 2 * t + 1 + 8 * (r >> 1)]) for r in range(4)
-    ]
+    rows = [(g + 8 * (r & 1), 2 * t + 8 * (r >> 1)) for r in range(4)]
+    words = [pack(a[row, column], a[row, column + 1]) for row, column in rows]
     words += [pack(b[2 * t + 8 * r, g], b[2 * t + 1 + 8 * r, g]) for r in range(2)]
     x = torch.from_numpy(np.stack([*words, *words[:2]], 1).reshape(-1).copy())
     body = """
@@ -203,7 +206,8 @@ def test_warp_product_matches_numpy() -> None:
 	ld.global.v4.b32 { %r20, %r21, %r22, %r23 }, [ %rd3 + 0 ];
 	ld.global.v2.b32 { %r24, %r25 }, [ %rd3 + 16 ];
 	mov.b32 	%r26, 0f3F800000;
-	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 { %r30, %r31, %r32, %r33 }, { %r20, %r21, %r22, %r23 }, { %r24, %r25 }, { %r26, %r26, %r26, %r26 };
+	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 { %r30, %r31, %r32, %r33 },\
+ { %r20, %r21, %r22, %r23 }, { %r24, %r25 }, { %r26, %r26, %r26, %r26 };
 	st.global.v4.b32 [ %rd3 + 0 ], { %r30, %r31, %r32, %r33 };"""
     run(body, x, threads=32)
     found = x.view(torch.float32).reshape(32, 8).numpy()

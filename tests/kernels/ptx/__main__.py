@@ -1,4 +1,4 @@
-"""Run problems with the compiled kernels in the emulator: `python -m tests.kernels.ptx --capability 90 --dtype bfloat16`.
+"""Run problems with compiled kernels in the emulator: `python -m tests.kernels.ptx --capability 90 --dtype bfloat16`.
 
 Prints a line per problem, compared with the float64 reference, and fails if one is wrong, leaves its tensors or races.
 """
@@ -51,7 +51,10 @@ def main() -> int:
     precision, tile, failures = "tf32" if options.dtype == "tf32" else "ieee", TILES[options.tiles], 0
     if options.dtype == "tf32":
         testing.TINY[torch.float32] = TF32_ERROR
-    with mock.patch.object(backend, "INTERPRETED", True), mock.patch.object(blocks, "_precision", lambda q: precision):
+    with (
+        mock.patch.object(backend, "INTERPRETED", True),
+        mock.patch.object(blocks, "_precision", return_value=precision),
+    ):
         if tile is not None:
             tuning.run = lambda kind, problem, launch: launch(tile)
         for name in options.problems:

@@ -18,7 +18,7 @@ Source = Callable[["Group"], Array]
 WARP = 32
 
 
-class Race(Exception):
+class RaceError(Exception):
     """Threads that touch the same memory without an order between them."""
 
 
@@ -120,7 +120,7 @@ class Group:
         """Return the bits of a register."""
         held = self.registers[register.number]
         if isinstance(held, Pending):
-            raise Race("reads the result of a wgmma that was not waited for")
+            raise RaceError("reads the result of a wgmma that was not waited for")
         if held is None:
             raise ValueError("reads a register that was never written")
         return held

@@ -8,7 +8,7 @@ from tests.kernels.ptx import tensor_cores, transfer
 from tests.kernels.ptx.arithmetic import arithmetic_step, refuse, target_of
 from tests.kernels.ptx.formats import UNSIGNED, Array, integer_dtype, is_float
 from tests.kernels.ptx.global_memory import GlobalMemory
-from tests.kernels.ptx.group import Group, Race, Step, bits_of
+from tests.kernels.ptx.group import Group, RaceError, Step, bits_of
 from tests.kernels.ptx.parser import Address, Instruction, Kernel, Symbol, parse
 from tests.kernels.ptx.shared_memory import SharedMemory
 
@@ -46,7 +46,7 @@ class Program:
             memory: What the kernel may touch.
 
         Raises:
-            Race: If threads touch the same memory without an order.
+            RaceError: If threads touch the same memory without an order.
         """
         names = list(self.kernel.parameters)
         assert len(names) == len(arguments) + 2, f"{len(names)} parameters for {len(arguments)} arguments and 2 scratch"
@@ -65,7 +65,7 @@ class Program:
             )
             self._run(group)
             if complaints := [*group.shared.complaints.values(), *memory.complaints.values()]:
-                raise Race(f"{complaints[0]} (and {len(complaints) - 1} instructions more)")
+                raise RaceError(f"{complaints[0]} (and {len(complaints) - 1} instructions more)")
 
     def _run(self, group: Group) -> None:
         waiting = {0: group}

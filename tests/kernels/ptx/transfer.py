@@ -240,11 +240,8 @@ def matrix_step(i: Instruction) -> Step:
     loads, flags = i.parts[0] == "ldmatrix", i.parts[4:]
     vector, place = i.operands if loads else i.operands[::-1]
     registers = [_as_register(x, i) for x in (vector if isinstance(vector, tuple) else (vector,))]
-    transposed, rest = "trans" in flags, [flag for flag in flags if flag not in ("trans", "shared::cta")]
-    if i.parts[1:4] != ["sync", "aligned", "m8n8"] or [f for f in rest if f != "shared"] != [
-        f"x{len(registers)}",
-        "b16",
-    ]:
+    transposed, shape = "trans" in flags, [f for f in flags if f not in ("trans", "shared", "shared::cta")]
+    if i.parts[1:4] != ["sync", "aligned", "m8n8"] or shape != [f"x{len(registers)}", "b16"]:
         raise refuse(i)
     address = address_of(place, 32)
 
