@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ UNSIGNED = {1: np.dtype(bool), 8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dty
 """Bits of a register by its width."""
 
 
+@cache
 def width_of(kind: str) -> int:
     """Return bits of a type, `s32` or `bf16x2`."""
     if kind == "pred":
@@ -19,6 +22,7 @@ def width_of(kind: str) -> int:
     return int(number) * (2 if pair else 1)
 
 
+@cache
 def integer_dtype(kind: str) -> np.dtype[np.generic]:
     """Return the dtype of an integer type; bits are unsigned."""
     return np.dtype(f"{'i' if kind[0] == 's' else 'u'}{width_of(kind) // 8}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 
 WIDTHS = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64}
 TYPES = re.compile(r"(?:pred|(?:[busf]|bf|tf)(?:8|16|32|64)(?:x2)?)$")
@@ -61,7 +62,7 @@ class Instruction:
     negated: bool
     where: str
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         """The opcode, cut at its dots."""
         return self.opcode.split(".")

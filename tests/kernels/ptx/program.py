@@ -28,7 +28,7 @@ class Program:
     def __init__(self, ptx: str) -> None:
         self.kernel: Kernel = parse(ptx)
         self.arguments: dict[str, int | float] = {}
-        self.steps = [[self._decode(i) for i in block.instructions] for block in self.kernel.blocks]
+        self.steps: dict[int, list[Step]] = {}  # by block, made when it first runs
         self.grain = 4
         for block in self.kernel.blocks:
             for i in block.instructions:
@@ -73,6 +73,8 @@ class Program:
             number = min(waiting)
             group, block = waiting.pop(number), self.kernel.blocks[number]
             last = block.instructions[-1] if block.instructions else None
+            if number not in self.steps:
+                self.steps[number] = [self._decode(i) for i in block.instructions]
             with np.errstate(all="ignore"):
                 for step, instruction in zip(self.steps[number], block.instructions, strict=True):
                     try:
