@@ -123,6 +123,11 @@ $L__BB0_2:
     assert x.view(4, 64).tolist() == [[5 * n] * 64 for n in range(4)]
 
 
+def test_threads_may_skip_arithmetic() -> None:
+    body = "mov.b32 %r21, 7;\nsetp.gt.s32 %p1, %r20, 3;\n@%p1 bra $L__BB0_1;\nadd.s32 %r21, %r20, 1;\n$L__BB0_1:"
+    assert unary(body, torch.tensor([3, 5], dtype=torch.int32)).tolist() == [4, 7]
+
+
 STORE, LOAD = "st.shared.b32 [%r7], %r2;", "ld.shared.b32 %r10, [%r9];"
 COPY = "cp.async.ca.shared.global [ %r7 + 0 ], [ %rd2 + 0 ], 0x4, 4;\ncp.async.commit_group;"
 WAIT, BARRIER = "cp.async.wait_group 0;", "bar.sync 0;"
@@ -177,7 +182,7 @@ def test_race_between_blocks_is_found() -> None:
         ("st.shared.b32 [%r7+4096], %r2;", IndexError, "outside 4096 bytes"),
         ("ld.shared.v2.b32 {%r10, %r11}, [%r7];", ValueError, "not a multiple of 8"),
         ("add.s32 %r10, %r11, 1;", ValueError, "never written"),
-        ("setp.gt.s32 %p1, %r2, 3;\n@%p1 bra $L__BB0_1;\n$L__BB0_1:", NotImplementedError, "branch apart"),
+        ("setp.gt.s32 %p1, %r2, 3;\n@%p1 bra $L__BB0_1;\nbar.sync 0;\n$L__BB0_1:", NotImplementedError, "branch apart"),
     ],
 )
 def test_errors_name_the_instruction(body: str, error: type[Exception], message: str) -> None:

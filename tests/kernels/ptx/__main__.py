@@ -28,9 +28,8 @@ TF32_ERROR = 4e-3
 def check(name: str, dtype: torch.dtype) -> None:
     """Compare one problem with the reference; `nan-q` puts NaN into q."""
     if name.startswith("nan-"):
-        window = Window.neighborhood(3, 2, boundary="mask")
-        spoilt = name.removeprefix("nan-")
-        inputs = make_inputs(window, (4, 5), batch=1, heads=1, rpb=True, rel=spoilt == "k", dtype=dtype)
+        window, spoilt = Window.neighborhood(5, 2, boundary="mask"), name.removeprefix("nan-")
+        inputs = make_inputs(window, (12, 14), batch=1, head_dim=16, rpb=True, rel=spoilt == "k", dtype=dtype)
         assert_reaches_who_sees(window, inputs, "triton", spoilt)
     else:
         window, size, options = PROBLEMS[name]

@@ -9,7 +9,7 @@ from tests.kernels.ptx.arithmetic import arithmetic_step, refuse, target_of
 from tests.kernels.ptx.formats import UNSIGNED, Array, integer_dtype, is_float
 from tests.kernels.ptx.global_memory import GlobalMemory
 from tests.kernels.ptx.group import Group, RaceError, Step, bits_of
-from tests.kernels.ptx.parser import Address, Instruction, Kernel, Symbol, parse
+from tests.kernels.ptx.parser import Address, Instruction, Kernel, Register, Symbol, parse
 from tests.kernels.ptx.shared_memory import SharedMemory
 
 BYTES_AT_ONCE = 64 << 20
@@ -22,7 +22,7 @@ class Program:
     """A kernel, ready to run.
 
     CTAs run in lockstep. Where they branch apart, those that are behind run first until they catch up. The threads of
-    a CTA must branch alike, as Triton makes them.
+    a CTA must branch alike, as Triton makes them, but for some arithmetic that a branch skips.
     """
 
     def __init__(self, ptx: str) -> None:
@@ -73,19 +73,27 @@ class Program:
             number = min(waiting)
             group, block = waiting.pop(number), self.kernel.blocks[number]
             last = block.instructions[-1] if block.instructions else None
-            if number not in self.steps:
-                self.steps[number] = [self._decode(i) for i in block.instructions]
-            with np.errstate(all="ignore"):
-                for step, instruction in zip(self.steps[number], block.instructions, strict=True):
-                    try:
-                        step(group)
-                    except Exception as error:
-                        error.add_note(f"in {self.kernel.name}, {instruction.where}")
-                        raise
+            self._execute(number, group)
             for follower, rows in self._branch(group, last, number):
                 live = self.kernel.blocks[follower].live
                 part = group if rows is None else group.select(rows, live)
                 waiting[follower] = waiting[follower].join(part, live) if follower in waiting else part
+
+    def _execute(self, number: int, group: Group, chosen: Array | None = None) -> None:
+        """Execute a block, for the chosen threads; all by default."""
+        block = self.kernel.blocks[number]
+        if number not in self.steps:
+            self.steps[number] = [self._decode(i) for i in block.instructions]
+        with np.errstate(all="ignore"):
+            for step, instruction in zip(self.steps[number], block.instructions, strict=True):
+                try:
+                    if chosen is None:
+                        step(group)
+                    else:
+                        _execute_masked(step, target_of(instruction), group, chosen)
+                except Exception as error:
+                    error.add_note(f"in {self.kernel.name}, {instruction.where}")
+                    raise
 
     def _branch(self, group: Group, last: Instruction | None, number: int) -> list[tuple[int, Array | None]]:
         """Return the next blocks, and the rows of the CTAs that go there; None for all."""
@@ -101,13 +109,23 @@ class Program:
             return [(target, None)]
         taken = group.bits(last.guard).reshape(-1, group.threads) != last.negated
         if (taken != taken[:, :1]).any():
-            raise NotImplementedError(f"threads of a CTA branch apart, which is not emulated: {last.where}")
+            if target != number + 2 or not self._is_plain(number + 1):
+                raise NotImplementedError(f"threads of a CTA branch apart, which is not emulated: {last.where}")
+            self._execute(number + 1, group, ~taken.reshape(-1))
+            return [(target, None)]
         jumps = taken[:, 0]
         if jumps.all():
             return [(target, None)]
         if not jumps.any():
             return [(number + 1, None)]
         return [(target, np.flatnonzero(jumps)), (number + 1, np.flatnonzero(~jumps))]
+
+    def _is_plain(self, number: int) -> bool:
+        """Return whether a block does arithmetic alone, so that some threads of a warp may skip it."""
+        return all(
+            i.guard is None and arithmetic_step(i) is not None and isinstance(i.operands[0], Register)
+            for i in self.kernel.blocks[number].instructions
+        )
 
     def _decode(self, i: Instruction) -> Step:
         name = i.parts[0]
@@ -131,15 +149,7 @@ class Program:
     def _guarded(self, step: Step, i: Instruction) -> Step:
         assert i.guard is not None
         target, guard = target_of(i), bits_of(i.guard, 1)
-
-        def guarded(g: Group) -> None:
-            before = g.registers[target.number]
-            step(g)
-            after = g.bits(target)
-            g.registers[target.number] = before
-            g.write(target, after, guard(g) != i.negated)
-
-        return guarded
+        return lambda g: _execute_masked(step, target, g, guard(g) != i.negated)
 
     def _parameter_step(self, i: Instruction) -> Step:
         target, kind = target_of(i), i.parts[-1]
@@ -161,3 +171,12 @@ class Program:
             g.write(target, np.array(bits & ((1 << target.width) - 1), UNSIGNED[target.width]))
 
         return step
+
+
+def _execute_masked(step: Step, target: Register, group: Group, mask: Array) -> None:
+    """Execute an instruction where a mask says so; in other threads, its target keeps what it held."""
+    before = group.registers[target.number]
+    step(group)
+    after = group.bits(target)
+    group.registers[target.number] = before
+    group.write(target, after, mask)
