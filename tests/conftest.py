@@ -1,4 +1,10 @@
-"""Settings and fixtures of all tests: one thread, no network, a small classifier with its checkpoint, a small MNIST."""
+"""Settings and fixtures of all tests: one thread, no network, a small classifier with its checkpoint, a small MNIST.
+
+`pytest -m gpu` reads the files with such tests alone, which need torch, triton, numpy and pytest. Fixtures import the
+rest.
+"""
+
+from __future__ import annotations
 
 import gzip
 import os
@@ -15,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,21 +31,32 @@ if not torch.cuda.is_available():
     # Before triton is imported: its kernels then run on the CPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from PIL import Image
 from torch import nn
 
-from visionattn.training import ModelSpec, create_model
+if TYPE_CHECKING:
+    from visionattn.training import ModelSpec
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 50)}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.hasplugin("xdist"):
+        for name in ("--numprocesses", "--maxprocesses", "--dist"):
+            parser.addoption(name, help="of pytest-xdist, which is not installed: ignored")
     parser.addoption(
         "--coco-panoptic-root",
         type=Path,
         default=Path("data/coco-panoptic-100"),
         help="folder of COCO panoptic, or of some of its images, for tests marked slow",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files and folders without GPU tests if those alone are asked for."""
+    if config.getoption("-m") != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any("mark.gpu" in path.read_text(encoding="utf-8") for path in files) else True
 
 
 @pytest.fixture
@@ -92,6 +110,8 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
 @pytest.fixture
 def colour_folder(tmp_path: Path) -> Path:
     """Write images of one colour each: ``train`` and ``val`` with three classes, 4 and 3 images per class."""
+    from PIL import Image
+
     root = tmp_path / "colours"
     for split, count in (("train", 4), ("val", 3)):
         for name, colour in COLOURS.items():
@@ -128,6 +148,8 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 @pytest.fixture(scope="session")
 def classifier() -> nn.Module:
     """Build a very small ResNet with three classes."""
+    from visionattn.training import create_model
+
     torch.manual_seed(0)
     return create_model("test_resnet", num_classes=3).eval()
 
@@ -135,6 +157,8 @@ def classifier() -> nn.Module:
 @pytest.fixture
 def spec() -> ModelSpec:
     """Describe ``classifier``, as if trained on images of three colours."""
+    from visionattn.training import ModelSpec
+
     preprocessing = {
         "input_size": (3, 32, 32),
         "mean": (0.5, 0.5, 0.5),
@@ -166,6 +190,8 @@ def checkpoint(tmp_path: Path, classifier: nn.Module, spec: ModelSpec) -> Path:
 @pytest.fixture
 def digits_checkpoint(tmp_path: Path, spec: ModelSpec) -> Path:
     """Write a checkpoint of an untrained classifier of the embedded digits."""
+    from visionattn.training import create_model
+
     model = create_model("test_resnet", num_classes=10)
     described = replace(spec, num_classes=10, class_names=[str(digit) for digit in range(10)], dataset="digits")
     path = tmp_path / "digits.ckpt"

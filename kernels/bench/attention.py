@@ -2,6 +2,7 @@
 
     python -m kernels.bench.attention --device cpu
     python -m kernels.bench.attention --device cuda --dtype bfloat16,float16
+    python -m kernels.bench.attention --device cuda --dtype bfloat16 --only nat-tiny-1 --peers flex,sdpa-flash
     python -m kernels.bench.attention --device cpu --backend tiled,reference
 
 A row gives the median time of one contender and how many times longer it takes than this library. A contender whose
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ from kernels.bench.measure import Rates, Run, measure_rates, peak_bytes, time_in
 from kernels.bench.peers import OURS, PEERS, Contender, ours, peers
 from kernels.bench.problems import DIRECTIONS, Direction, Problem, attention_problems
 from kernels.bench.report import Report, published
-from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
+from kernels.bench.script import DTYPES, choose, first_line, new_parser, prepare, run
 from visionattn_kernels.attention.dispatch import BACKENDS
 
 COLUMNS = (
@@ -45,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16,float16"), DTYPES)
     backends = [] if args.backend is None else choose("--backend", args.backend, BACKENDS)
     names = choose("--peers", args.peers, PEERS) if args.peers else [] if args.backend else list(PEERS)
-    problems = [p for p in attention_problems(device, args.batch, args.quick) if args.only in p.name]
-    if not problems:
-        raise ValueError(f"--only {args.only!r} is in no problem's name")
+    problems = choose_problems(args.only, device, args.batch, args.quick)
 
     rates = {name: measure_rates(device, DTYPES[name], args.quick) for name in dtypes}
     report = Report(args.output, device, COLUMNS, rates={name: dataclasses.asdict(rates[name]) for name in rates})
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         for problem in problems:
             tensors = problem.make_tensors(device, DTYPES[dtype])
             contenders = [ours(problem), *(ours(problem, name) for name in backends)]
-            contenders += [c for c in peers(problem, device) if c.name in names]
+            contenders += [c for c in peers(problem, device, DTYPES[dtype]) if c.name in names]
             admitted, all_right = admit(contenders, problem, tensors)
             wrong |= not all_right
             for direction in DIRECTIONS:
@@ -78,12 +78,25 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--backend", help="backends of this library, separated by commas, to time in place of the peers"
     )
     parser.add_argument("--peers", help=f"which of {', '.join(PEERS)}, separated by commas (default: all that can run)")
-    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--only", default="", help="problems whose name contains one of these, separated by commas")
     return parser.parse_args(argv)
 
 
+def choose_problems(only: str, device: torch.device, batch: int | None, quick: bool) -> list[Problem]:
+    """Return the problems of a device whose names contain one of the words of `only`.
+
+    Raises:
+        ValueError: A word is in no problem's name.
+    """
+    problems, words = attention_problems(device, batch, quick), only.split(",")
+    for word in words:
+        if not any(word in p.name for p in problems):
+            raise ValueError(f"--only {word!r} is in no problem's name")
+    return [p for p in problems if any(word in p.name for word in words)]
+
+
 def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Admitted, bool]:
-    """Return the contenders that run the problem correctly, and whether none was wrong.
+    """Return the contenders that run the problem correctly, and whether none was wrong and this library ran.
 
     A contender whose backward pass cannot run is timed on the forward pass only.
     """
@@ -96,10 +109,11 @@ def admit(contenders: Sequence[Contender], problem: Problem, tensors: tuple[Tens
                 function = contender.build()
                 errors = gate.errors(function, backward)
             except Exception as failure:
+                # A backend that was named may refuse a problem.
                 if contender.name == OURS or (contender.ours and not isinstance(failure, ValueError)):
-                    raise
-                reason = str(failure).strip().splitlines() or [type(failure).__name__]
-                print(f"cannot run {what}: {reason[0]}", file=sys.stderr)
+                    traceback.print_exc()
+                    all_right = False
+                print(f"cannot run {what}: {first_line(failure)}", file=sys.stderr)
                 continue
             bad = {name: error for name, error in errors.items() if not error <= gate.tolerance}
             if contender.same_function and bad:

@@ -92,10 +92,8 @@ def attend_rows(arguments: dict[str, Tensor], window: Window, queries: Tensor) -
     q, k, v = (arguments[name][0] for name in ("q", "k", "v"))
     y, x = queries // q.shape[1], queries % q.shape[1]
     axes = [(axis, n, axis.margin(n)) for axis, n in zip(window.axes, k.shape[:2], strict=True)]
-    (see_h, offset_h), (see_w, offset_w) = (
-        tuple(table.to(q.device)[at] for table in axis.visible(n))
-        for (axis, n, _), at in zip(axes, (y, x), strict=True)
-    )
+    # Of the compared queries only: a sequence of 32,768 keys has tables of 8 GiB.
+    (see_h, offset_h), (see_w, offset_w) = (axis.visible(n, at) for (axis, n, _), at in zip(axes, (y, x), strict=True))
     margin_h, margin_w = (margin for _, _, margin in axes)
     k, v = (F.pad(m, (0, 0, 0, 0, margin_w, margin_w, margin_h, margin_h)) for m in (k, v))
 

@@ -1,6 +1,7 @@
 """Measure timm's halo networks before and after `accelerate`, layer by layer and whole, and HaloNet-H1 beside timm's.
 
     python -m kernels.bench.halonet --device cpu
+    python -m kernels.bench.halonet --device cuda --models halonet26t
 
 Layers run on what they are given in the network, at its own image size (256 pixels; 224 for haloregnetz_b); each must
 give timm's output and gradients before it is timed, and each network timm's logits. The two H1 have the same number of
@@ -34,12 +35,15 @@ Steps = dict[str, Callable[[], None]]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return exit status 0 if all outputs agree."""
-    parser = new_parser(__doc__, "float32")
+    parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--models", help=f"timm's networks, separated by commas (default: {','.join(NETWORKS)})")
     parser.add_argument("--batch", type=int, default=8, help="images per step (default: 8; H1: half of it)")
     args = parser.parse_args(argv)
     device = prepare(args, "halonet")
-    (dtype,) = choose("--dtype", args.dtype or "float32", DTYPES)
+    dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
+    if len(dtypes) > 1:
+        raise ValueError(f"--dtype takes one of {', '.join(DTYPES)} here; got {args.dtype}")
+    (dtype,) = dtypes
     names = choose("--models", args.models or ("halonet26t" if args.quick else ",".join(NETWORKS)), NETWORKS)
     batch = 2 if args.quick else args.batch
     report = Report(args.output, device, COLUMNS)

@@ -1,6 +1,7 @@
 """Measure the peak memory of forward and backward against the number of positions, for every backend.
 
     python -m kernels.bench.memory --device cpu
+    python -m kernels.bench.memory --device cuda --backend triton,tiled,gemm
 
 One image, 2 heads of 32 channels, kernel 7 (the first stage of NAT-Tiny on larger and larger maps). Counted is what
 torch's allocator hands out beyond the inputs: the output, what is kept for backward, gradients and scratch. The
@@ -18,7 +19,7 @@ from kernels.bench.measure import peak_bytes
 from kernels.bench.peers import Contender, gather, ours
 from kernels.bench.problems import Problem
 from kernels.bench.report import Report, fit_exponent
-from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
+from kernels.bench.script import DTYPES, choose, first_line, new_parser, prepare, run
 from visionattn_kernels import Window
 from visionattn_kernels.attention.dispatch import BACKENDS
 
@@ -86,8 +87,7 @@ def measure(contender: Contender, length: int, device: torch.device, dtype: torc
         forward_backward()  # plans and compiled kernels, which are made once, do not count
         return peak_bytes(forward_backward, device) / 2**20
     except Exception as failure:
-        reason = str(failure).strip().splitlines() or [type(failure).__name__]
-        print(f"{contender.name} cannot run {length}x{length}: {reason[0]}", file=sys.stderr)
+        print(f"{contender.name} cannot run {length}x{length}: {first_line(failure)}", file=sys.stderr)
         return None
 
 

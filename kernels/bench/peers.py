@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +16,14 @@ from torch import Tensor, nn
 from kernels.bench.measure import Run
 from kernels.bench.problems import HaloLayer, Problem
 from kernels.bench.report import package_version
+from kernels.bench.script import first_line
 from visionattn_kernels import Window, windowed_attention
+from visionattn_kernels.window import AxisWindow
 
 PEERS = ("gather", "flex", "sdpa-full", "sdpa-flash", "sdpa-cudnn", "natten", "timm")
 OURS = "visionattn"
 MAX_GATHERED_BYTES = 16 << 30
+"""Of the gathered keys and values and the gradients of both: the peer holds all four at once."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +62,30 @@ def ours(problem: Problem, backend: str | None = None) -> Contender:
     return Contender(backend or OURS, package_version(OURS), lambda: run, ours=True)
 
 
-def peers(problem: Problem, device: torch.device) -> Iterator[Contender]:
+def peers(problem: Problem, device: torch.device, dtype: torch.dtype) -> Iterator[Contender]:
     """Yield all other implementations on this device, and full attention, which computes more."""
     window, size, cuda = problem.window, problem.size, device.type == "cuda"
-    torch_version, natten_version = torch.__version__, package_version("natten")
+    torch_version = torch.__version__
     if isinstance(problem, HaloLayer):
         layer = problem
         if (timm_version := package_version("timm")) != "absent":
             yield Contender("timm", timm_version, lambda: timm_layer(layer, device))
         return
-    keys = window.kernel_size[0] * window.kernel_size[1]
-    gathered = problem.batch * size[0] * size[1] * problem.heads * problem.head_dim * keys * (2 if cuda else 4)
-    if window.boundary == "shift" and gathered <= MAX_GATHERED_BYTES:
+    if window.boundary == "shift" and gathered_bytes(problem, dtype) <= MAX_GATHERED_BYTES:
         yield Contender("gather", torch_version, lambda: gather(window, size, device))
     yield Contender("flex", torch_version, lambda: flex(window, size, device, problem.rpb), backward=cuda)
     if problem.rpb:
         return
     for name in ("sdpa-flash", "sdpa-cudnn") if cuda else ("sdpa-full",):
         yield Contender(name, torch_version, lambda name=name: full_attention(name), same_function=False)  # type: ignore[misc]
-    if window.boundary == "shift" and natten_version != "absent":
-        yield Contender("natten", natten_version + natten_kind(), lambda: natten(window), backward=cuda)
+    if window.boundary == "shift" and (natten_version := find_natten()) is not None:
+        yield Contender("natten", natten_version, lambda: natten(window), backward=cuda)
+
+
+def gathered_bytes(problem: Problem, dtype: torch.dtype) -> int:
+    """Count the bytes of gathered keys and values and of the gradients of both."""
+    elements = problem.batch * math.prod(problem.size) * problem.heads * problem.head_dim
+    return 4 * elements * math.prod(problem.window.kernel_size) * dtype.itemsize
 
 
 @lru_cache(maxsize=64)
@@ -100,24 +109,37 @@ def gather(window: Window, size: tuple[int, int], device: torch.device) -> Run:
 
 
 def flex(window: Window, size: tuple[int, int], device: torch.device, rpb: bool) -> Run:
-    """Return compiled `flex_attention` on row-major tokens: window as block mask, bias as score modification."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    """Return compiled `flex_attention` on row-major tokens: window as block mask, bias as score modification.
 
-    (see_h, offset_h), (see_w, offset_w) = (
-        tuple(x.to(device) for x in axis.visible(n)) for axis, n in zip(window.axes, size, strict=True)
-    )
-    height, width = size
+    Both are arithmetic alone, without tables in memory.
+    """
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    from visionattn_kernels.attention.flex import make_block_mask
+
+    (rows, columns), (height, width) = window.axes, size
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return see_h[query // width, key // width] & see_w[query % width, key % width]
+        in_rows, _ = relate(rows, height, query // width, key // width)
+        in_columns, _ = relate(columns, width, query % width, key % width)
+        return in_rows & in_columns
 
-    length = height * width
-    block_mask = create_block_mask(mask, None, None, length, length, device=device.type)
+    blocks = make_block_mask(window, size, device)  # in steps; torch's own holds all pairs of positions at once
+    block_mask = BlockMask.from_kv_blocks(
+        blocks.kv_num_blocks,
+        blocks.kv_indices,
+        blocks.full_kv_num_blocks,
+        blocks.full_kv_indices,
+        BLOCK_SIZE=blocks.BLOCK_SIZE,
+        mask_mod=mask,
+        seq_lengths=blocks.seq_lengths,
+    )
 
     def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None) -> Tensor:
         def add_bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             assert table is not None
-            row, column = offset_h[query // width, key // width], offset_w[query % width, key % width]
+            _, row = relate(rows, height, query // width, key // width)
+            _, column = relate(columns, width, query % width, key % width)
             return score + table[head, row, column]
 
         out = flex_attention(q, k, v, score_mod=add_bias if rpb else None, block_mask=block_mask)
@@ -132,6 +154,20 @@ def flex(window: Window, size: tuple[int, int], device: torch.device, rpb: bool)
         return compiled(q, k, v, table).transpose(1, 2).unflatten(1, size)
 
     return run
+
+
+def relate(axis: AxisWindow, length: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whether queries see keys on an axis with a query at each position, and the entries of relative tables."""
+    if axis.dilation == 1:
+        start, stop = axis.interval(query, torch.full_like(query, length))
+        same_group = key >= 0
+    else:
+        group = query % axis.dilation
+        same_group = key % axis.dilation == group
+        query, key = query // axis.dilation, key // axis.dilation
+        start, stop = axis.interval(query, (length - group + axis.dilation - 1) // axis.dilation)
+    offset = (key - query + axis.kernel_size - 1).clamp(0, 2 * axis.kernel_size - 2)
+    return same_group & (key >= start) & (key < stop), offset
 
 
 def full_attention(name: str) -> Run:
@@ -153,10 +189,18 @@ def full_attention(name: str) -> Run:
     return run
 
 
-def natten_kind() -> str:
-    """Return a note if the installed NATTEN lacks its compiled kernels, else ""."""
-    found = getattr(importlib.import_module("natten"), "HAS_LIBNATTEN", False)
-    return "" if found else " (no libnatten)"
+@lru_cache(maxsize=1)
+def find_natten() -> str | None:
+    """Return NATTEN's version, with a note if it lacks its kernels; None if it cannot be imported, with a message."""
+    found = package_version("natten")
+    if found == "absent":
+        return None
+    try:
+        module = importlib.import_module("natten")
+    except Exception as failure:  # such as a library of another torch
+        print(f"natten {found} cannot be imported and is left out: {first_line(failure)}", file=sys.stderr)
+        return None
+    return found if getattr(module, "HAS_LIBNATTEN", False) else f"{found} (no libnatten)"
 
 
 def natten(window: Window) -> Run:

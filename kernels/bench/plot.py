@@ -32,14 +32,15 @@ STYLES = dict(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw an image beside every result file of a kind that has one."""
+    """Draw an image beside every result file of a kind that has one, unless nothing is compared in it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     for path in sorted(args.results.glob("*.csv")):
         draw = {"attention": draw_attention, "memory": draw_memory}.get(path.stem.partition("-")[0])
-        if draw is not None:
-            print(f"wrote {draw(read_rows(path), path.with_suffix('.png'))}")
+        rows = read_rows(path)
+        if draw is not None and len({row.get("contender") for row in rows}) > 1:
+            print(f"wrote {draw(rows, path.with_suffix('.png'))}")
     return 0
 
 

@@ -54,6 +54,9 @@ def prepare(args: argparse.Namespace, what: str) -> torch.device:
         raise ValueError(f"--output must end with .csv; got {args.output}")
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
+    else:
+        # Convolutions in float32 are TF32 by default, whose error is larger than the bounds of the comparisons.
+        torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     return torch.device(args.device)
 
@@ -79,6 +82,11 @@ def choose(option: str, value: str, known: Iterable[str]) -> list[str]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{option} takes any of {', '.join(known)}; got {name!r}{hint}")
     return names
+
+
+def first_line(failure: Exception) -> str:
+    """Return the first line of a message, or the kind of the failure if it has none."""
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
 
 
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:

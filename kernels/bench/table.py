@@ -173,7 +173,7 @@ def memory_table(rows: Rows) -> str:
 def models_table(rows: Rows) -> str:
     """Return a line per model and direction: images per second, and published figures beside them."""
     lines = []
-    for (model, batch, direction), cells in group(rows, "model", "batch", "direction").items():
+    for (model, batch, direction, compiled), cells in group(rows, "model", "batch", "direction", "compile").items():
         found = cells.get("gather")
         ratio = f"{float(found['ratio_to_ours']):.1f}×" if found else "–"
         speeds = [number(cells[name]["images_per_second"]) if name in cells else "–" for name in (OURS, "gather")]
@@ -181,7 +181,8 @@ def models_table(rows: Rows) -> str:
         cited = ", ".join(f"{row['contender']} {row['value']}" for row in theirs)
         cited += f" ({theirs[0]['hardware']}, {theirs[0]['dtype']}; {theirs[0]['source']})" if theirs else "–"
         peak = number(cells[OURS]["peak_mb"])
-        lines.append([f"{model} B{batch}", direction, *speeds, ratio, peak, cited])
+        name = f"{model} B{batch}{', compiled' if compiled == 'True' else ''}"
+        lines.append([name, direction, *speeds, ratio, peak, cited])
     header = ["model", "direction", "ours (img/s)", "gather (img/s)", "ours is faster", "ours, peak MiB", "published"]
     return markdown(header, lines, text=2)
 

@@ -15,7 +15,10 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Return versions, hardware, command and git revision of a measured number."""
     return {
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")},
+        | {
+            name: package_version(name)
+            for name in ("visionattn", "torch", "torchvision", "timm", "lightning", "natten")
+        },
         "hardware": hardware(device),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_revision": _git_revision(),
@@ -30,7 +33,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {"device": str(device), "name": _cpu_name(), "threads": torch.get_num_threads()}
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

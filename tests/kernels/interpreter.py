@@ -3,11 +3,12 @@
 import numpy as np
 
 from visionattn_kernels.attention import triton as backend
+from visionattn_kernels.attention.devices import TRITON_INSTALLED
 
 
 def find_reason() -> str | None:
     """Return why it cannot, None if it can."""
-    if not backend.INSTALLED:
+    if not TRITON_INSTALLED:
         return "triton is not installed"
     import triton
 

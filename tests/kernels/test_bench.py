@@ -122,6 +122,21 @@ def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
     assert "logits of nat_pico differ" in capsys.readouterr().err
 
 
+def test_model_that_fails_does_not_stop_the_others(bench, tmp_path, monkeypatch, capsys):
+    real = bench.models.training_step
+
+    def make_step(model, *args):
+        return (lambda: 1 / 0) if hasattr(model, "forward_branches") else real(model, *args)
+
+    monkeypatch.setattr(bench.models, "training_step", make_step)
+    output = tmp_path / "models-cpu.csv"
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--alone", "--output", str(output)]
+    assert bench.models.main([*arguments, "--models", "dcal_vit_pico,nat_pico"]) == 1
+    rows = [(row["model"], row["direction"]) for row in bench.report.read_rows(output)]
+    assert rows == [("dcal_vit_pico", "inference"), ("nat_pico", "inference"), ("nat_pico", "training")]
+    assert "error: dcal_vit_pico, training, fails: division by zero" in capsys.readouterr().err
+
+
 def test_halonet_rows(bench, results):
     rows = bench.report.read_rows(results / "halonet-cpu.csv")
     assert list(rows[0]) == ["device", "hardware", "threads", *bench.halonet.COLUMNS]
@@ -228,6 +243,7 @@ def test_commands_whose_start_is_measured_are_there(bench):
         ("memory", ["--output", "rows.json"], "--output must end with .csv; got rows.json"),
         ("memory", ["--backend", ","], "--backend names nothing"),
         ("models", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
+        ("halonet", ["--dtype", "float32,float16"], "--dtype takes one of .* here; got float32,float16"),
         ("halonet", ["--models", "halonet26"], "--models takes any of .*; did you mean 'halonet26t'"),
         ("terminator", ["--modes", "default,compact"], "--modes takes any of .*; did you mean 'compat'"),
         ("terminator", ["--batch", "0"], "--batch must be at least 1; got 0"),
@@ -286,14 +302,19 @@ def test_summary_is_the_geometric_mean_of_stages_1_to_3(bench):
 
 def test_published_figures_stand_beside_ours_and_enter_no_ratio(bench):
     common = {"dtype": "bfloat16", "peak_mb": "1"}
-    model = {"model": "nat_tiny", "batch": "128", "direction": "inference", **common}
+    model = {"model": "nat_tiny", "batch": "128", "direction": "inference", "compile": "False", **common}
+    ours = {"contender": "visionattn", "ratio_to_ours": "1"}
     rows = [
-        {**model, "contender": "visionattn", "images_per_second": "600", "ratio_to_ours": "1"},
+        {**model, **ours, "images_per_second": "600"},
         {**model, "contender": "gather", "images_per_second": "200", "ratio_to_ours": "3"},
+        {**model, **ours, "images_per_second": "900", "compile": "True"},
     ]
-    line = bench.table.models_table(rows).splitlines()[-1]
-    assert line.startswith("| nat_tiny B128 | inference | 600 | 200 | 3.0× | 1 |")
-    assert "naive kernel 2167, fused kernel 2772 (A100, float16; FNA, arXiv 2403.04690)" in line
+    eager, compiled = bench.table.models_table(rows).splitlines()[-2:]
+    assert eager.startswith("| nat_tiny B128 | inference | 600 | 200 | 3.0× | 1 |")
+    assert compiled.startswith("| nat_tiny B128, compiled | inference | 900 | – | – | 1 |")
+    cited = "naive kernel 2167, fused kernel 2772 (A100, float16; FNA, arXiv 2403.04690)"
+    assert cited in eager
+    assert cited in compiled
     attention = {"problem": "na2d B1 256x256 h24 c128 w80", "direction": "forward", **common}
     ours = {"contender": "visionattn", "median_ms": "20", "fraction_of_floor": "0.5", "ratio_to_ours": "1"}
     text = bench.table.attention_tables([{**attention, **ours}])
@@ -305,7 +326,7 @@ def test_published_figures_belong_to_problems_that_are_measured(bench):
     problems = bench.problems.attention_problems(torch.device("cuda"), None, False)
     names = [problem.name for problem in problems]
     assert len(set(names)) == len(names)
-    models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"].split(",")]
+    models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"]]
     rows = bench.report.read_rows(bench.report.PUBLISHED)
     assert {row["problem"] for row in rows} <= {*names, *models}
     assert all(row["source"] and row["hardware"] for row in rows)

@@ -1,9 +1,11 @@
 """The flex backend against the reference: what compiles on a CPU (forward alone), and what it refuses."""
 
+import inspect
 import shutil
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from visionattn_kernels import Window, windowed_attention
@@ -100,9 +102,7 @@ def test_block_mask_is_that_of_every_pair(
 ) -> None:
     """Made in steps of bounded memory, it equals torch's, made from all pairs at once, and the window's definition."""
     monkeypatch.setattr(flex, "PAIRS_PER_STEP", 1)
-    flex.make_block_mask.cache_clear()
-    ours = flex.make_block_mask(window, size, torch.device("cpu"))
-    flex.make_block_mask.cache_clear()
+    ours = inspect.unwrap(flex.make_block_mask)(window, size, torch.device("cpu"))
     (height, width), keys = window.num_queries(size), size[0] * size[1]
     theirs = create_block_mask(ours.mask_mod, None, None, height * width, keys, device="cpu")
     assert torch.equal(ours.to_dense(), theirs.to_dense())
@@ -118,6 +118,27 @@ def test_block_masks_are_cached() -> None:
     device = torch.device("cpu")
     first = flex.make_block_mask(Window.neighborhood(3), (5, 6), device)
     assert flex.make_block_mask(Window.neighborhood(3), (5, 6), device) is first
+
+
+def test_compiled_graph_takes_its_tables_for_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a graph that made them would copy them from the host in every call."""
+    monkeypatch.setattr(flex, "can_run", lambda _: None)
+    held: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        held.extend(node.name for node in graph.graph.nodes)
+        return graph
+
+    @torch.compile(backend=compiler, fullgraph=True)
+    def attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor, backend: str) -> object:
+        return windowed_attention(q, k, v, window, rpb=rpb, backend=backend)
+
+    window = Window.neighborhood(3)
+    x = [t.detach() for t in make_inputs(window, (6, 5), batch=1, rpb=True, dtype=torch.float32).values()]
+    ours = attend(*x, "flex")
+    assert "flex_attention" in held
+    assert not {"arange", "searchsorted", "argsort"} & set(held)
+    torch.testing.assert_close(ours, attend(*x, "reference"))
 
 
 ZERO = Window.halo(4, 1, "zero")

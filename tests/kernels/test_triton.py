@@ -1,12 +1,9 @@
 """The Triton kernels: at small sizes in the interpreter, and with `-m gpu` on a GPU in every dtype."""
 
-import json
 import os
-import random
 import subprocess
 import sys
 import textwrap
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,21 @@ import torch
 from torch import Tensor
 
 import visionattn_kernels as vk
+from kernels.bench.report import read_rows
 from tests.kernels.interpreter import NOT_INTERPRETED
 from tests.kernels.reach import assert_reaches_who_sees
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.attention import triton as backend
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.attention.triton import plan
 from visionattn_kernels.testing import (
     assert_matches_reference,
     make_inputs,
     run_with_gradients,
 )
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from visionattn_kernels.attention.triton import blocks, tuning  # noqa: E402
+from visionattn_kernels.attention.triton import blocks, tuning
 
 interpreted = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -272,13 +269,14 @@ def test_cpu_problem_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> N
     problem = problem_of(dtype=torch.float32)
     monkeypatch.setattr(backend, "INTERPRETED", False)
     assert "TRITON_INTERPRET=1 is not set" in str(backend.can_run(problem))
-    monkeypatch.setattr(backend, "INSTALLED", False)
+    monkeypatch.setattr(backend, "TRITON_INSTALLED", False)
     assert backend.can_run(problem) == "triton is not installed"
 
 
 def run_python(*arguments: str) -> str:
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    command, root = [sys.executable, *arguments], Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -294,70 +292,16 @@ def test_package_imports_without_triton() -> None:
     assert "triton: cannot run: triton is not installed" in run_python("-c", textwrap.dedent(program))
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [("80", "float32"), ("90", "bfloat16")])
-def test_kernels_compile_for_gpus(capability: str, dtype: str) -> None:
+@pytest.mark.parametrize(("arch", "dtype"), [("sm_80", "float32"), ("sm_90", "bfloat16")])
+def test_kernels_compile_for_gpus(arch: str, dtype: str, tmp_path: Path) -> None:
     """No GPU is needed for that; what the interpreter takes, the compiler may refuse."""
-    script = Path(__file__).with_name("compile_triton.py")
-    lines = [line.split() for line in run_python(str(script), capability, dtype).splitlines()]
-    assert {name for name, _ in lines} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
-    spilled = {name: int(stack) for name, stack in lines if int(stack) > 1024}
-    assert not spilled
-
-
-def test_default_tile_is_the_first_that_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_chosen", {})
-    launched: list[plan.Tile] = []
-
-    def launch(tile: plan.Tile) -> None:
-        launched.append(tile)
-        if tile.num_stages > 1:
-            raise triton.OutOfResources(300_000, 200_000, "shared memory")
-
-    problem = problem_of(dtype=torch.float32)
-    tuning.run("forward", problem, launch)
-    assert launched[-1].num_stages == 1
-    assert len(launched) > 1
-    tuning.run("forward", problem, launch)
-    assert launched[-1] == launched[-2]
-
-
-def test_chosen_tiles_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest choice is dropped and made again when its problem returns."""
-    tile, batches = plan.Tile((4, 4), (4, 4), 1, 1), list[int]()
-
-    def choose(kind: str, problem: Problem, launch: tuning.Launch, biases: tuple[bool, ...]) -> plan.Tile:
-        batches.append(len(problem.q))
-        return tile
-
-    monkeypatch.setattr(tuning, "_chosen", OrderedDict())
-    monkeypatch.setattr(tuning, "MAX_CHOSEN", 2)
-    monkeypatch.setattr(tuning, "_choose", choose)
-    for batch in (1, 2, 3, 2, 3, 1):
-        tuning.run("forward", problem_of(dtype=torch.float32, batch=batch), lambda tile: None)
-    assert batches == [1, 2, 3, 1]
-    assert len(tuning._chosen) == 2
-
-
-def test_measured_tiles_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "cache"))
-    defaults = tuning.default_tiles("forward", Window.neighborhood(7), (28, 28), 32, 2)
-    rng, timed = random.Random(0), dict[plan.Tile, float]()
-
-    def measure(launch: tuning.Launch, tile: plan.Tile) -> float:
-        timed[tile] = rng.random()
-        return timed[tile]
-
-    monkeypatch.setattr(tuning, "_measure", measure)
-    best = tuning._tuned("a problem", defaults, lambda tile: None)
-    assert best == min(timed, key=lambda tile: timed[tile])
-    assert set(defaults) <= set(timed)
-    timed.clear()
-    assert tuning._tuned("a problem", defaults, lambda tile: None) == best
-    assert not timed
-    tuning._tuned("another", defaults, lambda tile: None)
-    assert set(json.loads(tuning.cache_file().read_text())) == {"a problem", "another"}
-    tuning.cache_file().write_text("{")
-    assert tuning._tuned("a problem", defaults, lambda tile: None) in timed
+    options = ["--only", "every-bias", "--arch", arch, "--dtype", dtype, "--precision", "tf32"]
+    run_python("-m", "kernels.bench.compile_report", *options, "--output", str(tmp_path / "compile.csv"))
+    rows = read_rows(tmp_path / "compile.csv")
+    assert {row["kernel"] for row in rows} == {"attend", "by_query", "by_key", "by_offset", "by_token"}
+    assert not [row["error"] for row in rows if row["error"]]
+    assert not {row["kernel"]: row["stack"] for row in rows if int(row["stack"]) > 1024}
+    assert all("MMA" in row["core"] for row in rows)
 
 
 gpu = pytest.mark.gpu

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.attention import gemm, native, plain, reference, tiled
+from visionattn_kernels.attention.devices import describe_device
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.operators import NO_FORWARD_MODE
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
@@ -199,7 +200,7 @@ def find_order(problem: Problem) -> Order:
 
 def explain(problem: Problem, backend: str | None = None) -> str:
     """Return one line per backend, in order of preference: the one that would run, and why the others would not."""
-    rule = find_order(problem).describe(problem.q.device.type if problem.q.device.type in ORDER else OTHER)
+    rule = find_order(problem).describe(describe_device(problem.q.device))
     order, lines, chosen = _order(problem), [], None
     for name in [*order, *(name for name in BACKENDS if name not in order)]:
         summary = BACKENDS[name].summary

@@ -1,13 +1,14 @@
 """Torch's `flex_attention`, compiled, with a block mask made of the same window.
 
 Queries and keys are flattened to sequences. Blocks of 128 x 128 in which no query sees a key are skipped; inside the
-others the window's rule is evaluated per element. Needs torch's compiler and what that needs: Triton on CUDA, a C++
-compiler on CPUs, where there is no backward.
+others the window's rule is evaluated per element. Needs torch's compiler and what that needs: Triton and compute
+capability 8.0 on CUDA, a C++ compiler on CPUs, where there is no backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -16,14 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from visionattn_kernels.attention.devices import find_cpp_compiler, refuse_triton
 from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.device_tables import device_tables
+from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.selected import find_spoilt
-from visionattn_kernels.tracing import is_transformed, outside_modes
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisTables, AxisWindow, Window, tabulate_axis
+from visionattn_kernels.tracing import is_transformed
+from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
 
 BLOCK = 128
 PAIRS_PER_STEP = 1 << 24  # of queries and keys, while the block mask is made
 MAX_COMPILED = 256  # kinds of arguments
+LISTS = tuple(f"{kind}_{what}" for kind in ("kv", "full_kv", "q", "full_q") for what in ("num_blocks", "indices"))
 SMALLEST_DIM_CUDA = 16
 
 Modifier = Callable[..., Tensor]
@@ -48,9 +53,13 @@ def can_run(problem: Problem) -> str | None:
             return "it has no gradient on CPUs"
         if torch.compiler.is_compiling():
             return "it does not compile as a part of another graph on CPUs"
-        return "it gives no log-sum-exp on CPUs" if p.need_lse else None
+        if p.need_lse:
+            return "it gives no log-sum-exp on CPUs"
+        return None if find_cpp_compiler() else "torch's compiler finds no C++ compiler: install one or set $CXX"
     if device != "cuda":
         return f"it runs on CPUs and CUDA devices, and the maps are on {p.q.device}"
+    if reason := refuse_triton(p.q.device):
+        return f"torch's compiler needs Triton: {reason}"
     if min(p.q.shape[-1], p.v.shape[-1]) < SMALLEST_DIM_CUDA:
         return f"head_dim and v_dim must be >= {SMALLEST_DIM_CUDA} on CUDA; got {p.q.shape[-1]} and {p.v.shape[-1]}"
     if p.rpb is not None and p.needs_grad and torch.are_deterministic_algorithms_enabled():
@@ -65,7 +74,7 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     given = p.tensors if torch.is_grad_enabled() else {name: x.detach() for name, x in p.tensors.items()}
     # Torch multiplies by zeros, and on CPUs drops scores of NaN: its kernels get neither, and what saw them is marked.
     spoilt = {name: find_spoilt(given[name]) for name in "qkv"}
-    spoilt["out"] = spoilt["q"] | _see_any(spoilt["k"] | spoilt["v"], p.window)
+    spoilt["out"] = spoilt["q"] | _see_any(spoilt["k"] | spoilt["v"], *where)
     q, k, v = (given[name].masked_fill(spoilt[name][..., None], 0).flatten(1, 2).transpose(1, 2) for name in "qkv")
     score_mod = _add_bias(given["rpb"], *where) if "rpb" in given else None
     if torch.compiler.is_compiling():
@@ -81,12 +90,9 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
     return out, lse
 
 
-def _see_any(marked: Tensor, window: Window) -> Tensor:
+def _see_any(marked: Tensor, window: Window, size: tuple[int, int], device: torch.device) -> Tensor:
     """Return which queries `[B, Q_h, Q_w, heads]` see any of the marked keys `[B, H, W, heads]`."""
-    see_h, see_w = (
-        axis.visible(length)[0].to(marked.device, torch.float32)
-        for axis, length in zip(window.axes, marked.shape[1:3], strict=True)
-    )
+    see_h, see_w = (tables[3] for tables in _tabulate(window, size, device))
     return torch.einsum("yi,bijn,xj->byxn", see_h, marked.to(see_h.dtype), see_w) > 0
 
 
@@ -105,11 +111,40 @@ def _compile(*key: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+def _tabulate(window: Window, size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    """Return `start`, `stop` and `index` of `AxisTables` and `[Q, L]` visible keys, for rows and columns."""
+    return _constant_tables(tuple(window.to_ints()), size, device)[:2]
+
+
+@graph_constant
+def _constant_tables(window: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    """Return the tables of rows, of columns, and `LISTS`, as plain tuples, which are constants to the compiler."""
+    return _cached_tables(window, size, device)
+
+
+@device_tables
+def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
+    window = Window.from_ints(ints)
+    found: list[tuple[Tensor, ...]] = []
+    for axis, length in zip(window.axes, size, strict=True):
+        tables = tabulate_axis(axis, length, device)
+        visible = axis.visible(length)[0].to(device, torch.float32)
+        found.append((tables.start, tables.stop, tables.index, visible))
+    return [*found, _list_pairs(window, size, found)]
+
+
+@device_tables
 def make_block_mask(window: Window, size: tuple[int, int], device: torch.device) -> BlockMask:
     """Return the blocks of queries and keys that hold pairs of the window, with the rule inside them; cached."""
-    mask = _see(window, size, device)
+    *axes, blocks = _constant_tables(tuple(window.to_ints()), size, device)
+    lists: dict[str, Any] = dict(zip(LISTS, blocks, strict=True))
+    lengths = math.prod(window.num_queries(size)), math.prod(size)
+    return BlockMask(lengths, **lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_see(window, size, axes))
+
+
+def _list_pairs(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return `LISTS`: how many blocks are seen in part or in full by each block on the other side, and which."""
+    mask, device = _see(window, size, axes), axes[0][0].device
     (height, width), keys = window.num_queries(size), size[0] * size[1]
     queries, blocks = height * width, -(-keys // BLOCK)
     key = torch.arange(blocks * BLOCK, device=device)
@@ -124,9 +159,8 @@ def make_block_mask(window: Window, size: tuple[int, int], device: torch.device)
         every.append(seen.all(-1).all(1))
     full = torch.cat(every)
     partial = torch.cat(some) & ~full
-    return BlockMask.from_kv_blocks(
-        *_list_blocks(partial), *_list_blocks(full), BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(queries, keys)
-    )
+    lists = BlockMask.from_kv_blocks(*_list_blocks(partial), *_list_blocks(full), BLOCK, seq_lengths=(queries, keys))
+    return tuple(getattr(lists, name) for name in LISTS)
 
 
 def _list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,10 +169,9 @@ def _list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
-def _see(window: Window, size: tuple[int, int], device: torch.device) -> Modifier:
+def _see(window: Window, size: tuple[int, int], axes: Sequence[tuple[Tensor, ...]]) -> Modifier:
     """Return the window's rule in flex attention's form."""
-    (rows, columns), (height, width) = window.axes, size
-    tables_h, tables_w = (tabulate_axis(axis, n, device) for axis, n in ((rows, height), (columns, width)))
+    (rows, columns), (_, width), (tables_h, tables_w) = window.axes, size, axes
     queries_w = window.num_queries(size)[1]
 
     def see(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -148,16 +181,16 @@ def _see(window: Window, size: tuple[int, int], device: torch.device) -> Modifie
     return see
 
 
-def _see_axis(axis: AxisWindow, tables: AxisTables, query: Tensor, key: Tensor) -> Tensor:
-    member = key // axis.dilation
+def _see_axis(axis: AxisWindow, tables: tuple[Tensor, ...], query: Tensor, key: Tensor) -> Tensor:
+    (start, stop, *_), member = tables, key // axis.dilation
     same_group = (key - query * axis.query_stride) % axis.dilation == 0
-    return same_group & (member >= tables.start[query]) & (member < tables.stop[query])
+    return same_group & (member >= start[query]) & (member < stop[query])
 
 
 def _add_bias(rpb: Tensor, window: Window, size: tuple[int, int], device: torch.device) -> Modifier:
     """Return the relative bias in flex attention's form."""
-    (rows, columns), (height, width) = window.axes, size
-    index_h, index_w = (tabulate_axis(axis, n, device).index for axis, n in ((rows, height), (columns, width)))
+    (rows, columns), (_, width) = window.axes, size
+    index_h, index_w = (tables[2] for tables in _tabulate(window, size, device))
     queries_w = window.num_queries(size)[1]
 
     def add(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -9,18 +9,18 @@ Shape letters: n heads, T tiles of an axis, q queries and k keys of a tile, c ch
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.graph_constants import graph_constant
 from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.selected import products, sums
-from visionattn_kernels.tracing import outside_modes, without_autocast
-from visionattn_kernels.window import MAX_CACHED_PLANS, Window, choose_tile, tile_axis
+from visionattn_kernels.tracing import without_autocast
+from visionattn_kernels.window import Window, choose_tile, tile_axis
 
 
 class _Axis(NamedTuple):
@@ -75,8 +75,7 @@ def _tabulate(window: tuple[int, ...], size: tuple[int, int], device: torch.devi
     return _cached_tables(window, size, device)
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def _cached_tables(ints: tuple[int, ...], size: tuple[int, int], device: torch.device) -> list[tuple[Tensor, ...]]:
     found, window = [], Window.from_ints(ints)
     for axis, length, tile in zip(window.axes, size, choose_tile(window, size), strict=True):

@@ -21,17 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.operators import Call, accumulation_dtype, define_operator
 from visionattn_kernels.selected import sum_seen, until_clean
-from visionattn_kernels.tracing import outside_modes
-from visionattn_kernels.window import MAX_CACHED_PLANS, TiledMap, TilePlan, Window, choose_tile, plan_tiles
+from visionattn_kernels.window import TiledMap, TilePlan, Window, choose_tile, plan_tiles
 from visionattn_kernels.window.tiles import slices
 
 Size = tuple[int, int]
@@ -58,8 +57,7 @@ class _Layout:
     complete: bool
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def _lay_out(window: Window, size: Size, device: torch.device) -> _Layout:
     plan = plan_tiles(window, size, choose_tile(window, size), device)
     visible = plan.visible.unflatten(-1, plan.size[1])

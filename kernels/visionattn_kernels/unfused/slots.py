@@ -6,15 +6,13 @@ Plain differentiable torch, to any order.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.operators import accumulation_dtype
-from visionattn_kernels.tracing import outside_modes
-from visionattn_kernels.window import MAX_CACHED_PLANS, AxisWindow, Window
+from visionattn_kernels.window import AxisWindow, Window
 
 
 def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -31,7 +29,7 @@ def tabulate_slots(axis: AxisWindow, length: int, device: torch.device) -> tuple
     return offset.to(device), (key < stop[:, None]).to(device)
 
 
-_cached_slots = lru_cache(maxsize=MAX_CACHED_PLANS)(outside_modes(tabulate_slots))
+_cached_slots = device_tables(tabulate_slots)
 
 
 def is_complete(axis: AxisWindow, length: int) -> bool:

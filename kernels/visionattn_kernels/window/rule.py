@@ -92,17 +92,24 @@ class AxisWindow:
             return 0
         return (self.kernel_size + self.stride) * self.dilation
 
-    def visible(self, length: int) -> tuple[Tensor, Tensor]:
+    def visible(self, length: int, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Write the rule out.
+
+        Args:
+            length: Number of keys on the axis.
+            queries: `[Q]` the queries of interest, on the device of the result; all, on the CPU, if None.
 
         Returns:
             `visible [Q, P]`, whether query Q takes part with the key at position P - margin, and `offset [Q, P]`, the
             entry `(key - query) / dilation + kernel_size - 1` of a relative table (meaningful where visible).
         """
-        group, index, group_length = (x[:, None] for x in self.groups(length))
+        tables = self.groups(length)
+        if queries is not None:
+            tables = tuple(x.to(queries.device)[queries] for x in tables)  # type: ignore[assignment]
+        group, index, group_length = (x[:, None] for x in tables)
         start, stop = self.interval(index, group_length)
         margin = self.margin(length)
-        distance = torch.arange(-margin, length + margin, device="cpu") - group
+        distance = torch.arange(-margin, length + margin, device=group.device) - group
         key = distance.div(self.dilation, rounding_mode="floor")
         visible = (distance % self.dilation == 0) & (key >= start) & (key < stop)
         return visible, (key - index + self.kernel_size - 1).clamp(0, 2 * self.kernel_size - 2)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from visionattn_kernels.tracing import outside_modes
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.window.rule import AxisWindow
-
-MAX_CACHED_PLANS = 64
-"""Tables and tile plans that are kept; a plan takes about 16 bytes per query and key slot (0.4 MB for 56x56, k 7)."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,7 @@ class AxisTables:
     query_stop: Tensor
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def tabulate_axis(axis: AxisWindow, length: int, device: torch.device) -> AxisTables:
     """Return the tables of an axis of `length` keys, int32 on `device`; cached."""
     group, index, group_length = axis.groups(length)

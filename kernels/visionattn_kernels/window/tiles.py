@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.tracing import outside_modes
 from visionattn_kernels.window.rule import AxisWindow, Window
-from visionattn_kernels.window.tables import MAX_CACHED_PLANS
 
 Size = tuple[int, int]
 
@@ -102,10 +102,9 @@ class TilePlan:
     bag_start: Tensor
 
 
-@lru_cache(maxsize=MAX_CACHED_PLANS)
-@outside_modes
+@device_tables
 def plan_tiles(window: Window, size: Size, tile: Size, device: torch.device) -> TilePlan:
-    """Cut a key map of `size` into tiles of at most `tile` queries; cached, see `MAX_CACHED_PLANS`."""
+    """Cut a key map of `size` into tiles of at most `tile` queries; cached, see `device_tables`."""
     rows, columns = (tile_axis(*args) for args in zip(window.axes, size, tile, strict=True))
     num_queries = window.num_queries(size)
     query = _combine(rows.query * num_queries[1], columns.query).flatten(2).flatten(0, 1)

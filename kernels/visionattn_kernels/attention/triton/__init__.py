@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from visionattn_kernels.attention.devices import TRITON_INSTALLED, refuse_triton
 from visionattn_kernels.attention.fused import register
 from visionattn_kernels.attention.problem import Problem
 
 MAX_HEAD_DIM = 256
-INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -29,13 +28,12 @@ def can_run(problem: Problem) -> str | None:
     head_dim = max(problem.q.shape[-1], problem.v.shape[-1])
     if head_dim > MAX_HEAD_DIM:
         return f"head_dim {head_dim} exceeds {MAX_HEAD_DIM}"
-    if not INSTALLED:
-        return "triton is not installed"
     if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        return None if gpu.major >= 8 else f"compute capability {gpu.major}.{gpu.minor} is below 8.0"
+        return refuse_triton(device)
     if device.type != "cpu":
         return f"device {device.type} is not cuda"
+    if not TRITON_INSTALLED:
+        return "triton is not installed"
     if not INTERPRETED:
         return "on the CPU it only runs in Triton's interpreter, for tests; TRITON_INTERPRET=1 is not set"
     return None

@@ -1,11 +1,14 @@
-"""Parts that the kernels share: arguments, addresses, the window rule and the biases, for one tile of a map.
+"""Parts that the kernels share: arguments, places, the queries of a tile, scores and biases.
 
-Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table. Positions are
-turned into 64-bit offsets before they meet a stride: a map may hold more than 2^31 numbers.
+Shape letters: M queries of a tile, N keys of a tile, both row by row; R entries of a relative table.
+
+Scores are kept without the scale: `q.k + bias / scale`, where a pair is masked minus infinity. All that is not the
+product is where it starts from, so it costs no operation; the scale and the base of the exponent are one factor.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,29 +17,54 @@ import triton.language as tl
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
-from visionattn_kernels.attention.triton.plan import Axis
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, as_tokens, load_scattered, load_vectors
+from visionattn_kernels.attention.triton.precision import product_precision
+from visionattn_kernels.attention.triton.rule import (
+    Axis,
+    Group,
+    Span,
+    Strip,
+    as_axis,
+    interval,
+    interval_of_queries,
+    key_strip,
+    partly,
+    query_strip,
+)
 
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
-class Map(NamedTuple):
-    """A heads-last tensor for a kernel: strides, and channels, which are neighbours in memory and padded to a block."""
-
-    data: Any
-    batch: int
-    row: int
-    column: int
-    head: int
-    dim: tl.constexpr
-    block: tl.constexpr
+LEAST_SCALE = 1e-6
+"""Smaller scales, zero, and those above its inverse are multiplied into the queries; of negative ones the sign."""
 
 
 class Sizes(NamedTuple):
-    """Further sizes: images, heads, height and width of the query map, and tokens that every query sees."""
+    """Sizes for which kernels are not compiled again: images, heads, both maps, extra tokens, tiles on each axis."""
 
     batch: int
     heads: int
-    height: int
-    width: int
+    queries_h: int
+    queries_w: int
+    keys_h: int
+    keys_w: int
     num_extra: int
+    tiles_h: int = 1
+    tiles_w: int = 1
+
+    def cut(self, given: Given, tile: tuple[int, int], by_key: bool) -> Sizes:
+        """Return the same with numbers of tiles: of keys, or of queries."""
+        axes, keys, queries = (given.rows, given.columns), (self.keys_h, self.keys_w), (self.queries_h, self.queries_w)
+        lengths, groups = (keys, [x.dilation for x in axes]) if by_key else (queries, [x.step for x in axes])
+        tiles_h, tiles_w = (
+            count * triton.cdiv(triton.cdiv(length, count), size)
+            for count, length, size in zip(groups, lengths, tile, strict=True)
+        )
+        return self._replace(tiles_h=tiles_h, tiles_w=tiles_w)
+
+    def grid(self) -> tuple[int]:
+        """Return one program per tile, head and image."""
+        return (self.batch * self.tiles_h * self.tiles_w * self.heads,)
 
 
 class Given(NamedTuple):
@@ -45,12 +73,14 @@ class Given(NamedTuple):
     Attributes:
         q, k, v: Heads-last maps.
         extra_k, extra_v: Tokens, as maps of one column.
-        rpb, rel_h, rel_w: Contiguous `[heads, R_h, R_w]`, `[queries, R_h]` and `[queries, R_w]`.
-        scale: Factor of the products `q.k`.
-        rows, columns: The axes, in tiles of queries or of keys.
-        grad_out: Heads-last gradient of the output, for backward kernels, as are the next two.
-        lse: Contiguous `[B, Q_h, Q_w, heads]` log-sum-exp.
-        delta: Likewise, sum(out grad_out) - grad_lse; a score has gradient weight (grad_weight - delta).
+        rpb: Contiguous `[heads, R_h, R_w]`.
+        rel_h, rel_w: Maps of R_h and R_w channels.
+        scale: Factor of the products `q.k`, positive.
+        rows, columns: The axes.
+        grad_out: Heads-last gradient of the output, for backward kernels.
+        sums: Map of two channels, for backward kernels: the log-sum-exp in base 2, and delta, which is
+            sum(out grad_out) - grad_lse. A score has the gradient weight (grad_weight - delta).
+        by_thread: See `load_scattered`.
         precision: How products of float32 are rounded.
     """
 
@@ -58,108 +88,96 @@ class Given(NamedTuple):
     k: Map
     v: Map
     rpb: Any
-    rel_h: Any
-    rel_w: Any
+    rel_h: Map | None
+    rel_w: Map | None
     extra_k: Any
     extra_v: Any
-    rows: Any
-    columns: Any
+    rows: Axis
+    columns: Axis
     scale: Any
     grad_out: Any
-    lse: Any
-    delta: Any
+    sums: Any
+    by_thread: tl.constexpr
     precision: tl.constexpr  # last: in nested tuples that follow it Triton 3.6 loses constants inside loops
-
-    def tiled(self, axes: tuple[Axis, Axis]) -> Given:
-        """Return the same problem with its axes in tiles."""
-        return self._replace(rows=axes[0], columns=axes[1])
-
-    def grid(self) -> tuple[int]:
-        """Return one program per tile, head and image."""
-        return (self.q.data.shape[0] * self.rows.num_tiles * self.columns.num_tiles * self.q.data.shape[3],)
 
 
 class Place(NamedTuple):
-    """Place of a program: image, head, and numbers of a tile on both axes."""
+    """Place of a program: image, head, and rows and columns of a tile."""
 
     batch: Any
     head: Any
-    tile_h: Any
-    tile_w: Any
+    rows: Strip | None
+    columns: Strip | None
 
 
 class Queries(NamedTuple):
-    """Some queries `[M]`: where they are, and the window rule of each.
+    """Some queries `[M]`: where they are.
 
     Attributes:
-        number: In contiguous `[B, Q_h, Q_w, heads]`.
         row, column: In the query map.
-        valid: Whether there is one; if not, the others hold those of a neighbour.
+        valid: Whether there is one.
         index_h, index_w: Own position in the dilation group of each axis, in keys.
-        start_h, stop_h, start_w, stop_w: The interval of keys that it sees.
     """
 
-    number: Any
     row: Any
     column: Any
     valid: Any
     index_h: Any
+    index_w: Any
+
+
+class Rows(NamedTuple):
+    """Rows of scores, one per query or one per key of a tile: which rectangle of the other kind each meets.
+
+    Attributes:
+        start_h, stop_h, start_w, stop_w: The rectangle, counted in the dilation group.
+        origin: Where in the table of positional bias a row meets number 0, 0 of the other kind.
+    """
+
     start_h: Any
     stop_h: Any
-    index_w: Any
     start_w: Any
     stop_w: Any
-
-
-class Span(NamedTuple):
-    """Span of a tile on one axis, counted in its dilation group: met in part from lo to hi, wholly inside `every`."""
-
-    lo: Any
-    hi: Any
-    every_lo: Any
-    every_hi: Any
-
-
-def as_map(x: Tensor) -> Map:
-    """Return `[B, H, W, heads, c]` for a kernel; copied only if channels are not neighbours."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    batch, row, column, head, _ = x.stride()
-    dim = x.shape[-1]
-    return Map(x, batch, row, column, head, tl.constexpr(dim), tl.constexpr(max(16, triton.next_power_of_2(dim))))
-
-
-def as_tokens(x: Tensor) -> Map:
-    """Return `[B, tokens, heads, c]` as a map of one column, whichever column is asked for."""
-    return as_map(x[:, :, None])._replace(column=0)
+    origin: Any
 
 
 def as_given(problem: Problem) -> tuple[Given, Sizes]:
-    """Return a problem for kernels, without axes, and its sizes."""
+    """Return a problem for kernels, and its sizes."""
     p = problem
     extra_k, extra_v = (None if x is None or not x.shape[1] else as_tokens(x.to(p.q)) for x in (p.extra_k, p.extra_v))
-    rpb, rel_h, rel_w = (None if x is None else x.contiguous() for x in (p.rpb, p.rel_h, p.rel_w))
+    rel_h, rel_w = (None if x is None else as_map(x) for x in (p.rel_h, p.rel_w))
+    rpb = None if p.rpb is None else p.rpb.contiguous()
     batch, height, width, heads, _ = p.q.shape
-    maps, tokens = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v)
-    sizes = Sizes(batch, heads, height, width, 0 if p.extra_k is None else p.extra_k.shape[1])
+    maps, tokens, axes = (as_map(p.q), as_map(p.k), as_map(p.v)), (extra_k, extra_v), map(as_axis, p.window.axes)
+    sizes = Sizes(batch, heads, height, width, *p.size, 0 if p.extra_k is None else p.extra_k.shape[1])
     return Given(
-        *maps, rpb, rel_h, rel_w, *tokens, None, None, p.scale, None, None, None, tl.constexpr(_precision(p.q))
+        *(*maps, rpb, rel_h, rel_w, *tokens, *axes, p.scale, None, None),
+        tl.constexpr(_by_thread(p.q)),
+        tl.constexpr(product_precision(p.q.device, p.q.dtype)),
     ), sizes
 
 
-def _precision(q: Tensor) -> str:
-    """Return how products of float32 are rounded, by torch's own switch."""
-    if q.device.type == "cpu":
-        return "interpreted"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def _by_thread(q: Tensor) -> bool:
+    """Return whether kernels may use NVIDIA's instructions."""
+    return q.is_cuda and torch.version.hip is None
+
+
+def fold_scale(problem: Problem) -> tuple[Problem, float]:
+    """Return the problem with a scale that kernels can divide by, and by what its gradient of q is to be multiplied."""
+    scale, size = problem.scale, abs(problem.scale)
+    if LEAST_SCALE <= scale <= 1 / LEAST_SCALE:
+        return problem, 1.0
+    factor, scale = (-1.0, size) if LEAST_SCALE <= size <= 1 / LEAST_SCALE else (scale, 1.0)
+    return replace(problem, q=problem.q * factor, scale=scale), factor
 
 
 @triton.jit
-def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """Multiply matrices, summed in float32."""
+def dot(a: tl.tensor, b: tl.tensor, start: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
+    """Multiply matrices, summed in float32, from `start`."""
     if PRECISION == "interpreted":  # the interpreter would multiply the bits of bfloat16 as integers
-        product = tl.dot(a.to(tl.float32), b.to(tl.float32))
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), start)
     else:
-        product = tl.dot(a, b, input_precision=PRECISION)
+        product = tl.dot(a, b, start, input_precision=PRECISION)
     return product
 
 
@@ -190,191 +208,202 @@ def add_sums(
         spoilt = tl.maximum(spoilt, tl.max(tl.where(seen, infinite[None, :], 0), 1))
         rows = tl.where(finite, rows, 0.0).to(rows.dtype)
         weights = tl.where(seen, weights, 0.0)
-    return total + dot(weights.to(rows.dtype), rows, PRECISION), spoilt
+    return dot(weights.to(rows.dtype), rows, total, PRECISION), spoilt
 
 
 @triton.jit
-def locate(given: Given, sizes: Sizes) -> Place:
-    """Return where this program works; the heads of a tile, neighbours in memory, run together."""
-    program = tl.program_id(0)
-    tile = program // sizes.heads
-    tiles_h, tiles_w = given.rows.num_tiles, given.columns.num_tiles
-    batch = tile // (tiles_w * tiles_h)
-    return Place(batch, program % sizes.heads, tile // tiles_w % tiles_h, tile % tiles_w)
+def locate_queries(given: Given, sizes: Sizes, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> Place:
+    """Return the tile of queries of this program; the heads of a tile, neighbours in memory, run together."""
+    tile, head = tl.program_id(0) // sizes.heads, tl.program_id(0) % sizes.heads
+    rows, columns = strips_of_queries(
+        given, sizes, tile // sizes.tiles_w % sizes.tiles_h, tile % sizes.tiles_w, QUERY_H, QUERY_W
+    )
+    return Place(tile // (sizes.tiles_w * sizes.tiles_h), head, rows, columns)
 
 
 @triton.jit
-def load_span(axis: Axis, tile: tl.tensor) -> Span:
-    """Load the last columns of a tile's table."""
-    table = axis.tiles + tile * 8
-    return Span(tl.load(table + 4), tl.load(table + 5), tl.load(table + 6), tl.load(table + 7))
+def locate_keys(given: Given, sizes: Sizes, KEY_H: tl.constexpr, KEY_W: tl.constexpr) -> Place:
+    """Return the tile of keys of this program, likewise."""
+    tile, head = tl.program_id(0) // sizes.heads, tl.program_id(0) % sizes.heads
+    tile_h, tile_w = tile // sizes.tiles_w % sizes.tiles_h, tile % sizes.tiles_w
+    rows = key_strip(given.rows, sizes.queries_h, sizes.keys_h, tile_h, KEY_H)
+    columns = key_strip(given.columns, sizes.queries_w, sizes.keys_w, tile_w, KEY_W)
+    return Place(tile // (sizes.tiles_w * sizes.tiles_h), head, rows, columns)
 
 
 @triton.jit
-def partly(span: Span, first: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """Return whether some pair is masked between a tile and `SIZE` keys or queries from `first`."""
-    return (first < span.every_lo) | (first + SIZE > span.every_hi)
+def strips_of_queries(
+    given: Given, sizes: Sizes, tile_h: tl.tensor, tile_w: tl.tensor, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr
+) -> tl.tuple:
+    """Return the rows and the columns of a tile of queries."""
+    rows = query_strip(given.rows, sizes.queries_h, sizes.keys_h, tile_h, QUERY_H)
+    return rows, query_strip(given.columns, sizes.queries_w, sizes.keys_w, tile_w, QUERY_W)
 
 
 @triton.jit
-def number_queries(sizes: Sizes, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor) -> tl.tensor:
-    """Return numbers of queries in contiguous `[B, Q_h, Q_w, heads]`."""
-    return ((tl.cast(batch, tl.int64) * sizes.height + row) * sizes.width + column) * sizes.heads + head
-
-
-@triton.jit
-def describe_queries(
-    given: Given, sizes: Sizes, place: Place, row: tl.tensor, column: tl.tensor, valid: tl.tensor
-) -> Queries:
-    """Look up the rule of queries at these positions."""
-    rows, columns = given.rows, given.columns
+def place_queries(given: Given, place: Place, number_h: tl.tensor, number_w: tl.tensor, valid: tl.tensor) -> Queries:
+    """Return the queries of these numbers in the dilation groups of a tile."""
+    rows, columns, group_h, group_w = given.rows, given.columns, place.rows.group, place.columns.group
     return Queries(
-        number_queries(sizes, place.batch, place.head, row, column),
-        row,
-        column,
+        group_h.first_query + rows.step * number_h,
+        group_w.first_query + columns.step * number_w,
         valid,
-        tl.load(rows.key_index + row),
-        tl.load(rows.start + row),
-        tl.load(rows.stop + row),
-        tl.load(columns.key_index + column),
-        tl.load(columns.start + column),
-        tl.load(columns.stop + column),
+        group_h.first_index + rows.spacing * number_h,
+        group_w.first_index + columns.spacing * number_w,
     )
 
 
 @triton.jit
-def tile_queries(given: Given, sizes: Sizes, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> Queries:
-    """Return the queries of a tile; its last one is repeated, so that each row of scores is finite somewhere."""
-    rows, columns = given.rows, given.columns
+def tile_queries(given: Given, place: Place, QUERY_H: tl.constexpr, QUERY_W: tl.constexpr) -> tl.tuple:
+    """Return the queries of a tile, and the rows of scores that they are."""
     m = tl.arange(0, QUERY_H * QUERY_W)
-    table_h, table_w = rows.tiles + place.tile_h * 8, columns.tiles + place.tile_w * 8
-    count_h, count_w = tl.load(table_h + 1), tl.load(table_w + 1)
-    row = tl.load(table_h) + rows.query_step * tl.minimum(m // QUERY_W, count_h - 1)
-    column = tl.load(table_w) + columns.query_step * tl.minimum(m % QUERY_W, count_w - 1)
-    valid = (m // QUERY_W < count_h) & (m % QUERY_W < count_w)
-    return describe_queries(given, sizes, place, row, column, valid)
+    h, w = m // QUERY_W, m % QUERY_W
+    rows, columns = place.rows, place.columns
+    valid = (h < rows.count) & (w < columns.count)
+    queries = place_queries(given, place, rows.first + h, columns.first + w, valid)
+    start_h, stop_h = interval(given.rows, queries.index_h, rows.group.num_keys)
+    start_w, stop_w = interval(given.columns, queries.index_w, columns.group.num_keys)
+    origin = bias_entry(given, -queries.index_h, -queries.index_w)
+    return queries, Rows(start_h, stop_h, start_w, tl.where(valid, stop_w, start_w), origin)
 
 
 @triton.jit
-def place_keys(axis: Axis, tile: tl.tensor, key: tl.tensor, span: Span) -> tl.tuple:
-    """Return positions of keys, counted in the dilation group of a tile, and whether they are in map and span.
+def tile_keys(given: Given, place: Place, KEY_H: tl.constexpr, KEY_W: tl.constexpr) -> tl.tuple:
+    """Return row, column and presence of the keys of a tile, and the rows of scores that they are."""
+    n = tl.arange(0, KEY_H * KEY_W)
+    rows, columns = place.rows, place.columns
+    key_h, key_w = rows.first + n // KEY_W, columns.first + n % KEY_W
+    row, inside_h = place_keys(given.rows, rows.group, key_h, rows.first + rows.count)
+    column, inside_w = place_keys(given.columns, columns.group, key_w, columns.first + columns.count)
+    start_h, stop_h = interval_of_queries(given.rows, rows.group, key_h)
+    start_w, stop_w = interval_of_queries(given.columns, columns.group, key_w)
+    inside = inside_h & inside_w
+    origin = bias_entry(given, key_h - rows.group.first_index, key_w - columns.group.first_index)
+    return row, column, inside, Rows(start_h, stop_h, start_w, tl.where(inside, stop_w, start_w), origin)
+
+
+@triton.jit
+def bias_entry(given: Given, offset_h: tl.tensor, offset_w: tl.tensor) -> tl.tensor:
+    """Return which entry of the table of positional bias stands for an offset: key less query."""
+    width: tl.constexpr = 2 * given.columns.kernel_size - 1
+    return (offset_h + given.rows.kernel_size - 1) * width + offset_w + given.columns.kernel_size - 1
+
+
+@triton.jit
+def place_keys(axis: Axis, group: Group, key: tl.tensor, stop: tl.tensor) -> tl.tuple:
+    """Return positions of keys of a dilation group, and whether they are in the map and before `stop`.
 
     What is not, is loaded as zeros; the rule says whether it takes part.
     """
-    table = axis.tiles + tile * 8
-    inside = (key >= 0) & (key < tl.minimum(tl.load(table + 3), span.hi))
-    return tl.load(table + 2) + axis.dilation * key, inside
+    return group.first_key + axis.dilation * key, (key >= 0) & (key < tl.minimum(group.num_keys, stop))
 
 
 @triton.jit
-def _address(
-    x: Map, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor, inside: tl.tensor
-) -> tl.tuple:
-    channel = tl.arange(0, x.block)
-    mask = inside[:, None]
-    if x.dim != x.block:
-        mask = mask & (channel < x.dim)[None, :]
-    start = x.data + tl.cast(batch, tl.int64) * x.batch + tl.cast(head, tl.int64) * x.head
-    offset = tl.cast(row, tl.int64) * x.row + tl.cast(column, tl.int64) * x.column
-    return start + offset[:, None] + channel[None, :], mask
-
-
-@triton.jit
-def load_vectors(
-    x: Map, batch: tl.tensor, head: tl.tensor, row: tl.tensor, column: tl.tensor, inside: tl.tensor
-) -> tl.tensor:
-    """Load vectors at positions of a map, `[positions, block]`; zeros beyond their channels and where not inside."""
-    address, mask = _address(x, batch, head, row, column, inside)
-    return tl.load(address, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_vectors(
-    x: Map,
-    batch: tl.tensor,
-    head: tl.tensor,
-    row: tl.tensor,
-    column: tl.tensor,
-    inside: tl.tensor,
-    value: tl.tensor,
-) -> None:
-    """Store vectors at positions of a map; see `load_vectors`."""
-    address, mask = _address(x, batch, head, row, column, inside)
-    tl.store(address, value.to(x.data.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_gradients(
-    given: Given, place: Place, number: tl.tensor, row: tl.tensor, column: tl.tensor, valid: tl.tensor
-) -> tl.tuple:
-    """Load output gradients of queries, log-sum-exp and delta, so that a query that is not valid has no weight."""
+def load_gradients(given: Given, place: Place, row: tl.tensor, column: tl.tensor, valid: tl.tensor) -> tl.tuple:
+    """Load output gradients of queries, log-sum-exp in base 2, and delta: a query that is not valid has no weight."""
     grad = load_vectors(given.grad_out, place.batch, place.head, row, column, valid)
-    log_sum = tl.load(given.lse + number, mask=valid, other=float("inf"))
-    return grad, log_sum, tl.load(given.delta + number, mask=valid, other=0.0)
+    which = tl.arange(0, 2)[None, :]
+    pointer = address(given.sums, place.batch, place.head, row, column)[:, None] + which
+    pairs = tl.load(pointer, mask=valid[:, None], other=tl.where(which == 0, float("inf"), 0.0))
+    log_sum, delta = tl.split(pairs)
+    return grad, log_sum, delta
 
 
 @triton.jit
-def add_biases(
-    scores: tl.tensor,
-    given: Given,
-    queries: Queries,
-    head: tl.tensor,
-    first_h: tl.tensor,
-    first_w: tl.tensor,
-    masked: tl.tensor,
-    KEY_H: tl.constexpr,
-    KEY_W: tl.constexpr,
-    BY_KEY: tl.constexpr,
-    SELECTS: tl.constexpr,
-) -> tl.tensor:
-    """Add every bias to scores `[M, N]` (with BY_KEY `[N, M]`), and minus infinity where a query does not see a key.
-
-    The keys are a rectangle of `KEY_H x KEY_W` whose first is `first_h, first_w` in its dilation groups.
-    Where `masked` is false, every query sees all the keys. Scores of NaN are certain to be masked only with SELECTS.
-    """
-    rows, columns = given.rows, given.columns
-    if (given.rel_h is not None) or (given.rel_w is not None):
-        M: tl.constexpr = queries.row.shape[0]
-        bias = tl.zeros((M, KEY_H, KEY_W), tl.float32)
-        if given.rel_h is not None:
-            entry, exists = rel_entries(rows, queries.number, queries.index_h, first_h, KEY_H)
-            bias += tl.load(given.rel_h + entry, mask=exists, other=0.0).to(tl.float32)[:, :, None]
-        if given.rel_w is not None:
-            entry, exists = rel_entries(columns, queries.number, queries.index_w, first_w, KEY_W)
-            bias += tl.load(given.rel_w + entry, mask=exists, other=0.0).to(tl.float32)[:, None, :]
-        by_query = tl.reshape(bias, (M, KEY_H * KEY_W))
-        scores += tl.trans(by_query) if BY_KEY else by_query
-
-    if (given.rpb is not None) or masked:
-        Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
-        n = tl.arange(0, KEY_H * KEY_W)
-        key_h, key_w = tl.expand_dims(first_h + n // KEY_W, 1 - Q), tl.expand_dims(first_w + n % KEY_W, 1 - Q)
-        visible = (key_h >= tl.expand_dims(queries.start_h, Q)) & (key_h < tl.expand_dims(queries.stop_h, Q))
-        visible &= (key_w >= tl.expand_dims(queries.start_w, Q)) & (key_w < tl.expand_dims(queries.stop_w, Q))
-        if given.rpb is not None:
-            width = 2 * columns.kernel_size - 1
-            table = given.rpb + head * (2 * rows.kernel_size - 1) * width
-            origin = (queries.index_h - rows.kernel_size + 1) * width + queries.index_w - columns.kernel_size + 1
-            entry = key_h * width + key_w - tl.expand_dims(origin, Q)
-            bias = tl.load(table + entry, mask=visible, other=float("-inf")).to(tl.float32)
-            scores += bias
-            if SELECTS:
-                scores = tl.where(bias == float("-inf"), bias, scores)
-        else:
-            scores = tl.where(visible, scores, float("-inf"))
-    return scores
+def meet(rows: Rows, first_h: tl.tensor, first_w: tl.tensor, HIGH: tl.constexpr, WIDE: tl.constexpr) -> tl.tuple:
+    """Return numbers and limits: rows meet those members of a rectangle whose number, unsigned, is below the limit."""
+    i = tl.arange(0, HIGH * WIDE)
+    h = (first_h + i // WIDE)[None, :] - rows.start_h[:, None]
+    w = (first_w + i % WIDE)[None, :] - rows.start_w[:, None]
+    high, wide = (rows.stop_h - rows.start_h).to(tl.uint32), (rows.stop_w - rows.start_w).to(tl.uint32)
+    return h.to(tl.uint32), tl.where(w.to(tl.uint32) < wide[:, None], high[:, None], 0)
 
 
 @triton.jit
-def rel_entries(axis: Axis, number: tl.tensor, index: tl.tensor, first: tl.tensor, SIZE: tl.constexpr) -> tl.tuple:
-    """Return where logits by offset stand in contiguous `[queries, R]`, for `SIZE` keys of one axis from `first`.
+def see(rows: Rows, first_h: tl.tensor, first_w: tl.tensor, HIGH: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
+    """Return which members of a rectangle from `first_h, first_w` each row of scores meets."""
+    number, limit = meet(rows, first_h, first_w, HIGH, WIDE)
+    return number < limit
+
+
+@triton.jit
+def rel_entries(
+    x: Map, axis: Axis, place: Place, queries: Queries, index: tl.tensor, first: tl.tensor, SIZE: tl.constexpr
+) -> tl.tuple:
+    """Return where logits by offset stand in a map, for `SIZE` keys of one axis from `first`.
 
     Returns:
-        The entries `[M, SIZE]`, and whether there is one.
+        The addresses `[M, SIZE]`, and whether there is such an entry.
     """
-    width = 2 * axis.kernel_size - 1
     entry = first + tl.arange(0, SIZE)[None, :] - index[:, None] + axis.kernel_size - 1
-    return number[:, None] * width + entry, (entry >= 0) & (entry < width)
+    start = address(x, place.batch, place.head, queries.row, queries.column)
+    exists = (entry >= 0) & (entry < 2 * axis.kernel_size - 1) & queries.valid[:, None]
+    return start[:, None] + entry, exists
+
+
+@triton.jit
+def biases(
+    given: Given,
+    place: Place,
+    rows: Rows,
+    queries: Queries,
+    first: tl.tuple,
+    key: tl.tuple,
+    masked: tl.tensor,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    BY_KEY: tl.constexpr,
+) -> tl.tensor:
+    """Return what scores start from: biases over the scale, and minus infinity if a pair is masked.
+
+    Rows of scores are queries (with BY_KEY keys); the others are a rectangle of `HIGH x WIDE` whose numbers begin at
+    `first`. Keys have the numbers `key`. Where `masked` is false, all pairs see each other.
+    """
+    inverse = 1.0 / given.scale
+    first_h, first_w = first
+    if given.rpb is not None:
+        i = tl.arange(0, HIGH * WIDE)
+        width: tl.constexpr = 2 * given.columns.kernel_size - 1
+        step_h, step_w = width, 1
+        if BY_KEY:
+            step_h, step_w = -width * given.rows.spacing, -given.columns.spacing
+        table = given.rpb + tl.cast(place.head, tl.int64) * ((2 * given.rows.kernel_size - 1) * width)
+        entry = table + (rows.origin + first_h * step_h + first_w * step_w)[:, None]
+        entry = entry + (i % WIDE * step_w)[None, :] + (i // WIDE * step_h)[None, :]
+        number, limit = meet(rows, first_h, first_w, HIGH, WIDE)
+        bias = load_scattered(entry, number, limit, float("-inf"), given.by_thread) * inverse
+    else:
+        bias = tl.zeros((rows.origin.shape[0], HIGH * WIDE), tl.float32)
+        if masked:
+            bias = tl.where(see(rows, first_h, first_w, HIGH, WIDE), bias, float("-inf"))
+    key_h, key_w = key
+    if given.rel_h is not None:
+        logits = rel_logits(given, given.rel_h, given.rows, place, queries, queries.index_h, key_h, BY_KEY)
+        bias += logits * inverse
+    if given.rel_w is not None:
+        logits = rel_logits(given, given.rel_w, given.columns, place, queries, queries.index_w, key_w, BY_KEY)
+        bias += logits * inverse
+    return bias
+
+
+@triton.jit
+def rel_logits(
+    given: Given,
+    x: Map,
+    axis: Axis,
+    place: Place,
+    queries: Queries,
+    index: tl.tensor,
+    key: tl.tensor,
+    BY_KEY: tl.constexpr,
+) -> tl.tensor:
+    """Return logits of queries by their offset to keys on one axis, zero where there is none."""
+    Q: tl.constexpr = 0 if BY_KEY else 1  # the axis along which what is known of queries is repeated
+    start = address(x, place.batch, place.head, queries.row, queries.column) - index + (axis.kernel_size - 1)
+    offset = tl.expand_dims(key, 1 - Q) - tl.expand_dims(index - (axis.kernel_size - 1), Q)
+    limit = tl.where(queries.valid, 2 * axis.kernel_size - 1, 0).to(tl.uint32)
+    entry = tl.expand_dims(start, Q) + tl.expand_dims(key, 1 - Q)
+    return load_scattered(entry, offset, tl.expand_dims(limit, Q), 0.0, given.by_thread)
 
 
 @triton.jit
@@ -383,22 +412,26 @@ def score_keys(
     place: Place,
     query: tl.tensor,
     queries: Queries,
-    span_h: Span,
-    span_w: Span,
+    rows: Rows,
     first_h: tl.tensor,
     first_w: tl.tensor,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Load keys and values of a rectangle from `first_h, first_w`; score them `[M, N]` with a tile of queries."""
     n = tl.arange(0, KEY_H * KEY_W)
-    row, inside_h = place_keys(given.rows, place.tile_h, first_h + n // KEY_W, span_h)
-    column, inside_w = place_keys(given.columns, place.tile_w, first_w + n % KEY_W, span_w)
+    strip_h, strip_w = place.rows, place.columns
+    row, inside_h = place_keys(given.rows, strip_h.group, first_h + n // KEY_W, strip_h.span.hi)
+    column, inside_w = place_keys(given.columns, strip_w.group, first_w + n % KEY_W, strip_w.span.hi)
     key = load_vectors(given.k, place.batch, place.head, row, column, inside_h & inside_w)
-    masked = partly(span_h, first_h, KEY_H) | partly(span_w, first_w, KEY_W)
-    scores = dot(query, tl.trans(key), given.precision) * given.scale
-    scores = add_biases(scores, given, queries, place.head, first_h, first_w, masked, KEY_H, KEY_W, False, SELECTS)
+    masked = partly(strip_h.span, first_h, KEY_H) | partly(strip_w.span, first_w, KEY_W) if INTERIOR else True
+    first, key_numbers = (first_h, first_w), (first_h + n // KEY_W, first_w + n % KEY_W)
+    start = biases(given, place, rows, queries, first, key_numbers, masked, KEY_H, KEY_W, False)
+    scores = dot(query, tl.trans(key), start, given.precision)
+    if SELECTS:
+        scores = tl.where(see(rows, first_h, first_w, KEY_H, KEY_W), scores, float("-inf"))
     value = load_vectors(given.v, place.batch, place.head, row, column, inside_h & inside_w)
     return key, value, scores
 
@@ -408,6 +441,13 @@ def score_tokens(given: Given, sizes: Sizes, place: Place, query: tl.tensor, tok
     """Load extra keys and values; return also scores `[M, N]` of queries, and whether there is such a token."""
     inside = token < sizes.num_extra
     key = load_vectors(given.extra_k, place.batch, place.head, token, token, inside)
-    scores = tl.where(inside[None, :], dot(query, tl.trans(key), given.precision) * given.scale, float("-inf"))
+    start = tl.where(inside[None, :], tl.zeros((query.shape[0], token.shape[0]), tl.float32), float("-inf"))
+    scores = dot(query, tl.trans(key), start, given.precision)
     value = load_vectors(given.extra_v, place.batch, place.head, token, token, inside)
     return key, value, scores, inside
+
+
+@triton.jit
+def turns(span: Span, SIZE: tl.constexpr) -> tl.tensor:
+    """Return how many rectangles of `SIZE` cover a span."""
+    return tl.cdiv(tl.maximum(span.hi - span.lo, 0), SIZE)

@@ -10,49 +10,52 @@ from torch import Tensor
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.attention.triton.blocks import (
+    LN2,
+    LOG2E,
     Given,
-    Map,
     Place,
     Queries,
+    Rows,
     Sizes,
     add_sums,
     as_given,
-    as_map,
+    fold_scale,
     has_nan,
-    load_span,
-    load_vectors,
-    locate,
+    locate_queries,
     score_keys,
     score_tokens,
-    store_vectors,
     tile_queries,
+    turns,
 )
-from visionattn_kernels.attention.triton.plan import Tile, place_axes
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.plan import Tile, has_interior
 
 
 @triton.jit(do_not_specialize=["sizes"])
 def attend(
     given: Given,
     out: Map,
-    lse: tl.tensor,
+    lse: Map,
     sizes: Sizes,
     QUERY_H: tl.constexpr,
     QUERY_W: tl.constexpr,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
 ) -> None:
-    """Write out, and contiguous lse `[B, Q_h, Q_w, heads]`."""
-    M: tl.constexpr = QUERY_H * QUERY_W
-    place = locate(given, sizes)
-    queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
+    """Write out and lse."""
+    place = locate_queries(given, sizes, QUERY_H, QUERY_W)
+    queries, rows = tile_queries(given, place, QUERY_H, QUERY_W)
     query = load_vectors(given.q, place.batch, place.head, queries.row, queries.column, queries.valid)
 
-    most, total, mean = _walk(given, sizes, place, query, queries, M, KEY_H, KEY_W, False)
+    most, total, mean = _walk(given, sizes, place, query, queries, rows, KEY_H, KEY_W, INTERIOR, False)
     if has_nan(mean):
-        most, total, mean = _walk(given, sizes, place, query, queries, M, KEY_H, KEY_W, True)
+        most, total, mean = _walk(given, sizes, place, query, queries, rows, 1, 16, False, True)
 
+    total = tl.where(queries.valid, total, 1.0)
     store_vectors(out, place.batch, place.head, queries.row, queries.column, queries.valid, mean / total[:, None])
-    tl.store(lse + queries.number, most + tl.log(total), mask=queries.valid)
+    log_sum = (most * (given.scale * LOG2E) + tl.log2(total)) * LN2
+    tl.store(address(lse, place.batch, place.head, queries.row, queries.column), log_sum, mask=queries.valid)
 
 
 @triton.jit
@@ -62,32 +65,37 @@ def _walk(
     place: Place,
     query: tl.tensor,
     queries: Queries,
-    M: tl.constexpr,
+    rows: Rows,
     KEY_H: tl.constexpr,
     KEY_W: tl.constexpr,
+    INTERIOR: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Walk over the keys of a tile; return its maxima, sums of weights and weighted sums of values. See `add_sums`."""
+    M: tl.constexpr = query.shape[0]
     N: tl.constexpr = KEY_H * KEY_W
-    span_h, span_w = load_span(given.rows, place.tile_h), load_span(given.columns, place.tile_w)
+    span_h, span_w = place.rows.span, place.columns.span
+    factor = given.scale * LOG2E
     n = tl.arange(0, N)
-    # A finite least maximum: a row that has seen no key yet must not subtract infinities.
-    most = tl.full((M,), -1e38, tl.float32)
+    # A finite least maximum: a row that has seen no key yet must not subtract infinities. Lower scores count as none.
+    most = tl.full((M,), -1e30, tl.float32)
     total = tl.zeros((M,), tl.float32)
     mean = tl.zeros((M, given.v.block), tl.float32)
     spoilt = tl.zeros((M,), tl.int32)
-    high, wide = tl.cdiv(span_h.hi - span_h.lo, KEY_H), tl.cdiv(span_w.hi - span_w.lo, KEY_W)
-    for step in range(high * wide):
+    high, wide = turns(span_h, KEY_H), turns(span_w, KEY_W)
+    for step in tl.range(high * wide, num_stages=1 if SELECTS else None):
         first_h, first_w = span_h.lo + step % high * KEY_H, span_w.lo + step // high * KEY_W
         _, value, scores = score_keys(
-            given, place, query, queries, span_h, span_w, first_h, first_w, KEY_H, KEY_W, SELECTS
+            given, place, query, queries, rows, first_h, first_w, KEY_H, KEY_W, INTERIOR, SELECTS
         )
-        most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, given.precision, SELECTS)
+        most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, factor, value, given.precision, SELECTS)
 
     if given.extra_k is not None:
-        for first in range(0, sizes.num_extra, N):
+        for first in tl.range(0, sizes.num_extra, N, num_stages=1):
             _, value, scores, _ = score_tokens(given, sizes, place, query, first + n)
-            most, total, mean, spoilt = _join(most, total, mean, spoilt, scores, value, given.precision, SELECTS)
+            most, total, mean, spoilt = _join(
+                most, total, mean, spoilt, scores, factor, value, given.precision, SELECTS
+            )
     return most, total, tl.where(spoilt[:, None] > 0, float("nan"), mean) if SELECTS else mean
 
 
@@ -98,14 +106,15 @@ def _join(
     mean: tl.tensor,
     spoilt: tl.tensor,
     scores: tl.tensor,
+    factor: tl.tensor,
     value: tl.tensor,
     PRECISION: tl.constexpr,
     SELECTS: tl.constexpr,
 ) -> tl.tuple:
     """Take a block of keys into the running maximum, sum of weights and weighted sum of values."""
     more = tl.maximum(most, tl.max(scores, 1))
-    weights = tl.exp(scores - more[:, None])
-    shrink = tl.exp(most - more)
+    weights = tl.exp2(scores * factor - (more * factor)[:, None])
+    shrink = tl.exp2((most - more) * factor)
     seen = scores != float("-inf")
     mean, spoilt = add_sums(mean * shrink[:, None], spoilt, weights, value, seen, PRECISION, SELECTS)
     return more, total * shrink + tl.sum(weights, 1), mean, spoilt
@@ -113,16 +122,18 @@ def _join(
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Compute output and log-sum-exp; see `fused.Forward`."""
-    p = problem
+    p, _ = fold_scale(problem)
     out = p.q.new_empty(*p.q.shape[:-1], p.v.shape[-1])
     lse = p.q.new_empty(p.q.shape[:-1], dtype=torch.float32)
     if not lse.numel():
         return out, lse
     given, sizes = as_given(p)
+    results = as_map(out), as_map(lse[..., None])
 
     def launch(tile: Tile) -> None:
-        there = given.tiled(place_axes(p, tile.query, by_key=False))
-        attend[there.grid()](there, as_map(out), lse, sizes, **tuning.constants(tile))
+        cut = sizes.cut(given, tile.query, by_key=False)
+        interior = has_interior(p, tile, by_key=False)
+        tuning.start(attend, cut.grid(), given, *results, cut, tile=tile, INTERIOR=interior)
 
     tuning.run("forward", p, launch)
     return out, lse

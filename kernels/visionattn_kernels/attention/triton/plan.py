@@ -31,35 +31,14 @@ class Tile(NamedTuple):
         key: Height and width of a rectangle of keys, likewise.
         num_warps: Warps of a program.
         num_stages: Loads in flight, counted in turns of the inner loop.
+        max_registers: Of a thread, on NVIDIA's devices; 0 leaves it to the compiler.
     """
 
     query: Rectangle
     key: Rectangle
     num_warps: int
     num_stages: int
-
-
-class Axis(NamedTuple):
-    """One axis, as kernels receive it.
-
-    Attributes:
-        tiles: `[T, 8]` int32, see `query_tiles` and `key_tiles`.
-        num_tiles: T.
-        key_index: `[Q]` each query's own position in its dilation group, in keys.
-        start, stop: `[Q]` the interval of keys, in its dilation group, that a query sees.
-        dilation: Distance of neighbouring keys of a group.
-        query_step: Distance of neighbouring queries of a group, in the query map.
-        kernel_size: Of the window; relative tables have `2 kernel_size - 1` entries.
-    """
-
-    tiles: Tensor
-    num_tiles: int
-    key_index: Tensor
-    start: Tensor
-    stop: Tensor
-    dilation: int
-    query_step: int
-    kernel_size: int
+    max_registers: int = 0
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
@@ -106,66 +85,53 @@ def _split(counts: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return group, torch.arange(len(group), device="cpu") - first[group]
 
 
+def has_interior(problem: Problem, tile: Tile, by_key: bool) -> bool:
+    """Return whether kernels gain from rectangles in which no pair is masked: there are some, and no table of biases.
+
+    The bias of a masked pair is not loaded, so a table asks for the rule anyway.
+    """
+    p = problem
+    return p.rpb is None and all(
+        _has_interior(*args, by_key) for args in zip(p.window.axes, p.size, tile.query, tile.key, strict=True)
+    )
+
+
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
-def place_axis(axis: AxisWindow, length: int, size: int, by_key: bool, device: torch.device) -> Axis:
-    """Return the tables of one axis on the device, in tiles of `size` queries or keys."""
-    tables = tabulate_axis(axis, length, device)
-    tiles = (key_tiles if by_key else query_tiles)(axis, length, size).to(device)
-    return Axis(
-        tiles,
-        len(tiles),
-        tables.index,
-        tables.start,
-        tables.stop,
-        axis.dilation,
-        tables.query_step,
-        axis.kernel_size,
+def _has_interior(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> bool:
+    """Return whether some rectangle of a tile, counted from what the tile meets, is wholly inside."""
+    tiles, size, step = (
+        (key_tiles(axis, length, key), key, query) if by_key else (query_tiles(axis, length, query), query, key)
     )
+    lo, hi, every_lo, every_hi = tiles[tiles[:, 1] == size, 4:].unbind(1)
+    first = lo + (every_lo - lo + step - 1) // step * step
+    return bool((first + step <= torch.minimum(every_hi, hi)).any())
 
 
-def place_axes(problem: Problem, tile: Rectangle, by_key: bool) -> tuple[Axis, Axis]:
-    """Return rows and columns of a problem, in tiles of queries or of keys of this shape."""
-    rows, columns = (
-        place_axis(*args, by_key, problem.q.device)
-        for args in zip(problem.window.axes, problem.k.shape[1:3], tile, strict=True)
-    )
-    return rows, columns
-
-
-class OffsetAxis(NamedTuple):
-    """Tiles of queries on one axis, by which key rectangles, counted from the tile's first query, they see.
+class Places(NamedTuple):
+    """Key rectangles on one axis, counted from the first query of a tile.
 
     Attributes:
-        members: `[R, T]` numbers of the tiles that see rectangle R; the row is filled with zeros.
-        counts: `[R]` how many they are.
-        num_places: R.
-        origin: Key of rectangle 0, less the tile's first query.
+        count: How many places there are.
+        origin: Key of the first one, less the tile's first query.
     """
 
-    members: Tensor
-    counts: Tensor
-    num_places: int
+    count: int
     origin: int
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
-def offset_axis(axis: AxisWindow, length: int, query: int, key: int, device: torch.device) -> OffsetAxis:
-    """Group the tiles of `query` queries by the rectangles of `key` keys that they see, counted from the tile."""
+def places_of(axis: AxisWindow, length: int, query: int, key: int) -> Places:
+    """Return places of rectangles of `key` keys that cover what tiles of `query` queries see."""
     tiles = query_tiles(axis, length, query)
     index = tabulate_axis(axis, length, torch.device("cpu")).index[tiles[:, 0].long()]
     lo, hi = tiles[:, 4] - index, tiles[:, 5] - index
     # Rectangles are aligned with what most tiles see.
     aligned = int(lo.mode().values)
-    first = (lo - aligned).div(key, rounding_mode="floor")
-    last = -(aligned - hi).div(key, rounding_mode="floor")
-    least, most = int(first.min()), int(last.max())
-    rectangle = torch.arange(least, most, device="cpu")[:, None]
-    sees = (rectangle >= first) & (rectangle < last)
-    counts = sees.sum(1)
-    members = torch.argsort((~sees).byte(), dim=1, stable=True)
-    return OffsetAxis(members.int().to(device), counts.int().to(device), most - least, aligned + least * key)
+    least = int((lo - aligned).min()) // key
+    most = -(int((aligned - hi).min()) // key)
+    return Places(most - least, aligned + least * key)
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)

@@ -16,21 +16,18 @@ from torch import Tensor
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.attention.triton.blocks import (
+    LOG2E,
     Given,
-    Map,
     Place,
     Sizes,
-    as_tokens,
     dot,
     load_gradients,
-    load_span,
-    load_vectors,
-    number_queries,
     score_keys,
-    store_vectors,
+    strips_of_queries,
     tile_queries,
 )
-from visionattn_kernels.attention.triton.plan import OffsetAxis, Tile, offset_axis, place_axes, query_spacing
+from visionattn_kernels.attention.triton.maps import Map, as_tokens, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.plan import Places, Tile, places_of, query_spacing
 from visionattn_kernels.window import AxisWindow
 
 PROGRAMS = 1024
@@ -57,35 +54,36 @@ def by_token(
     head = program % sizes.heads
     token = program // sizes.heads % blocks * N + tl.arange(0, N)
     part = program // (sizes.heads * blocks)
-    place, split = Place(part % sizes.batch, head, 0, 0), part // sizes.batch
+    place, split = Place(part % sizes.batch, head, None, None), part // sizes.batch
     inside = token < sizes.num_extra
     key = load_vectors(given.extra_k, place.batch, head, token, token, inside)
     value = load_vectors(given.extra_v, place.batch, head, token, token, inside)
 
     total_k = tl.zeros((N, given.q.block), tl.float32)
     total_v = tl.zeros((N, given.grad_out.block), tl.float32)
-    num_queries = sizes.height * sizes.width
+    zeros = tl.zeros((N, M), tl.float32)
+    num_queries = sizes.queries_h * sizes.queries_w
     for first in range(split * M, num_queries, splits * M):
         position = first + tl.arange(0, M)
-        row, column, valid = position // sizes.width, position % sizes.width, position < num_queries
-        number = number_queries(sizes, place.batch, head, row, column)
+        row, column, valid = position // sizes.queries_w, position % sizes.queries_w, position < num_queries
         query = load_vectors(given.q, place.batch, head, row, column, valid)
-        grad, log_sum, slope = load_gradients(given, place, number, row, column, valid)
-        weights = tl.exp(dot(key, tl.trans(query), given.precision) * given.scale - log_sum[None, :])
-        total_v += dot(weights.to(grad.dtype), grad, given.precision)
-        grad_scores = weights * (dot(value, tl.trans(grad), given.precision) - slope[None, :])
-        total_k += dot(grad_scores.to(query.dtype), query, given.precision)
+        grad, log_sum, slope = load_gradients(given, place, row, column, valid)
+        scores = dot(key, tl.trans(query), zeros, given.precision)
+        weights = tl.exp2(scores * (given.scale * LOG2E) - log_sum[None, :])
+        grad_scores = weights * (dot(value, tl.trans(grad), zeros, given.precision) - slope[None, :])
+        total_v = dot(weights.to(grad.dtype), grad, total_v, given.precision)
+        total_k = dot(grad_scores.to(query.dtype), query, total_k, given.precision)
 
     store_vectors(grad_extra_k, part, head, token, token, inside, total_k * given.scale)
     store_vectors(grad_extra_v, part, head, token, token, inside, total_v)
 
 
-@triton.jit(do_not_specialize=["sizes", "batch_chunks", "tile_chunks"])
+@triton.jit(do_not_specialize=["places_h", "places_w", "batch_chunks", "tile_chunks", "sizes"])
 def by_offset(
     given: Given,
     grad_scores: tl.tensor,
-    places_h: OffsetAxis,
-    places_w: OffsetAxis,
+    places_h: Places,
+    places_w: Places,
     batch_chunks: tl.tensor,
     tile_chunks: tl.tensor,
     sizes: Sizes,
@@ -101,35 +99,32 @@ def by_offset(
     """
     M: tl.constexpr = QUERY_H * QUERY_W
     N: tl.constexpr = KEY_H * KEY_W
-    rows, columns = given.rows, given.columns
     program = tl.program_id(0)
-    place_w = program % places_w.num_places
-    place_h = program // places_w.num_places % places_h.num_places
-    rest = program // (places_w.num_places * places_h.num_places)
+    place_w = program % places_w.count
+    place_h = program // places_w.count % places_h.count
+    rest = program // (places_w.count * places_h.count)
     head, first_batch = rest % sizes.heads, rest // sizes.heads % batch_chunks
-    count_h, count_w = tl.load(places_h.counts + place_h), tl.load(places_w.counts + place_w)
     m, n = tl.arange(0, M), tl.arange(0, N)
+    factor = given.scale * LOG2E
 
-    total = tl.zeros((M, N), tl.float32)
-    for member in range(rest // (sizes.heads * batch_chunks), count_h * count_w, tile_chunks):
-        tile_h = tl.load(places_h.members + place_h * rows.num_tiles + member // count_w)
-        tile_w = tl.load(places_w.members + place_w * columns.num_tiles + member % count_w)
-        span_h, span_w = load_span(rows, tile_h), load_span(columns, tile_w)
-        query_h, query_w = tl.load(rows.tiles + tile_h * 8), tl.load(columns.tiles + tile_w * 8)
-        first_h = tl.load(rows.key_index + query_h) + places_h.origin + place_h * KEY_H
-        first_w = tl.load(columns.key_index + query_w) + places_w.origin + place_w * KEY_W
-        for batch in range(first_batch, sizes.batch, batch_chunks):
-            place = Place(batch, head, tile_h, tile_w)
-            queries = tile_queries(given, sizes, place, QUERY_H, QUERY_W)
+    zeros = tl.zeros((M, N), tl.float32)
+    total = zeros
+    for tile in range(rest // (sizes.heads * batch_chunks), sizes.tiles_h * sizes.tiles_w, tile_chunks):
+        rows, columns = strips_of_queries(given, sizes, tile // sizes.tiles_w, tile % sizes.tiles_w, QUERY_H, QUERY_W)
+        first_h = rows.group.first_index + given.rows.spacing * rows.first + places_h.origin + place_h * KEY_H
+        first_w = columns.group.first_index + given.columns.spacing * columns.first + places_w.origin + place_w * KEY_W
+        queries, scores_of = tile_queries(given, Place(0, head, rows, columns), QUERY_H, QUERY_W)
+        meets = (first_h < rows.span.hi) & (first_h + KEY_H > rows.span.lo)
+        meets &= (first_w < columns.span.hi) & (first_w + KEY_W > columns.span.lo)
+        for batch in range(tl.where(meets, first_batch, sizes.batch), sizes.batch, batch_chunks):
+            place = Place(batch, head, rows, columns)
             query = load_vectors(given.q, batch, head, queries.row, queries.column, queries.valid)
-            grad, log_sum, slope = load_gradients(
-                given, place, queries.number, queries.row, queries.column, queries.valid
-            )
+            grad, log_sum, slope = load_gradients(given, place, queries.row, queries.column, queries.valid)
             _, value, scores = score_keys(
-                given, place, query, queries, span_h, span_w, first_h, first_w, KEY_H, KEY_W, True
+                given, place, query, queries, scores_of, first_h, first_w, KEY_H, KEY_W, False, True
             )
-            weights = tl.exp(scores - log_sum[:, None])
-            products = weights * (dot(grad, tl.trans(value), given.precision) - slope[:, None])
+            weights = tl.exp2(scores * factor - log_sum[:, None])
+            products = weights * (dot(grad, tl.trans(value), zeros, given.precision) - slope[:, None])
             total += tl.where(scores == float("-inf"), 0.0, products)
 
     start = grad_scores + tl.cast(program, tl.int64) * (M * N)
@@ -151,7 +146,7 @@ def sum_by_token(problem: Problem, given: Given, sizes: Sizes) -> tuple[Tensor, 
         splits = max(1, min(-(-height * width // queries), PROGRAMS // programs))
         parts[:] = (x.new_empty(splits * batch, *x.shape[1:], dtype=torch.float32) for x in extra)
         grads = as_tokens(parts[0]), as_tokens(parts[1])
-        by_token[(splits * programs,)](given, *grads, splits, sizes, **tuning.constants(tile))
+        tuning.start(by_token, (splits * programs,), given, *grads, splits, sizes, tile=tile)
 
     tuning.run("token", p, launch)
     grad_k, grad_v = (x.unflatten(0, (-1, batch)).sum(0) for x in parts)
@@ -166,18 +161,18 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
 
     def launch(tile: Tile) -> None:
         nonlocal parts, origins
-        there = given.tiled(place_axes(p, tile.query, by_key=False))
+        cut = sizes.cut(given, tile.query, by_key=False)
         places_h, places_w = (
-            offset_axis(*args, p.q.device)
-            for args in zip(p.window.axes, p.k.shape[1:3], tile.query, tile.key, strict=True)
+            places_of(*args) for args in zip(p.window.axes, p.size, tile.query, tile.key, strict=True)
         )
-        sums = heads * places_h.num_places * places_w.num_places
-        batch_chunks = min(batch, max(1, PROGRAMS // sums))
-        tile_chunks = min(there.rows.num_tiles * there.columns.num_tiles, max(1, PROGRAMS // (sums * batch_chunks)))
-        shape = (tile_chunks * batch_chunks, heads, places_h.num_places, places_w.num_places, *tile.query, *tile.key)
+        sums = heads * places_h.count * places_w.count
+        # Batches first share a program: what depends on the tile alone is then computed once.
+        tile_chunks = min(cut.tiles_h * cut.tiles_w, max(1, PROGRAMS // sums))
+        batch_chunks = min(batch, max(1, PROGRAMS // (sums * tile_chunks)))
+        shape = (tile_chunks * batch_chunks, heads, places_h.count, places_w.count, *tile.query, *tile.key)
         parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
         chunks = batch_chunks, tile_chunks
-        by_offset[(len(parts) * sums,)](there, parts, places_h, places_w, *chunks, sizes, **tuning.constants(tile))
+        tuning.start(by_offset, (len(parts) * sums,), given, parts, places_h, places_w, *chunks, cut, tile=tile)
 
     tuning.run("offset", p, launch)
     # [heads, place_h, place_w, query_h, query_w, key_h, key_w]: on each axis, queries beside the keys of all places.

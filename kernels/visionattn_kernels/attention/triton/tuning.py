@@ -1,42 +1,56 @@
-"""Tiles that the kernels run with: defaults by the work they leave, or measured ones that are kept on disk.
+"""Tiles that the kernels run with: defaults by estimated cost, or measured ones that are kept on disk.
 
 By default nothing is measured, so that the first call costs no more than its compilation. With the environment
-variable `VISIONATTN_TUNE=1`, the first problem of a kind compiles and times the default tiles and their variants, and
-the best is written to `triton_tiles.json` in the folder `$VISIONATTN_CACHE`, by default `visionattn` beside torch's hub
-(`~/.cache/torch/visionattn`); later processes with the variable set read it there. An entry holds for one GPU, Triton
-release, dtype, head size, window, set of biases and power-of-two range of map and batch.
+variable `VISIONATTN_TUNE=1`, the first problem of a kind compiles and times the tiles of least estimated cost, for at
+most `VISIONATTN_TUNE_SECONDS` (60 by default) per kernel and problem, and stores the best; see `tile_cache`. Later
+processes with the variable set read it there. While a stream is captured into a CUDA graph nothing is measured.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
 from visionattn_kernels.attention.problem import Problem
+from visionattn_kernels.attention.triton import INTERPRETED, tile_cache
+from visionattn_kernels.attention.triton.cost import BY_KEY, count_shared, count_tiles, estimate
+from visionattn_kernels.attention.triton.measuring import FAILURES, Launch, constants, fastest, start
 from visionattn_kernels.attention.triton.plan import Tile, best_rectangles
+from visionattn_kernels.attention.triton.precision import product_precision
+from visionattn_kernels.provenance import package_version
 from visionattn_kernels.window import Window
 
-Launch = Callable[[Tile], None]
+__all__ = ["Launch", "constants", "default_tiles", "run", "start"]
 
-AREAS = ((128, 64), (64, 64), (64, 32), (32, 32), (16, 16))
+_log = logging.getLogger(__name__)
+
+AREAS = (
+    *((16, 16), (16, 32), (16, 64), (32, 16), (32, 32), (32, 64), (64, 16)),
+    *((64, 32), (64, 64), (64, 128), (128, 32), (128, 64)),
+)
 """Queries and keys of a tile; kernels that walk over queries take them the other way round."""
 
-TILE_BYTES = 48 * 1024
-"""Of the queries and keys of a tile together, so that two or three of them fit in the shared memory of a program."""
+WARPS = (1, 2, 4, 8)
 
-BY_KEY = ("key", "token")
-"""Kernels that keep keys and walk over queries."""
+STAGES = (3, 2)
+
+MAX_SHARED = 96 << 10
+"""Bytes of shared memory of a program by estimate, as most GPUs since compute capability 8.0 have them."""
+
+MAX_DEFAULTS = 6
+"""Tiles that are tried without a measurement, before they are tried with one stage."""
+
+MAX_MEASURED = 16
+"""Tiles that are compiled and timed for a problem."""
 
 MAX_CHOSEN = 1024
 """Problems whose tiles a process remembers: maps of many sizes must not fill its memory."""
@@ -52,55 +66,76 @@ def run(kind: str, problem: Problem, launch: Launch) -> None:
         kind: Of kernel: "forward", "query", "key", "token" or "offset".
         problem: What it is for.
         launch: Runs it with a given tile, to the same results each time.
+
+    Raises:
+        RuntimeError: The kernel runs with no tile.
     """
     p = problem
-    biases = tuple(x is not None for x in (p.rpb, p.rel_h, p.rel_w, p.extra_k))
-    key = (kind, p.q.device, p.q.dtype, p.q.shape, p.k.shape, p.v.shape[-1], p.window, biases)
+    biases = (p.rpb is None, p.rel_h is None, p.rel_w is None, p.extra_k is None)
+    precision = product_precision(p.q.device, p.q.dtype)
+    key = (kind, p.q.device, p.q.dtype, precision, p.q.shape, p.k.shape, p.v.shape[-1], p.window, biases)
     with torch.cuda.device(p.q.device) if p.q.is_cuda else nullcontext():
-        tile = _chosen.get(key)
-        if tile is None:
-            _chosen[key] = _choose(kind, p, launch, biases)
-            if len(_chosen) > MAX_CHOSEN:
-                _chosen.popitem(last=False)
-        else:
-            launch(tile)
+        if (tile := _chosen.get(key)) is None or not _fits(tile, launch):
+            tile, lasts = _choose(kind, p, launch)
+            if lasts:
+                _chosen[key] = tile
+                if len(_chosen) > MAX_CHOSEN:
+                    _chosen.popitem(last=False)
 
 
-def constants(tile: Tile) -> dict[str, Any]:
-    """Return a tile as arguments of a kernel."""
-    return {
-        "QUERY_H": tile.query[0],
-        "QUERY_W": tile.query[1],
-        "KEY_H": tile.key[0],
-        "KEY_W": tile.key[1],
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-        "enable_fp_fusion": True,
-    }
-
-
-def _choose(kind: str, problem: Problem, launch: Launch, biases: tuple[bool, ...]) -> Tile:
-    """Launch with a measured tile if asked to, else with the first default that fits the device; return the tile."""
-    p = problem
-    channels = max(16, *(triton.next_power_of_2(x.shape[-1]) for x in (p.q, p.v)))
-    defaults = default_tiles(kind, p.window, p.size, channels, p.q.element_size())
-    if p.q.is_cuda and os.environ.get("VISIONATTN_TUNE", "0") == "1":
-        tile = _tuned(_describe(kind, p, biases), defaults, launch)
+def _fits(tile: Tile, launch: Launch) -> bool:
+    """Launch with a tile that ran before; other strides may take more of the device."""
+    try:
         launch(tile)
-        return tile
-    for tile in defaults[:-1]:
+    except triton.OutOfResources:
+        return False
+    return True
+
+
+def _choose(kind: str, problem: Problem, launch: Launch) -> tuple[Tile, bool]:
+    """Launch with a measured tile if asked to, else with the first default that runs.
+
+    Returns:
+        The tile, and whether to keep to it: while a graph is captured, nothing can be measured.
+    """
+    p = problem
+    tunes = p.q.is_cuda and os.environ.get("VISIONATTN_TUNE", "0") == "1"
+    captured = tunes and torch.cuda.is_current_stream_capturing()
+    tile = _tune(kind, p, launch) if tunes and not captured else None
+    if tile is None:
+        cut = _interpreted_tiles if INTERPRETED and not p.q.is_cuda else default_tiles
+        tile = _launch_first(cut(*_describe(kind, p)), launch, f"{kind} kernel on {p.q.device}")
+    return tile, not captured
+
+
+def _launch_first(tiles: Sequence[Tile], launch: Launch, name: str) -> Tile:
+    """Launch with the first tile that runs, and return it."""
+    reason: Exception | None = None
+    for tile in tiles:
         try:
             launch(tile)
-        except triton.OutOfResources:
-            continue
-        return tile
-    launch(defaults[-1])
-    return defaults[-1]
+            return tile
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            reason = error
+            # A device that cannot hold a tile is nothing unusual.
+            level = logging.DEBUG if isinstance(error, triton.OutOfResources) else logging.WARNING
+            _log.log(level, "%s does not run with %s: %s", name, tile, error)
+    message = str(reason).partition("\n")[0]
+    raise RuntimeError(f"{name} runs with none of {len(tiles)} tiles ({message}); choose another backend") from reason
+
+
+def _describe(kind: str, problem: Problem) -> tuple[str, Window, tuple[int, int], int, int]:
+    """Return the arguments of `default_tiles`."""
+    p = problem
+    channels = max(16, *(triton.next_power_of_2(x.shape[-1]) for x in (p.q, p.v)))
+    return kind, p.window, p.size, channels, p.q.element_size()
 
 
 @lru_cache(maxsize=1024)
 def default_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, itemsize: int) -> tuple[Tile, ...]:
-    """Return tiles by estimated work, least first; the last one needs least of a device.
+    """Return tiles by estimated cost, least first; the last one needs least of a device.
 
     Args:
         kind: Of kernel.
@@ -109,91 +144,86 @@ def default_tiles(kind: str, window: Window, size: tuple[int, int], channels: in
         channels: Of a query, key or value as it lies in a program.
         itemsize: Bytes of each.
     """
-    keeps_keys, costs = kind in BY_KEY, []
-    limit = TILE_BYTES // 3 * 2 if keeps_keys else TILE_BYTES
+    tiles = rank_tiles(kind, window, size, channels, itemsize)
+    least = min(tiles, key=lambda tile: (math.prod(tile.query + tile.key), tile.num_warps))
+    first = tiles[:MAX_DEFAULTS]
+    # What a device cannot hold is tried with less.
+    one_stage = [tile._replace(num_stages=1) for tile in (*(x for x in first if x != least), least)]
+    return (*first, *one_stage)
+
+
+def _interpreted_tiles(*problem: Any) -> list[Tile]:
+    """Return tiles for the interpreter, which takes nearly as long for a small one as for one of 64 x 64."""
+    return sorted(rank_tiles(*problem), key=lambda tile: abs(math.prod(tile.query + tile.key) - 64 * 64))
+
+
+def rank_tiles(kind: str, window: Window, size: tuple[int, int], channels: int, itemsize: int) -> tuple[Tile, ...]:
+    """Return all tiles that seem reasonable, by estimated cost; see `default_tiles`."""
+    keeps_keys, costs = kind in BY_KEY, dict[Tile, float]()
     for area in AREAS:
-        num_bytes = sum(area) * channels * itemsize
-        # Compiled for compute capability 9.0, float32 kernels that keep keys spill registers beyond 64 x 32.
-        spills = keeps_keys and itemsize == 4 and math.prod(area) > 2048
-        if (num_bytes > limit or spills) and area != AREAS[-1]:
-            continue
         num_queries, num_keys = reversed(area) if keeps_keys else area
         pairs, query, key = best_rectangles(window, size, num_queries, num_keys, keeps_keys)
-        # Sums that stay in registers, and scores with their gradients. Float32 products take registers twice.
-        kept = (area[0] * channels * (2 if keeps_keys else 1) + 2 * area[0] * area[1]) * itemsize // 2
-        num_warps = 8 if kept > 16384 else 4 if kept > 2048 else 1
-        # A pair of rectangles costs its products and the traffic of its edges.
-        cost = pairs * (num_queries + 32) * (num_keys + 32)
-        costs.append((cost, Tile(query, key, num_warps, 3 if num_bytes <= TILE_BYTES // 3 else 2)))
-    tiles = [tile for _, tile in sorted(costs, key=lambda cost: cost[0])]
-    # What a device cannot hold is tried with less.
-    return (*tiles, *(tile._replace(num_stages=1) for tile in tiles), costs[-1][1]._replace(num_stages=1))
+        programs = count_tiles(window, size, key if keeps_keys else query, keeps_keys)
+        for num_warps in WARPS:
+            tiles = [Tile(query, key, num_warps, stages) for stages in STAGES]
+            if area != AREAS[0]:
+                tiles = [tile for tile in tiles if count_shared(kind, tile, channels, itemsize) <= MAX_SHARED]
+            # Of equals, the first has more loads in flight.
+            found = {tile: estimate(kind, tile, pairs, programs, channels, itemsize) for tile in tiles}
+            if found:
+                best = min(found, key=lambda tile: found[tile])
+                costs[best] = found[best]
+    return tuple(sorted(costs, key=lambda tile: costs[tile]))
 
 
-def _tuned(description: str, defaults: tuple[Tile, ...], launch: Launch) -> Tile:
-    """Return the tile on disk, or else the fastest of the defaults and their variants, and store it."""
-    path = cache_file()
-    known = _read(path).get(description)
-    if known is not None:
-        query, key, num_warps, num_stages = known
-        return Tile(tuple(query), tuple(key), num_warps, num_stages)
-    first = defaults[0]
-    larger = [first._replace(key=(first.key[0] * high, first.key[1] * wide)) for high, wide in ((2, 1), (1, 2))]
-    variants = {
-        tile._replace(num_warps=warps, num_stages=stages)
-        for tile in (*defaults, *larger)
-        for warps in {max(1, tile.num_warps // 2), tile.num_warps, min(8, tile.num_warps * 2)}
-        for stages in {tile.num_stages, 2}
-    }
-    times = {tile: _measure(launch, tile) for tile in sorted(variants)}
-    best = min(times, key=lambda tile: times[tile])
-    _write(path, {**_read(path), description: best})
-    return best
-
-
-def _measure(launch: Launch, tile: Tile) -> float:
-    """Return median milliseconds; infinity if the device cannot hold the tile."""
+def _tune(kind: str, problem: Problem, launch: Launch) -> Tile | None:
+    """Launch with the tile on disk, or else with the fastest in the time given, and return it; None if none ran."""
+    name = _name(kind, problem)
+    tile = tile_cache.load(name)
+    if tile is None:
+        ranked = rank_tiles(*_describe(kind, problem))
+        # Of the best few also with another number of stages.
+        few = [tile._replace(num_stages=5 - tile.num_stages) for tile in ranked[: MAX_MEASURED // 4]]
+        best = fastest([*ranked[: MAX_MEASURED - len(few)], *few], launch, _seconds())
+        if best is None:
+            return None
+        tile = best[0]
+        tile_cache.store(name, *best)
     try:
-        return float(triton.testing.do_bench(lambda: launch(tile), warmup=5, rep=20, return_mode="median"))
-    except triton.OutOfResources:
-        return float("inf")
+        launch(tile)
+    except FAILURES as error:
+        _log.warning("the %s kernel does not run with its measured %s: %s", kind, tile, error)
+        return None
+    return tile
 
 
-def _describe(kind: str, problem: Problem, biases: tuple[bool, ...]) -> str:
+def _seconds() -> float:
+    text = os.environ.get("VISIONATTN_TUNE_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"VISIONATTN_TUNE_SECONDS must be a number of seconds >= 0; got {text!r}")
+    return seconds
+
+
+def _name(kind: str, problem: Problem) -> dict[str, Any]:
+    """Return what a measured tile depends on, as JSON holds it; sizes of maps and batches by power of two."""
     p = problem
     batch, height, width, heads, head_dim = p.k.shape
-    return json.dumps(
-        [
-            kind,
-            torch.cuda.get_device_name(p.q.device),
-            triton.__version__,
-            str(p.q.dtype),
-            torch.backends.cuda.matmul.fp32_precision,
-            [head_dim, p.v.shape[-1]],
-            p.window.to_ints(),
-            biases,
-            [triton.next_power_of_2(x) for x in (height, width, batch * heads)],
-        ]
-    )
-
-
-def cache_file() -> Path:
-    """Return where measured tiles are kept."""
-    folder = os.environ.get("VISIONATTN_CACHE") or Path(torch.hub.get_dir()).parent / "visionattn"
-    return Path(folder) / "triton_tiles.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write(path: Path, tiles: dict[str, Any]) -> None:
-    """Replace the file atomically, so that no process reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-        json.dump(tiles, file, indent=1)
-    Path(file.name).replace(path)
+    gpu = torch.cuda.get_device_properties(p.q.device)
+    return {
+        "kernel": kind,
+        "device": gpu.name,
+        "capability": [gpu.major, gpu.minor],
+        "versions": [package_version("visionattn"), str(torch.__version__), triton.__version__],
+        "dtype": str(p.q.dtype).removeprefix("torch."),
+        "precision": product_precision(p.q.device, p.q.dtype),
+        "head_dim": [head_dim, p.v.shape[-1]],
+        "window": p.window.to_ints(),
+        "biases": [name for name in ("rpb", "rel_h", "rel_w") if getattr(p, name) is not None],
+        "extra": 0 if p.extra_k is None else triton.next_power_of_2(p.extra_k.shape[1]),
+        "map": [triton.next_power_of_2(x) for x in (height, width)],
+        "batch": triton.next_power_of_2(batch * heads),
+    }
