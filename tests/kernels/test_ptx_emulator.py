@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kernels.ptx.formats import UnsupportedError
 from tests.kernels.ptx.global_memory import GlobalMemory
 from tests.kernels.ptx.group import RaceError
 from tests.kernels.ptx.program import Program
@@ -176,13 +177,13 @@ def test_race_between_blocks_is_found() -> None:
 @pytest.mark.parametrize(
     ("body", "error", "message"),
     [
-        ("frobnicate.b32 %r10, %r2;", NotImplementedError, "frobnicate.b32"),
-        ("add.sat.s32 %r10, %r2, 1;", NotImplementedError, "add.sat.s32"),
+        ("frobnicate.b32 %r10, %r2;", UnsupportedError, "frobnicate.b32"),
+        ("add.sat.s32 %r10, %r2, 1;", UnsupportedError, "add.sat.s32"),
         ("ld.global.b32 { %r10 }, [ %rd2 + 4 ];", IndexError, "outside every tensor"),
         ("st.shared.b32 [%r7+4096], %r2;", IndexError, "outside 4096 bytes"),
         ("ld.shared.v2.b32 {%r10, %r11}, [%r7];", ValueError, "not a multiple of 8"),
         ("add.s32 %r10, %r11, 1;", ValueError, "never written"),
-        ("setp.gt.s32 %p1, %r2, 3;\n@%p1 bra $L__BB0_1;\nbar.sync 0;\n$L__BB0_1:", NotImplementedError, "branch apart"),
+        ("setp.gt.s32 %p1, %r2, 3;\n@%p1 bra $L__BB0_1;\nbar.sync 0;\n$L__BB0_1:", UnsupportedError, "branch apart"),
     ],
 )
 def test_errors_name_the_instruction(body: str, error: type[Exception], message: str) -> None:

@@ -21,14 +21,14 @@ def run_problems(*arguments: str) -> list[str]:
 
 @pytest.mark.slow
 def test_one_problem_matches_reference() -> None:
-    assert not run_problems("--capability", "90", "--dtype", "bfloat16", "--problems", "H12xW10-k5-d48-v16-rpb")
+    assert not run_problems("--arch", "sm_90", "--dtype", "bfloat16", "--problems", "H12xW10-k5-d48-v16-rpb")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_match_reference_without_races(capability: str, dtype: str) -> None:
-    assert not run_problems("--capability", capability, "--dtype", dtype)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_kernels_match_reference_without_races(arch: str, dtype: str) -> None:
+    assert not run_problems("--arch", arch, "--dtype", dtype)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Run problems with compiled kernels in the emulator: `python -m tests.kernels.ptx --capability 90 --dtype bfloat16`.
+"""Run problems with compiled kernels in the emulator: `python -m tests.kernels.ptx --arch sm_90 --dtype bfloat16`.
 
 Prints a line per problem, compared with the float64 reference, and fails if one is wrong, leaves its tensors or races.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 import traceback
-from unittest import mock
+from unittest.mock import patch
 
 import torch
 
@@ -18,11 +18,13 @@ from tests.kernels.ptx.problems import NAN, PROBLEMS, TILES
 from tests.kernels.reach import assert_reaches_who_sees
 from visionattn_kernels import Window, testing
 from visionattn_kernels.attention import triton as backend
-from visionattn_kernels.attention.triton import blocks, tuning
+from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.testing import assert_matches_reference, make_inputs
 
 TF32_ERROR = 4e-3
 """Error of products of tf32, relative to the largest value."""
+
+DTYPES = ("float32", "tf32", "tf32x3", "float16", "bfloat16")
 
 
 def check(name: str, dtype: torch.dtype) -> None:
@@ -39,35 +41,32 @@ def check(name: str, dtype: torch.dtype) -> None:
 def main() -> int:
     """Run the problems that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernels.ptx", description=__doc__)
-    parser.add_argument("--capability", type=int, default=90, help="of the GPU, times ten")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "tf32", "float16", "bfloat16"])
+    parser.add_argument("--arch", default="sm_90", choices=["sm_80", "sm_90"])
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--tiles", default="default", choices=TILES)
     parser.add_argument("--problems", nargs="*", default=[*PROBLEMS, *(f"nan-{name}" for name in NAN)])
     parser.add_argument("--trace", action="store_true", help="print where a failure was raised")
     parser.add_argument("--without", help="an instruction that is left out, to see that it is missed")
     options = parser.parse_args()
-    dtype = torch.float32 if options.dtype == "tf32" else getattr(torch, options.dtype)
-    precision, tile, failures = "tf32" if options.dtype == "tf32" else "ieee", TILES[options.tiles], 0
+    is_tf32, tile, failures = options.dtype.startswith("tf32"), TILES[options.tiles], 0
+    dtype, precision = (torch.float32, options.dtype) if is_tf32 else (getattr(torch, options.dtype), "ieee")
     if options.dtype == "tf32":
         testing.TINY[torch.float32] = TF32_ERROR
-    with (
-        mock.patch.object(backend, "INTERPRETED", True),
-        mock.patch.object(blocks, "_precision", return_value=precision),
-    ):
-        if tile is not None:
-            tuning.run = lambda kind, problem, launch: launch(tile)
-        for name in options.problems:
-            start = time.perf_counter()
-            try:
-                with emulated(options.capability, options.without) as launched:
-                    check(name, dtype)
-                print("ok", name, *launched, f"{time.perf_counter() - start:.1f} s", flush=True)
-            except Exception as error:
-                failures += 1
-                notes = "; ".join(getattr(error, "__notes__", []))
-                print("FAILED", name, f"{type(error).__name__}: {error}", notes, flush=True)
-                if options.trace:
-                    traceback.print_exc()
+    if tile is not None:
+        tuning.run = lambda kind, problem, launch: launch(tile)
+    for name in options.problems:
+        start = time.perf_counter()
+        try:
+            # The backend takes tensors of the CPU if it thinks itself interpreted.
+            with patch.object(backend, "INTERPRETED", True), emulated(options.arch, precision, options.without) as run:
+                check(name, dtype)
+            print("ok", name, *run, f"{time.perf_counter() - start:.1f} s", flush=True)
+        except Exception as error:
+            failures += 1
+            notes = "; ".join(getattr(error, "__notes__", []))
+            print("FAILED", name, f"{type(error).__name__}: {error}", notes, flush=True)
+            if options.trace:
+                traceback.print_exc()
     return min(failures, 1)
 
 

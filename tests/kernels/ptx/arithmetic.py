@@ -11,6 +11,7 @@ import numpy as np
 from tests.kernels.ptx.formats import (
     UNSIGNED,
     Array,
+    UnsupportedError,
     encode,
     flush,
     integer_dtype,
@@ -88,9 +89,9 @@ COMPARE: dict[str, Function] = {
 }
 
 
-def refuse(instruction: Instruction) -> NotImplementedError:
+def refuse(instruction: Instruction) -> UnsupportedError:
     """Return the error of what is not emulated."""
-    return NotImplementedError(f"PTX instruction {instruction.opcode} is not emulated: {instruction.where}")
+    return UnsupportedError(f"PTX instruction {instruction.opcode} is not emulated: {instruction.where}")
 
 
 def target_of(instruction: Instruction) -> Register:

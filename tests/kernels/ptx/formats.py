@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+
+class UnsupportedError(Exception):
+    """What the emulator does not do. Not one of the RuntimeErrors, for which another tile would be tried."""
+
+
 UNSIGNED = {1: np.dtype(bool), 8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
 """Bits of a register by its width."""
 
@@ -45,7 +50,7 @@ def decode(bits: Array, kind: str) -> Array:
         return bits.view(np.float16).astype(np.float32)
     if kind == "bf16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    raise NotImplementedError(f"PTX type {kind} is not emulated")
+    raise UnsupportedError(f"PTX type {kind} is not emulated")
 
 
 def encode(values: Array, kind: str) -> Array:
@@ -63,7 +68,7 @@ def encode(values: Array, kind: str) -> Array:
         bits = single.view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return np.where(np.isnan(single), np.uint32(0x7FFF), rounded).astype(np.uint16)
-    raise NotImplementedError(f"PTX type {kind} is not emulated")
+    raise UnsupportedError(f"PTX type {kind} is not emulated")
 
 
 def flush(values: Array) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.kernels.ptx.formats import UNSIGNED, Array, decode, integer_dtype, is_float, width_of
+from tests.kernels.ptx.formats import UNSIGNED, Array, UnsupportedError, decode, integer_dtype, is_float, width_of
 from tests.kernels.ptx.global_memory import GlobalMemory
 from tests.kernels.ptx.parser import Address, Immediate, Operand, Register, Symbol
 from tests.kernels.ptx.shared_memory import BASE, SharedMemory
@@ -149,14 +149,14 @@ def bits_of(operand: Operand, width: int) -> Source:
     """Return how to read an operand's bits; literals have no axis."""
     if isinstance(operand, Register):
         if operand.width != width:
-            raise NotImplementedError(f"register of {operand.width} bits for an operand of {width}")
+            raise UnsupportedError(f"register of {operand.width} bits for an operand of {width}")
         return lambda g: g.bits(operand)
     if isinstance(operand, Immediate):
         literal = constant(operand, width)
         return lambda g: literal
     if isinstance(operand, Symbol):
         return _special(operand.name, width)
-    raise NotImplementedError(f"operand {operand} is not emulated")
+    raise UnsupportedError(f"operand {operand} is not emulated")
 
 
 def _special(name: str, width: int) -> Source:
@@ -173,7 +173,7 @@ def _special(name: str, width: int) -> Source:
         return lambda g: np.array(0, dtype)
     if name == "global_smem":
         return lambda g: np.array(BASE, dtype)
-    raise NotImplementedError(f"PTX symbol {name} is not emulated")
+    raise UnsupportedError(f"PTX symbol {name} is not emulated")
 
 
 def value_of(operand: Operand, kind: str) -> Source:

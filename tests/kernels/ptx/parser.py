@@ -125,14 +125,24 @@ class _Registers:
             prefix: WIDTHS[kind] for kind, prefix in re.findall(r"\.reg \.(\w+)\s+(%\w+?)<\d+>", text)
         }  # fmt: skip
         self.found: dict[str, Register] = {}
+        self.local: dict[str, Register] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name.rstrip("0123456789") in self.prefixes
+        return name in self.local or name.rstrip("0123456789") in self.prefixes
 
     def __getitem__(self, name: str) -> Register:
+        if name in self.local:
+            return self.local[name]
         if name not in self.found:
             self.found[name] = Register(len(self.found), self.prefixes[name.rstrip("0123456789")])
         return self.found[name]
+
+    def declare(self, statement: str) -> None:
+        """Number the registers of inline assembly: `.reg .b16 x, y` between braces."""
+        _, kind, names = statement.split(None, 2)
+        for name in names.split(","):
+            unique = f"{name.strip()}#{len(self.found)}"
+            self.found[unique] = self.local[name.strip()] = Register(len(self.found), WIDTHS[kind.lstrip(".")])
 
 
 def parse(text: str) -> Kernel:
@@ -155,6 +165,11 @@ def parse(text: str) -> Kernel:
             continue
         for statement in line.split(";"):
             statement = statement.strip()
+            if statement.startswith(("{", "}")):  # inline assembly has registers of its own
+                registers.local = {}
+                statement = statement[1:].strip()
+            if statement.startswith(".reg") and "<" not in statement:
+                registers.declare(statement)
             if not statement or statement.startswith((".loc", ".pragma", ".reg")):
                 continue
             instruction = _parse_instruction(statement, registers, f"line {number}: {_short(statement)}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.kernels.ptx import tensor_cores, transfer
 from tests.kernels.ptx.arithmetic import arithmetic_step, refuse, target_of
-from tests.kernels.ptx.formats import UNSIGNED, Array, integer_dtype, is_float
+from tests.kernels.ptx.formats import UNSIGNED, Array, UnsupportedError, integer_dtype, is_float
 from tests.kernels.ptx.global_memory import GlobalMemory
 from tests.kernels.ptx.group import Group, RaceError, Step, bits_of
 from tests.kernels.ptx.parser import Address, Instruction, Kernel, Register, Symbol, parse
@@ -110,7 +110,7 @@ class Program:
         taken = group.bits(last.guard).reshape(-1, group.threads) != last.negated
         if (taken != taken[:, :1]).any():
             if target != number + 2 or not self._is_plain(number + 1):
-                raise NotImplementedError(f"threads of a CTA branch apart, which is not emulated: {last.where}")
+                raise UnsupportedError(f"threads of a CTA branch apart, which is not emulated: {last.where}")
             self._execute(number + 1, group, ~taken.reshape(-1))
             return [(target, None)]
         jumps = taken[:, 0]

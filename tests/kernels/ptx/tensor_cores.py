@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.kernels.ptx.arithmetic import refuse
-from tests.kernels.ptx.formats import Array, decode
+from tests.kernels.ptx.formats import Array, UnsupportedError, decode
 from tests.kernels.ptx.group import Group, Pending, Source, Step, bits_of
 from tests.kernels.ptx.parser import Immediate, Instruction, Operand, Register
 
@@ -104,7 +104,7 @@ def descriptor_offsets(descriptor: int, rows: int, depth: int, itemsize: int, ma
     """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     if descriptor >> 49 & 7:
-        raise NotImplementedError("a wgmma descriptor with a base offset is not emulated")
+        raise UnsupportedError("a wgmma descriptor with a base offset is not emulated")
     unit, span = 16 // itemsize, 1 << SWIZZLES[descriptor >> 62]  # elements in 16 bytes; units of a swizzled row
     row, column = np.arange(rows)[:, None], np.arange(depth)[None, :]
     if major:
