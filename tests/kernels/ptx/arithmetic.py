@@ -125,11 +125,18 @@ def float_step(i: Instruction) -> Step:
 
 
 def integer_step(i: Instruction) -> Step:
-    """Compute integers whose results are as wide as the operands: `add.s32`."""
-    name, kind = i.parts
+    """Compute integers whose results are as wide as the operands: `add.s32`, `max.relu.s32`, which is no less than 0."""
+    name, *flags, kind = i.parts
+    if flags not in ([], ["relu"]):
+        raise refuse(i)
     function, target = INTEGER[name], target_of(i)
     sources = [value_of(x, kind) for x in i.operands[1:]]
-    return lambda g: g.write(target, function(*(source(g) for source in sources)))
+
+    def step(g: Group) -> None:
+        result = function(*(source(g) for source in sources))
+        g.write(target, np.maximum(result, 0) if flags else result)
+
+    return step
 
 
 def multiply_step(i: Instruction) -> Step:
@@ -165,37 +172,35 @@ def logic_step(i: Instruction) -> Step:
 def shift_step(i: Instruction) -> Step:
     """Shift; by the width or more, nothing but zeros or signs is left."""
     name, kind = i.parts
-    target, width = target_of(i), width_of(kind)
+    target, shift = target_of(i), np.left_shift if name == "shl" else np.right_shift
     source, amount = value_of(i.operands[1], kind), bits_of(i.operands[2], 32)
-
-    def step(g: Group) -> None:
-        x, by = source(g), amount(g)
-        within = np.minimum(by, width - 1).astype(x.dtype)
-        shifted = np.left_shift(x, within) if name == "shl" else np.right_shift(x, within)
-        if name == "shl" or kind[0] != "s":
-            shifted = np.where(by < width, shifted, np.zeros((), x.dtype))
-        g.write(target, shifted)
-
-    return step
+    return lambda g: g.write(target, _shift(shift, source(g), amount(g)))
 
 
 def extract_step(i: Instruction) -> Step:
     """Extract a field of bits: `bfe.u32 d, a, position, length`."""
     kind, target = i.parts[1], target_of(i)
-    if width_of(kind) != 32:
-        raise refuse(i)
-    source, first, count = (bits_of(x, 32) for x in i.operands[1:])
+    width = width_of(kind)
+    source, (first, count) = value_of(i.operands[1], kind), (bits_of(x, 32) for x in i.operands[2:])
 
     def step(g: Group) -> None:
-        x = source(g).astype(np.int64) if kind == "u32" else source(g).view(np.int32).astype(np.int64)
-        position, length = (part(g).astype(np.int64) & 255 for part in (first, count))
-        field = (x >> np.minimum(position, 63)) & ((np.int64(1) << np.minimum(length, 32)) - 1)
-        if kind == "s32":  # the sign is the field's last bit, or that of the number if the field reaches beyond it
-            sign = (x >> np.minimum(position + length - 1, 31)) & (length > 0)
-            field = np.where(sign & 1, field | (np.int64(-1) << np.minimum(length, 32)), field)
-        g.write(target, field.astype(np.uint32))
+        x = source(g)
+        position, length = (np.minimum(part(g) & np.uint32(255), width).astype(np.int64) for part in (first, count))
+        # Moved up, so that the field's last bit is the first of the word, and down again: with its sign, if it has one.
+        # A field that reaches beyond the word ends with it.
+        last = np.minimum(position + length, width)
+        field = _shift(np.left_shift, x, width - last)
+        field = _shift(np.right_shift, field, width - last + position)
+        g.write(target, np.where((length == 0) | ((position >= width) & (kind[0] == "u")), x.dtype.type(0), field))
 
     return step
+
+
+def _shift(shift: np.ufunc, x: Array, by: Array) -> Array:
+    """Shift by up to the width; all bits leave a word of no sign."""
+    most = x.dtype.itemsize * 8 - 1
+    shifted = shift(x, np.minimum(by, most).astype(x.dtype))
+    return shifted if x.dtype.kind == "i" and shift is np.right_shift else np.where(by > most, x.dtype.type(0), shifted)
 
 
 def insert_step(i: Instruction) -> Step:
@@ -377,7 +382,7 @@ def arithmetic_step(i: Instruction) -> Step | None:
         return float_step(i)
     if name == "mul":
         return multiply_step(i)
-    if name in INTEGER and len(i.parts) == 2:
+    if name in INTEGER:
         return integer_step(i)
     return None
 
