@@ -133,6 +133,7 @@ def test_threads_may_skip_arithmetic() -> None:
 
 
 STORE, LOAD = "st.shared.b32 [%r7], %r2;", "ld.shared.b32 %r10, [%r9];"
+NEXT_LANE = "xor.b32 %r11, %r7, 4;\nld.shared.b32 %r10, [%r11];"
 COPY = "cp.async.ca.shared.global [ %r7 + 0 ], [ %rd2 + 0 ], 0x4, 4;\ncp.async.commit_group;"
 WAIT, BARRIER = "cp.async.wait_group 0;", "bar.sync 0;"
 WRITE = "st.global.b32 [ %rd1 + 0 ], { %r1 };"
@@ -142,13 +143,17 @@ WRITE = "st.global.b32 [ %rd1 + 0 ], { %r1 };"
     ("lines", "complaint"),
     [
         ([STORE, BARRIER, LOAD], None),
-        ([STORE, LOAD], "another warp wrote since the last barrier"),
-        ([STORE, BARRIER, LOAD, STORE], "another warp read since the last barrier"),
+        ([STORE, LOAD], "another thread wrote since the last barrier"),
+        ([STORE, NEXT_LANE], "another thread wrote since the last barrier"),
+        ([STORE, "bar.warp.sync -1;", NEXT_LANE], None),
+        ([STORE, "bar.warp.sync -1;", LOAD], "another thread wrote since the last barrier"),
+        ([STORE, "bar.warp.sync -1;", NEXT_LANE, STORE], "another thread read since the last barrier"),
+        ([STORE, BARRIER, LOAD, STORE], "another thread read since the last barrier"),
         ([STORE, BARRIER, LOAD, BARRIER, STORE], None),
         (["st.shared.b32 [%r5], %r2;"], "different values"),
         ([COPY, WAIT, BARRIER, LOAD], None),
         ([COPY, BARRIER, LOAD], "an asynchronous copy, not waited for"),
-        ([COPY, WAIT, LOAD], "another warp wrote since the last barrier"),
+        ([COPY, WAIT, LOAD], "another thread wrote since the last barrier"),
         ([COPY, COPY, "cp.async.wait_group 1;", BARRIER, LOAD], "an asynchronous copy, not waited for"),
         ([COPY, STORE], "an asynchronous copy, not waited for"),
         ([WRITE], None),

@@ -125,7 +125,7 @@ def float_step(i: Instruction) -> Step:
 
 
 def integer_step(i: Instruction) -> Step:
-    """Compute integers whose results are as wide as the operands: `add.s32`, `max.relu.s32`, which is no less than 0."""
+    """Compute integers as wide as the operands: `add.s32`; `max.relu.s32` is no less than 0."""
     name, *flags, kind = i.parts
     if flags not in ([], ["relu"]):
         raise refuse(i)

@@ -54,7 +54,6 @@ class Group:
         size = len(self.ctas)
         self.thread = np.tile(np.arange(self.threads, dtype=np.uint32), size)
         self.row = np.repeat(np.arange(size), self.threads)
-        self.warp = self.thread // WARP
         self.number = (self.ctas[self.row] * self.threads + self.thread).astype(np.int64)
 
     @property

@@ -1,8 +1,9 @@
 """Shared memory of some CTAs, which also records who touched what since the last barrier.
 
-Two warps that touch the same bytes, one of them writing, need a barrier in between. What an asynchronous copy fills
-must not be touched until it was waited for, and not by other warps until a barrier after that; what an asynchronous
-product reads must not be written until it was waited for and a barrier followed.
+Two threads that touch the same bytes, one of them writing, need a barrier in between: lanes of a warp that of their
+warp, others that of all. What an asynchronous copy fills must not be touched until it was waited for, and not by other
+threads until a barrier after that; what an asynchronous product reads must not be written until it was waited for and
+a barrier followed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from tests.kernels.ptx.formats import Array
 BASE = 1024
 """Address of the first byte that a kernel owns: a GPU keeps what is before it."""
 
-MANY = 255
+MANY = 65535
+"""Record of threads of several warps."""
+
+SYNCHRONISED, SEVERAL = 32, 33
+"""In place of a lane: a warp that has passed a barrier of its own since, and several lanes of a warp."""
 
 PATTERN = 1024
 """Bytes after which swizzled layouts repeat; memory is padded to it."""
@@ -30,9 +35,10 @@ class SharedMemory:
         data: The bytes.
         size: Bytes that were asked for; more are padding.
         grain: Bytes that share a record, the fewest that an instruction of the kernel touches.
-        writer, reader: Warp that wrote or read, plus one; `MANY` if several did. Warps may write the same together.
+        writer, reader: Who wrote or read: 64 times the warp plus the lane plus one, or `MANY`. Threads may write the
+            same value together.
         copying: Stage of the copy that fills it.
-        copier: Warp that asked for that copy, plus one.
+        copier: Who asked for that copy.
         multiplying: Stage of the product that reads it.
         unfenced: Whether it was written by a plain store that asynchronous products cannot see yet.
         copies, products: Groups of asynchronous copies and products committed.
@@ -61,7 +67,7 @@ class SharedMemory:
             np.full((rows, padded), 0xFF, np.uint8),
             size,
             grain,
-            *(np.zeros(records, dtype) for dtype in ("u1", "u1", "i4", "u1", "i4", "?")),
+            *(np.zeros(records, dtype) for dtype in ("u2", "u2", "i4", "u2", "i4", "?")),
         )
 
     _ROWS = ("data", "writer", "reader", "copying", "copier", "multiplying", "unfenced")
@@ -95,52 +101,58 @@ class SharedMemory:
     def _complain(self, where: str, what: str) -> None:
         self.complaints.setdefault(where, f"{where}: {what}")
 
-    def load(self, row: Array, warp: Array, address: Array, size: int, dtype: str, where: str) -> Array:
+    def load(self, row: Array, thread: Array, address: Array, size: int, dtype: str, where: str) -> Array:
         """Return `[accesses, size / itemsize]` elements at aligned addresses of `size` bytes."""
         start = self._check(address, size, where)
         records = self._records(row, start, size)
-        warp = warp if records.ndim == 1 else warp[:, None]
-        self._reads(records, warp, where)
+        own = _code(thread if records.ndim == 1 else thread[:, None])
+        self._reads(records, own, where)
         item = np.dtype(dtype).itemsize
         first = (row * self.data.shape[1] + start) // item
         return self.data.view(dtype).reshape(-1)[first[:, None] + np.arange(size // item)]
 
-    def _reads(self, records: Array, warp: Array, where: str) -> None:
-        writer = self.writer.reshape(-1)[records]
-        if ((writer != 0) & (writer != warp + 1)).any():
-            self._complain(where, "reads shared memory that another warp wrote since the last barrier")
+    def _reads(self, records: Array, own: Array, where: str) -> None:
+        if _others(self.writer.reshape(-1)[records], own).any():
+            self._complain(where, "reads shared memory that another thread wrote since the last barrier")
         if self.copying.reshape(-1)[records].any():
             self._complain(where, "reads shared memory that an asynchronous copy, not waited for, is filling")
-        self._mark(self.reader, records, (warp + 1).astype(np.uint8))
+        self._mark(self.reader, records, own)
 
     def _mark(self, who: Array, records: Array, own: Array) -> None:
-        """Record warps, or that there are several."""
+        """Record threads, or that there are several."""
         flat = who.reshape(-1)
         before = flat[records]
         flat[records] = own
-        several = ((before != 0) & (before != own)) | (flat[records] != own)
-        if several.any():
-            flat[records[several]] = MANY
+        after = flat[records]
+        clash = _others(before, own) | (after != own)
+        if clash.any():
+            records, own, before, after = (
+                records[clash],
+                np.broadcast_to(own, clash.shape)[clash],
+                before[clash],
+                after[clash],
+            )
+            alike = ((before == 0) | (_warp(before) == _warp(own))) & (_warp(after) == _warp(own))
+            flat[records[alike]] = _code(_warp(own[alike]) * 32, SEVERAL)
+            flat[records[~alike]] = MANY
 
-    def _writes(self, records: Array, warp: Array, where: str) -> None:
-        writer, reader = self.writer.reshape(-1)[records], self.reader.reshape(-1)[records]
-        if ((writer != 0) & (writer != warp + 1)).any():
-            self._complain(where, "writes shared memory that another warp wrote since the last barrier")
-        if ((reader != 0) & (reader != warp + 1)).any():
-            self._complain(where, "writes shared memory that another warp read since the last barrier")
+    def _writes(self, records: Array, own: Array, where: str) -> None:
+        for who, deed in ((self.writer, "wrote"), (self.reader, "read")):
+            if _others(who.reshape(-1)[records], own).any():
+                self._complain(where, f"writes shared memory that another thread {deed} since the last barrier")
         if self.copying.reshape(-1)[records].any():
             self._complain(where, "writes shared memory that an asynchronous copy, not waited for, is filling")
         if self.multiplying.reshape(-1)[records].any():
             self._complain(where, "writes shared memory that a wgmma, not waited for, is reading")
 
-    def store(self, row: Array, warp: Array, address: Array, values: Array, where: str) -> None:
+    def store(self, row: Array, thread: Array, address: Array, values: Array, where: str) -> None:
         """Store `[accesses, elements]` at addresses aligned to a row of them."""
         size = values.shape[1] * values.itemsize
         start = self._check(address, size, where)
         records = self._records(row, start, size)
-        warp = warp if records.ndim == 1 else warp[:, None]
-        self._writes(records, warp, where)
-        self._mark(self.writer, records, (warp + 1).astype(np.uint8))
+        own = _code(thread if records.ndim == 1 else thread[:, None])
+        self._writes(records, own, where)
+        self._mark(self.writer, records, own)
         lost = self._fill(row, start, values, where)
         if lost.any() and (self.writer.reshape(-1)[records[lost]] == MANY).any():
             self._complain(where, "warps write different values to the same shared memory")
@@ -156,17 +168,17 @@ class SharedMemory:
             self._complain(where, "threads write different values to the same shared memory")
         return lost
 
-    def copy(self, row: Array, warp: Array, address: Array, values: Array, where: str) -> None:
+    def copy(self, row: Array, thread: Array, address: Array, values: Array, where: str) -> None:
         """Start an asynchronous copy of `[accesses, words]`, which belongs to the group that is committed next."""
         size = values.shape[1] * values.itemsize
         start = self._check(address, size, where)
         records = self._records(row, start, size)
-        warp = warp if records.ndim == 1 else warp[:, None]
-        self._writes(records, warp, where)
+        own = _code(thread if records.ndim == 1 else thread[:, None])
+        self._writes(records, own, where)
         self._fill(row, start, values, where)
         self.unfenced.reshape(-1)[records] = False
         self.copying.reshape(-1)[records] = self.copies + 1
-        self.copier.reshape(-1)[records] = warp + 1
+        self.copier.reshape(-1)[records] = own
 
     def commit_copies(self) -> None:
         """Close a group of copies."""
@@ -182,6 +194,12 @@ class SharedMemory:
         """Let all threads of each CTA meet."""
         self.writer[...] = 0
         self.reader[...] = 0
+
+    def warp_barrier(self) -> None:
+        """Let the lanes of each warp meet."""
+        for who in (self.writer, self.reader):
+            known = (who != 0) & (who != MANY)
+            who[known] = _code(_warp(who[known]) * 32, SYNCHRONISED)
 
     def fence(self) -> None:
         """Show what was stored to asynchronous products."""
@@ -209,6 +227,21 @@ class SharedMemory:
         done = (self.multiplying > 0) & (self.multiplying <= self.products - left)
         self.reader[done] = MANY
         self.multiplying[done] = 0
+
+
+def _code(thread: Array, lane: int | None = None) -> Array:
+    """Return the record of a thread, or of something in place of its lane."""
+    thread = thread.astype(np.uint16)
+    return (thread // 32 * 64 + (thread % 32 if lane is None else lane) + 1).astype(np.uint16)
+
+
+def _warp(code: Array) -> Array:
+    return (code - np.uint16(1)) // 64
+
+
+def _others(code: Array, own: Array) -> Array:
+    """Return where a record is of another thread, with which no barrier was passed."""
+    return (code != 0) & (code != own) & (code != _code(_warp(own) * 32, SYNCHRONISED))
 
 
 def _alike(a: Array, b: Array) -> bool:

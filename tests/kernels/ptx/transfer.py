@@ -151,7 +151,7 @@ def load_step(i: Instruction) -> Step:
         if space == "global":
             found = g.memory.load(place, size, dtype, _actor(g, every), i.where)
         else:
-            found = g.shared.load(g.row[every], g.warp[every], place, size, dtype, i.where)
+            found = g.shared.load(g.row[every], g.thread[every], place, size, dtype, i.where)
         for register, column in zip(targets, found.T, strict=True):
             value = column.astype(f"{found.dtype.kind}{register.width // 8}").view(UNSIGNED[register.width])
             if chosen is not None:
@@ -186,7 +186,7 @@ def store_step(i: Instruction) -> Step:
         if space == "global":
             g.memory.store(place, values, _actor(g, every), i.where)
         else:
-            g.shared.store(g.row[every], g.warp[every], place, values, i.where)
+            g.shared.store(g.row[every], g.thread[every], place, values, i.where)
 
     return step
 
@@ -211,7 +211,7 @@ def copy_step(i: Instruction) -> Step:
         if full.any():
             values[full] = g.memory.load(of(g)[every][full], size, "u4", _actor(g, every[full]), i.where)
         if len(every):
-            g.shared.copy(g.row[every], g.warp[every], to(g)[every], values, i.where)
+            g.shared.copy(g.row[every], g.thread[every], to(g)[every], values, i.where)
 
     return step
 
@@ -248,9 +248,9 @@ def matrix_step(i: Instruction) -> Step:
     def step(g: Group) -> None:
         number = len(registers)
         lanes = np.arange(g.size).reshape(-1, WARP)[:, : 8 * number].reshape(-1)
-        row, warp, rows = g.row[lanes], g.warp[lanes], address(g)[lanes]
+        row, thread, rows = g.row[lanes], g.thread[lanes], address(g)[lanes]
         if loads:
-            matrices = g.shared.load(row, warp, rows, 16, "u2", i.where).reshape(-1, number, 8, 8)
+            matrices = g.shared.load(row, thread, rows, 16, "u2", i.where).reshape(-1, number, 8, 8)
             matrices = matrices.swapaxes(2, 3) if transposed else matrices
             words = np.ascontiguousarray(matrices).view(np.uint32).reshape(-1, number, WARP)
             for n, register in enumerate(registers):
@@ -259,7 +259,7 @@ def matrix_step(i: Instruction) -> Step:
             words = np.stack([g.bits(register).reshape(-1, WARP) for register in registers], 1)
             matrices = words.view(np.uint16).reshape(-1, number, 8, 8)
             matrices = matrices.swapaxes(2, 3) if transposed else matrices
-            g.shared.store(row, warp, rows, np.ascontiguousarray(matrices).reshape(-1, 8), i.where)
+            g.shared.store(row, thread, rows, np.ascontiguousarray(matrices).reshape(-1, 8), i.where)
 
     return step
 
@@ -267,7 +267,7 @@ def matrix_step(i: Instruction) -> Step:
 def _barrier_step(i: Instruction) -> Step:
     if i.opcode not in ("bar.sync", "barrier.sync") or len(i.operands) != 1:
         if i.opcode == "bar.warp.sync":
-            return lambda g: None
+            return lambda g: g.shared.warp_barrier()
         raise refuse(i)
     return lambda g: g.barrier()
 
