@@ -9,7 +9,7 @@
 
 How to read a row:
 
-- tile: queries/keys/warps/stages, as --tile takes it.
+- tile: queries/keys/warps/stages, and /registers if the tile bounds them; as --tile takes it.
 - registers, stack, smem: per thread, bytes per thread, bytes of shared memory per program. Stack is spilled registers.
 - ctas: programs on a multiprocessor at a time, by registers, shared memory and warps. Few warps hide no latency.
 - per_score: instructions of the innermost loop that walks over keys or queries, per score. A turn of the loop has
@@ -23,7 +23,7 @@ How to read a row:
   rectangles of which no score is masked.
 - core: instruction of the tensor cores, or none; "serial" where the compiler waits for each HGMMA before the next.
 - loads: loads from global memory in the loop, as number x bytes; 16 is best.
-- warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial.
+- warnings: codes of ptxas. C7510 to C7515 say that HGMMA are serial, C7517 and C7519 that it adds waits for them.
 - seconds: of the compilation, on the machine that wrote the row.
 - estimate_ms, bound: for the batch of the problem's name, on one A100 or H100, and what bounds it; see `estimate`. No
   clock has confirmed it.
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", help="part of a problem's name; several separated by commas")
     parser.add_argument("--kernels", default=",".join(NAMES), help="several separated by commas (default: all)")
-    parser.add_argument("--tile", type=read_tile, help="QUERIES/KEYS/WARPS/STAGES, as 8x8/4x16/4/3 (default: shipped)")
+    parser.add_argument("--tile", type=read_tile, help="as 8x8/4x16/4/3, see above (default: shipped)")
     parser.add_argument("--sweep", type=int, help="compile so many tiles, and print them by estimate")
     parser.add_argument("--precision", default="ieee", help="of products of float32: ieee, tf32 or tf32x3")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
@@ -184,18 +184,19 @@ def _map(compute: Callable[[Any], list[Row]], work: list[Any], jobs: int) -> Ite
 
 
 def read_tile(text: str) -> Tile:
-    """Read a tile as QUERIES/KEYS/WARPS/STAGES."""
-    found = re.fullmatch(r"(\d+)x(\d+)/(\d+)x(\d+)/(\d+)/(\d+)", text)
+    """Read a tile as QUERIES/KEYS/WARPS/STAGES, with its bound of registers if it has one."""
+    found = re.fullmatch(r"(\d+)x(\d+)/(\d+)x(\d+)/(\d+)/(\d+)(?:/(\d+))?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"must be like 8x8/4x16/4/3; got {text!r}")
-    a, b, c, d, warps, stages = map(int, found.groups())
-    return Tile((a, b), (c, d), warps, stages)
+    a, b, c, d, warps, stages, registers = (int(x or 0) for x in found.groups())
+    return Tile((a, b), (c, d), warps, stages, registers)
 
 
 def show_tile(tile: Tile) -> str:
     """Write a tile as `read_tile` reads it."""
     (a, b), (c, d) = tile.query, tile.key
-    return f"{a}x{b}/{c}x{d}/{tile.num_warps}/{tile.num_stages}"
+    bound = f"/{tile.max_registers}" if tile.max_registers else ""
+    return f"{a}x{b}/{c}x{d}/{tile.num_warps}/{tile.num_stages}{bound}"
 
 
 def show_cells(row: Row) -> str:
@@ -221,7 +222,7 @@ def compute_rows(
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append({**same, "kernel": name, "error": reason, "tile": show_tile(tile) if tile else ""})
         else:
-            rows += [same | describe(x, problem, arch, case.batch) for x in compiled]
+            rows += [same | describe(x, problem, arch, case.batch, precision) for x in compiled]
     return rows
 
 
@@ -237,7 +238,7 @@ def sweep(work: tuple[Problem, str], number: int, arch: str, kinds: Iterable[str
     return found
 
 
-def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: int) -> dict[str, Any]:
+def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: int, precision: str) -> dict[str, Any]:
     """Return the figures of one kernel, without those of its problem."""
     tile, kernel = compiled.tile, compiled.kernel
     code = sass.read(kernel.asm["cubin"]) if "cubin" in kernel.asm else amdgcn.read(kernel.asm["amdgcn"])
@@ -258,6 +259,8 @@ def describe(compiled: Compiled, problem: attention.Problem, arch: str, images: 
     scores, threads = math.prod(tile.query) * math.prod(tile.key), tile.num_warps * ARCHS[arch].warp_size
     # The compiler may unroll the loop: it then has the products of several turns.
     expected = estimate.multiplies_per_score(compiled.kind, problem) * scores
+    if precision == "tf32x3" and problem.q.dtype == torch.float32:
+        expected *= 3
     turns = max(1, round(sum(x.multiplies for x in walk) * tile.num_warps / expected))
     share = threads / scores / turns
     per_score = {kind: assembly.count_kinds(walk)[kind] * share for kind in assembly.KINDS}

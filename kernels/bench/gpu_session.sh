@@ -10,14 +10,16 @@
 #
 #   0. Before: carry wheels of what the machine lacks. fit and slots need jsonargparse, docstring-parser, typeshed-client
 #      and pytorch-metric-learning beside torch, timm and lightning; they are skipped without. Run --device cpu --quick.
+#      Where .git does not come along, set VISIONATTN_REVISION to the output of git rev-parse HEAD.
 #   1. gpu_session.sh smoke tests memory fit slots   470   Is it right? If red: mend it, and run this again.
 #   2. gpu_session.sh tune attention                 550   Tiles are measured, and kept in ~/.cache/torch/visionattn.
 #   3. gpu_session.sh na2d flex models halonet       470
 #   4. gpu_session.sh compiled                       190
 #   5. After: unpack the archives of OUT into kernels/bench/results. For kernels/README.md: markers of the tables
-#      (attention-cuda, attention-na2d-cuda, attention-flex-cuda, memory-cuda, models-cuda, models-compiled-cuda,
-#      halonet-cuda), then python -m kernels.bench.table and python -m kernels.bench.plot. If attention-untuned-cuda.csv
-#      is much slower than attention-cuda.csv, the default tiles are wrong: see triton_tiles/ in the archive.
+#      (attention-cuda, attention-na2d-cuda, attention-flex-cuda, attention-halonet-cuda, memory-cuda, models-cuda,
+#      models-compiled-cuda, models-compiled-others-cuda, halonet-cuda), then python -m kernels.bench.table and plot. If
+#      attention-untuned-cuda.csv is much slower than attention-cuda.csv, the default tiles are wrong: triton_tiles/ in
+#      the archive holds the measured ones.
 #
 # What one command costs more than planned, the later ones have less of: 3 and 4 are worth least.
 set -euo pipefail

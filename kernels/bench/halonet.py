@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return exit status 0 if all outputs agree."""
     parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--models", help=f"timm's networks, separated by commas (default: {','.join(NETWORKS)})")
-    parser.add_argument("--batch", type=int, default=8, help="images per step (default: 8; H1: half of it)")
+    parser.add_argument("--batch", type=int, help="images per step (default: 8, with --quick 2; H1: half of it)")
     args = parser.parse_args(argv)
     device = prepare(args, "halonet")
     dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--dtype takes one of {', '.join(DTYPES)} here; got {args.dtype}")
     (dtype,) = dtypes
     names = choose("--models", args.models or ("halonet26t" if args.quick else ",".join(NETWORKS)), NETWORKS)
-    batch = 2 if args.quick else args.batch
+    batch = args.batch or (2 if args.quick else 8)
     report = Report(args.output, device, COLUMNS)
     wrong = False
     for name in names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -137,10 +138,8 @@ def compile_kernels(
     """
     found: list[Compiled] = []
     with _launches(ARCHS[arch], kinds, tile, precision, found.append):
-        out = problem.q.new_empty((*problem.q.shape[:-1], problem.v.shape[-1]))
-        lse = problem.q.new_empty(problem.q.shape[:-1], dtype=torch.float32)
-        if "forward" in kinds:
-            out, lse = forward(problem)
+        # Forward always runs, even if it compiles nothing: backward expects its results as they lie in memory.
+        out, lse = forward(problem)
         if set(kinds) - {"forward"}:
             backward(problem, out, lse, torch.empty_like(out), torch.empty_like(lse) if problem.need_lse else None)
     return found
@@ -161,8 +160,8 @@ def _launches(
 
         if kind not in kinds:
             # Host functions may need what a launch prepares; nothing is compiled for it.
-            now.append(("", tile or _SMALLEST))
-            launch_tile(tile or _SMALLEST)
+            now.append(("", _SMALLEST))
+            launch_tile(_SMALLEST)
         elif tile is None:
             run(kind, problem, noted)
         else:
@@ -174,14 +173,11 @@ def _launches(
             return
         given, *rest = args
         given = for_device(given, arch, precision)
-        kernel, seconds, log = _compile(lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
+        kernel, seconds, log = _compile(self, lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
-        programs = 1
-        for extent in grid:
-            programs *= extent
         codes = tuple(sorted(set(re.findall(r"\bC\d{4}\b", log))))
-        add(Compiled(kind, self.__name__, chosen, programs, kernel, seconds, codes))
+        add(Compiled(kind, self.__name__, chosen, math.prod(grid), kernel, seconds, codes))
 
     driver.set_active(Driver(arch))
     with (
@@ -195,7 +191,7 @@ def _launches(
 _SMALLEST = Tile((4, 4), (4, 4), 1, 1)
 
 
-def _compile(launch: Callable[[], Any]) -> tuple[Any, float, str]:
+def _compile(function: Any, launch: Callable[[], Any]) -> tuple[Any, float, str]:
     """Return a kernel, the seconds of its compilation and the log of ptxas; both are kept beside Triton's cache."""
     printed, start = io.StringIO(), time.perf_counter()
     with _knob(knobs.nvidia, "dump_ptxas_log", True), redirect_stdout(printed):
@@ -203,6 +199,7 @@ def _compile(launch: Callable[[], Any]) -> tuple[Any, float, str]:
         notes = Path(knobs.cache.dir) / "compile_report" / f"{kernel.hash}.json"
         if not printed.getvalue() and not notes.exists() and "cubin" in kernel.asm:
             # Another program has compiled it, and the log is lost.
+            function.device_caches.clear()
             with _knob(knobs.compilation, "always_compile", True):
                 kernel = launch()
     if printed.getvalue() or not notes.exists():

@@ -55,7 +55,7 @@ def prepare(args: argparse.Namespace, what: str) -> torch.device:
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
     else:
-        # Convolutions in float32 are TF32 by default, whose error is larger than the bounds of the comparisons.
+        # Convolutions in float32 are TF32 by default, whose error can exceed the bounds of the comparisons.
         torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     return torch.device(args.device)

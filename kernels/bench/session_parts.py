@@ -113,7 +113,15 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
             (bench("models", "--models", f"nat_tiny,{others}", output="models", **TUNED),),
             needs=("timm",),
         ),
-        Part("halonet", 90, (bench("halonet", output="halonet", **TUNED),), needs=("timm",)),
+        Part(
+            "halonet",
+            90,
+            (
+                attention("halonet", "timm,sdpa-flash", "attention-halonet", **TUNED),
+                bench("halonet", small=("--batch", "1"), output="halonet", **TUNED),
+            ),
+            needs=("timm",),
+        ),
         Part(
             "compiled",
             190,

@@ -1,5 +1,6 @@
 """Facts beside every measured number: versions, hardware, command, revision."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -51,7 +52,10 @@ def _cpu_name() -> str:
 
 
 def _git_revision() -> str | None:
-    """Return the commit of this code, with ``-dirty`` if files differ from it; None for an installed wheel."""
+    """Return the commit of this code, with ``-dirty`` if files differ from it.
+
+    Without git, as in an installed wheel or a copy of the files, it is `$VISIONATTN_REVISION`, or None.
+    """
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -62,4 +66,4 @@ def _git_revision() -> str | None:
         git("ls-files", "--error-unmatch", here.name)  # a wheel may lie inside another project's repository
         return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*").strip()
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("VISIONATTN_REVISION")

@@ -17,6 +17,7 @@ from kernels.bench import attention, memory, models, session, smoke, tune
 from kernels.bench.report import read_rows
 from kernels.bench.script import choose, run
 from kernels.bench.session_parts import Command, Part, make_parts
+from visionattn_kernels.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "kernels" / "bench" / "gpu_session.sh"
@@ -134,6 +135,12 @@ def test_checkout_that_is_not_installed_has_a_version(tmp_path):
     session.write_metadata(tmp_path)
     (found,) = importlib.metadata.distributions(path=[str(tmp_path)])
     assert (found.name, found.version) == ("visionattn", importlib.metadata.version("visionattn"))
+
+
+def test_copy_of_the_files_without_git_is_told_its_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("VISIONATTN_REVISION", "0123abc")
+    assert provenance(torch.device("cpu"))["git_revision"] == "0123abc"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

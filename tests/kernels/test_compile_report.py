@@ -120,8 +120,9 @@ def test_tiles_of_one_pair_of_axes_visit_what_the_window_asks_for(window: Window
         assert estimate.count_visited(kind, problem, Tile((4, 4), (2, 8), 1, 1))[0] > inside
 
 
-def test_tile_reads_as_it_is_written() -> None:
-    tile = Tile((8, 4), (2, 16), 4, 3)
+@pytest.mark.parametrize("registers", [0, 128])
+def test_tile_reads_as_it_is_written(registers: int) -> None:
+    tile = Tile((8, 4), (2, 16), 4, 3, registers)
     assert compile_report.read_tile(compile_report.show_tile(tile)) == tile
 
 

@@ -27,7 +27,7 @@ from visionattn_kernels.testing import (
 
 pytest.importorskip("triton")
 
-from visionattn_kernels.attention.triton import blocks, tuning
+from visionattn_kernels.attention.triton import maps, tuning
 
 interpreted = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -170,7 +170,7 @@ def test_packed_projections_are_read_in_place() -> None:
     window = Window.neighborhood(3)
     packed = torch.randn(2, 5, 6, 3, 2, 8, requires_grad=True)
     q, k, v = packed.unbind(3)
-    assert blocks.as_map(k).data.data_ptr() == k.data_ptr()
+    assert maps.as_map(k).data.data_ptr() == k.data_ptr()
     grads = []
     for name in ("triton", "reference"):
         out = windowed_attention(q, k, v, window, backend=name)

@@ -18,8 +18,8 @@ from visionattn_kernels.attention.triton.maps import Map, as_map, load_vectors, 
 pytestmark = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
 
 WINDOW = Window.neighborhood(3)
-LAST_OFFSETS = [2**31 - 2, 2**31 - 1, 2**31, 2**31 + 8]
-"""Offset of the last number of a map; 32 bits with a sign hold the first two."""
+LAST_OFFSETS = [2**31 - 1, 2**31, 2**31 + 8]
+"""Offset of the last number of a map; 32 bits with a sign hold the first. The last vector begins 7 numbers before."""
 
 
 def differentiate(inputs: dict[str, Tensor], grad: Tensor, grad_lse: Tensor, backend: str) -> dict[str, Tensor]:
@@ -64,32 +64,41 @@ def memory() -> Tensor:
     return torch.empty(2**31 + 4096, dtype=torch.float16)
 
 
-def far_map(memory: Tensor, shape: list[int], axis: int, last: int, number: int) -> Tensor:
-    """Return random numbers, the last of which has this offset from the first by the stride of one axis.
+SHAPES = {
+    "batch": (2, 1, 1, 1),
+    "rows": (1, 3, 1, 1),
+    "columns": (1, 1, 3, 1),
+    "both": (1, 2, 2, 1),
+    "heads": (1, 1, 1, 2),
+}
+far_maps = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+
+
+def far_map(memory: Tensor, shape: tuple[int, ...], last: int, number: int) -> Tensor:
+    """Return random numbers, the last of which has this offset from the first, or one more.
+
+    Three rows, or two rows and columns, have strides that 32 bits hold, while the last offset is their sum.
 
     Args:
         memory: To put them in.
-        shape: Up to two entries on each axis, and at most 8 channels.
-        axis: Whose stride is large: 0 to 3.
+        shape: With several entries on one axis or two, and at most 8 channels.
         last: Offset of the last number.
         number: Of the map, counted from 0; each has its own place.
     """
-    strides = [64, 32, 16, 8]
-    near = sum((n - 1) * x for i, (n, x) in enumerate(zip(shape, strides, strict=False)) if i != axis)
-    strides[axis] = last - near - (shape[-1] - 1)
-    return memory.as_strided(shape, (*strides, 1), 128 * number).normal_()
+    first, *others = (i for i in range(4) if shape[i] > 1)
+    strides, rest = [0, 0, 0, 0, 1], last - (shape[-1] - 1)
+    for i in others:
+        strides[i] = rest // 2 - 8
+        rest -= strides[i]
+    strides[first] = -(-rest // (shape[first] - 1))
+    return memory.as_strided(shape, strides, 128 * number).normal_()
 
 
-AXES = pytest.mark.parametrize("axis", range(4), ids=["batch", "row", "column", "head"])
-
-
-@AXES
-@pytest.mark.parametrize("last", LAST_OFFSETS[1:3])
-def test_offset_at_the_limit_of_32_bits(axis: int, last: int, memory: Tensor) -> None:
-    shape = [1, 1, 1, 1]
-    shape[axis] = 2
+@far_maps
+@pytest.mark.parametrize("last", [LAST_OFFSETS[0], LAST_OFFSETS[-1]])
+def test_offset_at_the_limit_of_32_bits(shape: tuple[int, ...], last: int, memory: Tensor) -> None:
     names = {"q": 8, "k": 8, "v": 8, "rel_h": 5, "rel_w": 5, "grad": 8}
-    x = {name: far_map(memory, [*shape, c], axis, last, i) for i, (name, c) in enumerate(names.items())}
+    x = {name: far_map(memory, (*shape, c), last, i) for i, (name, c) in enumerate(names.items())}
     results, grad, grad_lse = [], x.pop("grad"), torch.randn(shape)
     for given, backend in ((x, "triton"), ({name: t.contiguous() for name, t in x.items()}, "reference")):
         results.append(differentiate(given, grad, grad_lse, backend))
@@ -98,21 +107,22 @@ def test_offset_at_the_limit_of_32_bits(axis: int, last: int, memory: Tensor) ->
 
 
 @triton.jit
-def copy_corners(source: Map, target: Map) -> None:
-    """Copy the vectors of a map of two entries on each axis."""
-    position = tl.arange(0, 4)
-    row, column, batch, head = position // 2, position % 2, tl.program_id(0) // 2, tl.program_id(0) % 2
-    vectors = load_vectors(source, batch, head, row, column, row < 2)
-    store_vectors(target, batch, head, row, column, row < 2, vectors)
+def copy_map(source: Map, target: Map, rows: tl.tensor, columns: tl.tensor, heads: tl.tensor) -> None:
+    """Copy a map of at most four rows and columns; a program has one head of one image."""
+    position = tl.arange(0, 16)
+    row, column, batch, head = position // 4, position % 4, tl.program_id(0) // heads, tl.program_id(0) % heads
+    inside = (row < rows) & (column < columns)
+    store_vectors(target, batch, head, row, column, inside, load_vectors(source, batch, head, row, column, inside))
 
 
-@AXES
+@far_maps
 @pytest.mark.parametrize("last", LAST_OFFSETS)
-def test_result_at_the_limit_of_32_bits(axis: int, last: int, memory: Tensor) -> None:
-    """Results of a launch are contiguous and small in tests; so the store alone is tried."""
-    source, target = torch.randn(2, 2, 2, 2, 8).half(), far_map(memory, [2, 2, 2, 2, 8], axis, last, 6)
-    copy_corners[(4,)](as_map(source), as_map(target))
+def test_store_at_the_limit_of_32_bits(shape: tuple[int, ...], last: int, memory: Tensor) -> None:
+    """Results of the kernels are contiguous, and small in tests; so stores are tried alone."""
+    batch, *sizes = shape
+    source, target = torch.randn(*shape, 8).half(), far_map(memory, (*shape, 8), last, 6)
+    copy_map[(batch * sizes[2],)](as_map(source), as_map(target), *sizes)
     assert torch.equal(source, target)
     back = torch.empty_like(source)
-    copy_corners[(4,)](as_map(target), as_map(back))
+    copy_map[(batch * sizes[2],)](as_map(target), as_map(back), *sizes)
     assert torch.equal(source, back)

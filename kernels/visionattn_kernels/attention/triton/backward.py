@@ -13,33 +13,30 @@ from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
+from visionattn_kernels.attention.triton.biases import biases, rel_entries
 from visionattn_kernels.attention.triton.blocks import (
     LOG2E,
-    Given,
-    Place,
-    Rows,
-    Sizes,
     add_sums,
-    as_given,
-    biases,
     dot,
-    fold_scale,
     has_nan,
     load_gradients,
+    score_keys,
+    score_tokens,
+)
+from visionattn_kernels.attention.triton.given import Given, Sizes, as_given, fold_scale
+from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.places import (
+    Place,
+    Rows,
     locate_keys,
     locate_queries,
     place_queries,
-    rel_entries,
-    score_keys,
-    score_tokens,
     see,
     tile_keys,
     tile_queries,
-    turns,
 )
-from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
 from visionattn_kernels.attention.triton.plan import Tile, has_interior
-from visionattn_kernels.attention.triton.rule import partly
+from visionattn_kernels.attention.triton.rule import partly, turns
 from visionattn_kernels.attention.triton.sums import sum_by_offset, sum_by_token
 
 
@@ -246,9 +243,8 @@ def backward(
     if lse.numel():
         given, sizes = as_given(p)
         given = given._replace(grad_out=as_map(grad_out), sums=as_map(_new_sums(p.q)))
-        results = [as_map(out), as_map(lse[..., None])]
-        results += [None if grad_lse is None else as_map(grad_lse[..., None]), as_map(grad_q)]
-        results += [None if x is None else as_map(x) for x in (grad_rel_h, grad_rel_w)]
+        tensors = out, lse[..., None], None if grad_lse is None else grad_lse[..., None], grad_q, grad_rel_h, grad_rel_w
+        results = [None if x is None else as_map(x) for x in tensors]
         grads = as_map(grad_k), as_map(grad_v)
 
         def launch_by_query(tile: Tile) -> None:

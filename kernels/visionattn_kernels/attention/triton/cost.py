@@ -1,7 +1,6 @@
-"""What a tile costs: an estimate of the time in which a multiprocessor issues its instructions.
+"""Cost of a tile: an estimate from the instructions that it issues, what it loads and what it multiplies.
 
-Issued instructions bound the kernels nearly everywhere, not memory or tensor cores. The numbers are fitted to machine
-code for compute capability 9.0 (`kernels/bench/compile_report.py`), not to a clock.
+The numbers are fitted to machine code for compute capability 9.0 (`kernels/bench/compile_report.py`), not to a clock.
 """
 
 from __future__ import annotations
@@ -28,20 +27,24 @@ REGISTERS = 65536
 """Of a multiprocessor."""
 
 MAX_REGISTERS = 255
-"""Of a thread."""
-
-SPILLS = 300
-"""Registers of a thread by estimate from which the compiler spills some to memory; below them it finds a way."""
+"""Of a thread; what it asks for beyond them is spilled to memory."""
 
 SHARED = 160 << 10
 """Bytes of shared memory of a multiprocessor of compute capability 8.0; 9.0 has more."""
+
+L2_BYTES = 6.0
+"""Bytes that the second-level cache sends a multiprocessor while this issues one instruction, at the rates of an H100;
+of an A100 they are 7."""
+
+MULTIPLIES = {True: 512.0, False: 256.0}
+"""Multiplications of tensor cores in the same time, by whether their operands are in shared memory."""
 
 LATENCY = 8.0
 """Warps with which a multiprocessor issues at half its rate: others wait for results and loads."""
 
 
 class Cost(NamedTuple):
-    """What one kind of kernel issues and keeps, with a table of biases.
+    """Cost of one kind of kernel, with a table of biases: what it issues and keeps.
 
     Attributes:
         products: Matrix products of a turn of the loop, each of `[M, c]` and `[c, N]`.
@@ -83,7 +86,7 @@ MATRIX, SUM, OPERANDS = 1.6, 1.5, 40.0
 
 
 def estimate(kind: str, tile: Tile, pairs: int, programs: int, channels: int, itemsize: int) -> float:
-    """Return the cost of a tile for one image and head: warp instructions, over the share of cycles that issue one.
+    """Return the cost of a tile for one image and head, in instructions of a warp.
 
     Args:
         kind: Of kernel.
@@ -93,13 +96,20 @@ def estimate(kind: str, tile: Tile, pairs: int, programs: int, channels: int, it
         channels: Of a query, key or value.
         itemsize: Bytes of a number.
     """
-    kept, _ = _areas(kind, tile)
-    loads = 2 * channels * itemsize / (16 * THREADS) * LOAD  # queries or keys with gradients or values
+    kept, walked = _areas(kind, tile)
+    vector = 2 * channels * itemsize  # queries with gradients, or keys with values
     turn = count_instructions(kind, tile, channels, itemsize)
-    program = PROGRAM * tile.num_warps + 2 * loads * kept  # loaded and stored
-    warps = count_warps(kind, tile, channels, itemsize)
-    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / SPILLS)
-    return (pairs * turn + programs * program) * (1 + LATENCY / warps) * spilled**2
+    program = PROGRAM * tile.num_warps + 2 * LOAD * kept * vector / (16 * THREADS)  # loaded and stored
+    waiting = 1 + LATENCY / count_warps(kind, tile, channels, itemsize)
+    spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / MAX_REGISTERS)
+    issued = (pairs * turn + programs * program) * waiting * spilled**2
+    loaded = (pairs * walked + programs * kept) * vector / L2_BYTES
+    multiplied = 0.0
+    if itemsize == 2:
+        products = COSTS[kind].products * pairs * kept * walked * channels
+        multiplied = products / MULTIPLIES[_multiplies_shared(tile, kept, itemsize)]
+    # The three overlap, though not wholly.
+    return math.hypot(issued, loaded, multiplied)
 
 
 def count_instructions(kind: str, tile: Tile, channels: int, itemsize: int) -> float:
@@ -118,7 +128,7 @@ def count_registers(kind: str, tile: Tile, channels: int, itemsize: int) -> floa
     cost, (kept, walked) = COSTS[kind], _areas(kind, tile)
     numbers = MATRIX * cost.matrices * kept * walked + SUM * cost.sums * kept * channels
     operands = 0.0 if _multiplies_shared(tile, kept, itemsize) else OPERANDS
-    return cost.base + itemsize / 2 * (operands + numbers / (THREADS * tile.num_warps))
+    return itemsize / 2 * (cost.base + operands + numbers / (THREADS * tile.num_warps))
 
 
 def count_shared(kind: str, tile: Tile, channels: int, itemsize: int) -> int:

@@ -9,26 +9,12 @@ from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
-from visionattn_kernels.attention.triton.blocks import (
-    LN2,
-    LOG2E,
-    Given,
-    Place,
-    Queries,
-    Rows,
-    Sizes,
-    add_sums,
-    as_given,
-    fold_scale,
-    has_nan,
-    locate_queries,
-    score_keys,
-    score_tokens,
-    tile_queries,
-    turns,
-)
+from visionattn_kernels.attention.triton.blocks import LN2, LOG2E, add_sums, has_nan, score_keys, score_tokens
+from visionattn_kernels.attention.triton.given import Given, Sizes, as_given, fold_scale
 from visionattn_kernels.attention.triton.maps import Map, address, as_map, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.places import Place, Queries, Rows, locate_queries, tile_queries
 from visionattn_kernels.attention.triton.plan import Tile, has_interior
+from visionattn_kernels.attention.triton.rule import turns
 
 
 @triton.jit(do_not_specialize=["sizes"])

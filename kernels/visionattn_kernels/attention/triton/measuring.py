@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 Launch = Callable[[Tile], None]
 
 FAILURES = (triton.OutOfResources, triton.CompilationError, PTXASError, RuntimeError)
-"""What a tile that does not fit the device, the compiler or the kernel raises; passes of the compiler and launches of
+"""Errors of a tile that does not fit the device, the compiler or the kernel; passes of the compiler and launches of
 CUDA raise RuntimeError."""
 
 COMPILING = 0.75

@@ -112,11 +112,11 @@ class Places(NamedTuple):
     """Key rectangles on one axis, counted from the first query of a tile.
 
     Attributes:
-        count: How many places there are.
+        total: How many places there are.
         origin: Key of the first one, less the tile's first query.
     """
 
-    count: int
+    total: int
     origin: int
 
 

@@ -188,3 +188,9 @@ def interval_of_queries(axis: Axis, group: Group, key: tl.tensor) -> tl.tuple:
 def partly(span: Span, first: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
     """Return whether some pair is masked between a tile and `SIZE` keys or queries from `first`."""
     return (first < span.every_lo) | (first + SIZE > span.every_hi)
+
+
+@triton.jit
+def turns(span: Span, SIZE: tl.constexpr) -> tl.tensor:
+    """Return how many rectangles of `SIZE` cover a span."""
+    return tl.cdiv(tl.maximum(span.hi - span.lo, 0), SIZE)

@@ -15,18 +15,10 @@ from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
-from visionattn_kernels.attention.triton.blocks import (
-    LOG2E,
-    Given,
-    Place,
-    Sizes,
-    dot,
-    load_gradients,
-    score_keys,
-    strips_of_queries,
-    tile_queries,
-)
+from visionattn_kernels.attention.triton.blocks import LOG2E, dot, load_gradients, score_keys
+from visionattn_kernels.attention.triton.given import Given, Sizes
 from visionattn_kernels.attention.triton.maps import Map, as_tokens, load_vectors, store_vectors
+from visionattn_kernels.attention.triton.places import Place, strips_of_queries, tile_queries
 from visionattn_kernels.attention.triton.plan import Places, Tile, places_of, query_spacing
 from visionattn_kernels.window import AxisWindow
 
@@ -100,9 +92,9 @@ def by_offset(
     M: tl.constexpr = QUERY_H * QUERY_W
     N: tl.constexpr = KEY_H * KEY_W
     program = tl.program_id(0)
-    place_w = program % places_w.count
-    place_h = program // places_w.count % places_h.count
-    rest = program // (places_w.count * places_h.count)
+    place_w = program % places_w.total
+    place_h = program // places_w.total % places_h.total
+    rest = program // (places_w.total * places_h.total)
     head, first_batch = rest % sizes.heads, rest // sizes.heads % batch_chunks
     m, n = tl.arange(0, M), tl.arange(0, N)
     factor = given.scale * LOG2E
@@ -165,11 +157,11 @@ def sum_by_offset(problem: Problem, given: Given, sizes: Sizes) -> Tensor:
         places_h, places_w = (
             places_of(*args) for args in zip(p.window.axes, p.size, tile.query, tile.key, strict=True)
         )
-        sums = heads * places_h.count * places_w.count
+        sums = heads * places_h.total * places_w.total
         # Batches first share a program: what depends on the tile alone is then computed once.
         tile_chunks = min(cut.tiles_h * cut.tiles_w, max(1, PROGRAMS // sums))
         batch_chunks = min(batch, max(1, PROGRAMS // (sums * tile_chunks)))
-        shape = (tile_chunks * batch_chunks, heads, places_h.count, places_w.count, *tile.query, *tile.key)
+        shape = (tile_chunks * batch_chunks, heads, places_h.total, places_w.total, *tile.query, *tile.key)
         parts, origins = p.q.new_empty(shape, dtype=torch.float32), (places_h.origin, places_w.origin)
         chunks = batch_chunks, tile_chunks
         tuning.start(by_offset, (len(parts) * sums,), given, parts, places_h, places_w, *chunks, cut, tile=tile)

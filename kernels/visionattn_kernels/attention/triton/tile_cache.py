@@ -65,6 +65,8 @@ def _is_valid(tile: Tile) -> bool:
     return (
         len(tile.query) == len(tile.key) == 2
         and all(type(x) is int and x >= 1 for x in (*powers, tile.num_stages))
+        and type(tile.max_registers) is int
+        and tile.max_registers >= 0
         and all(x & (x - 1) == 0 for x in powers)
         and math.prod(tile.query) >= 16 <= math.prod(tile.key)
     )
