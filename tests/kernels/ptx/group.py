@@ -131,9 +131,9 @@ class Group:
             bits = np.full(self.size, bits)
         if mask is not None:
             before = self.registers[register.number]
-            # NaN in every float format: what was never written and is read nevertheless shall show.
-            before = np.full(self.size, -1, np.int64).astype(bits.dtype) if before is None else before
-            bits = np.where(mask, bits, self.bits(register) if isinstance(before, Pending) else before)
+            # Full of ones, which is NaN in every float format: what is read but was never written shall show.
+            unwritten = np.full(self.size, -1, np.int64).astype(bits.dtype)
+            bits = np.where(mask, bits, unwritten if before is None else self.bits(register))
         self.registers[register.number] = bits
 
 
@@ -178,14 +178,6 @@ def _special(name: str, width: int) -> Source:
 def value_of(operand: Operand, kind: str) -> Source:
     """Return how to read an operand as integers, floats or truth values of a PTX type."""
     source, width = bits_of(operand, width_of(kind)), width_of(kind)
-    if kind == "f32" and isinstance(operand, Register):
-        number = operand.number
-
-        def read(g: Group) -> Array:
-            held = g.registers[number]
-            return held.view(np.float32) if isinstance(held, np.ndarray) else g.bits(operand).view(np.float32)
-
-        return read
     if is_float(kind):
         if kind.endswith("x2") and not isinstance(operand, Register):
             return lambda g: decode(np.full(g.size, source(g)), kind)

@@ -85,31 +85,28 @@ class SharedMemory:
         parts = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in self._ROWS}
         return replace(self, **parts, copies=copies, products=products)
 
-    def _check(self, address: Array, size: int, where: str) -> Array:
+    def _locate(self, row: Array, thread: Array, address: Array, size: int, where: str) -> tuple[Array, Array, Array]:
+        """Return offsets in a row, flat indices of records `[accesses, records]`, and the code of each thread."""
         start = address - BASE
         if start.size and (start.min() < 0 or start.max() + size > self.size):
             raise IndexError(f"{where}: shared address {address.max()} is outside {self.size} bytes from {BASE}")
         if (start % size).any():
             raise ValueError(f"{where}: shared address is not a multiple of {size}")
-        return start
+        records = self._indices(row, start, size, self.grain)
+        return start, records, np.broadcast_to(_code(thread)[:, None], records.shape)
 
-    def _records(self, row: Array, start: Array, size: int) -> Array:
-        """Return flat indices `[accesses, records]`."""
-        first = (row * self.data.shape[1] + start) // self.grain
-        return first if size == self.grain else first[:, None] + np.arange(size // self.grain)
+    def _indices(self, row: Array, start: Array, size: int, item: int) -> Array:
+        """Return flat indices of the items of accesses, `[accesses, size / item]`."""
+        return ((row * self.data.shape[1] + start) // item)[:, None] + np.arange(size // item)
 
     def _complain(self, where: str, what: str) -> None:
         self.complaints.setdefault(where, f"{where}: {what}")
 
     def load(self, row: Array, thread: Array, address: Array, size: int, dtype: str, where: str) -> Array:
         """Return `[accesses, size / itemsize]` elements at aligned addresses of `size` bytes."""
-        start = self._check(address, size, where)
-        records = self._records(row, start, size)
-        own = _code(thread if records.ndim == 1 else thread[:, None])
+        start, records, own = self._locate(row, thread, address, size, where)
         self._reads(records, own, where)
-        item = np.dtype(dtype).itemsize
-        first = (row * self.data.shape[1] + start) // item
-        return self.data.view(dtype).reshape(-1)[first[:, None] + np.arange(size // item)]
+        return self.data.view(dtype).reshape(-1)[self._indices(row, start, size, np.dtype(dtype).itemsize)]
 
     def _reads(self, records: Array, own: Array, where: str) -> None:
         if _others(self.writer.reshape(-1)[records], own).any():
@@ -126,12 +123,7 @@ class SharedMemory:
         after = flat[records]
         clash = _others(before, own) | (after != own)
         if clash.any():
-            records, own, before, after = (
-                records[clash],
-                np.broadcast_to(own, clash.shape)[clash],
-                before[clash],
-                after[clash],
-            )
+            records, own, before, after = (x[clash] for x in (records, own, before, after))
             alike = ((before == 0) | (_warp(before) == _warp(own))) & (_warp(after) == _warp(own))
             flat[records[alike]] = _code(_warp(own[alike]) * 32, SEVERAL)
             flat[records[~alike]] = MANY
@@ -148,9 +140,7 @@ class SharedMemory:
     def store(self, row: Array, thread: Array, address: Array, values: Array, where: str) -> None:
         """Store `[accesses, elements]` at addresses aligned to a row of them."""
         size = values.shape[1] * values.itemsize
-        start = self._check(address, size, where)
-        records = self._records(row, start, size)
-        own = _code(thread if records.ndim == 1 else thread[:, None])
+        start, records, own = self._locate(row, thread, address, size, where)
         self._writes(records, own, where)
         self._mark(self.writer, records, own)
         lost = self._fill(row, start, values, where)
@@ -161,7 +151,7 @@ class SharedMemory:
     def _fill(self, row: Array, start: Array, values: Array, where: str) -> Array:
         """Write, and return whose values were lost because others wrote to the same place."""
         flat = self.data.view(values.dtype).reshape(-1)
-        index = ((row * self.data.shape[1] + start) // values.itemsize)[:, None] + np.arange(values.shape[1])
+        index = self._indices(row, start, values.shape[1] * values.itemsize, values.itemsize)
         flat[index] = values
         lost = (flat[index] != values).any(1)
         if lost.any() and not _alike(flat[index][lost], values[lost]):
@@ -171,9 +161,7 @@ class SharedMemory:
     def copy(self, row: Array, thread: Array, address: Array, values: Array, where: str) -> None:
         """Start an asynchronous copy of `[accesses, words]`, which belongs to the group that is committed next."""
         size = values.shape[1] * values.itemsize
-        start = self._check(address, size, where)
-        records = self._records(row, start, size)
-        own = _code(thread if records.ndim == 1 else thread[:, None])
+        start, records, own = self._locate(row, thread, address, size, where)
         self._writes(records, own, where)
         self._fill(row, start, values, where)
         self.unfenced.reshape(-1)[records] = False
