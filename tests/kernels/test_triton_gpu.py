@@ -46,7 +46,7 @@ def test_drawn_problem_matches_reference(seed: int) -> None:
     """With the tiles that are chosen by default."""
     drawn = draw_problem(seed, max_steps=200)
     x = make_inputs(drawn.window, drawn.size, **drawn.options, device="cuda")
-    slack = 8 if drawn.dtype == torch.float32 else 12
+    slack = 8 if drawn.dtype == torch.float32 else 20
     assert_matches_reference(drawn.window, x, "triton", drawn.dtype, drawn.scale, slack)
 
 

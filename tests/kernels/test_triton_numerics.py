@@ -182,7 +182,7 @@ def test_gradient_of_some_tensors_only() -> None:
 
 @pytest.mark.parametrize(
     ("maps", "biases"),
-    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16)],
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float64), (torch.float32, torch.bfloat16)],
     ids=str,
 )
 def test_gradients_of_biases_of_another_dtype(maps: torch.dtype, biases: torch.dtype) -> None:

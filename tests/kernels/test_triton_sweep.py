@@ -38,7 +38,7 @@ def test_kernels_match_reference_on_a_drawn_problem(seed: int, max_steps: int, m
     use_tile(drawn.tile, monkeypatch)
     inputs = make_inputs(drawn.window, drawn.size, **drawn.options)
     # Half precision: delta comes from a rounded output, and weights are rounded before their products.
-    slack = 8 if drawn.dtype == torch.float32 else 12
+    slack = 8 if drawn.dtype == torch.float32 else 20
     assert_matches_reference(drawn.window, inputs, "triton", drawn.dtype, drawn.scale, slack)
 
 
