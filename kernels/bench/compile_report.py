@@ -18,7 +18,8 @@ How to read a row:
   A kernel walks again, by selection, if its result holds NaN; that second loop is not counted.
 - tensor ... other: per_score by kind, see `assembly.KINDS`. local is traffic of spilled registers. One mufu is the
   exponential of the score itself.
-- visited: scores that programs compute for each one that the window asks for.
+- visited: scores that programs compute for each one that the window asks for (of by_offset as if it walked as
+  by_query does).
 - per_useful: instructions for each score that the window asks for: visited times per_score, or times least in
   rectangles of which no score is masked.
 - core: instruction of the tensor cores, or none; "serial" where the compiler waits for each HGMMA before the next.
