@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prove and measure the GPU path on a machine that is lent for 30 minutes, in 28 at most. From a checkout, installed or not:
+# Prove and measure the GPU path on a machine that is rented for 30 minutes, in 28 at most. From a checkout, installed or not:
 #
 #   bash kernels/bench/gpu_session.sh                        # all parts, correctness first; stops if that is red
-#   bash kernels/bench/gpu_session.sh --device cpu --quick   # the same with small problems, before a machine is lent
+#   bash kernels/bench/gpu_session.sh --device cpu --quick   # the same with small problems, before a machine is rented
 #   bash kernels/bench/gpu_session.sh --help
 #
 # Plan for a machine that allows 10 minutes per command, and keeps files outside the checkout between commands. Each

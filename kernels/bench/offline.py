@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.attention.triton.backward import backward
+from visionattn_kernels.attention.triton.blocks import Given
 from visionattn_kernels.attention.triton.forward import forward
 from visionattn_kernels.attention.triton.plan import Tile
 
@@ -69,7 +70,7 @@ ARCHS = {
 }
 
 
-class _Driver:
+class Driver:
     """A driver that names a GPU."""
 
     def __init__(self, arch: Arch) -> None:
@@ -78,13 +79,22 @@ class _Driver:
         self.device = list(ARCHS.values()).index(arch)
 
     def get_current_target(self) -> GPUTarget:
+        """Return what is compiled for."""
         return self.target
 
     def get_current_device(self) -> int:
+        """Return a number of its own."""
         return self.device
 
     def get_current_stream(self, device: int) -> int:
+        """Return the default stream."""
         return 0
+
+
+def for_device(given: Given, arch: Arch, precision: str) -> Given:
+    """Return a problem with what host functions choose by the device of the tensors, which is the CPU here."""
+    chosen = {"precision": precision, "by_thread": arch.backend == "cuda"}
+    return given._replace(**{name: triton.language.constexpr(x) for name, x in chosen.items()})
 
 
 @dataclass(frozen=True)
@@ -142,8 +152,6 @@ def _launches(
     """Turn launches into compilations, and hand each on."""
     now: list[tuple[str, Tile]] = []
     run, launch = tuning.run, JITFunction.run
-    # Host functions choose these by the device of the tensors, which is the CPU here.
-    chosen_by_device = {"precision": precision, "by_thread": arch.backend == "cuda"}
 
     def run_kind(kind: str, problem: Problem, launch_tile: Callable[[Tile], None]) -> None:
         def noted(chosen: Tile) -> None:
@@ -164,14 +172,14 @@ def _launches(
         if not kind:
             return
         given, *rest = args
-        given = given._replace(**{name: triton.language.constexpr(x) for name, x in chosen_by_device.items()})
+        given = for_device(given, arch, precision)
         kernel, seconds, log = _compile(self, lambda: launch(self, given, *rest, grid=grid, warmup=True, **options))
         if kernel.metadata.shared > arch.shared_program:
             raise triton.OutOfResources(kernel.metadata.shared, arch.shared_program, "shared memory")
         codes = tuple(sorted(set(re.findall(r"\bC\d{4}\b", log))))
         add(Compiled(kind, self.__name__, chosen, math.prod(grid), kernel, seconds, codes))
 
-    driver.set_active(_Driver(arch))
+    driver.set_active(Driver(arch))
     with (
         patch.object(tuning, "run", run_kind),
         patch.object(tuning, "_chosen", type(tuning._chosen)()),

@@ -34,7 +34,7 @@ from kernels.bench.session_parts import Command, Part, make_parts
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 LONGEST_S = 9 * 60
-"""No part takes longer: machines are lent for commands of ten minutes."""
+"""No part takes longer: some machines allow commands of ten minutes."""
 
 PACKED = {".csv", ".json", ".log", ".txt", ".yaml"}
 TAIL = 20

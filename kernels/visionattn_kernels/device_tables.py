@@ -24,7 +24,8 @@ def device_tables(build: Build) -> Build:
 
     - They are made in a thread of their own. Torch directs the memory of one thread at a time to the pool of a CUDA
       graph, or to another pool, whose owner would hand it out again.
-    - They are complete when they are returned, whichever stream reads them.
+    - The device is waited for when some are made: then any stream may read them, and no stream reads those that make
+      room for them any more.
     - They are not made during a capture, which takes no copies from the host. A RuntimeError asks for a run before it.
     - They are kept for the rest of the process if they are read during a capture: the graph reads them at each replay.
 
@@ -38,7 +39,7 @@ def device_tables(build: Build) -> Build:
 
     @wraps(build)
     def find(*args: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():  # it traces through, and makes the tables constants itself
+        if torch.compiler.is_dynamo_compiling():  # its graph makes the tables
             return build(*args)
         if args[-1].type != "cuda" or not torch.cuda.is_current_stream_capturing():
             return find_recent(*args)
@@ -58,7 +59,7 @@ def _make_on_cuda(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
     def run() -> Any:
         tables = make(*args)
-        torch.cuda.current_stream(args[-1]).synchronize()
+        torch.cuda.synchronize(args[-1])  # kernels on any stream may read these, and those that make room for them
         return tables
 
     with ThreadPoolExecutor(1) as thread:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
-from torch import Tensor
 
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton.maps import Map, as_map, as_tokens
@@ -37,17 +36,22 @@ class Sizes(NamedTuple):
 
     def cut(self, given: Given, tile: tuple[int, int], by_key: bool) -> Sizes:
         """Return the same with numbers of tiles: of keys, or of queries."""
-        axes, keys, queries = (given.rows, given.columns), (self.keys_h, self.keys_w), (self.queries_h, self.queries_w)
-        lengths, groups = (keys, [x.dilation for x in axes]) if by_key else (queries, [x.step for x in axes])
-        tiles_h, tiles_w = (
-            count * triton.cdiv(triton.cdiv(length, count), size)
-            for count, length, size in zip(groups, lengths, tile, strict=True)
-        )
+        rows, columns, (high, wide) = given.rows, given.columns, tile
+        if by_key:
+            tiles_h = rows.dilation * _quotient(self.keys_h, rows.dilation * high)
+            tiles_w = columns.dilation * _quotient(self.keys_w, columns.dilation * wide)
+        else:
+            tiles_h = rows.step * _quotient(self.queries_h, rows.step * high)
+            tiles_w = columns.step * _quotient(self.queries_w, columns.step * wide)
         return self._replace(tiles_h=tiles_h, tiles_w=tiles_w)
 
     def grid(self) -> tuple[int]:
         """Return one program per tile, head and image."""
         return (self.batch * self.tiles_h * self.tiles_w * self.heads,)
+
+
+def _quotient(count: int, size: int) -> int:
+    return -(-count // size)
 
 
 class Given(NamedTuple):
@@ -104,16 +108,16 @@ def as_given(problem: Problem) -> tuple[Given, Sizes]:
         scale=p.scale,
         grad_out=None,
         sums=None,
-        by_thread=tl.constexpr(_by_thread(p.q)),
-        precision=tl.constexpr(product_precision(p.q.device, p.q.dtype)),
+        by_thread=_as_constant(p.q.is_cuda and torch.version.hip is None),
+        precision=_as_constant(product_precision(p.q.device, p.q.dtype)),
     )
     batch, height, width, heads, _ = p.q.shape
     return given, Sizes(batch, heads, height, width, *p.size, 0 if p.extra_k is None else p.extra_k.shape[1])
 
 
-def _by_thread(q: Tensor) -> bool:
-    """Return whether kernels may use NVIDIA's instructions."""
-    return q.is_cuda and torch.version.hip is None
+@lru_cache
+def _as_constant(value: str | bool) -> tl.constexpr:
+    return tl.constexpr(value)
 
 
 def fold_scale(problem: Problem) -> tuple[Problem, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import triton
@@ -39,11 +40,17 @@ class Map(NamedTuple):
 def as_map(x: Tensor) -> Map:
     """Return `[B, H, W, heads, c]` for a kernel; copied only if channels are not neighbours."""
     x = x if x.stride(-1) == 1 else x.contiguous()
-    strides, dim = x.stride()[:-1], x.shape[-1]
-    unit = math.gcd(16, *strides)
-    farthest = sum((n - 1) * stride for n, stride in zip(x.shape[1:3], strides[1:3], strict=True)) + dim
-    flags = unit, farthest > MAX_OFFSET, dim, max(16, triton.next_power_of_2(dim))
-    return Map(x, *(stride // unit for stride in strides), *map(tl.constexpr, flags))
+    return Map(x, *_lay_out(x.shape[1:], x.stride()))
+
+
+@lru_cache(maxsize=4096)
+def _lay_out(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return all of a map but the tensor, from its size without the batch, and its strides."""
+    (height, width, _, dim), (batch, row, column, head, _) = shape, strides
+    unit = math.gcd(16, batch, row, column, head)
+    wide = (height - 1) * row + (width - 1) * column + dim > MAX_OFFSET
+    flags = map(tl.constexpr, (unit, wide, dim, max(16, triton.next_power_of_2(dim))))
+    return (batch // unit, row // unit, column // unit, head // unit, *flags)
 
 
 def as_tokens(x: Tensor) -> Map:

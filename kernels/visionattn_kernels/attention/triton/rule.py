@@ -7,6 +7,7 @@ the capture of a CUDA graph. Letters as there: Q queries and L keys on an axis.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import triton
@@ -78,6 +79,7 @@ class Strip(NamedTuple):
     span: Span
 
 
+@lru_cache(maxsize=1024)
 def as_axis(axis: AxisWindow) -> Axis:
     """Return the rule of an axis for kernels."""
     common = math.gcd(axis.dilation, axis.query_stride)

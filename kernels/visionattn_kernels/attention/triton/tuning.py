@@ -53,6 +53,9 @@ MAX_DEFAULTS = 6
 MAX_MEASURED = 16
 """Tiles that are compiled and timed for a problem."""
 
+FEWER_REGISTERS = 168
+"""Of a thread: a multiprocessor of NVIDIA's then holds 12 warps, with 255 registers 8."""
+
 MAX_CHOSEN = 1024
 """Problems whose tiles a process remembers: maps of many sizes must not fill its memory."""
 
@@ -177,7 +180,10 @@ def _tune(kind: str, problem: Problem, launch: Launch) -> Tile | None:
     tile = tile_cache.load(name)
     if tile is None:
         ranked = rank_tiles(*_describe(kind, problem))
-        few = [tile._replace(num_stages=STAGES + 1) for tile in ranked[: MAX_MEASURED // 4]]
+        best_few = ranked[: MAX_MEASURED // 8]
+        few = [tile._replace(num_stages=STAGES + 1) for tile in best_few]
+        if torch.version.hip is None:
+            few += [tile._replace(max_registers=FEWER_REGISTERS) for tile in best_few]
         best = fastest([*ranked[: MAX_MEASURED - len(few)], *few], launch, _seconds())
         if best is None:
             return None
