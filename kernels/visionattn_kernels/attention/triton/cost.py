@@ -70,7 +70,7 @@ COSTS = {
     "query": Cost(products=3, score=10.0, turn=70, base=30, matrices=2, sums=1),
     "key": Cost(products=4, score=16.0, turn=87, base=60, matrices=2, sums=2),
     "token": Cost(products=4, score=8.0, turn=70, base=60, matrices=2, sums=2),
-    "offset": Cost(products=2, score=9.5, turn=71, base=60, matrices=3, sums=0),
+    "offset": Cost(products=2, score=7.0, turn=34, base=60, matrices=3, sums=0),
 }
 
 PRODUCT = {2: 1.26 / 2048, 4: 1.2 / 32}
