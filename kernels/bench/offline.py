@@ -28,8 +28,8 @@ from triton.runtime.jit import JITFunction
 from visionattn_kernels.attention.problem import Problem
 from visionattn_kernels.attention.triton import tuning
 from visionattn_kernels.attention.triton.backward import backward
-from visionattn_kernels.attention.triton.blocks import Given
 from visionattn_kernels.attention.triton.forward import forward
+from visionattn_kernels.attention.triton.given import Given
 from visionattn_kernels.attention.triton.plan import Tile
 
 KINDS = ("forward", "query", "key", "token", "offset")

@@ -320,9 +320,12 @@ def test_invalid_argument_is_named(arguments: dict[str, object], message: str) -
         vk.neighborhood_attention_2d(**arguments)  # type: ignore[arg-type]
 
 
-def test_integers_and_half_maps_are_refused() -> None:
+def test_integers_and_empty_maps_are_refused() -> None:
     q = torch.ones(1, 3, 3, 1, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="floating"):
         vk.neighborhood_attention_2d(q, q, q, 3)
     with pytest.raises(ValueError, match="at least one row"):
         vk.neighborhood_attention_2d(*[torch.ones(1, 0, 3, 1, 4)] * 3, 3)  # type: ignore[misc]
+    q = torch.ones(1, 3, 3, 1, 4)
+    with pytest.raises(ValueError, match="v must have at least one channel"):
+        vk.neighborhood_attention_2d(q, q, q[..., :0], 3)

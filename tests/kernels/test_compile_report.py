@@ -139,7 +139,7 @@ def committed(arch: str) -> Iterator[dict[str, str]]:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"stack": "-8"}, "spills 0 bytes of registers per thread, before -8"),
+        ({"stack": "-24"}, "spills 0 bytes of registers per thread, before -24"),
         ({"core": "WGMMA"}, "tensor cores none, before WGMMA"),
         ({"per_useful": "1.5"}, "instructions per useful score, before 1.5"),
         ({"problem": "unknown"}, "not in the table"),
@@ -166,7 +166,7 @@ def test_committed_table_has_all_problems() -> None:
 
 @pytest.mark.slow
 def test_kernels_are_no_worse_than_the_committed_table() -> None:
-    """The table was made with Triton 3.6; another release may need its own."""
+    """Tiles of the networks, for which the table was made with Triton 3.6."""
     few = "h2 c32 k7 d1,h2 c32 k7 d8 rpb,h2 c64 b8 h3 rel,na2d B1 256x256 h24 c128 w80,extra"
     command = [sys.executable, "-m", "kernels.bench.compile_report", "--check", "--dtype", "bfloat16", "--only", few]
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}

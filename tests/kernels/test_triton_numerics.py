@@ -1,6 +1,5 @@
 """Numbers at which the Triton kernels could go wrong: head sizes, scales, biases that mask, NaN, partial gradients."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -24,13 +23,9 @@ MASKED = Window.neighborhood(3, boundary="mask")
 ZERO = Window.halo(2, 1, "zero")
 
 
-def detached(inputs: Mapping[str, Tensor], **changes: Tensor) -> dict[str, Tensor]:
-    return {**{name: x.detach().clone() for name, x in inputs.items()}, **changes}
-
-
 def biased(window: Window = MASKED, **options: Any) -> dict[str, Tensor]:
     settings: dict[str, Any] = {"batch": 1, "heads": 1, "rpb": True, "rel": True, "dtype": torch.float32, **options}
-    return detached(make_inputs(window, (4, 5), **settings))
+    return {name: x.detach() for name, x in make_inputs(window, (4, 5), **settings).items()}
 
 
 @pytest.mark.parametrize("head_dim", [24, 256, *(slow(dim) for dim in (8, 48, 80, 96, 128))])

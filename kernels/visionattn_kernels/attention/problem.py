@@ -121,6 +121,8 @@ def check_problem(
     batch, height, width, heads, head_dim = k.shape
     if 0 in k.shape[1:]:
         raise ValueError(f"k must have at least one row, column, head and channel; got shape {tuple(k.shape)}")
+    if not v.shape[-1]:
+        raise ValueError(f"v must have at least one channel; got shape {tuple(v.shape)}")
     queries = (batch, *window.num_queries((height, width)), heads)
     tables = tuple(2 * x - 1 for x in window.kernel_size)
     _check_shape("q", q, (*queries, head_dim), "k and the window's query_stride")

@@ -70,7 +70,7 @@ COSTS = {
     "query": Cost(products=3, score=10.0, turn=70, base=30, matrices=2, sums=1),
     "key": Cost(products=4, score=16.0, turn=87, base=60, matrices=2, sums=2),
     "token": Cost(products=4, score=8.0, turn=70, base=60, matrices=2, sums=2),
-    "offset": Cost(products=2, score=9.5, turn=71, base=60, matrices=3, sums=0),
+    "offset": Cost(products=2, score=7.0, turn=34, base=60, matrices=3, sums=0),
 }
 
 PRODUCT = {2: 1.26 / 2048, 4: 1.2 / 32}
@@ -105,7 +105,7 @@ def estimate(kind: str, tile: Tile, pairs: int, programs: int, channels: int, it
     waiting = 1 + LATENCY / count_warps(kind, tile, channels, itemsize)
     spilled = max(1.0, count_registers(kind, tile, channels, itemsize) / SAFE_REGISTERS)
     issued = (pairs * turn + programs * program) * waiting * spilled**2
-    loaded = (pairs * walked + programs * kept) * vector / L2_BYTES
+    loaded = (pairs * _loaded(kind, tile) + programs * kept) * vector / L2_BYTES
     multiplied = 0.0
     if itemsize == 2:
         products = COSTS[kind].products * pairs * kept * walked * channels
@@ -121,7 +121,7 @@ def count_instructions(kind: str, tile: Tile, channels: int, itemsize: int) -> f
         cost.turn * tile.num_warps
         + cost.score * kept * walked / THREADS
         + cost.products * PRODUCT[itemsize] * kept * walked * channels
-        + 2 * walked * channels * itemsize / (16 * THREADS) * LOAD
+        + 2 * _loaded(kind, tile) * channels * itemsize / (16 * THREADS) * LOAD
     )
 
 
@@ -161,6 +161,12 @@ def count_tiles(window: Window, size: tuple[int, int], tile: Rectangle, by_key: 
 def _multiplies_shared(tile: Tile, kept: int, itemsize: int) -> bool:
     """Return whether products read their operands from shared memory, as those of four warps together do."""
     return tile.num_warps >= 4 and kept >= 64 and itemsize == 2
+
+
+def _loaded(kind: str, tile: Tile) -> int:
+    """Return how many vectors a program loads in a turn; `by_offset` turns over images, and keeps none."""
+    kept, walked = _areas(kind, tile)
+    return kept + walked if kind == "offset" else walked
 
 
 def _areas(kind: str, tile: Tile) -> tuple[int, int]:
