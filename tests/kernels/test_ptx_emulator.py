@@ -94,6 +94,8 @@ def test_float_instructions(operations: str, given: list[float], expected: list[
         ("bfe.s32 %r21, %r20, 4, 1;", [0x10, 0x20], [-1, 0]),
         ("bfe.s32 %r21, %r20, 30, 8;", [-1, 1 << 30], [-1, 1]),
         ("cvt.s64.s32 %rd3, %r20;\nbfe.u64 %rd3, %rd3, 28, 8;\ncvt.u32.u64 %r21, %rd3;", [-1, 5 << 28], [255, 5]),
+        ("shf.l.wrap.b32 %r21, -1, %r20, 36;", [1], [31]),
+        ("shf.r.clamp.b32 %r21, %r20, 5, 40;", [-1], [5]),
         ("max.relu.s32 %r21, %r20, -4;", [-7, 2], [0, 2]),
         ("bfi.b32 %r21, %r20, 0, 8, 4;", [0x1F], [0xF00]),
         ("prmt.b32 %r21, %r20, 0, 0x0123U;", [0x01020304], [0x04030201]),

@@ -43,6 +43,11 @@ def test_tiles_match_reference_without_races(arch: str, dtype: str, tiles: str) 
     assert not run_problems("--arch", arch, "--dtype", dtype, "--tiles", tiles, "--problems", *FEW)
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_drawn_problems_match_reference_without_races(arch: str) -> None:
+    assert not run_problems("--arch", arch, "--problems", *(f"drawn-{seed}" for seed in range(1000, 1020)))
+
+
 @pytest.mark.parametrize("what", ["bar.sync", "fence.proxy.async", "cp.async.wait_group", "wgmma.wait_group"])
 def test_instruction_left_out_is_a_race(what: str) -> None:
     (failure,) = run_problems("--without", what, "--tiles", "four-warps", "--problems", "H14xW14-k7-d32-rpb")

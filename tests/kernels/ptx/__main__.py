@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 
+from tests.kernels.drawn_problems import draw_problem
 from tests.kernels.ptx.launch import emulated
 from tests.kernels.ptx.problems import NAN, PROBLEMS, TILES
 from tests.kernels.reach import assert_reaches_who_sees
@@ -28,9 +29,11 @@ DTYPES = ("float32", "tf32", "tf32x3", "float16", "bfloat16")
 
 
 def check(name: str, dtype: torch.dtype) -> None:
-    """Compare one problem with the reference; `nan-q` puts NaN into q, "far" needs offsets of 64 bits."""
+    """Compare one problem with the reference; `nan-q` puts NaN into q, see also below."""
     if name == "far":
         check_far_rows(dtype)
+    elif name.startswith("drawn-"):
+        check_drawn(int(name.removeprefix("drawn-")))
     elif name.startswith("nan-"):
         window, spoilt = Window.neighborhood(5, 2, boundary="mask"), name.removeprefix("nan-")
         inputs = make_inputs(window, (12, 14), batch=1, head_dim=16, rpb=True, rel=spoilt == "k", dtype=dtype)
@@ -39,6 +42,15 @@ def check(name: str, dtype: torch.dtype) -> None:
     else:
         window, size, options = PROBLEMS[name]
         assert_matches_reference(window, make_inputs(window, size, **{"batch": 1, **options}), "triton", dtype)
+
+
+def check_drawn(seed: int) -> None:
+    """Compare a random problem, of a dtype and tile of its own, with the reference: `drawn-7`."""
+    drawn = draw_problem(seed, max_steps=60)
+    inputs = make_inputs(drawn.window, drawn.size, **drawn.options)
+    slack = 8 if drawn.dtype == torch.float32 else 20  # as in the interpreter's test
+    with patch.object(tuning, "run", lambda kind, problem, launch: launch(drawn.tile)):
+        assert_matches_reference(drawn.window, inputs, "triton", drawn.dtype, drawn.scale, slack)
 
 
 def check_far_rows(dtype: torch.dtype) -> None:

@@ -177,6 +177,22 @@ def shift_step(i: Instruction) -> Step:
     return lambda g: g.write(target, _shift(shift, source(g), amount(g)))
 
 
+def funnel_step(i: Instruction) -> Step:
+    """Shift two words together, and keep one: `shf.l.wrap.b32 d, low, high, amount`."""
+    _, direction, mode, kind = i.parts
+    if direction not in ("l", "r") or mode not in ("wrap", "clamp") or kind != "b32":
+        raise refuse(i)
+    target, (low, high, amount) = target_of(i), (bits_of(x, 32) for x in i.operands[1:])
+
+    def step(g: Group) -> None:
+        both = low(g).astype(np.uint64) | (high(g).astype(np.uint64) << np.uint64(32))
+        by = (amount(g) & np.uint32(31) if mode == "wrap" else np.minimum(amount(g), 32)).astype(np.uint64)
+        shifted = (both << by) >> np.uint64(32) if direction == "l" else both >> by
+        g.write(target, shifted.astype(np.uint32))
+
+    return step
+
+
 def extract_step(i: Instruction) -> Step:
     """Extract a field of bits: `bfe.u32 d, a, position, length`."""
     kind, target = i.parts[1], target_of(i)
@@ -392,6 +408,7 @@ STEPS: dict[str, Callable[[Instruction], Step]] = {
     "mad": multiply_step,
     "shl": shift_step,
     "shr": shift_step,
+    "shf": funnel_step,
     "bfe": extract_step,
     "bfi": insert_step,
     "prmt": permute_step,

@@ -20,7 +20,7 @@ class Region:
     """Memory from `start` to `stop`, with records; 0 is nobody, threads and CTAs are counted from one.
 
     Two threads that touch the same bytes, one of them writing, need a barrier of their CTA in between; threads of two
-    CTAs have none. Threads may write the same value.
+    CTAs have none. A thread may write the value that is there.
     """
 
     def __init__(self, start: int, stop: int) -> None:
@@ -29,16 +29,10 @@ class Region:
         size = -(-(stop - self.base) // 16) * 16
         # The tensor's allocation may end before `size`; accesses are checked against `stop`.
         self.data = np.frombuffer((ctypes.c_uint8 * size).from_address(self.base), np.uint8)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget who touched what."""
-        self.records: dict[str, Array] | None = None
+        self.records: dict[str, Array] = {}
 
     def record(self, name: str) -> Array:
         """Return a record by grain, made at its first use."""
-        if self.records is None:
-            self.records = {}
         if name not in self.records:
             self.records[name] = np.zeros(len(self.data) // GRAIN, np.int32)
         return self.records[name]
@@ -59,7 +53,6 @@ class GlobalMemory:
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         extents = sorted({_extent(x) for x in tensors if x.numel()})
-        self.regions: list[Region] = []
         merged: list[list[int]] = []
         for start, stop in extents:
             if merged and start < merged[-1][1]:
@@ -113,7 +106,7 @@ class GlobalMemory:
     def _reads(self, region: Region, index: Array, size: int, actor: Actor, where: str) -> None:
         grains = (index // GRAIN)[:, None] + np.arange(size // GRAIN)
         thread, cta, epoch = actor.thread[:, None], actor.cta[:, None], actor.epoch[:, None]
-        if region.records is not None and "writer" in region.records:
+        if "writer" in region.records:
             writer = region.record("writer")[grains]
             unordered = (region.record("writer_cta")[grains] != cta) | (region.record("writer_epoch")[grains] == epoch)
             if ((writer != 0) & (writer != thread) & unordered).any():
@@ -134,7 +127,7 @@ class GlobalMemory:
         each = changes.shape[1] * parts
         thread, cta, epoch = (np.repeat(x, each) for x in (actor.thread, actor.cta, actor.epoch))
         for who, deed in (("writer", "wrote"), ("reader", "read")):
-            if who == "reader" and (region.records is None or "reader" not in region.records):
+            if who not in region.records:
                 continue
             touched = region.record(who)[grains]
             unordered = (region.record(f"{who}_cta")[grains] != cta) | (region.record(f"{who}_epoch")[grains] == epoch)
