@@ -101,6 +101,7 @@ def test_float_instructions(operations: str, given: list[float], expected: list[
         ("prmt.b32 %r21, %r20, 0, 0x0123U;", [0x01020304], [0x04030201]),
         ("lop3.b32 %r21, %r20, 12, 10, 0xE8;", [6], [14]),
         ("mul.hi.s32 %r21, %r20, %r20;", [1 << 20], [1 << 8]),
+        ("cvt.s64.s32 %rd3, %r20;\nmul.hi.u64 %rd3, %rd3, %rd3;\ncvt.u32.u64 %r21, %rd3;", [-1, -3, 7], [-2, -6, 0]),
         ("mul.wide.s32 %rd3, %r20, %r20;\nshr.u64 %rd3, %rd3, 36;\ncvt.u32.u64 %r21, %rd3;", [-(1 << 20)], [16]),
         ("shfl.sync.bfly.b32 %r21, %r20, 1, 31, -1;", [3, 5], [5, 3]),
         ("redux.sync.max.s32 %r21, %r20, -1;", [3, -5], [3, 3]),

@@ -156,6 +156,12 @@ def multiply_step(i: Instruction) -> Step:
         def product(g: Group) -> Array:
             full = a(g).astype(dtype) * b(g).astype(dtype)
             return full if part == "wide" else (full >> width).astype(integer_dtype(kind))
+    elif (part, kind) == ("hi", "u64"):
+
+        def product(g: Group) -> Array:
+            low, word, (x, y) = np.uint64(0xFFFFFFFF), np.uint64(32), (a(g), b(g))
+            middle = (x >> word) * (y & low) + ((x & low) * (y & low) >> word)
+            return (x >> word) * (y >> word) + (middle >> word) + ((x & low) * (y >> word) + (middle & low) >> word)
     else:
         raise refuse(i)
     return lambda g: g.write(target, product(g) if c is None else product(g) + c(g))
