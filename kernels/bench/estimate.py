@@ -88,7 +88,7 @@ def count_visited(kind: str, problem: Problem, tile: Tile) -> tuple[int, int]:
         tiles, step = (
             (key_tiles(axis, length, key), query) if kind == "key" else (query_tiles(axis, length, query), key)
         )
-        lo, hi, every_lo, every_hi = tiles[:, 4:].unbind(1)
+        lo, hi, every_lo, every_hi = tiles[:, 2:].unbind(1)
         turns *= int((-(lo - hi).div(step, rounding_mode="floor")).sum())
         # Rectangles begin at lo; the first inside is the first that begins at every_lo or later.
         whole = (every_hi - lo).div(step, rounding_mode="floor") + (lo - every_lo).div(step, rounding_mode="floor")

@@ -23,19 +23,18 @@ def test_tiles_of_an_axis(axis: AxisWindow, length: int) -> None:
     """Tiles hold each query and key once, and the intervals that their members see or are seen by."""
     t = tabulate_axis(axis, length, torch.device("cpu"))
     members = []
-    for first, count, group, num_keys, lo, hi, every_lo, every_hi in plan.query_tiles(axis, length, 4).tolist():
+    for first, count, lo, hi, every_lo, every_hi in plan.query_tiles(axis, length, 4).tolist():
         queries = [first + t.query_step * i for i in range(count)]
         sees = [set(range(int(t.start[q]), int(t.stop[q]))) for q in queries]
-        assert all(q * axis.query_stride % axis.dilation == group for q in queries)
-        assert num_keys == len(range(group, length, axis.dilation))
+        assert len({q * axis.query_stride % axis.dilation for q in queries}) == 1
         assert (lo, hi) == (min(map(min, sees)), max(map(max, sees)) + 1)
         assert set(range(every_lo, every_hi)) == set.intersection(*sees)
         members += queries
     assert sorted(members) == list(range(axis.num_queries(length)))
     members = []
-    for first, count, first_query, index, lo, hi, every_lo, every_hi in plan.key_tiles(axis, length, 4).tolist():
+    for first, count, lo, hi, every_lo, every_hi in plan.key_tiles(axis, length, 4).tolist():
         keys = [first + axis.dilation * i for i in range(count)]
-        assert first == first % axis.dilation + axis.dilation * index
+        first_query = int(t.first_query[first % axis.dilation])
         seen_by = [
             {q for q in range(first_query, axis.num_queries(length), t.query_step)
              if q * axis.query_stride % axis.dilation == first % axis.dilation

@@ -38,20 +38,14 @@ class Sizes(NamedTuple):
         """Return the same with numbers of tiles: of keys, or of queries."""
         rows, columns, (high, wide) = given.rows, given.columns, tile
         if by_key:
-            tiles_h = rows.dilation * _quotient(self.keys_h, rows.dilation * high)
-            tiles_w = columns.dilation * _quotient(self.keys_w, columns.dilation * wide)
+            tiles_h, tiles_w = rows.num_key_tiles(self.keys_h, high), columns.num_key_tiles(self.keys_w, wide)
         else:
-            tiles_h = rows.step * _quotient(self.queries_h, rows.step * high)
-            tiles_w = columns.step * _quotient(self.queries_w, columns.step * wide)
+            tiles_h, tiles_w = rows.num_query_tiles(self.queries_h, high), columns.num_query_tiles(self.queries_w, wide)
         return self._replace(tiles_h=tiles_h, tiles_w=tiles_w)
 
     def grid(self) -> tuple[int]:
         """Return one program per tile, head and image."""
         return (self.batch * self.tiles_h * self.tiles_w * self.heads,)
-
-
-def _quotient(count: int, size: int) -> int:
-    return -(-count // size)
 
 
 class Given(NamedTuple):

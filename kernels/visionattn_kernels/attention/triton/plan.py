@@ -1,7 +1,7 @@
-"""Cutting of a map for the kernels: tables of tiles per axis, on the device, and what their sizes cost. No triton.
+"""Plans of the host for the kernels: tiles of each axis, what they meet, and which shapes meet least. No triton.
 
 A tile lies inside one dilation group of each axis, where neighbouring keys are neighbours. The tables are cut from
-`tabulate_axis`, the written-out window rule; kernels read them and know of no other rule.
+`tabulate_axis`, the written-out window rule, and stay on the CPU: kernels compute the rule themselves, see `rule`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from visionattn_kernels.tracing import outside_modes
 from visionattn_kernels.window import AxisWindow, Window, tabulate_axis
 
 MAX_CACHED_TABLES = 512
-"""Tables kept: one per axis, map length, tile size and device; each takes about 32 bytes per tile."""
+"""Tables kept: one per axis, map length and tile size; each takes 24 bytes per tile."""
 
 Rectangle = tuple[int, int]
 
@@ -44,27 +44,27 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def query_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
-    """Cut tiles of `size` queries, `[T, 8]` int32 on the CPU.
+    """Cut tiles of `size` queries, `[T, 6]` int32 on the CPU.
 
-    Columns: position of the first query, number of queries, first key position of the dilation group, number of its
-    keys; the interval of keys, counted in the group, that any query of the tile sees, and the one that each sees.
+    Columns: position of the first query, number of queries; the interval of keys, counted in the dilation group, that
+    any query of the tile sees, and the one that each sees.
     """
     t = tabulate_axis(axis, length, torch.device("cpu"))
     group, number = _split(t.queries, size)
     first = t.first_query[group] + t.query_step * number * size
     count = (t.queries[group] - number * size).clamp(max=size)
     last = first + t.query_step * (count - 1)
-    columns = (first, count, group, t.keys[group], t.start[first], t.stop[last], t.start[last], t.stop[first])
+    columns = (first, count, t.start[first], t.stop[last], t.start[last], t.stop[first])
     return torch.stack(columns, 1).int()
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 @outside_modes
 def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
-    """Cut tiles of `size` keys, `[T, 8]` int32 on the CPU.
+    """Cut tiles of `size` keys, `[T, 6]` int32 on the CPU.
 
-    Columns: position of the first key, number of keys, first query position of the dilation group, number of the first
-    key in it; the interval of queries, counted in the group, that see any key of the tile, and the one that see all.
+    Columns: position of the first key, number of keys; the interval of queries, counted in the dilation group, that see
+    any key of the tile, and the one that see all.
     """
     t = tabulate_axis(axis, length, torch.device("cpu"))
     group, number = _split(t.keys, size)
@@ -73,7 +73,7 @@ def key_tiles(axis: AxisWindow, length: int, size: int) -> Tensor:
     count = (t.keys[group] - index).clamp(max=size)
     last = first + axis.dilation * (count - 1)
     starts, stops = t.query_start, t.query_stop
-    columns = (first, count, t.first_query[group], index, starts[first], stops[last], starts[last], stops[first])
+    columns = (first, count, starts[first], stops[last], starts[last], stops[first])
     return torch.stack(columns, 1).int()
 
 
@@ -103,7 +103,7 @@ def _has_interior(axis: AxisWindow, length: int, query: int, key: int, by_key: b
     tiles, size, step = (
         (key_tiles(axis, length, key), key, query) if by_key else (query_tiles(axis, length, query), query, key)
     )
-    lo, hi, every_lo, every_hi = tiles[tiles[:, 1] == size, 4:].unbind(1)
+    lo, hi, every_lo, every_hi = tiles[tiles[:, 1] == size, 2:].unbind(1)
     first = lo + (every_lo - lo + step - 1) // step * step
     return bool((first + step <= torch.minimum(every_hi, hi)).any())
 
@@ -126,7 +126,7 @@ def places_of(axis: AxisWindow, length: int, query: int, key: int) -> Places:
     """Return places of rectangles of `key` keys that cover what tiles of `query` queries see."""
     tiles = query_tiles(axis, length, query)
     index = tabulate_axis(axis, length, torch.device("cpu")).index[tiles[:, 0].long()]
-    lo, hi = tiles[:, 4] - index, tiles[:, 5] - index
+    lo, hi = tiles[:, 2] - index, tiles[:, 3] - index
     # Rectangles are aligned with what most tiles see.
     aligned = int(lo.mode().values)
     least = int((lo - aligned).min()) // key
@@ -139,7 +139,7 @@ def places_of(axis: AxisWindow, length: int, query: int, key: int) -> Places:
 def _work(axis: AxisWindow, length: int, query: int, key: int, by_key: bool) -> int:
     """Count the pairs of tiles and rectangles of an axis."""
     tiles, step = (key_tiles(axis, length, key), query) if by_key else (query_tiles(axis, length, query), key)
-    return int(((tiles[:, 5] - tiles[:, 4] + step - 1) // step).sum())
+    return int(((tiles[:, 3] - tiles[:, 2] + step - 1) // step).sum())
 
 
 @lru_cache(maxsize=1024)

@@ -44,11 +44,11 @@ class Axis(NamedTuple):
 
     def num_query_tiles(self, num_queries: int, size: int) -> int:
         """Return the number of tiles of `size` queries; tiles of a shorter group may be empty."""
-        return self.step * triton.cdiv(triton.cdiv(num_queries, self.step), size)
+        return self.step * -(-num_queries // (self.step * size))
 
     def num_key_tiles(self, num_keys: int, size: int) -> int:
         """Return the number of tiles of `size` keys; tiles of a shorter group may be empty."""
-        return self.dilation * triton.cdiv(triton.cdiv(num_keys, self.dilation), size)
+        return self.dilation * -(-num_keys // (self.dilation * size))
 
 
 class Group(NamedTuple):
