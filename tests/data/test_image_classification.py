@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,6 +341,25 @@ def test_too_many_held_out(images: Path) -> None:
         fitted(images, holdout_per_class=5)
 
 
+def test_a_folder_without_splits_is_divided_by_share(images: Path) -> None:
+    data = fitted(images / "train", val_share=0.4, batch_size=1)
+    sources = {split: {source.name_of(i) for i in range(len(source))} for split, source in data._sources.items()}
+    everything = {str(path) for path in (images / "train").rglob("*.jpg")}
+    assert sources["train"] | sources["validation"] == everything
+    assert not sources["train"] & sources["validation"]
+    per_class = Counter(Path(name).parent.name for name in sources["validation"])
+    counts = Counter(Path(name).parent.name for name in everything)
+    assert per_class == {name: max(1, round(0.4 * count)) for name, count in counts.items()}
+    data.setup("test")
+    assert len(data._sources["test"]) == len(sources["validation"])
+
+
+def test_a_folder_with_splits_holds_out_of_train_alone(images: Path) -> None:
+    data = fitted(images, val_share=0.4)
+    sources = [source.name_of(i) for source in data._sources.values() for i in range(len(source))]
+    assert {Path(name).parents[1].name for name in sources} == {"train"}
+
+
 def test_holdout_works_in_a_tar_without_splits(images: Path, recwarn: pytest.WarningsRecorder) -> None:
     with tarfile.open(images / "all.tar", "w") as tar:
         tar.add(images / "train", arcname=".")
@@ -415,7 +435,7 @@ def test_contradictions_are_refused() -> None:
         fitted(name="cifar")
     with pytest.raises(DataError, match=r"--data.limit_per_class must be at least 1, got 0"):
         module(limit_per_class=0)
-    with pytest.raises(DataError, match=r"--data.holdout_per_class takes the place of --data.val_split val"):
+    with pytest.raises(DataError, match=r"--data.holdout_per_class 1 takes the place of --data.val_split val"):
         module(holdout_per_class=1, val_split="val")
     with pytest.raises(DataError, match=r"--data.crop_padding 4 .* not with --data.no_aug"):
         module(crop_padding=4, no_aug=True)

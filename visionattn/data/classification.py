@@ -15,12 +15,11 @@ from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import ImageData
-from visionattn.data.options import check_augmentation, make_preprocessing
-from visionattn.data.sequences import SequenceKind, pixel_sequence
-from visionattn.data.sources import REMOTE, ImageSource, open_place, open_source, some
+from visionattn.data.options import Preparation
+from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import MAX_SIZE, image_transform
+from visionattn.data.transforms import image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -53,44 +52,22 @@ class ImageClassificationData(ImageData):
         limit_per_class: number of training images per class, the first after shuffling with the seed; by default all.
         holdout_per_class: validate on this number of training images per class, and train on the others. The
             held-out images do not depend on the seed. The best epoch is then chosen without the test images.
+        val_share: the same with this share of the images of each class, at least one; the root may then be a folder of
+            class folders, without splits, or a ``.tar`` of them.
         class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
             file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
-        img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
-        in_chans: 3 for colour, the default, 1 for grey.
-        sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
-            random order of ``permutation_seed``, the same for all images.
-        permutation_seed: seed of that order.
         batch_size: images per step and per device.
         eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
         num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
-        mean: mean of each channel, by default ImageNet's.
-        std: standard deviation of each channel, by default ImageNet's.
-        interpolation: interpolation in evaluation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
-        crop_pct: share of the resized image's edge that evaluation keeps, by default 0.875.
-        crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
-        no_aug: train on resized images without augmentation.
-        train_interpolation: interpolation in training, as above, or ``random``.
-        crop_padding: pad training images by this number of mirrored pixels and crop at random, in place of ``scale``,
-            ``ratio`` and ``train_interpolation``; 0 for no padding.
-        crop_from: resize the shorter edge of training images to this number of pixels and crop at random, in place of
-            the same options; with ``crop_padding`` by default ``img_size``.
-        scale: smallest and largest share of the area that a random crop keeps.
-        ratio: smallest and largest width over height of a random crop.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` disables it.
-        auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
-        re_prob: probability of random erasing.
-        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
-        re_count: largest number of erased rectangles.
         aug_repeats: number of times that each image is drawn per epoch, whose length does not change; 0 or 1 for once.
         on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
             it by another image in training.
         seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
+        **preparation: size, normalisation and augmentation, see :class:`~visionattn.data.options.Preparation`.
 
     Raises:
-        DataError: in ``setup``, if data are missing or not as expected.
+        DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
 
     weights_decide = frozenset({"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"})
@@ -106,35 +83,15 @@ class ImageClassificationData(ImageData):
         download: bool = False,
         limit_per_class: int | None = None,
         holdout_per_class: int | None = None,
+        val_share: float | None = None,
         class_map: ClassMap = None,
-        img_size: int | None = None,
-        in_chans: int | None = None,
-        sequence: SequenceKind | None = None,
-        permutation_seed: int | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        interpolation: str | None = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
-        no_aug: bool = False,
-        train_interpolation: str = "random",
-        crop_padding: int = 0,
-        crop_from: int | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (0.75, 1.3333),
-        hflip: float = 0.5,
-        vflip: float = 0.0,
-        color_jitter: float = 0.4,
-        auto_augment: str | None = None,
-        re_prob: float = 0.0,
-        re_mode: str = "pixel",
-        re_count: int = 1,
         aug_repeats: int = 0,
         on_error: OnError = "raise",
         seed: int | None = None,
+        **preparation: Any,
     ) -> None:
         self.name: str = name or ("folder" if root else "digits")
         if self.name in TORCH_FOLDERS:
@@ -145,51 +102,31 @@ class ImageClassificationData(ImageData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
-        in_chans = 3 if in_chans is None else in_chans
         for option, number in (
             ("num_classes", num_classes),
             ("limit_per_class", limit_per_class),
             ("holdout_per_class", holdout_per_class),
         ):
             check_range(f"data.{option}", number, 1, error=DataError)
-        check_range("data.img_size", img_size, 1, MAX_SIZE, error=DataError)
         check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
-        if in_chans not in (1, 3):
-            raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
-        if holdout_per_class is not None and val_split is not None:
-            raise DataError(f"--data.holdout_per_class takes the place of --data.val_split {val_split}: leave one out")
-        size = img_size or EDGES.get(self.name, 224)
+        check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
+        ways = {"holdout_per_class": holdout_per_class, "val_share": val_share, "val_split": val_split}
+        given = [f"--data.{option} {value}" for option, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise DataError(f"{given[0]} takes the place of {given[1]}: leave one out")
         self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats = aug_repeats
-        self.limit_per_class, self.holdout_per_class = limit_per_class, holdout_per_class
+        self.limit_per_class, self.holdout_per_class, self.val_share = limit_per_class, holdout_per_class, val_share
         self._given_num_classes = num_classes
         self.class_map = read_class_map(class_map)
         if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
 
-        self.preprocessing = make_preprocessing((in_chans, size, size), mean, std, interpolation, crop_pct, crop_mode)
-        self._to_sequence = pixel_sequence(sequence, permutation_seed, size * size)
-        if sequence is not None:
-            # timm's configuration knows nothing of sequences: other images do without these.
-            self.preprocessing |= {"sequence": sequence, "permutation_seed": permutation_seed}
-        self.augmentation: dict[str, Any] = {
-            "scale": scale,
-            "ratio": ratio,
-            "hflip": hflip,
-            "vflip": vflip,
-            "color_jitter": color_jitter,
-            "auto_augment": auto_augment,
-            "interpolation": train_interpolation,
-            "re_prob": re_prob,
-            "re_mode": re_mode,
-            "re_count": re_count,
-            "no_aug": no_aug,
-            "crop_padding": crop_padding,
-            "crop_from": crop_from,
-        }
-        check_augmentation(self.augmentation, size)
+        self.preparation = Preparation(**preparation)
+        self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
+        self.augmentation = self.preparation.augmentation(self.preprocessing["input_size"][-1])
 
     @property
     def class_names(self) -> list[str]:
@@ -236,7 +173,7 @@ class ImageClassificationData(ImageData):
     def item_shape(self) -> tuple[int, int, int]:
         """Shape that the loaders yield: (C, H, W) of images, or (C, 1, H·W) of sequences."""
         channels, height, width = super().item_shape
-        return (channels, height, width) if self._to_sequence is None else (channels, 1, height * width)
+        return (channels, height, width) if self.preparation.sequence is None else (channels, 1, height * width)
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test, predict) needs."""
@@ -257,18 +194,19 @@ class ImageClassificationData(ImageData):
                     numbering, source = preferred, self._open(split, preferred)
             self._sources[split] = source
             self._compare_classes(split, source)
-        if stage == "fit" and self.root and Path(self.root).is_file() and self.holdout_per_class is None:
+        if stage == "fit" and self.root and Path(self.root).is_file() and not self._holds_out:
             rank_zero_warn(f"{self.root} has no splits: the training images are also the validation images")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """Open a split and keep the images that the options ask for."""
-        held_out = split == "validation" and self.holdout_per_class is not None
+        held_out = self._holds_out and (split == "validation" or (split == "test" and self._is_undivided))
         place = "train" if held_out else split
         source = open_source(
             self.name,
             self.root,
             place,
             wanted=self.splits[place],
+            undivided=self._is_undivided,
             class_to_idx=numbering,
             class_map=self.class_map,
             mode=self._mode,
@@ -276,16 +214,30 @@ class ImageClassificationData(ImageData):
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        asked = [option for option in ("holdout_per_class", "limit_per_class") if getattr(self, option) is not None]
+        asked = [
+            option
+            for option in ("holdout_per_class", "val_share", "limit_per_class")
+            if getattr(self, option) is not None
+        ]
         if place != "train" or not asked:
             return source
         if isinstance(source, IterableImageDataset):
             raise DataError(f"data set {self.name!r} is read in order: leave out --data.{asked[0]}")
-        if self.holdout_per_class is not None:
-            source = hold_out(source, self.holdout_per_class)[held_out]
+        if self._holds_out:
+            source = hold_out(source, self.holdout_per_class, self.val_share)[held_out]
         if self.limit_per_class is not None and not held_out:
             source = first_per_class(source, self.limit_per_class, self.seed)
         return source
+
+    @property
+    def _holds_out(self) -> bool:
+        """Whether validation images are held out of the training split."""
+        return self.holdout_per_class is not None or self.val_share is not None
+
+    @property
+    def _is_undivided(self) -> bool:
+        """Whether the root holds class folders, which are divided here, and no splits."""
+        return self._holds_out and self.name in ("folder", "tar") and is_undivided(self.root)
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
@@ -317,7 +269,7 @@ class ImageClassificationData(ImageData):
         """Return the name of the data set and the sizes of its splits, in words."""
         sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
         where = self.root if self.name == "folder" else self.name
-        form = "" if self._to_sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
+        form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         return f"{where}: {sizes} images of {self.num_classes} classes{form}"
 
     def set_epoch(self, epoch: int) -> None:
@@ -338,7 +290,8 @@ class ImageClassificationData(ImageData):
 
     def _transform(self, training: bool) -> Transform:
         transform = image_transform(self.preprocessing, self.augmentation if training else None)
-        return transform if self._to_sequence is None else Compose([transform, self._to_sequence])
+        to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
+        return transform if to_sequence is None else Compose([transform, to_sequence])
 
     def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split; of ``predict``, of every image under ``root``."""

@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,6 +13,8 @@ from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageLoader, OnError, start_worker
 from visionattn.data.sampling import EvalSampler, TrainSampler
+
+Balance = Literal["none", "weights", "sampler"]
 
 MAX_WORKERS = 8
 MAX_SEED = 2**32 - 1  # as seed_everything takes it
@@ -24,6 +26,10 @@ class ImageData(LightningDataModule):
     Attributes:
         preprocessing: timm's preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ….
         preferred_classes: class names of the head that a training starts from; the same classes keep their numbers.
+        multi_label: whether an image may have any number of classes; targets are then 0 or 1 of each, [B, num_classes]
+            in float32.
+        balance: treatment of classes with few images: ``none``, ``weights`` in the loss, or ``sampler``, which draws
+            the images of all classes equally often.
 
     Args:
         batch_size: images per step and per device.
@@ -37,6 +43,8 @@ class ImageData(LightningDataModule):
     """
 
     preprocessing: dict[str, Any]
+    multi_label: bool = False
+    balance: Balance = "none"
     weights_decide: ClassVar[frozenset[str]] = frozenset({"input_size", "mean", "std", "interpolation"})
     """The parts of the preprocessing that pretrained weights decide, unless options do."""
     worker_setup: Callable[[int], None] | None = None  # called in each loader worker, with its number

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
+from visionattn.data.sequences import PixelSequence, SequenceKind, pixel_sequence
 from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -22,6 +24,97 @@ AUGMENTATIONS = {
     "padding": (0, math.inf),
 }
 """Bounds of the augmentation options that are numbers."""
+
+
+TRANSFORM_OPTIONS = (
+    *("scale", "ratio", "hflip", "vflip", "color_jitter", "auto_augment", "re_prob", "re_mode", "re_count"),
+    *("no_aug", "crop_padding", "crop_from"),
+)
+"""Options of `Preparation` that go to the transform of training images under their own names."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Size, normalisation and augmentation of images.
+
+    Args:
+        img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
+        in_chans: 3 for colour, the default, 1 for grey.
+        sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
+            random order of ``permutation_seed``, the same for all images.
+        permutation_seed: seed of that order.
+        mean: mean of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's.
+        interpolation: interpolation in evaluation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
+        crop_pct: share of the resized image's edge that evaluation keeps, by default 0.875.
+        crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
+        no_aug: train on resized images without augmentation.
+        train_interpolation: interpolation in training, as above, or ``random``.
+        crop_padding: pad training images by this number of mirrored pixels and crop at random, in place of ``scale``,
+            ``ratio`` and ``train_interpolation``; 0 for no padding.
+        crop_from: resize the shorter edge of training images to this number of pixels and crop at random, in place of
+            the same options; with ``crop_padding`` by default ``img_size``.
+        scale: smallest and largest share of the area that a random crop keeps.
+        ratio: smallest and largest width over height of a random crop.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` disables it.
+        auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
+        re_prob: probability of random erasing.
+        re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
+        re_count: largest number of erased rectangles.
+
+    Raises:
+        DataError: a value out of its bounds, or two that exclude each other.
+    """
+
+    img_size: int | None = None
+    in_chans: int | None = None
+    sequence: SequenceKind | None = None
+    permutation_seed: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    no_aug: bool = False
+    train_interpolation: str = "random"
+    crop_padding: int = 0
+    crop_from: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.4
+    auto_augment: str | None = None
+    re_prob: float = 0.0
+    re_mode: str = "pixel"
+    re_count: int = 1
+
+    def preprocessing(self, edge: int) -> dict[str, Any]:
+        """Return the preprocessing as timm names it, of images of `edge` pixels unless `img_size` says otherwise."""
+        in_chans = 3 if self.in_chans is None else self.in_chans
+        check_range("data.img_size", self.img_size, 1, MAX_SIZE, error=DataError)
+        if in_chans not in (1, 3):
+            raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
+        size = self.img_size or edge
+        given = (self.mean, self.std, self.interpolation, self.crop_pct, self.crop_mode)
+        prepared = make_preprocessing((in_chans, size, size), *given)
+        self.to_sequence(prepared["input_size"])  # checks its options
+        # timm's configuration knows nothing of sequences: other images do without these.
+        sequence = {"sequence": self.sequence, "permutation_seed": self.permutation_seed}
+        return prepared if self.sequence is None else prepared | sequence
+
+    def augmentation(self, size: int) -> dict[str, Any]:
+        """Return the augmentation of images of `size` pixels, as `image_transform` takes it."""
+        taken = {name: getattr(self, name) for name in TRANSFORM_OPTIONS}
+        augmentation = {**taken, "interpolation": self.train_interpolation}
+        check_augmentation(augmentation, size)
+        return augmentation
+
+    def to_sequence(self, input_size: tuple[int, int, int]) -> PixelSequence | None:
+        """Return the transform of images (C, H, W) to sequences of pixels, if there is one."""
+        return pixel_sequence(self.sequence, self.permutation_seed, input_size[1] * input_size[2])
 
 
 def make_preprocessing(

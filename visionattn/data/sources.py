@@ -152,6 +152,7 @@ def open_source(
     split: str,
     *,
     wanted: str | None = None,
+    undivided: bool = False,
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     mode: str = "RGB",
@@ -168,6 +169,7 @@ def open_source(
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
+        undivided: take the root itself for the split.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         mode: Pillow's mode of the images.
@@ -191,7 +193,7 @@ def open_source(
     if name in ("", "folder", "tar"):
         if root is None:
             raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = find_split(Path(root), split, wanted)
+        place = Path(root) if undivided else find_split(Path(root), split, wanted)
         return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
         raise DataError(
@@ -315,6 +317,13 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
         f"{', …' if len(found) > 6 else ''}. Expected {LAYOUT.format(root=root)}, or name it with "
         f"--data.{OPTIONS[split]}"
     )
+
+
+def is_undivided(root: str | None) -> bool:
+    """Return whether a folder has no folder or ``.tar`` of the name of a split; a file is divided into none."""
+    if root is None or not (place := Path(root)).is_dir():
+        return False
+    return not any((place / f"{name}{kind}").exists() for name in chain(*SPLITS.values()) for kind in ("", ".tar"))
 
 
 def some(names: Sequence[str]) -> str:

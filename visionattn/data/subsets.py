@@ -51,24 +51,36 @@ def first_per_class(source: ImageSource, count: int, seed: int) -> SourceSubset:
     return SourceSubset(source, sorted(_first(source, count, seed)))
 
 
-def hold_out(source: ImageSource, count: int) -> tuple[SourceSubset, SourceSubset]:
-    """Split a source into images to train on and ``count`` held-out images of each class, the same every time.
+def hold_out(
+    source: ImageSource, count: int | None = None, share: float | None = None
+) -> tuple[SourceSubset, SourceSubset]:
+    """Split a source into images to train on and held-out images of each class, the same every time.
+
+    Args:
+        source: the images.
+        count: number of held-out images of each class.
+        share: otherwise their share of the images of each class, rounded, at least one.
 
     Raises:
         DataError: a class with no images left.
     """
-    held = _first(source, count, seed=0)
+    held = _first(source, count, 0, share)
     rest = SourceSubset(source, [index for index in range(len(source)) if index not in held])
     if lost := set(source.targets()) - set(rest.targets()):
         number, names = min(lost), {index: name for name, index in (source.class_to_idx or {}).items()}
+        asked = f"--data.holdout_per_class {count}" if share is None else f"--data.val_share {share}"
         raise DataError(
-            f"--data.holdout_per_class {count} leaves no image of class {names.get(number, number)} to train on: "
-            "hold out fewer"
+            f"{asked} leaves no image of class {names.get(number, number)} to train on: "
+            + ("hold out fewer" if share is None else "add images of it, or leave it out")
         )
     return rest, SourceSubset(source, sorted(held))
 
 
-def _first(source: ImageSource, count: int, seed: int) -> set[int]:
+def _first(source: ImageSource, count: int | None, seed: int, share: float | None = None) -> set[int]:
     targets = np.asarray(source.targets())
     shuffled = np.random.default_rng(seed).permutation(len(targets))
-    return {int(index) for label in np.unique(targets) for index in shuffled[targets[shuffled] == label][:count]}
+    first: set[int] = set()
+    for label in np.unique(targets):
+        own = shuffled[targets[shuffled] == label]
+        first.update(own[: count if share is None else max(1, round(share * len(own)))].tolist())
+    return first
