@@ -231,12 +231,12 @@ class ImageClassificationData(ImageData):
 
     @property
     def _holds_out(self) -> bool:
-        """Whether validation images are held out of the training split."""
+        """Return whether validation images are held out of the training split."""
         return self.holdout_per_class is not None or self.val_share is not None
 
     @property
     def _is_undivided(self) -> bool:
-        """Whether the root holds class folders, which are divided here, and no splits."""
+        """Return whether the root holds class folders, which are divided here, and no splits."""
         return self._holds_out and self.name in ("folder", "tar") and is_undivided(self.root)
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
