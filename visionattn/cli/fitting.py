@@ -90,13 +90,18 @@ def fit(
     if options.get("trainer.fast_dev_run", "false") not in ("false", "0"):
         raise UsageError("trainer.fast_dev_run leaves no result: pass a small trainer.max_steps instead")
     words = ["fit", *(f"--{name}={value}" for name, value in options.items())]
+    return train(TrainingCLI, words, callbacks, quiet)
+
+
+def train(command: type[TrainingCLI], words: list[str], callbacks: Sequence[Callback], quiet: bool) -> FitResult:
+    """Run a command line of a training, and return the outcome; see `fit` for arguments and errors."""
     with ExitStack() as stack:
         stack.enter_context(training_settings())
         stack.enter_context(_same_process())
         if quiet:
             stack.enter_context(redirect_stdout(io.StringIO()))
         try:
-            return _result(TrainingCLI(words, "visionattn", callbacks))
+            return _result(command(words, "visionattn", callbacks))
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends the process
                 raise error.__context__ from None
