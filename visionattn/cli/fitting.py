@@ -3,15 +3,16 @@
 import io
 import json
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from visionattn.cli.train import TrainingCLI, training_settings
 from visionattn.errors import UsageError
@@ -166,15 +167,18 @@ def _existing(path: Path) -> Path | None:
 @contextmanager
 def _same_process() -> Iterator[None]:
     """Restore what a training changes in its process; Lightning restores the signal handlers."""
-    environment = dict(os.environ)
+    environment, cudnn = dict(os.environ), torch.backends.cudnn
+    random_states, benchmark = (random.getstate(), np.random.get_state()), cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with isolate_rng():
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.backends.cudnn.benchmark = benchmark
+        random.setstate(random_states[0])
+        np.random.set_state(random_states[1])
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warn)
+        cudnn.benchmark = benchmark
