@@ -106,9 +106,10 @@ class LabelledFiles:
             )
         return True in kinds
 
-    def shares_images(self, split: str) -> bool:
-        """Return whether the images of a split are also those of the training split."""
-        return self.files[split] == self.files["train"] and self.table("train").splits is None
+    def has_split(self, split: str) -> bool:
+        """Return whether a split has a table of its own, or rows of one of its usual names."""
+        splits = self.table(split).splits or ()
+        return self.files[split] != self.files["train"] or not set(SPLITS[split]).isdisjoint(splits)
 
     def check_divided(self) -> None:
         """Check that there are tables, or rows, for both training and validation.
@@ -116,7 +117,7 @@ class LabelledFiles:
         Raises:
             DataError: all images are in one.
         """
-        if self.shares_images("validation"):
+        if self.table("train").splits is None and not self.has_split("validation"):
             raise DataError(
                 f"{self.files['train']} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
             )
