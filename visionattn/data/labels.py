@@ -93,6 +93,10 @@ class LabelledFiles:
             self._read[file] = read_table(file, self.options, f"--data.{TABLES[split]}")
         return self._read[file]
 
+    def reading(self, split: str) -> dict[str, Any]:
+        """Return the options of a data set that open the table of a split alone."""
+        return {"labels": str(self.files[split]), **vars(self.options)}
+
     def multi_label(self, splits: Iterable[str]) -> bool:
         """Return whether the images of splits may have any number of labels.
 
