@@ -44,10 +44,9 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
 
 def _given(options: Mapping[str, Any]) -> list[str]:
     """Return options that are not at their defaults as words of a command line."""
-    texts = {
-        key: value if isinstance(value, str | Path) else _as_json(value) for key, value in options.items() if value
-    }
-    return [word for key, text in texts.items() for word in (f"--{key}", str(text))]
+    given = {key: value for key, value in options.items() if value}
+    texts = {key: str(value) if isinstance(value, str | Path) else json.dumps(value) for key, value in given.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
 
 
 def _as_json(values: Any) -> str | None:
