@@ -253,8 +253,8 @@ class ImageClassificationData(ImageData):
         source = self._open_whole(place, numbering)
         asked = [
             option
-            for option in ("holdout_per_class", "val_share", "limit_per_class")
-            if getattr(self, option) is not None
+            for option in ("holdout_per_class", "val_share", "limit_per_class", "balance")
+            if getattr(self, option) not in (None, "none")
         ]
         if place != "train" or not asked:
             return source
@@ -396,8 +396,6 @@ class ImageClassificationData(ImageData):
             rank, world = self.shard
             dataset = StreamDataset(source, transform, training, rank, world)
             if training:
-                if self.balance == "sampler":
-                    self._random_access(split)
                 options["num_workers"] = stream_workers(self.name, source, self.num_workers, world)
                 self._enter(source)
             source.set_loader_cfg(num_workers=options["num_workers"])

@@ -60,6 +60,7 @@ class LabelledFiles:
     def __init__(self, files: Mapping[str, Path], root: Path | None, options: TableOptions) -> None:
         validation = files.get("validation", files["train"])
         self.files = {"validation": validation, "test": validation, **files}
+        self._given = frozenset(files)
         self.root, self.options = root, options
         self._read: dict[Path, LabelTable] = {}
 
@@ -90,7 +91,7 @@ class LabelledFiles:
         """Return the table of a split, which is read once."""
         file = self.files[split]
         if file not in self._read:
-            self._read[file] = read_table(file, self.options, f"--data.{TABLES[split]}")
+            self._read[file] = read_table(file, self.options)
         return self._read[file]
 
     def reading(self, split: str) -> dict[str, Any]:
@@ -112,8 +113,7 @@ class LabelledFiles:
 
     def has_split(self, split: str) -> bool:
         """Return whether a split has a table of its own, or rows of one of its usual names."""
-        splits = self.table(split).splits or ()
-        return self.files[split] != self.files["train"] or not set(SPLITS[split]).isdisjoint(splits)
+        return split in self._given or not set(SPLITS[split]).isdisjoint(self.table(split).splits or ())
 
     def check_divided(self) -> None:
         """Check that there are tables, or rows, for both training and validation.

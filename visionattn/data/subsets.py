@@ -97,12 +97,10 @@ def _first(source: ImageSource, seed: int, count: int, share: float | None = Non
 
     if isinstance(targets, np.ndarray):
         return _first_of_several(targets[shuffled], shuffled, number, leave_one)
-    first: set[int] = set()
-    classes = np.asarray(targets)
-    for label in np.unique(classes):
-        own = shuffled[classes[shuffled] == label]
-        first.update(own[: number(len(own))].tolist())
-    return first
+    classes = np.asarray(targets)[shuffled]
+    counts = np.unique(classes, return_counts=True)[1]
+    groups = np.split(shuffled[np.argsort(classes, kind="stable")], counts.cumsum()[:-1])
+    return {index for own in groups for index in own[: number(len(own))].tolist()}
 
 
 def _first_of_several(

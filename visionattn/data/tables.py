@@ -88,7 +88,7 @@ class LabelTable:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have any number of labels."""
+        """Return whether an image may have any number of labels."""
         return self.targets.ndim == 2
 
     def rows_of(self, names: Sequence[str], option: str) -> npt.NDArray[np.intp]:
@@ -119,13 +119,12 @@ class Columns(NamedTuple):
     one_column_each: bool
 
 
-def read_table(file: Path, options: TableOptions, option: str = "--data.labels") -> LabelTable:
+def read_table(file: Path, options: TableOptions) -> LabelTable:
     """Read a table, whose columns are separated by tabs, commas or semicolons, as its header shows.
 
     Args:
         file: the table.
         options: its columns.
-        option: the option that names the file, for messages.
 
     Raises:
         DataError: no such file, no table, or a row that does not fit.
@@ -137,9 +136,9 @@ def read_table(file: Path, options: TableOptions, option: str = "--data.labels")
             reader = csv.reader(text, delimiter=delimiter)
             return _read(file, ((reader.line_num, row) for row in reader if any(row)), options)
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror} ({option} FILE.csv)") from error
+        raise DataError(f"cannot read {file}: {error.strerror} (--data.labels takes a CSV or TSV file)") from error
     except (UnicodeError, csv.Error) as error:
-        raise DataError(f"{file} is no table in UTF-8: save it as CSV or TSV in UTF-8 ({option})") from error
+        raise DataError(f"{file} is no table in UTF-8: save it as CSV or TSV in UTF-8") from error
 
 
 def _read(file: Path, rows: Iterator[Row], options: TableOptions) -> LabelTable:
