@@ -34,7 +34,7 @@ from visionattn.output import write_json
 from visionattn.tasks import TASKS
 from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
 from visionattn.training import require_own_model, stored_spec
-from visionattn.training.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, Stopwatch
+from visionattn.training.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, SplitTable, Stopwatch
 from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, read_training
 from visionattn.training.loggers import check_logger, create_loggers
 from visionattn.training.predictions import PredictionWriter
@@ -237,8 +237,8 @@ class TrainingCLI(LightningCLI):
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
-        images = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *images, self.stopwatch, *([self.best, self.last] if keep else [])]
+        files = [kind(self.run.path) for kind in (SplitTable, LearningCurve, KernelSheet, ExampleSheet)]
+        return [*averaging, *files, self.stopwatch, *([self.best, self.last] if keep else [])]
 
     # Running
 

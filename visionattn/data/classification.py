@@ -20,6 +20,7 @@ from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_s
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import image_transform
+from visionattn.io import as_text
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -282,6 +283,16 @@ class ImageClassificationData(ImageData):
         """Return the number of images of a split, known after ``setup``; None for a stream that does not say it."""
         source = self._sources[split]
         return source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
+
+    def split_table(self) -> list[dict[str, str]]:
+        """Return path, label and split of each image to train or validate on, after ``setup``; paths from the root."""
+        names, root = self.class_names, f"{self.root}{os.sep}"
+        return [
+            {"path": as_text(source.name_of(index).removeprefix(root)), "label": names[target], "split": split}
+            for split, source in self._sources.items()
+            if not isinstance(source, IterableImageDataset)
+            for index, target in enumerate(source.targets())
+        ]
 
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
+from visionattn.output import write_csv
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
 from visionattn.training.runs import say
@@ -86,6 +87,19 @@ class Stopwatch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
         self._before = state_dict["seconds"]
+
+
+class SplitTable(Callback):
+    """Write ``split.csv`` if the data were divided here: the images to train on and to validate on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "split.csv"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table, unless the run that is resumed has it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and getattr(data, "divides_itself", False) and not self.path.exists():
+            write_csv(data.split_table(), self.path)
 
 
 class _Drawing(Callback):
