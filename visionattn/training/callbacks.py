@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
-from visionattn.output import write_csv
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
 from visionattn.training.runs import say
@@ -99,7 +98,7 @@ class SplitTable(Callback):
         """Write the table, unless the run that is resumed has it."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and getattr(data, "divides_itself", False) and not self.path.exists():
-            write_csv(data.split_table(), self.path)
+            data.write_split(self.path)
 
 
 class _Drawing(Callback):
