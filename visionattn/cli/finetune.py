@@ -24,6 +24,7 @@ from visionattn.training.runs import find_checkpoint, say
 from visionattn.words import counted
 
 CONFIG = "finetune"
+TABLES = (".csv", ".tsv")
 SHORT = {
     "--checkpoint": "--model.checkpoint_path",
     "--epochs": "--trainer.max_epochs",
@@ -120,13 +121,13 @@ def fit_words(argv: Sequence[str]) -> list[str]:
     for number, word in enumerate(words):
         option, equals, value = word.partition("=")
         if number == 0 and not word.startswith("-"):
-            found += ["--data.root", word]
+            found += ["--data.labels" if Path(word).suffix.lower() in TABLES else "--data.root", word]
         elif option == "--model":
             found += _model_options(value if equals else next(words, ""))
         else:
             found.append(SHORT.get(option, option) + equals + value)
     options = {option for option, _ in given_options(found)}
-    if options.isdisjoint({"--data.root", "--data.name", "--config"}):
+    if options.isdisjoint({"--data.root", "--data.labels", "--data.name", "--config"}):
         raise UsageError("finetune needs images first: visionattn finetune FOLDER --model NAME")
     if options.isdisjoint({"--model.name", "--config"}):
         raise UsageError("finetune needs --model NAME, such as nat_pico.cifar10, or --model CHECKPOINT")
@@ -147,8 +148,8 @@ def _model_options(name: str) -> list[str]:
 
 def name_run(options: Any) -> str:
     """Return the name of a run: that of the images and of the model."""
-    place = Path(options.data.root).resolve().name if options.data.root else options.data.name
-    return slug(f"{place}-{options.model.name}")
+    place = options.data.labels or options.data.root
+    return slug(f"{Path(place).resolve().stem if place else options.data.name}-{options.model.name}")
 
 
 def describe_settings(options: Any, data: ImageClassificationData) -> str:
@@ -162,7 +163,7 @@ def describe_settings(options: Any, data: ImageClassificationData) -> str:
     average = f"moving average {options.ema}" if options.ema else "no moving average"
     lines = [f"fine-tuning: {length}, {counted(batch, 'image')} per update, {warmup}, {decay}, {average}"]
     if data.val_share is not None:
-        held = f"{data.val_share:.0%} of each class of {data.root}, the same images every time"
+        held = f"{data.val_share:.0%} of each class of {place_of_images}, the same images every time"
         lines.insert(0, f"validation: {held}; split.csv of the run lists them")
     return "\n".join(lines)
 

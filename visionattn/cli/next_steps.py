@@ -35,6 +35,8 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
         where |= {"data.split": data.splits["validation"], "data.class_map": _as_json(class_map)}
+        if getattr(data, "divides_itself", False):
+            where |= {"data.val_share": data.val_share, "data.holdout_per_class": data.holdout_per_class}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         return f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"
     where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}

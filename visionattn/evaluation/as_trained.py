@@ -73,6 +73,8 @@ class ImageOptions(PreparedImages):
         num_classes: number of classes, for data sets that do not say it.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
+        val_share: evaluate on the images that a training with this share held out.
+        holdout_per_class: the same for a number of images of each class.
         label_separator: characters between the labels of an image in a table, by default | or ;.
         multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
     """
@@ -80,6 +82,8 @@ class ImageOptions(PreparedImages):
     split: str | None = None
     num_classes: int | None = None
     class_map: ClassMap = None
+    val_share: float | None = None
+    holdout_per_class: int | None = None
     label_separator: str | None = None
     multi_label: bool | None = None
 

@@ -11,6 +11,7 @@ from rich import print as rich_print
 
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
+from visionattn.training.rate_finder import RateSearch
 from visionattn.training.runs import say
 from visionattn.viz.contact_sheet import save_contact_sheet
 from visionattn.viz.curves import save_learning_curve
@@ -88,6 +89,19 @@ class Stopwatch(Callback):
         self._before = state_dict["seconds"]
 
 
+class SplitTable(Callback):
+    """Write ``split.csv`` if the data were divided here: the images to train on and to validate on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "split.csv"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table, unless the run that is resumed has it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and getattr(data, "divides_itself", False) and not self.path.exists():
+            data.write_split(self.path)
+
+
 class _Drawing(Callback):
     """Draw an image in the folder of a run, in the first process; errors are printed and do not stop the run."""
 
@@ -148,6 +162,18 @@ class KernelSheet(_Drawing):
             save_contact_sheet(kernels, self.folder / "kernels.png")
 
         self._try(trainer, "image of the kernels", draw)
+
+
+class RateSheet(_Drawing):
+    """Draw ``find_lr.png``, the search that found the learning rate."""
+
+    def __init__(self, folder: Path, search: RateSearch) -> None:
+        super().__init__(folder)
+        self.search = search
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the losses over the rates."""
+        self._try(trainer, "image of the search for the rate", lambda: self.search.save(self.folder / "find_lr.png"))
 
 
 class ExampleSheet(_Drawing):
