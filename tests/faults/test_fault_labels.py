@@ -136,7 +136,7 @@ def test_table_that_does_not_fit_is_an_error(
             id="separator of one label",
         ),
         pytest.param({"name": "digits"}, "--data.labels {file} is for images in files: digits has", id="digits"),
-        pytest.param({"root": "gone"}, "no such data folder: gone (--data.root: the folder of the", id="no root"),
+        pytest.param({"root": "gone"}, "no folder gone: with --data.labels, --data.root names", id="no root"),
         pytest.param(
             {"val_labels": "val.csv", "val_share": 0.2},
             "--data.val_share 0.2 takes the place of --data.val_labels val.csv: leave one out",

@@ -14,6 +14,7 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 from visionattn.checks import check_choice, check_range
 from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
+from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
@@ -22,7 +23,6 @@ from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.tables import TableOptions
 from visionattn.data.transforms import image_transform
 from visionattn.output import write_csv
 
@@ -362,7 +362,8 @@ class ImageClassificationData(ImageData):
         if self.tables is not None:
             where = str(self.tables.files["validation" if "train" not in self._sources else "train"])
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
-        return f"{where}: {sizes} images of {self.num_classes} classes{form}"
+        labels = ", any number per image" if self.multi_label else ""
+        return f"{where}: {sizes} images of {self.num_classes} classes{labels}{form}"
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch to a data set that is read in order; Lightning tells the samplers of others."""

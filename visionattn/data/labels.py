@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource
 from visionattn.data.finding import image_extensions, no_permission
 from visionattn.data.folders import check_class_names
 from visionattn.data.sources import OPTIONS, SPLITS, Source, number_classes
-from visionattn.data.tables import LabelTable, TableOptions, read_table
+from visionattn.data.tables import LabelTable, read_table
 
 TABLES = {"train": "labels", "validation": "val_labels", "test": "test_labels"}
 """Options that name the table of each split."""
@@ -84,7 +85,7 @@ class LabelledFiles:
         if name != "folder":
             raise DataError(f"{given[0]} is for images in files: {name} has labels of its own")
         if root is not None and not Path(root).is_dir():
-            raise DataError(f"no such data folder: {root} (--data.root: the folder of the images in {files['train']})")
+            raise DataError(f"no folder {root}: with --data.labels, --data.root names the folder of the images")
         return cls(files, None if root is None else Path(root), options)
 
     def table(self, split: str) -> LabelTable:
