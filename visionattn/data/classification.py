@@ -19,7 +19,7 @@ from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import image_transform
+from visionattn.data.transforms import pixel_transform
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -289,7 +289,7 @@ class ImageClassificationData(ImageData):
             )
 
     def _transform(self, training: bool) -> Transform:
-        transform = image_transform(self.preprocessing, self.augmentation if training else None)
+        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
         to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
         return transform if to_sequence is None else Compose([transform, to_sequence])
 
@@ -312,7 +312,8 @@ class ImageClassificationData(ImageData):
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
             options |= self.batches(len(source), training, self.aug_repeats)
         num_classes = None if split == "predict" else self.num_classes
-        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
+        collate = Collate(self.item_shape, self.normalisation)
+        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=collate)
 
 
 def _size(source: ImageSource | IterableImageDataset) -> str:

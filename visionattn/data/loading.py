@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from visionattn.data.errors import DataError
 from visionattn.data.images import upright
+from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 from visionattn.io import as_text
@@ -41,7 +42,7 @@ class UnreadableImageError(OSError):
 class Item(NamedTuple):
     """One image of a batch; without an image it is broken, as ``errors`` says, or a filler."""
 
-    image: Tensor | None  # [C, H, W]
+    image: Tensor | None  # [C, H, W], bytes or normalised floats
     target: int
     name: str
     errors: tuple[str, ...] = ()
@@ -55,21 +56,23 @@ class Batch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        image: images [B, C, H, W], bytes or normalised floats; B is smaller than the batch size, or 0, if images were
+            left out.
         target: class indices [B], -1 if unknown.
         name: B file names, in the form of :func:`visionattn.io.as_text`.
         errors: one line for each broken image.
+        normalisation: of images that are bytes.
     """
 
     image: Tensor
     target: Tensor
     name: list[str]
     errors: list[str]
+    normalisation: Normalisation | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch with its tensors on a device; without this Lightning inspects every name."""
-        there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
-        return self._replace(image=self.image.to(**there), target=self.target.to(**there))
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device, with normalised images; Lightning calls this."""
+        return move_batch(self, device)
 
 
 class ImageDataset(Dataset[Item]):
@@ -167,10 +170,11 @@ class Collate:
 
     Args:
         input_size: (C, H, W), for empty batches.
+        normalisation: of images that are bytes.
     """
 
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
-        self.input_size = input_size
+    def __init__(self, input_size: tuple[int, int, int], normalisation: Normalisation | None = None) -> None:
+        self.input_size, self.normalisation = input_size, normalisation
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Stack the items that have an image."""
@@ -182,6 +186,7 @@ class Collate:
             target=torch.tensor([item.target for item in good], dtype=torch.long),
             name=[item.name for item in good],
             errors=[error for item in items for error in item.errors],
+            normalisation=self.normalisation,
         )
 
 
@@ -219,6 +224,18 @@ class ImageLoader(DataLoader[Any]):
                 broken = counted(len(set(batch.errors)), "unreadable image")
                 raise UnreadableImageError(f"{broken} in a row, last {batch.errors[-1]}")
             yield batch
+
+    def one_by_one(self, places: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Read images by their places, as batches of one; unreadable images are left out.
+
+        Yields:
+            The place, and the batch on the CPU, with a normalised image.
+        """
+        assert self.collate_fn is not None
+        for place in places:
+            batch = self.collate_fn([self.dataset[Draw(place)]])
+            if len(batch.image):
+                yield place, batch.to("cpu")
 
     def _check_targets(self, batch: Batch) -> None:
         """Check class indices, which on GPUs would end in an error without a reason."""
