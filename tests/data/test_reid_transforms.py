@@ -25,7 +25,7 @@ def plain(image: Image.Image) -> Tensor:
 
 
 def normalised(image: Tensor) -> Tensor:
-    return Normalisation.of(PREPROCESSING).finish(image)
+    return Normalisation.of(PREPROCESSING).normalise_bytes(image)
 
 
 def transformed(image: Image.Image, times: int, size: tuple[int, int] = (8, 4), **augmentation: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 from visionattn.checks import check_range
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
+from visionattn.data.images import Mode, image_mode
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import ImageData
 from visionattn.data.options import Preparation
@@ -253,8 +254,8 @@ class ImageClassificationData(ImageData):
             raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
 
     @property
-    def _mode(self) -> str:
-        return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
+    def _mode(self) -> Mode:
+        return image_mode(self.preprocessing["input_size"][0])
 
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:

@@ -24,7 +24,7 @@ from visionattn.io import as_text
 from visionattn.words import counted
 
 OnError = Literal["raise", "skip"]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """Errors of Pillow for files that are truncated, not images, or missing."""
@@ -80,7 +80,7 @@ class ImageDataset(Dataset[Item]):
 
     Args:
         source: source of the images.
-        transform: from a Pillow image to a tensor [C, H, W].
+        transform: from an image, as the source reads it, to a tensor [C, H, W].
         replace_broken: replace a broken image by the next good one of the source (in a sorted folder usually one
             of the same class); otherwise its item has no image.
     """
@@ -108,12 +108,13 @@ class ImageDataset(Dataset[Item]):
             name = as_text(self.source.name_of(index))
             try:
                 image, target = self.source.read(index)
+                if draw.seed is not None:
+                    seed_generators(draw.seed)
+                transformed = self.transform(image)
             except BROKEN as error:
                 errors.append(f"{name}: {as_text(_reason(error))}")
                 continue
-            if draw.seed is not None:
-                seed_generators(draw.seed)
-            return Item(self.transform(image), target, name, tuple(errors), index)
+            return Item(transformed, target, name, tuple(errors), index)
         return Item(None, -1, "", tuple(errors))
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Batch = TypeVar("Batch", bound=Any)
 
+FAR = 100
+"""Values above are not what a mean and a standard deviation of at most 1 describe."""
+
 
 @dataclass  # not frozen: Lightning's conversion of batches refuses such members
 class Normalisation:
@@ -30,9 +33,24 @@ class Normalisation:
         mean, std = _column(self.mean, images.device), _column(self.std, images.device)
         return (values.div(255) if images.dtype == torch.uint8 else values).sub(mean).div_(std)
 
-    def finish(self, images: Tensor) -> Tensor:
-        """Return images [..., C, H, W] that may be bytes; floats are normalised already, and stay as they are."""
+    def normalise_bytes(self, images: Tensor) -> Tensor:
+        """Normalise images that are bytes; return floats, which are normalised already, as they are."""
         return self(images) if images.dtype == torch.uint8 else images
+
+    def normalise_floats(self, image: Tensor) -> Tensor:
+        """Normalise an image that is floats; return bytes as they are.
+
+        Raises:
+            ValueError: mean and standard deviation are of values between 0 and 1, those of the image are far above.
+        """
+        if image.dtype == torch.uint8:
+            return image
+        if (largest := image.abs().max().item()) > FAR and max(*self.mean, *self.std) <= 1:
+            raise ValueError(
+                f"its values go up to {largest:.4g}, but mean and std are of values between 0 and 1: pass --data.mean "
+                "and --data.std"
+            )
+        return self(image)
 
 
 @cache
@@ -48,6 +66,6 @@ def move_batch(batch: Batch, device: torch.device | str) -> Batch:
     there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
     tensors = {name: value.to(**there) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
     if batch.normalisation is not None:
-        tensors["image"] = batch.normalisation.finish(tensors["image"])
+        tensors["image"] = batch.normalisation.normalise_bytes(tensors["image"])
     moved: Batch = batch._replace(**tensors)
     return moved

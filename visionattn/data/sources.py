@@ -20,7 +20,7 @@ from visionattn.data.file_sources import FileSource, TarSource, list_folder, lis
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
-from visionattn.data.images import read_image, to_mode, upright
+from visionattn.data.images import Mode, read_image, to_mode, upright
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
 
@@ -44,8 +44,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decode one image; errors are left to the caller."""
+    def read(self, index: int) -> tuple[Any, int]:
+        """Decode one image, of Pillow or an array; errors are left to the caller."""
 
     def name_of(self, index: int) -> str:
         """Return the file name, or another name."""
@@ -155,7 +155,7 @@ def open_source(
     undivided: bool = False,
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     download: bool = False,
     **options: Any,
 ) -> ImageSource | IterableImageDataset:
@@ -172,7 +172,7 @@ def open_source(
         undivided: take the root itself for the split.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
-        mode: Pillow's mode of the images.
+        mode: mode of the images, as `read_image` takes it.
         download: download missing data with torchvision or timm.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
 
@@ -180,6 +180,13 @@ def open_source(
         DataError: see the message.
     """
     prefix = name.partition("/")[0].lower()
+    if name in ("", "folder", "tar"):
+        if root is None:
+            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
+        place = Path(root) if undivided else find_split(Path(root), split, wanted)
+        return open_place(place, mode, class_to_idx, class_map)
+    if isinstance(mode, int):
+        raise DataError(f"--data.in_chans {mode} is for images in files: {name} has 1 or 3 channels")
     if wanted and name in ("digits", "mnist", *FINE_GRAINED) and wanted not in chain(*SPLITS.values()):
         raise DataError(f"{name} has no {wanted!r} split: leave out --data.{OPTIONS[split]}, or pass train or test")
     if name == "digits":
@@ -190,11 +197,6 @@ def open_source(
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in FINE_GRAINED:
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
-    if name in ("", "folder", "tar"):
-        if root is None:
-            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = Path(root) if undivided else find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -224,7 +226,7 @@ def open_source(
 
 def open_place(
     place: Path,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     *,
@@ -236,7 +238,7 @@ def open_place(
         DataError: no images in it, images outside of class folders, or classes that ``class_to_idx`` does not know.
     """
     check_readable(place)
-    finder, is_tar = Finder(place), place.is_file()
+    finder, is_tar = Finder(place, arrays=isinstance(mode, int)), place.is_file()
     list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if is_tar else list_folder
     try:
         found = list_images(finder)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from visionattn.data.errors import DataError
 from visionattn.data.sources import ImageSource
@@ -25,7 +25,7 @@ class SourceSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int) -> tuple[Any, int]:
         """Return the image and its class index."""
         return self.source.read(self.indices[index])
 
