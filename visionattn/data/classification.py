@@ -16,6 +16,7 @@ from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
+from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import Balance, ImageData
@@ -23,7 +24,7 @@ from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.transforms import image_transform
+from visionattn.data.transforms import pixel_transform
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -319,8 +320,8 @@ class ImageClassificationData(ImageData):
             raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
 
     @property
-    def _mode(self) -> str:
-        return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
+    def _mode(self) -> Mode:
+        return image_mode(self.preprocessing["input_size"][0])
 
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
@@ -382,7 +383,7 @@ class ImageClassificationData(ImageData):
             )
 
     def _transform(self, training: bool) -> Transform:
-        transform = image_transform(self.preprocessing, self.augmentation if training else None)
+        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
         to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
         return transform if to_sequence is None else Compose([transform, to_sequence])
 
@@ -406,7 +407,8 @@ class ImageClassificationData(ImageData):
             weights = weigh_images(source.targets()) if training and self.balance == "sampler" else None
             options |= self.batches(len(source), training, self.aug_repeats, weights)
         num_classes = None if split == "predict" else self.num_classes
-        options["collate_fn"] = Collate(self.item_shape, num_classes if self.multi_label else None)
+        num_labels = num_classes if self.multi_label else None
+        options["collate_fn"] = Collate(self.item_shape, self.normalisation, num_labels)
         return ImageLoader(dataset, self.on_error, num_classes, **options)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from torch import Tensor
 
 from visionattn.data.balance import Targets
@@ -28,7 +28,7 @@ class SourceSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
+    def read(self, index: int) -> tuple[Any, int | Tensor]:
         """Return the image and its target."""
         return self.source.read(self.indices[index])
 
