@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from visionattn.evaluation.source import load_model
     from visionattn.probing.export import load_probe
 
-__all__ = ["FitResult", "__version__", "accelerate", "finetune", "fit", "frozen_weights", "load_model", "load_probe", "models"]
+__all__ = [
+    "FitResult", "__version__", "accelerate", "finetune", "fit", "frozen_weights", "load_model", "load_probe", "models",
+]  # fmt: skip
 __version__ = version("visionattn")
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    {"cli.finetune": "finetune", "cli.fitting": "FitResult fit", "evaluation.source": "load_model", "probing.export": "load_probe"},
+    {
+        "cli.finetune": "finetune",
+        "cli.fitting": "FitResult fit",
+        "evaluation.source": "load_model",
+        "probing.export": "load_probe",
+    },
 )
