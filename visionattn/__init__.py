@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from visionattn.probing.export import load_probe
 
 __all__ = [
-    "FitResult",
-    "__version__",
-    "accelerate",
-    "finetune",
-    "fit",
-    "frozen_weights",
-    "load_model",
-    "load_probe",
-    "models",
-]
+    "FitResult", "__version__", "accelerate", "finetune", "fit", "frozen_weights", "load_model", "load_probe", "models",
+]  # fmt: skip
 __version__ = version("visionattn")
 
 __getattr__, __dir__ = lazy_exports(

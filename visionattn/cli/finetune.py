@@ -18,7 +18,7 @@ from visionattn.data import ImageClassificationData
 from visionattn.evaluation.source import WEIGHT_FILES
 from visionattn.io import slug
 from visionattn.tasks import TASKS
-from visionattn.tasks.finetuning import check_start, choose_settings, open_images
+from visionattn.tasks.finetuning import check_start, choose_settings, open_data
 from visionattn.training import read_checkpoint, require_own_model, stored_spec
 from visionattn.training.runs import find_checkpoint, say
 from visionattn.words import counted
@@ -37,14 +37,16 @@ HELP = """\
 usage: visionattn finetune FOLDER --model NAME [options]
 
 Train a pretrained model on your images. FOLDER has a folder of images for each class, or train/ and val/ with such
-folders. A fifth of each class is held out for validation if there is no val/, the same images every time.
+folders. It may also be a table of files and labels, a .csv or .tsv file. If there are no images to validate on, a fifth
+of each class is held out, the same images every time.
 
 options:
   --model NAME         model with published weights, such as nat_pico.cifar10, or the checkpoint of a training
   --checkpoint FILE    start from the weights in this file instead of the published ones
   --epochs N           5 to 50 by default, fewer for more images
   --batch_size N       images per step and device; 64 by default, fewer if there are few images
-  --lr RATE            peak learning rate; by default the config's lr_base, scaled to the batch size
+  --lr RATE            peak learning rate; by default 1e-3 for 256 images, scaled to the batch size
+  --early_stopping N   stop after N epochs without a better score
   --ckpt_path last     resume the newest run
 
 Every option of visionattn fit is accepted and wins, such as --data.img_size 64 or --model.mixup 0.2. visionattn fit
@@ -75,7 +77,7 @@ class FinetuneCLI(TrainingCLI):
         """Parse twice; the settings that follow from the options of the first time are options of the second."""
         command, config, *given = args
         super().parse_arguments(parser, [word for word in args if not word.startswith("--print_config")])
-        check_range("epochs", self.options.trainer.max_epochs, 1, error=UsageError)
+        check_range("epochs", self.options.trainer.max_epochs or 0, 1, error=UsageError)
         check_start(self.options.model)
         self.run_name = self.options.run_name or name_run(self.options)
         words = self._held_options() or self._chosen_options(given)
@@ -93,7 +95,7 @@ class FinetuneCLI(TrainingCLI):
 
     def _chosen_options(self, given: Sequence[str]) -> list[str]:
         """Open the images, and return the options that follow from them and from the model."""
-        self.opened = open_images(self.task.data_class, self.options.data.as_dict())
+        self.opened = open_data(self.options.data.as_dict())
         words = {option for option, _ in given_options(given)}
         configs = named_configs(given)
         settings = choose_settings(
@@ -107,7 +109,7 @@ class FinetuneCLI(TrainingCLI):
         """Build data, model and trainer."""
         super().instantiate_classes()
         if self.opened is not None:
-            self.datamodule.listings = self.opened.listings
+            self.datamodule.reuse_lists(self.opened)
 
 
 def fit_words(argv: Sequence[str]) -> list[str]:
@@ -148,8 +150,9 @@ def _model_options(name: str) -> list[str]:
 
 def name_run(options: Any) -> str:
     """Return the name of a run: that of the images and of the model."""
-    place = options.data.labels or options.data.root
-    return slug(f"{Path(place).resolve().stem if place else options.data.name}-{options.model.name}")
+    data = options.data
+    images = Path(data.labels).stem if data.labels else Path(data.root).resolve().name if data.root else data.name
+    return slug(f"{images}-{options.model.name}")
 
 
 def describe_settings(options: Any, data: ImageClassificationData) -> str:
@@ -162,9 +165,9 @@ def describe_settings(options: Any, data: ImageClassificationData) -> str:
     warmup, decay = f"warm-up {options.model.warmup_epochs:g}", f"layer decay {options.model.layer_decay:g}"
     average = f"moving average {options.ema}" if options.ema else "no moving average"
     lines = [f"fine-tuning: {length}, {counted(batch, 'image')} per update, {warmup}, {decay}, {average}"]
-    if data.val_share is not None:
-        held = f"{data.val_share:.0%} of each class of {place_of_images}, the same images every time"
-        lines.insert(0, f"validation: {held}; split.csv of the run lists them")
+    if data.divides_itself and data.val_share is not None:
+        share = f"{data.val_share:.0%} of the images of each class, the same every time"
+        lines.insert(0, f"validation: {share}; split.csv of the run lists them")
     return "\n".join(lines)
 
 
@@ -182,7 +185,7 @@ def finetune(
     """Train a pretrained model on images as the command ``visionattn finetune`` does, and return the score.
 
     Args:
-        images: Folder with a folder of images for each class, or with ``train`` and ``val``.
+        images: Folder with a folder of images for each class, or with ``train`` and ``val``; or a table of labels.
         model: Name of a model with published weights, or the checkpoint of a training.
         *overrides: Options of ``fit`` by name, as :func:`visionattn.fit` takes them; they win.
         checkpoint: File of weights to start from instead of the published ones.

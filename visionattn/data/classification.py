@@ -85,9 +85,6 @@ class ImageClassificationData(ImageData):
         seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
         **preparation: size, normalisation and augmentation, see :class:`~visionattn.data.options.Preparation`.
 
-    Attributes:
-        listings: images of the folders that were opened, which ``setup`` does not list again.
-
     Raises:
         DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
     """
@@ -168,7 +165,7 @@ class ImageClassificationData(ImageData):
             TableOptions(path_column, label_column, label_separator, multi_label),
         )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
-        self.listings: Listings = {}
+        self._listings: Listings = {}
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
@@ -220,6 +217,10 @@ class ImageClassificationData(ImageData):
         """Shape that the loaders yield: (C, H, W) of images, or (C, 1, H·W) of sequences."""
         channels, height, width = super().item_shape
         return (channels, height, width) if self.preparation.sequence is None else (channels, 1, height * width)
+
+    def reuse_lists(self, other: "ImageClassificationData") -> None:
+        """Take the lists of files and labels that another module of the same data has read."""
+        self._listings, self.tables = other._listings, other.tables
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test, predict) needs."""
@@ -279,7 +280,7 @@ class ImageClassificationData(ImageData):
             undivided=self._is_undivided,
             class_to_idx=numbering,
             class_map=self.class_map,
-            listings=self.listings,
+            listings=self._listings,
             mode=self._mode,
             download=self.download,
             batch_size=self.batch_size,

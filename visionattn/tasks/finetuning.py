@@ -48,15 +48,15 @@ def check_start(model: Any) -> None:
         raise UsageError(f"nothing to fine-tune, for {why}: give --checkpoint FILE, or train from scratch with fit")
 
 
-def open_images(kind: type[ImageClassificationData], options: dict[str, Any]) -> ImageClassificationData:
+def open_data(options: dict[str, Any]) -> ImageClassificationData:
     """Open the images to train on; those without a validation split are divided by ``VAL_SHARE``.
 
     Raises:
         DataError: data that are missing, that lie in no class folders or that cannot be divided.
     """
-    data = kind(**options)
-    if all(options.get(name) is None for name in ("val_share", "holdout_per_class", "val_split")):
-        divided = kind(**options | {"val_share": VAL_SHARE})
+    data = ImageClassificationData(**options)
+    if all(options.get(name) is None for name in ("val_share", "holdout_per_class", "val_split", "val_labels")):
+        divided = ImageClassificationData(**options | {"val_share": VAL_SHARE})
         data = divided if divided.divides_itself else data
     data.setup("fit")
     if data.class_names == [UNNAMED]:
@@ -72,7 +72,7 @@ def choose_settings(options: Any, data: ImageClassificationData, is_given: Calla
 
     Args:
         options: all options, with their defaults.
-        data: the images, from `open_images`.
+        data: the images, from `open_data`.
         is_given: whether the user gives an option.
     """
     model, trainer, count = options.model, options.trainer, data.num_images("train")

@@ -1,14 +1,17 @@
 """Reports of a run: a line per epoch, learning curves, images of kernels and of examples."""
 
+import filecmp
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
+from visionattn.errors import UserError
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
 from visionattn.training.rate_finder import RateSearch
@@ -96,10 +99,24 @@ class SplitTable(Callback):
         self.path = folder / "split.csv"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table, unless the run that is resumed has it."""
+        """Write the table; of a resumed run, compare the data with it.
+
+        Raises:
+            UserError: the data are divided in another way since images came or went.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and getattr(data, "divides_itself", False) and not self.path.exists():
+        if not (trainer.is_global_zero and getattr(data, "divides_itself", False)):
+            return
+        if not self.path.exists():
             data.write_split(self.path)
+            return
+        with TemporaryDirectory() as folder:
+            data.write_split(now := Path(folder) / "split.csv")
+            if not filecmp.cmp(now, self.path, shallow=False):
+                raise UserError(
+                    f"the images have changed since {self.path} was written, and are no longer divided as it says: "
+                    "restore them, or start a new run from the weights with --model.checkpoint_path"
+                )
 
 
 class _Drawing(Callback):
