@@ -19,6 +19,7 @@ from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
+from visionattn.data.torchvision_sets import is_whole
 from visionattn.data.transforms import image_transform
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -40,8 +41,8 @@ class ImageClassificationData(ImageData):
 
     Args:
         name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm: ``torch/cifar10``,
-            ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+            ``fgvc_aircraft``, ``folder`` (the default with a root), a data set of torchvision (``torch/food101``,
+            ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for other data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
@@ -52,8 +53,8 @@ class ImageClassificationData(ImageData):
         limit_per_class: number of training images per class, the first after shuffling with the seed; by default all.
         holdout_per_class: validate on this number of training images per class, and train on the others. The
             held-out images do not depend on the seed. The best epoch is then chosen without the test images.
-        val_share: the same with this share of the images of each class, at least one; the root may then be a folder of
-            class folders, without splits, or a ``.tar`` of them.
+        val_share: the same with this share of the images of each class, at least one; the data set may then be one
+            without splits, a folder of class folders or a ``.tar`` of them.
         class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
             file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
@@ -236,8 +237,9 @@ class ImageClassificationData(ImageData):
 
     @property
     def _is_undivided(self) -> bool:
-        """Return whether the root holds class folders, which are divided here, and no splits."""
-        return self._holds_out and self.name in ("folder", "tar") and is_undivided(self.root)
+        """Return whether the data set has no splits and is divided here."""
+        has_none = is_undivided(self.root) if self.name in ("folder", "tar") else is_whole(self.name)
+        return self._holds_out and has_none
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
