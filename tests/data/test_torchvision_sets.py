@@ -1,5 +1,7 @@
 """torchvision's data sets by name, on small copies in the layouts that torchvision reads."""
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from PIL import Image
 from torchvision import datasets
 
 from tests.data import torchvision_copies as copies
+from visionattn.cli import evaluate, train
+from visionattn.cli.errors import run
 from visionattn.data import DataError, ImageClassificationData
 from visionattn.data.file_sources import FileSource
 from visionattn.data.torchvision_sets import TORCHVISION, open_torchvision
@@ -204,3 +208,27 @@ def test_every_set_but_a_few_is_tested_with_a_copy() -> None:
     """Pcam needs h5py; the others are of the kind of emnist and usps, read from torchvision's pickles."""
     untested = {name for name in TORCHVISION if "/" not in name} - {case.name.partition("/")[0] for case in CASES}
     assert untested == {"cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "pcam", "qmnist"}
+
+
+def test_probe_of_a_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copies.stl10(tmp_path)
+    words = f"--data.name torch/stl10 --data.root {tmp_path} --data.num_workers 0 --heads knn --device cpu"
+    cache = ["--features.cache", str(tmp_path / "cache")]
+    assert run(evaluate.main, ["probe", "--model", "nat_pico.cifar10", *words.split(), *cache]) == 0
+    assert "nat_pico.cifar10 (random) on torch/stl10, 20 + 20 images" in capsys.readouterr().out
+
+
+def test_set_without_splits_is_trained_and_evaluated_by_the_printed_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies.eurosat(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = f"--data.name torch/eurosat --data.root {tmp_path} --data.val_share 0.3 --data.num_workers 0"
+    model = "--model.name test_resnet --data.img_size 32 --data.batch_size 3 --trainer.max_epochs 1"
+    assert run(train.main, ["fit", *words.split(), *model.split(), "--trainer.accelerator", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch/eurosat: 6 train, 3 validation images of 3 classes" in printed
+    command = next(line for line in printed.splitlines() if line.startswith("evaluate:"))
+    words = "--data.num_workers 0 --device cpu --output r.json"
+    assert run(evaluate.main, [*shlex.split(command)[3:], *words.split()]) == 0
+    assert json.loads(Path("r.json").read_text())["num_images"] == 3

@@ -31,6 +31,9 @@ NO_TEST = {"train": "train", "validation": "val", "test": "val"}
 WHOLE: dict[str, str] = {}
 """No splits."""
 
+MISSING = ("Dataset not found", "is corrupted", "or corrupted")
+"""Words of torchvision's errors for files that are missing or have another checksum."""
+
 
 def _files_of_loader(dataset: Any) -> Files | None:
     """List paths and class indices of a data set that leaves files to a loader."""
@@ -246,10 +249,10 @@ def open_torchvision(
     Raises:
         DataError: an unknown name, no splits, or missing files.
     """
-    own = name.lower().partition("/")[2]
-    found = _find(own)
+    found = _find(name.lower().partition("/")[2])
     if found is None:
-        raise DataError(f"unknown data set {name!r}{suggest(own, TORCHVISION) or ': one of ' + _all_names()}")
+        known = [f"torch/{own}" for own in TORCHVISION if "/" not in own]
+        raise DataError(f"unknown data set {name!r}{suggest(name.lower(), known) or ': one of ' + ', '.join(known)}")
     remedy = "--data.download true downloads it" if found.downloads else "torchvision cannot download it"
     if root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with {found.home} in it; {remedy}")
@@ -260,13 +263,17 @@ def open_torchvision(
     try:
         dataset = found.open(root, split, download)
     except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())
         if download and found.downloads:
-            raise DataError(f"cannot download {name}: {' '.join(str(error).split())}") from error
-        is_missing = isinstance(error, FileNotFoundError) or "not found" in str(error) or "download=True" in str(error)
-        if not is_missing or "pip install" in str(error):
-            raise
-        what = f" ({error.filename})" if isinstance(error, FileNotFoundError) else ""
-        raise DataError(f"{name} is not, or not complete, in {Path(root) / found.home}{what}; {remedy}") from error
+            raise DataError(f"cannot download {name}: {said}") from error
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{name}: there is no {error.filename}; {remedy}") from error
+        if any(words in said for words in MISSING):
+            place = Path(root) / found.home
+            raise DataError(
+                f"{name} is not, or not complete, in {place}; {remedy if found.downloads else said}"
+            ) from error
+        raise DataError(f"{name}: {said}") from error
     files = found.files(dataset)
     source: FileSource | TorchvisionSource
     if files is None:
@@ -286,10 +293,6 @@ def _find(own: str) -> TorchvisionSet | None:
     stem, slash, variant = plain(own).partition("/")
     known = {plain(key): found for key, found in TORCHVISION.items()}
     return known.get(ALIASES.get(stem, stem) + slash + variant)
-
-
-def _all_names() -> str:
-    return ", ".join(f"torch/{name}" for name in TORCHVISION if "/" not in name)
 
 
 def _class_index(target: Any) -> int:
