@@ -33,7 +33,7 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
         where |= {"data.split": data.splits["validation"], "data.val_share": getattr(data, "val_share", None)}
-        where |= {"data.class_map": _as_json(class_map)}
+        where |= {"data.camera": getattr(data, "camera", None), "data.class_map": _as_json(class_map)}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         return f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"
     where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}

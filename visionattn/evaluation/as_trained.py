@@ -83,14 +83,18 @@ class IdentityOptions(DataOptions):
     More arguments: `DataOptions`.
 
     Args:
-        name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
-            or vehicleid.
+        name: data set as for train.py --task reid: identities, folder, market1501, dukemtmc, occluded-duke, msmt17,
+            veri776 or vehicleid.
         gallery_size: number of identities in the test set of VehicleID: 800, 1600 or 2400.
+        val_share: share of the identities in a folder to evaluate on, as in the training, by default 0.2; 1 for all.
+        camera: regular expression for the camera, in parentheses, in the names of a folder's images.
         height: in pixels.
         width: in pixels.
     """
 
     gallery_size: int | None = None
+    val_share: float | None = None
+    camera: str | None = None
     height: int | None = None
     width: int | None = None
 
@@ -193,13 +197,19 @@ def open_identities(spec: ModelSpec, options: IdentityOptions) -> ReidData:
     }
     with _own_names(options, batch_size="eval_batch_size") as given:
         module = ReidData(**given | fixed)
+        if spec.task == "reid":
+            module.expect_classes(spec.class_names)
         module.setup("validate")
     return module
 
 
 def identity_dataset(spec: ModelSpec, options: IdentityOptions) -> str | None:
-    """Return the data set's name: the given one, or that of a re-identification training."""
-    return options.name or (spec.dataset if spec.task == "reid" else None)
+    """Return the data set's name: the given one, or that of a re-identification training.
+
+    None leaves it to the root: which of a data set's folders these are can be seen.
+    """
+    is_seen = options.root and spec.dataset in ("identities", "folder", "market1501")
+    return options.name or (spec.dataset if spec.task == "reid" and not is_seen else None)
 
 
 def open_scenes(
