@@ -37,7 +37,7 @@ def fails(capsys: pytest.CaptureFixture[str]):
     ("argv", "says"),
     [
         pytest.param(
-            ["--model=x"], "finetune needs images first: visionattn finetune FOLDER --model NAME", id="images"
+            ["--model=x"], "finetune needs images first: visionattn finetune FOLDER --model", id="images"
         ),
         pytest.param(["photos"], "finetune needs --model NAME, such as nat_pico.cifar10, or --model", id="no model"),
         pytest.param(["photos", MODEL, "--epochs=0"], "--epochs must be at least 1, got 0", id="epochs"),
