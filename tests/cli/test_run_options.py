@@ -49,7 +49,10 @@ def state(result: visionattn.FitResult) -> dict[str, Any]:
 # Search for the learning rate
 
 
-def test_training_after_a_search_equals_one_with_that_rate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_after_a_search_equals_one_with_that_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionattn.training.rate_finder.UPDATES", 50)
     options = {"trainer__max_epochs": 1, "model__layer_decay": 0.5}
     found = fit(find_lr=True, model__lr_base=0.1, **options)
     out = capsys.readouterr().out

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from visionattn.data import ImageClassificationData
 from visionattn.errors import UserError
 from visionattn.tasks import ClassificationTask
-from visionattn.training.rate_finder import HIGHEST, LOWEST, UPDATES, RateSearch, search_rate
+from visionattn.training.rate_finder import HIGHEST, LOWEST, RateSearch, search_rate
 
 RATES = np.geomspace(1e-6, 1, 101).tolist()
 
@@ -44,7 +44,8 @@ def test_figure_is_drawn(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "rates.png").width > 300
 
 
-def test_parts_of_the_model_keep_their_factors_and_random_states_stay() -> None:
+def test_parts_of_the_model_keep_their_factors_and_random_states_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionattn.training.rate_finder.UPDATES", 30)
     task = ClassificationTask("test_vit", layer_decay=0.5, bias_lr_factor=2, model_kwargs={"img_size": 16})
     data = ImageClassificationData("digits", img_size=16, batch_size=2, num_workers=0)
     used: list[list[tuple[float, float]]] = []
@@ -59,7 +60,7 @@ def test_parts_of_the_model_keep_their_factors_and_random_states_stay() -> None:
     finally:
         hook.remove()
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(search.rates) == len(search.losses) == len(used) <= UPDATES
+    assert len(search.rates) == len(search.losses) == len(used) <= 30
     assert len({factor for _, factor in used[0]}) > 3
     for rate, groups in zip(search.rates, used, strict=True):
         np.testing.assert_allclose([lr for lr, _ in groups], [rate * factor for _, factor in groups])
