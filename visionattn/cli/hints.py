@@ -8,6 +8,7 @@ from visionattn.suggestions import did_you_mean
 NAMES = {
     "accelerator": "device",
     "accumulate_grad_batches": "accum_iter grad_accum_steps",
+    "balance": "class_weights oversample sampler weighted_sampler",
     "batch_size": "b bs",
     "checkpoint": "ckpt_path",
     "checkpoint_path checkpoint": "initial_checkpoint",
@@ -22,6 +23,7 @@ NAMES = {
     "examples num_examples": "pictures",
     "gradient_clip_val": "clip_grad",
     "img_size height": "image_size input_size",
+    "labels": "annotations csv csv_file train_csv",
     "lr lrs": "learning_rate lr",
     "max_epochs": "epochs",
     "max_epochs epochs": "num_epochs",
@@ -35,6 +37,7 @@ NAMES = {
     "root": "data data_dir data_path data_root",
     "runs output": "output_dir",
     "seed_everything": "seed",
+    "val_labels": "val_csv",
     "weight_decay": "wd",
 }
 """Names of options here, the likeliest first, and in timm's, torchvision's and others' scripts."""

@@ -46,7 +46,7 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
 
 def _given(options: Mapping[str, Any]) -> list[str]:
     """Return options that are not at their defaults as words of a command line."""
-    given = {key: value for key, value in options.items() if value}
+    given = {key: value for key, value in options.items() if value not in (None, "")}
     texts = {key: str(value) if isinstance(value, str | Path) else json.dumps(value) for key, value in given.items()}
     return [word for key, text in texts.items() for word in (f"--{key}", text)]
 

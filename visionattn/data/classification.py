@@ -14,7 +14,9 @@ from torchvision.transforms import Compose  # type: ignore[import-untyped]
 from visionattn.checks import check_choice, check_range
 from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
+from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
+from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import Balance, ImageData
@@ -22,8 +24,7 @@ from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.tables import TableOptions
-from visionattn.data.transforms import image_transform
+from visionattn.data.transforms import pixel_transform
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -254,8 +255,8 @@ class ImageClassificationData(ImageData):
         source = self._open_whole(place, numbering)
         asked = [
             option
-            for option in ("holdout_per_class", "val_share", "limit_per_class")
-            if getattr(self, option) is not None
+            for option in ("holdout_per_class", "val_share", "limit_per_class", "balance")
+            if getattr(self, option) not in (None, "none")
         ]
         if place != "train" or not asked:
             return source
@@ -320,8 +321,8 @@ class ImageClassificationData(ImageData):
             raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
 
     @property
-    def _mode(self) -> str:
-        return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
+    def _mode(self) -> Mode:
+        return image_mode(self.preprocessing["input_size"][0])
 
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
@@ -363,7 +364,8 @@ class ImageClassificationData(ImageData):
         if self.tables is not None:
             where = str(self.tables.files["validation" if "train" not in self._sources else "train"])
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
-        return f"{where}: {sizes} images of {self.num_classes} classes{form}"
+        labels = ", any number per image" if self.multi_label else ""
+        return f"{where}: {sizes} images of {self.num_classes} classes{labels}{form}"
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch to a data set that is read in order; Lightning tells the samplers of others."""
@@ -382,7 +384,7 @@ class ImageClassificationData(ImageData):
             )
 
     def _transform(self, training: bool) -> Transform:
-        transform = image_transform(self.preprocessing, self.augmentation if training else None)
+        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
         to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
         return transform if to_sequence is None else Compose([transform, to_sequence])
 
@@ -397,8 +399,6 @@ class ImageClassificationData(ImageData):
             rank, world = self.shard
             dataset = StreamDataset(source, transform, training, rank, world)
             if training:
-                if self.balance == "sampler":
-                    self._random_access(split)
                 options["num_workers"] = stream_workers(self.name, source, self.num_workers, world)
                 self._enter(source)
             source.set_loader_cfg(num_workers=options["num_workers"])
@@ -408,7 +408,8 @@ class ImageClassificationData(ImageData):
             weights = weigh_images(source.targets()) if training and self.balance == "sampler" else None
             options |= self.batches(len(source), training, self.aug_repeats, weights)
         num_classes = None if split == "predict" else self.num_classes
-        options["collate_fn"] = Collate(self.item_shape, num_classes if self.multi_label else None)
+        num_labels = num_classes if self.multi_label else None
+        options["collate_fn"] = Collate(self.item_shape, self.normalisation, num_labels)
         return ImageLoader(dataset, self.on_error, num_classes, **options)
 
 

@@ -1,22 +1,24 @@
 """Images whose labels are in tables."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
+from visionattn.data.arrays import EXTENSIONS
+from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource
 from visionattn.data.finding import image_extensions, no_permission
 from visionattn.data.folders import check_class_names
+from visionattn.data.images import Mode
 from visionattn.data.sources import OPTIONS, SPLITS, Source, number_classes
-from visionattn.data.tables import LabelTable, TableOptions, read_table
+from visionattn.data.tables import LabelTable, read_table
 
 TABLES = {"train": "labels", "validation": "val_labels", "test": "test_labels"}
 """Options that name the table of each split."""
@@ -29,16 +31,16 @@ class MultiLabelSource(FileSource):
         files: paths.
         labels: whether each image has each label, [N, K].
         class_to_idx: class indices by name.
-        mode: Pillow's mode of the images.
+        mode: mode of the images, as `read_image` takes it.
     """
 
     def __init__(
-        self, files: Sequence[str], labels: npt.NDArray[np.bool_], class_to_idx: Mapping[str, int], mode: str
+        self, files: Sequence[str], labels: npt.NDArray[np.bool_], class_to_idx: Mapping[str, int], mode: Mode
     ) -> None:
         super().__init__([(path, row) for row, path in enumerate(files)], class_to_idx, mode)
         self.labels = labels
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Any, Tensor]:
         """Return the image in the wanted mode, and 0 or 1 for each class."""
         image, row = super().read(index)
         return image, torch.from_numpy(self.labels[row].astype(np.float32))
@@ -60,6 +62,7 @@ class LabelledFiles:
     def __init__(self, files: Mapping[str, Path], root: Path | None, options: TableOptions) -> None:
         validation = files.get("validation", files["train"])
         self.files = {"validation": validation, "test": validation, **files}
+        self._given = frozenset(files)
         self.root, self.options = root, options
         self._read: dict[Path, LabelTable] = {}
 
@@ -83,14 +86,14 @@ class LabelledFiles:
         if name != "folder":
             raise DataError(f"{given[0]} is for images in files: {name} has labels of its own")
         if root is not None and not Path(root).is_dir():
-            raise DataError(f"no such data folder: {root} (--data.root: the folder of the images in {files['train']})")
+            raise DataError(f"no folder {root}: with --data.labels, --data.root names the folder of the images")
         return cls(files, None if root is None else Path(root), options)
 
     def table(self, split: str) -> LabelTable:
         """Return the table of a split, which is read once."""
         file = self.files[split]
         if file not in self._read:
-            self._read[file] = read_table(file, self.options, f"--data.{TABLES[split]}")
+            self._read[file] = read_table(file, self.options)
         return self._read[file]
 
     def reading(self, split: str) -> dict[str, Any]:
@@ -112,8 +115,7 @@ class LabelledFiles:
 
     def has_split(self, split: str) -> bool:
         """Return whether a split has a table of its own, or rows of one of its usual names."""
-        splits = self.table(split).splits or ()
-        return self.files[split] != self.files["train"] or not set(SPLITS[split]).isdisjoint(splits)
+        return split in self._given or not set(SPLITS[split]).isdisjoint(self.table(split).splits or ())
 
     def check_divided(self) -> None:
         """Check that there are tables, or rows, for both training and validation.
@@ -132,7 +134,7 @@ class LabelledFiles:
         wanted: str | None = None,
         class_to_idx: Mapping[str, int] | None = None,
         class_map: Mapping[str, str] | None = None,
-        mode: str = "RGB",
+        mode: Mode = "RGB",
     ) -> FileSource:
         """Open a split; arguments as of :func:`~visionattn.data.sources.open_source`.
 
@@ -152,7 +154,8 @@ class LabelledFiles:
         check_class_names(table.file, labels)
         found, class_to_idx = number_classes(table.file, labels, class_to_idx, class_map, "label")
         numbers = np.asarray([found[label] for label in labels], dtype=int)
-        paths = find_images(table, rows, self.root or table.file.parent)
+        extensions = image_extensions() | (EXTENSIONS if isinstance(mode, int) else frozenset())
+        paths = find_images(table, rows, self.root or table.file.parent, extensions)
         if not table.multi_label:
             renumbered = numbers[np.searchsorted(used, targets)].tolist()
             return FileSource(list(zip(paths, renumbered, strict=True)), class_to_idx, mode)
@@ -183,8 +186,8 @@ def split_rows(sources: Mapping[str, Source], class_names: Sequence[str], root: 
             yield {"path": name, **dict(label), "split": split}
 
 
-def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path) -> list[str]:
-    """Return the files of rows of a table; a path without the extension of an image finds the one image of that name.
+def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path, extensions: Collection[str]) -> list[str]:
+    """Return the files of rows of a table; a path without one of the extensions finds the one image of that name.
 
     Raises:
         DataError: a file is missing.
@@ -195,7 +198,7 @@ def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path) -> li
     for row in rows.tolist():
         folder, name = os.path.split(os.path.join(root, table.paths[row]))  # noqa: PTH118  a million strings
         if folder not in folders:
-            folders[folder] = _Folder(folder)
+            folders[folder] = _Folder(folder, extensions)
         if file := folders[folder].find(name):
             found.append(file)
         else:
@@ -213,8 +216,8 @@ def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path) -> li
 class _Folder:
     """The names in a folder, which are listed once: a million files are not looked up one by one."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, extensions: Collection[str]) -> None:
+        self.path, self.extensions = path, extensions
         try:
             self.names = frozenset(os.listdir(path) if os.path.isdir(path) else ())  # noqa: PTH112, PTH208
         except PermissionError as error:
@@ -232,6 +235,6 @@ class _Folder:
             self._by_stem = {}
             for name in self.names:
                 own, extension = os.path.splitext(name)  # noqa: PTH122
-                if extension.lower() in image_extensions():
+                if extension.lower() in self.extensions:
                     self._by_stem[own] = None if own in self._by_stem else name
         return self._by_stem.get(stem)

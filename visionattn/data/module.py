@@ -13,6 +13,7 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageLoader, OnError, start_worker
+from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import EvalSampler, TrainSampler
 
 Balance = Literal["none", "weights", "sampler"]
@@ -95,6 +96,11 @@ class ImageData(LightningDataModule):
         return channels, height, width
 
     @property
+    def normalisation(self) -> Normalisation:
+        """Normalisation of images that the loaders yield as bytes."""
+        return Normalisation.of(self.preprocessing)
+
+    @property
     def worker_options(self) -> dict[str, Any]:
         """Options of workers that all loaders share."""
         return {
@@ -142,6 +148,11 @@ class ImageData(LightningDataModule):
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing; Lightning tells the epoch to the sampler."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Convert images to the precision of the model; Lightning did so before they became floats."""
+        trainer: Any = self.trainer
+        return trainer.precision_plugin.convert_input(batch)
 
     def expect_classes(self, names: list[str]) -> None:
         """Number the classes as a checkpoint does; call this before ``setup``."""

@@ -22,7 +22,7 @@ from visionattn.data.file_sources import FileSource, TarSource, list_folder, lis
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
-from visionattn.data.images import read_image, to_mode, upright
+from visionattn.data.images import Mode, read_image, to_mode, upright
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
 
@@ -49,8 +49,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
-        """Decode one image; errors are left to the caller. Its target is a class index, or 0 or 1 of each class."""
+    def read(self, index: int) -> tuple[Any, int | Tensor]:
+        """Decode one image, of Pillow or an array, with its class index, or 0 or 1 of each class; errors are left."""
 
     def name_of(self, index: int) -> str:
         """Return the file name, or another name."""
@@ -161,7 +161,7 @@ def open_source(
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     listings: Listings | None = None,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     download: bool = False,
     **options: Any,
 ) -> ImageSource | IterableImageDataset:
@@ -179,7 +179,7 @@ def open_source(
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         listings: see :func:`open_place`.
-        mode: Pillow's mode of the images.
+        mode: mode of the images, as `read_image` takes it.
         download: download missing data with torchvision or timm.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
 
@@ -187,6 +187,13 @@ def open_source(
         DataError: see the message.
     """
     prefix = name.partition("/")[0].lower()
+    if name in ("", "folder", "tar"):
+        if root is None:
+            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
+        place = Path(root) if undivided else find_split(Path(root), split, wanted)
+        return open_place(place, mode, class_to_idx, class_map, listings=listings)
+    if isinstance(mode, int):
+        raise DataError(f"--data.in_chans {mode} is for images in files: {name} has 1 or 3 channels")
     if wanted and name in ("digits", "mnist", *FINE_GRAINED) and wanted not in chain(*SPLITS.values()):
         raise DataError(f"{name} has no {wanted!r} split: leave out --data.{OPTIONS[split]}, or pass train or test")
     if name == "digits":
@@ -197,11 +204,6 @@ def open_source(
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in FINE_GRAINED:
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
-    if name in ("", "folder", "tar"):
-        if root is None:
-            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = Path(root) if undivided else find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx, class_map, listings=listings)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -231,7 +233,7 @@ def open_source(
 
 def open_place(
     place: Path,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     *,
@@ -253,7 +255,7 @@ def open_place(
     """
     listings = {} if listings is None else listings
     if place not in listings:
-        listings[place] = _list_images(place)
+        listings[place] = _list_images(place, arrays=isinstance(mode, int))
     found, is_tar = listings[place], place.is_file()
     if not found:
         expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
@@ -268,10 +270,10 @@ def open_place(
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
 
-def _list_images(place: Path) -> list[tuple[Any, str]]:
+def _list_images(place: Path, arrays: bool) -> list[tuple[Any, str]]:
     """Return the images in a folder or archive, each with the name of its folder; warn of files passed over."""
     check_readable(place)
-    finder = Finder(place)
+    finder = Finder(place, arrays=arrays)
     list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if place.is_file() else list_folder
     try:
         found = list_images(finder)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from torch import Tensor
 
 from visionattn.data.balance import Targets
@@ -28,7 +28,7 @@ class SourceSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
+    def read(self, index: int) -> tuple[Any, int | Tensor]:
         """Return the image and its target."""
         return self.source.read(self.indices[index])
 
@@ -97,12 +97,10 @@ def _first(source: ImageSource, seed: int, count: int, share: float | None = Non
 
     if isinstance(targets, np.ndarray):
         return _first_of_several(targets[shuffled], shuffled, number, leave_one)
-    first: set[int] = set()
-    classes = np.asarray(targets)
-    for label in np.unique(classes):
-        own = shuffled[classes[shuffled] == label]
-        first.update(own[: number(len(own))].tolist())
-    return first
+    classes = np.asarray(targets)[shuffled]
+    counts = np.unique(classes, return_counts=True)[1]
+    groups = np.split(shuffled[np.argsort(classes, kind="stable")], counts.cumsum()[:-1])
+    return {index for own in groups for index in own[: number(len(own))].tolist()}
 
 
 def _first_of_several(
