@@ -75,6 +75,7 @@ def test_folder_is_divided_and_the_printed_commands_work(command: Command) -> No
     table = command(*shlex.split(evaluation), "--device=cpu", "--data.num_workers=0")
     assert score[1] in table
     assert re.search(r"\D4\D", table), "the held-out images alone"
+    assert out.endswith(f"\npredict:   visionattn predict {RUN}/checkpoints/best.ckpt IMAGES\n")
 
 
 def test_options_that_are_given_win(command: Command) -> None:

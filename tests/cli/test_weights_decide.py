@@ -79,7 +79,7 @@ def test_evaluation_prepares_images_as_the_weights_say(printed: Printed, argv: l
     line = f"{LINE} wants them" + (", except for crop_pct" if crop != 0.9 else "")
     assert line.replace("crop 0.9", f"crop {crop:g}") in printed(*argv, *EVALUATION)
     results = json.loads(Path("r.json").read_text())
-    found = results.get("results", [results])[0]["preprocessing"]
+    found = results.get("models", [results])[0]["preprocessing"]
     assert {name: found[name] for name in WANTED} == WANTED
 
 

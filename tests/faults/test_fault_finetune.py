@@ -36,9 +36,7 @@ def fails(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        pytest.param(
-            ["--model=x"], "finetune needs images first: visionattn finetune FOLDER --model NAME", id="images"
-        ),
+        pytest.param(["--model=x"], "finetune needs images first: visionattn finetune FOLDER --model", id="images"),
         pytest.param(["photos"], "finetune needs --model NAME, such as nat_pico.cifar10, or --model", id="no model"),
         pytest.param(["photos", MODEL, "--epochs=0"], "--epochs must be at least 1, got 0", id="epochs"),
         pytest.param(["photos", MODEL, "--task=mae"], "finetune trains classifiers: visionattn fit has", id="task"),

@@ -25,7 +25,7 @@ def resume_command(prog: str, argv: Iterable[str], checkpoint: Path) -> str:
 
 
 def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
-    """Return the line with the command that evaluates a checkpoint, or fine-tunes a pretrained encoder.
+    """Return lines with the commands that evaluate a checkpoint and predict, or fine-tune a pretrained encoder.
 
     The trained LightningModule ``task`` and its DataModule ``data`` say what follows; ``prog`` trained them.
     """
@@ -39,7 +39,10 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         if getattr(data, "divides_itself", False):
             where |= {"data.val_share": data.val_share, "data.holdout_per_class": data.holdout_per_class}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
-        return f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"
+        lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]
+        if task.eval_command == "classify" and prog == "visionattn":
+            lines.append(f"predict:   {shell_command(prog, ['predict', str(checkpoint), 'IMAGES'])}")
+        return "\n".join(lines)
     where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
     where |= {"model.model_kwargs": _as_json(task.spec.model_kwargs)}
     return f"fine-tune: {shell_command(prog, ['fit', '--model.name', task.spec.model, *_given(where)])}"

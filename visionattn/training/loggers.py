@@ -228,13 +228,16 @@ class TrackioLogger(Logger):
     def finalize(self, status: str) -> None:
         """Send the last values."""
         if self.run is not None:
-            self.run.finish()
+            import trackio
+
+            trackio.finish()
 
 
 def check_logger(name: LoggerName) -> None:
     """Refuse a logger whose package is not installed."""
     modules = PACKAGES.get(name, ())
-    if modules and not any(map(find_spec, modules)):
+    found = [spec for spec in map(find_spec, modules) if spec and spec.origin]  # a folder of that name has no origin
+    if modules and not found:
         raise UsageError(f"--logger {name} needs a package that is not installed: pip install {modules[0]}")
 
 

@@ -96,7 +96,7 @@ def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
     losses = task.divergence = _Losses()
     with TemporaryDirectory() as folder, same_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training repeats them
-        trainer = Trainer(**{**options, **_SETTINGS, "default_root_dir": folder})
+        trainer = Trainer(**{**options, **_SETTINGS, "max_steps": UPDATES, "default_root_dir": folder})
         if trainer.world_size > 1:
             raise UserError("--find_lr runs on one device: pass --trainer.devices 1, then the rate that it finds")
         hook = register_optimizer_step_pre_hook(_scale_rates)
@@ -114,7 +114,6 @@ def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
 
 
 _SETTINGS: dict[str, Any] = {
-    "max_steps": UPDATES,
     "max_epochs": -1,
     "check_val_every_n_epoch": sys.maxsize,  # Lightning's search overrides limits of the validation
     "num_sanity_val_steps": 0,

@@ -22,6 +22,10 @@ class EarlyStop(EarlyStopping):
         super().__init__(task.monitor, min_delta, patience, mode=task.mode, check_on_train_epoch_end=False)
         self.task = task
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue to count; the options of a resumed run say how long to wait."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print why the training has stopped."""
         if self.wait_count >= self.patience and trainer.should_stop:

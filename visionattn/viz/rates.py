@@ -31,5 +31,5 @@ def save_rate_search(
     axes.axvline(best, color=ORANGE, label=f"fastest fall: {best:.2g}")
     axes.set_ylim(min(means) - 0.2 * (means[0] - min(means)), means[0] + (means[0] - min(means)))
     style_axes(axes, title="Search for the learning rate", xlabel="learning rate", ylabel="loss", xscale="log")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left")
     return save_figure(figure, path)

@@ -115,16 +115,18 @@ class BestCheckpoint(ModelCheckpoint):
                 first = self._path(f"earlier-{self.monitor}-{float(score):.4f}.ckpt")
                 give_name(best, first)
                 held[first] = score
-        ranked = sorted(held, key=lambda path: float(held[path]), reverse=self.mode == "max")
-        kept = [path for path in ranked if path.exists()][: self.save_top_k]
-        if not kept:
+        held = {path: value for path, value in held.items() if path.exists()}
+        ranked = sorted(held, key=held.__getitem__, reverse=self.mode == "max")[: self.save_top_k]
+        if not ranked:
             return
+        held = {path: value for path, value in held.items() if path in ranked}  # in order: of equals, the first goes
+        worst = (min if self.mode == "max" else max)(held, key=held.__getitem__)
         moved = {
             "dirpath": self.dirpath,
-            "best_model_path": str(kept[0]),
-            "kth_best_model_path": str(kept[-1]),
-            "kth_value": held[kept[-1]],
-            "best_k_models": {str(path): held[path] for path in kept},
+            "best_model_path": str(ranked[0]),
+            "kth_best_model_path": str(worst),
+            "kth_value": held[worst],
+            "best_k_models": {str(path): value for path, value in held.items()},
         }
         super().load_state_dict({**state_dict, **moved})
 
