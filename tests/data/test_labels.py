@@ -160,6 +160,16 @@ def test_preferred_classes_keep_their_numbers(root: Path, table: WriteTable) -> 
     assert all(label == "abc"[IMAGES.index(path) % 3] for path, label in contents(data, "train").items())
 
 
+def test_arrays_of_many_channels_are_found_without_extensions(tmp_path: Path, table: WriteTable) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.full((5, 8, 8), number, np.uint8))
+    data = opened(None, table("id,label", "0,a", "1,b", "2,a", "3.npy,b"), "validate", in_chans=5)
+    (batch,) = data.val_dataloader()
+    assert batch.image.shape == (4, 5, 8, 8)
+    assert [Path(name).name for name in batch.name] == ["0.npy", "1.npy", "2.npy", "3.npy"]
+    assert batch.target.tolist() == [0, 1, 0, 1]
+
+
 SEVERAL = {number: [name for bit, name in enumerate(("dog", "cat")) if number & 1 << bit] for number in range(12)}
 """None, dog, cat, or both of them."""
 
