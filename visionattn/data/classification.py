@@ -56,8 +56,8 @@ class ImageClassificationData(ImageData):
 
     Args:
         name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), a data set of torchvision (``torch/food101``,
-            ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+            ``fgvc_aircraft``, ``folder`` (the default with a root or labels), a data set of torchvision
+            (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for other data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
@@ -314,9 +314,7 @@ class ImageClassificationData(ImageData):
     @property
     def _is_undivided(self) -> bool:
         """Return whether the data set has no splits at all, and images of it are held out here."""
-        if self.name not in ("folder", "tar"):
-            return self.divides_itself
-        return self.divides_itself and is_undivided(self.root)
+        return self.divides_itself and (self.name not in ("folder", "tar") or is_undivided(self.root))
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
@@ -372,8 +370,8 @@ class ImageClassificationData(ImageData):
         counts = {split: self.num_images(split) for split in self._sources}
         sizes = ", ".join(f"{f'{count:,}' if count else 'any number of'} {split}" for split, count in counts.items())
         where = self.root if self.name == "folder" else self.name
-        if self.tables is not None:
-            where = str(self.tables.files["validation" if "train" not in self._sources else "train"])
+        if self.tables is not None and "predict" not in self._sources:
+            where = str(self.tables.files[next(iter(self._sources))])
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         labels = ", any number per image" if self.multi_label else ""
         return f"{where}: {sizes} images of {self.num_classes} classes{labels}{form}"
