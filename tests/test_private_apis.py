@@ -1,10 +1,11 @@
-"""Private names of argparse, jsonargparse, Lightning, timm and torch that are used: each still exists.
+"""Private names of argparse, jsonargparse, Lightning, timm, torch and torchvision that are used: each still exists.
 
 Those of torch that ask for its state are in `tests/kernels/test_tracing.py`, those of Lightning's trainer in
 `tests/training/test_lightning_internals.py`.
 """
 
 import argparse
+import inspect
 from typing import Any
 
 import jsonargparse
@@ -12,6 +13,7 @@ import pytest
 import timm.optim._optim_factory
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torchvision.datasets import GTSRB, OxfordIIITPet
 
 FOREACH = ["_foreach_add_", "_foreach_lerp_", "_foreach_mul_", "_foreach_sign"]
 OF_PARSERS = ["_action_groups", "_actions", "_check_value_key", "_option_string_actions", "_subcommands_action"]
@@ -59,6 +61,15 @@ def parser_with_a_command() -> Any:
 def test_private_names_exist(owner: object, names: list[str], users: str) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     assert missing == [], f"{owner} no longer has {', '.join(missing)}, used by {users}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"), [(GTSRB, ["_samples"]), (OxfordIIITPet, ["_images", "_labels", "_bin_labels"])]
+)
+def test_data_sets_of_torchvision_keep_their_files_in_private_lists(dataset: type, names: list[str]) -> None:
+    source = inspect.getsource(dataset)
+    missing = [name for name in names if f"self.{name} = " not in source]
+    assert missing == [], f"{dataset} no longer has {missing}, used by visionattn/data/torchvision_sets.py"
 
 
 def test_typehint_of_an_option_is_its_type() -> None:

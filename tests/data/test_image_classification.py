@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import dataset_factory
-from torchvision.datasets import FakeData, ImageFolder
+from torchvision.datasets import FakeData
 
 from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
 from visionattn.data.digits import Digits
 from visionattn.data.sampling import EvalSampler, TrainSampler
-from visionattn.data.sources import TorchvisionSource, open_place
+from visionattn.data.sources import open_place
 from visionattn.data.subsets import SourceSubset
+from visionattn.data.torchvision_sets import TORCHVISION, TorchvisionSource
 
 Write = Callable[..., Path]
 
@@ -117,7 +118,7 @@ def test_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         def __init__(self, root: str, train: bool, download: bool) -> None:
             super().__init__(6 if train else 4, (3, 20, 20), num_classes=2)
 
-    monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", Fake)
+    monkeypatch.setitem(TORCHVISION, "cifar10", replace(TORCHVISION["cifar10"], dataset=Fake))
     data = fitted(tmp_path, name="torch/cifar10")
     assert data.class_names == ["a", "b"]
     assert [len(batch.image) for batch in data.val_dataloader()] == [2, 2]
@@ -125,7 +126,10 @@ def test_torchvision_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_absent_torchvision_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data set 'torch/cifar10', split 'train'"):
+    says = (
+        rf"torch/cifar10 is not, or not complete, in {tmp_path}/cifar-10-batches-py; --data.download true downloads it"
+    )
+    with pytest.raises(DataError, match=says):
         fitted(tmp_path, name="torch/cifar10")
 
 
@@ -389,24 +393,10 @@ def test_some_images_of_torchvision_sets(tmp_path: Path, monkeypatch: pytest.Mon
             if root.endswith("listed"):
                 self.targets = [int(self[index][1]) for index in range(6)]
 
-    monkeypatch.setitem(dataset_factory._TORCH_BASIC_DS, "cifar10", Fake)
+    monkeypatch.setitem(TORCHVISION, "cifar10", replace(TORCHVISION["cifar10"], dataset=Fake))
+    (tmp_path / "listed").mkdir()
     assert len(limited(tmp_path / "listed", 1, name="torch/cifar10")) == 2
     assert limited(tmp_path, 1, name="torch/cifar10") == limited(tmp_path / "listed", 1, name="torch/cifar10")
-
-
-def test_torchvision_set_that_opens_files_tells_their_names_and_classes(images: Path) -> None:
-    opened: list[str] = []
-
-    def load(path: str) -> Image.Image:
-        opened.append(path)
-        return Image.open(path).convert("RGB")
-
-    source = TorchvisionSource(ImageFolder(str(images / "train"), loader=load), "RGB")
-    targets, names = source.targets(), [source.name_of(index) for index in range(len(source))]
-    assert not opened, "nothing is decoded for this"
-    assert [source.read(index)[1] for index in range(len(source))] == targets
-    assert opened == names
-    assert source.archives() == []
 
 
 def test_archives_list_the_containers_of_pixels(images: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_names_say_who_and_where(tmp_path: Path, name: str, split: Split, nested
 
 def test_images_of_no_identity_are_dropped_and_distractors_kept(tmp_path: Path) -> None:
     touch(tmp_path / "bounding_box_test", "-1_c1s1_000401_00.jpg", "0000_c3s1_000151_01.jpg", "0003_c2s1_000151_01.jpg")
-    assert [image[1:] for image in listed("market1501", tmp_path, "gallery")] == [(0, 3), (3, 2)]
+    assert [image[1:3] for image in listed("market1501", tmp_path, "gallery")] == [(0, 3), (3, 2)]
 
 
 def test_images_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_files_that_are_not_images_are_skipped(tmp_path: Path) -> None:
         r"passed over hidden or system files and folders: 2 \(.*\); files that are not images Pillow reads: 1 \(.txt\)"
     )
     with pytest.warns(UserWarning, match=says):
-        assert [image[1:] for image in listed("market1501", tmp_path, "query")] == [(2, 1)]
+        assert [image[1:3] for image in listed("market1501", tmp_path, "query")] == [(2, 1)]
 
 
 def test_images_of_every_format_are_listed(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_msmt17_has_lists(tmp_path: Path, version: int, home: str) -> None:
     query = [ReidImage(str(place / test / "0000/0000_002_02_0303morning_0021_0.jpg"), 0, 2)]
     for train_val in (False, True):
         assert listed("msmt17", tmp_path, "query", train_val=train_val) == query
-    assert [image[1:] for image in listed("msmt17", tmp_path, "gallery")] == [(0, 11), (1, 14)]
+    assert [image[1:3] for image in listed("msmt17", tmp_path, "gallery")] == [(0, 11), (1, 14)]
 
 
 def write_vehicleid(home: Path) -> Path:

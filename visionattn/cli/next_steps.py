@@ -34,7 +34,8 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         where |= {f"data.{option}": value for option, value in tables.reading("validation").items()}
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
-        where |= {"data.split": data.splits["validation"], "data.class_map": _as_json(class_map)}
+        where |= {"data.split": data.splits["validation"], "data.camera": getattr(data, "camera", None)}
+        where |= {"data.class_map": _as_json(class_map)}
         if getattr(data, "divides_itself", False):
             where |= {"data.val_share": data.val_share, "data.holdout_per_class": data.holdout_per_class}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]

@@ -21,9 +21,19 @@ from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
+from visionattn.data.sources import (
+    REMOTE,
+    ImageSource,
+    Listings,
+    has_split,
+    is_undivided,
+    open_place,
+    open_source,
+    some,
+)
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
+from visionattn.data.torchvision_sets import is_whole
 from visionattn.data.transforms import pixel_transform
 from visionattn.output import write_csv
 
@@ -46,8 +56,8 @@ class ImageClassificationData(ImageData):
 
     Args:
         name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), or a data set of timm: ``torch/cifar10``,
-            ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+            ``fgvc_aircraft``, ``folder`` (the default with a root), a data set of torchvision (``torch/food101``,
+            ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for other data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
@@ -58,8 +68,8 @@ class ImageClassificationData(ImageData):
         limit_per_class: number of training images per class, the first after shuffling with the seed; by default all.
         holdout_per_class: validate on this number of training images per class, and train on the others. The
             held-out images do not depend on the seed. The best epoch is then chosen without the test images.
-        val_share: the same with this share of the images of each class, at least one; the root may then be a folder of
-            class folders, without splits, or a ``.tar`` of them.
+        val_share: the same with this share of the images of each class, at least one; the data set may then be one
+            without splits, a folder of class folders or a ``.tar`` of them.
         class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
             file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
@@ -297,15 +307,16 @@ class ImageClassificationData(ImageData):
         """Return whether there are no validation images of their own, so that they are held out here."""
         if self.tables is not None:
             return self._holds_out and not self.tables.has_split("validation")
-        if not self._holds_out or self.name not in ("folder", "tar") or not self.root:
-            return False
-        return not has_split(Path(self.root), "validation")
+        if self.name not in ("folder", "tar"):
+            return self._holds_out and is_whole(self.name)
+        return self._holds_out and self.root is not None and not has_split(Path(self.root), "validation")
 
     @property
     def _is_undivided(self) -> bool:
-        """Return whether the root is a folder of class folders without splits, which are held out here."""
-        root = Path(self.root or "")
-        return self.divides_itself and root.is_dir() and not any(has_split(root, split) for split in SPLITS)
+        """Return whether the data set has no splits at all, and images of it are held out here."""
+        if self.name not in ("folder", "tar"):
+            return self.divides_itself
+        return self.divides_itself and is_undivided(self.root)
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""

@@ -19,6 +19,7 @@ from visionattn.data.folders import check_class_names
 from visionattn.data.images import Mode
 from visionattn.data.sources import OPTIONS, SPLITS, Source, number_classes
 from visionattn.data.tables import LabelTable, read_table
+from visionattn.words import counted
 
 TABLES = {"train": "labels", "validation": "val_labels", "test": "test_labels"}
 """Options that name the table of each split."""
@@ -204,7 +205,7 @@ def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path, exten
         else:
             missing.append(row)
     if missing:
-        more = f" (nor {len(missing) - 1:,} others of {len(rows):,})" if len(missing) > 1 else ""
+        more = f" (nor {counted(len(missing) - 1, 'other')} of {len(rows):,})" if len(missing) > 1 else ""
         first = os.path.join(root, table.paths[missing[0]])  # noqa: PTH118
         raise DataError(
             f"{table.file}, line {table.lines[missing[0]]}: there is no image {first}{more}: correct the row, or name "

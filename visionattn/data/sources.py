@@ -2,13 +2,10 @@
 
 import tarfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import copy
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
@@ -22,9 +19,10 @@ from visionattn.data.file_sources import FileSource, TarSource, list_folder, lis
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
-from visionattn.data.images import Mode, read_image, to_mode, upright
+from visionattn.data.images import Mode, read_image
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
+from visionattn.data.torchvision_sets import open_torchvision
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -96,61 +94,6 @@ class ReaderSource:
         return [Path(table["filename"]) for table in self.reader.dataset.cache_files]
 
 
-class TorchvisionSource:
-    """One of torchvision's data sets, as timm names them (``torch/cifar10``)."""
-
-    def __init__(self, dataset: Any, mode: str) -> None:
-        self.dataset, self.mode = dataset, mode
-        names: Sequence[str] | None = getattr(dataset, "classes", None)
-        self.class_to_idx: Mapping[str, int] | None = (
-            {str(name): index for index, name in enumerate(names)} if names else None
-        )
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Return the image in the wanted mode, and its class index."""
-        image, target = self.dataset[index]
-        return to_mode(upright(image), self.mode), int(target)
-
-    @cached_property
-    def files(self) -> list[tuple[str, int]] | None:
-        """Paths and class indices if the data set leaves files to a loader; otherwise None."""
-        if not hasattr(self.dataset, "loader"):
-            return None
-        undecoded = copy(self.dataset)
-        undecoded.loader, undecoded.transform = str, None  # with this loader, images are their paths
-        return [(path, int(target)) for path, target in (undecoded[index] for index in range(len(self)))]
-
-    def name_of(self, index: int) -> str:
-        """Return the path of the file if the data set opens files, or else the number in the data set."""
-        if self.files is not None:
-            return self.files[index][0]
-        return f"{type(self.dataset).__name__.lower()}/{index}"
-
-    def targets(self) -> Sequence[int]:
-        """Return the class indices; a data set without a list of them reads each image."""
-        if self.files is not None:
-            return [target for _, target in self.files]
-        lists = (getattr(self.dataset, name, None) for name in ("targets", "labels"))
-        known = next((targets for targets in lists if targets is not None), None)
-        if known is None:
-            known = [self.dataset[index][1] for index in range(len(self))]
-        return [int(target) for target in known]
-
-    def archives(self) -> Sequence[Path | bytes]:
-        """Return the images in memory, or else all files under the root."""
-        if self.files is not None:
-            return []
-        if (data := getattr(self.dataset, "data", None)) is not None:
-            return [np.ascontiguousarray(data).tobytes()]
-        below = sorted(Path(self.dataset.root).rglob("*")) if self.dataset.root else []
-        states = ((path, path.stat()) for path in below if path.is_file())
-        lines = (f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in states)
-        return ["\n".join(lines).encode(errors="surrogateescape")]  # of names that are not UTF-8, their bytes
-
-
 def open_source(
     name: str,
     root: str | None,
@@ -169,13 +112,13 @@ def open_source(
 
     Args:
         name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for images
-            under ``root``, otherwise a data set of timm's (``torch/…``, ``hfds/…``, ``hfids/…``, ``wds/…``,
+            under ``root``, one of torchvision's (``torch/…``), or one of timm's (``hfds/…``, ``hfids/…``, ``wds/…``,
             ``tfds/…``).
         root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; for others the folder of their
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
-        undivided: take the root itself for the split.
+        undivided: take the root itself, or a whole data set of torchvision, for the split.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         listings: see :func:`open_place`.
@@ -213,6 +156,8 @@ def open_source(
     if prefix == "wds" and root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with the shards and an _info.json")
     try:
+        if prefix == "torch":
+            return open_torchvision(name, root, wanted or split, mode, undivided=undivided, download=download)
         dataset = create_dataset(
             name,
             root=root,
@@ -222,13 +167,15 @@ def open_source(
             input_img_mode=mode,
             **(options if prefix in ITERABLE else {}),
         )
+    except DataError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, ImportError) as error:
         hint = f"; --data.{OPTIONS[split]} names another split" + SHARDS * (prefix == "wds")
         raise DataError(f"data set {name!r}, split {wanted or split!r}: {str(error).rstrip('.')}{hint}") from error
     if isinstance(dataset, IterableImageDataset):
         check_shards(name, dataset)
         return dataset
-    return TorchvisionSource(dataset, mode) if prefix == "torch" else ReaderSource(dataset.reader, mode)
+    return ReaderSource(dataset.reader, mode)
 
 
 def open_place(
@@ -255,7 +202,7 @@ def open_place(
     """
     listings = {} if listings is None else listings
     if place not in listings:
-        listings[place] = _list_images(place, arrays=isinstance(mode, int))
+        listings[place] = _list_images(place, isinstance(mode, int))
     found, is_tar = listings[place], place.is_file()
     if not found:
         expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
@@ -365,6 +312,11 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
 def has_split(root: Path, split: str) -> bool:
     """Return whether a folder has a folder or ``.tar`` of one of the usual names of a split."""
     return any((root / f"{name}{kind}").exists() for name in SPLITS[split] for kind in ("", ".tar"))
+
+
+def is_undivided(root: str | None) -> bool:
+    """Return whether the root is a folder without any split; a file is divided into none."""
+    return root is not None and Path(root).is_dir() and not any(has_split(Path(root), split) for split in SPLITS)
 
 
 def some(names: Sequence[str]) -> str:

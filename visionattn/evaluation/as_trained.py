@@ -43,6 +43,8 @@ class PreparedImages(DataOptions):
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
         root: folder of images; for other data sets, the folder of downloads.
         download: let torchvision or timm download a missing data set.
+        val_share: the share of the images of each class that training held out, or, for a data set without splits, that
+            is to be evaluated on.
         img_size: height and width in pixels.
         crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
@@ -53,6 +55,7 @@ class PreparedImages(DataOptions):
     """
 
     download: bool = False
+    val_share: float | None = None
     img_size: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
@@ -73,8 +76,7 @@ class ImageOptions(PreparedImages):
         num_classes: number of classes, for data sets that do not say it.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
-        val_share: evaluate on the images that a training with this share held out.
-        holdout_per_class: the same for a number of images of each class.
+        holdout_per_class: evaluate on this number of images of each class, which training held out.
         label_separator: characters between the labels of an image in a table, by default | or ;.
         multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
     """
@@ -82,7 +84,6 @@ class ImageOptions(PreparedImages):
     split: str | None = None
     num_classes: int | None = None
     class_map: ClassMap = None
-    val_share: float | None = None
     holdout_per_class: int | None = None
     label_separator: str | None = None
     multi_label: bool | None = None
@@ -95,14 +96,18 @@ class IdentityOptions(DataOptions):
     More arguments: `DataOptions`.
 
     Args:
-        name: data set as for train.py --task reid: identities, market1501, dukemtmc, occluded-duke, msmt17, veri776
-            or vehicleid.
+        name: data set as for train.py --task reid: identities, folder, market1501, dukemtmc, occluded-duke, msmt17,
+            veri776 or vehicleid.
         gallery_size: number of identities in the test set of VehicleID: 800, 1600 or 2400.
+        val_share: share of the identities in a folder to evaluate on, as in the training, by default 0.2; 1 for all.
+        camera: regular expression for the camera, in parentheses, in the names of a folder's images.
         height: in pixels.
         width: in pixels.
     """
 
     gallery_size: int | None = None
+    val_share: float | None = None
+    camera: str | None = None
     height: int | None = None
     width: int | None = None
 
@@ -206,13 +211,19 @@ def open_identities(spec: ModelSpec, options: IdentityOptions) -> ReidData:
     }
     with _own_names(options, batch_size="eval_batch_size") as given:
         module = ReidData(**given | fixed)
+        if spec.task == "reid":
+            module.expect_classes(spec.class_names)
         module.setup("validate")
     return module
 
 
 def identity_dataset(spec: ModelSpec, options: IdentityOptions) -> str | None:
-    """Return the data set's name: the given one, or that of a re-identification training."""
-    return options.name or (spec.dataset if spec.task == "reid" else None)
+    """Return the data set's name: the given one, or that of a re-identification training.
+
+    None leaves it to the root: which of a data set's folders these are can be seen.
+    """
+    is_seen = options.root and spec.dataset in ("identities", "folder", "market1501")
+    return options.name or (spec.dataset if spec.task == "reid" and not is_seen else None)
 
 
 def open_scenes(

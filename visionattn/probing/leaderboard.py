@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from visionattn.probing.protocols.fewshot import deviation
-from visionattn.probing.results import head_label
+from visionattn.probing.results import data_name, head_label
 from visionattn.viz.leaderboard import Point
 from visionattn.words import counted
 
@@ -119,7 +119,7 @@ def points(entries: Mapping[LeaderboardKey, LeaderboardEntry]) -> list[Point]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    data = Path(row["root"]).name if row["dataset"] == "folder" and row["root"] else row["dataset"]
+    data = data_name(row)
     if row.get("shots") is None:
         return f"{data}, {row['num_train']:,} training images"
     return f"{data}, {row['shots']} training images per class"

@@ -84,11 +84,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def title(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> str:
     """Return the heading of a table: backbone (of several none), data, and where choices were made."""
     row, model = rows[0], models[0]
-    data = Path(row["root"]).name if row["root"] else row["dataset"]
     name = f"{row['model']} ({row['weights']}) on " if len(models) == 1 else ""
     chosen = "chosen on val, as in the paper" if row["protocol"] == "paper" else "chosen on a part of train"
     chosen = "fixed" if {row["selected_on"] for row in rows} == {"fixed"} else chosen
-    return f"{name}{data}, {model['num_train']:,} + {model['num_val']:,} images, {chosen}"
+    return f"{name}{data_name(row)}, {model['num_train']:,} + {model['num_val']:,} images, {chosen}"
+
+
+def data_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a folder of images, or of another data set."""
+    return Path(row["root"]).name if row["dataset"] == "folder" and row["root"] else row["dataset"]
 
 
 def head_label(row: Mapping[str, Any]) -> str:

@@ -24,11 +24,17 @@ PERSON, VEHICLE = (256, 128), (256, 256)
 
 
 class ReidImage(NamedTuple):
-    """An image, who is on it, and which camera took it (all by the data set's own numbers)."""
+    """An image, who is on it, and which camera took it, by the data set's own numbers; and a name of who it is."""
 
     name: str
     pid: int
     camera: int
+    identity: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the identity, otherwise its number."""
+        return str(self.pid) if self.identity is None else self.identity
 
 
 class Count(NamedTuple):
@@ -45,10 +51,14 @@ class Options:
     Attributes:
         train_val: also train on the validation images of MSMT17.
         gallery_size: test list of VehicleID, by its number of identities.
+        val_share: share of the identities in a folder to evaluate on; None for the default.
+        camera: expression for the camera in the names of a folder's images.
     """
 
     train_val: bool = False
     gallery_size: int = 800
+    val_share: float | None = None
+    camera: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,19 @@ from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
+from visionattn.data.reid.identity_folders import VAL_SHARE, IdentityFolders, check_camera, find_layout, is_divided
 from visionattn.data.reid.layouts import LAYOUTS, Layout, Options, Protocol, ReidImage, Split
 from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
-from visionattn.data.sources import some
+from visionattn.data.sources import few, some
 from visionattn.data.transforms import MAX_SIZE
 from visionattn.words import counted
 
-DATASETS: dict[str, Layout | Identities] = {"identities": Identities(), **LAYOUTS}
+DATASETS: dict[str, Layout | Identities | IdentityFolders] = {
+    "identities": Identities(),
+    **LAYOUTS,
+    "folder": IdentityFolders(),
+}
 GALLERY_SIZES = (800, 1600, 2400)
 EVALUATION: tuple[Split, ...] = ("query", "gallery")
 
@@ -86,12 +91,15 @@ class ReidData(ImageData):
     Nothing is downloaded. Validation and test are the same: one loader over the queries and then the gallery.
 
     Args:
-        name: ``identities`` (embedded; the default without a root), ``market1501`` (the default with a root;
-            any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version), ``veri776`` or
-            ``vehicleid``.
+        name: ``identities`` (embedded; the default without a root), ``folder`` (a folder for each identity),
+            ``market1501`` (any folder in its layout), ``dukemtmc``, ``occluded-duke``, ``msmt17`` (either version),
+            ``veri776`` or ``vehicleid``. With a root the default is what is found there.
         root: folder of the data set, or the folder above it.
         train_val: also train on MSMT17's validation images.
         gallery_size: evaluate on VehicleID's list of 800 identities (the default), 1600 or 2400.
+        val_share: share of the identities of ``folder`` to evaluate on, at least two, by default 0.2; 1 for all.
+        camera: regular expression for the camera, in parentheses, in the names of images of ``folder``, such as
+            ``_c([0-9]+)``. Images of a query's identity by the query's camera are then no matches.
         height: height in pixels, by default 256, and 64 for the embedded images.
         width: width in pixels, by default 128 for people, 256 for vehicles, and 32 for the embedded images.
         batch_size: images per step and per device, P·K.
@@ -123,6 +131,8 @@ class ReidData(ImageData):
         root: str | None = None,
         train_val: bool = False,
         gallery_size: int | None = None,
+        val_share: float | None = None,
+        camera: str | None = None,
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 64,
@@ -139,7 +149,8 @@ class ReidData(ImageData):
         on_error: OnError = "raise",
         seed: int | None = None,
     ) -> None:
-        self.name: str = name or ("market1501" if root else "identities")
+        self.root = root and str(Path(root).expanduser())
+        self.name: str = name or (find_layout(Path(self.root)) if self.root else "identities")
         if self.name not in DATASETS:
             raise DataError(f"unknown data set {self.name!r} for re-identification: one of {', '.join(DATASETS)}")
         self.layout = DATASETS[self.name]
@@ -164,14 +175,22 @@ class ReidData(ImageData):
                 f"--data.gallery_size is for vehicleid, one of {', '.join(map(str, GALLERY_SIZES))}: "
                 f"got {gallery_size} for {self.name}"
             )
+        for option, value in (("val_share", val_share), ("camera", camera)):
+            if value is not None and self.name != "folder":
+                raise DataError(f"--data.{option} is for a folder for each identity, not for {self.name}")
+        check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
+        if camera is not None:
+            check_camera(camera)
+        if self.name == "folder" and val_share is None and not is_divided(Path(root or "")):
+            val_share = VAL_SHARE
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width
         for what, edge in (("height", height), ("width", width)):
             check_range(f"data.{what}", edge, 1, MAX_SIZE, error=DataError)
-        self.root, self.instances = root and str(Path(root).expanduser()), instances
+        self.instances, self.val_share, self.camera = instances, val_share, camera
         self.splits: dict[str, str | None] = {"train": None, "validation": None, "test": None}
-        self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0])
+        self.dataset_options = Options(train_val, gallery_size or GALLERY_SIZES[0], val_share, camera)
         published = (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
         self.preprocessing = make_preprocessing(
             (3, height, width), mean, std, interpolation, crop_mode="squash", statistics=published
@@ -191,7 +210,7 @@ class ReidData(ImageData):
         if self._expected is not None:
             return self._expected
         self._list("train")
-        return [str(pid) for pid in sorted({image.pid for image in self._images["train"]})]
+        return [label for _, label in sorted({(image.pid, image.label) for image in self._images["train"]})]
 
     @property
     def num_query(self) -> int:
@@ -210,6 +229,8 @@ class ReidData(ImageData):
         self._list(*(("train",) if stage == "fit" else ()), *EVALUATION)
         if stage == "fit":
             self._compare_classes()
+        elif self.name == "folder" and self.val_share is not None:
+            self._warn_of_trained()
 
     def _list(self, *splits: Split) -> None:
         """List splits that are not yet listed; warn once of differences from the published data set."""
@@ -235,16 +256,25 @@ class ReidData(ImageData):
             number = len(set().union(*cameras.values()))
             raise DataError(
                 f"none of the {len(queries)} queries of {self.root or self.name} has a match in the gallery, which is "
-                f"an image of its identity by another camera; the gallery has {number} camera{'s' * (number != 1)}"
+                f"an image of its identity by another camera; the gallery has {counted(number, 'camera')}"
             )
 
     def _compare_classes(self) -> None:
         """Check that a resumed checkpoint was trained on these identities."""
-        found = {str(image.pid) for image in self._images["train"]}
+        found = {image.label for image in self._images["train"]}
         if strange := sorted(found.symmetric_difference(self.class_names)):
             raise DataError(
                 f"the training identities are not those of the checkpoint: {some(strange)} on one side only. "
                 "--model.checkpoint_path starts a new training from its weights"
+            )
+
+    def _warn_of_trained(self) -> None:
+        """Warn if the checkpoint was trained on identities that are now to be evaluated on."""
+        trained = set(self._expected or ())
+        if known := sorted({image.label for image in self._images["query"] if image.label in trained}):
+            rank_zero_warn(
+                f"the model was trained on {len(known)} of the {self.num_query} identities to look for ({few(known)}): "
+                "pass --data.val_share as in its training; folders that were added since may also be the reason"
             )
 
     def loader(self, split: str) -> ImageLoader:
@@ -281,4 +311,6 @@ class ReidData(ImageData):
             distractors = set() if self.layout.zero_counts else {0}
             seen = len({image.pid for image in self._images["gallery"]} - distractors)
             parts.append(f"{queries}{len(self._images['gallery']):,} gallery images of {seen:,} identities")
+            if self.val_share is not None:
+                parts[-1] += f" (--data.val_share {self.val_share})"
         return f"{self.root or self.name}: {', '.join(parts)}"

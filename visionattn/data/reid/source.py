@@ -23,8 +23,7 @@ class ReidSource:
         class_to_idx: Mapping[str, int] | None = None,
     ) -> None:
         self.images, self.class_to_idx, self._open = images, class_to_idx, open_image
-        ids = [image.pid for image in images]
-        self._targets = ids if class_to_idx is None else [class_to_idx[str(pid)] for pid in ids]
+        self._targets = [image.pid if class_to_idx is None else class_to_idx[image.label] for image in images]
 
     def __len__(self) -> int:
         return len(self.images)
