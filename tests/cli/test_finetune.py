@@ -131,8 +131,8 @@ def test_checkpoint_is_a_model_to_start_from(command: Command, checkpoint: Path)
 
 def test_images_are_listed_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[Path] = []
-    original = sources._list_images
-    monkeypatch.setattr(sources, "_list_images", lambda place, arrays: listed.append(place) or original(place, arrays))
+    original = sources.list_folder
+    monkeypatch.setattr(sources, "list_folder", lambda finder: listed.append(finder.place) or original(finder))
     command("finetune", "photos", "--model", MODEL, "--epochs", "1", *QUICK)
     assert listed == [Path("photos")]
 

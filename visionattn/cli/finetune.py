@@ -19,6 +19,7 @@ from visionattn.evaluation.source import WEIGHT_FILES
 from visionattn.io import slug
 from visionattn.tasks import TASKS
 from visionattn.tasks.finetuning import check_start, choose_settings, open_data
+from visionattn.tasks.start import start_from
 from visionattn.training import read_checkpoint, require_own_model, stored_spec
 from visionattn.training.runs import find_checkpoint, say
 from visionattn.words import counted
@@ -95,6 +96,7 @@ class FinetuneCLI(TrainingCLI):
 
     def _chosen_options(self, given: Sequence[str]) -> list[str]:
         """Open the images, and return the options that follow from them and from the model."""
+        start_from(self.options, self.task, "fit", None)  # the kind of images to look for
         self.opened = open_data(self.options.data.as_dict())
         words = {option for option, _ in given_options(given)}
         configs = named_configs(given)
