@@ -1,6 +1,7 @@
 """torchvision's data sets by name, on small copies in the layouts that torchvision reads."""
 
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -72,6 +73,7 @@ CASES = [
         "version",
         {"target_type": "genus"},
     ),
+    Case("pcam", copies.pcam, datasets.PCAM, "train val test"),
     Case("pets", copies.pets, datasets.OxfordIIITPet, "trainval test test"),
     Case(
         "pets/binary",
@@ -207,7 +209,7 @@ def test_splits_of_torchvision_can_be_named(tmp_path: Path) -> None:
 def test_every_set_but_a_few_is_tested_with_a_copy() -> None:
     """Pcam needs h5py; the others are of the kind of emnist and usps, read from torchvision's pickles."""
     untested = {name for name in TORCHVISION if "/" not in name} - {case.name.partition("/")[0] for case in CASES}
-    assert untested == {"cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "pcam", "qmnist"}
+    assert untested == {"cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist"}
 
 
 def test_probe_of_a_set_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,3 +234,19 @@ def test_set_without_splits_is_trained_and_evaluated_by_the_printed_command(
     words = "--data.num_workers 0 --device cpu --output r.json"
     assert run(evaluate.main, [*shlex.split(command)[3:], *words.split()]) == 0
     assert json.loads(Path("r.json").read_text())["num_images"] == 3
+
+
+def test_table_of_the_documentation_names_every_set_under_its_splits() -> None:
+    expected: dict[str, set[str]] = {}
+    for name, found in TORCHVISION.items():
+        validation, test = found.splits.get("validation"), found.splits.get("test")
+        shared = "train, test" if test in ("test", False) else "train, val"
+        splits = "none" if not found.splits else shared if validation == test else "train, val, test"
+        if "/" not in name:
+            expected.setdefault(splits, set()).add(name)
+    page = (Path(__file__).parents[2] / "docs" / "probe.md").read_text(encoding="utf-8")
+    for splits, names in expected.items():
+        (row,) = re.findall(rf"^\| {splits}(?:: .*)? \| (.*) \|$", page, re.MULTILINE)
+        variants = re.findall(r"`(\w+)` \([^)]*`/(\w+)`", row)
+        assert set(re.findall(r"`(\w+)`", row)) == names, splits
+        assert all(f"{name}/{variant}" in TORCHVISION for name, variant in variants)

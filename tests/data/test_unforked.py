@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.data.loading import ImageDataset, ImageLoader, start_worker
+from visionattn.data.reid.identity_folders import IdentityFolders
 from visionattn.data.reid.layouts import LAYOUTS, ReidImage
 from visionattn.data.reid.source import ReidSource
 from visionattn.data.sampling import Draw
@@ -86,7 +87,7 @@ def loaders(tmp_path: Path, colour_folder: Path, mnist_root: Path, market: Path)
     found["identities"] = list(loaders_of(ReidData, instances=2))
     found["market1501"] = list(loaders_of(ReidData, root=str(market), height=16, width=8, instances=2))
     image = ReidImage(str(save(tmp_path / "x.png")), 1, 1)
-    for name, layout in LAYOUTS.items():
+    for name, layout in {**LAYOUTS, "folder": IdentityFolders()}.items():
         dataset = ImageDataset(ReidSource([image], layout.open), found["market1501"][1].dataset.transform)  # type: ignore[attr-defined]
         found[f"layout of {name}"] = [ImageLoader(dataset, sampler=[Draw(0)], collate_fn=len)]
     found["synthetic"] = list(loaders_of(SceneData, image_size=16))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
@@ -145,6 +146,16 @@ def imagenette(root: Path) -> None:
     for split in ("train", "val"):
         for wnid in ("n01440764", "n02102040", "n03000684"):
             draw(root / f"imagenette2-160/{split}/{wnid}/{wnid}_1.jpeg")
+
+
+def pcam(root: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    (root / "pcam").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        stem = root / f"pcam/camelyonpatch_level_2_split_{split}"
+        for key, values in (("x", noise(4, 96, 96, 3)), ("y", np.arange(4).reshape(4, 1, 1, 1) % 2)):
+            with h5py.File(f"{stem}_{key}.h5", "w") as file:
+                file[key] = values
 
 
 def pets(root: Path) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torchvision import datasets  # type: ignore[import-untyped]
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource
 from visionattn.data.images import to_mode, upright
-from visionattn.suggestions import suggest
+from visionattn.suggestions import did_you_mean
 
 Files = Iterable[tuple[str | Path, int]]
 
@@ -69,7 +70,13 @@ class TorchvisionSet:
     downloads: bool = True
 
     def open(self, root: str, split: str, download: bool) -> Any:
-        """Return torchvision's data set."""
+        """Return torchvision's data set.
+
+        Raises:
+            ValueError: it has no such split.
+        """
+        if self.splits is FLAG and split not in FLAG:
+            raise ValueError(f"Unknown split {split!r}. Valid values are 'train' and 'test'")
         own = {self.argument: self.splits.get(split, split)} if self.splits else {}
         return self.dataset(root, **own, **self.options, **({"download": download} if self.downloads else {}))
 
@@ -249,10 +256,12 @@ def open_torchvision(
     Raises:
         DataError: an unknown name, no splits, or missing files.
     """
-    found = _find(name.lower().partition("/")[2])
+    own = name.lower().partition("/")[2]
+    found = _find(own)
     if found is None:
-        known = [f"torch/{own}" for own in TORCHVISION if "/" not in own]
-        raise DataError(f"unknown data set {name!r}{suggest(name.lower(), known) or ': one of ' + ', '.join(known)}")
+        near = did_you_mean(f"torch/{match}" for match in get_close_matches(own, TORCHVISION))
+        known = (f"torch/{name}" for name in TORCHVISION if "/" not in name)
+        raise DataError(f"unknown data set {name!r}{near or ': one of ' + ', '.join(known)}")
     remedy = "--data.download true downloads it" if found.downloads else "torchvision cannot download it"
     if root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with {found.home} in it; {remedy}")

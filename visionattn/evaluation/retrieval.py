@@ -78,7 +78,8 @@ def evaluate_reid(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         precision: as Lightning's Trainer names it.
         progress: shows the number of batches and of queries.
-        announce: called with one line that says how images are prepared, before the first one.
+        announce: called with a line that names the images and one that says how they are prepared, before the first
+            one.
 
     Raises:
         ValueError: data that are missing or do not fit, features that are not finite, a protocol without ranking.
@@ -91,6 +92,7 @@ def evaluate_reid(
     resolved = resolve_device(device)
     data = open_identities(spec, options)
     if announce is not None:
+        announce(data.describe())
         announce(describe_preprocessing(data.preprocessing, spec.preprocessing, loaded.name))
     model = model.to(resolved)
     parts: list[Gallery] = []

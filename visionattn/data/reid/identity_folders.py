@@ -14,12 +14,11 @@ from visionattn.data.finding import Finder, natural_key
 from visionattn.data.folders import check_readable, class_name
 from visionattn.data.images import read_image
 from visionattn.data.reid.layouts import LAYOUTS, PERSON, Options, Protocol, ReidImage, Split
-from visionattn.data.sources import few, is_undivided
+from visionattn.data.sources import is_undivided
 
 VAL_SHARE = 0.2
-"""Share of the identities to evaluate on."""
+"""Share of the identities to evaluate on, unless an option says another."""
 
-PARTS: tuple[Split, ...] = ("train", "query", "gallery")
 MARKS = {
     "bounding_box_train": "market1501",
     "bounding_box_test": "market1501",
@@ -41,10 +40,10 @@ class Found(NamedTuple):
 class IdentityFolders:
     """Images in a folder for each identity; the interface is that of a Layout.
 
-    Unless the root has folders ``query`` and ``gallery``, a share of the identities is evaluated on and the others are
-    trained on. Of each identity to evaluate on, one image is a query and the others are in the gallery; an identity
-    with one image is in the gallery alone. The choices are those of a hash of the names: they look random, are the same
-    on every machine, and hardly change when identities are added.
+    With ``val_share`` that share of the identities is evaluated on, and the others are trained on. Of each identity to
+    evaluate on, one image is a query and the others are in the gallery; an only image is in the gallery. The choices
+    are those of a hash of the names: they look random, are the same on every machine, and hardly change when identities
+    are added. Without ``val_share`` the root has folders ``train``, ``query`` and ``gallery``.
 
     Without an expression for the camera, each image has a camera of its own, so that every other image of a query's
     identity is a match.
@@ -62,12 +61,14 @@ class IdentityFolders:
         Raises:
             DataError: folders that are not as expected, too few identities, or no image to find.
         """
-        parts = (
-            _listed(root, split, options.val_share) if is_divided(root) else _divided(root, split, options.val_share)
-        )
+        if options.val_share is not None:
+            parts = _divide(root, split, options.val_share)
+        else:
+            wanted: tuple[Split, ...] = ("train",) if split == "train" else ("query", "gallery")
+            parts = {part: _find(root / part, part == split) for part in wanted}
         if not parts[split]:
             raise DataError(f"no {split} images under {root} (expected {root / split}/IDENTITY/*.jpg)")
-        found = [image for part in PARTS for image in parts.get(part, ())]
+        found = [image for images in parts.values() for image in images]
         numbers = _number(image.identity for image in found)
         cameras = _cameras(found, options.camera)
         return [ReidImage(x.path, numbers[x.identity], cameras[x.path], x.identity) for x in parts[split]]
@@ -108,16 +109,12 @@ def check_camera(expression: str) -> None:
         raise DataError(f"--data.camera '{expression}' must have the camera in parentheses, such as '_c(\\d+)'")
 
 
-def _listed(root: Path, split: Split, share: float | None) -> dict[str, list[Found]]:
-    """List the images in ``train``, ``query`` and ``gallery``."""
-    if share is not None:
-        raise DataError(f"{root} has a query and a gallery of its own: leave out --data.val_share {share}")
-    wanted = {"gallery", "query", split}
-    return {part: _find(root / part, part == split) for part in PARTS if part in wanted or (root / part).is_dir()}
+def _divide(root: Path, split: Split, share: float) -> dict[Split, list[Found]]:
+    """Divide identities into those to train on and those to evaluate on, whose images are queries or in the gallery.
 
-
-def _divided(root: Path, split: Split, share: float | None) -> dict[str, list[Found]]:
-    """Divide identities into those to train on and those to evaluate on, and the latter into query and gallery."""
+    Raises:
+        DataError: too few identities, or no image to find.
+    """
     if root.is_dir() and not is_undivided(str(root)):
         raise DataError(
             f"{root} has splits of classes: name its folders train, query and gallery, or pass a folder with a folder "
@@ -127,25 +124,26 @@ def _divided(root: Path, split: Split, share: float | None) -> dict[str, list[Fo
     for image in _find(root, split == "gallery"):
         by_identity.setdefault(image.identity, []).append(image)
     if len(by_identity) < 2:
-        found = f"one identity, {next(iter(by_identity))!r}" if by_identity else "no image in a folder"
-        raise DataError(f"{root} has {found}: expected {root}/IDENTITY/*.jpg, with at least two identities")
-    asked = VAL_SHARE if share is None else share
-    held_out = set(sorted(by_identity, key=_hash)[: max(2, round(asked * len(by_identity)))])
+        number = f"one identity, {next(iter(by_identity))}" if by_identity else "no images"
+        raise DataError(f"{root} has {number}: expected {root}/IDENTITY/*.jpg, with at least two identities")
+    held_out = set(sorted(by_identity, key=_hash)[: max(2, round(share * len(by_identity)))])
     if split == "train" and len(by_identity) - len(held_out) < 2:
         raise DataError(
             f"{root} has {len(by_identity)} identities, {len(held_out)} of them to evaluate on (--data.val_share "
-            f"{asked}): at least two others are needed to train on"
+            f"{share}): at least two others are needed to train on"
         )
-    parts: dict[str, list[Found]] = {part: [] for part in PARTS}
+    parts: dict[Split, list[Found]] = {"train": [], "query": [], "gallery": []}
     for identity, images in by_identity.items():
-        query = min(images, key=lambda image: _hash(f"{image.identity}/{image.name}")) if len(images) > 1 else None
-        for image in images:
-            parts["train" if identity not in held_out else "query" if image is query else "gallery"].append(image)
+        if identity not in held_out:
+            parts["train"] += images
+            continue
+        query = [min(images, key=lambda image: _hash(f"{image.identity}/{image.name}"))] if len(images) > 1 else []
+        parts["query"] += query
+        parts["gallery"] += [image for image in images if image not in query]
     if not parts["query"]:
-        whose = "every identity" if all(len(images) == 1 for images in by_identity.values()) else few(sorted(held_out))
         raise DataError(
-            f"nothing to find under {root}: {whose} to evaluate on has one image, and a query needs another one: add "
-            "images, or choose another --data.val_share"
+            f"nothing to find under {root}: none of the {len(held_out)} identities to evaluate on has two images, a "
+            "query and a match"
         )
     return parts
 
@@ -193,4 +191,4 @@ def _number(names: Iterable[str]) -> dict[str, int]:
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()

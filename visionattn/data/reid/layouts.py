@@ -51,7 +51,7 @@ class Options:
     Attributes:
         train_val: also train on the validation images of MSMT17.
         gallery_size: test list of VehicleID, by its number of identities.
-        val_share: share of the identities in a folder to evaluate on; None for the default.
+        val_share: share of the identities in a folder to evaluate on; None if it has its own query and gallery.
         camera: expression for the camera in the names of a folder's images.
     """
 

@@ -181,8 +181,10 @@ class ReidData(ImageData):
         check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
         if camera is not None:
             check_camera(camera)
-        if self.name == "folder" and val_share is None and not is_divided(Path(root or "")):
-            val_share = VAL_SHARE
+        if self.name == "folder" and not is_divided(Path(self.root or "")):
+            val_share = VAL_SHARE if val_share is None else val_share
+        elif val_share is not None:
+            raise DataError(f"{root} has a query and a gallery of its own: leave out --data.val_share {val_share}")
         padding = (3 if embedded else 10) if padding is None else padding
         height = self.layout.size[0] if height is None else height
         width = self.layout.size[1] if width is None else width
