@@ -57,7 +57,8 @@ class ImageClassificationData(ImageData):
     Args:
         name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
             ``fgvc_aircraft``, ``folder`` (the default with a root or labels), a data set of torchvision
-            (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+            (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``,
+            ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for other data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
