@@ -8,6 +8,7 @@ from typing import Any, Literal
 from visionattn.data import DataError, ImageClassificationData, ReidData
 from visionattn.data.class_map import ClassMap
 from visionattn.data.loading import OnError
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
 from visionattn.training import ModelSpec
@@ -66,11 +67,13 @@ class ImageOptions(PreparedImages):
         num_classes: number of classes, for data sets that do not say it.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
+        transform: import path of your own transform, as for train.py.
     """
 
     split: str | None = None
     num_classes: int | None = None
     class_map: ClassMap = None
+    transform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def open_images(
     """
     if preprocessing is None:
         preprocessing = prepare_images(spec, options)
+    warn_of_own_transform(spec.preprocessing, getattr(options, "transform", None))
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     stored = None if options.root and spec.dataset == "digits" else spec.dataset or None
