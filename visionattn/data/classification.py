@@ -9,7 +9,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.dataset import IterableImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.balance import count_classes, weigh_images
@@ -18,7 +17,7 @@ from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
-from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
+from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
 from visionattn.data.sources import (
@@ -34,7 +33,6 @@ from visionattn.data.sources import (
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.torchvision_sets import is_whole
-from visionattn.data.transforms import pixel_transform
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -180,7 +178,7 @@ class ImageClassificationData(ImageData):
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
-        self.augmentation = self.preparation.augmentation(self.preprocessing["input_size"][-1])
+        self._transforms = [self.preparation.make_transform(self.preprocessing, training) for training in (False, True)]
 
     @property
     def class_names(self) -> list[str]:
@@ -393,16 +391,11 @@ class ImageClassificationData(ImageData):
                 "draws on its images from the first on, not on those that were yet to come"
             )
 
-    def _transform(self, training: bool) -> Transform:
-        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
-        to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
-        return transform if to_sequence is None else Compose([transform, to_sequence])
-
     def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split; of ``predict``, of every image under ``root``."""
         training = split == "train"
         source = self._sources[split]
-        transform = self._transform(training)
+        transform = self._transforms[training]
         options = self.worker_options
         dataset: Dataset[Item]
         if isinstance(source, IterableImageDataset):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from visionattn.data import DataError, ImageClassificationData, ReidData
 from visionattn.data.class_map import ClassMap
 from visionattn.data.loading import OnError
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
 from visionattn.training import ModelSpec
@@ -79,6 +80,7 @@ class ImageOptions(PreparedImages):
         holdout_per_class: evaluate on this number of images of each class, which training held out.
         label_separator: characters between the labels of an image in a table, by default | or ;.
         multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
+        transform: import path of your own transform, as for train.py.
     """
 
     split: str | None = None
@@ -87,6 +89,7 @@ class ImageOptions(PreparedImages):
     holdout_per_class: int | None = None
     label_separator: str | None = None
     multi_label: bool | None = None
+    transform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def open_images(
     """
     if preprocessing is None:
         preprocessing = prepare_images(spec, options)
+    warn_of_own_transform(spec.preprocessing, getattr(options, "transform", None))
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     elsewhere = options.labels or (options.root and spec.dataset == "digits")
