@@ -147,12 +147,18 @@ class ImageClassificationData(ImageData):
         """Number the classes as a head does; outputs without names are numbers, which a class map may name."""
         self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
-    def check_head(self, model: str, num_classes: int) -> None:
+    def check_head(self, model: str, num_classes: int, multi_label: bool = False) -> None:
         """Check that the classes of the data are those of a trained head; to be called after ``setup``.
 
         Raises:
-            DataError: there are others.
+            DataError: there are others, or one head has several labels per image and the other not.
         """
+        if self.multi_label != multi_label:
+            known, found = ("several labels", "one") if multi_label else ("one label", "several")
+            raise DataError(
+                f"{model} was trained on images with {known} each, those of {self.name!r} have {found}: evaluate on "
+                "images with labels as in the training"
+            )
         names = self.class_names
         # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):

@@ -169,7 +169,7 @@ def open_images(
             module.expect_head(spec.class_names, spec.num_classes)
         module.setup(stage)
         if stage == "validate":
-            module.check_head(spec.model, spec.num_classes)
+            module.check_head(spec.model, spec.num_classes, spec.multi_label)
     return module
 
 
