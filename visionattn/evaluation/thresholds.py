@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve  # type: ignore[import-untyped]
+from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
 from visionattn.checks import check_range
@@ -25,7 +25,7 @@ def best_thresholds(probability: Tensor, label: Tensor) -> Tensor:
         probability: probabilities [N, K].
         label: whether each image has each label [N, K].
     """
-    columns = zip(probability.double().cpu().numpy().T, label.cpu().numpy().T, strict=True)
+    columns = zip(probability.cpu().numpy().T, label.cpu().numpy().T, strict=True)
     best = [_best_threshold(*column) if column[1].any() else THRESHOLD for column in columns]
     return torch.tensor(best, dtype=torch.float64)
 
@@ -35,8 +35,8 @@ def _best_threshold(probability: Any, label: Any) -> float:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
     # Half-way to the next lower probability, which rounding may not reach.
-    below = thresholds[best - 1] if best else 0.0
-    return float(thresholds[best] + below) / 2
+    below = float(thresholds[best - 1]) if best else 0.0
+    return (float(thresholds[best]) + below) / 2
 
 
 def read_thresholds(given: float | Path, class_names: Sequence[str]) -> Tensor:
