@@ -342,9 +342,15 @@ class ImageClassificationData(ImageData):
         """Return the loader of every image under ``root``, in any folder."""
         return self._keep("predict")
 
+    def num_images(self, split: str) -> int | None:
+        """Return the number of images of a split, known after ``setup``; None for a stream that does not say it."""
+        source = self._sources[split]
+        return source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
+
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
-        sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
+        counts = {split: self.num_images(split) for split in self._sources}
+        sizes = ", ".join(f"{f'{count:,}' if count else 'any number of'} {split}" for split, count in counts.items())
         where = self.root if self.name == "folder" else self.name
         if self.tables is not None:
             where = str(self.tables.files["validation" if "train" not in self._sources else "train"])
@@ -396,12 +402,6 @@ class ImageClassificationData(ImageData):
         num_classes = None if split == "predict" else self.num_classes
         options["collate_fn"] = Collate(self.item_shape, num_classes if self.multi_label else None)
         return ImageLoader(dataset, self.on_error, num_classes, **options)
-
-
-def _size(source: ImageSource | IterableImageDataset) -> str:
-    """Return the number of images in words; a stream has one only if its reader says so."""
-    known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
-    return f"{known:,}" if known else "any number of"
 
 
 def _class_to_idx(source: Any) -> Any:

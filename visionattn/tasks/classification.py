@@ -147,7 +147,7 @@ class ClassificationTask(TrainingTask):
         counts = self.data.class_counts()
         counts = F.pad(counts, (0, num_classes - len(counts)))  # the head may be wider
         if self.multi_label or self.loss_name == "bce":
-            return {"pos_weight": positive_weights(counts, self.data.num_training_images)}
+            return {"pos_weight": positive_weights(counts, self.data.num_images("train"))}
         return {"weight": class_weights(counts)}
 
     def _compare_heads(self, names: list[str]) -> None:
