@@ -19,7 +19,7 @@ from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
+from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.tables import TableOptions
@@ -83,6 +83,9 @@ class ImageClassificationData(ImageData):
             it by another image in training.
         seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
         **preparation: size, normalisation and augmentation, see :class:`~visionattn.data.options.Preparation`.
+
+    Attributes:
+        listings: images of the folders that were opened, which ``setup`` does not list again.
 
     Raises:
         DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
@@ -164,6 +167,7 @@ class ImageClassificationData(ImageData):
             TableOptions(path_column, label_column, label_separator, multi_label),
         )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
+        self.listings: Listings = {}
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
@@ -228,8 +232,10 @@ class ImageClassificationData(ImageData):
             self._sources = {"predict": self._open_for_prediction()}
             return
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
-        if self.tables is not None and stage == "fit" and not self._holds_out:
-            self.tables.check_divided()
+        if self.tables is not None:
+            if stage == "fit" and not self._holds_out:
+                self.tables.check_divided()
+            self.multi_label = self.tables.multi_label(wanted)
         numbering = None if self._expected is None else {name: index for index, name in enumerate(self._expected)}
         for split in wanted:
             if split in self._sources:
@@ -243,14 +249,12 @@ class ImageClassificationData(ImageData):
                     numbering, source = preferred, self._open(split, preferred)
             self._sources[split] = source
             self._compare_classes(split, source)
-        if self.tables is not None:
-            self.multi_label = self.tables.multi_label(wanted)
-        elif stage == "fit" and self.root and Path(self.root).is_file() and not self._holds_out:
+        if stage == "fit" and self.root and Path(self.root).is_file() and not self._holds_out:
             rank_zero_warn(f"{self.root} has no splits: the training images are also the validation images")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """Open a split and keep the images that the options ask for."""
-        held_out = self._holds_out and (split == "validation" or (split == "test" and self._is_undivided))
+        held_out = self._holds_out and (split == "validation" or (split == "test" and self.divides_itself))
         place = "train" if held_out else split
         source = self._open_whole(place, numbering)
         asked = [
@@ -280,6 +284,7 @@ class ImageClassificationData(ImageData):
             undivided=self._is_undivided,
             class_to_idx=numbering,
             class_map=self.class_map,
+            listings=self.listings,
             mode=self._mode,
             download=self.download,
             batch_size=self.batch_size,
@@ -292,11 +297,19 @@ class ImageClassificationData(ImageData):
         return self.holdout_per_class is not None or self.val_share is not None
 
     @property
-    def _is_undivided(self) -> bool:
-        """Return whether the images have no splits, and are divided here."""
+    def divides_itself(self) -> bool:
+        """Return whether there are no validation images of their own, so that they are held out here."""
         if self.tables is not None:
-            return self._holds_out and self.tables.shares_images("test")
-        return self._holds_out and self.name in ("folder", "tar") and is_undivided(self.root)
+            return self._holds_out and not self.tables.has_split("validation")
+        if not self._holds_out or self.name not in ("folder", "tar") or not self.root:
+            return False
+        return not has_split(Path(self.root), "validation")
+
+    @property
+    def _is_undivided(self) -> bool:
+        """Return whether the root is a folder of class folders without splits, which are held out here."""
+        root = Path(self.root or "")
+        return self.divides_itself and root.is_dir() and not any(has_split(root, split) for split in SPLITS)
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""

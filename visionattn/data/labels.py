@@ -93,6 +93,10 @@ class LabelledFiles:
             self._read[file] = read_table(file, self.options, f"--data.{TABLES[split]}")
         return self._read[file]
 
+    def reading(self, split: str) -> dict[str, Any]:
+        """Return the options of a data set that open the table of a split alone."""
+        return {"labels": str(self.files[split]), **vars(self.options)}
+
     def multi_label(self, splits: Iterable[str]) -> bool:
         """Return whether the images of splits may have any number of labels.
 
@@ -106,9 +110,10 @@ class LabelledFiles:
             )
         return True in kinds
 
-    def shares_images(self, split: str) -> bool:
-        """Return whether the images of a split are also those of the training split."""
-        return self.files[split] == self.files["train"] and self.table("train").splits is None
+    def has_split(self, split: str) -> bool:
+        """Return whether a split has a table of its own, or rows of one of its usual names."""
+        splits = self.table(split).splits or ()
+        return self.files[split] != self.files["train"] or not set(SPLITS[split]).isdisjoint(splits)
 
     def check_divided(self) -> None:
         """Check that there are tables, or rows, for both training and validation.
@@ -116,7 +121,7 @@ class LabelledFiles:
         Raises:
             DataError: all images are in one.
         """
-        if self.shares_images("validation"):
+        if self.table("train").splits is None and not self.has_split("validation"):
             raise DataError(
                 f"{self.files['train']} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
             )
