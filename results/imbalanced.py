@@ -43,7 +43,7 @@ VALIDATED = 10
 RECIPE = [
     *("--model.name=resnet_pico", "--model.lr=0.004", "--model.weight_decay=0.05", "--model.warmup_epochs=1"),
     *("--data.img_size=32", "--data.batch_size=64", "--data.crop_padding=4", "--data.crop_pct=1"),
-    *("--data.color_jitter=0", "--trainer.max_epochs=8", "--trainer.gradient_clip_val=1"),
+    *("--data.color_jitter=0", "--trainer.max_epochs=6", "--trainer.gradient_clip_val=1"),
 ]
 
 

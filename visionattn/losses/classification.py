@@ -93,6 +93,6 @@ def create_criterion(
     else:
         criterion = FocalLoss(gamma, weight, pos_weight)
     # The training images decide weights, so that checkpoints need not hold them.
-    for name, buffer in list(criterion.named_buffers()):
+    for name, buffer in list(criterion.named_buffers(remove_duplicate=False)):
         criterion.register_buffer(name, buffer, persistent=False)
     return criterion
