@@ -104,6 +104,8 @@ def classify(
     if rollout:
         save_rollouts(rollout, loaded.model, result.data, result.num_images, num_examples)
     _print(result, figures)
+    if save_thresholds:
+        print(f"thresholds for the highest F1 on these images: {save_thresholds}; judge --threshold on other images")
 
 
 def _check_labels(loaded: LoadedModel, of_several: dict[str, Any], confusion_matrix: Path | None) -> None:

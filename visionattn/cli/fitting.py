@@ -149,7 +149,7 @@ def _result(cli: TrainingCLI) -> FitResult:
     score, trainer = cli.best.best_model_score, cli.trainer
     return FitResult(
         score=None if score is None else float(score),
-        metric=cli.task.monitor,
+        metric=cli.model.monitor,
         best_checkpoint=_existing(cli.run.checkpoints / BEST),
         last_checkpoint=_existing(cli.run.checkpoints / LAST),
         folder=cli.run.path,

@@ -152,6 +152,10 @@ class TrainingTask(LightningModule):
         if self.model is not None:
             return
         hparams = self.options
+        if self.data.balance == "weights" and not self.has_head:
+            raise ValueError(
+                f"--data.balance weights is for losses of classes, and --task {self.kind} has none: leave it out"
+            )
         self._build()
         assert self.model is not None
         if hparams.channels_last:
