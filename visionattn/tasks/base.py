@@ -133,7 +133,7 @@ class TrainingTask(LightningModule):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have several labels, by the data of a training and by the weights of an evaluation."""
+        """True if an image may have several labels, by the data of a training and by the weights of an evaluation."""
         evaluated = None if self.trainer.state.fn == "fit" else self.starts_from
         return bool((evaluated or self.data).multi_label)
 
