@@ -2,12 +2,10 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
@@ -22,7 +20,7 @@ from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_s
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import image_transform
-from visionattn.data.unlabelled import open_unlabelled
+from visionattn.data.unlabelled import Images, open_unlabelled
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -277,7 +275,7 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
-    def setup_images(self, images: Sequence[str | Path] | Sequence[Image.Image]) -> None:
+    def setup_images(self, images: Images) -> None:
         """Predict these images, files or folders in place of those under ``root``, in their order."""
         self._sources = {"predict": open_unlabelled(images, self._mode)}
 

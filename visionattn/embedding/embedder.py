@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,11 +18,11 @@ from visionattn.checks import check_range
 from visionattn.data.file_sources import list_images
 from visionattn.data.loading import OnError
 from visionattn.data.module import usual_workers
-from visionattn.embedding.files import Embeddings, Features, check_format, write
+from visionattn.embedding.files import Embeddings, Features
 from visionattn.embedding.images import ImageFiles
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import LoadedModel, load_model
+from visionattn.evaluation.source import LoadedModel
 from visionattn.io import as_text
 from visionattn.probing.features.extraction import FeatureCache, extract_features
 from visionattn.probing.features.splits import freeze, prepare
@@ -193,9 +193,7 @@ class Embedder:
             shutil.rmtree(folder)
 
 
-def embed(
-    model: str | Path | LoadedModel, images: str | Path | Iterable[str | Path], **options: Any
-) -> Embeddings:
+def embed(model: str | Path | LoadedModel, images: str | Path | Iterable[str | Path], **options: Any) -> Embeddings:
     """Return the features of images.
 
     Args:

@@ -2,6 +2,7 @@
 
 `ModelSource` and `visionattn.load_model` return a `LoadedModel`. `evaluate_classifier`, `evaluate_reid`,
 `evaluate_slots` and `measure_throughput` return dataclasses, whose ``to_dict()`` is what ``eval.py --output`` writes.
+`predict` yields a `Prediction` for each image.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from visionattn.evaluation.discovery import DiscoveryResult, evaluate_slots
     from visionattn.evaluation.drawing import save_ranked_lists, save_rollouts, save_slot_sheet
     from visionattn.evaluation.loop import Result
+    from visionattn.evaluation.prediction import Prediction, predict
     from visionattn.evaluation.retrieval import RetrievalResult, evaluate_reid
     from visionattn.evaluation.source import LoadedModel, ModelSource, Origin, draw_weights, load_model
     from visionattn.evaluation.throughput import ThroughputRow, measure_throughput
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassificationResult", "Conditions", "DataOptions", "DiscoveryResult", "IdentityOptions", "ImageOptions",
-    "LoadedModel", "ModelSource", "Origin", "PreparedImages", "Result", "RetrievalResult", "SceneOptions",
+    "LoadedModel", "ModelSource", "Origin", "Prediction", "PreparedImages", "Result", "RetrievalResult", "SceneOptions",
     "ThroughputRow", "count_macs", "draw_weights", "evaluate_classifier", "evaluate_reid", "evaluate_slots",
-    "load_model", "measure_throughput", "open_identities", "open_images", "open_scenes", "save_ranked_lists",
-    "save_rollouts", "save_slot_sheet",
+    "load_model", "measure_throughput", "open_identities", "open_images", "open_scenes", "predict",
+    "save_ranked_lists", "save_rollouts", "save_slot_sheet",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
@@ -45,6 +47,7 @@ __getattr__, __dir__ = lazy_exports(
         "discovery": "DiscoveryResult evaluate_slots",
         "drawing": "save_ranked_lists save_rollouts save_slot_sheet",
         "loop": "Result",
+        "prediction": "Prediction predict",
         "retrieval": "RetrievalResult evaluate_reid",
         "source": "LoadedModel ModelSource Origin draw_weights load_model",
         "throughput": "ThroughputRow measure_throughput",

@@ -78,7 +78,7 @@ def evaluate_classifier(
         ValueError: a model without classes, data that are missing or do not fit, logits that are not finite.
     """
     model, spec, origin = loaded
-    _require_classes(loaded)
+    require_classes(loaded)
     if inference is not None:
         choose_inference(model, spec.model, inference)
     resolved = resolve_device(device)
@@ -112,7 +112,7 @@ def evaluate_classifier(
     )
 
 
-def _require_classes(loaded: LoadedModel) -> None:
+def require_classes(loaded: LoadedModel) -> None:
     """Raise a ValueError unless the model classifies, with what to do with it instead."""
     spec, name = loaded.spec, loaded.name
     task = TASKS.get(spec.task, ClassificationTask)
@@ -125,7 +125,7 @@ def _require_classes(loaded: LoadedModel) -> None:
         )
     if not spec.num_classes:
         raise ValueError(
-            f"{name} holds no classifier: eval.py probe trains one on its features, "
+            f"{name} holds no classifier: visionattn linear trains one on its features, "
             f"train.py fit --model.name {spec.model} --model.checkpoint_path FILE fine-tunes it"
         )
 

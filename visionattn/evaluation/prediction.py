@@ -1,10 +1,9 @@
 """Predictions of a classifier for images: files, folders, or images in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -14,20 +13,20 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data import ImageClassificationData
 from visionattn.data.loading import OnError
+from visionattn.data.unlabelled import Images
 from visionattn.errors import UserError
-from visionattn.evaluation.as_trained import PreparedImages, prepare_images, unopened_images
+from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.classification import require_classes
 from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.evaluation.source import LoadedModel
 from visionattn.io import as_text
 from visionattn.layers.prepared import frozen_weights
-from visionattn.progress import Progress, ShowProgress, no_progress
+from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.classification import require_finite
 from visionattn.training import ModelSpec
 from visionattn.training.predictions import Prediction, rank_classes
 from visionattn.training.preprocessing import describe_preprocessing
 
-Images = Sequence[str | Path] | Sequence[Image.Image]
 THRESHOLD = 0.5
 """Smallest probability of a label, for models of several labels that have no thresholds of their own."""
 
@@ -80,9 +79,9 @@ def predict(
     options = PreparedImages(
         img_size=img_size, crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, on_error=on_error
     )
-    data = unopened_images(spec, options, prepare_images(spec, options))
-    data.setup_images([images] if isinstance(images, str | Path | Image.Image) else images)  # type: ignore[arg-type]
-    if num_workers is None and len(data) <= batch_size:
+    images = cast(Images, [images] if isinstance(images, str | Path | Image.Image) else images)
+    data = open_images(spec, options, "predict", images=images, name="folder")
+    if num_workers is None and (data.num_images("predict") or 0) <= batch_size:
         data.num_workers = 0
     names, guess = name_classes(loaded)
     for line in (describe_preprocessing(data.preprocessing, spec.preprocessing, loaded.name), guess):
@@ -96,7 +95,7 @@ def predict(
         probabilities = logits.sigmoid()
         chosen = probabilities >= _thresholds(spec, threshold).to(probabilities.device)
         return [
-            replace(found, labels=[names[index] for index in row.nonzero().flatten().tolist()])
+            found._replace(labels=[names[index] for index in row.nonzero().flatten().tolist()])
             for found, row in zip(rank_classes(probabilities, files, names, topk), chosen, strict=True)
         ]
 
@@ -125,13 +124,9 @@ def _predict(
             num_read += len(found)
             yield from _in_order(list(islice(files, len(batch.name) + len(batch.errors))), found, batch.errors)
             done += len(batch.name) + len(batch.errors)
-            _report(report, done, len(source))
+            report(done, len(source))
     if not num_read:
         raise ValueError(f"not one image could be read: {data.broken('predict')[0]}")
-
-
-def _report(report: Progress, done: int, total: int) -> None:
-    report(done, total)
 
 
 def _in_order(files: Sequence[str], found: Sequence[Prediction], errors: Sequence[str]) -> Iterator[Prediction]:
@@ -143,7 +138,7 @@ def _in_order(files: Sequence[str], found: Sequence[Prediction], errors: Sequenc
             yield following
             following = next(good, None)
         else:
-            yield Prediction(file, error=next(bad).removeprefix(f"{file}: "))
+            yield Prediction(file, [], [], error=next(bad).removeprefix(f"{file}: "))
 
 
 def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
@@ -153,7 +148,7 @@ def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
         return spec.class_names, ""
     subset = None if spec.dataset else infer_imagenet_subset({"num_classes": spec.num_classes})
     if subset:
-        return ImageNetInfo(subset).label_descriptions(), (
+        return list(ImageNetInfo(subset).label_descriptions()), (
             f"classes: those of {subset}, as {name} has {spec.num_classes:,} outputs"
         )
     return [str(number) for number in range(spec.num_classes)], (

@@ -18,7 +18,7 @@ from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, freeze, prepare
-from visionattn.probing.frozen import FrozenBackbone, Layer, weights_hash
+from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.heads import select_tokens
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.protocols import FewShotResult, HeadResult, Selection, few_shot, train_heads

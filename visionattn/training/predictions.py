@@ -1,9 +1,8 @@
 """Predictions: the classes of an image by probability, and their rows in a file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch import Tensor
 from visionattn.row_files import RowFile
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The most probable classes of an image.
 
     Attributes:
@@ -24,24 +22,27 @@ class Prediction:
     """
 
     file: str
-    classes: list[str] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
+    classes: list[str]
+    probabilities: list[float]
     labels: list[str] | None = None
     error: str | None = None
 
     def to_row(self) -> dict[str, Any]:
         """Return the values by `columns`: ``file``, ``class``, ``probability``, ``class_2``, …; without an error."""
-        labels = {} if self.labels is None else {"labels": ";".join(self.labels)}
-        ranked = zip(self.classes, self.probabilities, strict=True)
-        pairs = {key: value for rank, pair in enumerate(ranked, 1) for key, value in zip(_pair(rank), pair, strict=True)}
-        return {"file": self.file, **labels, **pairs}
+        row: dict[str, Any] = {"file": self.file}
+        if self.labels is not None:
+            row["labels"] = ";".join(self.labels)
+        for rank, pair in enumerate(zip(self.classes, self.probabilities, strict=True), 1):
+            row.update(zip(_pair(rank), pair, strict=True))
+        return row
 
 
 def columns(topk: int = 1, multi_label: bool = False) -> dict[str, type]:
     """Return name and type of the columns of rows with ``topk`` classes."""
-    labels: dict[str, type] = {"labels": str} if multi_label else {}
-    pairs = {key: kind for rank in range(1, topk + 1) for key, kind in zip(_pair(rank), (str, float), strict=True)}
-    return {"file": str, **labels, **pairs}
+    found: dict[str, type] = {"file": str} | ({"labels": str} if multi_label else {})
+    for rank in range(1, topk + 1):
+        found.update(zip(_pair(rank), (str, float), strict=True))
+    return found
 
 
 def _pair(rank: int) -> tuple[str, str]:
