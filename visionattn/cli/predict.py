@@ -41,7 +41,7 @@ def predict(
     images: list[str],
     topk: int = 5,
     output: Path | None = None,
-    threshold: float | None = None,
+    threshold: float | Path | None = None,
     architecture: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
@@ -62,7 +62,8 @@ def predict(
         images: image files, and folders of images; - reads their names from standard input, one in a line.
         topk: number of classes for each image.
         output: file with a row for each image: .csv, .json or .parquet.
-        threshold: for models of several labels, the smallest probability of a label.
+        threshold: for models of several labels, the smallest probability of a label, by default 0.5; or a file of
+            classify --save_thresholds.
         architecture: registered model, for a file of weights that does not name it.
         model_kwargs: further arguments for the model, such as {"img_size": 96}.
         weights: for a checkpoint that holds a moving average: the average or the raw weights.

@@ -19,16 +19,13 @@ from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.classification import require_classes
 from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.evaluation.source import LoadedModel
+from visionattn.evaluation.thresholds import read_thresholds
 from visionattn.io import as_text
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.classification import require_finite
-from visionattn.training import ModelSpec
-from visionattn.training.predictions import Prediction, rank_classes
+from visionattn.training.predictions import THRESHOLD, Prediction, make_predictions
 from visionattn.training.preprocessing import describe_preprocessing
-
-THRESHOLD = 0.5
-"""Smallest probability of a label, for models of several labels that have no thresholds of their own."""
 
 
 def predict(
@@ -36,7 +33,7 @@ def predict(
     images: str | Path | Image.Image | Images,
     *,
     topk: int = 5,
-    threshold: float | None = None,
+    threshold: float | Path | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
     batch_size: int = 64,
@@ -53,8 +50,8 @@ def predict(
         loaded: the classifier; it is moved to the device.
         images: files and folders, or images in memory; of a folder all images, in all folders below it.
         topk: number of classes for each image, at most all.
-        threshold: for a model of several labels, the smallest probability of a label; by default its own
-            thresholds, otherwise 0.5.
+        threshold: for a model of several labels, the smallest probability of a label, or a file of thresholds that
+            ``classify --save_thresholds`` wrote; by default 0.5.
         img_size: height and width in pixels; by default, as crop_pct, that of the model's preprocessing.
         crop_pct: part of the resized image's edge that is kept.
         batch_size: images per step.
@@ -73,7 +70,6 @@ def predict(
     require_classes(loaded)
     spec, resolved = loaded.spec, resolve_device(device)
     check_range("topk", topk, 1, error=UserError)
-    check_range("threshold", threshold, 0, 1, error=UserError)
     if threshold is not None and not spec.multi_label:
         raise UserError(f"--threshold is for models of several labels: {loaded.name} chooses one class")
     options = PreparedImages(
@@ -88,16 +84,11 @@ def predict(
         if announce is not None and line:
             announce(line)
 
+    thresholds = read_thresholds(THRESHOLD if threshold is None else threshold, names) if spec.multi_label else None
+
     def answer(logits: Tensor, files: Sequence[str]) -> list[Prediction]:
         require_finite(logits, files, spec.model)
-        if not spec.multi_label:
-            return rank_classes(logits.softmax(-1), files, names, topk)
-        probabilities = logits.sigmoid()
-        chosen = probabilities >= _thresholds(spec, threshold).to(probabilities.device)
-        return [
-            found._replace(labels=[names[index] for index in row.nonzero().flatten().tolist()])
-            for found, row in zip(rank_classes(probabilities, files, names, topk), chosen, strict=True)
-        ]
+        return make_predictions(logits, files, names, topk, thresholds)
 
     return _predict(loaded, data, answer, resolved, precision, progress)
 
@@ -121,9 +112,9 @@ def _predict(
                 with torch.inference_mode(), autocast(device, precision):
                     logits = model(batch.to(device).image)
                 found = answer(logits.float(), batch.name)
-            num_read += len(found)
-            yield from _in_order(list(islice(files, len(batch.name) + len(batch.errors))), found, batch.errors)
-            done += len(batch.name) + len(batch.errors)
+            count = len(batch.name) + len(batch.errors)
+            yield from _in_order(list(islice(files, count)), found, batch.errors)
+            done, num_read = done + count, num_read + len(found)
             report(done, len(source))
     if not num_read:
         raise ValueError(f"not one image could be read: {data.broken('predict')[0]}")
@@ -170,9 +161,3 @@ def _require_weights(loaded: LoadedModel) -> None:
             f"nothing to predict, for the head of {name} is random: its weights have {known} outputs, not "
             f"{spec.num_classes}; leave num_classes out"
         )
-
-
-def _thresholds(spec: ModelSpec, given: float | None) -> Tensor:
-    """Return the threshold of each class, or one for all."""
-    own: Sequence[float] = getattr(spec, "thresholds", None) or [THRESHOLD]
-    return torch.tensor(own if given is None else [given])

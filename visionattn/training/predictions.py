@@ -9,6 +9,9 @@ from torch import Tensor
 
 from visionattn.row_files import RowFile
 
+THRESHOLD = 0.5
+"""Smallest probability of a label, for models of several labels that have no thresholds of their own."""
+
 
 class Prediction(NamedTuple):
     """The most probable classes of an image.
@@ -49,13 +52,28 @@ def _pair(rank: int) -> tuple[str, str]:
     return ("class", "probability") if rank == 1 else (f"class_{rank}", f"probability_{rank}")
 
 
-def rank_classes(
-    probabilities: Tensor, files: Sequence[str], class_names: Sequence[str], topk: int = 1
+def make_predictions(
+    logits: Tensor,
+    files: Sequence[str],
+    class_names: Sequence[str],
+    topk: int = 1,
+    thresholds: Tensor | None = None,
 ) -> list[Prediction]:
-    """Return the ``topk`` most probable classes of each image, from probabilities [B, num_classes]."""
-    found = probabilities.topk(min(topk, probabilities.shape[-1]), dim=-1)
+    """Return predictions from logits [B, num_classes] of images.
+
+    For models of several labels ``thresholds`` [num_classes] has the smallest probability of each class.
+    """
+    shares = logits.softmax(-1) if thresholds is None else logits.sigmoid()
+    found = shares.topk(min(topk, shares.shape[-1]), dim=-1)
     rows = zip(files, found.indices.tolist(), found.values.tolist(), strict=True)
-    return [Prediction(file, [class_names[index] for index in indices], values) for file, indices, values in rows]
+    predictions = [Prediction(file, [class_names[index] for index in best], values) for file, best, values in rows]
+    if thresholds is None:
+        return predictions
+    chosen = shares >= thresholds.to(shares.device)
+    return [
+        prediction._replace(labels=[name for name, given in zip(class_names, row, strict=True) if given])
+        for prediction, row in zip(predictions, chosen.tolist(), strict=True)
+    ]
 
 
 class PredictionWriter(Callback):
@@ -66,14 +84,15 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = RowFile(path, columns())
+        self.path = path
+        self.file = RowFile(path, {})
         self._failed = False
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the file."""
-        if trainer.global_rank:
-            path = self.file.path
-            self.file = RowFile(path.with_stem(f"{path.stem}.rank{trainer.global_rank}"), columns())
+        rank = trainer.global_rank
+        path = self.path.with_stem(f"{self.path.stem}.rank{rank}") if rank else self.path
+        self.file = RowFile(path, columns(multi_label=pl_module.spec.multi_label))
         self.file.open()
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
