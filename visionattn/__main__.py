@@ -13,7 +13,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "fit": (TRAINING, "train a model"),
         "validate": (TRAINING, "measure it on the validation split"),
         "test": (TRAINING, "measure it on the test split"),
-        "predict": (TRAINING, "predict classes of images without labels"),
+        "predict": ("visionattn.cli.predict", "predict the classes of images"),
     },
     "evaluate": {
         "classify": (EVALUATION, "top-1 and top-5 accuracy of a classifier"),

@@ -112,7 +112,7 @@ class TrainingCLI(LightningCLI):
             "--output",
             type=Path | None,
             default=None,
-            help="file of the predictions, .csv or .json; by default a new predictions.csv.",
+            help="file of the predictions, .csv, .json or .parquet; by default a new predictions.csv.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -303,7 +303,8 @@ class TrainingCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
-        say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
+        file = self.predictions.file
+        say(f"{counted(file.count, 'prediction')} in {file.path}")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.tables import TableOptions
 from visionattn.data.transforms import image_transform
+from visionattn.data.unlabelled import Images, open_unlabelled
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -332,6 +333,10 @@ class ImageClassificationData(ImageData):
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
+
+    def setup_images(self, images: Images) -> None:
+        """Predict these images, files or folders in place of those under ``root``, in their order."""
+        self._sources = {"predict": open_unlabelled(images, self._mode)}
 
     def class_counts(self) -> Tensor:
         """Return the number of training images of each class, [K]; known after ``setup("fit")``."""

@@ -177,7 +177,7 @@ def require_classes(loaded: LoadedModel) -> None:
         )
     if not spec.num_classes:
         raise ValueError(
-            f"{name} holds no classifier: eval.py probe trains one on its features, "
+            f"{name} holds no classifier: visionattn linear trains one on its features, "
             f"train.py fit --model.name {spec.model} --model.checkpoint_path FILE fine-tunes it"
         )
 

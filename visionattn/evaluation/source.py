@@ -1,10 +1,10 @@
 """Models to evaluate: from a checkpoint, from a file of weights, or from timm's registry."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import timm
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from visionattn.data import image_transform
 from visionattn.errors import UsageError
 from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
+from visionattn.training.models import has_weights
+
+if TYPE_CHECKING:
+    from visionattn.training.predictions import Prediction
 
 WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 """Suffixes that no model's name has."""
@@ -54,6 +58,28 @@ class LoadedModel(NamedTuple):
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Return the transform from an RGB image to a normalised tensor [C, H, W], as the weights want it."""
         return image_transform(self.spec.preprocessing)
+
+    @overload
+    def predict(self, images: Image.Image, **options: Any) -> "Prediction": ...
+    @overload
+    def predict(self, images: Sequence[str | Path] | Sequence[Image.Image], **options: Any) -> list["Prediction"]: ...
+    @overload
+    def predict(self, images: str | Path, **options: Any) -> "Prediction | list[Prediction]": ...
+    def predict(self, images: Any, **options: Any) -> Any:
+        """Predict the classes of images, as `visionattn.evaluation.predict`, which lists the options.
+
+        Args:
+            images: an image in memory or its file; or several, in a list or a folder.
+            **options: ``topk=5``, ``threshold``, ``device="auto"``, ``batch_size``, ``on_error``, ….
+
+        Returns:
+            A `Prediction` with ``classes`` and their ``probabilities``; of several images a list.
+        """
+        from visionattn.evaluation.prediction import predict
+
+        found = list(predict(self, images, **options))
+        is_one = isinstance(images, Image.Image) or (isinstance(images, str | Path) and not Path(images).is_dir())
+        return found[0] if is_one else found
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ def load_model(
     path_or_name: str | Path,
     *,
     model: str | None = None,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     weights: Weights = "average",
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
@@ -145,7 +171,8 @@ def load_model(
     Args:
         path_or_name: a checkpoint of train.py, another file of weights, or the name of a registered model.
         model: architecture, for files that do not say it.
-        pretrained: fetch the weights that are published for a registered model.
+        pretrained: use the weights that are published for a registered model; by default if there are any. Otherwise
+            weights are random, of which a warning tells.
         weights: for a checkpoint that holds a moving average: the average or the raw weights.
         model_kwargs: further arguments for the model, such as ``{"num_classes": 10}``.
 
@@ -156,5 +183,7 @@ def load_model(
     name = str(path_or_name)
     is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
     if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
-        return ModelSource(Path(name), model, pretrained, model_kwargs, weights).load()
+        return ModelSource(Path(name), model, bool(pretrained), model_kwargs, weights).load()
+    if pretrained is None:
+        pretrained = has_weights(name, model_kwargs)
     return ModelSource(None, name, pretrained, model_kwargs, weights).load()

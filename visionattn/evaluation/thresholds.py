@@ -13,8 +13,8 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data.sources import some
 from visionattn.errors import UsageError
+from visionattn.training.predictions import THRESHOLD
 
-THRESHOLD = 0.5
 EXPECTED = "a file that classify --save_thresholds wrote"
 
 

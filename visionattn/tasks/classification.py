@@ -17,6 +17,7 @@ from visionattn.losses.classification import LossName, class_weights, create_cri
 from visionattn.metrics.classification import create_metrics
 from visionattn.tasks.base import TrainingTask
 from visionattn.training.objective import widened
+from visionattn.training.predictions import THRESHOLD, Prediction, make_predictions
 
 
 class ClassificationTask(TrainingTask):
@@ -230,26 +231,13 @@ class ClassificationTask(TrainingTask):
             chosen = f"val_{key}" == self.monitor
             self.log(f"{split}_{key}", metric, on_epoch=True, prog_bar=chosen, batch_size=max(count, 1))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, float]]:
-        """Return file name, class and probability of each image.
-
-        If images may have several labels, there is a row for each label of at least 0.5; an image with none has its
-        highest probability, and no class.
-        """
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Return the most probable class of each image, and its labels if images may have several."""
         logits = self(batch.image).float()
         require_finite(logits, batch.name, self.spec.model)
         names = self.spec.class_names or [str(number) for number in range(self.spec.num_classes)]
-        if not self.multi_label:
-            probability, index = logits.softmax(-1).max(-1)
-            return [
-                (file, names[best], share)
-                for file, best, share in zip(batch.name, index.tolist(), probability.tolist(), strict=True)
-            ]
-        rows: list[tuple[str, str, float]] = []
-        for file, shares in zip(batch.name, logits.sigmoid().tolist(), strict=True):
-            given = [(file, name, share) for name, share in zip(names, shares, strict=True) if share >= 0.5]
-            rows += sorted(given, key=lambda row: -row[2]) or [(file, "", max(shares))]
-        return rows
+        thresholds = torch.full((len(names),), THRESHOLD) if self.multi_label else None
+        return make_predictions(logits, batch.name, names, thresholds=thresholds)
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:
