@@ -53,8 +53,9 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         super().__init__(num_classes, average=None, thresholds=None, validate_args=False)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(preds, target.to(torch.uint8))
+        """Add a batch, which may be empty."""
+        self.preds.append(preds)
+        self.target.append(target.to(torch.uint8))
 
     def per_class(self) -> Tensor:
         """Return the average precision of each class [K], NaN if it does not occur."""

@@ -107,7 +107,7 @@ class ClassificationTask(TrainingTask):
         if self.trainer.state.fn != "fit" and names and hparams.num_classes:
             self.data.check_head(hparams.name, hparams.num_classes, self.multi_label)
         self._compare_heads(names)
-        if len(names) == 1 and not hparams.num_classes:
+        if len(names) == 1 and not hparams.num_classes and not self.multi_label:
             raise ValueError(
                 f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
                 "of several classes is expected"
@@ -218,15 +218,16 @@ class ClassificationTask(TrainingTask):
         count = len(batch.image)
         loss: Any = getattr(self, f"{split}_loss")
         metrics: dict[str, Any] = {key: getattr(self, f"{split}_{key}") for key in self._metric_names}
-        logits = self(batch.image).float()
+        logits, target = self(batch.image).float(), self._targets(batch)
         if count:
             if self.trainer.state.fn != "fit":  # training checks the loss
                 require_finite(logits, batch.name, self.spec.model)
-            target = self._targets(batch)
             entropy = F.binary_cross_entropy_with_logits if self.multi_label else F.cross_entropy
             loss.update(entropy(logits, target), count)
             for metric in metrics.values():
                 metric.update(logits.sigmoid() if self.multi_label else logits, target)
+        elif self.multi_label:  # average precision is gathered from all processes, also from one without images
+            metrics["map"].update(logits, target)
         for key, metric in {"loss": loss, **metrics}.items():
             chosen = f"val_{key}" == self.monitor
             self.log(f"{split}_{key}", metric, on_epoch=True, prog_bar=chosen, batch_size=max(count, 1))
