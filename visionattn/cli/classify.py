@@ -13,10 +13,10 @@ from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.drawing import require_rollout, save_rollouts
 from visionattn.evaluation.multi_label import MultiLabelResult, evaluate_labels
 from visionattn.evaluation.source import LoadedModel, ModelSource
-from visionattn.evaluation.thresholds import THRESHOLD
 from visionattn.output import check_folder, check_writable, write_csv, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference
+from visionattn.training.predictions import THRESHOLD
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.figure import check_suffix
 from visionattn_kernels.provenance import provenance

@@ -3,14 +3,12 @@
 import io
 import json
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 
@@ -18,6 +16,7 @@ from visionattn.cli.train import TrainingCLI, training_settings
 from visionattn.errors import UsageError
 from visionattn.evaluation import LoadedModel, load_model
 from visionattn.training.checkpoints.callbacks import BEST, LAST
+from visionattn.training.random_state import same_random_state
 
 GROUPS = ("model", "data", "trainer")
 """Sections of a config; values of other names are options themselves."""
@@ -145,18 +144,19 @@ def _plain(value: Any) -> Any:
 
 def _result(cli: TrainingCLI) -> FitResult:
     """Return the outcome of a training that has ended."""
-    assert cli.run is not None
-    score, trainer = cli.best.best_model_score, cli.trainer
+    run, trainer = cli.run, cli.trainer
+    assert run is not None
+    score = run.best.best_model_score
     return FitResult(
         score=None if score is None else float(score),
         metric=cli.model.monitor,
-        best_checkpoint=_existing(cli.run.checkpoints / BEST),
-        last_checkpoint=_existing(cli.run.checkpoints / LAST),
-        folder=cli.run.path,
+        best_checkpoint=_existing(run.folder.checkpoints / BEST),
+        last_checkpoint=_existing(run.folder.checkpoints / LAST),
+        folder=run.folder.path,
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        seconds=cli.stopwatch.seconds,
+        seconds=run.stopwatch.seconds,
     )
 
 
@@ -167,18 +167,14 @@ def _existing(path: Path) -> Path | None:
 @contextmanager
 def _same_process() -> Iterator[None]:
     """Restore what a training changes in its process; Lightning restores the signal handlers."""
-    environment, cudnn = dict(os.environ), torch.backends.cudnn
-    random_states, benchmark = (random.getstate(), np.random.get_state()), cudnn.benchmark
+    environment, benchmark = dict(os.environ), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(gpus):
+        with same_random_state():
             yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        random.setstate(random_states[0])
-        np.random.set_state(random_states[1])
         torch.use_deterministic_algorithms(deterministic, warn_only=only_warn)
-        cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark = benchmark

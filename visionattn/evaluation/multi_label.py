@@ -13,10 +13,11 @@ from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.classification import AS_TRAINED, ClassifierResult, show_images
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import LoadedModel
-from visionattn.evaluation.thresholds import THRESHOLD, best_thresholds, read_thresholds
+from visionattn.evaluation.thresholds import best_thresholds, read_thresholds
 from visionattn.metrics.classification import MeanAveragePrecision
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.training.branches import Inference
+from visionattn.training.predictions import THRESHOLD
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

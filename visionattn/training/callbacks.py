@@ -11,6 +11,7 @@ from rich import print as rich_print
 
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
+from visionattn.training.rate_finder import RateSearch
 from visionattn.training.runs import say
 from visionattn.viz.contact_sheet import save_contact_sheet
 from visionattn.viz.curves import save_learning_curve
@@ -148,6 +149,18 @@ class KernelSheet(_Drawing):
             save_contact_sheet(kernels, self.folder / "kernels.png")
 
         self._try(trainer, "image of the kernels", draw)
+
+
+class RateSheet(_Drawing):
+    """Draw ``find_lr.png``, the search that found the learning rate."""
+
+    def __init__(self, folder: Path, search: RateSearch) -> None:
+        super().__init__(folder)
+        self.search = search
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the losses over the rates."""
+        self._try(trainer, "image of the search for the rate", lambda: self.search.save(self.folder / "find_lr.png"))
 
 
 class ExampleSheet(_Drawing):
