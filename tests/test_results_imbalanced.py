@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 from pathlib import Path
 from types import ModuleType
 
@@ -73,7 +74,7 @@ def test_missing_runs_are_trained_and_shown_the_test_images(script: ModuleType, 
 def test_training_images_are_about_five_thousand(module: ModuleType) -> None:
     counts = module.count_images(10)
     assert (counts[0], counts[-1], sum(counts)) == (2014, 20, 4998)
-    ratios = [larger / smaller for larger, smaller in zip(counts[:5], counts[1:6], strict=True)]
+    ratios = [larger / smaller for larger, smaller in itertools.pairwise(counts[:6])]
     assert ratios == pytest.approx([100 ** (1 / 9)] * 5, rel=0.01)
 
 

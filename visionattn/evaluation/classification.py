@@ -90,6 +90,7 @@ def evaluate_classifier(
         ValueError: a model without classes or of several labels, data that are missing or do not fit, logits that are
             not finite.
     """
+    require_classes(loaded)
     if loaded.spec.multi_label:
         raise ValueError(f"{loaded.name} has several labels for an image: evaluate_labels evaluates it")
     resolved = resolve_device(device)
@@ -135,7 +136,6 @@ def show_images(
     Return the fields of a `ClassifierResult`, without ``per_class``; `evaluate_classifier` has the arguments.
     """
     model, spec, origin = loaded
-    require_classes(loaded)
     if inference is not None:
         choose_inference(model, spec.model, inference)
     data = open_images(spec, options)

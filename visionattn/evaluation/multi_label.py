@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multilabel_stat_scores
 
 from visionattn.evaluation.as_trained import ImageOptions
-from visionattn.evaluation.classification import AS_TRAINED, ClassifierResult, show_images
+from visionattn.evaluation.classification import AS_TRAINED, ClassifierResult, require_classes, show_images
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import LoadedModel
 from visionattn.evaluation.thresholds import best_thresholds, read_thresholds
@@ -71,6 +71,7 @@ def evaluate_labels(
         ValueError: a model without classes or with one label per image, thresholds or data that are missing or do not
             fit, logits that are not finite.
     """
+    require_classes(loaded)
     spec = loaded.spec
     if not spec.multi_label:
         raise ValueError(f"{loaded.name} has one label for an image: evaluate_classifier evaluates it")

@@ -83,6 +83,7 @@ class Network:
             "weights": self.weights,
             "output": self.output_name,
             "class_names": self.class_names,
+            "multi_label": spec.multi_label,
             "preprocessing": {**spec.to_dict()["preprocessing"], "network_input": list(self.input_size)},
             "versions": provenance(torch.device("cpu"))["versions"],
         }
