@@ -34,6 +34,11 @@ Quick = tuple[str, ...]
             "--find_lr needs more batches than --trainer.fast_dev_run has: leave one of them out",
             id="search in a trial",
         ),
+        pytest.param(
+            ["--save_top_k=3", "--trainer.strategy=fsdp2_sharded"],
+            "--save_top_k 3 takes checkpoints of one file: pass --trainer.strategy fsdp2",
+            id="folders",
+        ),
         pytest.param(["--logger=neptune"], "--logger: expected Literal['csv', 'tensorboard', ", id="logger"),
     ],
 )

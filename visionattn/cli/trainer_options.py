@@ -193,6 +193,10 @@ def check_options(options: Any, command: str) -> None:
         raise UsageError("--find_lr needs more batches than --trainer.fast_dev_run has: leave one of them out")
     if options.early_stopping is not None and trainer.limit_val_batches == 0 and command == "fit":
         raise UsageError("--early_stopping needs a validation, and --trainer.limit_val_batches 0 leaves none")
+    if options.save_top_k > 1 and trainer.strategy == "fsdp2_sharded":
+        raise UsageError(
+            f"--save_top_k {options.save_top_k} takes checkpoints of one file: pass --trainer.strategy fsdp2"
+        )
     if options.output and command != "predict":
         raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
     if options.output:
