@@ -3,6 +3,8 @@
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,10 +63,11 @@ class TrainingCLI(LightningCLI):
     Args:
         argv: the command line.
         prog: the program before it: ``train.py``, ``visionattn`` or ``visionattn train``.
+        callbacks: further callbacks of a program that trains; ``config.yaml`` does not list them.
     """
 
-    def __init__(self, argv: list[str], prog: str = "train.py") -> None:
-        self.argv, self.prog = argv, prog
+    def __init__(self, argv: list[str], prog: str = "train.py", callbacks: Sequence[Callback] = ()) -> None:
+        self.argv, self.prog, self.further_callbacks = argv, prog, callbacks
         self.task = TASKS[find_task(argv)]
         self.resume: Path | None = None
         self.run: RunFolder | None = None  # the resumed one; once the training begins, the new one
@@ -109,7 +112,7 @@ class TrainingCLI(LightningCLI):
             "--output",
             type=Path | None,
             default=None,
-            help="file of the predictions, .csv or .json; by default a new predictions.csv.",
+            help="file of the predictions, .csv, .json or .parquet; by default a new predictions.csv.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -159,7 +162,14 @@ class TrainingCLI(LightningCLI):
     # Building
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer."""
+        """Build data, model and trainer; an error gives the folder of the run free again."""
+        try:
+            self._build()
+        except BaseException:
+            self._leave_run()
+            raise
+
+    def _build(self) -> None:
         resumed = None if self.resume is None else self.spec
         spec = start_from(self.options, self.task, self.config.subcommand, resumed)
         super().instantiate_classes()
@@ -175,7 +185,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what every run has: progress, atomic checkpoints, loggers, averaging."""
         given, built = self.options.trainer, self._get(self.config_init, "trainer")
-        callbacks, plugins = listed(built.callbacks), listed(built.plugins)
+        callbacks, plugins = [*listed(built.callbacks), *self.further_callbacks], listed(built.plugins)
         check_callbacks(callbacks, averaging=self.options.ema is not None)
         check_plugins(plugins)
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
@@ -205,7 +215,6 @@ class TrainingCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            self._leave_run()
             if DEBUG_HINT not in describe(error):
                 raise
             raise UsageError(f"--trainer: {one_line(str(error))}") from error
@@ -293,12 +302,24 @@ class TrainingCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
-        say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
+        file = self.predictions.file
+        say(f"{counted(file.count, 'prediction')} in {file.path}")
+
+
+@contextmanager
+def training_settings() -> Iterator[None]:
+    """Compute in TF32 on GPUs that do, without Lightning's hints, as all trainings here do."""
+    precision = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        with quiet_lightning():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def main(argv: list[str], prog: str = "train.py") -> None:
     """Run one command of a training, as ``visionattn.cli.errors.run`` expects."""
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-    with quiet_lightning():
+    with training_settings():
         TrainingCLI(argv, prog)

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
@@ -16,10 +18,11 @@ from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
 from visionattn.data.module import ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
+from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.transforms import image_transform
+from visionattn.data.unlabelled import open_unlabelled
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -65,6 +68,9 @@ class ImageClassificationData(ImageData):
             it by another image in training.
         seed: seed of shuffling and augmentation, by default that of ``seed_everything``.
         **preparation: size, normalisation and augmentation, see :class:`~visionattn.data.options.Preparation`.
+
+    Attributes:
+        listings: images of the folders that were opened, which ``setup`` does not list again.
 
     Raises:
         DataError: an option does not fit; in ``setup``, if data are missing or not as expected.
@@ -123,6 +129,7 @@ class ImageClassificationData(ImageData):
         if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
+        self.listings: Listings = {}
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
@@ -199,7 +206,7 @@ class ImageClassificationData(ImageData):
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """Open a split and keep the images that the options ask for."""
-        held_out = self._holds_out and (split == "validation" or (split == "test" and self._is_undivided))
+        held_out = self._holds_out and (split == "validation" or (split == "test" and self.divides_itself))
         place = "train" if held_out else split
         source = open_source(
             self.name,
@@ -209,6 +216,7 @@ class ImageClassificationData(ImageData):
             undivided=self._is_undivided,
             class_to_idx=numbering,
             class_map=self.class_map,
+            listings=self.listings,
             mode=self._mode,
             download=self.download,
             batch_size=self.batch_size,
@@ -235,9 +243,17 @@ class ImageClassificationData(ImageData):
         return self.holdout_per_class is not None or self.val_share is not None
 
     @property
+    def divides_itself(self) -> bool:
+        """Return whether the root has no validation images of its own, so that they are held out here."""
+        if not self._holds_out or self.name not in ("folder", "tar") or not self.root:
+            return False
+        return not has_split(Path(self.root), "validation")
+
+    @property
     def _is_undivided(self) -> bool:
-        """Return whether the root holds class folders, which are divided here, and no splits."""
-        return self._holds_out and self.name in ("folder", "tar") and is_undivided(self.root)
+        """Return whether the root is a folder of class folders without splits, which are held out here."""
+        root = Path(self.root or "")
+        return self.divides_itself and root.is_dir() and not any(has_split(root, split) for split in SPLITS)
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
@@ -261,13 +277,23 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
+    def setup_images(self, images: Sequence[str | Path] | Sequence[Image.Image]) -> None:
+        """Predict these images, files or folders in place of those under ``root``, in their order."""
+        self._sources = {"predict": open_unlabelled(images, self._mode)}
+
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
         return self._keep("predict")
 
+    def num_images(self, split: str) -> int | None:
+        """Return the number of images of a split, known after ``setup``; None for a stream that does not say it."""
+        source = self._sources[split]
+        return source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
+
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
-        sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
+        counts = {split: self.num_images(split) for split in self._sources}
+        sizes = ", ".join(f"{f'{count:,}' if count else 'any number of'} {split}" for split, count in counts.items())
         where = self.root if self.name == "folder" else self.name
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         return f"{where}: {sizes} images of {self.num_classes} classes{form}"
@@ -313,12 +339,6 @@ class ImageClassificationData(ImageData):
             options |= self.batches(len(source), training, self.aug_repeats)
         num_classes = None if split == "predict" else self.num_classes
         return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
-
-
-def _size(source: ImageSource | IterableImageDataset) -> str:
-    """Return the number of images in words; a stream has one only if its reader says so."""
-    known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
-    return f"{known:,}" if known else "any number of"
 
 
 def _class_to_idx(source: Any) -> Any:

@@ -31,6 +31,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 """Folder names of each split; the first that exists is used."""
 
+Listings = dict[Path, list[tuple[Any, str]]]
+"""By folder or archive, its images, each with the name of its folder."""
+
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
 
@@ -155,6 +158,7 @@ def open_source(
     undivided: bool = False,
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
+    listings: Listings | None = None,
     mode: str = "RGB",
     download: bool = False,
     **options: Any,
@@ -172,6 +176,7 @@ def open_source(
         undivided: take the root itself for the split.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
+        listings: see :func:`open_place`.
         mode: Pillow's mode of the images.
         download: download missing data with torchvision or timm.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
@@ -194,7 +199,7 @@ def open_source(
         if root is None:
             raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
         place = Path(root) if undivided else find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx, class_map)
+        return open_place(place, mode, class_to_idx, class_map, listings=listings)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -229,20 +234,25 @@ def open_place(
     class_map: Mapping[str, str] | None = None,
     *,
     labelled: bool = True,
+    listings: Listings | None = None,
 ) -> FileSource | TarSource:
     """Open a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
+
+    Args:
+        place: the folder or archive.
+        mode: Pillow's mode of the images.
+        class_to_idx: class numbers to use; None numbers the classes in natural order.
+        class_map: classes of folders that have other names.
+        labelled: whether images must lie in class folders.
+        listings: images of places that were opened before, which are not listed again; this place is added.
 
     Raises:
         DataError: no images in it, images outside of class folders, or classes that ``class_to_idx`` does not know.
     """
-    check_readable(place)
-    finder, is_tar = Finder(place), place.is_file()
-    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if is_tar else list_folder
-    try:
-        found = list_images(finder)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"cannot read {place}: {error}") from error
-    finder.report()
+    listings = {} if listings is None else listings
+    if place not in listings:
+        listings[place] = _list_images(place)
+    found, is_tar = listings[place], place.is_file()
     if not found:
         expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
         raise DataError(f"no images under {place}{expected}")
@@ -258,6 +268,19 @@ def open_place(
     numbers = _number(place, classes, class_to_idx)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
+
+
+def _list_images(place: Path) -> list[tuple[Any, str]]:
+    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over."""
+    check_readable(place)
+    finder = Finder(place)
+    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if place.is_file() else list_folder
+    try:
+        found = list_images(finder)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"cannot read {place}: {error}") from error
+    finder.report()
+    return found
 
 
 def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str]) -> dict[str, str]:
@@ -319,11 +342,9 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
     )
 
 
-def is_undivided(root: str | None) -> bool:
-    """Return whether a folder has no folder or ``.tar`` of the name of a split; a file is divided into none."""
-    if root is None or not (place := Path(root)).is_dir():
-        return False
-    return not any((place / f"{name}{kind}").exists() for name in chain(*SPLITS.values()) for kind in ("", ".tar"))
+def has_split(root: Path, split: str) -> bool:
+    """Return whether a folder has a folder or ``.tar`` of one of the usual names of a split."""
+    return any((root / f"{name}{kind}").exists() for name in SPLITS[split] for kind in ("", ".tar"))
 
 
 def some(names: Sequence[str]) -> str:

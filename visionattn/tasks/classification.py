@@ -18,6 +18,7 @@ from visionattn.data import Batch
 from visionattn.data.sources import some
 from visionattn.tasks.base import TrainingTask
 from visionattn.training.objective import widened
+from visionattn.training.predictions import Prediction, rank_classes
 
 
 class ClassificationTask(TrainingTask):
@@ -176,16 +177,12 @@ class ClassificationTask(TrainingTask):
         for key, metric in metrics.items():
             self.log(f"{split}_{key}", metric, on_epoch=True, prog_bar=key == "top1", batch_size=max(count, 1))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, float]]:
-        """Return file name, class and probability of each image."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """Return the most probable class of each image."""
         logits = self(batch.image).float()
         require_finite(logits, batch.name, self.spec.model)
-        probability, index = logits.softmax(-1).max(-1)
         names = self.spec.class_names or [str(number) for number in range(self.spec.num_classes)]
-        return [
-            (name, names[best], share)
-            for name, best, share in zip(batch.name, index.tolist(), probability.tolist(), strict=True)
-        ]
+        return rank_classes(logits.softmax(-1), batch.name, names)
 
 
 def require_finite(logits: Tensor, names: Sequence[str], model: str) -> None:

@@ -1,0 +1,69 @@
+"""Images without labels: files and folders in the order in which they are named, and images in memory."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from PIL import Image
+
+from visionattn.data.errors import DataError
+from visionattn.data.file_sources import FileSource
+from visionattn.data.images import to_mode, upright
+from visionattn.data.sources import ImageSource, open_place
+
+UNLABELLED = -1
+"""Class index of an image whose class is not known."""
+
+
+class MemorySource:
+    """Images in memory, which are named by their numbers.
+
+    Args:
+        images: the images.
+        mode: Pillow's mode of the images that are read.
+    """
+
+    def __init__(self, images: Sequence[Image.Image], mode: str) -> None:
+        self.images, self.mode = images, mode
+        self.class_to_idx: Mapping[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Return the image in the wanted mode."""
+        return to_mode(upright(self.images[index]), self.mode), UNLABELLED
+
+    def name_of(self, index: int) -> str:
+        """Return the number."""
+        return str(index)
+
+    def targets(self) -> Sequence[int]:
+        """Return class indices, which are not known."""
+        return [UNLABELLED] * len(self)
+
+    def archives(self) -> Sequence[Path | bytes]:
+        """Return the images as bytes."""
+        return [image.tobytes() for image in self.images]
+
+
+def open_unlabelled(images: Sequence[str | Path] | Sequence[Image.Image], mode: str = "RGB") -> ImageSource:
+    """Open files, folders of images (hidden files and other files are passed over), or images in memory.
+
+    Raises:
+        DataError: a file or folder that is missing, a folder without images, or nothing at all.
+    """
+    if not images:
+        raise DataError("no images: name files or folders")
+    if all(isinstance(image, Image.Image) for image in images):
+        return MemorySource(cast(Sequence[Image.Image], images), mode)
+    files: list[tuple[str, int]] = []
+    for place in (Path(cast(str | Path, image)).expanduser() for image in images):
+        if place.is_dir():
+            found = cast(FileSource, open_place(place, mode, labelled=False))
+            files += [(found.name_of(index), UNLABELLED) for index in range(len(found))]
+        elif place.exists() or place.is_symlink():
+            files.append((str(place), UNLABELLED))
+        else:
+            raise DataError(f"no such image or folder: {place}")
+    return FileSource(files, None, mode)
