@@ -168,12 +168,15 @@ def _ease(action: Any) -> None:
     hint = getattr(action, "_typehint", None)
     if not action.option_strings:
         action.metavar = action.dest.upper()
+        if hint == list[str]:
+            # All words that follow; jsonargparse would read files that they name.
+            action.nargs, action._typehint = "+", str
+            return
     if hint in (bool, bool | None) and action.nargs is None:
         action.nargs, action.const = "?", True
     if hint in (list[Path], list[Path] | None) and action.nargs is None:
         # As shells write out a pattern: all words up to the next option.
-        action.nargs, action._typehint = "+", Path
-        action.metavar = "FILE" if action.option_strings else action.metavar
+        action.nargs, action.metavar, action._typehint = "+", "FILE", Path
     elif get_origin(hint) in (Union, UnionType):
         # Types are tried in their order. As float, --trainer.limit_train_batches 1 would be the whole of an
         # epoch, and as str, --trainer.val_check_interval 0.5 would be a time.

@@ -1,13 +1,9 @@
 """Search for the images of a folder that are most similar to others."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Unpack
-
-import torch
-from torch import Tensor
 
 from visionattn.checks import check_range
 from visionattn.data.file_sources import list_images
@@ -16,6 +12,7 @@ from visionattn.embedding.index import Changes, Index
 from visionattn.embedding.nearest import Backend, check_backend, nearest
 from visionattn.errors import UserError
 from visionattn.evaluation.source import LoadedModel
+from visionattn.io import as_text
 from visionattn.output import check_writable
 
 
@@ -99,12 +96,18 @@ def search(
         if index is not None:
             found.save(index)
     files = list_images(as_places(query))
-    own = [found.place(file) for file in files]
-    features, unreadable = _features(files, own, found, embedder)
-    hits = [
-        hit for file, hits in _rank(features, dict(zip(files, own, strict=True)), found, topk, backend, embedder.device)
-    ]
-    return SearchResult(hits, found, changes, unreadable, embedder.preparation)
+    places = found.places(files)
+    read = found.read(embedder, files, places)
+    # One more than wanted, in case a query finds itself.
+    similarities, nearby = nearest(read.features, found.features, topk + 1, backend=backend, device=embedder.device)
+    hits = list[Hit]()
+    for number, *ranked in zip(read.numbers, similarities.tolist(), nearby.tolist(), strict=True):
+        others = [(similarity, place) for similarity, place in zip(*ranked, strict=True) if place != places[number]]
+        hits += [
+            Hit(as_text(files[number]), rank, found.file(place), similarity)
+            for rank, (similarity, place) in enumerate(others[:topk], 1)
+        ]
+    return SearchResult(hits, found, changes, read.unreadable, embedder.preparation)
 
 
 def _open_again(
@@ -115,34 +118,13 @@ def _open_again(
     loaded = index.load_model() if model is None else as_loaded(model)
     index.check_model({"model": loaded.spec.model}, path)
     height, width = about["preprocessing"]["input_size"][1:]
-    known: EmbedderOptions = {
+    merged: EmbedderOptions = {
         "layer": about["layer"],
         "pooling": about["pooling"],
         "precision": about["precision"],
         "img_size": height if height == width else None,
+        **options,
     }
-    embedder = Embedder(loaded, normalize=True, **{**known, **options})
+    embedder = Embedder(loaded, normalize=True, **merged)
     index.check_model(embedder.about, path)
     return embedder
-
-
-def _rank(
-    files: Sequence[str], features: Tensor, index: Index, topk: int, backend: Backend, embedder: Embedder
-) -> list[Hit]:
-    # One more, in case that a query finds itself.
-    similarities, places = nearest(features, index.features, topk + 1, backend=backend, device=embedder.device)
-    rows = {name: row for row, name in enumerate(index.names)}
-    hits: list[Hit] = []
-    for file, found in zip(files, zip(similarities.tolist(), places.tolist(), strict=True), strict=True):
-        own = _own_place(file, index.root, rows)
-        others = [(similarity, place) for similarity, place in zip(*found, strict=True) if place != own][:topk]
-        hits.extend(Hit(file, rank, index.file(place), value) for rank, (value, place) in enumerate(others, 1))
-    return hits
-
-
-def _own_place(file: str, root: Path, rows: dict[str, int]) -> int | None:
-    """Return the place of a query in the gallery, if it is there."""
-    for path in (os.path.abspath(file), os.path.realpath(file)):  # noqa: PTH100
-        if (row := rows.get(os.path.relpath(path, root))) is not None:
-            return row
-    return None

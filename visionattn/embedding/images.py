@@ -32,9 +32,7 @@ def file_states(files: Sequence[str]) -> States:
 
 
 class ImageFiles:
-    """Image files, as `visionattn.probing.features.extraction.Images`.
-
-    """
+    """Image files, as `visionattn.probing.features.extraction.Images`."""
 
     def __init__(
         self, files: Sequence[str], preprocessing: Mapping[str, Any], num_workers: int, on_error: OnError

@@ -44,6 +44,24 @@ class Changes(NamedTuple):
     unreadable: list[str]
 
 
+class Found(NamedTuple):
+    """Features of the files that could be read.
+
+    Attributes:
+        numbers: Their numbers among all files.
+        features: Their features `[n, D]`.
+        states: Their sizes and dates `[n, 2]`.
+        num_known: Number of those that the index knew.
+        unreadable: A line for each file that could not be read.
+    """
+
+    numbers: list[int]
+    features: Tensor
+    states: States
+    num_known: int
+    unreadable: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """Features of the images of a folder.
@@ -69,6 +87,13 @@ class Index:
         """Return the path of an image."""
         return str(self.root / self.names[place])
 
+    def places(self, files: Sequence[str]) -> list[int | None]:
+        """Return the place of each file in the index; None for a file that is not there."""
+        rows = {name: row for row, name in enumerate(self.names)}
+        plain, real = self.root, os.path.realpath(self.root)
+        names = [(os.path.relpath(file, plain), os.path.relpath(os.path.realpath(file), real)) for file in files]
+        return [next((rows[name] for name in both if name in rows), None) for both in names]
+
     @classmethod
     def empty(cls, embedder: Embedder) -> "Index":
         """Return an index without images."""
@@ -93,43 +118,57 @@ class Index:
         if not root.is_dir():
             raise UserError(f"no such folder of images: {root} (--gallery)")
         files = list_images([root])
-        names, states = [os.path.relpath(file, root) for file in files], file_states(files)
+        names = [os.path.relpath(file, root) for file in files]
         rows = {name: row for row, name in enumerate(self.names)}
-        if rows and not rows.keys() & set(names):
+        places = [rows.get(name) for name in names]
+        if rows and all(place is None for place in places):
             raise UserError(
                 f"the index is of {self.root}, and {root} has none of its images: name another --index for this gallery"
             )
+        found = self.read(embedder, files, places, folder)
+        kept = [names[number] for number in found.numbers]
+        new = sum(places[number] is None for number in found.numbers)
+        changes = Changes(new, len(kept) - new - found.num_known, len(rows.keys() - set(kept)), found.unreadable)
+        return Index(root, kept, found.states, found.features, embedder.about), changes
+
+    def read(
+        self, embedder: Embedder, files: Sequence[str], places: Sequence[int | None], folder: Path | None = None
+    ) -> "Found":
+        """Return the features of files: from the index if they have not changed, else from the model.
+
+        Args:
+            embedder: The model of the index.
+            files: The files.
+            places: Place of each file in the index; None for a file that is not there.
+            folder: As for `updated`.
+
+        Raises:
+            OSError: An image cannot be read and must not be left out, or the disk is full.
+            ValueError: Not one image can be read.
+        """
+        states, features = file_states(files), torch.empty(len(files), *embedder.shape)
         known = {
-            number: rows[name]
-            for number, name in enumerate(names)
-            if name in rows and np.array_equal(self.states[rows[name]], states[number])
+            number: place
+            for number, place in enumerate(places)
+            if place is not None and np.array_equal(self.states[place], states[number])
         }
-        features = torch.empty(len(files), *embedder.shape)
         features[[*known.keys()]] = self.features[[*known.values()]]
-        wanted, unreadable = [number for number in range(len(files)) if number not in known], []
-        there = set(known)
+        wanted = {file: number for number, file in enumerate(files) if number not in known}
+        read, unreadable = list[int](), list[str]()
         if wanted:
-            numbers = {files[number]: number for number in wanted}
-            with embedder.extract([*numbers], folder, may_be_none=True) as found:
-                read = [numbers[file] for file in found.files]
+            with embedder.extract([*wanted], folder, may_be_none=bool(known)) as found:
+                read, unreadable = [wanted[file] for file in found.files], found.unreadable
                 features[read] = torch.from_numpy(found.array())
-                unreadable = found.unreadable
-            there.update(read)
-        if not there:
-            raise UserError(f"not one image of {root} could be read: {unreadable[0]}")
-        kept = sorted(there)
-        index = Index(root.resolve(), [names[n] for n in kept], states[kept], features[kept], embedder.about)
-        changed = sum(names[number] in rows for number in there - set(known))
-        changes = Changes(len(there) - len(known) - changed, changed, len(rows.keys() - set(index.names)), unreadable)
-        return index, changes
+        numbers = sorted([*known, *read])
+        return Found(numbers, features[numbers], states[numbers], len(known), unreadable)
 
     def save(self, path: str | Path) -> None:
         """Write the index atomically."""
-        names = np.frombuffer(b"\0".join(map(os.fsencode, self.names)), np.uint8)
-        tensors = {"features": self.features.contiguous(), "states": self.states, "names": names}
-        about = {METADATA: json.dumps({"root": str(self.root), "about": self.about})}
+        names = torch.frombuffer(bytearray(b"\0".join(map(os.fsencode, self.names))), dtype=torch.uint8)
+        tensors = {"features": self.features.contiguous(), "states": torch.from_numpy(self.states), "names": names}
+        described = {"root": str(self.root.absolute()), "about": self.about}
         with writing(path) as temporary:
-            save_file({name: torch.as_tensor(value) for name, value in tensors.items()}, temporary, about)
+            save_file(tensors, temporary, {METADATA: json.dumps(described)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Index":
@@ -151,9 +190,11 @@ class Index:
                 Path(described["root"]), [*map(os.fsdecode, parts)], states.numpy(), features, described["about"]
             )
             if not len(index.names) == len(features) == len(states):
-                raise ValueError("other numbers of names and features")  # noqa: TRY301
+                raise ValueError("other numbers of names and features")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged, or no index of visionattn search: remove it and build it again") from error
+            raise UserError(
+                f"{path} is damaged, or no index of visionattn search: remove it and build it again"
+            ) from error
         return index
 
     def check_model(self, about: Mapping[str, Any], path: str | Path) -> None:
@@ -165,7 +206,9 @@ class Index:
             if key not in about or self.about[key] == about[key]:
                 continue
             made, given = (_described(values, key) for values in (self.about, about))
-            raise UserError(f"{path} was made with {key} {made}, not {given}: leave out {option}, or name another --index")
+            raise UserError(
+                f"{path} was made with {key} {made}, not {given}: leave out {option}, or name another --index"
+            )
 
     def load_model(self) -> LoadedModel:
         """Load the model that the index was made with.
