@@ -2,12 +2,12 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
 from visionattn.data.loading import OnError
-from visionattn.embedding.embedder import EmbedderOptions, Pooling
+from visionattn.embedding.embedder import EmbedderOptions
 from visionattn.embedding.gallery import Hit, SearchResult
 from visionattn.embedding.gallery import search as search_images
 from visionattn.embedding.nearest import Backend
@@ -36,7 +36,7 @@ def search(
     sheet: Path | None = None,
     num_examples: int = 20,
     layer: Layer | None = None,
-    pooling: Pooling | None = None,
+    pooling: Literal["cls", "gap"] | None = None,
     architecture: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
     img_size: int | None = None,
@@ -120,10 +120,13 @@ def _print(result: SearchResult, index: Path | None) -> None:
     print(result.preparation)
     changes = "" if result.changes is None else ", {} new, {} changed, {} removed".format(*result.changes[:3])
     print(f"{index or 'gallery'}: {counted(len(result.index), 'image')}{changes}")
-    shown = [
-        {key: f"{value:.4f}" if key == "similarity" else str(value) for key, value in hit._asdict().items()}
-        for hit in result.hits[:SHOWN]
-    ]
-    print_table(shown)
+    several = len({hit.query for hit in result.hits}) > 1
+    if shown := [_cells(hit, several) for hit in result.hits[:SHOWN]]:
+        print_table(shown, title=None if several else result.hits[0].query)
     if rest := len(result.hits) - len(shown):
         print(f"and {counted(rest, 'row')} more")
+
+
+def _cells(hit: Hit, with_query: bool) -> dict[str, str]:
+    cells = {"rank": str(hit.rank), "file": hit.file, "similarity": f"{hit.similarity:.4f}"}
+    return {"query": hit.query, **cells} if with_query else cells

@@ -186,9 +186,9 @@ class Index:
                 described = json.loads(file.metadata()[METADATA])
                 names, states, features = (file.get_tensor(name) for name in ("names", "states", "features"))
             parts = names.numpy().tobytes().split(b"\0") if len(features) else []
-            index = cls(
-                Path(described["root"]), [*map(os.fsdecode, parts)], states.numpy(), features, described["about"]
-            )
+            root = Path(described["root"])
+            root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+            index = cls(root, [*map(os.fsdecode, parts)], states.numpy(), features, described["about"])
             if not len(index.names) == len(features) == len(states):
                 raise ValueError("other numbers of names and features")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
