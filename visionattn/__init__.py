@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visionattn.embedding.gallery import search
     from visionattn.embedding.index import Index
     from visionattn.evaluation.source import load_model
-    from visionattn.probing.export import load_probe
+    from visionattn.probing.classifier import load_probe
 
 __all__ = [
     "Embeddings", "FitResult", "Index", "__version__", "accelerate", "embed", "fit", "frozen_weights", "load_model",
@@ -32,6 +32,6 @@ __getattr__, __dir__ = lazy_exports(
         "embedding.gallery": "search",
         "embedding.index": "Index",
         "evaluation.source": "load_model",
-        "probing.export": "load_probe",
+        "probing.classifier": "load_probe",
     },
 )

@@ -30,6 +30,8 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
     The trained LightningModule ``task`` and its DataModule ``data`` say what follows; ``prog`` trained them.
     """
     where = {"data.name": data.name, "data.root": data.root}
+    if (tables := getattr(data, "tables", None)) is not None:
+        where |= {f"data.{option}": value for option, value in tables.reading("validation").items()}
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
         where |= {"data.split": data.splits["validation"], "data.class_map": _as_json(class_map)}
@@ -41,7 +43,10 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+    """Return options that are not at their defaults as words of a command line."""
+    given = {key: value for key, value in options.items() if value}
+    texts = {key: str(value) if isinstance(value, str | Path) else json.dumps(value) for key, value in given.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
 
 
 def _as_json(values: Any) -> str | None:

@@ -173,6 +173,7 @@ class TrainingCLI(LightningCLI):
         resumed = None if self.resume is None else self.spec
         spec = start_from(self.options, self.task, self.config.subcommand, resumed)
         super().instantiate_classes()
+        self.model.starts_from = spec
         if spec is not None:
             say(describe_start(spec, self.datamodule, self.options.model, self.resume))
             match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
@@ -233,7 +234,7 @@ class TrainingCLI(LightningCLI):
             "enable_checkpointing": keep,
             "default_root_dir": str(self.run.path),
         }
-        self.best = BestCheckpoint(self.run.checkpoints, self.task.monitor, self.task.mode)
+        self.best = BestCheckpoint(self.run.checkpoints, mode=self.task.mode)
         self.stopwatch = Stopwatch()
         self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
         averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
@@ -296,7 +297,7 @@ class TrainingCLI(LightningCLI):
             return
         checkpoint, here, score = Path(kept), Path.cwd(), self.best.best_model_score
         checkpoint = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
-        best = "no validation" if score is None else f"best val {self.task.describe_score(float(score))}"
+        best = "no validation" if score is None else f"best val {self.model.describe_score(float(score))}"
         say(f"{best}, {done}\ncheckpoint: {checkpoint}")
         say(next_command(self.prog, self.model, self.datamodule, checkpoint))
 

@@ -2,27 +2,30 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from PIL import Image
 from timm.data.dataset import IterableImageDataset
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
-from visionattn.checks import check_range
+from visionattn.checks import check_choice, check_range
+from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.errors import DataError
+from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
-from visionattn.data.module import ImageData
+from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
 from visionattn.data.sources import REMOTE, SPLITS, ImageSource, Listings, has_split, open_place, open_source, some
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
+from visionattn.data.tables import TableOptions
 from visionattn.data.transforms import image_transform
-from visionattn.data.unlabelled import open_unlabelled
+from visionattn.data.unlabelled import Images, open_unlabelled
+from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -60,6 +63,19 @@ class ImageClassificationData(ImageData):
         class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
             file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
+        labels: CSV or TSV file with the labels of the images under ``root`` (by default under the table's folder). Its
+            columns: ``path``, ``label``, and if you like ``split`` (train, val or test). Without a split column, give
+            ``val_labels`` or ``val_share``.
+        val_labels: table of the validation images, if they are not in ``labels``.
+        test_labels: table of the test images, by default ``val_labels`` or ``labels``.
+        path_column: column of image files, by default ``path``, ``file``, ``image``, … or the first one.
+        label_column: column of labels, by default ``label``, ``class``, ``target``, … or the only one left; or a list
+            of columns with 0 or 1, one for each class.
+        label_separator: characters between the labels of an image, by default ``|`` or ``;``.
+        multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
+        balance: for classes with few images: ``none``; ``weights`` in the loss; or ``sampler``, which draws training
+            images with replacement so that all classes are equally likely, in epochs of the same length. Of several
+            classes of an image, the rarest one counts.
         batch_size: images per step and per device.
         eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
         num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
@@ -91,6 +107,14 @@ class ImageClassificationData(ImageData):
         holdout_per_class: int | None = None,
         val_share: float | None = None,
         class_map: ClassMap = None,
+        labels: str | None = None,
+        val_labels: str | None = None,
+        test_labels: str | None = None,
+        path_column: str | None = None,
+        label_column: list[str] | str | None = None,
+        label_separator: str | None = None,
+        multi_label: bool | None = None,
+        balance: Balance = "none",
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -99,7 +123,7 @@ class ImageClassificationData(ImageData):
         seed: int | None = None,
         **preparation: Any,
     ) -> None:
-        self.name: str = name or ("folder" if root else "digits")
+        self.name: str = name or ("folder" if root or labels else "digits")
         if self.name in TORCH_FOLDERS:
             self.name = "folder"
         in_memory = self.name == "digits"
@@ -116,7 +140,15 @@ class ImageClassificationData(ImageData):
             check_range(f"data.{option}", number, 1, error=DataError)
         check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
         check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
-        ways = {"holdout_per_class": holdout_per_class, "val_share": val_share, "val_split": val_split}
+        check_choice("data.balance", balance, get_args(Balance), error=DataError)
+        if balance == "sampler" and aug_repeats > 1:
+            raise DataError(f"--data.balance sampler draws images anyway: leave out --data.aug_repeats {aug_repeats}")
+        ways = {
+            "holdout_per_class": holdout_per_class,
+            "val_share": val_share,
+            "val_split": val_split,
+            "val_labels": val_labels,
+        }
         given = [f"--data.{option} {value}" for option, value in ways.items() if value is not None]
         if len(given) > 1:
             raise DataError(f"{given[0]} takes the place of {given[1]}: leave one out")
@@ -128,6 +160,13 @@ class ImageClassificationData(ImageData):
         self.class_map = read_class_map(class_map)
         if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
+        self.balance = balance
+        self.tables = LabelledFiles.from_options(
+            self.name,
+            self.root,
+            {"train": labels, "validation": val_labels, "test": test_labels},
+            TableOptions(path_column, label_column, label_separator, multi_label),
+        )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
         self.listings: Listings = {}
 
@@ -154,12 +193,18 @@ class ImageClassificationData(ImageData):
         """Number the classes as a head does; outputs without names are numbers, which a class map may name."""
         self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
-    def check_head(self, model: str, num_classes: int) -> None:
+    def check_head(self, model: str, num_classes: int, multi_label: bool = False) -> None:
         """Check that the classes of the data are those of a trained head; to be called after ``setup``.
 
         Raises:
-            DataError: there are others.
+            DataError: there are others, or one head has several labels per image and the other not.
         """
+        if self.multi_label != multi_label:
+            known, found = ("several labels", "one") if multi_label else ("one label", "several")
+            raise DataError(
+                f"{model} was trained on images with {known} each, those of {self.name!r} have {found}: evaluate on "
+                "images with labels as in the training"
+            )
         names = self.class_names
         # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
@@ -188,6 +233,10 @@ class ImageClassificationData(ImageData):
             self._sources = {"predict": self._open_for_prediction()}
             return
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
+        if self.tables is not None:
+            if stage == "fit" and not self._holds_out:
+                self.tables.check_divided()
+            self.multi_label = self.tables.multi_label(wanted)
         numbering = None if self._expected is None else {name: index for index, name in enumerate(self._expected)}
         for split in wanted:
             if split in self._sources:
@@ -208,20 +257,7 @@ class ImageClassificationData(ImageData):
         """Open a split and keep the images that the options ask for."""
         held_out = self._holds_out and (split == "validation" or (split == "test" and self.divides_itself))
         place = "train" if held_out else split
-        source = open_source(
-            self.name,
-            self.root,
-            place,
-            wanted=self.splits[place],
-            undivided=self._is_undivided,
-            class_to_idx=numbering,
-            class_map=self.class_map,
-            listings=self.listings,
-            mode=self._mode,
-            download=self.download,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        source = self._open_whole(place, numbering)
         asked = [
             option
             for option in ("holdout_per_class", "val_share", "limit_per_class")
@@ -237,6 +273,25 @@ class ImageClassificationData(ImageData):
             source = first_per_class(source, self.limit_per_class, self.seed)
         return source
 
+    def _open_whole(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
+        wanted = self.splits[split]
+        if self.tables is not None:
+            return self.tables.open(split, wanted, numbering, self.class_map, self._mode)
+        return open_source(
+            self.name,
+            self.root,
+            split,
+            wanted=wanted,
+            undivided=self._is_undivided,
+            class_to_idx=numbering,
+            class_map=self.class_map,
+            listings=self.listings,
+            mode=self._mode,
+            download=self.download,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
     @property
     def _holds_out(self) -> bool:
         """Return whether validation images are held out of the training split."""
@@ -244,7 +299,9 @@ class ImageClassificationData(ImageData):
 
     @property
     def divides_itself(self) -> bool:
-        """Return whether the root has no validation images of its own, so that they are held out here."""
+        """Return whether there are no validation images of their own, so that they are held out here."""
+        if self.tables is not None:
+            return self._holds_out and not self.tables.has_split("validation")
         if not self._holds_out or self.name not in ("folder", "tar") or not self.root:
             return False
         return not has_split(Path(self.root), "validation")
@@ -277,9 +334,27 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
-    def setup_images(self, images: Sequence[str | Path] | Sequence[Image.Image]) -> None:
+    def setup_images(self, images: Images) -> None:
         """Predict these images, files or folders in place of those under ``root``, in their order."""
         self._sources = {"predict": open_unlabelled(images, self._mode)}
+
+    def class_counts(self) -> Tensor:
+        """Return the number of training images of each class, [K]; known after ``setup("fit")``."""
+        return count_classes(self._random_access("train").targets(), self.num_classes)
+
+    def _random_access(self, split: str) -> ImageSource:
+        source = self._sources[split]
+        if isinstance(source, IterableImageDataset):
+            raise DataError(f"data set {self.name!r} is read in order: its classes cannot be balanced or divided")
+        return source
+
+    def write_split(self, path: str | Path) -> None:
+        """Write the images of the open splits to a CSV file, which ``--data.labels`` reads.
+
+        Its paths are relative to ``root`` if there is one. Images with several classes have a column for each class.
+        """
+        sources = {split: self._random_access(split) for split in self._sources}
+        write_csv(list(split_rows(sources, self.class_names, self.root)), path)
 
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
@@ -295,6 +370,8 @@ class ImageClassificationData(ImageData):
         counts = {split: self.num_images(split) for split in self._sources}
         sizes = ", ".join(f"{f'{count:,}' if count else 'any number of'} {split}" for split, count in counts.items())
         where = self.root if self.name == "folder" else self.name
+        if self.tables is not None:
+            where = str(self.tables.files["validation" if "train" not in self._sources else "train"])
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
         return f"{where}: {sizes} images of {self.num_classes} classes{form}"
 
@@ -330,15 +407,19 @@ class ImageClassificationData(ImageData):
             rank, world = self.shard
             dataset = StreamDataset(source, transform, training, rank, world)
             if training:
+                if self.balance == "sampler":
+                    self._random_access(split)
                 options["num_workers"] = stream_workers(self.name, source, self.num_workers, world)
                 self._enter(source)
             source.set_loader_cfg(num_workers=options["num_workers"])
             options["batch_size"] = self.batch_size if training else self.eval_batch_size
         else:
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
-            options |= self.batches(len(source), training, self.aug_repeats)
+            weights = weigh_images(source.targets()) if training and self.balance == "sampler" else None
+            options |= self.batches(len(source), training, self.aug_repeats, weights)
         num_classes = None if split == "predict" else self.num_classes
-        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
+        options["collate_fn"] = Collate(self.item_shape, num_classes if self.multi_label else None)
+        return ImageLoader(dataset, self.on_error, num_classes, **options)
 
 
 def _class_to_idx(source: Any) -> Any:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from PIL import Image
+from torch import Tensor
 
+from visionattn.data.balance import Targets
 from visionattn.data.errors import DataError
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.images import read_image
@@ -29,7 +31,7 @@ class _Images(Generic[File]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def targets(self) -> Sequence[int]:
+    def targets(self) -> Targets:
         """Return the class indices of all images."""
         return [target for _, target in self.files]
 
@@ -43,7 +45,7 @@ class FileSource(_Images[str]):
         mode: Pillow's mode of the images.
     """
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
         """Return the image in the wanted mode, and its class index."""
         path, target = self.files[index]
         return read_image(path, self.mode), target

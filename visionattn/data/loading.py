@@ -42,7 +42,7 @@ class Item(NamedTuple):
     """One image of a batch; without an image it is broken, as ``errors`` says, or a filler."""
 
     image: Tensor | None  # [C, H, W]
-    target: int
+    target: int | Tensor  # class index, -1 if unknown; or 0 or 1 of each class, [K]
     name: str
     errors: tuple[str, ...] = ()
     index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
     Attributes:
         image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
-        target: class indices [B], -1 if unknown.
+        target: class indices [B], -1 if unknown; if images may have several classes, 0 or 1 of each [B, K], float32.
         name: B file names, in the form of :func:`visionattn.io.as_text`.
         errors: one line for each broken image.
     """
@@ -167,10 +167,11 @@ class Collate:
 
     Args:
         input_size: (C, H, W), for empty batches.
+        num_labels: number of classes if images may have several; None for a class index each.
     """
 
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
-        self.input_size = input_size
+    def __init__(self, input_size: tuple[int, int, int], num_labels: int | None = None) -> None:
+        self.input_size, self.num_labels = input_size, num_labels
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Stack the items that have an image."""
@@ -179,10 +180,16 @@ class Collate:
         return Batch(
             # default_collate lets workers write into the memory that they share with the training.
             image=default_collate(images) if images else torch.empty(0, *self.input_size),
-            target=torch.tensor([item.target for item in good], dtype=torch.long),
+            target=self._targets(good),
             name=[item.name for item in good],
             errors=[error for item in items for error in item.errors],
         )
+
+    def _targets(self, items: Sequence[Item]) -> Tensor:
+        if self.num_labels is None:
+            return torch.tensor([item.target for item in items], dtype=torch.long)
+        labels = [torch.as_tensor(item.target) for item in items]
+        return torch.stack(labels) if labels else torch.empty(0, self.num_labels)
 
 
 class ImageLoader(DataLoader[Any]):
@@ -222,7 +229,7 @@ class ImageLoader(DataLoader[Any]):
 
     def _check_targets(self, batch: Batch) -> None:
         """Check class indices, which on GPUs would end in an error without a reason."""
-        if self.num_classes is None:
+        if self.num_classes is None or batch.target.ndim > 1:
             return
         for name, target in zip(batch.name, batch.target.tolist(), strict=True):
             if not 0 <= target < self.num_classes:

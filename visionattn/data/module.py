@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
@@ -108,16 +109,19 @@ class ImageData(LightningDataModule):
             "worker_init_fn": partial(start_worker, self.worker_setup),
         }
 
-    def batches(self, count: int, training: bool, aug_repeats: int = 0) -> dict[str, Any]:
+    def batches(
+        self, count: int, training: bool, aug_repeats: int = 0, weights: Tensor | None = None
+    ) -> dict[str, Any]:
         """Return the loader's options for batches of ``count`` images.
 
-        Training shuffles, and starts where a resumed run stopped; evaluation keeps the order of the images.
+        Training shuffles, or draws images by ``weights`` [N], and starts where a resumed run stopped; evaluation
+        keeps the order of the images.
         """
         rank, world = self.shard
         if not training:
             return {"batch_size": self.eval_batch_size, "sampler": EvalSampler(count, rank, world)}
         epoch, done = self.start
-        sampler = TrainSampler(count, self.seed, rank, world, aug_repeats, (epoch, done * self.batch_size))
+        sampler = TrainSampler(count, self.seed, rank, world, aug_repeats, (epoch, done * self.batch_size), weights)
         # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
         return {"batch_size": self.batch_size, "sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
 

@@ -13,7 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
+from torch import Tensor
 
+from visionattn.data.balance import Targets
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource, TarSource, list_folder, list_tar
@@ -47,14 +49,14 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decode one image; errors are left to the caller."""
+    def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
+        """Decode one image; errors are left to the caller. Its target is a class index, or 0 or 1 of each class."""
 
     def name_of(self, index: int) -> str:
         """Return the file name, or another name."""
 
-    def targets(self) -> Sequence[int]:
-        """Return the class indices of all images, if possible without decoding them."""
+    def targets(self) -> Targets:
+        """Return the class indices of all images, if possible without decoding them; or whether each has each class."""
 
 
 class ImageSource(Source, Protocol):
@@ -261,11 +263,7 @@ def open_place(
         check_class_names(place, labels)
         if not is_tar:
             check_class_folders(place, (path for path, _ in found), class_to_idx)
-    classes = _name_classes(place, labels, class_map or {})
-    if class_to_idx is None:
-        names = sorted(set(classes.values()), key=natural_key)
-        class_to_idx = {name: index for index, name in enumerate(names)}
-    numbers = _number(place, classes, class_to_idx)
+    numbers, class_to_idx = number_classes(place, labels, class_to_idx, class_map)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
@@ -283,33 +281,53 @@ def _list_images(place: Path) -> list[tuple[Any, str]]:
     return found
 
 
-def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str]) -> dict[str, str]:
-    """Map folder names to classes; warn of a class map's folders that are missing."""
-    given = {class_name(folder): class_name(name) for folder, name in class_map.items()}
-    names = {label: class_name(label) for label in labels}
-    if strange := sorted(set(given) - set(names.values())):
-        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no folder")
-    return {label: given.get(name, name) for label, name in names.items()}
+def number_classes(
+    place: Path,
+    labels: Collection[str],
+    class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
+    noun: str = "folder",
+) -> tuple[dict[str, int], Mapping[str, int]]:
+    """Number the classes that labels stand for; warn of classes without a label.
 
+    Args:
+        place: folder, archive or table with the labels.
+        labels: names of class folders, or other labels.
+        class_to_idx: class numbers to use; None numbers the classes in natural order.
+        class_map: classes of labels that have other names.
+        noun: word for a label in messages.
 
-def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
-    """Map folder names to class indices; warn of classes without a folder.
+    Returns:
+        The class index of each label, and the class numbers.
 
     Raises:
-        DataError: a folder of another class.
+        DataError: a label of another class.
     """
+    classes = _name_classes(place, labels, class_map or {}, noun)
+    if class_to_idx is None:
+        names = sorted(set(classes.values()), key=natural_key)
+        class_to_idx = {name: index for index, name in enumerate(names)}
     numbers = {class_name(name): index for name, index in class_to_idx.items()}
     missing = [name for name in numbers if name not in classes.values()]
     if unknown := sorted(set(classes.values()) - set(numbers)):
-        folder = next(class_name(label) for label, name in classes.items() if name == unknown[0])
+        label = next(class_name(label) for label, name in classes.items() if name == unknown[0])
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
-            f"({few(missing or list(class_to_idx))}) do not include: rename the folders, or pass "
-            f"--data.class_map '{{{folder}: CLASS, ...}}'"
+            f"({few(missing or list(class_to_idx))}) do not include: rename the {noun}s, or pass "
+            f"--data.class_map '{{{label}: CLASS, ...}}'"
         )
     if missing:
         rank_zero_warn(f"{place} has no images of {some(missing)}")
-    return {label: numbers[name] for label, name in classes.items()}
+    return {label: numbers[name] for label, name in classes.items()}, class_to_idx
+
+
+def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str], noun: str) -> dict[str, str]:
+    """Map labels to classes; warn of a class map's labels that are missing."""
+    given = {class_name(label): class_name(name) for label, name in class_map.items()}
+    names = {label: class_name(label) for label in labels}
+    if strange := sorted(set(given) - set(names.values())):
+        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no {noun}")
+    return {label: given.get(name, name) for label, name in names.items()}
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"

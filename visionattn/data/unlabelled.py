@@ -7,9 +7,12 @@ from typing import cast
 from PIL import Image
 
 from visionattn.data.errors import DataError
-from visionattn.data.file_sources import FileSource
+from visionattn.data.file_sources import FileSource, list_images
 from visionattn.data.images import to_mode, upright
-from visionattn.data.sources import ImageSource, open_place
+from visionattn.data.sources import ImageSource
+
+Images = Sequence[str | Path] | Sequence[Image.Image]
+"""Files and folders, or images in memory."""
 
 UNLABELLED = -1
 """Class index of an image whose class is not known."""
@@ -47,8 +50,8 @@ class MemorySource:
         return [image.tobytes() for image in self.images]
 
 
-def open_unlabelled(images: Sequence[str | Path] | Sequence[Image.Image], mode: str = "RGB") -> ImageSource:
-    """Open files, folders of images (hidden files and other files are passed over), or images in memory.
+def open_unlabelled(images: Images, mode: str = "RGB") -> ImageSource:
+    """Open files, folders of images, or images in memory; see `list_images`.
 
     Raises:
         DataError: a file or folder that is missing, a folder without images, or nothing at all.
@@ -57,13 +60,5 @@ def open_unlabelled(images: Sequence[str | Path] | Sequence[Image.Image], mode: 
         raise DataError("no images: name files or folders")
     if all(isinstance(image, Image.Image) for image in images):
         return MemorySource(cast(Sequence[Image.Image], images), mode)
-    files: list[tuple[str, int]] = []
-    for place in (Path(cast(str | Path, image)).expanduser() for image in images):
-        if place.is_dir():
-            found = cast(FileSource, open_place(place, mode, labelled=False))
-            files += [(found.name_of(index), UNLABELLED) for index in range(len(found))]
-        elif place.exists() or place.is_symlink():
-            files.append((str(place), UNLABELLED))
-        else:
-            raise DataError(f"no such image or folder: {place}")
-    return FileSource(files, None, mode)
+    files = list_images(cast(Sequence[str | Path], images))
+    return FileSource([(file, UNLABELLED) for file in files], None, mode)

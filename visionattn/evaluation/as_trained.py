@@ -10,10 +10,11 @@ from visionattn.data.class_map import ClassMap
 from visionattn.data.loading import OnError
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
+from visionattn.data.unlabelled import Images
 from visionattn.training import ModelSpec
 
-Stage = Literal["validate", "fit"]
-"""The validation split alone, or the training split also."""
+Stage = Literal["validate", "fit", "predict"]
+"""The validation split alone, the training split also, or images without labels."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,25 @@ class PreparedImages(DataOptions):
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
         root: folder of images; for other data sets, the folder of downloads.
         download: let torchvision or timm download a missing data set.
+        val_share: the share of the images of each class that training held out, or, for a data set without splits, that
+            is to be evaluated on.
         img_size: height and width in pixels.
         crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
+        labels: CSV or TSV file with the labels of the images under root, or under its own folder if no root is given.
+        path_column: column of image files, by default path, file, image, … or the first one.
+        label_column: column of labels, by default label, class, target, … or the only one left; or a list of columns
+            with 0 or 1, one for each class.
     """
 
     download: bool = False
+    val_share: float | None = None
     img_size: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    labels: str | None = None
+    path_column: str | None = None
+    label_column: list[str] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,15 @@ class ImageOptions(PreparedImages):
         num_classes: number of classes, for data sets that do not say it.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
+        label_separator: characters between the labels of an image in a table, by default | or ;.
+        multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
     """
 
     split: str | None = None
     num_classes: int | None = None
     class_map: ClassMap = None
+    label_separator: str | None = None
+    multi_label: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,7 @@ def open_images(
     stage: Stage = "validate",
     *,
     preprocessing: Mapping[str, Any] | None = None,
+    images: Images = (),
     **arguments: Any,
 ) -> ImageClassificationData:
     """Open images for a model.
@@ -149,6 +165,7 @@ def open_images(
         options: `ImageOptions`, or a dataclass with other arguments of `ImageClassificationData`.
         stage: which splits.
         preprocessing: as from `prepare_images`, by default with the values in ``options``.
+        images: for ``predict``, files and folders, or images in memory.
         **arguments: further arguments of `ImageClassificationData`.
 
     Raises:
@@ -158,7 +175,8 @@ def open_images(
         preprocessing = prepare_images(spec, options)
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
-    stored = None if options.root and spec.dataset == "digits" else spec.dataset or None
+    elsewhere = options.labels or (options.root and spec.dataset == "digits")
+    stored = None if elsewhere else spec.dataset or None
     prepared = {key: value for key, value in preprocessing.items() if key != "input_size"}
     prepared |= {key: list(preprocessing[key]) for key in ("mean", "std")}
     with _own_names(options, split="val_split") as given:
@@ -167,9 +185,12 @@ def open_images(
         )
         if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)
-        module.setup(stage)
+        if stage == "predict":
+            module.setup_images(images)
+        else:
+            module.setup(stage)
         if stage == "validate":
-            module.check_head(spec.model, spec.num_classes)
+            module.check_head(spec.model, spec.num_classes, spec.multi_label)
     return module
 
 

@@ -1,10 +1,9 @@
 """Predictions of a classifier for images: files, folders, or images in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -14,22 +13,19 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data import ImageClassificationData
 from visionattn.data.loading import OnError
+from visionattn.data.unlabelled import Images
 from visionattn.errors import UserError
-from visionattn.evaluation.as_trained import PreparedImages, prepare_images, unopened_images
+from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.classification import require_classes
 from visionattn.evaluation.device import Precision, autocast, resolve_device
 from visionattn.evaluation.source import LoadedModel
+from visionattn.evaluation.thresholds import read_thresholds
 from visionattn.io import as_text
 from visionattn.layers.prepared import frozen_weights
-from visionattn.progress import Progress, ShowProgress, no_progress
+from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.classification import require_finite
-from visionattn.training import ModelSpec
-from visionattn.training.predictions import Prediction, rank_classes
+from visionattn.training.predictions import THRESHOLD, Prediction, make_predictions
 from visionattn.training.preprocessing import describe_preprocessing
-
-Images = Sequence[str | Path] | Sequence[Image.Image]
-THRESHOLD = 0.5
-"""Smallest probability of a label, for models of several labels that have no thresholds of their own."""
 
 
 def predict(
@@ -37,7 +33,7 @@ def predict(
     images: str | Path | Image.Image | Images,
     *,
     topk: int = 5,
-    threshold: float | None = None,
+    threshold: float | Path | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
     batch_size: int = 64,
@@ -54,8 +50,8 @@ def predict(
         loaded: the classifier; it is moved to the device.
         images: files and folders, or images in memory; of a folder all images, in all folders below it.
         topk: number of classes for each image, at most all.
-        threshold: for a model of several labels, the smallest probability of a label; by default its own
-            thresholds, otherwise 0.5.
+        threshold: for a model of several labels, the smallest probability of a label, or a file of thresholds that
+            ``classify --save_thresholds`` wrote; by default 0.5.
         img_size: height and width in pixels; by default, as crop_pct, that of the model's preprocessing.
         crop_pct: part of the resized image's edge that is kept.
         batch_size: images per step.
@@ -74,31 +70,25 @@ def predict(
     require_classes(loaded)
     spec, resolved = loaded.spec, resolve_device(device)
     check_range("topk", topk, 1, error=UserError)
-    check_range("threshold", threshold, 0, 1, error=UserError)
     if threshold is not None and not spec.multi_label:
         raise UserError(f"--threshold is for models of several labels: {loaded.name} chooses one class")
     options = PreparedImages(
         img_size=img_size, crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, on_error=on_error
     )
-    data = unopened_images(spec, options, prepare_images(spec, options))
-    data.setup_images([images] if isinstance(images, str | Path | Image.Image) else images)  # type: ignore[arg-type]
-    if num_workers is None and len(data) <= batch_size:
+    images = cast(Images, [images] if isinstance(images, str | Path | Image.Image) else images)
+    data = open_images(spec, options, "predict", images=images, name="folder")
+    if num_workers is None and (data.num_images("predict") or 0) <= batch_size:
         data.num_workers = 0
     names, guess = name_classes(loaded)
     for line in (describe_preprocessing(data.preprocessing, spec.preprocessing, loaded.name), guess):
         if announce is not None and line:
             announce(line)
 
+    thresholds = read_thresholds(THRESHOLD if threshold is None else threshold, names) if spec.multi_label else None
+
     def answer(logits: Tensor, files: Sequence[str]) -> list[Prediction]:
         require_finite(logits, files, spec.model)
-        if not spec.multi_label:
-            return rank_classes(logits.softmax(-1), files, names, topk)
-        probabilities = logits.sigmoid()
-        chosen = probabilities >= _thresholds(spec, threshold).to(probabilities.device)
-        return [
-            replace(found, labels=[names[index] for index in row.nonzero().flatten().tolist()])
-            for found, row in zip(rank_classes(probabilities, files, names, topk), chosen, strict=True)
-        ]
+        return make_predictions(logits, files, names, topk, thresholds)
 
     return _predict(loaded, data, answer, resolved, precision, progress)
 
@@ -122,16 +112,12 @@ def _predict(
                 with torch.inference_mode(), autocast(device, precision):
                     logits = model(batch.to(device).image)
                 found = answer(logits.float(), batch.name)
-            num_read += len(found)
-            yield from _in_order(list(islice(files, len(batch.name) + len(batch.errors))), found, batch.errors)
-            done += len(batch.name) + len(batch.errors)
-            _report(report, done, len(source))
+            count = len(batch.name) + len(batch.errors)
+            yield from _in_order(list(islice(files, count)), found, batch.errors)
+            done, num_read = done + count, num_read + len(found)
+            report(done, len(source))
     if not num_read:
         raise ValueError(f"not one image could be read: {data.broken('predict')[0]}")
-
-
-def _report(report: Progress, done: int, total: int) -> None:
-    report(done, total)
 
 
 def _in_order(files: Sequence[str], found: Sequence[Prediction], errors: Sequence[str]) -> Iterator[Prediction]:
@@ -143,7 +129,7 @@ def _in_order(files: Sequence[str], found: Sequence[Prediction], errors: Sequenc
             yield following
             following = next(good, None)
         else:
-            yield Prediction(file, error=next(bad).removeprefix(f"{file}: "))
+            yield Prediction(file, [], [], error=next(bad).removeprefix(f"{file}: "))
 
 
 def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
@@ -153,7 +139,7 @@ def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
         return spec.class_names, ""
     subset = None if spec.dataset else infer_imagenet_subset({"num_classes": spec.num_classes})
     if subset:
-        return ImageNetInfo(subset).label_descriptions(), (
+        return list(ImageNetInfo(subset).label_descriptions()), (
             f"classes: those of {subset}, as {name} has {spec.num_classes:,} outputs"
         )
     return [str(number) for number in range(spec.num_classes)], (
@@ -175,9 +161,3 @@ def _require_weights(loaded: LoadedModel) -> None:
             f"nothing to predict, for the head of {name} is random: its weights have {known} outputs, not "
             f"{spec.num_classes}; leave num_classes out"
         )
-
-
-def _thresholds(spec: ModelSpec, given: float | None) -> Tensor:
-    """Return the threshold of each class, or one for all."""
-    own: Sequence[float] = getattr(spec, "thresholds", None) or [THRESHOLD]
-    return torch.tensor(own if given is None else [given])

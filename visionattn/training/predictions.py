@@ -1,18 +1,19 @@
 """Predictions: the classes of an image by probability, and their rows in a file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from visionattn.row_files import RowFile
 
+THRESHOLD = 0.5
+"""Smallest probability of a label, for models of several labels that have no thresholds of their own."""
 
-@dataclass(frozen=True)
-class Prediction:
+
+class Prediction(NamedTuple):
     """The most probable classes of an image.
 
     Attributes:
@@ -24,37 +25,55 @@ class Prediction:
     """
 
     file: str
-    classes: list[str] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
+    classes: list[str]
+    probabilities: list[float]
     labels: list[str] | None = None
     error: str | None = None
 
     def to_row(self) -> dict[str, Any]:
         """Return the values by `columns`: ``file``, ``class``, ``probability``, ``class_2``, …; without an error."""
-        labels = {} if self.labels is None else {"labels": ";".join(self.labels)}
-        ranked = zip(self.classes, self.probabilities, strict=True)
-        pairs = {key: value for rank, pair in enumerate(ranked, 1) for key, value in zip(_pair(rank), pair, strict=True)}
-        return {"file": self.file, **labels, **pairs}
+        row: dict[str, Any] = {"file": self.file}
+        if self.labels is not None:
+            row["labels"] = ";".join(self.labels)
+        for rank, pair in enumerate(zip(self.classes, self.probabilities, strict=True), 1):
+            row.update(zip(_pair(rank), pair, strict=True))
+        return row
 
 
 def columns(topk: int = 1, multi_label: bool = False) -> dict[str, type]:
     """Return name and type of the columns of rows with ``topk`` classes."""
-    labels: dict[str, type] = {"labels": str} if multi_label else {}
-    pairs = {key: kind for rank in range(1, topk + 1) for key, kind in zip(_pair(rank), (str, float), strict=True)}
-    return {"file": str, **labels, **pairs}
+    found: dict[str, type] = {"file": str} | ({"labels": str} if multi_label else {})
+    for rank in range(1, topk + 1):
+        found.update(zip(_pair(rank), (str, float), strict=True))
+    return found
 
 
 def _pair(rank: int) -> tuple[str, str]:
     return ("class", "probability") if rank == 1 else (f"class_{rank}", f"probability_{rank}")
 
 
-def rank_classes(
-    probabilities: Tensor, files: Sequence[str], class_names: Sequence[str], topk: int = 1
+def make_predictions(
+    logits: Tensor,
+    files: Sequence[str],
+    class_names: Sequence[str],
+    topk: int = 1,
+    thresholds: Tensor | None = None,
 ) -> list[Prediction]:
-    """Return the ``topk`` most probable classes of each image, from probabilities [B, num_classes]."""
-    found = probabilities.topk(min(topk, probabilities.shape[-1]), dim=-1)
+    """Return predictions from logits [B, num_classes] of images.
+
+    For models of several labels ``thresholds`` [num_classes] has the smallest probability of each class.
+    """
+    shares = logits.softmax(-1) if thresholds is None else logits.sigmoid()
+    found = shares.topk(min(topk, shares.shape[-1]), dim=-1)
     rows = zip(files, found.indices.tolist(), found.values.tolist(), strict=True)
-    return [Prediction(file, [class_names[index] for index in indices], values) for file, indices, values in rows]
+    predictions = [Prediction(file, [class_names[index] for index in best], values) for file, best, values in rows]
+    if thresholds is None:
+        return predictions
+    chosen = shares >= thresholds.to(shares.device)
+    return [
+        prediction._replace(labels=[name for name, given in zip(class_names, row, strict=True) if given])
+        for prediction, row in zip(predictions, chosen.tolist(), strict=True)
+    ]
 
 
 class PredictionWriter(Callback):
@@ -65,14 +84,15 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = RowFile(path, columns())
+        self.path = path
+        self.file = RowFile(path, {})
         self._failed = False
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the file."""
-        if trainer.global_rank:
-            path = self.file.path
-            self.file = RowFile(path.with_stem(f"{path.stem}.rank{trainer.global_rank}"), columns())
+        rank = trainer.global_rank
+        path = self.path.with_stem(f"{self.path.stem}.rank{rank}") if rank else self.path
+        self.file = RowFile(path, columns(multi_label=pl_module.spec.multi_label))
         self.file.open()
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:

@@ -67,10 +67,12 @@ class SplitImages:
         loader = module.train_dataloader() if split == "train" else module.val_dataloader()
         if not isinstance(loader.dataset, ImageDataset):
             raise DataError(f"data set {module.name!r} is read in order: probing needs images with random access")
+        if module.multi_label:
+            raise DataError(f"images of {module.describe()} have several labels: probing needs one label per image")
         self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
         self.split, self.preprocessing = split, module.preprocessing
         self._num_workers, self._on_error = module.num_workers, module.on_error
-        self.targets = self.source.targets()
+        self.targets = cast(Sequence[int], self.source.targets())
         parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
         base = "" if module.root is None else str(Path(module.root).resolve())
         self.identity: Mapping[str, Any] = {

@@ -79,13 +79,18 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: folder of checkpoints.
-        monitor: metric that selects it.
+        monitor: metric that selects it; a task that has a ``monitor`` replaces it.
         mode: whether the largest (``max``) or the smallest value is the best.
     """
 
     def __init__(self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max") -> None:
         options: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
         super().__init__(dirpath, Path(BEST).stem, monitor=monitor, mode=mode, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the task for the metric, which may depend on the data."""
+        super().setup(trainer, pl_module, stage)
+        self.monitor = str(getattr(pl_module, "monitor", self.monitor))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state for the file in this folder, which may have been moved or belong to a new run."""

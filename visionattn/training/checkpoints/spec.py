@@ -63,7 +63,9 @@ class ModelSpec:
             raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
         for name, hint in get_type_hints(cls).items():
             kind = get_origin(hint) or hint
-            if name in values and not (isinstance(values[name], kind) and isinstance(values[name], bool) == (kind is bool)):
+            if name in values and not (
+                isinstance(values[name], kind) and isinstance(values[name], bool) == (kind is bool)
+            ):
                 raise ValueError(f"the checkpoint's description of its model has {name} {values[name]!r}")
         size = values["preprocessing"].get("input_size")
         if not (isinstance(size, list | tuple) and len(size) == 3 and all(type(x) is int and x > 0 for x in size)):
