@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import evaluate, export, train
+from visionattn.cli import apply, evaluate, export, train
 from visionattn.cli.errors import UsageError
 from visionattn.suggestions import suggest
 
@@ -36,7 +36,9 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
     It is for completion only: each command parses with a parser of its own.
     """
     parser = ArgumentParser(prog=prog)
-    _add_commands(parser, files, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
+    _add_commands(
+        parser, files, _commands(train), _commands(evaluate), _commands(apply), {"export": (below := ArgumentParser())}
+    )
     _add_commands(below, files, _commands(export))
     return parser
 
