@@ -6,7 +6,7 @@ from importlib import import_module
 from visionattn.cli.errors import UsageError, run
 from visionattn.suggestions import suggest
 
-TRAINING, EVALUATION, APPLICATION = "visionattn.cli.train", "visionattn.cli.evaluate", "visionattn.cli.apply"
+TRAINING, EVALUATION = "visionattn.cli.train", "visionattn.cli.evaluate"
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "train and apply": {
         "finetune": ("visionattn.cli.finetune", "train a pretrained model on a folder of images"),
@@ -15,8 +15,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "validate": (TRAINING, "measure it on the validation split"),
         "test": (TRAINING, "measure it on the test split"),
         "predict": ("visionattn.cli.predict", "predict the classes of images"),
-        "embed": (APPLICATION, "features of images in a file"),
-        "search": (APPLICATION, "the most similar images of a folder"),
+        "embed": ("visionattn.cli.embed", "features of images in a file"),
+        "search": ("visionattn.cli.search", "the most similar images of a folder"),
     },
     "evaluate": {
         "classify": (EVALUATION, "top-1 and top-5 accuracy of a classifier"),

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import auto_cli
+
 from visionattn.cli.errors import UsageError
+from visionattn.cli.evaluate import EvaluationParser
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out
 from visionattn.data.loading import OnError
@@ -75,3 +78,9 @@ def embed(
     kind = f"{shape} features of layer {embedder.layer} ({embedder.pooling})"
     print(f"{output}: {counted(len(found.files), 'image')}, {kind}")
     print_left_out(found.unreadable)
+
+
+def main(argv: list[str], prog: str = "visionattn") -> None:
+    """Run the command, as ``visionattn.cli.errors.run`` expects."""
+    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} embed"}
+    auto_cli(embed, args=argv[1:], as_positional=True, **options)

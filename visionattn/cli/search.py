@@ -4,6 +4,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import auto_cli
+
+from visionattn.cli.evaluate import EvaluationParser
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
 from visionattn.data.loading import OnError
@@ -130,3 +133,9 @@ def _print(result: SearchResult, index: Path | None) -> None:
 def _cells(hit: Hit, with_query: bool) -> dict[str, str]:
     cells = {"rank": str(hit.rank), "file": hit.file, "similarity": f"{hit.similarity:.4f}"}
     return {"query": hit.query, **cells} if with_query else cells
+
+
+def main(argv: list[str], prog: str = "visionattn") -> None:
+    """Run the command, as ``visionattn.cli.errors.run`` expects."""
+    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} search"}
+    auto_cli(search, args=argv[1:], as_positional=True, **options)

@@ -18,11 +18,11 @@ from visionattn.checks import check_range
 from visionattn.data.file_sources import list_images
 from visionattn.data.loading import OnError
 from visionattn.data.module import usual_workers
-from visionattn.embedding.files import Embeddings, Features
+from visionattn.embedding.files import Embeddings, Features, check_format, write
 from visionattn.embedding.images import ImageFiles
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import LoadedModel
+from visionattn.evaluation.source import LoadedModel, load_model
 from visionattn.io import as_text
 from visionattn.probing.features.extraction import FeatureCache, extract_features
 from visionattn.probing.features.splits import freeze, prepare

@@ -73,7 +73,9 @@ def _check_suffix(path: str | Path) -> None:
     if suffix not in (".npz", ".parquet"):
         raise UserError(f"{path}: features are in .npz or .parquet files")
     if suffix == ".parquet" and not find_spec("pyarrow"):
-        raise UserError(f"{path} needs pyarrow, which is not installed: pip install pyarrow, or name a .npz file")
+        raise UserError(
+            f'{path} needs pyarrow, which is not installed: pip install "visionattn[parquet]", or name a .npz file'
+        )
 
 
 def write(
