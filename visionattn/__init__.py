@@ -10,13 +10,28 @@ from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from visionattn.cli.fitting import FitResult, fit
+    from visionattn.embedding.embedder import embed
+    from visionattn.embedding.files import Embeddings
+    from visionattn.embedding.gallery import search
+    from visionattn.embedding.index import Index
     from visionattn.evaluation.source import load_model
-    from visionattn.probing.export import load_probe
+    from visionattn.probing.classifier import load_probe
 
-__all__ = ["FitResult", "__version__", "accelerate", "fit", "frozen_weights", "load_model", "load_probe", "models"]
+__all__ = [
+    "Embeddings", "FitResult", "Index", "__version__", "accelerate", "embed", "fit", "frozen_weights", "load_model",
+    "load_probe", "models", "search",
+]  # fmt: skip
 __version__ = version("visionattn")
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    {"cli.fitting": "FitResult fit", "evaluation.source": "load_model", "probing.export": "load_probe"},
+    {
+        "cli.fitting": "FitResult fit",
+        "embedding.embedder": "embed",
+        "embedding.files": "Embeddings",
+        "embedding.gallery": "search",
+        "embedding.index": "Index",
+        "evaluation.source": "load_model",
+        "probing.classifier": "load_probe",
+    },
 )

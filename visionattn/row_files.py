@@ -35,7 +35,7 @@ class RowFile:
 
     Args:
         path: the file: JSON objects in ``.json``, Parquet in ``.parquet``, otherwise CSV. Its folder is made.
-        columns: name and type, ``str`` or ``float``, of each column; a value may be None.
+        columns: name and type, ``str``, ``int`` or ``float``, of each column; a value may be None.
     """
 
     def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
@@ -124,7 +124,7 @@ class _Parquet(_Rows):
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
-        types = {str: pa.string(), float: pa.float32()}
+        types = {str: pa.string(), int: pa.int64(), float: pa.float32()}
         self.schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
         self.writer, self.rows = ParquetWriter(path, self.schema), list[Mapping[str, Any]]()
 

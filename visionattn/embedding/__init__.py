@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from visionattn.embedding.files import Embeddings
     from visionattn.embedding.gallery import Hit, SearchResult, search
     from visionattn.embedding.index import Changes, Index
-    from visionattn.embedding.nearest import nearest
 
 __all__ = [
     "Changes", "Embedder", "Embeddings", "Extracted", "Hit", "Index", "SearchResult", "embed", "embed_to_file",
-    "nearest", "search",
+    "search",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
@@ -27,6 +26,5 @@ __getattr__, __dir__ = lazy_exports(
         "files": "Embeddings",
         "gallery": "Hit SearchResult search",
         "index": "Changes Index",
-        "nearest": "nearest",
     },
 )

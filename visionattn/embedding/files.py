@@ -73,7 +73,9 @@ def _check_suffix(path: str | Path) -> None:
     if suffix not in (".npz", ".parquet"):
         raise UserError(f"{path}: features are in .npz or .parquet files")
     if suffix == ".parquet" and not find_spec("pyarrow"):
-        raise UserError(f"{path} needs pyarrow, which is not installed: pip install pyarrow, or name a .npz file")
+        raise UserError(
+            f'{path} needs pyarrow, which is not installed: pip install "visionattn[parquet]", or name a .npz file'
+        )
 
 
 def write(
@@ -132,7 +134,7 @@ def _write_parquet(
     kind = pyarrow.from_numpy_dtype(dtype)
     for length in reversed(shape):
         kind = pyarrow.list_(kind, length)
-    schema = pyarrow.schema([("name", pyarrow.string()), ("features", kind)], {METADATA: json.dumps(about)})
+    schema = pyarrow.schema([("file", pyarrow.string()), ("features", kind)], {METADATA: json.dumps(about)})
     start = 0
     with pyarrow.parquet.ParquetWriter(path, schema) as file:
         for part in parts:
@@ -154,4 +156,4 @@ def _read_parquet(path: Path) -> tuple[list[str], Features, dict[str, Any]]:
         shape.append(values.type.list_size)
         values = values.flatten()
     features = values.to_numpy(zero_copy_only=False).reshape(shape)
-    return table["name"].to_pylist(), features, json.loads(table.schema.metadata[METADATA])
+    return table["file"].to_pylist(), features, json.loads(table.schema.metadata[METADATA])

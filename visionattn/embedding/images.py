@@ -12,6 +12,7 @@ from visionattn.data.file_sources import FileSource
 from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
 from visionattn.data.transforms import image_transform
+from visionattn.data.unlabelled import UNLABELLED
 from visionattn.io import as_text
 from visionattn.probing.features.extraction import ImageBatch
 from visionattn.probing.features.splits import read_batches
@@ -38,13 +39,13 @@ class ImageFiles:
         self, files: Sequence[str], preprocessing: Mapping[str, Any], num_workers: int, on_error: OnError
     ) -> None:
         mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
-        self.source = FileSource([(file, -1) for file in files], None, mode)
+        self.source = FileSource([(file, UNLABELLED) for file in files], None, mode)
         self.preprocessing, self.num_workers, self.on_error = preprocessing, num_workers, on_error
         digest = hashlib.blake2b("\0".join(files).encode(errors="surrogateescape"), digest_size=16)
         digest.update(file_states(files).tobytes())
         self.identity: Mapping[str, Any] = {"files": digest.hexdigest()}
         self.augmentation: Mapping[str, Any] = {}
-        self.targets = self.source.targets()
+        self.targets: Sequence[int] = [UNLABELLED] * len(files)
         self._errors: dict[str, None] = {}
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ def check_backend(backend: Backend) -> None:
     """Raise a ValueError unless the backend exists and is installed."""
     check_choice("backend", backend, ("auto", "faiss", "torch"), error=UserError)
     if backend == "faiss" and not find_spec("faiss"):
-        raise UserError("--backend faiss needs faiss, which is not installed: pip install faiss-cpu")
+        raise UserError('--backend faiss needs faiss, which is not installed: pip install "visionattn[search]"')
 
 
 def _finder(gallery: Tensor, backend: Backend, device: torch.device) -> Find:

@@ -44,6 +44,8 @@ class PreparedImages(DataOptions):
         name: data set as for train.py: digits, folder, torch/cifar10, hfds/NAME, …
         root: folder of images; for other data sets, the folder of downloads.
         download: let torchvision or timm download a missing data set.
+        val_share: the share of the images of each class that training held out, or, for a data set without splits, that
+            is to be evaluated on.
         img_size: height and width in pixels.
         crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
@@ -54,6 +56,7 @@ class PreparedImages(DataOptions):
     """
 
     download: bool = False
+    val_share: float | None = None
     img_size: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None

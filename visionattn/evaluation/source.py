@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import timm
 import torch
@@ -19,7 +19,9 @@ from visionattn.training.models import has_weights
 if TYPE_CHECKING:
     from visionattn.training.predictions import Prediction
 
-WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
+HEAD = ".json"
+"""Suffix of a head on a frozen backbone, as ``linear`` and ``probe --export`` write it."""
+WEIGHT_FILES = (".bin", ".ckpt", HEAD, ".pt", ".pth", ".safetensors", ".tar")
 """Suffixes that no model's name has."""
 
 
@@ -29,8 +31,8 @@ class Origin:
 
     Attributes:
         checkpoint: the file, if there is one.
-        weights: ``average`` or ``raw`` of a checkpoint of train.py, ``file`` for any other file, ``pretrained`` for
-            weights that timm knows, ``random`` for none.
+        weights: ``average`` or ``raw`` of a checkpoint of train.py, ``probe`` for a head on a frozen backbone, ``file``
+            for any other file, ``pretrained`` for weights that timm knows, ``random`` for none.
     """
 
     checkpoint: str | None
@@ -87,7 +89,8 @@ class ModelSource:
     """A model and its weights, by name.
 
     Args:
-        checkpoint: file that train.py wrote; together with ``model`` also a plain state dict or .safetensors file.
+        checkpoint: file that train.py wrote, or a head (.json) of ``linear`` or ``probe``; together with ``model`` also
+            a plain state dict or .safetensors file.
         model: name of a registered model.
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
@@ -108,10 +111,18 @@ class ModelSource:
             raise UsageError("--pretrained and --checkpoint name different weights: give one of them")
         if self.checkpoint is None and self.model is None:
             raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
+        if self._is_head and (self.model or self.model_kwargs):
+            raise UsageError(f"{self.checkpoint} names its backbone: leave out the model and its arguments")
+
+    @property
+    def _is_head(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.suffix == HEAD
 
     @property
     def origin(self) -> Origin:
         """Origin of the weights; reads the checkpoint."""
+        if self._is_head:
+            return Origin(str(self.checkpoint), "probe")
         weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
         return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
 
@@ -130,6 +141,10 @@ class ModelSource:
         Args:
             seed: for random weights, so that cached features of such a model are found again.
         """
+        if self._is_head:
+            raise UsageError(
+                f"{self.checkpoint} is a head on a frozen backbone: give the backbone, by its name or file"
+            )
         kwargs = self.model_kwargs or {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -140,6 +155,11 @@ class ModelSource:
         return loaded
 
     def _load(self, kwargs: Mapping[str, Any]) -> LoadedModel:
+        if self._is_head:
+            from visionattn.probing.classifier import load_probe
+
+            classifier = load_probe(cast(Path, self.checkpoint))
+            return LoadedModel(classifier, classifier.spec, self.origin)
         if self.checkpoint is not None:
             return LoadedModel(*load_checkpoint(self.checkpoint, self.weights, self.model, kwargs), self.origin)
         assert self.model is not None
@@ -169,7 +189,8 @@ def load_model(
     """Load a trained model with its preprocessing and class names, in evaluation mode on the CPU.
 
     Args:
-        path_or_name: a checkpoint of train.py, another file of weights, or the name of a registered model.
+        path_or_name: a checkpoint of train.py, a head (.json) of ``linear`` or ``probe``, another file of weights, or
+            the name of a registered model.
         model: architecture, for files that do not say it.
         pretrained: use the weights that are published for a registered model; by default if there are any. Otherwise
             weights are random, of which a warning tells.

@@ -201,8 +201,10 @@ class ProbingSession:
         place = [] if layers == ["last"] else ["layers" if len(layers) > 1 else "layer", "+".join(map(str, layers))]
         return "-".join([slug(self.backbone.name), *place, result.name])
 
-    def export(self, result: ProbingResult, folder: str | Path) -> Path:
+    def export(self, result: ProbingResult, folder: str | Path, name: str | None = None) -> Path:
         """Write a trained head, of which `visionattn.load_probe` makes a classifier, and return its ``.json`` file.
+
+        The ``name`` of the files is by default that of `file_stem`.
 
         Raises:
             ValueError: The result has no head, as k-NN's.
@@ -212,7 +214,7 @@ class ProbingSession:
             raise ValueError(f"{result.name} learnt from few-shot draws: export a head that learns from all images")  # noqa: TRY004
         return export_probe(
             folder,
-            self.file_stem(result),
+            name or self.file_stem(result),
             result.found,
             self.backbone,
             result.layers,

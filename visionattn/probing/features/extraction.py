@@ -120,7 +120,7 @@ class FeatureCache:
         return torch.from_numpy(self.arrays.column(0, f"{layer}.{kind}")).float()
 
     def shards(self, layer: Layer, kind: PooledKind | Literal["tokens"]) -> Iterator[np.ndarray]:
-        """Yield pooled vectors or tokens of a layer, not augmented, of all images in order, some thousands at a time."""
+        """Yield pooled vectors or tokens of a layer, of all images in order, some thousands at once; not augmented."""
         for shard in range(self.arrays.num_shards):
             yield self.arrays.read(0, shard, f"{layer}.{kind}")
 

@@ -203,7 +203,7 @@ def freeze(
     device: torch.device,
     precision: Precision,
 ) -> FrozenBackbone:
-    """Return the backbone of a model on a device: a copy without the classifier if it has one, else the model itself."""
+    """Freeze a model on a device: a copy without the classifier if it has one, else the model itself."""
     model: Any = loaded.model
     if getattr(model, "num_classes", 0):
         model = copy.deepcopy(model)
