@@ -33,6 +33,7 @@ from visionattn.data.sources import (
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.torchvision_sets import is_whole
+from visionattn.data.unlabelled import Images, open_unlabelled
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -199,12 +200,18 @@ class ImageClassificationData(ImageData):
         """Number the classes as a head does; outputs without names are numbers, which a class map may name."""
         self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
-    def check_head(self, model: str, num_classes: int) -> None:
+    def check_head(self, model: str, num_classes: int, multi_label: bool = False) -> None:
         """Check that the classes of the data are those of a trained head; to be called after ``setup``.
 
         Raises:
-            DataError: there are others.
+            DataError: there are others, or one head has several labels per image and the other not.
         """
+        if self.multi_label != multi_label:
+            known, found = ("several labels", "one") if multi_label else ("one label", "several")
+            raise DataError(
+                f"{model} was trained on images with {known} each, those of {self.name!r} have {found}: evaluate on "
+                "images with labels as in the training"
+            )
         names = self.class_names
         # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
@@ -336,6 +343,10 @@ class ImageClassificationData(ImageData):
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
+
+    def setup_images(self, images: Images) -> None:
+        """Predict these images, files or folders in place of those under ``root``, in their order."""
+        self._sources = {"predict": open_unlabelled(images, self._mode)}
 
     def class_counts(self) -> Tensor:
         """Return the number of training images of each class, [K]; known after ``setup("fit")``."""

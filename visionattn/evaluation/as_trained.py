@@ -11,10 +11,11 @@ from visionattn.data.loading import OnError
 from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
+from visionattn.data.unlabelled import Images
 from visionattn.training import ModelSpec
 
-Stage = Literal["validate", "fit"]
-"""The validation split alone, or the training split also."""
+Stage = Literal["validate", "fit", "predict"]
+"""The validation split alone, the training split also, or images without labels."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def open_images(
     stage: Stage = "validate",
     *,
     preprocessing: Mapping[str, Any] | None = None,
+    images: Images = (),
     **arguments: Any,
 ) -> ImageClassificationData:
     """Open images for a model.
@@ -172,6 +174,7 @@ def open_images(
         options: `ImageOptions`, or a dataclass with other arguments of `ImageClassificationData`.
         stage: which splits.
         preprocessing: as from `prepare_images`, by default with the values in ``options``.
+        images: for ``predict``, files and folders, or images in memory.
         **arguments: further arguments of `ImageClassificationData`.
 
     Raises:
@@ -192,9 +195,12 @@ def open_images(
         )
         if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)
-        module.setup(stage)
+        if stage == "predict":
+            module.setup_images(images)
+        else:
+            module.setup(stage)
         if stage == "validate":
-            module.check_head(spec.model, spec.num_classes)
+            module.check_head(spec.model, spec.num_classes, spec.multi_label)
     return module
 
 
