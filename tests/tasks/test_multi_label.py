@@ -168,7 +168,7 @@ def test_balanced_accuracy_is_measured() -> None:
     assert found["val_balanced_top1"].item() == pytest.approx(balanced_accuracy_score(target, predicted))
 
 
-def test_prediction_has_a_row_for_each_label(table: Path) -> None:
+def test_prediction_has_every_label_above_one_half(table: Path) -> None:
     task = ClassificationTask(MODEL)
     trainer = fit(task, open_data(table), limit_train_batches=1)
     task.starts_from = task.spec
@@ -176,10 +176,10 @@ def test_prediction_has_a_row_for_each_label(table: Path) -> None:
         task.model.fc.weight.zero_()  # type: ignore[union-attr, operator]
         task.model.fc.bias.copy_(torch.tensor([-3.0, 0.0, 1.0, 2.0, -1.0]))  # type: ignore[union-attr, operator]
     data = ImageClassificationData(root=str(table.parent), img_size=32, batch_size=64, num_workers=0)
-    (rows,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
-    shares = torch.tensor([2.0, 1.0, 0.0]).sigmoid().tolist()
-    assert [(name, share) for _, name, share in rows[:3]] == list(zip(["rare", "green", "blue"], shares, strict=True))
-    assert len(rows) == 3 * 24
+    (found,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
+    assert len(found) == 24
+    assert found[0].labels == [name for name in task.spec.class_names if name in ("rare", "green", "blue")]
+    assert (found[0].classes, found[0].probabilities) == (["rare"], [torch.tensor(2.0).sigmoid().item()])
     task.model.fc.bias.data.fill_(-1.0)  # type: ignore[union-attr, operator]
-    (rows,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
-    assert {(name, share) for _, name, share in rows} == {("", torch.tensor(-1.0).sigmoid().item())}
+    (found,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
+    assert {(*one.labels, *one.probabilities) for one in found} == {(torch.tensor(-1.0).sigmoid().item(),)}

@@ -88,7 +88,7 @@ class LabelTable:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have any number of labels."""
+        """True if an image may have any number of labels."""
         return self.targets.ndim == 2
 
     def rows_of(self, names: Sequence[str], option: str) -> npt.NDArray[np.intp]:
