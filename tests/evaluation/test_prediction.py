@@ -116,7 +116,7 @@ def test_labels_are_the_classes_above_their_threshold(colour_folder: Path, tmp_p
     thresholds.write_text(json.dumps({"a": 0.01, "b": 0.9, "c": 0.9}))
     for given, labels in ((0.99, []), (0.6, ["c"]), (thresholds, ["a"])):
         assert loaded.predict(file, threshold=given).labels == labels  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="--threshold is for models of several labels: x.ckpt chooses one class"):
+    with pytest.raises(UserError, match="--threshold is for models of several labels"):
         labelling([0.0, 0.0, 1.0]).predict(file, threshold=0.3)
 
 
@@ -139,7 +139,7 @@ def test_random_weights_predict_nothing(colour_folder: Path) -> None:
         predict(loaded, colour_folder / "val")
     loaded = visionattn.load_model("resnet_pico.cifar10", model_kwargs={"num_classes": 3})
     with pytest.raises(
-        UserError, match="the head of resnet_pico.cifar10 is random: its weights have 10 outputs, not 3"
+        UserError, match=r"the head of resnet_pico\.cifar10 is random: its weights have 10 outputs, not 3"
     ):
         predict(loaded, colour_folder / "val")
 

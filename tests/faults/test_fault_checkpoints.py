@@ -345,7 +345,7 @@ def test_file_without_a_classifier_is_an_error_of_classify(
 ) -> None:
     path = Path("own.safetensors").absolute()
     save_file({name: value for name, value in classifier.state_dict().items() if not name.startswith("fc.")}, path)
-    says = f"{path} holds no classifier: eval.py probe trains one on its features, train.py fit "
+    says = f"{path} holds no classifier: visionattn linear trains one on its features, train.py fit "
     fails("classify", "--model=test_resnet", f"--checkpoint={path}", f"--data.root={colour_folder}", says=says)
     start = ("--data.name=folder", f"--data.root={colour_folder}", f"--model.checkpoint_path={path}")
     assert command("fit", *quick, *start).status == 0

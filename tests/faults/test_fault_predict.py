@@ -106,7 +106,7 @@ def test_image_of_other_channels_is_converted(tmp_path: Path, colour_folder: Pat
         pytest.param(["one", f"--model={NAME}"], 1, "one has one class, 'red': a folder for each", id="one class"),
         pytest.param(["flat", "--model=vit_pico_patch4_32"], 1, "are random: give a checkpoint", id="random"),
         pytest.param(["flat", f"--model={NAME}", "--head=knn"], 1, "knn has no head to write", id="knn"),
-        pytest.param(["flat", f"--model={NAME}", "--head=linaer"], 1, "did you mean linear", id="head"),
+        pytest.param(["flat", f"--model={NAME}", "--head=linear_"], 1, "did you mean linear", id="head"),
         pytest.param(["flat", "--model=gone.json"], 1, "no exported head at gone.json", id="no head"),
         pytest.param(
             ["flat", f"--model={NAME}", "--val_share=2"],

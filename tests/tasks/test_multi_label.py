@@ -168,7 +168,7 @@ def test_balanced_accuracy_is_measured() -> None:
     assert found["val_balanced_top1"].item() == pytest.approx(balanced_accuracy_score(target, predicted))
 
 
-def test_prediction_has_every_probable_label(table: Path) -> None:
+def test_prediction_has_every_label_above_one_half(table: Path) -> None:
     task = ClassificationTask(MODEL)
     trainer = fit(task, open_data(table), limit_train_batches=1)
     task.starts_from = task.spec
@@ -178,6 +178,8 @@ def test_prediction_has_every_probable_label(table: Path) -> None:
     data = ImageClassificationData(root=str(table.parent), img_size=32, batch_size=64, num_workers=0)
     (found,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
     assert len(found) == 24
-    assert {tuple(prediction.labels) for prediction in found} == {("blue", "green", "rare")}
-    assert found[0].classes == ["rare"]
-    assert found[0].probabilities == pytest.approx([torch.tensor(2.0).sigmoid().item()])
+    assert found[0].labels == [name for name in task.spec.class_names if name in ("rare", "green", "blue")]
+    assert (found[0].classes, found[0].probabilities) == (["rare"], [torch.tensor(2.0).sigmoid().item()])
+    task.model.fc.bias.data.fill_(-1.0)  # type: ignore[union-attr, operator]
+    (found,) = trainer.predict(task, datamodule=data)  # type: ignore[misc]
+    assert {(*one.labels, *one.probabilities) for one in found} == {(torch.tensor(-1.0).sigmoid().item(),)}

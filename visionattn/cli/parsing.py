@@ -149,8 +149,8 @@ def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
     """Return the options by group, after the most used ones; argparse reads these as it does its own groups."""
     common = _common(parser)
     groups = getattr(parser, "groups", None) or {}
-    sections = {name: [] for name in parser.titles}
-    found: dict[str, list[argparse.Action]] = {"words": _words(parser), "common": common, **sections}
+    found: dict[str, list[argparse.Action]] = {"words": _words(parser), "common": common}
+    found |= {name: [] for name in parser.titles}
     for action in _shown(parser):
         if action not in common and action.option_strings:
             group = action.option_strings[-1].lstrip("-").partition(".")[0]

@@ -24,7 +24,8 @@ from visionattn.io import as_text
 from visionattn.layers.prepared import frozen_weights
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.tasks.classification import require_finite
-from visionattn.training.predictions import THRESHOLD, Prediction, make_predictions
+from visionattn.training.predictions import THRESHOLD, make_predictions
+from visionattn.training.predictions import Prediction as Prediction
 from visionattn.training.preprocessing import describe_preprocessing
 
 

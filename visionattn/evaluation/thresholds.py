@@ -13,7 +13,7 @@ from torch import Tensor
 from visionattn.checks import check_range
 from visionattn.data.sources import some
 from visionattn.errors import UsageError
-from visionattn.training.predictions import THRESHOLD
+from visionattn.training.predictions import THRESHOLD as THRESHOLD
 
 EXPECTED = "a file that classify --save_thresholds wrote"
 

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from visionattn.probing.features import TensorFeatures, extract_features
     from visionattn.probing.frozen import FrozenBackbone, TokenLayout
     from visionattn.probing.heads import create_head, list_heads
+    from visionattn.probing.linear import FittedHead, fit_head
     from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
     from visionattn.probing.requests import HeadRequest
     from visionattn.probing.results import ProbingResult
     from visionattn.probing.session import ProbingSession
 
 __all__ = [
-    "FeatureOptions", "FrozenBackbone", "HeadRequest", "HeadTraining", "ProbeClassifier", "ProbingData",
+    "FeatureOptions", "FittedHead", "FrozenBackbone", "HeadRequest", "HeadTraining", "ProbeClassifier", "ProbingData",
     "ProbingResult", "ProbingSession", "TensorFeatures", "TokenLayout", "create_head", "export_probe",
-    "extract_features", "list_heads", "load_probe",
+    "extract_features", "fit_head", "list_heads", "load_probe",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
@@ -33,6 +34,7 @@ __getattr__, __dir__ = lazy_exports(
         "features": "TensorFeatures extract_features",
         "frozen": "FrozenBackbone TokenLayout",
         "heads": "create_head list_heads",
+        "linear": "FittedHead fit_head",
         "options": "FeatureOptions HeadTraining ProbingData",
         "requests": "HeadRequest",
         "results": "ProbingResult",

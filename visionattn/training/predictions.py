@@ -42,7 +42,9 @@ class Prediction(NamedTuple):
 
 def columns(topk: int = 1, multi_label: bool = False) -> dict[str, type]:
     """Return name and type of the columns of rows with ``topk`` classes."""
-    found: dict[str, type] = {"file": str} | ({"labels": str} if multi_label else {})
+    found: dict[str, type] = {"file": str}
+    if multi_label:
+        found["labels"] = str
     for rank in range(1, topk + 1):
         found.update(zip(_pair(rank), (str, float), strict=True))
     return found
