@@ -60,7 +60,7 @@ def answers(task: ClassificationTask) -> Iterator[tuple[Tensor, Tensor]]:
     task.eval()
     for batch in task.data.val_dataloader():
         with torch.no_grad():
-            yield task(batch.image), batch.target
+            yield task(batch.to("cpu").image), batch.target
 
 
 def test_validation_measures_labels(table: Path) -> None:
