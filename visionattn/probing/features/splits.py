@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
-from visionattn.data.loading import ImageDataset, OnError, Transform
+from visionattn.data.loading import ImageDataset, OnError
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource, Source
 from visionattn.data.transforms import image_transform
@@ -92,11 +92,12 @@ class SplitImages:
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
         """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
-        transform = image_transform(self.preprocessing, AUGMENTATION if view else None)
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
         ]
-        return read_batches(self.source, transform, draws, self._num_workers, self._on_error)
+        return read_batches(
+            self.source, self.preprocessing, draws, self._num_workers, self._on_error, AUGMENTATION if view else None
+        )
 
     def photograph(self, number: int) -> Any:
         """Return an image as the backbone sees it, but in its own colours: bytes `[H, W, 3]`."""
@@ -118,11 +119,16 @@ class SplitImages:
 
 
 def read_batches(
-    source: Source, transform: Transform, draws: Sequence[Sequence[Draw]], num_workers: int, on_error: OnError = "skip"
+    source: Source,
+    preprocessing: Mapping[str, Any],
+    draws: Sequence[Sequence[Draw]],
+    num_workers: int,
+    on_error: OnError = "skip",
+    augmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Read images batch by batch; those that cannot be read are left out of their batch or raise an error."""
+    """Read images batch by batch; those that cannot be read are left out of their batch, or raise an error."""
     loader = ImageLoader(
-        ImageDataset(source, transform),
+        ImageDataset(source, image_transform(preprocessing, augmentation)),
         on_error,
         batch_sampler=draws,
         num_workers=num_workers,
