@@ -182,7 +182,7 @@ def short_options() -> Iterator[None]:
     try:
         yield
     except (DataError, UnreadableImageError) as error:
-        raise type(error)(str(error).replace("--data.", "--")) from error
+        raise type(error)(str(error).replace("--data.root", "FOLDER").replace("--data.", "--")) from error
 
 
 def check_moved(argv: Sequence[str], prog: str) -> None:

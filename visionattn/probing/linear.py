@@ -92,6 +92,8 @@ def fit_head(
     request = HeadRequest(head)
     if head == "knn":
         raise UserError("knn has no head to write: take linear, or compare it by visionattn probe --heads knn,linear")
+    if loaded.origin.weights == "probe":
+        raise UserError(f"{loaded.name} is a head on a frozen backbone: give the backbone, by its name or file")
     if loaded.origin.weights == "random":
         raise UserError(
             f"nothing to train a head on, for the weights of {loaded.spec.model} are random: give a checkpoint, or a "
