@@ -142,3 +142,22 @@ def test_damaged_index_is_named(damage: str, embedder: Embedder, gallery: Path, 
         save_file({"x": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"photos\.idx is damaged, or no index of visionattn search: remove it"):
         Index.load(path)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"model": "hf-hub:someone/else"},
+        {"model": "local-dir:/elsewhere"},
+        {"model_kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x.bin"}}},
+    ],
+    ids=["hub", "folder", "address"],
+)
+def test_index_does_not_cause_other_places_to_be_read(
+    described: dict[str, Any], embedder: Embedder, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = build(embedder, gallery)
+    index.about.update({"checkpoint": None, "origin": "pretrained", **described})
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("a model was made"))
+    with pytest.raises(ValueError, match="which is not fetched because a file says so: if you trust it, pass --model"):
+        index.load_model()

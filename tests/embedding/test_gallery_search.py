@@ -56,7 +56,10 @@ def test_index_knows_its_model_and_gallery(
 ) -> None:
     index, query = tmp_path / "photos.idx", gallery.parent / "val" / "red" / "0.jpg"
     first = search(query, gallery=gallery, index=index, model=checkpoint, layer=1, **QUICK)
+    written = index.stat().st_mtime_ns
     again = search(query, index=index, **QUICK)
+    assert search(query, gallery=gallery, index=index, **QUICK).hits == first.hits
+    assert index.stat().st_mtime_ns == written, "nothing has changed"
     assert again.hits == first.hits
     assert (first.changes or ())[:3] == (12, 0, 0)
     assert again.changes is None

@@ -88,10 +88,8 @@ def search(
         "on_error": on_error,
         "progress": show_progress,
     }
-    loaded = model and load_model(model, model=architecture, model_kwargs=model_kwargs)
-    result = search_images(
-        query, gallery=gallery, index=index, model=loaded or None, topk=topk, backend=backend, **options
-    )
+    loaded = None if model is None else load_model(model, model=architecture, model_kwargs=model_kwargs)
+    result = search_images(query, gallery=gallery, index=index, model=loaded, topk=topk, backend=backend, **options)
     _print(result, index)
     if output:
         with RowFile(output, COLUMNS) as file:

@@ -16,6 +16,9 @@ from visionattn.output import check_writable, writing
 METADATA = b"visionattn"
 """Key of the description in the metadata of Parquet files."""
 
+ROWS = 4096
+"""Names that are written together."""
+
 Features = np.ndarray[Any, Any]
 
 
@@ -102,16 +105,27 @@ def _write_npz(
     dtype: np.dtype[Any],
     about: Mapping[str, Any],
 ) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (len(names), *shape)}
+    """Write what np.savez would, which wants all features at once."""
+    text = np.dtype(f"<U{max(map(len, names), default=1)}")
+    rows = (np.asarray(names[start : start + ROWS], text) for start in range(0, len(names), ROWS))
     with zipfile.ZipFile(path, "w") as archive:
-        for name, values in (("about", json.dumps(about)), ("names", names)):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(values, np.str_), allow_pickle=False)
-        # As np.savez, which wants all features at once.
-        with archive.open("features.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(np.ascontiguousarray(part, dtype).tobytes())
+        _write_array(archive, "about", np.dtype(f"<U{len(json.dumps(about))}"), (), [np.asarray(json.dumps(about))])
+        _write_array(archive, "names", text, (len(names),), rows)
+        _write_array(archive, "features", dtype, (len(names), *shape), parts)
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: Sequence[int], parts: Iterable[Features]
+) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    entry = zipfile.ZipInfo(f"{name}.npy")
+    entry.compress_type = (
+        zipfile.ZIP_DEFLATED if dtype.kind == "U" else zipfile.ZIP_STORED
+    )  # of the longest name's width
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).tobytes())
 
 
 def _read_npz(path: Path) -> tuple[list[str], Features, dict[str, Any]]:

@@ -93,7 +93,8 @@ def search(
     found, changes = known or Index.empty(embedder), None
     if gallery is not None:
         found, changes = found.updated(embedder, gallery, None if index is None else part_of(index))
-        if index is not None:
+        moved = known is None or known.root.absolute() != found.root.absolute()
+        if index is not None and (moved or any(changes[:3])):
             found.save(index)
     files = list_images(as_places(query))
     places = found.places(files)

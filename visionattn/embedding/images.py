@@ -11,7 +11,6 @@ from visionattn.data import UnreadableImageError
 from visionattn.data.file_sources import FileSource
 from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
-from visionattn.data.transforms import image_transform
 from visionattn.data.unlabelled import UNLABELLED
 from visionattn.io import as_text
 from visionattn.probing.features.extraction import ImageBatch
@@ -54,7 +53,7 @@ class ImageFiles:
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
         """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
         draws = [[Draw(number) for number in batch] for batch in batches]
-        for batch in read_batches(self.source, image_transform(self.preprocessing), draws, self.num_workers):
+        for batch in read_batches(self.source, self.preprocessing, draws, self.num_workers):
             if batch.errors and self.on_error == "raise":
                 raise UnreadableImageError(
                     f"cannot read {batch.errors[0]}; repair or remove it, or pass --on_error skip"

@@ -19,6 +19,7 @@ from visionattn.embedding.images import States, file_states
 from visionattn.errors import UserError
 from visionattn.evaluation.source import LoadedModel, ModelSource
 from visionattn.output import writing
+from visionattn.training.models import is_elsewhere
 
 METADATA = "visionattn index"
 """Key of the description in the metadata of an index, which is a safetensors file."""
@@ -33,6 +34,10 @@ COMPARED = {
     "precision": "--precision",
 }
 """Parts of the description that queries must share with the gallery, and the options that they come from."""
+
+
+REMOTE = {"url", "hf_hub_id"}
+"""Keys of timm's `pretrained_cfg` that say from where weights are fetched."""
 
 
 class Changes(NamedTuple):
@@ -133,7 +138,7 @@ class Index:
 
     def read(
         self, embedder: Embedder, files: Sequence[str], places: Sequence[int | None], folder: Path | None = None
-    ) -> "Found":
+    ) -> Found:
         """Return the features of files: from the index if they have not changed, else from the model.
 
         Args:
@@ -189,8 +194,8 @@ class Index:
             root = Path(described["root"])
             root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
             index = cls(root, [*map(os.fsdecode, parts)], states.numpy(), features, described["about"])
-            if not len(index.names) == len(features) == len(states):
-                raise ValueError("other numbers of names and features")
+            if not len(index.names) == len(features) == len(states) or {*COMPARED, "origin"} - index.about.keys():
+                raise ValueError("it lacks names, or parts of its description")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged, or no index of visionattn search: remove it and build it again"
@@ -215,16 +220,20 @@ class Index:
 
         Raises:
             FileNotFoundError: Its checkpoint is not there any more.
+            ValueError: Its architecture or weights lie in a repository, which a file must not cause to be read.
         """
-        about = self.about
-        if about["checkpoint"] is None:
-            pretrained = about["origin"] != "random"
-            return ModelSource(None, about["model"], pretrained, about["model_kwargs"]).load()
-        # A checkpoint of train.py knows its architecture.
-        weights = about["origin"]
-        if weights == "file":
-            return ModelSource(Path(about["checkpoint"]), about["model"], False, about["model_kwargs"]).load()
-        return ModelSource(Path(about["checkpoint"]), weights=weights).load()
+        model, kwargs, origin = (self.about[key] for key in ("model", "model_kwargs", "origin"))
+        if is_elsewhere(model) or REMOTE & {*(kwargs.get("pretrained_cfg_overlay") or {})}:
+            raise UserError(
+                f"the index is of {model}, which is not fetched because a file says so: if you trust it, pass --model "
+                f"{model} and its --model_kwargs"
+            )
+        if self.about["checkpoint"] is None:
+            return ModelSource(None, model, origin != "random", kwargs).load()
+        checkpoint = Path(self.about["checkpoint"])
+        if origin == "file":
+            return ModelSource(checkpoint, model, False, kwargs).load()
+        return ModelSource(checkpoint, weights=origin).load()  # of train.py, which knows its architecture
 
 
 def _described(about: Mapping[str, Any], key: str) -> str:

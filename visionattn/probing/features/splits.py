@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
-from visionattn.data.loading import ImageDataset, OnError, Transform
+from visionattn.data.loading import ImageDataset, OnError
 from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource, Source
@@ -94,12 +94,12 @@ class SplitImages:
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
         """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
-        transform = pixel_transform(self.preprocessing, AUGMENTATION if view else None)
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
         ]
-        normalisation = Normalisation.of(self.preprocessing)
-        return read_batches(self.source, transform, draws, self._num_workers, self._on_error, normalisation)
+        return read_batches(
+            self.source, self.preprocessing, draws, self._num_workers, self._on_error, AUGMENTATION if view else None
+        )
 
     def photograph(self, number: int) -> Any:
         """Return an image as the backbone sees it, but in its own colours: bytes `[H, W, 3]`."""
@@ -122,23 +122,20 @@ class SplitImages:
 
 def read_batches(
     source: Source,
-    transform: Transform,
+    preprocessing: Mapping[str, Any],
     draws: Sequence[Sequence[Draw]],
     num_workers: int,
     on_error: OnError = "skip",
-    normalisation: Normalisation | None = None,
+    augmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[ImageBatch]:
-    """Read images batch by batch; those that cannot be read are left out of their batch or raise an error.
-
-    A transform to bytes goes with their `normalisation`.
-    """
+    """Read images batch by batch; those that cannot be read are left out of their batch, or raise an error."""
     loader = ImageLoader(
-        ImageDataset(source, transform),
+        ImageDataset(source, pixel_transform(preprocessing, augmentation)),
         on_error,
         batch_sampler=draws,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=partial(collate_images, normalisation=normalisation),
+        collate_fn=partial(collate_images, normalisation=Normalisation.of(preprocessing)),
     )
     return cast(Iterator[ImageBatch], iter(loader))
 
