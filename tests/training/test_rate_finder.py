@@ -56,7 +56,7 @@ def test_parts_of_the_model_keep_their_factors_and_random_states_stay(monkeypatc
     before = torch.get_rng_state()
     hook = register_optimizer_step_post_hook(keep)
     try:
-        search = search_rate(task, data, {"accelerator": "cpu", "accumulate_grad_batches": 2, "limit_train_batches": 8})
+        search = search_rate(task, data, {"accelerator": "cpu", "accumulate_grad_batches": 2, "limit_train_batches": 7})
     finally:
         hook.remove()
     assert torch.equal(torch.get_rng_state(), before)

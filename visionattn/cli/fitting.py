@@ -20,6 +20,7 @@ from visionattn.training.random_state import same_random_state
 
 GROUPS = ("model", "data", "trainer")
 """Sections of a config; values of other names are options themselves."""
+NO_RESULT = "trainer.fast_dev_run leaves no result: pass a small trainer.max_steps instead"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fit(
     for mapping in (config, *overrides) if isinstance(config, Mapping) else overrides:
         options |= flat_options(mapping)
     if options.get("trainer.fast_dev_run", "false") not in ("false", "0"):
-        raise UsageError("trainer.fast_dev_run leaves no result: pass a small trainer.max_steps instead")
+        raise UsageError(NO_RESULT)
     words = ["fit", *(f"--{name}={value}" for name, value in options.items())]
     return train(TrainingCLI, words, callbacks, quiet)
 
@@ -145,7 +146,8 @@ def _plain(value: Any) -> Any:
 def _result(cli: TrainingCLI) -> FitResult:
     """Return the outcome of a training that has ended."""
     run, trainer = cli.run, cli.trainer
-    assert run is not None
+    if run is None:  # a config file says so
+        raise UsageError(NO_RESULT)
     score = run.best.best_model_score
     return FitResult(
         score=None if score is None else float(score),

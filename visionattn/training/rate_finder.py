@@ -70,15 +70,16 @@ class RateSearch:
 
 
 class _Losses(DivergenceCheck):
-    """Keep all losses in place of a check: a search may diverge."""
+    """Keep all losses, by rate, in place of a check: a search may diverge."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Any) -> None:
         super().__init__("lr")
-        self.values: list[Tensor] = []
+        self.task, self.by_rate = task, dict[float, list[Tensor]]()
 
     def note(self, loss: Tensor, step: int, epoch: int) -> None:
-        """Keep a loss."""
-        self.values.append(loss.detach().float().cpu())
+        """Keep a loss; batches that are accumulated to one update have one rate."""
+        rate = self.task.lr_schedulers().get_last_lr()[0]
+        self.by_rate.setdefault(rate, []).append(loss.detach().float().cpu())
 
 
 def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
@@ -93,7 +94,7 @@ def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
     Raises:
         UserError: Several devices take part.
     """
-    losses = task.divergence = _Losses()
+    losses = task.divergence = _Losses(task)
     with TemporaryDirectory() as folder, same_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training repeats them
         trainer = Trainer(**{**options, **_SETTINGS, "max_steps": UPDATES, "default_root_dir": folder})
@@ -102,15 +103,12 @@ def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
         hook = register_optimizer_step_pre_hook(_scale_rates)
         try:
             with redirect_stderr(io.StringIO() if not sys.stderr.isatty() else sys.stderr):  # a bar per update
-                finder = Tuner(trainer).lr_find(
+                Tuner(trainer).lr_find(
                     task, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=UPDATES, update_attr=False
                 )
         finally:
             hook.remove()
-    assert finder is not None
-    rates, batches = finder.results["lr"], trainer.accumulate_grad_batches
-    values = torch.stack(losses.values)[: len(rates) * batches]
-    return RateSearch(rates[: len(values) // batches], values.unflatten(0, (-1, batches)).mean(1))
+    return RateSearch([*losses.by_rate], torch.stack([torch.stack(each).mean() for each in losses.by_rate.values()]))
 
 
 _SETTINGS: dict[str, Any] = {

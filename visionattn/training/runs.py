@@ -54,7 +54,8 @@ class RunFolder:
 
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that failed before it did anything."""
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", "split.csv", LOCK}:
+        begun = {"config.yaml", "split.csv", LOCK, "trackio-id", "wandb-id"}
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun:
             shutil.rmtree(self.path)
 
     def claim(self) -> IO[str] | None:
