@@ -32,9 +32,9 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "a command is wanted: fit, validate, test, predict, classify, "),
+        ([], "a command is wanted: finetune, fit, validate, test, predict, classify, "),
         (["fti"], "unknown command 'fti'; did you mean fit?"),
-        (["frobnicate"], "unknown command 'frobnicate'; choose from fit, validate, test, predict, "),
+        (["frobnicate"], "unknown command 'frobnicate'; choose from finetune, fit, validate, test, predict, "),
         (["--config", "quickstart", "fit"], "--config stands before the command: write visionattn COMMAND --config"),
         (["fit", "--data.rot", "x"], "unknown option --data.rot; did you mean --data.root"),
         (["fit", "--model", "nat_tiny"], "--model takes a config file of options --model.NAME"),

@@ -9,10 +9,22 @@ from visionattn.layers.prepared import frozen_weights
 from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from visionattn.cli.finetune import finetune
+    from visionattn.cli.fitting import FitResult, fit
     from visionattn.evaluation.source import load_model
     from visionattn.probing.export import load_probe
 
-__all__ = ["__version__", "accelerate", "frozen_weights", "load_model", "load_probe", "models"]
+__all__ = [
+    "FitResult", "__version__", "accelerate", "finetune", "fit", "frozen_weights", "load_model", "load_probe", "models",
+]  # fmt: skip
 __version__ = version("visionattn")
 
-__getattr__, __dir__ = lazy_exports(__name__, {"evaluation.source": "load_model", "probing.export": "load_probe"})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "cli.finetune": "finetune",
+        "cli.fitting": "FitResult fit",
+        "evaluation.source": "load_model",
+        "probing.export": "load_probe",
+    },
+)

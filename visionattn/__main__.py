@@ -9,6 +9,7 @@ from visionattn.suggestions import suggest
 TRAINING, EVALUATION = "visionattn.cli.train", "visionattn.cli.evaluate"
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "train and apply": {
+        "finetune": ("visionattn.cli.finetune", "train a pretrained model on a folder of images"),
         "fit": (TRAINING, "train a model"),
         "validate": (TRAINING, "measure it on the validation split"),
         "test": (TRAINING, "measure it on the test split"),
@@ -54,6 +55,7 @@ USAGE = "\n".join(
         "",
         "examples:",
         "  visionattn fit --config quickstart",
+        "  visionattn finetune FOLDER --model nat_pico.cifar10",
         "  visionattn classify --model nat_pico.cifar10 --pretrained --data.root data/cifar10",
     ]
 )

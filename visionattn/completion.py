@@ -36,7 +36,8 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
     It is for completion only: each command parses with a parser of its own.
     """
     parser = ArgumentParser(prog=prog)
-    _add_commands(parser, files, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
+    tuned = {"finetune": _commands(train)["fit"]}  # whose options it takes
+    _add_commands(parser, files, tuned, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
     _add_commands(below, files, _commands(export))
     return parser
 

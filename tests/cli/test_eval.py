@@ -40,7 +40,7 @@ def expected_predictions(checkpoint: Path, root: Path) -> list[tuple[str, str]]:
     )
     data.setup("validate")
     pairs = []
-    for batch in data.val_dataloader():
+    for batch in (each.to("cpu") for each in data.val_dataloader()):
         with torch.no_grad():
             predicted = model.double()(batch.image.double()).argmax().item()
         pairs.append((spec.class_names[batch.target.item()], spec.class_names[predicted]))
@@ -227,7 +227,7 @@ def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_pa
         root=str(colour_folder), img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, batch_size=9
     )
     data.setup("validate")
-    batch = next(iter(data.val_dataloader()))
+    batch = next(iter(data.val_dataloader())).to("cpu")
     branches = model.forward_branches(batch.image)
     for inference, names in (("combined", ("sa", "glca")), ("sa", ("sa",))):
         assert classify(*argv, "--inference", inference, "--rollout", tmp_path / "drawn", "--num_examples", "2") == 0

@@ -52,7 +52,7 @@ def expected(checkpoint: Path, flip: bool = False, reranked: bool = False, infer
         model.set_inference(inference)
     data = ReidData("identities", num_workers=0)
     data.setup("validate")
-    batches: list[Any] = list(data.val_dataloader())
+    batches: list[Any] = [batch.to("cpu") for batch in (each.to("cpu") for each in data.val_dataloader())]
     ids, cameras = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("target", "camera"))
     with torch.no_grad():
         features = torch.cat([reid_features(model, batch.image, flip) for batch in batches])

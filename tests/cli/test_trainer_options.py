@@ -69,7 +69,7 @@ def test_trainer_option_without_effect_is_refused(options: dict[str, Any], remed
     ("callback", "remedy"),
     [
         (StochasticWeightAveraging(1e-3), "StochasticWeightAveraging averages weights after the last checkpoint"),
-        (LearningRateFinder(), "--model.lr"),
+        (LearningRateFinder(), "--find_lr true"),
         (BatchSizeFinder(), "--data.batch_size"),
         (GradientAccumulationScheduler({0: 2}), "--trainer.accumulate_grad_batches"),
         (ModelPruning("l1_unstructured"), "leave it out"),

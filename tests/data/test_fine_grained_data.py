@@ -131,7 +131,7 @@ def test_splits_match_the_lists(tmp_path: Path, name: str, itself: bool) -> None
         expected = {file if "." in file else f"{file}.jpg": label for file, label in files}
         found = dict(zip(map(file_of, batch.name), batch.target.tolist(), strict=True))
         assert found == expected
-        brightness = (batch.image.mean((1, 2, 3)) * 255 - 40) / 80
+        brightness = (batch.to("cpu").image.mean((1, 2, 3)) * 255 - 40) / 80
         assert brightness.round().int().tolist() == batch.target.tolist()
     assert [file_of(path).removesuffix(".jpg") for path in validation.name] == [
         file.removesuffix(".jpg") for file, _ in TEST[name]
@@ -293,7 +293,7 @@ def crops(root: Path, epochs: int, **options: Any) -> torch.Tensor:
     images = []
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        images += [batch.image for batch in loader]
+        images += [batch.to("cpu").image for batch in loader]
     return (torch.cat(images) * 255).round()
 
 

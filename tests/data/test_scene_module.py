@@ -58,7 +58,8 @@ def test_synthetic_scenes_need_nothing() -> None:
     assert [len(batch.image) for batch in batches] == [4, 4, 2]
     for number, batch in enumerate(batches):
         assert batch.image.shape[1:] == (3, 64, 64) == data.item_shape
-        assert (batch.image.dtype, batch.segments.dtype) == (torch.float32, torch.int64)
+        assert (batch.image.dtype, batch.segments.dtype) == (torch.uint8, torch.int64)
+        assert batch.to("cpu").image.dtype == torch.float32
         assert (batch.classes.dtype, batch.things.dtype, batch.errors) == (torch.int64, torch.bool, [])
         places = range(4 * number, 4 * number + len(batch.image))
         assert batch.name == [scenes.name(place) for place in places]

@@ -14,7 +14,7 @@ from visionattn.data.scenes.transforms import SceneTransform, crop_box
 
 
 def transform(size: tuple[int, int], hflip: float = 0.0, **changes: Any) -> SceneTransform:
-    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic", "crop_mode": "center"}
+    plain = {"interpolation": "bicubic", "crop_mode": "center"}
     return SceneTransform({"input_size": (3, *size), **plain, **changes}, hflip)
 
 
@@ -30,9 +30,9 @@ def blocks(columns: int = 6, rows: int = 4, edge: int = 20) -> Scene:
 def test_scene_of_the_right_size_is_unchanged() -> None:
     scene = Synthetic("train")[0]
     seen = transform((64, 64))(scene)
-    assert torch.equal((seen.image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(scene.image)))
+    assert torch.equal(seen.image.permute(1, 2, 0), torch.from_numpy(np.array(scene.image)))
     assert np.array_equal(seen.segments.numpy(), scene.segments)
-    assert (seen.image.dtype, seen.segments.dtype) == (torch.float32, torch.int64)
+    assert (seen.image.dtype, seen.segments.dtype) == (torch.uint8, torch.int64)
     assert (seen.classes.dtype, seen.things.dtype) == (torch.int64, torch.bool)
     assert seen.classes.tolist() == scene.classes.tolist()
     assert seen.things.tolist() == scene.things.tolist()
@@ -44,10 +44,10 @@ def test_segments_lie_where_their_colours_are(size: tuple[int, int], crop_mode: 
     scene = blocks()
     seen = transform(size, crop_mode=crop_mode, interpolation="nearest")(scene)
     assert seen.image.shape == (3, *size)
-    assert torch.equal((seen.image[0] * 255).round().long(), seen.segments * 10)
+    assert torch.equal(seen.image[0].long(), seen.segments * 10)
     smooth = transform(size, crop_mode=crop_mode)(scene)
     assert torch.equal(smooth.segments, seen.segments)  # ids stay ids
-    assert ((smooth.image - seen.image).abs().amax(0) < 0.02).float().mean() > 0.5  # but for seams
+    assert ((smooth.image.float() - seen.image.float()).abs().amax(0) < 5).float().mean() > 0.5  # but for seams
 
 
 def test_squash_keeps_all_and_center_the_middle() -> None:
@@ -89,12 +89,6 @@ def test_flips_take_both() -> None:
     torch.manual_seed(0)
     half = transform((40, 60), hflip=0.5)
     assert 5 < sum(torch.equal(half(scene).segments, plain.segments) for _ in range(30)) < 25
-
-
-def test_normalisation() -> None:
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    plain, seen = transform((40, 60))(blocks()).image, transform((40, 60), mean=mean, std=std)(blocks()).image
-    torch.testing.assert_close(seen, (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
 
 
 def test_another_way_to_crop_is_refused() -> None:

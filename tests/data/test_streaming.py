@@ -160,6 +160,7 @@ def test_shards_can_be_named_and_counted(shards: Path) -> None:
         ),
         ({"limit_per_class": 2}, "is read in order: leave out --data.limit_per_class"),
         ({"holdout_per_class": 2}, "is read in order: leave out --data.holdout_per_class"),
+        ({"balance": "sampler"}, "is read in order: leave out --data.balance"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

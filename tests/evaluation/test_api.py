@@ -167,7 +167,7 @@ def test_classifier_result_agrees_with_a_plain_loop(checkpoint, colour_folder):
     model, spec, _ = loaded = visionattn.load_model(checkpoint)
     options = ImageOptions(root=str(colour_folder), batch_size=4, num_workers=0)
     right, counts = 0, torch.zeros(3, 3, dtype=torch.long)
-    for batch in open_images(spec, options).val_dataloader():
+    for batch in (each.to("cpu") for each in open_images(spec, options).val_dataloader()):
         with torch.no_grad():
             predicted = model(batch.image).argmax(1)
         right += int((predicted == batch.target).sum())
@@ -191,7 +191,7 @@ def test_reid_result_equals_the_command_output_and_the_metrics(checkpoint, tmp_p
 
     data = ReidData("identities", height=32, width=32, mean=[0.5] * 3, std=[0.5] * 3, num_workers=0)
     data.setup("validate")
-    batches: list[Any] = list(data.val_dataloader())
+    batches: list[Any] = [batch.to("cpu") for batch in (each.to("cpu") for each in data.val_dataloader())]
     ids, cameras = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("target", "camera"))
     model: Any = loaded.model
 
@@ -218,7 +218,7 @@ def test_slots_result_equals_the_command_output_and_the_metric(slots_checkpoint,
     data = SceneData("synthetic", image_size=16, limit=6, mean=[0.5] * 3, std=[0.5] * 3, num_workers=0)
     data.setup("validate")
     scores = []
-    for batch in data.val_dataloader():
+    for batch in (each.to("cpu") for each in data.val_dataloader()):
         with torch.no_grad():
             found = result.network.slots(encode(result.network.encoder, batch.image))
         scores.append(foreground_ari(found.segments((16, 16)), batch.segments, batch.things))

@@ -209,7 +209,7 @@ def test_folders_of_one_name_in_two_unicode_forms_are_one_class(colour_folder: P
     (colour_folder / "train" / "green").rename(colour_folder / "train" / DECOMPOSED)
     (colour_folder / "val" / "blue").rename(colour_folder / "val" / DECOMPOSED)
     shutil.rmtree(colour_folder / "val" / "green")
-    says = f"train has folders whose names differ in their Unicode form alone, and are one class: {COMPOSED}"
+    says = f"train has class names that differ in their Unicode form alone, and are one class: {COMPOSED}"
     with pytest.warns(UserWarning, match=says):
         data = opened(colour_folder)
     assert data.class_names == [COMPOSED, "red"]

@@ -151,7 +151,7 @@ def test_unusual_image_has_the_expected_colours(tmp_path: Path, write: Write, co
         data = opened(tmp_path, "predict", mean=[0] * 3, std=[1] * 3)
         (batch,) = data.predict_dataloader()
     assert batch.image.shape == (1, 3, 16, 16)
-    assert (batch.image[0, :, 8, 8] * 255).round().tolist() == pytest.approx(colour, abs=2)
+    assert (batch.to("cpu").image[0, :, 8, 8] * 255).round().tolist() == pytest.approx(colour, abs=2)
 
 
 def test_16_bit_images_are_equal_in_every_format(tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_image_is_turned_upright_by_its_exif_block(tmp_path: Path, suffix: str) 
         (tmp_path / folder).mkdir(parents=True)
         stored.save(tmp_path / folder / f"x.{suffix}", exif=exif)
     data = opened(tmp_path, no_aug=True, crop_mode="squash", mean=[0] * 3, std=[1] * 3)
-    seen = [next(iter(loader)).image[0] for loader in (data.train_dataloader(), data.val_dataloader())]
+    seen = [next(iter(loader)).to("cpu").image[0] for loader in (data.train_dataloader(), data.val_dataloader())]
     data.setup("predict")
-    seen.append(next(iter(data.predict_dataloader())).image[0])
+    seen.append(next(iter(data.predict_dataloader())).to("cpu").image[0])
     for image in seen:
         assert image[:, 2].min() > 0.9
         assert image[:, -3].max() < 0.1

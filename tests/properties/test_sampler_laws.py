@@ -19,6 +19,15 @@ from visionattn.data.sampling import Draw, EvalSampler, TrainSampler, generators
 SIZES, WORLDS, SEEDS, EPOCHS = st.integers(5, 40), st.integers(1, 5), st.integers(0, 2**31), st.integers(0, 9)
 
 
+ORDERS = st.sampled_from(["shuffled", "repeated", "weighted"])
+
+
+def order_of(kind: str, size: int) -> dict[str, Any]:
+    """Return the options of a sampler of images that come once, several times, or by weights, one of which is 0."""
+    weighted = {"weights": torch.arange(size) % 7}
+    return {"shuffled": {}, "repeated": {"repeats": 3}, "weighted": weighted}[kind]
+
+
 def epoch_of(sampler: Any, epoch: int) -> list[Any]:
     sampler.set_epoch(epoch)
     return list(sampler)
@@ -34,17 +43,27 @@ def test_evaluation_sampler_gives_each_image_once_and_equal_work_to_all_ranks(si
         assert rank == sorted(real) + [-1] * (len(rank) - len(real))
 
 
-@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]))
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, ORDERS)
 def test_ranks_share_the_order_of_a_single_process(
-    size: int, world_size: int, seed: int, epoch: int, repeats: int
+    size: int, world_size: int, seed: int, epoch: int, kind: str
 ) -> None:
-    alone = epoch_of(TrainSampler(size, seed, repeats=repeats), epoch)
-    ranks = [epoch_of(TrainSampler(size, seed, rank, world_size, repeats), epoch) for rank in range(world_size)]
+    order = order_of(kind, size)
+    alone = epoch_of(TrainSampler(size, seed, **order), epoch)
+    ranks = [epoch_of(TrainSampler(size, seed, rank, world_size, **order), epoch) for rank in range(world_size)]
     together = [draw for step in zip(*ranks, strict=True) for draw in step]
     common = min(len(alone), len(together))
     assert together[:common] == alone[:common]
     assert abs(len(together) - size) < world_size, "no more or less than makes the ranks even"
     assert len(alone) == size
+    assert {len(rank) for rank in ranks} == {len(TrainSampler(size, seed, 0, world_size, **order))}
+
+
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS)
+def test_weighted_draws_never_take_an_image_of_weight_0(size: int, world_size: int, seed: int, epoch: int) -> None:
+    sampler = TrainSampler(size, seed, 0, world_size, **order_of("weighted", size))
+    draws = epoch_of(sampler, epoch)
+    assert all(draw.image % 7 for draw in draws)
+    assert len({draw.seed for draw in draws}) == len(draws), "an image that comes twice is augmented in two ways"
 
 
 @holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.integers(2, 4))
@@ -68,22 +87,23 @@ def test_aug_repeats_repeat_images_with_different_crops(
         assert len({draw.seed for draw in draws}) == len(draws)
 
 
-@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, st.sampled_from([0, 3]), st.integers(0, 50))
+@holds_for(SIZES, WORLDS, SEEDS, EPOCHS, ORDERS, st.integers(0, 50))
 def test_resumed_sampler_continues_where_it_stopped(
-    size: int, world_size: int, seed: int, epoch: int, repeats: int, consumed: int
+    size: int, world_size: int, seed: int, epoch: int, kind: str, consumed: int
 ) -> None:
     for rank in range(world_size):
         whole, resumed = (
-            TrainSampler(size, seed, rank, world_size, repeats, start) for start in ((0, 0), (epoch, consumed))
+            TrainSampler(size, seed, rank, world_size, start=start, **order_of(kind, size))
+            for start in ((0, 0), (epoch, consumed))
         )
         assert epoch_of(resumed, epoch) == epoch_of(whole, epoch)[consumed:]
         assert epoch_of(resumed, epoch + 1) == epoch_of(whole, epoch + 1)
         assert len(resumed) == len(whole)
 
 
-@holds_for(st.integers(20, 40), SEEDS, EPOCHS)
-def test_each_epoch_has_another_order(size: int, seed: int, epoch: int) -> None:
-    sampler = TrainSampler(size, seed)
+@holds_for(st.integers(20, 40), SEEDS, EPOCHS, ORDERS)
+def test_each_epoch_has_another_order(size: int, seed: int, epoch: int, kind: str) -> None:
+    sampler = TrainSampler(size, seed, **order_of(kind, size))
     first, second = epoch_of(sampler, epoch), epoch_of(sampler, epoch + 1)
     assert [draw.image for draw in first] != [draw.image for draw in second]
     assert not {draw.seed for draw in first} & {draw.seed for draw in second}

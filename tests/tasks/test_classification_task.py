@@ -193,7 +193,7 @@ def test_mixing_softens_targets_and_keeps_odd_batches() -> None:
     fit(task, limit_train_batches=1)
     task.log = lambda *args, **options: None  # type: ignore[assignment, method-assign]
     task.criterion.register_forward_pre_hook(lambda _, inputs: data_targets.append(inputs[1]))
-    batch = next(iter(task.data.train_dataloader()))
+    batch = next(iter(task.data.train_dataloader())).to("cpu")
     odd = batch._replace(image=batch.image[:3], target=batch.target[:3])
     for given in (batch, odd):
         task.training_step(given, 0)
@@ -262,7 +262,7 @@ def test_checkpoint_describes_its_model(tmp_path: Path) -> None:
     model, spec = load_checkpoint(tmp_path / "last.ckpt")
     assert (spec.model, spec.num_classes, spec.dataset) == (MODEL, 10, "digits")
     assert spec.class_names == [str(digit) for digit in range(10)]
-    batch = next(iter(task.data.val_dataloader()))
+    batch = next(iter(task.data.val_dataloader())).to("cpu")
     task.eval()
     torch.testing.assert_close(model(batch.image), task(batch.image))
 

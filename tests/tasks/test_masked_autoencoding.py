@@ -79,7 +79,7 @@ def test_loss_is_that_of_hidden_patches_only(noises: list[Tensor]) -> None:
     with torch.no_grad():
         loaders = task.data.train_dataloader(), task.data.val_dataloader()
         for name, loader, noise in zip(("train_loss", "val_loss"), loaders, noises, strict=True):
-            expected = slow_loss(task, next(iter(loader)).image, noise)
+            expected = slow_loss(task, next(iter(loader)).to("cpu").image, noise)
             torch.testing.assert_close(metrics[name], expected)
 
 
@@ -116,7 +116,7 @@ def test_checkpoint_is_timms_vit_and_a_decoder(tmp_path: Path) -> None:
     weights = {name.removeprefix("model."): value for name, value in held.items() if name.startswith("model.")}
     plain = timm.create_model(MODEL, num_classes=0, **KWARGS).eval()
     plain.load_state_dict(weights)
-    image = next(iter(task.data.val_dataloader())).image
+    image = next(iter(task.data.val_dataloader())).to("cpu").image
     assert plain(image).shape == (8, 24)
     task.eval()
     for found in (model(image), task(image)):
@@ -141,7 +141,7 @@ def test_examples_are_images_of_the_validation() -> None:
     trainer = fit(task, batch=5, limit_val_batches=20, limit_train_batches=1)
     original, masked, reconstructed = task.examples.tensors().values()
     assert trainer.num_val_batches == [20]
-    images = [batch.image for batch, _ in zip(task.data.val_dataloader(), range(20), strict=False)]
+    images = [batch.to("cpu").image for batch, _ in zip(task.data.val_dataloader(), range(20), strict=False)]
     assert torch.equal(original, torch.stack([image[0] for index, image in enumerate(images) if index % 5 != 4]))
     nothing = (masked == 0).all(1)
     assert nothing.float().mean() == 0.75

@@ -53,7 +53,7 @@ def fit(
 
 
 def scenes(task: Any) -> Any:
-    (first, second) = task.data.val_dataloader()
+    (first, second) = (batch.to("cpu") for batch in task.data.val_dataloader())
     return first, second
 
 

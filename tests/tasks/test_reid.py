@@ -97,7 +97,7 @@ def test_biases_learn_faster_and_other_modules_learn() -> None:
 def test_validation_measures_features_before_the_neck(flip: bool) -> None:
     task, run, data = ReidTask(MODEL, flip=flip), trainer(), identities()
     (found,) = run.validate(task, datamodule=data, verbose=False)
-    batches = list(data.val_dataloader())
+    batches = [batch.to("cpu") for batch in data.val_dataloader()]
     image, ids, cameras = (
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("image", "target", "camera")
     )

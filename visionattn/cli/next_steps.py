@@ -25,24 +25,34 @@ def resume_command(prog: str, argv: Iterable[str], checkpoint: Path) -> str:
 
 
 def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
-    """Return the line with the command that evaluates a checkpoint, or fine-tunes a pretrained encoder.
+    """Return lines with the commands that evaluate a checkpoint and predict, or fine-tune a pretrained encoder.
 
     The trained LightningModule ``task`` and its DataModule ``data`` say what follows; ``prog`` trained them.
     """
     where = {"data.name": data.name, "data.root": data.root}
+    if (tables := getattr(data, "tables", None)) is not None:
+        where |= {f"data.{option}": value for option, value in tables.reading("validation").items()}
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
-        where |= {"data.split": data.splits["validation"], "data.val_share": getattr(data, "val_share", None)}
-        where |= {"data.camera": getattr(data, "camera", None), "data.class_map": _as_json(class_map)}
+        where |= {"data.split": data.splits["validation"], "data.camera": getattr(data, "camera", None)}
+        where |= {"data.class_map": _as_json(class_map)}
+        if getattr(data, "divides_itself", False):
+            where |= {"data.val_share": data.val_share, "data.holdout_per_class": data.holdout_per_class}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
-        return f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"
+        lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]
+        if task.eval_command == "classify" and prog == "visionattn":
+            lines.append(f"predict:   {shell_command(prog, ['predict', str(checkpoint), 'IMAGES'])}")
+        return "\n".join(lines)
     where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
     where |= {"model.model_kwargs": _as_json(task.spec.model_kwargs)}
     return f"fine-tune: {shell_command(prog, ['fit', '--model.name', task.spec.model, *_given(where)])}"
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+    """Return options that are not at their defaults as words of a command line."""
+    given = {key: value for key, value in options.items() if value not in (None, "")}
+    texts = {key: str(value) if isinstance(value, str | Path) else json.dumps(value) for key, value in given.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
 
 
 def _as_json(values: Any) -> str | None:

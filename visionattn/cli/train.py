@@ -3,21 +3,23 @@
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.cli.errors import DEBUG_HINT, UsageError, describe, one_line
 from visionattn.cli.kinds import find_task
-from visionattn.cli.next_steps import next_command, resume_command, shell_command
 from visionattn.cli.parsing import ConciseParser
 from visionattn.cli.progress import LightningProgress
+from visionattn.cli.run import TrainingRun
 from visionattn.cli.trainer_options import (
     RunOptions,
     check_callbacks,
@@ -27,18 +29,18 @@ from visionattn.cli.trainer_options import (
     default_precision,
     describe_commands,
     listed,
+    search_options,
 )
-from visionattn.output import write_json
 from visionattn.tasks import TASKS
 from visionattn.tasks.start import adopt_model, describe_start, match_classes, start_from
-from visionattn.training import require_own_model, stored_spec
-from visionattn.training.callbacks import EpochReport, ExampleSheet, KernelSheet, LearningCurve, Stopwatch
-from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, read_training
-from visionattn.training.loggers import check_logger, create_loggers
+from visionattn.training import ModelSpec, require_own_model, stored_spec
+from visionattn.training.callbacks import EpochReport
+from visionattn.training.checkpoints.callbacks import AtomicCheckpointIO, read_training
+from visionattn.training.loggers import check_logger
 from visionattn.training.predictions import PredictionWriter
 from visionattn.training.quiet import quiet_lightning
+from visionattn.training.rate_finder import HIGHEST, LOWEST, UPDATES, RateSearch, search_rate
 from visionattn.training.runs import RunFolder, SameCheckpoint, find_checkpoint, is_rank_zero, name_run, new_run, say
-from visionattn.training.summary import summarize
 from visionattn.words import counted
 
 DESCRIPTION = (
@@ -61,14 +63,16 @@ class TrainingCLI(LightningCLI):
     Args:
         argv: the command line.
         prog: the program before it: ``train.py``, ``visionattn`` or ``visionattn train``.
+        callbacks: further callbacks of a program that trains; ``config.yaml`` does not list them.
     """
 
-    def __init__(self, argv: list[str], prog: str = "train.py") -> None:
-        self.argv, self.prog = argv, prog
+    def __init__(self, argv: list[str], prog: str = "train.py", callbacks: Sequence[Callback] = ()) -> None:
+        self.argv, self.prog, self.further_callbacks = argv, prog, callbacks
         self.task = TASKS[find_task(argv)]
         self.resume: Path | None = None
-        self.run: RunFolder | None = None  # the resumed one; once the training begins, the new one
-        self.claim: IO[str] | None = None  # lock of its folder
+        self.resumed_run: RunFolder | None = None
+        self.run: TrainingRun | None = None  # once the trainer is built
+        self.search: RateSearch | None = None
         self.began = time.monotonic()
         super().__init__(
             self.task,
@@ -134,7 +138,7 @@ class TrainingCLI(LightningCLI):
         wanted, command = self.options.ckpt_path, self.config.subcommand
         if wanted is None:
             return
-        self.resume, self.run = find_checkpoint(wanted, self.options.runs, self.run_name)
+        self.resume, self.resumed_run = find_checkpoint(wanted, self.options.runs, self.run_name)
         if self.resume is None:
             place = self.options.runs / self.run_name
             if command != "fit" or wanted != "last":
@@ -149,6 +153,7 @@ class TrainingCLI(LightningCLI):
         if spec is None:
             raise ValueError(f"{self.resume} is not a checkpoint of train.py: --model.checkpoint_path starts from it")
         self.spec, self.place = spec, checkpoint.get(self.task.data_class.__qualname__)
+        self.rate_before = checkpoint.get("hyper_parameters", {}).get("lr")
         if self.spec.task != self.task.kind:
             raise UsageError(f"{self.resume} was trained with --task {self.spec.task}: pass that option here")
         if command != "fit":
@@ -159,23 +164,48 @@ class TrainingCLI(LightningCLI):
     # Building
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer."""
+        """Build data, model and trainer; an error gives the folder of the run free again."""
         resumed = None if self.resume is None else self.spec
         spec = start_from(self.options, self.task, self.config.subcommand, resumed)
-        super().instantiate_classes()
-        if spec is not None:
-            say(describe_start(spec, self.datamodule, self.options.model, self.resume))
-            match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
+        if self.options.find_lr and self.subcommand == "fit":
+            self._find_rate(spec)
+        try:
+            super().instantiate_classes()
+            if spec is not None:
+                say(describe_start(spec, self.datamodule, self.options.model, self.resume))
+                match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
+        except BaseException:
+            self._leave_run()
+            raise
         if self.resume is not None:
             self.model.resumed = True
             if self.place is not None:
                 # Lightning also does this; with models that are divided, only once the loader is there.
                 self.datamodule.load_state_dict(self.place)
 
+    def _find_rate(self, spec: ModelSpec | None) -> None:
+        """Set the learning rate to the one that a search finds, or that the resumed run found."""
+        model = self.options.model
+        if self.resume is not None:
+            if self.rate_before is None:
+                raise UsageError(f"{self.resume} was trained without --find_lr: leave it out to resume")
+            model.lr, model.lr_base = self.rate_before, None
+            return
+        say(f"searching for the learning rate: {UPDATES} updates at rates from {LOWEST:g} to {HIGHEST:g}")
+        data = self.task.data_class(**self.options.data)
+        if spec is not None:
+            match_classes(spec, data, fresh=True)
+        trainer = search_options(self.options.trainer)
+        self.search = search_rate(self.task(**{**model, "lr": None, "lr_base": None}), data, trainer)
+        given = {f"--model.{name}": model[name] for name in ("lr", "lr_base") if model[name] is not None}
+        model.lr, model.lr_base = self.search.best_rate(), None
+        instead = "".join(f", in place of {option} {value:g}" for option, value in given.items())
+        say(f"learning rate {model.lr:g}: there the loss fell fastest (find_lr.png){instead}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what every run has: progress, atomic checkpoints, loggers, averaging."""
         given, built = self.options.trainer, self._get(self.config_init, "trainer")
-        callbacks, plugins = listed(built.callbacks), listed(built.plugins)
+        callbacks, plugins = [*listed(built.callbacks), *self.further_callbacks], listed(built.plugins)
         check_callbacks(callbacks, averaging=self.options.ema is not None)
         check_plugins(plugins)
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
@@ -192,7 +222,7 @@ class TrainingCLI(LightningCLI):
             "precision": given.precision or default_precision(given.accelerator),
         }
         if self.subcommand == "fit" and not given.fast_dev_run:
-            callbacks += self._prepare_run(settings)
+            callbacks += self._begin_run(settings)
         elif self.subcommand == "predict":
             output = self.options.output or Path(RunFolder(Path()).unused("predictions.csv"))
             self.predictions = PredictionWriter(output)
@@ -205,31 +235,25 @@ class TrainingCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**settings, callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            self._leave_run()
             if DEBUG_HINT not in describe(error):
                 raise
             raise UsageError(f"--trainer: {one_line(str(error))}") from error
 
-    def _prepare_run(self, settings: dict[str, Any]) -> list[Callback]:
+    def _begin_run(self, settings: dict[str, Any]) -> list[Callback]:
+        """Claim the folder of the run; add its loggers to the trainer's settings, and return its callbacks."""
         check_logger(self.options.logger)
-        step = None if self.run is None else self.resume_step
-        self.run = self.run or new_run(self.options.runs, self.run_name)
-        self.claim = self.run.claim() if is_rank_zero() else None
-        self.save_config_kwargs["config_filename"] = self.run.unused("config.yaml")
+        step = None if self.resumed_run is None else self.resume_step
+        folder = self.resumed_run or new_run(self.options.runs, self.run_name)
+        self.run = TrainingRun(folder, self.options, self.task, step, self.search)
+        self.save_config_kwargs["config_filename"] = folder.unused("config.yaml")
         theirs = self._get(self.config_init, "trainer").logger
-        more = [] if theirs is True else listed(theirs)
         keep = self.options.trainer.enable_checkpointing is not False
         settings |= {
-            "logger": False if theirs is False else [*create_loggers(self.run, self.options.logger, step), *more],
+            "logger": False if theirs is False else self.run.loggers([] if theirs is True else listed(theirs)),
             "enable_checkpointing": keep,
-            "default_root_dir": str(self.run.path),
+            "default_root_dir": str(folder.path),
         }
-        self.best = BestCheckpoint(self.run.checkpoints, self.task.monitor, self.task.mode)
-        self.stopwatch = Stopwatch()
-        self.last = LastCheckpoint(self.run.checkpoints, self.options.save_every_n_steps)
-        averaging = [EMAWeightAveraging(decay=self.options.ema)] if self.options.ema is not None else []
-        images = [kind(self.run.path) for kind in (LearningCurve, KernelSheet, ExampleSheet)]
-        return [*averaging, *images, self.stopwatch, *([self.best, self.last] if keep else [])]
+        return self.run.callbacks(checkpoints=keep)
 
     # Running
 
@@ -241,7 +265,8 @@ class TrainingCLI(LightningCLI):
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
         except (SystemExit, KeyboardInterrupt) as error:
-            self._tell_how_to_resume()
+            if self.run is not None:
+                self.run.say_how_to_resume(self.trainer, self.prog, self.argv)
             if is_rank_zero() or not isinstance(error, SIGTERMException):
                 raise
             # All were stopped in good order. Of processes that it launched, Lightning would take another status for
@@ -251,19 +276,8 @@ class TrainingCLI(LightningCLI):
             self._leave_run()
 
     def _leave_run(self) -> None:
-        if self.run is not None and self.subcommand == "fit" and is_rank_zero():
-            self.run.discard_if_empty()
-        if self.claim is not None:
-            self.claim.close()
-
-    def _tell_how_to_resume(self) -> None:
-        if self.run is None or self.subcommand != "fit":
-            return
-        if (checkpoint := self.run.newest_checkpoint()) is None:
-            say("stopped before the first checkpoint")
-            return
-        where = f"epoch {self.trainer.current_epoch + 1}, step {self.trainer.global_step}"
-        say(f"stopped in {where}; to resume:\n  {resume_command(self.prog, self.argv, checkpoint)}")
+        if self.run is not None:
+            self.run.leave()
 
     def _tell_broken(self) -> None:
         for split in ("train", "validation", "test", "predict"):
@@ -273,32 +287,29 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print score, checkpoint and next command."""
-        if self.run is None:
-            return
-        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
-        done = f"{counted(self.trainer.current_epoch, 'epoch')}, {counted(self.trainer.global_step, 'step')}"
-        done += f" in {minutes} min {seconds} s"
-        if is_rank_zero() and self.trainer.global_step:
-            run = {"seed": self.options.get("seed_everything"), "command": shell_command(self.prog, self.argv)}
-            write_json(summarize(self.trainer, self.best, self.stopwatch, **run), self.run.path / "summary.json")
-        kept = self.best.best_model_path or self.last.last_model_path or (self.resume and str(self.resume))
-        if not kept:
-            say(done)
-            return
-        checkpoint, here, score = Path(kept), Path.cwd(), self.best.best_model_score
-        checkpoint = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
-        best = "no validation" if score is None else f"best val {self.task.describe_score(float(score))}"
-        say(f"{best}, {done}\ncheckpoint: {checkpoint}")
-        say(next_command(self.prog, self.model, self.datamodule, checkpoint))
+        if self.run is not None:
+            self.run.write_summary(self.trainer, self.prog, self.argv)
+            self.run.say_outcome(self.trainer, self.prog, time.monotonic() - self.began, self.resume)
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
         say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
 
 
-def main(argv: list[str], prog: str = "train.py") -> None:
-    """Run one command of a training, as ``visionattn.cli.errors.run`` expects."""
+@contextmanager
+def training_settings() -> Iterator[None]:
+    """Compute in TF32 on GPUs that do, without Lightning's hints, as all trainings here do."""
+    precision = torch.get_float32_matmul_precision()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    with quiet_lightning():
+    try:
+        with quiet_lightning():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def main(argv: list[str], prog: str = "train.py") -> None:
+    """Run one command of a training, as ``visionattn.cli.errors.run`` expects."""
+    with training_settings():
         TrainingCLI(argv, prog)

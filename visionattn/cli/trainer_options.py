@@ -38,6 +38,10 @@ class RunOptions:
         runs: folder of all runs; each run writes to runs/NAME/NUMBER.
         run_name: NAME of the run's folder; by default the name of the config file, or of the model.
         logger: service that receives the metrics in addition to metrics.csv.
+        find_lr: search for the peak learning rate before the training, in place of --model.lr.
+        early_stopping: stop after this many validations without a better score; by default never.
+        early_stopping_min_delta: smallest change of the score that counts as better.
+        save_top_k: number of best checkpoints to keep; best.ckpt is the best of them.
         ema: decay of an exponential moving average of the weights, such as 0.9999, which is then validated and saved
             as the best; by default none.
         save_every_n_steps: steps between two writings of last.ckpt within an epoch; 0 to write it after epochs only.
@@ -46,6 +50,10 @@ class RunOptions:
     runs: Path = Path("runs")
     run_name: str | None = None
     logger: LoggerName = "csv"
+    find_lr: bool = False
+    early_stopping: int | None = None
+    early_stopping_min_delta: float = 0.0
+    save_top_k: int = 1
     ema: float | None = None
     save_every_n_steps: int = 1000
 
@@ -61,7 +69,7 @@ OPTIONS = {
 
 CALLBACKS: dict[type[Callback], str] = {
     StochasticWeightAveraging: "averages weights after the last checkpoint is written: pass --ema 0.999",
-    LearningRateFinder: "changes a rate that the schedule sets: pass --model.lr, which --model.sched follows",
+    LearningRateFinder: "changes a rate that the schedule sets: pass --find_lr true, whose rate is its peak",
     BatchSizeFinder: "changes the length of an epoch once the schedule is laid out: pass --data.batch_size",
     GradientAccumulationScheduler: "changes the number of updates once the schedule is laid out: pass "
     "--trainer.accumulate_grad_batches",
@@ -70,6 +78,12 @@ CALLBACKS: dict[type[Callback], str] = {
     BasePredictionWriter: "is for programs: train.py predict writes --output",
 }
 """Callbacks that do not go with a run, by what they do and what to use instead."""
+
+SEARCH = (
+    *("accelerator", "devices", "num_nodes", "accumulate_grad_batches", "limit_train_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark"),
+)
+"""Options of the trainer that a search for the learning rate follows."""
 
 COMMANDS = {
     "fit": "Train a model.",
@@ -101,7 +115,7 @@ COMMON = {
 """Most used options, with a help of one line."""
 
 TRAINING = {
-    "": "logger ema save_every_n_steps",
+    "": "logger ema save_every_n_steps find_lr early_stopping early_stopping_min_delta save_top_k",
     "model.": "drop_rate drop_path_rate grad_checkpointing l2_penalty linear_probe loss smoothing mixup cutmix "
     "mix_prob mix_switch_prob mix_mode triplet_weight",
     "data.": "no_aug train_interpolation crop_padding crop_from scale ratio hflip vflip color_jitter auto_augment "
@@ -163,6 +177,9 @@ def check_options(options: Any, command: str) -> None:
         ("seed_everything", options.get("seed_everything"), 0, MAX_SEED),
         ("ema", options.ema, 0, 1),
         ("save_every_n_steps", options.save_every_n_steps, 0, math.inf),
+        ("save_top_k", options.save_top_k, 1, math.inf),
+        ("early_stopping", options.early_stopping, 1, math.inf),
+        ("early_stopping_min_delta", options.early_stopping_min_delta, 0, math.inf),
         ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1, math.inf),
         ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1, math.inf),
         ("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, math.inf),
@@ -172,6 +189,14 @@ def check_options(options: Any, command: str) -> None:
         check_range("trainer.val_check_interval", trainer.val_check_interval, 0, above=True, error=UsageError)
     if trainer.fast_dev_run and options.ckpt_path and command == "fit":
         raise UsageError("--trainer.fast_dev_run tries a run from its start: leave out --ckpt_path")
+    if trainer.fast_dev_run and options.find_lr and command == "fit":
+        raise UsageError("--find_lr needs more batches than --trainer.fast_dev_run has: leave one of them out")
+    if options.early_stopping is not None and trainer.limit_val_batches == 0 and command == "fit":
+        raise UsageError("--early_stopping needs a validation, and --trainer.limit_val_batches 0 leaves none")
+    if options.save_top_k > 1 and trainer.strategy == "fsdp2_sharded":
+        raise UsageError(
+            f"--save_top_k {options.save_top_k} takes checkpoints of one file: pass --trainer.strategy fsdp2"
+        )
     if options.output and command != "predict":
         raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
     check_writable(options.output)
@@ -212,6 +237,12 @@ def check_plugins(plugins: Sequence[Any]) -> None:
     if wrong := next((plugin for plugin in plugins if isinstance(plugin, CheckpointIO)), None):
         what = f"--trainer.plugins: {type(wrong).__name__}"
         raise UsageError(f"{what} is in the place of the one that writes whole checkpoints only: leave it out")
+
+
+def search_options(options: Any) -> dict[str, Any]:
+    """Return the options of ``--trainer`` that matter to a search for the learning rate."""
+    kept = {name: options[name] for name in SEARCH}
+    return {**kept, "precision": options.precision or default_precision(options.accelerator)}
 
 
 def create_profiler(given: Any, folder: Path) -> Any:

@@ -3,24 +3,39 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.dataset import IterableImageDataset
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
-from visionattn.checks import check_range
+from visionattn.checks import check_choice, check_range
+from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
+from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
+from visionattn.data.images import Mode, image_mode
+from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
-from visionattn.data.module import ImageData
+from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import REMOTE, ImageSource, is_undivided, open_place, open_source, some
+from visionattn.data.sources import (
+    REMOTE,
+    ImageSource,
+    Listings,
+    has_split,
+    is_undivided,
+    open_place,
+    open_source,
+    some,
+)
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.torchvision_sets import is_whole
-from visionattn.data.transforms import image_transform
+from visionattn.data.transforms import pixel_transform
+from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
 """Edge in pixels of the embedded and small data sets; other images are resized to 224."""
@@ -41,8 +56,9 @@ class ImageClassificationData(ImageData):
 
     Args:
         name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root), a data set of torchvision (``torch/food101``,
-            ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``, ``tfds/NAME``.
+            ``fgvc_aircraft``, ``folder`` (the default with a root or labels), a data set of torchvision
+            (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``,
+            ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
             ``*-ubyte.gz``; for other data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
@@ -58,6 +74,19 @@ class ImageClassificationData(ImageData):
         class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
             file with that mapping. Folders of one class are merged. For a model without class names, a class is the
             number of an output.
+        labels: CSV or TSV file with the labels of the images under ``root`` (by default under the table's folder). Its
+            columns: ``path``, ``label``, and if you like ``split`` (train, val or test). Without a split column, give
+            ``val_labels`` or ``val_share``.
+        val_labels: table of the validation images, if they are not in ``labels``.
+        test_labels: table of the test images, by default ``val_labels`` or ``labels``.
+        path_column: column of image files, by default ``path``, ``file``, ``image``, … or the first one.
+        label_column: column of labels, by default ``label``, ``class``, ``target``, … or the only one left; or a list
+            of columns with 0 or 1, one for each class.
+        label_separator: characters between the labels of an image, by default ``|`` or ``;``.
+        multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
+        balance: for classes with few images: ``none``; ``weights`` in the loss; or ``sampler``, which draws training
+            images with replacement so that all classes are equally likely, in epochs of the same length. Of several
+            classes of an image, the rarest one counts.
         batch_size: images per step and per device.
         eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
         num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
@@ -86,6 +115,14 @@ class ImageClassificationData(ImageData):
         holdout_per_class: int | None = None,
         val_share: float | None = None,
         class_map: ClassMap = None,
+        labels: str | None = None,
+        val_labels: str | None = None,
+        test_labels: str | None = None,
+        path_column: str | None = None,
+        label_column: list[str] | str | None = None,
+        label_separator: str | None = None,
+        multi_label: bool | None = None,
+        balance: Balance = "none",
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -94,7 +131,7 @@ class ImageClassificationData(ImageData):
         seed: int | None = None,
         **preparation: Any,
     ) -> None:
-        self.name: str = name or ("folder" if root else "digits")
+        self.name: str = name or ("folder" if root or labels else "digits")
         if self.name in TORCH_FOLDERS:
             self.name = "folder"
         in_memory = self.name == "digits"
@@ -111,7 +148,15 @@ class ImageClassificationData(ImageData):
             check_range(f"data.{option}", number, 1, error=DataError)
         check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
         check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
-        ways = {"holdout_per_class": holdout_per_class, "val_share": val_share, "val_split": val_split}
+        check_choice("data.balance", balance, get_args(Balance), error=DataError)
+        if balance == "sampler" and aug_repeats > 1:
+            raise DataError(f"--data.balance sampler draws images anyway: leave out --data.aug_repeats {aug_repeats}")
+        ways = {
+            "holdout_per_class": holdout_per_class,
+            "val_share": val_share,
+            "val_split": val_split,
+            "val_labels": val_labels,
+        }
         given = [f"--data.{option} {value}" for option, value in ways.items() if value is not None]
         if len(given) > 1:
             raise DataError(f"{given[0]} takes the place of {given[1]}: leave one out")
@@ -123,7 +168,15 @@ class ImageClassificationData(ImageData):
         self.class_map = read_class_map(class_map)
         if self.class_map and self.name not in ("folder", "tar"):
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
+        self.balance = balance
+        self.tables = LabelledFiles.from_options(
+            self.name,
+            self.root,
+            {"train": labels, "validation": val_labels, "test": test_labels},
+            TableOptions(path_column, label_column, label_separator, multi_label),
+        )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
+        self._listings: Listings = {}
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
@@ -176,12 +229,20 @@ class ImageClassificationData(ImageData):
         channels, height, width = super().item_shape
         return (channels, height, width) if self.preparation.sequence is None else (channels, 1, height * width)
 
+    def reuse_lists(self, other: "ImageClassificationData") -> None:
+        """Take the lists of files and labels that another module of the same data has read."""
+        self._listings, self.tables = other._listings, other.tables
+
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test, predict) needs."""
         if stage == "predict":
             self._sources = {"predict": self._open_for_prediction()}
             return
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
+        if self.tables is not None:
+            if stage == "fit" and not self._holds_out:
+                self.tables.check_divided()
+            self.multi_label = self.tables.multi_label(wanted)
         numbering = None if self._expected is None else {name: index for index, name in enumerate(self._expected)}
         for split in wanted:
             if split in self._sources:
@@ -200,25 +261,13 @@ class ImageClassificationData(ImageData):
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
         """Open a split and keep the images that the options ask for."""
-        held_out = self._holds_out and (split == "validation" or (split == "test" and self._is_undivided))
+        held_out = self._holds_out and (split == "validation" or (split == "test" and self.divides_itself))
         place = "train" if held_out else split
-        source = open_source(
-            self.name,
-            self.root,
-            place,
-            wanted=self.splits[place],
-            undivided=self._is_undivided,
-            class_to_idx=numbering,
-            class_map=self.class_map,
-            mode=self._mode,
-            download=self.download,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        source = self._open_whole(place, numbering)
         asked = [
             option
-            for option in ("holdout_per_class", "val_share", "limit_per_class")
-            if getattr(self, option) is not None
+            for option in ("holdout_per_class", "val_share", "limit_per_class", "balance")
+            if getattr(self, option) not in (None, "none")
         ]
         if place != "train" or not asked:
             return source
@@ -230,16 +279,43 @@ class ImageClassificationData(ImageData):
             source = first_per_class(source, self.limit_per_class, self.seed)
         return source
 
+    def _open_whole(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
+        wanted = self.splits[split]
+        if self.tables is not None:
+            return self.tables.open(split, wanted, numbering, self.class_map, self._mode)
+        return open_source(
+            self.name,
+            self.root,
+            split,
+            wanted=wanted,
+            undivided=self._is_undivided,
+            class_to_idx=numbering,
+            class_map=self.class_map,
+            listings=self._listings,
+            mode=self._mode,
+            download=self.download,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
     @property
     def _holds_out(self) -> bool:
         """Return whether validation images are held out of the training split."""
         return self.holdout_per_class is not None or self.val_share is not None
 
     @property
+    def divides_itself(self) -> bool:
+        """Return whether there are no validation images of their own, so that they are held out here."""
+        if self.tables is not None:
+            return self._holds_out and not self.tables.has_split("validation")
+        if self.name not in ("folder", "tar"):
+            return self._holds_out and is_whole(self.name)
+        return self._holds_out and self.root is not None and not has_split(Path(self.root), "validation")
+
+    @property
     def _is_undivided(self) -> bool:
-        """Return whether the data set has no splits and is divided here."""
-        has_none = is_undivided(self.root) if self.name in ("folder", "tar") else is_whole(self.name)
-        return self._holds_out and has_none
+        """Return whether the data set has no splits at all, and images of it are held out here."""
+        return self.divides_itself and (self.name not in ("folder", "tar") or is_undivided(self.root))
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
@@ -255,24 +331,51 @@ class ImageClassificationData(ImageData):
             raise DataError(f"the {split} split of {self.name!r} has other classes than expected: {some(list(found))}")
 
     @property
-    def _mode(self) -> str:
-        return "L" if self.preprocessing["input_size"][0] == 1 else "RGB"
+    def _mode(self) -> Mode:
+        return image_mode(self.preprocessing["input_size"][0])
 
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
+    def class_counts(self) -> Tensor:
+        """Return the number of training images of each class, [K]; known after ``setup("fit")``."""
+        return count_classes(self._random_access("train").targets(), self.num_classes)
+
+    def _random_access(self, split: str) -> ImageSource:
+        source = self._sources[split]
+        if isinstance(source, IterableImageDataset):
+            raise DataError(f"data set {self.name!r} is read in order: its classes cannot be balanced or divided")
+        return source
+
+    def write_split(self, path: str | Path) -> None:
+        """Write the images of the open splits to a CSV file, which ``--data.labels`` reads.
+
+        Its paths are relative to ``root`` if there is one. Images with several classes have a column for each class.
+        """
+        sources = {split: self._random_access(split) for split in self._sources}
+        write_csv(list(split_rows(sources, self.class_names, self.root)), path)
+
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of every image under ``root``, in any folder."""
         return self._keep("predict")
 
+    def num_images(self, split: str) -> int | None:
+        """Return the number of images of a split, known after ``setup``; None for a stream that does not say it."""
+        source = self._sources[split]
+        return source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
+
     def describe(self) -> str:
         """Return the name of the data set and the sizes of its splits, in words."""
-        sizes = ", ".join(f"{_size(source)} {split}" for split, source in self._sources.items())
+        counts = {split: self.num_images(split) for split in self._sources}
+        sizes = ", ".join(f"{f'{count:,}' if count else 'any number of'} {split}" for split, count in counts.items())
         where = self.root if self.name == "folder" else self.name
+        if self.tables is not None and "predict" not in self._sources:
+            where = str(self.tables.files[next(iter(self._sources))])
         form = "" if self.preparation.sequence is None else f", as sequences of {self.item_shape[-1]:,} pixels"
-        return f"{where}: {sizes} images of {self.num_classes} classes{form}"
+        labels = ", any number per image" if self.multi_label else ""
+        return f"{where}: {sizes} images of {self.num_classes} classes{labels}{form}"
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch to a data set that is read in order; Lightning tells the samplers of others."""
@@ -291,7 +394,7 @@ class ImageClassificationData(ImageData):
             )
 
     def _transform(self, training: bool) -> Transform:
-        transform = image_transform(self.preprocessing, self.augmentation if training else None)
+        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
         to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
         return transform if to_sequence is None else Compose([transform, to_sequence])
 
@@ -312,15 +415,12 @@ class ImageClassificationData(ImageData):
             options["batch_size"] = self.batch_size if training else self.eval_batch_size
         else:
             dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
-            options |= self.batches(len(source), training, self.aug_repeats)
+            weights = weigh_images(source.targets()) if training and self.balance == "sampler" else None
+            options |= self.batches(len(source), training, self.aug_repeats, weights)
         num_classes = None if split == "predict" else self.num_classes
-        return ImageLoader(dataset, self.on_error, num_classes, **options, collate_fn=Collate(self.item_shape))
-
-
-def _size(source: ImageSource | IterableImageDataset) -> str:
-    """Return the number of images in words; a stream has one only if its reader says so."""
-    known = source.reader.num_samples if isinstance(source, IterableImageDataset) else len(source)
-    return f"{known:,}" if known else "any number of"
+        num_labels = num_classes if self.multi_label else None
+        options["collate_fn"] = Collate(self.item_shape, self.normalisation, num_labels)
+        return ImageLoader(dataset, self.on_error, num_classes, **options)
 
 
 def _class_to_idx(source: Any) -> Any:

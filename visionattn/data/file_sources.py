@@ -6,12 +6,13 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from PIL import Image
+from torch import Tensor
 
+from visionattn.data.balance import Targets
 from visionattn.data.finding import Finder, is_hidden, natural_key
-from visionattn.data.images import read_image
+from visionattn.data.images import Mode, read_image
 
 File = TypeVar("File")
 
@@ -22,13 +23,13 @@ UNNAMED = ""
 class _Images(Generic[File]):
     """Base of sources of images in files."""
 
-    def __init__(self, files: Sequence[tuple[File, int]], class_to_idx: Mapping[str, int] | None, mode: str) -> None:
+    def __init__(self, files: Sequence[tuple[File, int]], class_to_idx: Mapping[str, int] | None, mode: Mode) -> None:
         self.files, self.class_to_idx, self.mode = files, class_to_idx, mode
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def targets(self) -> Sequence[int]:
+    def targets(self) -> Targets:
         """Return the class indices of all images."""
         return [target for _, target in self.files]
 
@@ -39,10 +40,10 @@ class FileSource(_Images[str]):
     Args:
         files: paths and class indices.
         class_to_idx: class indices by name.
-        mode: Pillow's mode of the images.
+        mode: mode of the images, as `read_image` takes it.
     """
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int) -> tuple[Any, int | Tensor]:
         """Return the image in the wanted mode, and its class index."""
         path, target = self.files[index]
         return read_image(path, self.mode), target
@@ -71,16 +72,16 @@ class TarSource(_Images[Member]):
         archive: the file.
         members: the images in it, and their class indices.
         class_to_idx: class indices by name.
-        mode: Pillow's mode of the images.
+        mode: mode of the images, as `read_image` takes it.
     """
 
     def __init__(
-        self, archive: Path, members: Sequence[tuple[Member, int]], class_to_idx: Mapping[str, int] | None, mode: str
+        self, archive: Path, members: Sequence[tuple[Member, int]], class_to_idx: Mapping[str, int] | None, mode: Mode
     ) -> None:
         super().__init__(members, class_to_idx, mode)
         self.archive = archive
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
+    def read(self, index: int) -> tuple[Any, int]:
         """Return the image in the wanted mode, and its class index."""
         member, target = self.files[index]
         with self.archive.open("rb") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 
+from visionattn.data.arrays import EXTENSIONS
 from visionattn.data.errors import DataError
 from visionattn.io import as_text
 
@@ -61,10 +62,12 @@ class Finder:
     Args:
         place: a folder or an archive.
         companions: extensions of other files of the data set, which are not counted as skipped.
+        arrays: whether files of arrays are images.
     """
 
-    def __init__(self, place: Path, companions: Collection[str] = ()) -> None:
+    def __init__(self, place: Path, companions: Collection[str] = (), *, arrays: bool = False) -> None:
         self.place, self.companions = place, companions
+        self._extensions = image_extensions() | (EXTENSIONS if arrays else frozenset())
         self._hidden: set[str] = set()
         self._others: Counter[str] = Counter()
 
@@ -76,7 +79,7 @@ class Finder:
                 self._hidden.add("/".join(parts[:depth]))
                 return False
         extension = posixpath.splitext(parts[-1])[1].lower()
-        if extension in image_extensions():
+        if extension in self._extensions:
             return True
         if extension not in self.companions:
             self._others[extension or "no extension"] += 1

@@ -37,16 +37,16 @@ def check_readable(place: Path) -> None:
 
 
 def check_class_names(place: Path, labels: Iterable[str]) -> None:
-    """Warn of folders that differ in their Unicode form alone, which are one class, or in case alone.
+    """Warn of names that differ in their Unicode form alone, which are one class, or in case alone.
 
     Args:
-        place: folder or archive of the classes.
-        labels: names of the class folders.
+        place: folder, archive or table of the classes.
+        labels: names of the class folders, or other labels.
     """
     forms = Counter(class_name(label) for label in set(labels))
     if joined := sorted(name for name, count in forms.items() if count > 1):
         rank_zero_warn(
-            f"{place} has folders whose names differ in their Unicode form alone, and are one class: "
+            f"{place} has class names that differ in their Unicode form alone, and are one class: "
             f"{', '.join(joined[:3])}"
         )
     lower = Counter(name.casefold() for name in forms)

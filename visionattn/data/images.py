@@ -1,15 +1,31 @@
 """Reading of images from files, the same for all data sets."""
 
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, overload
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 SIXTEEN_BITS = 65535
 
+Mode = str | int
+"""How images are read: Pillow's ``"L"`` or ``"RGB"``, or as arrays of another number of channels."""
 
-def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
+
+def image_mode(channels: int) -> Mode:
+    """Return the mode of images of so many channels."""
+    return {1: "L", 3: "RGB"}.get(channels, channels)
+
+
+@overload
+def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image: ...
+
+
+@overload
+def read_image(file: str | Path | IO[bytes], mode: Mode) -> Any: ...
+
+
+def read_image(file: str | Path | IO[bytes], mode: Mode = "RGB") -> Any:
     """Decode an image as people see it.
 
     Cameras store pixels in the order of their sensor, and in EXIF the side that is up. The image is turned
@@ -17,12 +33,17 @@ def read_image(file: str | Path | IO[bytes], mode: str = "RGB") -> Image.Image:
 
     Args:
         file: path or open file.
-        mode: Pillow's mode of the result, ``"RGB"`` or ``"L"``.
+        mode: Pillow's mode of the result, ``"RGB"`` or ``"L"``; or a number of channels: the result is then an array
+            [C, H, W], see :func:`visionattn.data.arrays.read_array`.
 
     Raises:
         OSError: it is missing or cannot be decoded; Pillow also raises other errors.
-        ValueError: see :func:`to_mode`.
+        ValueError: see :func:`to_mode` and :func:`visionattn.data.arrays.read_array`.
     """
+    if isinstance(mode, int):
+        from visionattn.data.arrays import read_array
+
+        return read_array(file, mode)
     with Image.open(file) as image:
         image.load()
         return to_mode(upright(image), mode)

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from visionattn.data.errors import DataError
 from visionattn.data.images import upright
+from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 from visionattn.io import as_text
 from visionattn.words import counted
 
 OnError = Literal["raise", "skip"]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """Errors of Pillow for files that are truncated, not images, or missing."""
@@ -41,8 +42,8 @@ class UnreadableImageError(OSError):
 class Item(NamedTuple):
     """One image of a batch; without an image it is broken, as ``errors`` says, or a filler."""
 
-    image: Tensor | None  # [C, H, W]
-    target: int
+    image: Tensor | None  # [C, H, W], bytes or normalised floats
+    target: int | Tensor  # class index, -1 if unknown; or 0 or 1 of each class, [K]
     name: str
     errors: tuple[str, ...] = ()
     index: int = -1  # type: ignore[assignment]  # in its source; hides tuple.index
@@ -55,21 +56,23 @@ class Batch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
-        target: class indices [B], -1 if unknown.
+        image: images [B, C, H, W], bytes or normalised floats; B is smaller than the batch size, or 0, if images were
+            left out.
+        target: class indices [B], -1 if unknown; if images may have several classes, 0 or 1 of each [B, K], float32.
         name: B file names, in the form of :func:`visionattn.io.as_text`.
         errors: one line for each broken image.
+        normalisation: of images that are bytes.
     """
 
     image: Tensor
     target: Tensor
     name: list[str]
     errors: list[str]
+    normalisation: Normalisation | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch with its tensors on a device; without this Lightning inspects every name."""
-        there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
-        return self._replace(image=self.image.to(**there), target=self.target.to(**there))
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device, with normalised images; Lightning calls this."""
+        return move_batch(self, device)
 
 
 class ImageDataset(Dataset[Item]):
@@ -77,7 +80,7 @@ class ImageDataset(Dataset[Item]):
 
     Args:
         source: source of the images.
-        transform: from a Pillow image to a tensor [C, H, W].
+        transform: from an image, as the source reads it, to a tensor [C, H, W].
         replace_broken: replace a broken image by the next good one of the source (in a sorted folder usually one
             of the same class); otherwise its item has no image.
     """
@@ -105,12 +108,13 @@ class ImageDataset(Dataset[Item]):
             name = as_text(self.source.name_of(index))
             try:
                 image, target = self.source.read(index)
+                if draw.seed is not None:
+                    seed_generators(draw.seed)
+                transformed = self.transform(image)
             except BROKEN as error:
                 errors.append(f"{name}: {as_text(_reason(error))}")
                 continue
-            if draw.seed is not None:
-                seed_generators(draw.seed)
-            return Item(self.transform(image), target, name, tuple(errors), index)
+            return Item(transformed, target, name, tuple(errors), index)
         return Item(None, -1, "", tuple(errors))
 
 
@@ -167,10 +171,17 @@ class Collate:
 
     Args:
         input_size: (C, H, W), for empty batches.
+        normalisation: of images that are bytes.
+        num_labels: number of classes if images may have several; None for a class index each.
     """
 
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
-        self.input_size = input_size
+    def __init__(
+        self,
+        input_size: tuple[int, int, int],
+        normalisation: Normalisation | None = None,
+        num_labels: int | None = None,
+    ) -> None:
+        self.input_size, self.normalisation, self.num_labels = input_size, normalisation, num_labels
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Stack the items that have an image."""
@@ -179,10 +190,17 @@ class Collate:
         return Batch(
             # default_collate lets workers write into the memory that they share with the training.
             image=default_collate(images) if images else torch.empty(0, *self.input_size),
-            target=torch.tensor([item.target for item in good], dtype=torch.long),
+            target=self._targets(good),
             name=[item.name for item in good],
             errors=[error for item in items for error in item.errors],
+            normalisation=self.normalisation,
         )
+
+    def _targets(self, items: Sequence[Item]) -> Tensor:
+        if self.num_labels is None:
+            return torch.tensor([item.target for item in items], dtype=torch.long)
+        labels = [torch.as_tensor(item.target) for item in items]
+        return torch.stack(labels) if labels else torch.empty(0, self.num_labels)
 
 
 class ImageLoader(DataLoader[Any]):
@@ -220,9 +238,21 @@ class ImageLoader(DataLoader[Any]):
                 raise UnreadableImageError(f"{broken} in a row, last {batch.errors[-1]}")
             yield batch
 
+    def one_by_one(self, places: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Read images by their places, as batches of one; unreadable images are left out.
+
+        Yields:
+            The place, and the batch on the CPU, with a normalised image.
+        """
+        assert self.collate_fn is not None
+        for place in places:
+            batch = self.collate_fn([self.dataset[Draw(place)]])
+            if len(batch.image):
+                yield place, batch.to("cpu")
+
     def _check_targets(self, batch: Batch) -> None:
         """Check class indices, which on GPUs would end in an error without a reason."""
-        if self.num_classes is None:
+        if self.num_classes is None or batch.target.ndim > 1:
             return
         for name, target in zip(batch.name, batch.target.tolist(), strict=True):
             if not 0 <= target < self.num_classes:

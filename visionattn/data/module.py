@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
 from visionattn.data.loading import ImageLoader, OnError, start_worker
+from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import EvalSampler, TrainSampler
 
 Balance = Literal["none", "weights", "sampler"]
@@ -94,6 +96,11 @@ class ImageData(LightningDataModule):
         return channels, height, width
 
     @property
+    def normalisation(self) -> Normalisation:
+        """Normalisation of images that the loaders yield as bytes."""
+        return Normalisation.of(self.preprocessing)
+
+    @property
     def worker_options(self) -> dict[str, Any]:
         """Options of workers that all loaders share."""
         return {
@@ -103,16 +110,19 @@ class ImageData(LightningDataModule):
             "worker_init_fn": partial(start_worker, self.worker_setup),
         }
 
-    def batches(self, count: int, training: bool, aug_repeats: int = 0) -> dict[str, Any]:
+    def batches(
+        self, count: int, training: bool, aug_repeats: int = 0, weights: Tensor | None = None
+    ) -> dict[str, Any]:
         """Return the loader's options for batches of ``count`` images.
 
-        Training shuffles, and starts where a resumed run stopped; evaluation keeps the order of the images.
+        Training shuffles, or draws images by ``weights`` [N], and starts where a resumed run stopped; evaluation
+        keeps the order of the images.
         """
         rank, world = self.shard
         if not training:
             return {"batch_size": self.eval_batch_size, "sampler": EvalSampler(count, rank, world)}
         epoch, done = self.start
-        sampler = TrainSampler(count, self.seed, rank, world, aug_repeats, (epoch, done * self.batch_size))
+        sampler = TrainSampler(count, self.seed, rank, world, aug_repeats, (epoch, done * self.batch_size), weights)
         # An odd last batch disturbs batch norm and mixup; a data set smaller than one batch still trains.
         return {"batch_size": self.batch_size, "sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
 
@@ -138,6 +148,11 @@ class ImageData(LightningDataModule):
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing; Lightning tells the epoch to the sampler."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Convert images to the precision of the model; Lightning did so before they became floats."""
+        trainer: Any = self.trainer
+        return trainer.precision_plugin.convert_input(batch)
 
     def expect_classes(self, names: list[str]) -> None:
         """Number the classes as a checkpoint does; call this before ``setup``."""

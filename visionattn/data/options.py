@@ -26,6 +26,14 @@ AUGMENTATIONS = {
 """Bounds of the augmentation options that are numbers."""
 
 
+ARRAY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "interpolation": ("nearest", "bilinear", "bicubic"),
+    "train_interpolation": ("nearest", "bilinear", "bicubic", "random"),
+    "crop_mode": ("center", "squash"),
+    "auto_augment": (),
+}
+"""Values that options can have with arrays, images of other than 1 or 3 channels; torchvision does less on these."""
+
 TRANSFORM_OPTIONS = (
     *("scale", "ratio", "hflip", "vflip", "color_jitter", "auto_augment", "re_prob", "re_mode", "re_count"),
     *("no_aug", "crop_padding", "crop_from"),
@@ -39,12 +47,14 @@ class Preparation:
 
     Args:
         img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
-        in_chans: 3 for colour, the default, 1 for grey.
+        in_chans: 3 for colour, the default, 1 for grey. With another number, images are arrays of that many channels:
+            .npy and .npz files, TIFF files of several pages or of that many samples per pixel, RGBA images for 4.
         sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
             random order of ``permutation_seed``, the same for all images.
         permutation_seed: seed of that order.
         mean: mean of each channel, by default ImageNet's.
-        std: standard deviation of each channel, by default ImageNet's.
+        std: standard deviation of each channel, by default ImageNet's; for other than 1 or 3 channels, both
+            are averages of ImageNet's.
         interpolation: interpolation in evaluation: ``bicubic`` (the default), ``bilinear``, ``nearest``, ….
         crop_pct: share of the resized image's edge that evaluation keeps, by default 0.875.
         crop_mode: ``center`` (the default), ``squash`` or ``border``, as in timm.
@@ -58,7 +68,8 @@ class Preparation:
         ratio: smallest and largest width over height of a random crop.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
-        color_jitter: strength of changes in brightness, contrast and saturation; ``auto_augment`` disables it.
+        color_jitter: strength of changes in brightness, contrast and saturation, of images of 1 or 3 channels;
+            ``auto_augment`` disables it.
         auto_augment: timm's string for RandAugment, AutoAugment or AugMix, e.g. ``rand-m9-mstd0.5-inc1``.
         re_prob: probability of random erasing.
         re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
@@ -95,8 +106,9 @@ class Preparation:
         """Return the preprocessing as timm names it, of images of `edge` pixels unless `img_size` says otherwise."""
         in_chans = 3 if self.in_chans is None else self.in_chans
         check_range("data.img_size", self.img_size, 1, MAX_SIZE, error=DataError)
+        check_range("data.in_chans", in_chans, 1, error=DataError)
         if in_chans not in (1, 3):
-            raise DataError(f"--data.in_chans must be 3, for colour, or 1, for grey, got {in_chans}")
+            self._check_array_options()
         size = self.img_size or edge
         given = (self.mean, self.std, self.interpolation, self.crop_pct, self.crop_mode)
         prepared = make_preprocessing((in_chans, size, size), *given)
@@ -104,6 +116,14 @@ class Preparation:
         # timm's configuration knows nothing of sequences: other images do without these.
         sequence = {"sequence": self.sequence, "permutation_seed": self.permutation_seed}
         return prepared if self.sequence is None else prepared | sequence
+
+    def _check_array_options(self) -> None:
+        for name, allowed in ARRAY_OPTIONS.items():
+            if (value := getattr(self, name)) not in (None, *allowed):
+                remedy = f"choose one of {', '.join(allowed)}" if allowed else "leave it out"
+                raise DataError(
+                    f"--data.{name} {value} is for images of 1 or 3 channels, not of {self.in_chans}: {remedy}"
+                )
 
     def augmentation(self, size: int) -> dict[str, Any]:
         """Return the augmentation of images of `size` pixels, as `image_transform` takes it."""
@@ -187,6 +207,8 @@ def per_channel(
         return default if channels == len(default) else (sum(default) / len(default),) * channels
     if len(given) != channels:
         raise DataError(f"--data.{what} must have {channels} values, got {list(given)}: one for each channel")
-    for value in given:  # of images whose values lie between 0 and 1
-        check_range(f"data.{what}", value, 0, 1, above=what == "std", error=DataError)
+    # Values of images lie between 0 and 1, those of arrays anywhere.
+    low, high = (0, 1) if channels in (1, 3) else (0 if what == "std" else -math.inf, math.inf)
+    for value in given:
+        check_range(f"data.{what}", value, low, high, above=what == "std", error=DataError)
     return tuple(given)

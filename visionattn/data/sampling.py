@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
+from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from visionattn.data.errors import DataError
@@ -28,6 +29,25 @@ class Draw(NamedTuple):
     seed: int | None = None
 
 
+class WeightedOrder(DistributedSampler[int]):
+    """Images drawn at random with replacement, in proportion to their weights; as many as there are.
+
+    Args:
+        weights: weight of each image, [N].
+        rank: rank of this process.
+        world_size: number of processes that share the draws.
+    """
+
+    def __init__(self, weights: Tensor, rank: int, world_size: int) -> None:
+        super().__init__(range(len(weights)), world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
+        self.weights = weights.double()
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn = torch.multinomial(self.weights, len(self.weights), replacement=True, generator=generator)
+        return iter(drawn[: self.total_size][self.rank :: self.num_replicas].tolist())
+
+
 class TrainSampler(Sampler[Draw]):
     """Shuffled images of one rank, with optional repeated augmentation, from any position of an epoch.
 
@@ -41,6 +61,7 @@ class TrainSampler(Sampler[Draw]):
         repeats: number of times that each image is drawn, with different augmentations, spread over the ranks (Berman
             et al., 2019, https://arxiv.org/abs/1902.05509); the length of an epoch does not change.
         start: (epoch, number of images of this rank that were consumed in it), after a resume.
+        weights: weight of each image, [N], to draw them with replacement, not each once; without ``repeats``.
 
     Raises:
         DataError: fewer images than processes.
@@ -54,15 +75,18 @@ class TrainSampler(Sampler[Draw]):
         world_size: int = 1,
         repeats: int = 0,
         start: tuple[int, int] = (0, 0),
+        weights: Tensor | None = None,
     ) -> None:
         if size < world_size:
             raise DataError(f"{size} images to train on are too few for {world_size} processes: use at most {size}")
         images = range(size)
-        self.order: RepeatAugSampler | DistributedSampler[int] = (
-            RepeatAugSampler(images, world_size, rank, num_repeats=repeats)
-            if repeats > 1
-            else DistributedSampler(images, world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
-        )
+        self.order: RepeatAugSampler | DistributedSampler[int]
+        if weights is not None:
+            self.order = WeightedOrder(weights, rank, world_size)
+        elif repeats > 1:
+            self.order = RepeatAugSampler(images, world_size, rank, num_repeats=repeats)
+        else:
+            self.order = DistributedSampler(images, world_size, rank, drop_last=True)  # type: ignore[arg-type]  # asks its length
         self.seed, self.rank, self.world_size, self.start = seed, rank, world_size, start
         self.epoch = start[0]
 

@@ -10,14 +10,16 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
 from timm.data.dataset_factory import create_dataset
+from torch import Tensor
 
+from visionattn.data.balance import Targets
 from visionattn.data.digits import Digits
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource, TarSource, list_folder, list_tar
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.fine_grained import FINE_GRAINED
 from visionattn.data.folders import check_class_folders, check_class_names, check_readable, class_name
-from visionattn.data.images import read_image
+from visionattn.data.images import Mode, read_image
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
 from visionattn.data.torchvision_sets import open_torchvision
@@ -28,6 +30,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "validation", "val", "valid"),
 }
 """Folder names of each split; the first that exists is used."""
+
+Listings = dict[Path, list[tuple[Any, str]]]
+"""By folder or archive, its images, each with the name of its folder."""
 
 ITERABLE = ("wds", "tfds", "hfids")
 REMOTE = ("torch", "hfds", *ITERABLE)
@@ -42,14 +47,14 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Decode one image; errors are left to the caller."""
+    def read(self, index: int) -> tuple[Any, int | Tensor]:
+        """Decode one image, of Pillow or an array, with its class index, or 0 or 1 of each class; errors are left."""
 
     def name_of(self, index: int) -> str:
         """Return the file name, or another name."""
 
-    def targets(self) -> Sequence[int]:
-        """Return the class indices of all images, if possible without decoding them."""
+    def targets(self) -> Targets:
+        """Return the class indices of all images, if possible without decoding them; or whether each has each class."""
 
 
 class ImageSource(Source, Protocol):
@@ -98,7 +103,8 @@ def open_source(
     undivided: bool = False,
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
-    mode: str = "RGB",
+    listings: Listings | None = None,
+    mode: Mode = "RGB",
     download: bool = False,
     **options: Any,
 ) -> ImageSource | IterableImageDataset:
@@ -115,7 +121,8 @@ def open_source(
         undivided: take the root itself, or a whole data set of torchvision, for the split.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
-        mode: Pillow's mode of the images.
+        listings: see :func:`open_place`.
+        mode: mode of the images, as `read_image` takes it.
         download: download missing data with torchvision or timm.
         **options: further arguments of ``timm.data.create_dataset`` (iterable data sets take ``batch_size``, …).
 
@@ -123,6 +130,13 @@ def open_source(
         DataError: see the message.
     """
     prefix = name.partition("/")[0].lower()
+    if name in ("", "folder", "tar"):
+        if root is None:
+            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
+        place = Path(root) if undivided else find_split(Path(root), split, wanted)
+        return open_place(place, mode, class_to_idx, class_map, listings=listings)
+    if isinstance(mode, int):
+        raise DataError(f"--data.in_chans {mode} is for images in files: {name} has 1 or 3 channels")
     if wanted and name in ("digits", "mnist", *FINE_GRAINED) and wanted not in chain(*SPLITS.values()):
         raise DataError(f"{name} has no {wanted!r} split: leave out --data.{OPTIONS[split]}, or pass train or test")
     if name == "digits":
@@ -133,11 +147,6 @@ def open_source(
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if name in FINE_GRAINED:
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
-    if name in ("", "folder", "tar"):
-        if root is None:
-            raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = Path(root) if undivided else find_split(Path(root), split, wanted)
-        return open_place(place, mode, class_to_idx, class_map)
     if prefix not in REMOTE:
         raise DataError(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
@@ -171,25 +180,30 @@ def open_source(
 
 def open_place(
     place: Path,
-    mode: str = "RGB",
+    mode: Mode = "RGB",
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     *,
     labelled: bool = True,
+    listings: Listings | None = None,
 ) -> FileSource | TarSource:
     """Open a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
+
+    Args:
+        place: the folder or archive.
+        mode: Pillow's mode of the images.
+        class_to_idx: class numbers to use; None numbers the classes in natural order.
+        class_map: classes of folders that have other names.
+        labelled: whether images must lie in class folders.
+        listings: images of places that were opened before, which are not listed again; this place is added.
 
     Raises:
         DataError: no images in it, images outside of class folders, or classes that ``class_to_idx`` does not know.
     """
-    check_readable(place)
-    finder, is_tar = Finder(place), place.is_file()
-    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if is_tar else list_folder
-    try:
-        found = list_images(finder)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"cannot read {place}: {error}") from error
-    finder.report()
+    listings = {} if listings is None else listings
+    if place not in listings:
+        listings[place] = _list_images(place, isinstance(mode, int))
+    found, is_tar = listings[place], place.is_file()
     if not found:
         expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
         raise DataError(f"no images under {place}{expected}")
@@ -198,42 +212,71 @@ def open_place(
         check_class_names(place, labels)
         if not is_tar:
             check_class_folders(place, (path for path, _ in found), class_to_idx)
-    classes = _name_classes(place, labels, class_map or {})
-    if class_to_idx is None:
-        names = sorted(set(classes.values()), key=natural_key)
-        class_to_idx = {name: index for index, name in enumerate(names)}
-    numbers = _number(place, classes, class_to_idx)
+    numbers, class_to_idx = number_classes(place, labels, class_to_idx, class_map)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
 
-def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str]) -> dict[str, str]:
-    """Map folder names to classes; warn of a class map's folders that are missing."""
-    given = {class_name(folder): class_name(name) for folder, name in class_map.items()}
-    names = {label: class_name(label) for label in labels}
-    if strange := sorted(set(given) - set(names.values())):
-        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no folder")
-    return {label: given.get(name, name) for label, name in names.items()}
+def _list_images(place: Path, arrays: bool) -> list[tuple[Any, str]]:
+    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over."""
+    check_readable(place)
+    finder = Finder(place, arrays=arrays)
+    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if place.is_file() else list_folder
+    try:
+        found = list_images(finder)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"cannot read {place}: {error}") from error
+    finder.report()
+    return found
 
 
-def _number(place: Path, classes: Mapping[str, str], class_to_idx: Mapping[str, int]) -> dict[str, int]:
-    """Map folder names to class indices; warn of classes without a folder.
+def number_classes(
+    place: Path,
+    labels: Collection[str],
+    class_to_idx: Mapping[str, int] | None = None,
+    class_map: Mapping[str, str] | None = None,
+    noun: str = "folder",
+) -> tuple[dict[str, int], Mapping[str, int]]:
+    """Number the classes that labels stand for; warn of classes without a label.
+
+    Args:
+        place: folder, archive or table with the labels.
+        labels: names of class folders, or other labels.
+        class_to_idx: class numbers to use; None numbers the classes in natural order.
+        class_map: classes of labels that have other names.
+        noun: word for a label in messages.
+
+    Returns:
+        The class index of each label, and the class numbers.
 
     Raises:
-        DataError: a folder of another class.
+        DataError: a label of another class.
     """
+    classes = _name_classes(place, labels, class_map or {}, noun)
+    if class_to_idx is None:
+        names = sorted(set(classes.values()), key=natural_key)
+        class_to_idx = {name: index for index, name in enumerate(names)}
     numbers = {class_name(name): index for name, index in class_to_idx.items()}
     missing = [name for name in numbers if name not in classes.values()]
     if unknown := sorted(set(classes.values()) - set(numbers)):
-        folder = next(class_name(label) for label, name in classes.items() if name == unknown[0])
+        label = next(class_name(label) for label, name in classes.items() if name == unknown[0])
         raise DataError(
             f"{place} has {some(unknown)}, which the {len(class_to_idx)} classes trained on "
-            f"({few(missing or list(class_to_idx))}) do not include: rename the folders, or pass "
-            f"--data.class_map '{{{folder}: CLASS, ...}}'"
+            f"({few(missing or list(class_to_idx))}) do not include: rename the {noun}s, or pass "
+            f"--data.class_map '{{{label}: CLASS, ...}}'"
         )
     if missing:
         rank_zero_warn(f"{place} has no images of {some(missing)}")
-    return {label: numbers[name] for label, name in classes.items()}
+    return {label: numbers[name] for label, name in classes.items()}, class_to_idx
+
+
+def _name_classes(place: Path, labels: Collection[str], class_map: Mapping[str, str], noun: str) -> dict[str, str]:
+    """Map labels to classes; warn of a class map's labels that are missing."""
+    given = {class_name(label): class_name(name) for label, name in class_map.items()}
+    names = {label: class_name(label) for label in labels}
+    if strange := sorted(set(given) - set(names.values())):
+        rank_zero_warn(f"--data.class_map has {some(strange)}, of which {place} has no {noun}")
+    return {label: given.get(name, name) for label, name in names.items()}
 
 
 LAYOUT = "{root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg"
@@ -266,11 +309,14 @@ def find_split(root: Path, split: str, wanted: str | None = None) -> Path:
     )
 
 
+def has_split(root: Path, split: str) -> bool:
+    """Return whether a folder has a folder or ``.tar`` of one of the usual names of a split."""
+    return any((root / f"{name}{kind}").exists() for name in SPLITS[split] for kind in ("", ".tar"))
+
+
 def is_undivided(root: str | None) -> bool:
-    """Return whether a folder has no folder or ``.tar`` of the name of a split; a file is divided into none."""
-    if root is None or not (place := Path(root)).is_dir():
-        return False
-    return not any((place / f"{name}{kind}").exists() for name in chain(*SPLITS.values()) for kind in ("", ".tar"))
+    """Return whether the root is a folder without any split; a file is divided into none."""
+    return root is not None and Path(root).is_dir() and not any(has_split(Path(root), split) for split in SPLITS)
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,15 +1,17 @@
-"""Transforms from a Pillow image to a normalised tensor: timm's, and a crop for small images."""
+"""Transforms from an image to a tensor: timm's, and a crop for small images."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
+import torch
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose, RandomCrop, Resize  # type: ignore[import-untyped]
-from torchvision.transforms.functional import center_crop  # type: ignore[import-untyped]
+from torchvision.transforms.functional import center_crop, get_dimensions  # type: ignore[import-untyped]
 
 from visionattn.data.errors import DataError
+from visionattn.data.normalisation import Normalisation
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -19,7 +21,15 @@ MAX_SIZE = 16384
 
 
 def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
-    """Build a transform from images to tensors [C, H, W].
+    """Build a transform from images to normalised tensors [C, H, W]; the arguments are those of `pixel_transform`."""
+    pixels = pixel_transform(preprocessing, augmentation)
+    return Compose([*pixels.transforms, Normalisation.of(preprocessing).normalise_bytes])
+
+
+def pixel_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
+    """Build a transform from images to tensors [C, H, W], as loaders use it.
+
+    The tensors are bytes, which a batch normalises on its device; with random erasing, normalised floats.
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``.
@@ -32,8 +42,14 @@ def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str,
     training = augmentation is not None
     options = dict(augmentation or {key: preprocessing[key] for key in ("interpolation", "crop_pct", "crop_mode")})
     padding, edge = options.pop("crop_padding", 0), options.pop("crop_from", None)
+    arrays = size[0] not in (1, 3)
+    if arrays and training:
+        options["color_jitter"] = None
+    chance, count, mode = options.pop("re_prob", 0), options.pop("re_count", 1), options.pop("re_mode", "pixel")
     try:
-        transform = create_transform(size, is_training=training, mean=mean, std=std, use_prefetcher=False, **options)
+        transform = create_transform(
+            size, is_training=training, mean=mean, std=std, use_prefetcher=False, normalize=False, **options
+        )
     except (AssertionError, KeyError, ValueError) as error:
         raise DataError(f"augmentation options {options}: {type(error).__name__} {error}") from error
     crops_first = isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
@@ -42,7 +58,20 @@ def image_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str,
     if padding or edge:
         assert isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
         transform.transforms[0] = plain_crop(size[1:], edge or min(size[1:]), padding, preprocessing["interpolation"])
+    erase = [] if options.get("no_aug") else erasing(preprocessing, chance, max_count=count, mode=mode)
+    if arrays:
+        transform.transforms.insert(0, torch.tensor)  # a copy, as arrays of Pillow are read-only
+        erase = erase or [Normalisation.of(preprocessing).normalise_floats]
+    transform.transforms += erase
     return transform
+
+
+def erasing(preprocessing: Mapping[str, Any], probability: float, **options: Any) -> list[Any]:
+    """Return the steps that normalise tensors and erase parts of them, with timm's options; none if never."""
+    if not probability:
+        return []
+    # What is erased becomes zero or noise of normalised values.
+    return [Normalisation.of(preprocessing), RandomErasing(probability, device="cpu", **options)]
 
 
 class MiddlePart:
@@ -58,12 +87,11 @@ class MiddlePart:
     def __init__(self, aspect: int = 20) -> None:
         self.aspect = aspect
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image, or its middle."""
-        longest = self.aspect * min(image.size)
-        if max(image.size) <= longest:
-            return image
-        return center_crop(image, [min(longest, edge) for edge in (image.height, image.width)])
+    def __call__(self, image: Any) -> Any:
+        """Return the image, of Pillow or a tensor, or its middle."""
+        _, *size = get_dimensions(image)
+        longest = self.aspect * min(size)
+        return image if max(size) <= longest else center_crop(image, [min(longest, edge) for edge in size])
 
 
 def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:

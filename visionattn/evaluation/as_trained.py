@@ -48,6 +48,10 @@ class PreparedImages(DataOptions):
         img_size: height and width in pixels.
         crop_pct: part of the resized image's edge that is kept.
         interpolation: bicubic, bilinear, nearest, …
+        labels: CSV or TSV file with the labels of the images under root, or under its own folder if no root is given.
+        path_column: column of image files, by default path, file, image, … or the first one.
+        label_column: column of labels, by default label, class, target, … or the only one left; or a list of columns
+            with 0 or 1, one for each class.
     """
 
     download: bool = False
@@ -55,6 +59,9 @@ class PreparedImages(DataOptions):
     img_size: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    labels: str | None = None
+    path_column: str | None = None
+    label_column: list[str] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,17 @@ class ImageOptions(PreparedImages):
         num_classes: number of classes, for data sets that do not say it.
         class_map: classes of folders whose names are not the model's, as {plane: airplane}, or a YAML or JSON file with
             that; for a model that does not know its classes, a class is the number of an output.
+        holdout_per_class: evaluate on this number of images of each class, which training held out.
+        label_separator: characters between the labels of an image in a table, by default | or ;.
+        multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
     """
 
     split: str | None = None
     num_classes: int | None = None
     class_map: ClassMap = None
+    holdout_per_class: int | None = None
+    label_separator: str | None = None
+    multi_label: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,8 @@ def open_images(
         preprocessing = prepare_images(spec, options)
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
-    stored = None if options.root and spec.dataset == "digits" else spec.dataset or None
+    elsewhere = options.labels or (options.root and spec.dataset == "digits")
+    stored = None if elsewhere else spec.dataset or None
     prepared = {key: value for key, value in preprocessing.items() if key != "input_size"}
     prepared |= {key: list(preprocessing[key]) for key in ("mean", "std")}
     with _own_names(options, split="val_split") as given:

@@ -1,12 +1,11 @@
 """Images of what models do: ranked lists, the attention of DCAL models, slots."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from visionattn.data.sampling import Draw
 from visionattn.evaluation.device import autocast
 from visionattn.evaluation.discovery import DiscoveryResult
 from visionattn.evaluation.retrieval import RetrievalResult
@@ -57,20 +56,20 @@ def save_rollouts(folder: Path, model: Any, data: Any, count: int, number: int) 
 
     device = next(model.parameters()).device
     preprocessing: Mapping[str, Any] = data.preprocessing
-    for place, item in _items(data, spread(count, number)):
-        scores, selected = model.rollout_maps(item.image[None].to(device))
-        pixels = denormalize(item.image, preprocessing["mean"], preprocessing["std"])
+    for place, batch in data.val_dataloader().one_by_one(spread(count, number)):
+        scores, selected = model.rollout_maps(batch.image.to(device))
+        pixels = denormalize(batch.image[0], preprocessing["mean"], preprocessing["std"])
         drawn = draw_rollout(pixels, scores[0].cpu(), selected[0].cpu(), model.grid)
-        save_image(drawn, folder / f"{place:05d}-{Path(item.name).stem}.png")
+        save_image(drawn, folder / f"{place:05d}-{Path(batch.name[0]).stem}.png")
 
 
 def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
     """Draw ``number`` scenes, evenly spaced, above their true segments, their slots and what the slots draw."""
     from visionattn.viz.slots import save_slots
 
-    places = spread(len(result.data.val_dataloader().dataset), number)
-    scenes = [item.image for _, item in _items(result.data, places)]
-    image, segments = (torch.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
+    loader = result.data.val_dataloader()
+    scenes = [scene for _, scene in loader.one_by_one(spread(len(loader.dataset), number))]
+    image, segments = (torch.cat([getattr(scene, name) for scene in scenes]) for name in ("image", "segments"))
     slots = result.network.slots
     device = next(slots.parameters()).device
     with torch.inference_mode(), autocast(device, result.precision):
@@ -78,12 +77,3 @@ def save_slot_sheet(path: Path, result: DiscoveryResult, number: int) -> None:
     rebuilt = found.reconstruction.cpu() if slots.method == "slot_attention" else None
     mean, std = (result.preprocessing[key] for key in ("mean", "std"))
     save_slots(image, segments, found.segments(image.shape[-2:]).cpu(), rebuilt, path, mean, std)
-
-
-def _items(data: Any, places: list[int]) -> Iterator[tuple[int, Any]]:
-    """Read images of the validation split; unreadable ones are left out."""
-    dataset = data.val_dataloader().dataset
-    for place in places:
-        item = dataset[Draw(place)]
-        if item.image is not None:
-            yield place, item

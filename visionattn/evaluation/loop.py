@@ -89,7 +89,7 @@ def evaluate(
         for number, batch in enumerate(loader, 1):
             if len(batch.image):
                 with torch.inference_mode(), autocast(device, precision):
-                    output = model(batch.image.to(device, non_blocking=True))
+                    output = model(batch.to(device).image)
                 update(output, batch)
                 num_images += len(batch.image)
             report(number, total)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from visionattn.data import image_transform
@@ -51,8 +50,12 @@ class LoadedModel(NamedTuple):
         """The checkpoint's path or the model's name, for messages."""
         return self.origin.checkpoint or self.spec.model
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Return the transform from an RGB image to a normalised tensor [C, H, W], as the weights want it."""
+    def transform(self) -> Callable[[Any], Tensor]:
+        """Return the transform from an image to a normalised tensor [C, H, W], as the weights want it.
+
+        The image is as `visionattn.data.read_image` reads it, in RGB; for models of other than 1 or 3 channels, an
+        array [C, H, W].
+        """
         return image_transform(self.spec.preprocessing)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from visionattn.data.sampling import Draw
-from visionattn.data.scenes.loading import SceneCollate
 from visionattn.evaluation.drawing import spread
 from visionattn.objects.patches import PatchLabels, label_patches
 from visionattn.objects.session import BindingSession
@@ -32,13 +30,9 @@ def click_objects(session: BindingSession, probe: str, best: int, number: int) -
     backbone = session.backbone
     layers = choose_layers(session.probes.layers, best)
     probes = {layer: session.probes.at(layer) for layer in layers}
-    dataset: Any = session.module.val_dataloader().dataset
-    collate = SceneCollate(backbone.preprocessing["input_size"])
+    loader: Any = session.module.val_dataloader()
     clicks = []
-    for place in spread(len(dataset), number):
-        batch = collate([dataset[Draw(place)]])
-        if not len(batch.image):
-            continue
+    for _, batch in loader.one_by_one(spread(len(loader.dataset), number)):
         grid = backbone.layouts[best].grid
         segment, patch = choose_patch(label_patches(batch, grid), grid)
         features = backbone(batch.image)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from visionattn.data import UnreadableImageError
 from visionattn.data.scenes import SceneBatch
@@ -211,5 +210,4 @@ class BindingSession:
         """Yield the batches that hold scenes, on the device."""
         for batch in loader:
             if len(batch.image):
-                tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-                yield batch._replace(**{name: value.to(self.device) for name, value in tensors.items()})
+                yield batch.to(self.device)

@@ -131,7 +131,7 @@ class FrozenBackbone(nn.Module):
         They are not inference tensors, on which heads could not be trained. Images `[B, C, H, W]` have the size that
         `preprocessing` names, and may lie on any device.
         """
-        images = images.to(self._weight.device, self._weight.dtype)
+        images = images.to(self.device, self._weight.dtype)
         with torch.no_grad(), self._autocast():
             final, taps = self._features(images, self._taps, "last" in self.layers)
             tapped = dict(zip(self._taps, taps, strict=True))
@@ -142,11 +142,16 @@ class FrozenBackbone(nn.Module):
         return {layer: value.float() for layer, value in tokens.items()}
 
     @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self._weight.device
+
+    @property
     def _weight(self) -> Tensor:
         return next(self.model.parameters())
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._weight.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def _features(
         self, images: Tensor, taps: list[int] | None, with_final: bool

@@ -27,11 +27,13 @@ class ProbingData(PreparedImages):
     Args:
         train_split: name of the split to train heads on, if it is not found by itself.
         val_split: name of the split to evaluate heads on, if it is not found by itself.
+        val_labels: table of the images to evaluate heads on, if they are not in the one of labels.
         limit_per_class: number of training images per class, the same ones for every seed.
     """
 
     train_split: str | None = None
     val_split: str | None = None
+    val_labels: str | None = None
     limit_per_class: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,16 +1,20 @@
 """Reports of a run: a line per epoch, learning curves, images of kernels and of examples."""
 
+import filecmp
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import print as rich_print
 
+from visionattn.errors import UserError
 from visionattn.training.checkpoints.callbacks import BestCheckpoint
 from visionattn.training.examples import Examples
+from visionattn.training.rate_finder import RateSearch
 from visionattn.training.runs import say
 from visionattn.viz.contact_sheet import save_contact_sheet
 from visionattn.viz.curves import save_learning_curve
@@ -88,6 +92,33 @@ class Stopwatch(Callback):
         self._before = state_dict["seconds"]
 
 
+class SplitTable(Callback):
+    """Write ``split.csv`` if the data were divided here: the images to train on and to validate on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "split.csv"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table; of a resumed run, compare the data with it.
+
+        Raises:
+            UserError: the data are divided in another way since images came or went.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not (trainer.is_global_zero and getattr(data, "divides_itself", False)):
+            return
+        if not self.path.exists():
+            data.write_split(self.path)
+            return
+        with TemporaryDirectory() as folder:
+            data.write_split(now := Path(folder) / "split.csv")
+            if not filecmp.cmp(now, self.path, shallow=False):
+                raise UserError(
+                    f"the images have changed since {self.path} was written, and are no longer divided as it says: "
+                    "restore them, or start a new run from the weights with --model.checkpoint_path"
+                )
+
+
 class _Drawing(Callback):
     """Draw an image in the folder of a run, in the first process; errors are printed and do not stop the run."""
 
@@ -148,6 +179,18 @@ class KernelSheet(_Drawing):
             save_contact_sheet(kernels, self.folder / "kernels.png")
 
         self._try(trainer, "image of the kernels", draw)
+
+
+class RateSheet(_Drawing):
+    """Draw ``find_lr.png``, the search that found the learning rate."""
+
+    def __init__(self, folder: Path, search: RateSearch) -> None:
+        super().__init__(folder)
+        self.search = search
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the losses over the rates."""
+        self._try(trainer, "image of the search for the rate", lambda: self.search.save(self.folder / "find_lr.png"))
 
 
 class ExampleSheet(_Drawing):

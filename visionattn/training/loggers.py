@@ -8,14 +8,19 @@ from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from visionattn.errors import UsageError
 from visionattn.output import write_csv
 from visionattn.training.runs import RunFolder, is_rank_zero
 
-LoggerName = Literal["csv", "tensorboard", "wandb", "wandb-offline"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "wandb-offline", "mlflow", "trackio"]
+
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "trackio": ("trackio",)}
+"""For each logger whose package is optional, the modules of which one is wanted."""
+PROJECT = "visionattn"
+"""Name under which services list the runs."""
 
 SAVE_EVERY = 50
 """Steps between writes of ``metrics.csv``."""
@@ -151,25 +156,117 @@ class RunWandbLogger(WandbLogger):
                 )
         return super().experiment
 
+    def finalize(self, status: str) -> None:
+        """End the W&B run, so that the next training in this process gets one of its own."""
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(status != "success"))
+
+
+class RunMLFlowLogger(MLFlowLogger):
+    """Lightning's logger for MLflow, to where MLflow is set to; a resumed run continues its MLflow run.
+
+    Args:
+        run: folder of the run, which keeps the identity that MLflow gives.
+        title: name of the run.
+    """
+
+    def __init__(self, run: RunFolder, title: str) -> None:
+        import mlflow
+
+        self.marker = run.path / "mlflow-id"
+        self.resumed = self.marker.is_file()
+        identity = self.marker.read_text().strip() if self.resumed else None
+        super().__init__(PROJECT, title, mlflow.get_tracking_uri(), run_id=identity)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the options at the start of a run; MLflow would refuse others later."""
+        if not self.resumed:
+            super().log_hyperparams(params)
+            self.marker.write_text(str(self.run_id))
+
+
+class TrackioLogger(Logger):
+    """Log metrics with Trackio, which Lightning has no logger for.
+
+    Args:
+        name: name of the run.
+        resume: continue the run of that name.
+    """
+
+    def __init__(self, name: str, resume: bool) -> None:
+        super().__init__()
+        self._name, self.resume, self.run = name, resume, None
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self._name
+
+    version = name
+
+    @property
+    def experiment(self) -> Any:
+        """The Trackio run, which begins upon first use."""
+        import trackio
+
+        if self.run is None:
+            self.run = trackio.init(project=PROJECT, name=self._name, resume="allow" if self.resume else "never")
+        return self.run
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the options of the training."""
+        self.experiment.config.update(params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values of a step."""
+        self.experiment.log(dict(metrics), step=step)
+
+    def finalize(self, status: str) -> None:
+        """Send the last values."""
+        if self.run is not None:
+            import trackio
+
+            trackio.finish()
+
 
 def check_logger(name: LoggerName) -> None:
     """Refuse a logger whose package is not installed."""
-    if name == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise UsageError("--logger tensorboard needs a package that is not installed: pip install tensorboard")
+    modules = PACKAGES.get(name, ())
+    found = [spec for spec in map(find_spec, modules) if spec and spec.origin]  # a folder of that name has no origin
+    if modules and not found:
+        raise UsageError(f"--logger {name} needs a package that is not installed: pip install {modules[0]}")
 
 
 def create_loggers(run: RunFolder, name: LoggerName, resume_step: int | None) -> list[Logger]:
-    """Return the CSV logger and the one that ``--logger`` names."""
+    """Return the CSV logger and the one that ``--logger`` names.
+
+    Services know a run by an identity that a file in its folder keeps, so that a resumed run continues theirs.
+    """
     loggers: list[Logger] = [RunCSVLogger(run, resume_step)]
+    title = f"{run.path.parent.name}/{run.path.name}"
     if name == "tensorboard":
         loggers.append(TensorBoardLogger(run.path, name="", version="tensorboard"))
-    elif name != "csv":
-        # The identity stays the same after a resume, so that W&B shows one run.
-        marker = run.path / "wandb-id"
-        identity = marker.read_text().strip() if marker.is_file() else os.urandom(4).hex()
-        if is_rank_zero():
-            marker.write_text(identity)
-        options: dict[str, Any] = {"project": "visionattn", "save_dir": run.path, "resume": "allow"}
-        title, offline = f"{run.path.parent.name}/{run.path.name}", name == "wandb-offline"
-        loggers.append(RunWandbLogger(title, version=identity, offline=offline, **options))
+    elif name in ("wandb", "wandb-offline"):
+        identity, _ = _identify(run, "wandb")
+        options: dict[str, Any] = {"project": PROJECT, "save_dir": run.path, "resume": "allow"}
+        loggers.append(RunWandbLogger(title, version=identity, offline=name == "wandb-offline", **options))
+    elif name == "mlflow":
+        loggers.append(RunMLFlowLogger(run, title))
+    elif name == "trackio":
+        identity, resumed = _identify(run, "trackio")
+        loggers.append(TrackioLogger(f"{title} {identity}", resumed))
     return loggers
+
+
+def _identify(run: RunFolder, service: str) -> tuple[str, bool]:
+    """Return the identity of a run for a service, and whether the service has seen it before."""
+    marker = run.path / f"{service}-id"
+    seen = marker.is_file()
+    identity = marker.read_text().strip() if seen else os.urandom(4).hex()
+    if is_rank_zero():
+        marker.write_text(identity)
+    return identity, seen

@@ -61,14 +61,17 @@ def _checked(image: Any) -> Pixels:
 
 
 def denormalize(images: Any, mean: Any, std: Any) -> Pixels:
-    """Undo the normalisation of images, and return bytes [..., H, W, 3]; grey images have three equal channels.
+    """Undo the normalisation of images, and return bytes [..., H, W, 3] of the first three channels.
+
+    Images of one or two channels become grey.
 
     Args:
-        images: tensor or array [..., C, H, W]; C is 1 or 3.
+        images: tensor or array [..., C, H, W].
         mean: mean of each channel that was subtracted.
         std: standard deviation of each channel that was divided by.
     """
     scale, offset = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (std, mean))
     pixels = 255 * (np.asarray(images, dtype=np.float32) * scale + offset)
     pixels = np.moveaxis(pixels.round().clip(0, 255).astype(np.uint8), -3, -1)
+    pixels = pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
     return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))

@@ -19,7 +19,7 @@ def save_reconstructions(
     """Draw rows of normalised images.
 
     Args:
-        rows: normalised images [N, C, H, W], tensors or arrays, by the name of their row; C is 1 or 3.
+        rows: normalised images [N, C, H, W], tensors or arrays, by the name of their row.
         png_path: file of the figure.
         mean: mean of each channel that the images were normalised with.
         std: standard deviation of each channel.

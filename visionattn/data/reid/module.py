@@ -14,6 +14,7 @@ from visionattn.data.drawing import single_threaded
 from visionattn.data.errors import DataError
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError
 from visionattn.data.module import ImageData
+from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.data.options import check_augmentation, make_preprocessing
 from visionattn.data.pk_sampler import PKBatchSampler
 from visionattn.data.reid.identities import Identities
@@ -38,12 +39,14 @@ class ReidBatch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, C, H, W]; B is smaller than the batch size, or 0, if images were left out.
+        image: images [B, C, H, W], bytes or normalised floats; B is smaller than the batch size, or 0, if images were
+            left out.
         target: [B], in training the numbers of the identities from 0, in evaluation the identities themselves.
         camera: [B], by the data set's own numbers.
         index: positions in the split [B]; in evaluation the queries come first, then the gallery.
         name: file names, B of them.
         errors: one line for each broken image.
+        normalisation: of images that are bytes.
     """
 
     image: Tensor
@@ -52,6 +55,11 @@ class ReidBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     name: list[str]
     errors: list[str]
+    normalisation: Normalisation | None = None
+
+    def to(self, device: torch.device | str) -> "ReidBatch":
+        """Return the batch on a device, with normalised images; Lightning calls this."""
+        return move_batch(self, device)
 
 
 class ReidCollate(Collate):
@@ -60,17 +68,21 @@ class ReidCollate(Collate):
     Args:
         input_size: (C, H, W), for empty batches.
         cameras: of all images of the split.
+        normalisation: of images that are bytes.
     """
 
-    def __init__(self, input_size: tuple[int, int, int], cameras: Sequence[int]) -> None:
-        super().__init__(input_size)
+    def __init__(
+        self, input_size: tuple[int, int, int], cameras: Sequence[int], normalisation: Normalisation | None = None
+    ) -> None:
+        super().__init__(input_size, normalisation)
         self.cameras = torch.tensor(cameras, dtype=torch.long)
 
     def __call__(self, items: Sequence[Item]) -> ReidBatch:  # type: ignore[override]  # more of the same
         """Stack the items that have an image."""
         batch = super().__call__(items)
         index = torch.tensor([item.index for item in items if item.image is not None], dtype=torch.long)
-        return ReidBatch(batch.image, batch.target, self.cameras[index], index, batch.name, batch.errors)
+        cameras = self.cameras[index]
+        return ReidBatch(batch.image, batch.target, cameras, index, batch.name, batch.errors, batch.normalisation)
 
 
 class ReidData(ImageData):
@@ -287,7 +299,7 @@ class ReidData(ImageData):
             ImageDataset(source, transform, replace_broken=training and self.on_error == "skip"),
             self.on_error,
             **self.worker_options,
-            collate_fn=ReidCollate(self.item_shape, source.cameras()),
+            collate_fn=ReidCollate(self.item_shape, source.cameras(), self.normalisation),
             **options,
         )
 

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import (  # type: ignore[import-untyped]
     Compose,
-    Normalize,
+    PILToTensor,
     RandomCrop,
     RandomHorizontalFlip,
     Resize,
-    ToTensor,
 )
+
+from visionattn.data.transforms import erasing
 
 
 def reid_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, Any] | None = None) -> Compose:
     """Build a transform from images to tensors [C, H, W] that keeps the whole image, whatever its aspect.
+
+    The tensors are bytes; with random erasing, normalised floats.
 
     Args:
         preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation``.
@@ -25,10 +27,9 @@ def reid_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str, 
     """
     size = preprocessing["input_size"][1:]
     resize = Resize(size, interpolation=str_to_interp_mode(preprocessing["interpolation"]))
-    tensor = [ToTensor(), Normalize(preprocessing["mean"], preprocessing["std"])]
     if augmentation is None:
-        return Compose([resize, *tensor])
+        return Compose([resize, PILToTensor()])
     flip = RandomHorizontalFlip(augmentation["hflip"])
     crop = [RandomCrop(size, padding=augmentation["padding"])] if augmentation["padding"] else []
-    erase = RandomErasing(augmentation["re_prob"], max_area=0.4, mode=augmentation["re_mode"], device="cpu")
-    return Compose([resize, flip, *crop, *tensor, erase])
+    erase = erasing(preprocessing, augmentation["re_prob"], max_area=0.4, mode=augmentation["re_mode"])
+    return Compose([resize, flip, *crop, PILToTensor(), *erase])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from visionattn.data.loading import Item
+from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.data.scenes.scene import Scenes
 from visionattn.data.scenes.transforms import SceneTensors
 
@@ -16,8 +17,8 @@ class SceneBatch(NamedTuple):
     """A batch, as every loader yields it.
 
     Attributes:
-        image: normalised images [B, 3, H, W]; B is smaller than the batch size, or 0, if images were left
-            out.
+        image: images [B, 3, H, W], bytes or normalised floats; B is smaller than the batch size, or 0, if images were
+            left out.
         segments: ids of the segments [B, H, W], int64; 0 for positions without one. The ids of an image count
             from 1 on, also if cropping and resizing removed some segments.
         classes: class of each segment by its id [B, S + 1], for the largest S in the batch; -1 for id 0 and after the
@@ -25,6 +26,7 @@ class SceneBatch(NamedTuple):
         things: whether a segment is an object [B, S + 1].
         name: names of the B scenes.
         errors: one line for each broken image.
+        normalisation: of images that are bytes.
     """
 
     image: Tensor
@@ -33,6 +35,11 @@ class SceneBatch(NamedTuple):
     things: Tensor
     name: list[str]
     errors: list[str]
+    normalisation: Normalisation | None = None
+
+    def to(self, device: torch.device | str) -> "SceneBatch":
+        """Return the batch on a device, with normalised images; Lightning calls this."""
+        return move_batch(self, device)
 
 
 class SceneSource:
@@ -64,9 +71,11 @@ class SceneCollate:
 
     Args:
         input_size: (C, H, W), for empty batches.
+        normalisation: of images that are bytes.
     """
 
-    def __init__(self, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, input_size: tuple[int, int, int], normalisation: Normalisation | None = None) -> None:
+        self.normalisation = normalisation
         height, width = input_size[1:]
         self.blank = SceneTensors(
             torch.empty(input_size),
@@ -88,4 +97,5 @@ class SceneCollate:
             pad_sequence(things, batch_first=True)[:count],
             [item.name for item in good],
             [error for item in items for error in item.errors],
+            self.normalisation,
         )

@@ -116,7 +116,7 @@ class SceneData(ImageData):
             self.on_error,
             **self.batches(len(scenes), training),
             **self.worker_options,
-            collate_fn=SceneCollate(self.item_shape),
+            collate_fn=SceneCollate(self.item_shape, self.normalisation),
         )
 
     def describe(self) -> str:

@@ -19,7 +19,7 @@ class SceneTensors(NamedTuple):
     """A scene for a model.
 
     Attributes:
-        image: Normalised, `[3, H, W]`.
+        image: `[3, H, W]`, bytes.
         segments: Ids `[H, W]`, int64. Some segments may have no position.
         classes: `[S + 1]`, as of the scene.
         things: `[S + 1]`, as of the scene.
@@ -35,9 +35,8 @@ class SceneTransform:
     """Transform that brings scenes to one size without mixing ids.
 
     Args:
-        preprocessing: `input_size` (3, H, W), `mean` and `std` of the channels, `interpolation` of the image, and
-            `crop_mode`: `center` resizes to cover the wanted size and crops the middle, `squash` keeps everything and
-            changes the aspect.
+        preprocessing: `input_size` (3, H, W), `interpolation` of the image, and `crop_mode`: `center` resizes to cover
+            the wanted size and crops the middle, `squash` keeps everything and changes the aspect.
         hflip: Probability of a horizontal flip.
 
     Raises:
@@ -46,14 +45,13 @@ class SceneTransform:
 
     def __init__(self, preprocessing: Mapping[str, Any], hflip: float = 0.0) -> None:
         self.size = tuple(preprocessing["input_size"][1:])
-        self.mean, self.std = (np.array(preprocessing[key], dtype=np.float32) for key in ("mean", "std"))
         self.interpolation = str_to_pil_interp(preprocessing["interpolation"])
         self.crop_mode, self.hflip = preprocessing.get("crop_mode", "center"), hflip
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
 
     def __call__(self, scene: Scene) -> SceneTensors:
-        """Resize, flip and normalise a scene."""
+        """Resize and flip a scene."""
         height, width = self.size
         box = crop_box(scene.image.size, (width, height)) if self.crop_mode == "center" else None
         segments = Image.fromarray(scene.segments.astype(np.int32, copy=False))
@@ -61,9 +59,8 @@ class SceneTransform:
         ids = np.asarray(segments.resize((width, height), Image.Resampling.NEAREST, box))
         if self.hflip and torch.rand(()).item() < self.hflip:
             image, ids = image[:, ::-1], ids[:, ::-1]
-        normalised = (image.astype(np.float32) / 255 - self.mean) / self.std
         return SceneTensors(
-            torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1))),
+            torch.from_numpy(image.transpose(2, 0, 1).copy()),
             torch.from_numpy(ids.astype(np.int64)),
             torch.from_numpy(scene.classes),
             torch.from_numpy(scene.things),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionattn.data.normalisation import Normalisation, move_batch
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
@@ -25,14 +26,20 @@ class ImageBatch(NamedTuple):
     """A batch of images.
 
     Attributes:
-        image: Normalised images `[B, C, H, W]`, without those that cannot be read.
+        image: Images `[B, C, H, W]`, bytes or normalised floats, without those that cannot be read.
         index: Numbers of the images `[B]`.
         errors: A line for each image that cannot be read.
+        normalisation: Normalisation of images that are bytes.
     """
 
     image: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not needed
     errors: list[str]
+    normalisation: Normalisation | None = None
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        """Return the batch on a device, with normalised images."""
+        return move_batch(self, device)
 
 
 class Images(Protocol):
@@ -58,13 +65,14 @@ class Images(Protocol):
         """
 
 
-def collate_images(items: Sequence[Any]) -> ImageBatch:
+def collate_images(items: Sequence[Any], normalisation: Normalisation | None = None) -> ImageBatch:
     """Make a batch of items with `image` (None if it cannot be read), `index` and `errors`."""
     good = [item for item in items if item.image is not None]
     return ImageBatch(
         torch.stack([item.image for item in good]) if good else torch.empty(0),
         torch.tensor([item.index for item in good], dtype=torch.long),
         [error for item in items for error in item.errors],
+        normalisation,
     )
 
 
@@ -245,7 +253,7 @@ def _rows(
     if not len(batch.index):
         return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
     values = {"index": batch.index}
-    for layer, tokens in backbone(batch.image).items():
+    for layer, tokens in backbone(batch.to(backbone.device).image).items():
         layout = backbone.layouts[layer]
         values[f"{layer}.tokens"] = tokens
         for kind in _kinds(layout):

@@ -169,7 +169,7 @@ class OnlineFeatures(LayerFeatures):
         batches = self.images.open(numbers, epoch if self.augment else 0)
         for places, wanted, batch in zip(every, numbers, batches, strict=True):
             self._check_images(batch, wanted)
-            tokens = self.backbone(batch.image)
+            tokens = self.backbone(batch.to(self.backbone.device).image)
             yield torch.cat([tokens[layer] for layer in self.layers], dim=2), places
 
     def _check_images(self, batch: ImageBatch, wanted: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
 from visionattn.data.loading import ImageDataset
+from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource
-from visionattn.data.transforms import image_transform
+from visionattn.data.transforms import image_transform, pixel_transform
 from visionattn.evaluation.as_trained import prepare_images
 from visionattn.io import slug
 from visionattn.probing.features.contents import fingerprint, short_hash
@@ -64,10 +66,12 @@ class SplitImages:
         loader = module.train_dataloader() if split == "train" else module.val_dataloader()
         if not isinstance(loader.dataset, ImageDataset):
             raise DataError(f"data set {module.name!r} is read in order: probing needs images with random access")
+        if module.multi_label:
+            raise DataError(f"images of {module.describe()} have several labels: probing needs one label per image")
         self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
         self.split, self.preprocessing = split, module.preprocessing
         self._num_workers, self._on_error = module.num_workers, module.on_error
-        self.targets = self.source.targets()
+        self.targets = cast(Sequence[int], self.source.targets())
         parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
         base = "" if module.root is None else str(Path(module.root).resolve())
         self.identity: Mapping[str, Any] = {
@@ -87,7 +91,7 @@ class SplitImages:
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
         """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
-        transform = image_transform(self.preprocessing, AUGMENTATION if view else None)
+        transform = pixel_transform(self.preprocessing, AUGMENTATION if view else None)
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
         ]
@@ -97,7 +101,7 @@ class SplitImages:
             batch_sampler=draws,
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate_images,
+            collate_fn=partial(collate_images, normalisation=Normalisation.of(self.preprocessing)),
         )
         return cast(Iterator[ImageBatch], iter(loader))
 

@@ -1,6 +1,6 @@
 """When and how checkpoints are written. A file with the name of a checkpoint is always complete."""
 
-import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -75,26 +75,73 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep ``best.ckpt``, the weights with the best validation so far.
+    """Keep ``best.ckpt``, the weights with the best validation so far, and further ones if several are wanted.
+
+    If there are several, each has a file with its step and score, and ``best.ckpt`` is another name of the best file.
 
     Args:
         dirpath: folder of checkpoints.
-        monitor: metric that selects it.
+        monitor: metric that selects them.
         mode: whether the largest (``max``) or the smallest value is the best.
+        top_k: number of checkpoints to keep.
     """
 
-    def __init__(self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max") -> None:
+    def __init__(
+        self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max", top_k: int = 1
+    ) -> None:
+        name = Path(BEST).stem if top_k == 1 else f"step{{step}}-{monitor}-{{{monitor}:.4f}}"
         options: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
-        super().__init__(dirpath, Path(BEST).stem, monitor=monitor, mode=mode, **options)
+        super().__init__(
+            dirpath, name, monitor=monitor, mode=mode, save_top_k=top_k, auto_insert_metric_name=False, **options
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the checkpoint if it is among the best."""
+        before = self.best_model_path
+        super().on_validation_end(trainer, pl_module)
+        if self.save_top_k > 1 and self.best_model_path != before and trainer.is_global_zero:
+            give_name(Path(self.best_model_path), self._path(BEST))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state for the file in this folder, which may have been moved or belong to a new run."""
-        path = os.path.join(str(self.dirpath), BEST)  # noqa: PTH118  Lightning compares strings
-        score = state_dict["best_model_score"]
-        if score is None or not Path(path).exists():
+        """Load the state for the files in this folder, which may have been moved or belong to a new run."""
+        score, best = state_dict["best_model_score"], self._path(BEST)
+        if score is None or not best.exists():
             return
-        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": {path: score}})
+        if self.save_top_k == 1:
+            held = {best: score}
+        else:
+            held = {self._path(Path(name).name): value for name, value in state_dict["best_k_models"].items()}
+            if held.pop(best, None) is not None:  # of a run that kept one: the next best would take its name
+                first = self._path(f"earlier-{self.monitor}-{float(score):.4f}.ckpt")
+                give_name(best, first)
+                held[first] = score
+        held = {path: value for path, value in held.items() if path.exists()}
+        ranked = sorted(held, key=held.__getitem__, reverse=self.mode == "max")[: self.save_top_k]
+        if not ranked:
+            return
+        held = {path: value for path, value in held.items() if path in ranked}  # in order: of equals, the first goes
+        worst = (min if self.mode == "max" else max)(held, key=held.__getitem__)
+        moved = {
+            "dirpath": self.dirpath,
+            "best_model_path": str(ranked[0]),
+            "kth_best_model_path": str(worst),
+            "kth_value": held[worst],
+            "best_k_models": {str(path): value for path, value in held.items()},
+        }
+        super().load_state_dict({**state_dict, **moved})
+
+    def _path(self, name: str) -> Path:
+        return Path(str(self.dirpath)) / name
+
+
+def give_name(path: Path, name: Path) -> None:
+    """Give a file a second name in its folder, in one step; on file systems without such links, copy it."""
+    with replacing(name, only_writer=True) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 class LastCheckpoint(Checkpoint):
