@@ -37,7 +37,7 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         where |= {"data.split": data.splits["validation"], "data.camera": getattr(data, "camera", None)}
         where |= {"data.class_map": _as_json(class_map)}
         if getattr(data, "divides_itself", False):
-            where |= {"data.val_share": data.val_share, "data.holdout_per_class": data.holdout_per_class}
+            where |= {f"data.{way}": getattr(data, way, None) for way in ("val_share", "holdout_per_class")}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]
         if task.eval_command == "classify" and prog == "visionattn":
