@@ -50,7 +50,19 @@ def test_reading_an_image_loads_no_lightning():
     assert brought & {"lightning", "torchmetrics", "pytorch_metric_learning", "matplotlib"} == set()
 
 
-PUBLIC = ["data", "evaluation", "layers", "losses", "metrics", "models", "objects", "probing", "tasks", "training"]
+PUBLIC = [
+    "data",
+    "embedding",
+    "evaluation",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "objects",
+    "probing",
+    "tasks",
+    "training",
+]
 
 
 @pytest.mark.parametrize("package", [*PUBLIC, "viz"])

@@ -26,7 +26,7 @@ COMMANDS = [
     "fit --config configs/quickstart.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 2",
     "fit --config reid/identities --trainer.max_epochs 1 --trainer.limit_train_batches 1",
     "validate --config quickstart --ckpt_path runs/quickstart/0/checkpoints/last.ckpt",
-    "predict --model.name nat_pico.cifar10 --model.pretrained --data.root IMAGES --output predictions.csv",
+    "predict nat_pico.cifar10 IMAGES --output predictions.csv",
     "classify --checkpoint runs/quickstart/0/checkpoints/last.ckpt --output classify.json",
     "probe --model resnet_pico.cifar10 --pretrained --data.name digits --heads knn,linear --training.epochs 1",
     "reid --checkpoint runs/reid-identities/0/checkpoints/last.ckpt --output reid.json --data.name identities",

@@ -11,11 +11,16 @@ from visionattn.lazy import lazy_exports
 if TYPE_CHECKING:
     from visionattn.cli.finetune import finetune
     from visionattn.cli.fitting import FitResult, fit
+    from visionattn.embedding.embedder import embed
+    from visionattn.embedding.files import Embeddings
+    from visionattn.embedding.gallery import search
+    from visionattn.embedding.index import Index
     from visionattn.evaluation.source import load_model
-    from visionattn.probing.export import load_probe
+    from visionattn.probing.classifier import load_probe
 
 __all__ = [
-    "FitResult", "__version__", "accelerate", "finetune", "fit", "frozen_weights", "load_model", "load_probe", "models",
+    "Embeddings", "FitResult", "Index", "__version__", "accelerate", "embed", "finetune", "fit", "frozen_weights",
+    "load_model", "load_probe", "models", "search",
 ]  # fmt: skip
 __version__ = version("visionattn")
 
@@ -24,7 +29,11 @@ __getattr__, __dir__ = lazy_exports(
     {
         "cli.finetune": "finetune",
         "cli.fitting": "FitResult fit",
+        "embedding.embedder": "embed",
+        "embedding.files": "Embeddings",
+        "embedding.gallery": "search",
+        "embedding.index": "Index",
         "evaluation.source": "load_model",
-        "probing.export": "load_probe",
+        "probing.classifier": "load_probe",
     },
 )

@@ -10,10 +10,13 @@ TRAINING, EVALUATION = "visionattn.cli.train", "visionattn.cli.evaluate"
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "train and apply": {
         "finetune": ("visionattn.cli.finetune", "train a pretrained model on a folder of images"),
+        "linear": ("visionattn.cli.linear", "train a head on a frozen model, for a folder of images"),
         "fit": (TRAINING, "train a model"),
         "validate": (TRAINING, "measure it on the validation split"),
         "test": (TRAINING, "measure it on the test split"),
-        "predict": (TRAINING, "predict classes of images without labels"),
+        "predict": ("visionattn.cli.predict", "predict the classes of images"),
+        "embed": ("visionattn.cli.embed", "features of images in a file"),
+        "search": ("visionattn.cli.search", "the most similar images of a folder"),
     },
     "evaluate": {
         "classify": (EVALUATION, "top-1 and top-5 accuracy of a classifier"),
@@ -56,6 +59,7 @@ USAGE = "\n".join(
         "examples:",
         "  visionattn fit --config quickstart",
         "  visionattn finetune FOLDER --model nat_pico.cifar10",
+        "  visionattn predict nat_pico.cifar10 IMAGES --output predictions.csv",
         "  visionattn classify --model nat_pico.cifar10 --pretrained --data.root data/cifar10",
     ]
 )

@@ -2,14 +2,13 @@
 
 from argparse import SUPPRESS
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import evaluate, export, train
+from visionattn.cli import embed, evaluate, export, linear, predict, search, train
 from visionattn.cli.errors import UsageError
 from visionattn.suggestions import suggest
 
@@ -31,26 +30,37 @@ def main(argv: list[str], prog: str = "visionattn completion") -> None:
 
 
 def create_parser(prog: str, files: Any) -> ArgumentParser:
-    """Return a parser with all commands of train.py, eval.py and export; ``files`` is shtab's word for files.
+    """Return a parser with all commands; ``files`` is shtab's word for files.
 
     It is for completion only: each command parses with a parser of its own.
     """
-    parser = ArgumentParser(prog=prog)
-    tuned = {"finetune": _commands(train)["fit"]}  # whose options it takes
-    _add_commands(parser, files, tuned, _commands(train), _commands(evaluate), {"export": (below := ArgumentParser())})
+    parser, below = ArgumentParser(prog=prog), ArgumentParser()
+    single = {"embed": embed, "linear": linear, "predict": predict, "search": search}
+    commands = {
+        **_commands(train),
+        "finetune": _commands(train)["fit"],  # whose options it takes
+        **_commands(evaluate),
+        **{name: _capture(module, [name]) for name, module in single.items()},
+        "export": below,
+    }
+    _add_commands(parser, files, commands)
     _add_commands(below, files, _commands(export))
     return parser
 
 
+def _capture(module: Any, argv: list[str]) -> Any:
+    return capture_parser(lambda: module.main(argv))
+
+
 def _commands(module: Any) -> dict[str, ArgumentParser]:
-    captured: Any = capture_parser(lambda: module.main([]))
+    captured = _capture(module, [])
     # Private: argparse and jsonargparse have no public way to list the commands, options and types of a parser.
     return dict(captured._subcommands_action.choices)
 
 
-def _add_commands(parser: ArgumentParser, files: Any, *commands: dict[str, ArgumentParser]) -> None:
+def _add_commands(parser: ArgumentParser, files: Any, commands: dict[str, ArgumentParser]) -> None:
     added = parser.add_subcommands()
-    for name, command in chain.from_iterable(group.items() for group in commands):
+    for name, command in commands.items():
         for action in command._actions:
             if action.dest in getattr(command, "hidden", ()):
                 action.help = SUPPRESS

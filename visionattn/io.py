@@ -50,7 +50,7 @@ def replacing(path: Path, only_writer: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{'new' if only_writer else os.getpid()}{path.suffix}")
     try:
         yield temporary
-        _put(temporary, path)
+        put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,10 +61,11 @@ def replacing_all(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as name:
         yield Path(name)
         for file in Path(name).iterdir():
-            _put(file, folder / file.name)
+            put(file, folder / file.name)
 
 
-def _put(temporary: Path, path: Path) -> None:
+def put(temporary: Path, path: Path) -> None:
+    """Put a file that is complete in the place of another one, or of none."""
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o666 & ~umask)  # temporary files, and safetensors' own, are for their owner alone

@@ -3,7 +3,8 @@
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,26 @@ def _check_folder(folder: Path, named: Path) -> None:
 
 
 def _write_atomically(path: str | Path, write: Callable[[Any], object]) -> None:
+    # Paths may hold bytes that are not UTF-8; JSON reads their escaped form as the same path.
+    with (
+        writing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        write(file)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to, as `visionattn.io.replacing` does; make missing folders.
+
+    Raises:
+        OSError: the file cannot be written; the message names it and the remedy.
+    """
     path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Paths may hold bytes that are not UTF-8; JSON reads their escaped form as the same path.
-        with (
-            replacing(path) as temporary,
-            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            write(file)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"cannot write {path}: {reason}; make room there, or name a place elsewhere") from error

@@ -162,7 +162,7 @@ def test_head_for_other_classes_is_warned_of(command: Commands, images: Path) ->
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["predict", "--output=p.parquet"], "--output p.parquet: predictions are written as .csv or .json"),
+        (["predict", "--output=p.xlsx"], "--output p.xlsx: the formats are .csv, .json, .parquet"),
         (["classify", "--output=r.csv"], "r.csv would hold JSON: name it r.json"),
         (["classify", "--per_class=r.json"], "r.json would hold CSV: name it r.csv"),
     ],

@@ -105,7 +105,7 @@ def test_load_model_tells_files_from_names(checkpoint, tmp_path):
     plain = visionattn.load_model(tmp_path / "plain.pth", model="test_resnet")
     assert plain.origin.weights == "file"
     with pytest.warns(UserWarning, match="test_resnet has random weights"):
-        named = visionattn.load_model("test_resnet", model_kwargs={"num_classes": 5})
+        named = visionattn.load_model("test_resnet", pretrained=False, model_kwargs={"num_classes": 5})
     assert (named.spec.num_classes, named.origin.checkpoint, named.origin.weights) == (5, None, "random")
     assert not named.model.training
     for gone in ("gone.ckpt", "runs/gone"):

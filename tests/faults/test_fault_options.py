@@ -81,7 +81,7 @@ def test_missing_file_or_name_is_an_error(fails: Fails, quick: Quick, options: l
         pytest.param({"batch_size": -4}, "--data.batch_size must be at least 1, got -4", id="batch"),
         pytest.param({"num_workers": -1}, "--data.num_workers must be at least 0, got -1", id="workers"),
         pytest.param({"seed": -3}, "--data.seed must be at least 0 and at most 4294967295, got -3", id="data seed"),
-        pytest.param({"in_chans": 2}, "--data.in_chans must be 3, for colour, or 1, for grey, got 2", id="channels"),
+        pytest.param({"in_chans": 0}, "--data.in_chans must be at least 1, got 0", id="channels"),
         pytest.param({"hflip": 2}, "--data.hflip must be at least 0 and at most 1, got 2", id="flips"),
         pytest.param(
             {"scale": (1, 0.5)}, "--data.scale must be two numbers above 0 and at most 1, the small", id="scale"

@@ -31,6 +31,7 @@ EXTRACTION = ("extractall", "tarfile.extract")
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("visionattn/__main__.py", "importlib.import_module"): "commands that are named in the file",
+    ("visionattn/data/own_transform.py", "importlib.import_module"): "what --data.transform names, never a checkpoint",
     ("visionattn/lazy.py", "importlib.import_module"): "modules that the packages name in their own files",
     ("kernels/visionattn_kernels/_native/build.py", "subprocess.run"): "the C++ compiler, a list of words",
     ("kernels/visionattn_kernels/_native/build.py", "ctypes.CDLL"): "what that compiler made",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from visionattn.cli import train
 from visionattn.cli.errors import run
-from visionattn.probing.export import load_probe
+from visionattn.probing.classifier import load_probe
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.protocols.state import load_state
 from visionattn.training import create_model, load_checkpoint

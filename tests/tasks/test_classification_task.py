@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Trainer
-from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 
 from tests.tasks.trainers import create_trainer
@@ -212,13 +211,13 @@ def test_losses_are_computed_in_float32_at_least(
     kind: type[ClassificationTask], precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
-    original = LabelSmoothingCrossEntropy.forward
+    original = nn.CrossEntropyLoss.forward
 
-    def forward(self: LabelSmoothingCrossEntropy, x: Tensor, target: Tensor) -> Tensor:
+    def forward(self: nn.CrossEntropyLoss, x: Tensor, target: Tensor) -> Tensor:
         seen.add(x.dtype)
         return original(self, x, target)
 
-    monkeypatch.setattr(LabelSmoothingCrossEntropy, "forward", forward)
+    monkeypatch.setattr(nn.CrossEntropyLoss, "forward", forward)
     fit(kind("nat_pico", smoothing=0.1), precision=precision, limit_train_batches=1, limit_val_batches=0)
     assert seen == {dtype}
 

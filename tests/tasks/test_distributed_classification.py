@@ -69,6 +69,7 @@ def test_each_image_is_evaluated_once(folder: Path, strategy: str) -> None:
             # Counts of 355 images, which neither two processes nor their batches of 59 share evenly.
             assert round(two[what] * 355) == pytest.approx(two[what] * 355, abs=1e-4)
             assert two[what] == one[what]
+        assert two["val_balanced_top1"] == pytest.approx(one["val_balanced_top1"], abs=1e-6)
         assert two["val_loss"] == pytest.approx(one["val_loss"], abs=1e-5)
 
 

@@ -7,7 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.viz.ranked_lists import QUERY, RIGHT, WRONG, RankedList, draw_ranked_list, save_ranked_lists
+from visionattn.viz.ranked_lists import (
+    QUERY,
+    RIGHT,
+    UNJUDGED,
+    WRONG,
+    Neighbours,
+    RankedList,
+    draw_neighbours,
+    draw_ranked_list,
+    save_neighbours,
+    save_ranked_lists,
+)
 
 BLUE = (0, 0, 250)
 
@@ -120,3 +131,22 @@ def test_wrong_arguments_are_named(gallery, matches, options, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         draw_ranked_list(one_colour(), [tmp_path / "gone.jpg"], [True])
+
+
+def test_neighbours_have_a_row_for_each_query_and_frames_without_judgement(tmp_path):
+    rows = [
+        Neighbours(one_colour(), [one_colour()] * 3, [0.9, 0.8, 0.7]),
+        Neighbours(one_colour(), [one_colour()], [1]),
+    ]
+    page = np.asarray(Image.open(save_neighbours(tmp_path / "sheet.png", rows, height=40)))
+    first = draw_neighbours(*rows[0], height=40)
+    assert np.array_equal(page[: len(first)], first)
+    for number, row in enumerate(rows):
+        pixels = page[number * len(first) + len(first) // 3]
+        assert len(runs(where(pixels, BLUE))) == 1 + len(row.gallery)
+        assert len(runs(where(pixels, QUERY))) == 2
+        assert len(runs(where(pixels, UNJUDGED))) == 2 * len(row.gallery)
+    assert not where(page, RIGHT).any()
+    assert not where(page, WRONG).any()
+    with pytest.raises(ValueError, match="no queries"):
+        save_neighbours(tmp_path / "sheet.png", [])

@@ -149,7 +149,7 @@ def _result(cli: TrainingCLI) -> FitResult:
     score = run.best.best_model_score
     return FitResult(
         score=None if score is None else float(score),
-        metric=cli.task.monitor,
+        metric=cli.model.monitor,
         best_checkpoint=_existing(run.folder.checkpoints / BEST),
         last_checkpoint=_existing(run.folder.checkpoints / LAST),
         folder=run.folder.path,

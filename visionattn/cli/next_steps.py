@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from visionattn.data.own_transform import KEY
+
 
 def shell_command(prog: str, words: Iterable[str]) -> str:
     """Return a line for a shell: a program, such as ``train.py`` or ``visionattn train``, and what follows it."""
@@ -35,9 +37,9 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
     if task.eval_command:
         class_map = getattr(data, "class_map", None)
         where |= {"data.split": data.splits["validation"], "data.camera": getattr(data, "camera", None)}
-        where |= {"data.class_map": _as_json(class_map)}
+        where |= {"data.class_map": _as_json(class_map), "data.transform": data.preprocessing.get(KEY)}
         if getattr(data, "divides_itself", False):
-            where |= {f"data.{way}": getattr(data, way, None) for way in ("val_share", "holdout_per_class")}
+            where |= {f"data.{option}": getattr(data, option, None) for option in ("val_share", "holdout_per_class")}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]
         if task.eval_command == "classify" and prog == "visionattn":

@@ -90,7 +90,8 @@ class ConciseParser(argparse.ArgumentParser):
         if getattr(self, "_subcommands_action", None):
             return super().format_help(*args)
         groups, formatter = self._action_groups, self.formatter_class
-        self.usage = f"{self.prog.replace(' [options]', '')} [options]"
+        words = [f"{action.metavar}{' ...' * (action.nargs == '+')}" for action in _words(self)]
+        self.usage = " ".join([self.prog.replace(" [options]", ""), *words, "[options]"])
         parser: Any = self
         if short and self.common:
             parser._action_groups, self.formatter_class = [_most_used(self)], _ShortFormatter
@@ -135,6 +136,11 @@ def _common(parser: ConciseParser) -> list[argparse.Action]:
     return [shown[name] for name in parser.common if name in shown]
 
 
+def _words(parser: ConciseParser) -> list[argparse.Action]:
+    """Return the positional arguments."""
+    return [action for action in parser._actions if not action.option_strings and action.dest != "subcommand"]
+
+
 def _shown(parser: ConciseParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.help != SUPPRESS and action.dest not in parser.hidden]
 
@@ -143,12 +149,13 @@ def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
     """Return the options by group, after the most used ones; argparse reads these as it does its own groups."""
     common = _common(parser)
     groups = getattr(parser, "groups", None) or {}
-    found: dict[str, list[argparse.Action]] = {"common": common, **{name: [] for name in parser.titles}}
+    sections = {name: [] for name in parser.titles}
+    found: dict[str, list[argparse.Action]] = {"words": _words(parser), "common": common, **sections}
     for action in _shown(parser):
-        if action not in common:
+        if action not in common and action.option_strings:
             group = action.option_strings[-1].lstrip("-").partition(".")[0]
             found.setdefault(group if group in groups else "", []).append(action)
-    titles = {"common": "most used", **parser.titles}
+    titles = {"words": "arguments", "common": "most used", **parser.titles}
     return [
         SimpleNamespace(title=titles.get(name, name), description=None, _group_actions=actions)
         for name, actions in found.items()
@@ -159,6 +166,12 @@ def _sections(parser: ConciseParser) -> list[SimpleNamespace]:
 def _ease(action: Any) -> None:
     """Let an option take its value as users write it."""
     hint = getattr(action, "_typehint", None)
+    if not action.option_strings:
+        action.metavar = action.dest.upper()
+        if hint == list[str]:
+            # All words that follow; jsonargparse would read files that they name.
+            action.nargs, action._typehint = "+", str
+            return
     if hint in (bool, bool | None) and action.nargs is None:
         action.nargs, action.const = "?", True
     if hint in (list[Path], list[Path] | None) and action.nargs is None:
@@ -220,7 +233,8 @@ def _unknown_command(parser: ConciseParser, word: str, choices: str) -> str:
 def _missing_options(parser: ConciseParser, options: str) -> str:
     # A subcommand's options are reported as `command.option`.
     names = [re.sub(rf"^({'|'.join(_commands(parser)) or '$'})\.", "", name) for name in options.split(", ")]
-    return f"missing: {', '.join(f'--{name}' for name in names)}"
+    words = {action.dest: str(action.metavar) for action in _words(parser)}
+    return f"missing: {', '.join(words.get(name, f'--{name}') for name in names)}"
 
 
 def _before_command(parser: ConciseParser, option: str, command: str) -> str:

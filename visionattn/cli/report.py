@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from visionattn.evaluation.loop import NAMED_UNREADABLE
+
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
     """Print ``rows``, whose keys are the columns; the first column is aligned to the left, the others to the right."""
@@ -25,3 +27,13 @@ def print_unreadable(result: Any, noun: str) -> None:
     """Print the number of images that an evaluation left out, if there are any, and the first of them."""
     if result.num_unreadable:
         print(f"unreadable {noun} left out: {result.num_unreadable}, the first: {result.unreadable[0]}")
+
+
+def print_left_out(lines: Sequence[str]) -> None:
+    """Print the images that could not be read, of many the first ones."""
+    if lines:
+        print(f"unreadable images left out: {len(lines):,}")
+    for line in lines[:NAMED_UNREADABLE]:
+        print(f"  {line}")
+    if len(lines) > NAMED_UNREADABLE:
+        print("  …")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -46,7 +46,7 @@ class TrainingRun:
         self.folder, self.options, self.task, self.resume_step, self.search = folder, options, task, resume_step, search
         self.claim = folder.claim() if is_rank_zero() else None
         self.stopwatch = Stopwatch()
-        self.best = BestCheckpoint(folder.checkpoints, task.monitor, task.mode, options.save_top_k)
+        self.best = BestCheckpoint(folder.checkpoints, mode=task.mode, top_k=options.save_top_k)
         self.last = LastCheckpoint(folder.checkpoints, options.save_every_n_steps)
 
     def callbacks(self, checkpoints: bool) -> list[Callback]:
@@ -54,7 +54,7 @@ class TrainingRun:
         options, path = self.options, self.folder.path
         found: list[Callback] = [] if options.ema is None else [EMAWeightAveraging(decay=options.ema)]
         if options.early_stopping is not None:
-            found.append(EarlyStop(self.task, options.early_stopping, options.early_stopping_min_delta))
+            found.append(EarlyStop(self.task.mode, options.early_stopping, options.early_stopping_min_delta))
         found += [kind(path) for kind in (SplitTable, LearningCurve, KernelSheet, ExampleSheet)]
         found += [RateSheet(path, self.search)] if self.search else []
         return [*found, self.stopwatch, *([self.best, self.last] if checkpoints else [])]
@@ -94,8 +94,8 @@ class TrainingRun:
         if not checkpoint.name:
             say(done)
             return
-        score, here = self.best.best_model_score, Path.cwd()
+        score, here, trained = self.best.best_model_score, Path.cwd(), cast(TrainingTask, trainer.lightning_module)
         checkpoint = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
-        reached = "no validation" if score is None else f"best val {self.task.describe_score(float(score))}"
+        reached = "no validation" if score is None else f"best val {trained.describe_score(float(score))}"
         say(f"{reached}, {done}\ncheckpoint: {checkpoint}")
-        say(next_command(prog, trainer.lightning_module, trainer.datamodule, checkpoint))  # type: ignore[attr-defined]
+        say(next_command(prog, trained, trainer.datamodule, checkpoint))  # type: ignore[attr-defined]

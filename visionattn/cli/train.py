@@ -113,7 +113,7 @@ class TrainingCLI(LightningCLI):
             "--output",
             type=Path | None,
             default=None,
-            help="file of the predictions, .csv or .json; by default a new predictions.csv.",
+            help="file of the predictions, .csv, .json or .parquet; by default a new predictions.csv.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -171,6 +171,7 @@ class TrainingCLI(LightningCLI):
             self._find_rate(spec)
         try:
             super().instantiate_classes()
+            self.model.starts_from = spec
             if spec is not None:
                 say(describe_start(spec, self.datamodule, self.options.model, self.resume))
                 match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
@@ -293,7 +294,8 @@ class TrainingCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
-        say(f"{counted(self.predictions.count, 'prediction')} in {self.predictions.path}")
+        file = self.predictions.file
+        say(f"{counted(file.count, 'prediction')} in {file.path}")
 
 
 @contextmanager

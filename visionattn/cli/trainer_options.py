@@ -25,7 +25,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
 from visionattn.data.module import MAX_SEED
-from visionattn.output import check_writable
+from visionattn.row_files import check_row_file
 from visionattn.training.loggers import LoggerName
 from visionattn.training.optimization import Optimization
 
@@ -107,7 +107,7 @@ COMMON = {
     "ckpt_path": "checkpoint to resume or apply: file, last or best",
     "runs": "folder of all runs",
     "run_name": "name of the run",
-    "output": "file of the predictions, .csv or .json",
+    "output": "file of the predictions, .csv, .json or .parquet",
     "trainer.max_epochs": "number of epochs",
     "trainer.devices": "number of devices",
     "trainer.precision": "32-true, bf16-mixed or 16-mixed",
@@ -199,9 +199,8 @@ def check_options(options: Any, command: str) -> None:
         )
     if options.output and command != "predict":
         raise UsageError(f"--output {options.output} is for predict: --runs says where {command} writes")
-    check_writable(options.output)
-    if options.output and options.output.suffix.lower() not in ("", ".csv", ".json"):
-        raise ValueError(f"--output {options.output}: predictions are written as .csv or .json")
+    if options.output:
+        check_row_file(options.output)
     name = Path(options.run_name or "")
     if name.is_absolute() or ".." in name.parts:
         raise UsageError(f"--run_name {name} leads out of --runs: it is a name, or some with / between them")

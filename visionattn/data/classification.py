@@ -9,7 +9,6 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from timm.data.dataset import IterableImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.balance import count_classes, weigh_images
@@ -18,7 +17,7 @@ from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
-from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset, Transform
+from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
 from visionattn.data.sources import (
@@ -34,7 +33,7 @@ from visionattn.data.sources import (
 from visionattn.data.streams import stream_workers
 from visionattn.data.subsets import first_per_class, hold_out
 from visionattn.data.torchvision_sets import is_whole
-from visionattn.data.transforms import pixel_transform
+from visionattn.data.unlabelled import Images, open_unlabelled
 from visionattn.output import write_csv
 
 EDGES = {"digits": 32, "mnist": 28}
@@ -180,7 +179,7 @@ class ImageClassificationData(ImageData):
 
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
-        self.augmentation = self.preparation.augmentation(self.preprocessing["input_size"][-1])
+        self._transforms = [self.preparation.make_transform(self.preprocessing, training) for training in (False, True)]
 
     @property
     def class_names(self) -> list[str]:
@@ -201,12 +200,18 @@ class ImageClassificationData(ImageData):
         """Number the classes as a head does; outputs without names are numbers, which a class map may name."""
         self.expect_classes(names or ([str(number) for number in range(num_classes)] if self.class_map else []))
 
-    def check_head(self, model: str, num_classes: int) -> None:
+    def check_head(self, model: str, num_classes: int, multi_label: bool = False) -> None:
         """Check that the classes of the data are those of a trained head; to be called after ``setup``.
 
         Raises:
-            DataError: there are others.
+            DataError: there are others, or one head has several labels per image and the other not.
         """
+        if self.multi_label != multi_label:
+            known, found = ("several labels", "one") if multi_label else ("one label", "several")
+            raise DataError(
+                f"{model} was trained on images with {known} each, those of {self.name!r} have {found}: evaluate on "
+                "images with labels as in the training"
+            )
         names = self.class_names
         # If the head's names are known, folders have been matched with them, and the head may have more classes.
         if len(names) > num_classes or (self._expected is None and len(names) != num_classes):
@@ -339,6 +344,10 @@ class ImageClassificationData(ImageData):
             raise DataError("predict needs --data.root FOLDER, any folder of images")
         return open_place(Path(self.root), self._mode, labelled=False)
 
+    def setup_images(self, images: Images) -> None:
+        """Predict these images, files or folders in place of those under ``root``, in their order."""
+        self._sources = {"predict": open_unlabelled(images, self._mode)}
+
     def class_counts(self) -> Tensor:
         """Return the number of training images of each class, [K]; known after ``setup("fit")``."""
         return count_classes(self._random_access("train").targets(), self.num_classes)
@@ -393,16 +402,11 @@ class ImageClassificationData(ImageData):
                 "draws on its images from the first on, not on those that were yet to come"
             )
 
-    def _transform(self, training: bool) -> Transform:
-        transform = pixel_transform(self.preprocessing, self.augmentation if training else None)
-        to_sequence = self.preparation.to_sequence(self.preprocessing["input_size"])
-        return transform if to_sequence is None else Compose([transform, to_sequence])
-
     def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split; of ``predict``, of every image under ``root``."""
         training = split == "train"
         source = self._sources[split]
-        transform = self._transform(training)
+        transform = self._transforms[training]
         options = self.worker_options
         dataset: Dataset[Item]
         if isinstance(source, IterableImageDataset):

@@ -4,13 +4,14 @@ import io
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from visionattn.data.balance import Targets
+from visionattn.data.errors import DataError
 from visionattn.data.finding import Finder, is_hidden, natural_key
 from visionattn.data.images import Mode, read_image
 
@@ -105,6 +106,28 @@ def list_folder(finder: Finder) -> list[tuple[str, str]]:
         for name in images
     ]
     return sorted(found, key=lambda image: natural_key(image[0]))
+
+
+def list_images(places: Iterable[str | Path], arrays: bool = False) -> list[str]:
+    """Return the paths of images: files as they are named, and all images in folders and the folders in them.
+
+    Raises:
+        DataError: a place is missing, a folder must not be read, or there are no images.
+    """
+    found: dict[str, None] = {}  # an ordered set
+    for place in (Path(place).expanduser() for place in places):
+        if not place.exists():
+            raise DataError(f"no such image or folder: {place}")
+        if place.is_dir():
+            finder = Finder(place, arrays=arrays)
+            images = [path for path, _ in list_folder(finder)]
+            finder.report()
+            if not images:
+                raise DataError(f"no images under {place}")
+            found.update(dict.fromkeys(images))
+        else:
+            found[str(place)] = None
+    return list(found)
 
 
 def list_tar(finder: Finder) -> list[tuple[Member, str]]:

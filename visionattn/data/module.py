@@ -22,6 +22,12 @@ MAX_WORKERS = 8
 MAX_SEED = 2**32 - 1  # as seed_everything takes it
 
 
+def usual_workers() -> int:
+    """Return the number of loader processes by default: that of cores, at most `MAX_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, cores)
+
+
 class ImageData(LightningDataModule):
     """DataModule with loaders by split and the position from which the training loader starts.
 
@@ -60,8 +66,7 @@ class ImageData(LightningDataModule):
         check_range("data.num_workers", num_workers, 0, error=DataError)
         check_range("data.seed", seed, 0, MAX_SEED, error=DataError)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = min(MAX_WORKERS, cores) if num_workers is None else num_workers
+        self.num_workers = usual_workers() if num_workers is None else num_workers
         self.on_error = on_error
         self._seed = seed
         self._expected: list[str] | None = None  # a checkpoint's classes

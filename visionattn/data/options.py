@@ -1,16 +1,20 @@
 """Checks of the options of preprocessing and augmentation, which the DataModules share."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms import Compose  # type: ignore[import-untyped]
 
 from visionattn.checks import check_choice, check_range
 from visionattn.data.errors import DataError
+from visionattn.data.own_transform import KEY as OWN_TRANSFORM
+from visionattn.data.own_transform import OwnTransform
 from visionattn.data.sequences import PixelSequence, SequenceKind, pixel_sequence
-from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE
+from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX_SIZE, pixel_transform
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -74,6 +78,10 @@ class Preparation:
         re_prob: probability of random erasing.
         re_mode: content of erased rectangles: ``const`` (zeros), ``rand`` (one colour) or ``pixel`` (noise).
         re_count: largest number of erased rectangles.
+        transform: import path of your own transform in place of all of these, such as ``my_package.transforms.make``: a
+            function ``make(preprocessing, training)`` that returns a callable from an image to a tensor [C, H, W], or
+            such a callable. Bytes are normalised later; floats are taken as normalised.
+        train_transform: the same for training images only; by default ``transform``.
 
     Raises:
         DataError: a value out of its bounds, or two that exclude each other.
@@ -101,6 +109,8 @@ class Preparation:
     re_prob: float = 0.0
     re_mode: str = "pixel"
     re_count: int = 1
+    transform: str | None = None
+    train_transform: str | None = None
 
     def preprocessing(self, edge: int) -> dict[str, Any]:
         """Return the preprocessing as timm names it, of images of `edge` pixels unless `img_size` says otherwise."""
@@ -115,7 +125,24 @@ class Preparation:
         self.to_sequence(prepared["input_size"])  # checks its options
         # timm's configuration knows nothing of sequences: other images do without these.
         sequence = {"sequence": self.sequence, "permutation_seed": self.permutation_seed}
-        return prepared if self.sequence is None else prepared | sequence
+        prepared |= {} if self.sequence is None else sequence
+        return prepared if self.transform is None else prepared | {OWN_TRANSFORM: self.transform}
+
+    def make_transform(self, preprocessing: Mapping[str, Any], training: bool) -> Callable[[Any], Tensor]:
+        """Return the transform of an image to a tensor [C, H, W], as loaders use it.
+
+        Raises:
+            DataError: the user's own transform cannot be imported, or does not return such a tensor.
+        """
+        options = ("train_transform", "transform") if training else ("transform",)
+        own = next((option for option in options if getattr(self, option) is not None), None)
+        to_sequence = self.to_sequence(preprocessing["input_size"])
+        if own is not None:
+            transform: Any = OwnTransform(own, getattr(self, own), preprocessing, training)
+        else:
+            augmentation = self.augmentation(preprocessing["input_size"][-1]) if training else None
+            transform = pixel_transform(preprocessing, augmentation)
+        return transform if to_sequence is None else Compose([transform, to_sequence])
 
     def _check_array_options(self) -> None:
         for name, allowed in ARRAY_OPTIONS.items():

@@ -8,12 +8,14 @@ from typing import Any, Literal
 from visionattn.data import DataError, ImageClassificationData, ReidData
 from visionattn.data.class_map import ClassMap
 from visionattn.data.loading import OnError
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.opening import SceneName
+from visionattn.data.unlabelled import Images
 from visionattn.training import ModelSpec
 
-Stage = Literal["validate", "fit"]
-"""The validation split alone, or the training split also."""
+Stage = Literal["validate", "fit", "predict"]
+"""The validation split alone, the training split also, or images without labels."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class ImageOptions(PreparedImages):
         holdout_per_class: evaluate on this number of images of each class, which training held out.
         label_separator: characters between the labels of an image in a table, by default | or ;.
         multi_label: whether an image may have any number of labels; by default if each class has a column of 0 and 1.
+        transform: import path of your own transform, as for train.py.
     """
 
     split: str | None = None
@@ -87,6 +90,7 @@ class ImageOptions(PreparedImages):
     holdout_per_class: int | None = None
     label_separator: str | None = None
     multi_label: bool | None = None
+    transform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def open_images(
     stage: Stage = "validate",
     *,
     preprocessing: Mapping[str, Any] | None = None,
+    images: Images = (),
     **arguments: Any,
 ) -> ImageClassificationData:
     """Open images for a model.
@@ -169,6 +174,7 @@ def open_images(
         options: `ImageOptions`, or a dataclass with other arguments of `ImageClassificationData`.
         stage: which splits.
         preprocessing: as from `prepare_images`, by default with the values in ``options``.
+        images: for ``predict``, files and folders, or images in memory.
         **arguments: further arguments of `ImageClassificationData`.
 
     Raises:
@@ -176,6 +182,7 @@ def open_images(
     """
     if preprocessing is None:
         preprocessing = prepare_images(spec, options)
+    warn_of_own_transform(spec.preprocessing, getattr(options, "transform", None))
     channels, edge, _ = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     elsewhere = options.labels or (options.root and spec.dataset == "digits")
@@ -188,9 +195,12 @@ def open_images(
         )
         if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)
-        module.setup(stage)
+        if stage == "predict":
+            module.setup_images(images)
+        else:
+            module.setup(stage)
         if stage == "validate":
-            module.check_head(spec.model, spec.num_classes)
+            module.check_head(spec.model, spec.num_classes, spec.multi_label)
     return module
 
 

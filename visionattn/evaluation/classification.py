@@ -1,4 +1,4 @@
-"""Accuracy of a classifier."""
+"""Accuracy of a classifier with one label per image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,28 +24,40 @@ AS_TRAINED = ImageOptions()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ClassificationResult(Result):
-    """Accuracy of a classifier on a split; more in `Result`.
+class ClassifierResult(Result):
+    """Part of the result of every classifier; more in `Result`.
 
     Attributes:
         inference: for DCAL models, the branches that answered.
         split: name of the split, as given.
         num_classes: width of the head.
-        top1: share of images whose class has the highest logit.
-        top5: share of images whose class is among the five highest.
-        per_class: a row for each class: ``class``, ``num_images``, ``top1``, ``num_predicted``, ``precision``; a share
-            of no image is None.
+        per_class: a row of figures for each class.
         class_names: a name for each output.
-        confusion_matrix: counts ``[num_classes, num_classes]``, true classes in rows; None unless asked for.
     """
 
     inference: Inference | None
     split: str | None
     num_classes: int
-    top1: float
-    top5: float
     per_class: list[dict[str, Any]] = field(repr=False)
     class_names: list[str] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassificationResult(ClassifierResult):
+    """Accuracy of a classifier on a split; more in `ClassifierResult` and `Result`.
+
+    Attributes:
+        top1: share of images whose class has the highest logit.
+        top5: share of images whose class is among the five highest.
+        balanced_top1: mean, over the classes that occur, of their own top-1.
+        per_class: a row for each class: ``class``, ``num_images``, ``top1``, ``num_predicted``, ``precision``; a share
+            of no image is None.
+        confusion_matrix: counts ``[num_classes, num_classes]``, true classes in rows; None unless asked for.
+    """
+
+    top1: float
+    top5: float
+    balanced_top1: float
     confusion_matrix: Tensor | None = field(repr=False)
 
 
@@ -61,7 +73,7 @@ def evaluate_classifier(
     progress: ShowProgress = no_progress,
     announce: Callable[[str], object] | None = None,
 ) -> ClassificationResult:
-    """Evaluate top-1 and top-5 accuracy of a classifier.
+    """Evaluate top-1, top-5 and balanced accuracy of a classifier; of several labels per image see `evaluate_labels`.
 
     Args:
         loaded: the classifier; it is moved to the device.
@@ -75,44 +87,84 @@ def evaluate_classifier(
         announce: called with one line that says how images are prepared, before the first one.
 
     Raises:
-        ValueError: a model without classes, data that are missing or do not fit, logits that are not finite.
+        ValueError: a model without classes or of several labels, data that are missing or do not fit, logits that are
+            not finite.
     """
-    model, spec, origin = loaded
-    _require_classes(loaded)
-    if inference is not None:
-        choose_inference(model, spec.model, inference)
+    require_classes(loaded)
+    if loaded.spec.multi_label:
+        raise ValueError(f"{loaded.name} has several labels for an image: evaluate_labels evaluates it")
     resolved = resolve_device(device)
-    data = open_images(spec, options)
-    if announce is not None:
-        announce(describe_preprocessing(data.preprocessing, spec.preprocessing, loaded.name))
-    model = model.to(resolved).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    metrics = _metrics(spec.num_classes, confusion_matrix).to(resolved)
-
-    def update(logits: Tensor, batch: Any) -> None:
-        require_finite(logits, batch.name, spec.model)
-        metrics.update(logits.float(), batch.target.to(resolved, non_blocking=True))
-
-    with frozen_weights(model):
-        about = evaluate(
-            model, data, update, spec.model, origin, options, device=resolved, precision=precision, progress=progress
-        )
+    metrics = _metrics(loaded.spec.num_classes, confusion_matrix).to(resolved)
+    about = show_images(
+        loaded,
+        options,
+        metrics.update,
+        inference=inference,
+        device=resolved,
+        precision=precision,
+        channels_last=channels_last,
+        progress=progress,
+        announce=announce,
+    )
     counts = metrics.compute()
-    names = data.class_names
-    names = names + [str(index) for index in range(len(names), spec.num_classes)]
+    rows = _class_rows(counts["per_class"], about["class_names"])
+    recalls = [row["top1"] for row in rows if row["num_images"]]
     return ClassificationResult(
         **about,
-        inference=getattr(model, "inference", None),
-        split=options.split,
-        num_classes=spec.num_classes,
         top1=int(counts["per_class"][:, 0].sum()) / about["num_images"],
         top5=int(counts["top5"][0]) / about["num_images"],
-        per_class=_class_rows(counts["per_class"], names),
-        class_names=names,
+        balanced_top1=sum(recalls) / len(recalls),
+        per_class=rows,
         confusion_matrix=counts["matrix"].cpu() if confusion_matrix else None,
     )
 
 
-def _require_classes(loaded: LoadedModel) -> None:
+def show_images(
+    loaded: LoadedModel,
+    options: ImageOptions,
+    update: Callable[[Tensor, Tensor], object],
+    *,
+    inference: Inference | None,
+    device: torch.device,
+    precision: Precision,
+    channels_last: bool,
+    progress: ShowProgress,
+    announce: Callable[[str], object] | None,
+) -> dict[str, Any]:
+    """Show images to a classifier, give its logits [B, num_classes] and their targets to ``update``.
+
+    Return the fields of a `ClassifierResult`, without ``per_class``; `evaluate_classifier` has the arguments.
+    """
+    model, spec, origin = loaded
+    if inference is not None:
+        choose_inference(model, spec.model, inference)
+    data = open_images(spec, options)
+    if announce is not None:
+        announce(describe_preprocessing(data.preprocessing, spec.preprocessing, loaded.name))
+    model = model.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    def check_and_update(logits: Tensor, batch: Any) -> None:
+        require_finite(logits, batch.name, spec.model)
+        update(logits.float(), batch.target.to(device, non_blocking=True))
+
+    with frozen_weights(model):
+        about = evaluate(
+            *(model, data, check_and_update, spec.model, origin, options),
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
+    names = data.class_names
+    return {
+        **about,
+        "inference": getattr(model, "inference", None),
+        "split": options.split,
+        "num_classes": spec.num_classes,
+        "class_names": names + [str(index) for index in range(len(names), spec.num_classes)],
+    }
+
+
+def require_classes(loaded: LoadedModel) -> None:
     """Raise a ValueError unless the model classifies, with what to do with it instead."""
     spec, name = loaded.spec, loaded.name
     task = TASKS.get(spec.task, ClassificationTask)
@@ -125,7 +177,7 @@ def _require_classes(loaded: LoadedModel) -> None:
         )
     if not spec.num_classes:
         raise ValueError(
-            f"{name} holds no classifier: eval.py probe trains one on its features, "
+            f"{name} holds no classifier: visionattn linear trains one on its features, "
             f"train.py fit --model.name {spec.model} --model.checkpoint_path FILE fine-tunes it"
         )
 

@@ -85,6 +85,8 @@ def evaluate_reid(
         ValueError: data that are missing or do not fit, features that are not finite, a protocol without ranking.
     """
     model, spec, origin = loaded
+    if origin.weights == "probe":
+        raise ValueError(f"{loaded.name} is a head for classes: give its backbone, whose features are compared")
     if inference is not None:
         choose_inference(model, spec.model, inference)
     if rerank:

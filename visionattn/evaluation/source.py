@@ -1,20 +1,27 @@
 """Models to evaluate: from a checkpoint, from a file of weights, or from timm's registry."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from visionattn.data import image_transform
 from visionattn.errors import UsageError
 from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
+from visionattn.training.models import has_weights
 
-WEIGHT_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
+if TYPE_CHECKING:
+    from visionattn.training.predictions import Prediction
+
+HEAD = ".json"
+"""Suffix of a head on a frozen backbone, as ``linear`` and ``probe --export`` write it."""
+WEIGHT_FILES = (".bin", ".ckpt", HEAD, ".pt", ".pth", ".safetensors", ".tar")
 """Suffixes that no model's name has."""
 
 
@@ -24,8 +31,8 @@ class Origin:
 
     Attributes:
         checkpoint: the file, if there is one.
-        weights: ``average`` or ``raw`` of a checkpoint of train.py, ``file`` for any other file, ``pretrained`` for
-            weights that timm knows, ``random`` for none.
+        weights: ``average`` or ``raw`` of a checkpoint of train.py, ``probe`` for a head on a frozen backbone, ``file``
+            for any other file, ``pretrained`` for weights that timm knows, ``random`` for none.
     """
 
     checkpoint: str | None
@@ -58,13 +65,36 @@ class LoadedModel(NamedTuple):
         """
         return image_transform(self.spec.preprocessing)
 
+    @overload
+    def predict(self, images: Image.Image, **options: Any) -> "Prediction": ...
+    @overload
+    def predict(self, images: Sequence[str | Path] | Sequence[Image.Image], **options: Any) -> list["Prediction"]: ...
+    @overload
+    def predict(self, images: str | Path, **options: Any) -> "Prediction | list[Prediction]": ...
+    def predict(self, images: Any, **options: Any) -> Any:
+        """Predict the classes of images, as `visionattn.evaluation.predict`, which lists the options.
+
+        Args:
+            images: an image in memory or its file; or several, in a list or a folder.
+            **options: ``topk=5``, ``threshold``, ``device="auto"``, ``batch_size``, ``on_error``, ….
+
+        Returns:
+            A `Prediction` with ``classes`` and their ``probabilities``; of several images a list.
+        """
+        from visionattn.evaluation.prediction import predict
+
+        found = list(predict(self, images, **options))
+        is_one = isinstance(images, Image.Image) or (isinstance(images, str | Path) and not Path(images).is_dir())
+        return found[0] if is_one else found
+
 
 @dataclass(frozen=True)
 class ModelSource:
     """A model and its weights, by name.
 
     Args:
-        checkpoint: file that train.py wrote; together with ``model`` also a plain state dict or .safetensors file.
+        checkpoint: file that train.py wrote, or a head (.json) of ``linear`` or ``probe``; together with ``model`` also
+            a plain state dict or .safetensors file.
         model: name of a registered model.
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.
@@ -85,10 +115,18 @@ class ModelSource:
             raise UsageError("--pretrained and --checkpoint name different weights: give one of them")
         if self.checkpoint is None and self.model is None:
             raise UsageError("nothing to evaluate: give --checkpoint FILE, or --model NAME --pretrained")
+        if self._is_head and (self.model or self.model_kwargs):
+            raise UsageError(f"{self.checkpoint} names its backbone: leave out the model and its arguments")
+
+    @property
+    def _is_head(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.suffix == HEAD
 
     @property
     def origin(self) -> Origin:
         """Origin of the weights; reads the checkpoint."""
+        if self._is_head:
+            return Origin(str(self.checkpoint), "probe")
         weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
         return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
 
@@ -107,6 +145,10 @@ class ModelSource:
         Args:
             seed: for random weights, so that cached features of such a model are found again.
         """
+        if self._is_head:
+            raise UsageError(
+                f"{self.checkpoint} is a head on a frozen backbone: give the backbone, by its name or file"
+            )
         kwargs = self.model_kwargs or {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -117,6 +159,11 @@ class ModelSource:
         return loaded
 
     def _load(self, kwargs: Mapping[str, Any]) -> LoadedModel:
+        if self._is_head:
+            from visionattn.probing.classifier import load_probe
+
+            classifier = load_probe(cast(Path, self.checkpoint))
+            return LoadedModel(classifier, classifier.spec, self.origin)
         if self.checkpoint is not None:
             return LoadedModel(*load_checkpoint(self.checkpoint, self.weights, self.model, kwargs), self.origin)
         assert self.model is not None
@@ -139,16 +186,18 @@ def load_model(
     path_or_name: str | Path,
     *,
     model: str | None = None,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     weights: Weights = "average",
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a trained model with its preprocessing and class names, in evaluation mode on the CPU.
 
     Args:
-        path_or_name: a checkpoint of train.py, another file of weights, or the name of a registered model.
+        path_or_name: a checkpoint of train.py, a head (.json) of ``linear`` or ``probe``, another file of weights, or
+            the name of a registered model.
         model: architecture, for files that do not say it.
-        pretrained: fetch the weights that are published for a registered model.
+        pretrained: use the weights that are published for a registered model; by default if there are any. Otherwise
+            weights are random, of which a warning tells.
         weights: for a checkpoint that holds a moving average: the average or the raw weights.
         model_kwargs: further arguments for the model, such as ``{"num_classes": 10}``.
 
@@ -159,5 +208,7 @@ def load_model(
     name = str(path_or_name)
     is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
     if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
-        return ModelSource(Path(name), model, pretrained, model_kwargs, weights).load()
+        return ModelSource(Path(name), model, bool(pretrained), model_kwargs, weights).load()
+    if pretrained is None:
+        pretrained = has_weights(name, model_kwargs)
     return ModelSource(None, name, pretrained, model_kwargs, weights).load()

@@ -15,6 +15,8 @@ NOT_RECORDED = "not recorded"
 SHOWN_CLASSES = 1000
 SCORES = {name: words for task in TASKS.values() for name, words in task.rates.items()}
 """Rates in words; other values are shown as plain numbers."""
+EVALUATED = (("top1", "top5"), ("map", "f1"))
+"""Figures of an evaluation that a card shows, of one label per image or of several."""
 
 
 def write_card(
@@ -145,8 +147,13 @@ def _results(network: Network, run: RunRecord) -> str:
     return f"{_table(shown)}\n\nMeasured on the validation split during training.{chosen if run.is_best else ''}"
 
 
+def evaluated(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the figures that a card shows of an evaluation."""
+    return next((names for names in EVALUATED if names[0] in found), EVALUATED[0])
+
+
 def _evaluation(found: Mapping[str, Any]) -> str:
-    scores = ", ".join(f"{SCORES[name]} {found[name]:.2%}" for name in ("top1", "top5"))
+    scores = ", ".join(f"{SCORES[name]} {found[name]:.2%}" for name in evaluated(found))
     split = f"`{found['split']}`" if found["split"] else "those that training did not read"
     return f"Of these weights `eval.py classify` measured {scores} on {found['num_images']:,} images: {split}."
 
@@ -170,7 +177,11 @@ def _limits(network: Network, run: RunRecord) -> str:
     lines = ["- It has seen no images but those of the data set named above." if spec.dataset else ""]
     if (run.recipe.get("model") or {}).get("pretrained") or (run.recipe.get("model") or {}).get("checkpoint_path"):
         lines[0] = "- Training started from other weights, whose data and license also count."
-    if spec.num_classes:
+    if spec.multi_label:
+        lines.append(
+            f"- It gives a logit for each of its {spec.num_classes} classes; a sigmoid makes probabilities of them."
+        )
+    elif spec.num_classes:
         lines.append(f"- It answers with one of its {spec.num_classes} classes, whatever is in the image.")
     lines.append("- How it does on other data, on altered images or for groups of people has not been measured.")
     return "\n".join(filter(None, lines))

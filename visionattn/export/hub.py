@@ -8,7 +8,7 @@ import torch
 from timm.models import save_for_hf, split_model_name_tag
 from timm.models._input import update_model_input_size  # not exported; test_hub.py's sequence fails if it moves
 
-from visionattn.export.card import write_card
+from visionattn.export.card import evaluated, write_card
 from visionattn.export.network import Network
 from visionattn.export.run import RunRecord
 from visionattn.io import replacing_all
@@ -73,7 +73,7 @@ def save_folder(
 def _read_evaluation(path: Path, model: str) -> dict[str, Any]:
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
-        missing = {"model", "split", "num_images", "top1", "top5"} - found.keys()
+        missing = {"model", "split", "num_images", *evaluated(found)} - found.keys()
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: name what eval.py classify --output wrote") from error
     if missing or split_model_name_tag(found["model"])[0] != model:

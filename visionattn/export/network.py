@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from visionattn.checks import reason
 from visionattn.errors import UsageError, one_line
-from visionattn.evaluation.source import ModelSource
-from visionattn.probing.export import load_probe
+from visionattn.evaluation.source import HEAD, ModelSource
+from visionattn.probing.classifier import load_probe
 from visionattn.training import ModelSpec, Weights
 from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
@@ -83,6 +83,7 @@ class Network:
             "weights": self.weights,
             "output": self.output_name,
             "class_names": self.class_names,
+            "multi_label": spec.multi_label,
             "preprocessing": {**spec.to_dict()["preprocessing"], "network_input": list(self.input_size)},
             "versions": provenance(torch.device("cpu"))["versions"],
         }
@@ -112,6 +113,8 @@ def load_network(
         return _load_probe(probe)
     if checkpoint is None and model is None:
         raise UsageError("nothing to export: give --checkpoint FILE, or --model NAME --pretrained")
+    if checkpoint is not None and checkpoint.suffix == HEAD:
+        raise UsageError(f"{checkpoint} is a head on a frozen backbone: export onnx and program take it as --probe")
     module, spec, origin = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
     if inference is not None:
         choose_inference(module, spec.model, inference)
@@ -122,20 +125,8 @@ def load_network(
 
 def _load_probe(path: Path) -> Network:
     classifier = load_probe(path)
-    backbone, names = classifier.backbone, classifier.class_names
-    spec = ModelSpec(
-        backbone.name,
-        backbone.model_kwargs,
-        len(names),
-        names,
-        backbone.preprocessing,
-        dataset="",
-        task="classification",
-    )
-    if backbone.amp_dtype is not None:
-        # Elsewhere, all is computed in single precision.
-        backbone.amp_dtype = None
-    return Network(classifier.requires_grad_(False), spec, "probe")
+    classifier.backbone.amp_dtype = None  # elsewhere, all is computed in single precision
+    return Network(classifier.requires_grad_(False), classifier.spec, "probe")
 
 
 def _resize(module: Any, spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from visionattn.probing.export import ProbeClassifier, export_probe, load_probe
+    from visionattn.probing.classifier import ProbeClassifier, load_probe
+    from visionattn.probing.export import export_probe
     from visionattn.probing.features import TensorFeatures, extract_features
     from visionattn.probing.frozen import FrozenBackbone, TokenLayout
     from visionattn.probing.heads import create_head, list_heads
@@ -27,7 +28,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "export": "ProbeClassifier export_probe load_probe",
+        "classifier": "ProbeClassifier load_probe",
+        "export": "export_probe",
         "features": "TensorFeatures extract_features",
         "frozen": "FrozenBackbone TokenLayout",
         "heads": "create_head list_heads",

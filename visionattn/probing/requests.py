@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from visionattn.errors import UserError
-from visionattn.probing.export import head_tokens
+from visionattn.probing.classifier import head_tokens
 from visionattn.probing.frozen import Layer, TokenLayout
 from visionattn.probing.heads import ProbingHead, create_head, list_heads
 from visionattn.probing.heads.registry import find_head

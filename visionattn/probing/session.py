@@ -1,6 +1,5 @@
 """Probing sessions: heads that learn from the features of a frozen backbone on a data set."""
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,15 +10,15 @@ from typing import Any
 import torch
 
 from visionattn.evaluation.as_trained import open_images
-from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
+from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.io import slug
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource
-from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, prepare
-from visionattn.probing.frozen import FrozenBackbone, Layer, weights_hash
+from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, freeze, prepare
+from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.heads import select_tokens
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
 from visionattn.probing.protocols import FewShotResult, HeadResult, Selection, few_shot, train_heads
@@ -68,14 +67,9 @@ class ProbingSession:
         data = data or ProbingData()
         self.features, self.training = features or FeatureOptions(), training or HeadTraining()
         self.device, self._progress = resolve_device(device), progress
-        self.origin, spec, model = asdict(loaded.origin), loaded.spec, loaded.model
-        if getattr(model, "num_classes", 0):
-            model = copy.deepcopy(model)
-            model.reset_classifier(0)  # type: ignore[operator]  # of timm's models
-        preprocessing, dtype = prepare(spec, data), AUTOCAST_DTYPES.get(precision)
-        self.backbone = FrozenBackbone(
-            model.to(self.device), spec.model, self.features.layers, spec.model_kwargs, preprocessing, dtype
-        )
+        self.origin, spec = asdict(loaded.origin), loaded.spec
+        preprocessing = prepare(spec, data)
+        self.backbone = freeze(loaded, self.features.layers, preprocessing, self.device, precision)
         module = open_images(spec, data, "fit", preprocessing=preprocessing, seed=SEED)
         self.dataset, self.root, self.class_names = module.name, data.root, module.class_names
         self._batch_size = data.batch_size
@@ -207,8 +201,10 @@ class ProbingSession:
         place = [] if layers == ["last"] else ["layers" if len(layers) > 1 else "layer", "+".join(map(str, layers))]
         return "-".join([slug(self.backbone.name), *place, result.name])
 
-    def export(self, result: ProbingResult, folder: str | Path) -> Path:
+    def export(self, result: ProbingResult, folder: str | Path, name: str | None = None) -> Path:
         """Write a trained head, of which `visionattn.load_probe` makes a classifier, and return its ``.json`` file.
+
+        The ``name`` of the files is by default that of `file_stem`.
 
         Raises:
             ValueError: The result has no head, as k-NN's.
@@ -218,7 +214,7 @@ class ProbingSession:
             raise ValueError(f"{result.name} learnt from few-shot draws: export a head that learns from all images")  # noqa: TRY004
         return export_probe(
             folder,
-            self.file_stem(result),
+            name or self.file_stem(result),
             result.found,
             self.backbone,
             result.layers,

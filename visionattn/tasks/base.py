@@ -62,14 +62,10 @@ class TrainingTask(LightningModule):
     kind: ClassVar[str]
     """Value of ``--task``, also stored in checkpoints."""
     data_class: ClassVar[type[ImageData]] = ImageClassificationData
-    monitor: ClassVar[str] = "val_top1"
-    """Metric that selects ``best.ckpt``."""
     mode: ClassVar[Literal["max", "min"]] = "max"
     """Whether the largest or the smallest value of ``monitor`` is the best."""
-    rates: ClassVar[Mapping[str, str]] = {"top1": "top-1", "top5": "top-5"}
+    rates: ClassVar[Mapping[str, str]] = {}
     """Names in words of the validation metrics that are shown as percentages."""
-    shown: ClassVar[tuple[str, ...]] = ("val_loss", "val_top1")
-    """Validation metrics in the line of each epoch."""
     eval_command: ClassVar[str | None] = "classify"
     """Command of ``eval.py`` that evaluates a checkpoint; None if the next step is fine-tuning."""
     help_text: ClassVar[str]
@@ -88,6 +84,8 @@ class TrainingTask(LightningModule):
     """Images of the last validation, to be drawn."""
     resumed: bool = False
     """Whether all weights will come from a checkpoint; the trainer knows this only after the model is built."""
+    starts_from: ModelSpec | None = None
+    """Description of the weights that a command starts from, if it knows one."""
     spec: ModelSpec
     """Description of the model, set by ``configure_model``."""
 
@@ -133,11 +131,31 @@ class TrainingTask(LightningModule):
         trainer: Any = self.trainer  # the attribute is not declared
         return trainer.datamodule
 
+    @property
+    def multi_label(self) -> bool:
+        """True if an image may have several labels, by the data of a training and by the weights of an evaluation."""
+        evaluated = None if self.trainer.state.fn == "fit" else self.starts_from
+        return bool((evaluated or self.data).multi_label)
+
+    @property
+    @abstractmethod
+    def monitor(self) -> str:
+        """Metric that selects ``best.ckpt``; known once the data are set up."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Validation metrics in the line of each epoch."""
+        return ("val_loss", self.monitor)
+
     def configure_model(self) -> None:
         """Build model, losses and metrics, now that the number of classes is known. Lightning calls it repeatedly."""
         if self.model is not None:
             return
         hparams = self.options
+        if self.data.balance == "weights" and not self.has_head:
+            raise ValueError(
+                f"--data.balance weights is for losses of classes, and --task {self.kind} has none: leave it out"
+            )
         self._build()
         assert self.model is not None
         if hparams.channels_last:
@@ -161,13 +179,13 @@ class TrainingTask(LightningModule):
             self.data.preprocessing,
             self.data.name,
             self.kind,
+            self.multi_label,
         )
 
-    @classmethod
-    def describe_score(cls, value: float) -> str:
+    def describe_score(self, value: float) -> str:
         """Return a value of ``monitor`` in words."""
-        name = cls.monitor.removeprefix("val_")
-        return f"{cls.rates[name]} {value:.2%}" if name in cls.rates else f"{name} {value:.4f}"
+        name = self.monitor.removeprefix("val_")
+        return f"{self.rates[name]} {value:.2%}" if name in self.rates else f"{name} {value:.4f}"
 
     @abstractmethod
     def _build(self) -> None:
@@ -388,7 +406,7 @@ class TrainingTask(LightningModule):
         held = ModelSpec.from_dict(checkpoint[METADATA_KEY])
         if held.task != self.spec.task:
             raise ValueError(f"{path} was trained with --task {held.task}, not {self.spec.task}")
-        for what in ("model", "num_classes", "model_kwargs"):
+        for what in ("model", "num_classes", "model_kwargs", "multi_label"):
             theirs, ours = getattr(held, what), getattr(self.spec, what)
             if theirs != ours:
                 raise ValueError(f"{path} holds another architecture: {what} {theirs!r}, here {ours!r}")

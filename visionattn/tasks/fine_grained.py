@@ -7,7 +7,6 @@ from torch import Tensor
 from visionattn.data import Batch
 from visionattn.tasks.classification import ClassificationTask
 from visionattn.training.branches import branch_logits
-from visionattn.training.objective import widened
 
 
 class FineGrainedTask(ClassificationTask):
@@ -42,4 +41,4 @@ class FineGrainedTask(ClassificationTask):
         assert self.model is not None
         image, target = self._mix(batch)
         logits = branch_logits(self.model, self._arrange(image))
-        return self._finish_step({name: self.criterion(widened(x), target) for name, x in logits.items()}, len(image))
+        return self._finish_step({name: self._loss(x, target) for name, x in logits.items()}, len(image))

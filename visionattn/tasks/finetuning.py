@@ -5,16 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models import is_model_pretrained
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from visionattn.data import DataError, ImageClassificationData
 from visionattn.data.file_sources import UNNAMED
 from visionattn.errors import UsageError
-from visionattn.io import WEIGHT_SOURCES
 from visionattn.training import create_model
-from visionattn.training.models import check_model_name, is_elsewhere
+from visionattn.training.models import check_model_name, has_weights
 
 VAL_SHARE = 0.2
 """Share of each class to validate on, if the images have no validation split."""
@@ -41,8 +39,7 @@ def check_start(model: Any) -> None:
         ValueError: an unknown model.
     """
     check_model_name(model.name)
-    overlay = (model.model_kwargs or {}).get("pretrained_cfg_overlay") or {}
-    published = is_elsewhere(model.name) or is_model_pretrained(model.name) or WEIGHT_SOURCES & set(overlay)
+    published = has_weights(model.name, model.model_kwargs)
     if model.checkpoint_path is None and not (published and model.pretrained):
         why = f"{model.name} has no published weights" if model.pretrained else "--model.pretrained is false"
         raise UsageError(f"nothing to fine-tune, for {why}: give --checkpoint FILE, or train from scratch with fit")

@@ -6,6 +6,7 @@ from typing import Any
 
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.errors import UsageError
 from visionattn.tasks import TASKS, TrainingTask
 from visionattn.training import ModelSpec, describe_weights
@@ -29,6 +30,7 @@ def start_from(options: Any, task: type[TrainingTask], command: str, resumed: Mo
         same = bool(spec.dataset) and spec.task == task.kind
         keys = spec.preprocessing if same else task.data_class.weights_decide
         adopt_preprocessing(options.data, spec.preprocessing, keys)
+        warn_of_own_transform(spec.preprocessing, options.data.get("transform"))
     return spec
 
 

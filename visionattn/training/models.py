@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import is_model_pretrained
 from torch import nn
 
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.checks import reason
+from visionattn.io import WEIGHT_SOURCES
 from visionattn.suggestions import suggest
 from visionattn.training.checkpoints.files import read_checkpoint
 
@@ -77,6 +79,12 @@ def check_model_name(name: str) -> None:
     if not is_elsewhere(name) and not timm.is_model(name):
         near = suggest(name.partition(".")[0], timm.list_models(), count=5).removeprefix("; ")
         raise ValueError(f"unknown model {name!r}: {near or 'timm.list_models() lists all'}")
+
+
+def has_weights(name: str, model_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Return whether ``create_model(name, pretrained=True, **model_kwargs)`` has weights to load."""
+    overlay = (model_kwargs or {}).get("pretrained_cfg_overlay") or {}
+    return is_elsewhere(name) or is_model_pretrained(name) or bool(WEIGHT_SOURCES & set(overlay))
 
 
 def is_elsewhere(name: str) -> bool:

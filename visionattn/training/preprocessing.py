@@ -8,6 +8,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from visionattn.data.options import per_channel
+from visionattn.data.own_transform import KEY
 
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 """Keys of timm's data configuration."""
@@ -50,7 +51,8 @@ def describe_preprocessing(used: Mapping[str, Any], wanted: Mapping[str, Any], o
     crop = f"crop {used['crop_pct']:g} ({used['crop_mode']})"
     differing = differing_keys(used, wanted)
     exception = f", except for {', '.join(differing)}" if differing else ""
-    images = f"images {height}×{width}, {crop}, {used['interpolation']}, mean {mean}, std {std}"
+    way = f"by {used[KEY]}" if KEY in used else f"{crop}, {used['interpolation']}"
+    images = f"images {height}×{width}, {way}, mean {mean}, std {std}"
     return f"{images}, as {origin} wants them{exception}"
 
 

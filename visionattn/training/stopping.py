@@ -1,8 +1,8 @@
 """Early stopping on the score that selects the best checkpoint."""
 
-from typing import Any
+from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from visionattn.training.runs import say
@@ -13,21 +13,25 @@ class EarlyStop(EarlyStopping):
     """Stop a training whose score has not improved for some validations, and say so in a line.
 
     Args:
-        task: class of the training, whose ``monitor`` is the score.
+        mode: whether the largest (``max``) or the smallest score is the best.
         patience: validations without an improvement after which it stops.
         min_delta: smallest change that is an improvement.
     """
 
-    def __init__(self, task: Any, patience: int, min_delta: float = 0.0) -> None:
-        super().__init__(task.monitor, min_delta, patience, mode=task.mode, check_on_train_epoch_end=False)
-        self.task = task
+    def __init__(self, mode: Literal["max", "min"], patience: int, min_delta: float = 0.0) -> None:
+        super().__init__("", min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Ask the task for the score, which may depend on the data."""
+        super().setup(trainer, pl_module, stage)
+        self.monitor = pl_module.monitor
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue to count; the options of a resumed run say how long to wait."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print why the training has stopped."""
         if self.wait_count >= self.patience and trainer.should_stop:
-            best = self.task.describe_score(float(self.best_score))
+            best = pl_module.describe_score(float(self.best_score))
             say(f"stopped early: val {best} has not improved in {counted(self.wait_count, 'validation')}")

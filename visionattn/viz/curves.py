@@ -22,6 +22,9 @@ PART = "train_loss_"
 
 RATES = {
     "val_top1": "top-1",
+    "val_balanced_top1": "balanced top-1",
+    "val_map": "mAP",
+    "val_f1": "macro F1",
     "val_top5": "top-5",
     "val_mAP": "mAP",
     "val_rank1": "rank-1",

@@ -9,7 +9,7 @@ import numpy as np
 from visionattn.viz.image import Pixels, save_image, scale_to_height, to_pixels
 from visionattn.viz.sheet import BACKGROUND, INK
 
-RIGHT, WRONG, QUERY = (0, 158, 115), (214, 39, 40), (90, 90, 90)
+RIGHT, WRONG, QUERY, UNJUDGED = (0, 158, 115), (214, 39, 40), (90, 90, 90), (225, 225, 225)
 FRAME, GAP, CAPTION = 4, 8, 22  # pixels
 
 
@@ -57,6 +57,39 @@ def draw_ranked_list(query: Any, gallery: Sequence[Any], matches: Sequence[bool]
     tiles = [_tile(query, height, QUERY, "query")]
     for rank, (image, right) in enumerate(zip(gallery, matches, strict=True), start=1):
         tiles.append(_tile(image, height, RIGHT if right else WRONG, f"{rank}" if right else f"{rank} x"))
+    space = np.full((len(tiles[0]), GAP, 3), BACKGROUND, np.uint8)
+    return np.concatenate([tiles[0], space, *tiles[1:], space], axis=1)
+
+
+class Neighbours(NamedTuple):
+    """A query and the images that are most similar to it, without labels; images are as in `RankedList`.
+
+    Attributes:
+        query: the query.
+        gallery: images of the gallery, most similar first.
+        similarities: similarity of each of them to the query.
+    """
+
+    query: Any
+    gallery: Sequence[Any]
+    similarities: Sequence[float]
+
+
+def save_neighbours(path: str | Path, rows: Iterable[Neighbours], height: int = 128) -> Path:
+    """Write a sheet with a row for each query: the query in a dark frame, then ranks with their similarities."""
+    drawn = [draw_neighbours(*row, height=height) for row in rows]
+    if not drawn:
+        raise ValueError("there are no queries to draw")
+    width = max(row.shape[1] for row in drawn)
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=BACKGROUND) for row in drawn]
+    return save_image(np.concatenate(wide), path)
+
+
+def draw_neighbours(query: Any, gallery: Sequence[Any], similarities: Sequence[float], *, height: int = 128) -> Pixels:
+    """Draw a row of a sheet, as `save_neighbours` does, and return its bytes [H', W', 3]."""
+    tiles = [_tile(query, height, QUERY, "query")]
+    for rank, (image, similarity) in enumerate(zip(gallery, similarities, strict=True), start=1):
+        tiles.append(_tile(image, height, UNJUDGED, f"{rank}: {similarity:.3f}"))
     space = np.full((len(tiles[0]), GAP, 3), BACKGROUND, np.uint8)
     return np.concatenate([tiles[0], space, *tiles[1:], space], axis=1)
 

@@ -127,6 +127,11 @@ class FeatureCache:
             raise ValueError(f"layer {layer!r} has no class token to take vectors of kind 'cls' from; take 'gap'")
         return torch.from_numpy(self.arrays.column(0, f"{layer}.{kind}")).float()
 
+    def shards(self, layer: Layer, kind: PooledKind | Literal["tokens"]) -> Iterator[np.ndarray]:
+        """Yield pooled vectors or tokens of a layer, of all images in order, some thousands at once; not augmented."""
+        for shard in range(self.arrays.num_shards):
+            yield self.arrays.read(0, shard, f"{layer}.{kind}")
+
     def tokens(self, layer: Layer, rows: np.ndarray, view: int = 0) -> Tensor:
         """Return tokens of a layer, `[len(rows), num_tokens, dim]` float32, in the order of the rows."""
         layout = self.layouts[layer]

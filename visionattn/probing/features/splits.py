@@ -1,5 +1,6 @@
 """Images of a split for the feature cache, and the features of a split."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
-from visionattn.data.loading import ImageDataset
+from visionattn.data.loading import ImageDataset, OnError, Transform
 from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import Draw
-from visionattn.data.sources import ImageSource
+from visionattn.data.sources import ImageSource, Source
 from visionattn.data.transforms import image_transform, pixel_transform
 from visionattn.evaluation.as_trained import prepare_images
+from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision
+from visionattn.evaluation.source import LoadedModel
 from visionattn.io import slug
 from visionattn.probing.features.contents import fingerprint, short_hash
 from visionattn.probing.features.extraction import (
@@ -95,15 +98,8 @@ class SplitImages:
         draws = [
             [Draw(number, view_seed(SEED, view, number) if view else None) for number in batch] for batch in batches
         ]
-        loader = ImageLoader(
-            ImageDataset(self.source, transform),
-            self._on_error,
-            batch_sampler=draws,
-            num_workers=self._num_workers,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=partial(collate_images, normalisation=Normalisation.of(self.preprocessing)),
-        )
-        return cast(Iterator[ImageBatch], iter(loader))
+        normalisation = Normalisation.of(self.preprocessing)
+        return read_batches(self.source, transform, draws, self._num_workers, self._on_error, normalisation)
 
     def photograph(self, number: int) -> Any:
         """Return an image as the backbone sees it, but in its own colours: bytes `[H, W, 3]`."""
@@ -122,6 +118,29 @@ class SplitImages:
                 "--data.on_error skip"
             )
         return names
+
+
+def read_batches(
+    source: Source,
+    transform: Transform,
+    draws: Sequence[Sequence[Draw]],
+    num_workers: int,
+    on_error: OnError = "skip",
+    normalisation: Normalisation | None = None,
+) -> Iterator[ImageBatch]:
+    """Read images batch by batch; those that cannot be read are left out of their batch or raise an error.
+
+    A transform to bytes goes with their `normalisation`.
+    """
+    loader = ImageLoader(
+        ImageDataset(source, transform),
+        on_error,
+        batch_sampler=draws,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=partial(collate_images, normalisation=normalisation),
+    )
+    return cast(Iterator[ImageBatch], iter(loader))
 
 
 @dataclass(frozen=True)
@@ -186,6 +205,22 @@ def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     if spec.preprocessing.get("sequence") is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")
     return prepare_images(spec, data)
+
+
+def freeze(
+    loaded: LoadedModel,
+    layers: Sequence[Layer],
+    preprocessing: Mapping[str, Any],
+    device: torch.device,
+    precision: Precision,
+) -> FrozenBackbone:
+    """Freeze a model on a device: a copy without the classifier if it has one, else the model itself."""
+    model: Any = loaded.model
+    if getattr(model, "num_classes", 0):
+        model = copy.deepcopy(model)
+        model.reset_classifier(0)
+    spec, dtype = loaded.spec, AUTOCAST_DTYPES.get(precision)
+    return FrozenBackbone(model.to(device), spec.model, layers, spec.model_kwargs, preprocessing, dtype)
 
 
 def pooled_tokens(features: FeatureSource) -> TensorFeatures:

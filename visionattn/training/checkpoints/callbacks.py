@@ -81,7 +81,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: folder of checkpoints.
-        monitor: metric that selects them.
+        monitor: metric that selects them; a task that has a ``monitor`` replaces it.
         mode: whether the largest (``max``) or the smallest value is the best.
         top_k: number of checkpoints to keep.
     """
@@ -89,10 +89,15 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(
         self, dirpath: Path, monitor: str = "val_top1", mode: Literal["max", "min"] = "max", top_k: int = 1
     ) -> None:
-        name = Path(BEST).stem if top_k == 1 else f"step{{step}}-{monitor}-{{{monitor}:.4f}}"
         options: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
         super().__init__(
-            dirpath, name, monitor=monitor, mode=mode, save_top_k=top_k, auto_insert_metric_name=False, **options
+            dirpath,
+            Path(BEST).stem,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=top_k,
+            auto_insert_metric_name=False,
+            **options,
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,6 +106,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if self.save_top_k > 1 and self.best_model_path != before and trainer.is_global_zero:
             give_name(Path(self.best_model_path), self._path(BEST))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the task for the metric, which may depend on the data."""
+        super().setup(trainer, pl_module, stage)
+        self.monitor = str(getattr(pl_module, "monitor", self.monitor))
+        if self.save_top_k > 1:
+            self.filename = f"step{{step}}-{self.monitor}-{{{self.monitor}:.4f}}"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state for the files in this folder, which may have been moved or belong to a new run."""

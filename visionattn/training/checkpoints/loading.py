@@ -160,8 +160,10 @@ def _load_as(
     # Class names and preprocessing of the architecture's tag belong to other weights.
     if stored is None:
         return model, replace(spec, class_names=[])
-    names = stored.class_names if stored.num_classes == spec.num_classes else []
-    return model, replace(spec, class_names=names, preprocessing=adapt_preprocessing(stored.preprocessing, kwargs))
+    spec = replace(spec, class_names=[], preprocessing=adapt_preprocessing(stored.preprocessing, kwargs))
+    if stored.num_classes != spec.num_classes:
+        return model, spec
+    return model, replace(spec, class_names=stored.class_names, multi_label=stored.multi_label)
 
 
 def load_plain(path: str | Path, model_name: str, model_kwargs: Mapping[str, Any] | None = None) -> nn.Module:

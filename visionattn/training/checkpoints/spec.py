@@ -28,6 +28,8 @@ class ModelSpec:
         task: kind of training, as ``--task`` takes it. Models for re-identification and pretrained encoders (``mae``,
             ``object_discovery``) give features and have no classes; ``class_names`` are then the identities or classes
             of the training images.
+        multi_label: whether an image may have any number of the classes; logits then go through a sigmoid, not a
+            softmax.
     """
 
     model: str
@@ -37,6 +39,7 @@ class ModelSpec:
     preprocessing: dict[str, Any]
     dataset: str
     task: str = "classification"
+    multi_label: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values (str, int, float, bool, None, list, dict), which ``weights_only=True`` loads.
@@ -60,7 +63,9 @@ class ModelSpec:
             raise ValueError(f"the checkpoint's description of its model lacks {', '.join(missing)}")
         for name, hint in get_type_hints(cls).items():
             kind = get_origin(hint) or hint
-            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+            if name in values and not (
+                isinstance(values[name], kind) and isinstance(values[name], bool) == (kind is bool)
+            ):
                 raise ValueError(f"the checkpoint's description of its model has {name} {values[name]!r}")
         size = values["preprocessing"].get("input_size")
         if not (isinstance(size, list | tuple) and len(size) == 3 and all(type(x) is int and x > 0 for x in size)):
