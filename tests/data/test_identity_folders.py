@@ -1,5 +1,6 @@
 """Re-identification on a folder for each identity: who is trained on, what is a query, what counts as a match."""
 
+import csv
 import json
 import shlex
 from collections import Counter
@@ -146,8 +147,16 @@ def test_folder_is_trained_and_evaluated_by_the_printed_command(
     assert run(train.main, ["fit", "--task", "reid", *words.split(), *options.split()]) == 0
     printed = capsys.readouterr().out
     assert "identities (--data.val_share 0.3)" in printed
+    with Path("runs/test_resnet/0/split.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(Path(row["path"]).parent.name, row["identity"], row["split"]) for row in csv.DictReader(file)]
+    assert len(rows) == 37
+    assert all(folder == identity for folder, identity, _ in rows)
+    assert sorted({identity for _, identity, split in rows if split == "train"}) == sorted(
+        opened(people, val_share=0.3).class_names
+    )
     command = next(line for line in printed.splitlines() if line.startswith("evaluate:"))
     words = "--data.num_workers 0 --device cpu --output r.json"
+    assert "--data.val_share 0.3" in command
     assert run(evaluate.main, [*shlex.split(command)[3:], *words.split()]) == 0
     described, *_ = capsys.readouterr().out.splitlines()
     result = json.loads(Path("r.json").read_text())
@@ -155,4 +164,4 @@ def test_folder_is_trained_and_evaluated_by_the_printed_command(
     known = len(set(opened(people, val_share=0.3).class_names) - {"p10"})
     says = rf"was trained on {known} of the 9 identities to look for \(p\d+, p\d+, p\d+, …\)"
     with pytest.warns(UserWarning, match=says):
-        assert run(evaluate.main, [*shlex.split(command)[3:-1], "1", *words.split()]) == 0
+        assert run(evaluate.main, [*shlex.split(command)[3:], "--data.val_share", "1", *words.split()]) == 0

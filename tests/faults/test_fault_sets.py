@@ -68,6 +68,13 @@ def test_download_without_a_network_is_an_error(tmp_path: Path, monkeypatch: pyt
     assert found == "cannot download torch/usps: <urlopen error [Errno -2] Name or service not known>"
 
 
+def test_download_over_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dtd/dtd/labels").mkdir(parents=True)
+    found = complaint(ImageClassificationData, name="torch/dtd", root=str(tmp_path), download=True)
+    labels = f"{tmp_path}/dtd/dtd/labels/train1.txt"
+    assert found == f"torch/dtd: there is no {labels}; remove {tmp_path}/dtd/dtd to download it again"
+
+
 @pytest.mark.parametrize(
     ("name", "split", "says"),
     [

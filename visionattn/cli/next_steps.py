@@ -38,7 +38,7 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         class_map = getattr(data, "class_map", None)
         where |= {"data.split": data.splits["validation"], "data.camera": getattr(data, "camera", None)}
         where |= {"data.class_map": _as_json(class_map), "data.transform": data.preprocessing.get(KEY)}
-        if getattr(data, "divides_itself", True):
+        if getattr(data, "divides_itself", False):
             where |= {f"data.{option}": getattr(data, option, None) for option in ("val_share", "holdout_per_class")}
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]

@@ -243,7 +243,7 @@ def is_whole(name: str) -> bool:
 def open_torchvision(
     name: str, root: str | None, split: str, mode: str, *, undivided: bool = False, download: bool = False
 ) -> FileSource | TorchvisionSource:
-    """Open one split of a data set of torchvision. Errors of torchvision that have no remedy here are passed on.
+    """Open one split of a data set of torchvision.
 
     Args:
         name: ``torch/NAME``.
@@ -255,6 +255,7 @@ def open_torchvision(
 
     Raises:
         DataError: an unknown name, no splits, or missing files.
+        ValueError: no such split.
     """
     own = name.lower().partition("/")[2]
     found = _find(own)
@@ -272,17 +273,7 @@ def open_torchvision(
     try:
         dataset = found.open(root, split, download)
     except (OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        if download and found.downloads:
-            raise DataError(f"cannot download {name}: {said}") from error
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{name}: there is no {error.filename}; {remedy}") from error
-        if any(words in said for words in MISSING):
-            place = Path(root) / found.home
-            raise DataError(
-                f"{name} is not, or not complete, in {place}; {remedy if found.downloads else said}"
-            ) from error
-        raise DataError(f"{name}: {said}") from error
+        raise DataError(_complaint(name, Path(root) / found.home, error, remedy, download)) from error
     files = found.files(dataset)
     source: FileSource | TorchvisionSource
     if files is None:
@@ -302,6 +293,19 @@ def _find(own: str) -> TorchvisionSet | None:
     stem, slash, variant = plain(own).partition("/")
     known = {plain(key): found for key, found in TORCHVISION.items()}
     return known.get(ALIASES.get(stem, stem) + slash + variant)
+
+
+def _complaint(name: str, place: Path, error: Exception, remedy: str, download: bool) -> str:
+    """Return what is wrong with the files of a data set, whose first is ``place``, and the remedy."""
+    said = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError):  # torchvision downloads nothing if its folder is there
+        return f"{name}: there is no {error.filename}; {f'remove {place} to download it again' if download else remedy}"
+    if download:
+        return f"cannot download {name}: {said}"
+    if any(words in said for words in MISSING):
+        advice = remedy if "download=True" in said else said
+        return f"{name} is not, or not complete, in {place}; {advice}"
+    return f"{name}: {said}"
 
 
 def _class_index(target: Any) -> int:

@@ -24,6 +24,8 @@ from visionattn.data.reid.source import ReidSource
 from visionattn.data.reid.transforms import reid_transform
 from visionattn.data.sources import few, some
 from visionattn.data.transforms import MAX_SIZE
+from visionattn.io import as_text
+from visionattn.output import write_csv
 from visionattn.words import counted
 
 DATASETS: dict[str, Layout | Identities | IdentityFolders] = {
@@ -220,6 +222,11 @@ class ReidData(ImageData):
         return len(self._images["query"])
 
     @property
+    def divides_itself(self) -> bool:
+        """Return whether identities to evaluate on are held out here, as there is no query and gallery."""
+        return self.val_share is not None
+
+    @property
     def protocol(self) -> Protocol:
         """``camera`` for query and gallery by several cameras; ``vehicleid`` for a gallery drawn from all images."""
         return self.layout.protocol
@@ -231,7 +238,7 @@ class ReidData(ImageData):
         self._list(*(("train",) if stage == "fit" else ()), *EVALUATION)
         if stage == "fit":
             self._compare_classes()
-        elif self.name == "folder" and self.val_share is not None:
+        elif self.divides_itself:
             self._warn_of_trained()
 
     def _list(self, *splits: Split) -> None:
@@ -279,6 +286,15 @@ class ReidData(ImageData):
                 "pass --data.val_share as in its training; folders that were added since may also be the reason"
             )
 
+    def write_split(self, path: str | Path) -> None:
+        """Write the listed images with identities and splits to a CSV file; paths are relative to ``root``."""
+        rows = []
+        for split, images in self._images.items():
+            for image in images:
+                name = as_text(str(Path(image.name).relative_to(self.root or "")))
+                rows.append({"path": name, "identity": image.label, "split": split})
+        write_csv(rows, path)
+
     def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split: batches of P identities to train on; otherwise every query, then the gallery."""
         training = split == "train"
@@ -313,6 +329,6 @@ class ReidData(ImageData):
             distractors = set() if self.layout.zero_counts else {0}
             seen = len({image.pid for image in self._images["gallery"]} - distractors)
             parts.append(f"{queries}{len(self._images['gallery']):,} gallery images of {seen:,} identities")
-            if self.val_share is not None:
+            if self.divides_itself:
                 parts[-1] += f" (--data.val_share {self.val_share})"
         return f"{self.root or self.name}: {', '.join(parts)}"
