@@ -113,3 +113,10 @@ def test_denormalize_undoes_the_normalisation(channels):
     assert (shown.shape, shown.dtype) == ((2, 4, 5, 3), np.uint8)
     assert (shown == np.broadcast_to(pixels.transpose(0, 2, 3, 1), (2, 4, 5, 3))).all()
     assert (denormalize(normalised[0] + 100, mean, std) == 255).all()
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(2, [0, 0, 0]), (4, [0, 1, 2]), (5, [0, 1, 2])])
+def test_denormalize_shows_three_channels(channels, shown):
+    pixels = np.random.default_rng(0).integers(0, 256, (channels, 4, 5), dtype=np.uint8)
+    drawn = denormalize(pixels / 255, [0.0] * channels, [1.0] * channels)
+    assert (drawn == pixels[shown].transpose(1, 2, 0)).all()

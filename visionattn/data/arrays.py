@@ -1,5 +1,6 @@
 """Images of any number of channels: NumPy arrays, and TIFF files of many pages or of many samples per pixel."""
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ NUMPY = (b"\x93NUMPY", b"PK\x03\x04")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUBFILE_TYPE, BITS, SAMPLES = 254, 258, 277
 """TIFF's tags."""
+
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it reports files that tifffile reads as errors
 
 
 def read_array(file: str | Path | IO[bytes], channels: int) -> Array:
@@ -107,6 +110,7 @@ def _is_complete(page: Any) -> bool:
 
 
 def _read_with_tifffile(file: IO[bytes]) -> list[Array]:
+    """Read all pages [C, H, W] of a TIFF, except for thumbnails."""
     try:
         import tifffile  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -116,11 +120,7 @@ def _read_with_tifffile(file: IO[bytes]) -> list[Array]:
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:
-            pages = [page for page in tiff.pages if not page.is_reduced]
-            return [
-                np.moveaxis(page.asarray(), page.axes.index("S"), 0) if "S" in page.axes else page.asarray()[None]
-                for page in pages
-            ]
+            pages = [(page.asarray(), page.axes) for page in tiff.pages if not page.is_reduced]
     except Exception as error:  # of a damaged file it raises whatever it runs into
         raise ValueError(f"tifffile cannot read it: {error}") from error
     return [np.moveaxis(page, axes.index("S"), 0) if "S" in axes else page[None] for page, axes in pages]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visionattn.data import image_transform
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.errors import UsageError
 from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
 from visionattn.training.models import has_weights
@@ -61,8 +62,9 @@ class LoadedModel(NamedTuple):
         """Return the transform from an image to a normalised tensor [C, H, W], as the weights want it.
 
         The image is as `visionattn.data.read_image` reads it, in RGB; for models of other than 1 or 3 channels, an
-        array [C, H, W].
+        array [C, H, W]. A transform of the user's own is not imported: a warning says so.
         """
+        warn_of_own_transform(self.spec.preprocessing, None)
         return image_transform(self.spec.preprocessing)
 
     @overload
