@@ -54,8 +54,7 @@ class RunFolder:
 
     def discard_if_empty(self) -> None:
         """Remove the folder of a run that failed before it did anything."""
-        begun = {"config.yaml", "split.csv", LOCK, "trackio-id", "wandb-id"}
-        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun:
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"config.yaml", "split.csv", LOCK}:
             shutil.rmtree(self.path)
 
     def claim(self) -> IO[str] | None:
