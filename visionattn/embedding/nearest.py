@@ -13,7 +13,7 @@ from visionattn.errors import UserError
 
 Backend = Literal["auto", "faiss", "torch"]
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 64 << 20
 """Size of one chunk of similarities in float32."""
 
 MARGIN = 16
