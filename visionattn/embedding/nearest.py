@@ -13,8 +13,8 @@ from visionattn.errors import UserError
 
 Backend = Literal["auto", "faiss", "torch"]
 
-CHUNK_BYTES = 256 << 20
-"""Size of one chunk of similarities in float32."""
+CHUNK_BYTES = 64 << 20
+"""Size of one chunk of similarities in float32; faiss has chunks of its own."""
 
 MARGIN = 16
 """Candidates beyond those that are wanted."""
@@ -45,8 +45,7 @@ def nearest(
     """
     check_range("topk", topk, 1, error=UserError)
     find = _finder(gallery, backend, torch.device(device))
-    rows = max(1, CHUNK_BYTES // (4 * len(gallery)))
-    parts = [_rank(part, gallery, min(topk, len(gallery)), find) for part in query.split(rows)]
+    parts = [_rank(part, gallery, min(topk, len(gallery)), find) for part in query.split(1024)]
     similarities, places = (torch.cat(found) for found in zip(*parts, strict=True))
     return similarities, places
 
@@ -74,7 +73,8 @@ def _find_with_faiss(gallery: Tensor, query: Tensor, count: int) -> Tensor:
 
 
 def _find_with_torch(gallery: Tensor, query: Tensor, count: int) -> Tensor:
-    return (query.to(gallery.device) @ gallery.T).topk(count, sorted=False).indices.cpu()
+    parts = query.to(gallery.device).split(max(1, CHUNK_BYTES // (4 * len(gallery))))
+    return torch.cat([(part @ gallery.T).topk(count, sorted=False).indices for part in parts]).cpu()
 
 
 def _rank(query: Tensor, gallery: Tensor, topk: int, find: Find) -> tuple[Tensor, Tensor]:
@@ -92,6 +92,6 @@ def _rank(query: Tensor, gallery: Tensor, topk: int, find: Find) -> tuple[Tensor
 
 def _similarities(query: Tensor, gallery: Tensor, places: Tensor) -> Tensor:
     """Return the similarities `[Q, C]` of queries and their own candidates, whose places are `[Q, C]`."""
-    columns = places.split(64, dim=1)  # bounds the memory of vectors in float64
+    columns = places.split(16, dim=1)  # bounds the memory of vectors in float64
     found = [torch.einsum("qd,qcd->qc", query.double(), gallery[part].double()) for part in columns]
     return torch.cat(found, dim=1).float()
