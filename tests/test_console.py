@@ -131,5 +131,7 @@ def test_completion_parser_has_every_command() -> None:
     assert set(commands) == set(COMMANDS) - {"completion"}
     options = {action.dest: action for action in commands["fit"]._actions}
     assert options["config"].complete == "FILES"
+    words = [action for action in commands["predict"]._actions if not action.option_strings]
+    assert [(action.dest, action.complete) for action in words] == [("model", "FILES"), ("images", "FILES")]
     assert "classification" in options["task"].choices
     assert options["model.pretrained"].choices == ["true", "false"]

@@ -72,7 +72,7 @@ def _complete(action: Any, files: Any) -> None:
     """Offer the words that an option takes; jsonargparse's own script holds thousands of options of classes."""
     hint = getattr(action, "_typehint", None)
     for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        if kind is Path or action.dest == "config":
+        if kind is Path or action.dest == "config" or not action.option_strings:
             action.complete = files
         elif kind is bool:
             action.choices = ["true", "false"]

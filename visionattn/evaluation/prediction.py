@@ -151,11 +151,7 @@ def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
 def _require_weights(loaded: LoadedModel) -> None:
     """Raise a UserError if body or head have random weights."""
     name, spec = loaded.name, loaded.spec
-    if loaded.origin.weights == "random":
-        raise UserError(
-            f"nothing to predict, for the weights of {name} are random: give a checkpoint, or a name with published "
-            "weights (timm.list_pretrained() lists them)"
-        )
+    loaded.require_weights("predict")
     known = (getattr(loaded.model, "pretrained_cfg", None) or {}).get("num_classes")
     if loaded.origin.weights == "pretrained" and known and spec.num_classes not in (0, known):
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visionattn.data import image_transform
 from visionattn.data.own_transform import warn_of_own_transform
-from visionattn.errors import UsageError
+from visionattn.errors import UsageError, UserError
 from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
 from visionattn.training.models import has_weights
 
@@ -57,6 +57,14 @@ class LoadedModel(NamedTuple):
     def name(self) -> str:
         """The checkpoint's path or the model's name, for messages."""
         return self.origin.checkpoint or self.spec.model
+
+    def require_weights(self, work: str) -> None:
+        """Raise a UserError, "nothing to ``work``", if the weights are random."""
+        if self.origin.weights == "random":
+            raise UserError(
+                f"nothing to {work}, for the weights of {self.name} are random: give a checkpoint, or a name with "
+                "published weights (timm.list_pretrained() lists them)"
+            )
 
     def transform(self) -> Callable[[Any], Tensor]:
         """Return the transform from an image to a normalised tensor [C, H, W], as the weights want it.

@@ -94,11 +94,7 @@ def fit_head(
         raise UserError("knn has no head to write: take linear, or compare it by visionattn probe --heads knn,linear")
     if loaded.origin.weights == "probe":
         raise UserError(f"{loaded.name} is a head on a frozen backbone: give the backbone, by its name or file")
-    if loaded.origin.weights == "random":
-        raise UserError(
-            f"nothing to train a head on, for the weights of {loaded.spec.model} are random: give a checkpoint, or a "
-            "name with published weights (timm.list_pretrained() lists them)"
-        )
+    loaded.require_weights("train a head on")
     root = str(folder)
     if val_share is None and ImageClassificationData(root=root, val_share=VAL_SHARE).divides_itself:
         val_share = VAL_SHARE
