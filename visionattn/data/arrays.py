@@ -120,7 +120,8 @@ def _read_with_tifffile(file: IO[bytes]) -> list[Array]:
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:
-            pages = [(page.asarray(), page.axes) for page in tiff.pages if not page.is_reduced]
+            found: Any = tiff.pages
+            pages = [(page.asarray(), page.axes) for page in found if not page.is_reduced]
     except Exception as error:  # of a damaged file it raises whatever it runs into
         raise ValueError(f"tifffile cannot read it: {error}") from error
     return [np.moveaxis(page, axes.index("S"), 0) if "S" in axes else page[None] for page, axes in pages]
