@@ -159,6 +159,24 @@ def test_head_for_other_classes_is_warned_of(command: Commands, images: Path) ->
         assert command(*options) == 0
 
 
+def test_head_for_other_classes_altogether_is_replaced(command: Commands, images: Path, tmp_path: Path) -> None:
+    """Its weights would begin as certain and wrong answers. A head for the same classes stays."""
+    given = timm.create_model("resnet_pico.cifar10", pretrained=True).get_classifier().weight
+    few = ["fit", *QUICK, *WEIGHTS, knowing(NAMES), "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    few += ["--model.lr=0", "--data.batch_size=10", "--trainer.limit_val_batches=1"]
+    assert command(*few, f"--data.root={images}", MAP, "--run_name=same") == 0
+    for split in ("train", "val"):
+        for number, folder in enumerate(sorted((images / split).iterdir())):
+            folder.rename(folder.with_name(f"n{number}"))
+    assert command(*few, f"--data.root={images}", "--run_name=other") == 0
+    same, other = (
+        torch.load(f"runs/{name}/0/checkpoints/last.ckpt", weights_only=True)["state_dict"]["model.fc.weight"]
+        for name in ("same", "other")
+    )
+    torch.testing.assert_close(same, given.detach())
+    assert not torch.isclose(other, given).any(dim=1).all()
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -106,15 +106,17 @@ class ClassificationTask(TrainingTask):
             )
         if self.trainer.state.fn != "fit" and names and hparams.num_classes:
             self.data.check_head(hparams.name, hparams.num_classes, self.multi_label)
-        self._compare_heads(names)
+        has_other_head = self._compare_heads(names)
         if len(names) == 1 and not hparams.num_classes and not self.multi_label:
             raise ValueError(
                 f"the data have one class, {names[0]!r}, from which there is nothing to tell apart: a folder for each "
                 "of several classes is expected"
             )
         # Images to predict have no classes; the model keeps its own head.
-        self.model = self._create(hparams.num_classes or len(names) or None)
+        self.model = model = self._create(hparams.num_classes or len(names) or None)
         num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
+        if has_other_head:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
         if hparams.linear_probe:
             self.model.requires_grad_(False)
             self._heads.requires_grad_(True)
@@ -151,15 +153,19 @@ class ClassificationTask(TrainingTask):
             return {"pos_weight": positive_weights(counts, self.data.num_images("train"))}
         return {"weight": class_weights(counts)}
 
-    def _compare_heads(self, names: list[str]) -> None:
-        """Warn if training starts from a head of the same width for other classes."""
+    def _compare_heads(self, names: list[str]) -> bool:
+        """Return whether training starts from a head of the same width for other classes; warn if some are the same."""
         known = self.data.preferred_classes
-        if known and len(known) == (self.options.num_classes or len(names)) and set(known) != set(names):
-            rank_zero_warn(
-                f"{self.options.name} starts with a head for {some(known)}; the data have {some(names)}: its outputs "
-                "learn these in place of those, in their order"
-                + ("; where some are the same, pass --data.class_map" if self.data.name in ("folder", "tar") else "")
-            )
+        if not known or len(known) != (self.options.num_classes or len(names)) or set(known) == set(names):
+            return False
+        if set(known).isdisjoint(names):
+            return True
+        rank_zero_warn(
+            f"{self.options.name} starts with a head for {some(known)}; the data have {some(names)}: its outputs "
+            "learn these in place of those, in their order"
+            + ("; where some are the same, pass --data.class_map" if self.data.name in ("folder", "tar") else "")
+        )
+        return False
 
     def train(self, mode: bool = True) -> "ClassificationTask":
         """Set the mode; a probed backbone stays in evaluation mode, because its norm statistics are frozen as well."""
