@@ -224,6 +224,11 @@ def test_several_labels_are_written_and_read_as_they_were(root: Path, table: Wri
         assert contents(again, split) == contents(data, split)
 
 
+def test_folder_is_no_image(root: Path, table: WriteTable) -> None:
+    with pytest.raises(DataError, match=r"line 2: there is no image .*/here: correct the row"):
+        opened(root, table("path,label", "here,cat"), "validate")
+
+
 def test_tables_of_different_kinds_are_refused(root: Path, table: WriteTable) -> None:
     one = table("path,label", *rows(kind), name="one.csv")
     several = table("path,cat,dog,9,10", *rows(lambda number: "0,1,0,0"), name="several.csv")

@@ -22,7 +22,7 @@ from visionattn.data.folders import check_class_folders, check_class_names, chec
 from visionattn.data.images import Mode, read_image
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
-from visionattn.data.torchvision_sets import open_torchvision
+from visionattn.data.torchvision_sets import is_whole, open_torchvision
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -118,7 +118,7 @@ def open_source(
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
-        undivided: take the root itself, or a whole data set of torchvision, for the split.
+        undivided: take the root itself, or a whole data set of torchvision, for the split, if ``wanted`` is None.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         listings: see :func:`open_place`.
@@ -133,7 +133,7 @@ def open_source(
     if name in ("", "folder", "tar"):
         if root is None:
             raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = Path(root) if undivided else find_split(Path(root), split, wanted)
+        place = Path(root) if undivided and wanted is None else find_split(Path(root), split, wanted)
         return open_place(place, mode, class_to_idx, class_map, listings=listings)
     if isinstance(mode, int):
         raise DataError(f"--data.in_chans {mode} is for images in files: {name} has 1 or 3 channels")
@@ -152,6 +152,8 @@ def open_source(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
             f"{', '.join(p + '/NAME' for p in REMOTE)}"
         )
+    if wanted and is_whole(name):
+        raise DataError(f"{name} has no splits: leave out --data.{OPTIONS[split]} {wanted}")
     check_package(name)
     if prefix == "wds" and root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with the shards and an _info.json")
