@@ -15,12 +15,13 @@ from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
+from visionattn.data.folders import check_readable
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import REMOTE, ImageSource, open_place, some
+from visionattn.data.sources import REMOTE, ImageSource, some
 from visionattn.data.splits import FOLDERS, SplitOpener
 from visionattn.data.streams import stream_workers
 from visionattn.data.unlabelled import Images, open_unlabelled
@@ -283,7 +284,8 @@ class ImageClassificationData(ImageData):
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of images")
-        return open_place(Path(self.root), self._mode, labelled=False)
+        check_readable(Path(self.root))
+        return open_unlabelled([self.root], self._mode)
 
     def setup_images(self, images: Images) -> None:
         """Predict these images, files or folders in place of those under ``root``, in their order."""

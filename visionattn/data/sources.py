@@ -1,7 +1,7 @@
 """Search for a split of a data set, opened with timm's readers, with errors that say what is missing."""
 
 import tarfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,17 +186,15 @@ def open_place(
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     *,
-    labelled: bool = True,
     listings: Listings | None = None,
 ) -> FileSource | TarSource:
-    """Open a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
+    """Open a folder of class folders, or a tar of them.
 
     Args:
         place: the folder or archive.
         mode: Pillow's mode of the images.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
-        labelled: whether images must lie in class folders.
         listings: images of places that were opened before, which are not listed again; this place is added.
 
     Raises:
@@ -204,28 +202,29 @@ def open_place(
     """
     listings = {} if listings is None else listings
     if place not in listings:
-        listings[place] = _list_images(place, isinstance(mode, int))
+        listings[place] = list_place(place, isinstance(mode, int))
     found, is_tar = listings[place], place.is_file()
     if not found:
-        expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
-        raise DataError(f"no images under {place}{expected}")
+        raise DataError(f"no images under {place} (expected {LAYOUT.format(root=place.parent)})")
     labels = {label for _, label in found}
-    if labelled:
-        check_class_names(place, labels)
-        if not is_tar:
-            check_class_folders(place, (path for path, _ in found), class_to_idx)
+    check_class_names(place, labels)
+    if not is_tar:
+        check_class_folders(place, (path for path, _ in found), class_to_idx)
     numbers, class_to_idx = number_classes(place, labels, class_to_idx, class_map)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
 
-def _list_images(place: Path, arrays: bool) -> list[tuple[Any, str]]:
-    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over."""
+def list_place(place: Path, arrays: bool) -> list[tuple[Any, str]]:
+    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
     check_readable(place)
     finder = Finder(place, arrays=arrays)
-    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if place.is_file() else list_folder
     try:
-        found = list_images(finder)
+        found: list[tuple[Any, str]] = list_tar(finder) if place.is_file() else list_folder(finder)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {place}: {error}") from error
     finder.report()
