@@ -224,6 +224,13 @@ def test_several_labels_are_written_and_read_as_they_were(root: Path, table: Wri
         assert contents(again, split) == contents(data, split)
 
 
+def test_images_in_two_tables_are_warned_of(root: Path, table: WriteTable) -> None:
+    both = rows(lambda number: "ab"[number % 2])
+    train, val = table("path,label", *both[:8], name="0.csv"), table("path,label", *both[6:], name="1.csv")
+    with pytest.warns(UserWarning, match=r"1\.csv has 2 images of .*0\.csv, such as there/0\.png: the validation is"):
+        opened(root, train, val_labels=val)
+
+
 def test_folder_is_no_image(root: Path, table: WriteTable) -> None:
     with pytest.raises(DataError, match=r"line 2: there is no image .*/here: correct the row"):
         opened(root, table("path,label", "here,cat"), "validate")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from visionattn.data.arrays import EXTENSIONS
@@ -123,14 +124,23 @@ class LabelledFiles:
         return split in self.given or not set(SPLITS[split]).isdisjoint(self.table(split).splits or ())
 
     def check_divided(self) -> None:
-        """Check that there are tables, or rows, for both training and validation.
+        """Check that there are tables, or rows, for both training and validation; warn of images in both tables.
 
         Raises:
             DataError: all images are in one.
         """
-        if self.table("train").splits is None and not self.has_split("validation"):
+        table, validation = self.table("train"), self.files["validation"]
+        if table.splits is not None:
+            return
+        if not self.has_split("validation"):
             raise DataError(
-                f"{self.files['train']} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
+                f"{table.file} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
+            )
+        same_folder = self.root is not None or table.file.parent == validation.parent
+        if same_folder and (both := set(table.paths).intersection(self.table("validation").paths)):
+            rank_zero_warn(
+                f"{validation} has {counted(len(both), 'image')} of {table.file}, such as {min(both)}: the validation "
+                "is optimistic; remove them from one table"
             )
 
     def open(
