@@ -1,10 +1,15 @@
 """Held-out images together with splits that the user names."""
 
+import csv
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from visionattn.cli import evaluate, train
+from visionattn.cli.errors import run
 from visionattn.data import DataError, ImageClassificationData
 
 WriteImages = Callable[..., Path]
@@ -52,6 +57,25 @@ def test_test_table_takes_no_held_out_images(folds: Path) -> None:
     data.setup("fit")
     data.setup("test")
     assert found(data, "test") == found(data, "validation"), "without a table of test images"
+
+
+def test_printed_command_evaluates_images_held_out_of_a_split_by_name(
+    folds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folds.parent)
+    data = "--data.root folds --data.train_split one --data.val_share 0.2 --data.img_size 16 --data.num_workers 0"
+    model = "--model.name test_resnet --data.batch_size 4 --trainer.max_epochs 1 --trainer.accelerator cpu"
+    assert run(train.main, ["fit", *data.split(), *model.split(), "--run_name", "x"]) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluate:"))
+    assert "--data.root folds/one " in printed
+    words = "--data.num_workers 0 --device cpu --output r.json"
+    assert run(evaluate.main, [*shlex.split(printed)[3:], *words.split()]) == 0
+    assert json.loads(Path("r.json").read_text())["num_images"] == 2
+    held_out = module(Path("folds/one"), val_share=0.2)
+    held_out.setup("validate")
+    rows = csv.DictReader(Path("runs/x/0/split.csv").read_text().splitlines())
+    names = [str(Path("folds", row["path"])) for row in rows if row["split"] == "validation"]
+    assert found(held_out, "validation") == sorted(names)
 
 
 def test_split_by_name_of_a_set_without_splits_is_refused(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ class ImageClassificationData(ImageData):
             held-out images do not depend on the seed. The best epoch is then chosen without the test images.
         val_share: the same with this share of the images of each class, at least one; the data set may then be one
             without splits, a folder of class folders or a ``.tar`` of them.
-        class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
-            file with that mapping. Folders of one class are merged. For a model without class names, a class is the
-            number of an output.
+        class_map: classes of folders, or of labels, whose names are not the model's, such as ``{plane: airplane}``, or
+            a YAML or JSON file with that mapping. Folders of one class are merged. For a model without class names, a
+            class is the number of an output.
         labels: CSV or TSV file with the labels of the images under ``root`` (by default under the table's folder). Its
             columns: ``path``, ``label``, and if you like ``split`` (train, val or test). Without a split column, give
             ``val_labels`` or ``val_share``.
