@@ -224,6 +224,15 @@ def test_several_labels_are_written_and_read_as_they_were(root: Path, table: Wri
         assert contents(again, split) == contents(data, split)
 
 
+def test_several_labels_of_one_class_are_written_and_read_as_they_were(root: Path, table: WriteTable) -> None:
+    data = opened(root, table("path,cat", *rows(lambda number: str(number % 2))), "validate", multi_label=True)
+    assert data.class_names == ["cat"]
+    data.write_split(root.parent / "split.csv")
+    again = opened(root, str(root.parent / "split.csv"), "validate", multi_label=True)
+    assert contents(again, "validation") == contents(data, "validation")
+    assert sum(map(len, contents(data, "validation").values())) == len(IMAGES) // 2  # type: ignore[arg-type]
+
+
 def test_images_in_two_tables_are_warned_of(root: Path, table: WriteTable) -> None:
     both = rows(lambda number: "ab"[number % 2])
     train, val = table("path,label", *both[:8], name="0.csv"), table("path,label", *both[6:], name="1.csv")
