@@ -80,7 +80,7 @@ class SplitOpener:
         return self.root is not None and not has_split(Path(self.root), "validation")
 
     def is_held_out(self, split: str) -> bool:
-        """Return whether a split has the held-out images: that of validation, and a test split that is not named."""
+        """Return whether a split consists of the held-out images: validation, and test if there are no test images."""
         if split != "test":
             return self.holds_out and split == "validation"
         own = self.wanted["test"] is not None or (self.tables is not None and "test" in self.tables.given)
