@@ -1,6 +1,7 @@
 """Atomic file writes, and the names of files as text.
 
-Every file that the package writes is written by `replacing`, or by `replacing_all` where several files belong together.
+Every file that the package writes is written by `replacing`, or by `replacing_all` where several files belong together;
+tables that grow row by row by `visionattn.row_files.RowFile`.
 A file is written in full beside its place, flushed to the disk (fsync), given the permissions of the user's umask, and
 renamed. A killed process, a full disk or a power failure leaves either the old content or the new one.
 """

@@ -133,3 +133,16 @@ def test_floats_of_other_units_have_their_own_statistics() -> None:
         image_transform(preprocessing(5))(kelvin)
     own = image_transform(preprocessing(5, mean=(290.0,) * 5, std=(5.0,) * 5))(kelvin)
     torch.testing.assert_close(own, torch.full((5, 16, 16), 2.0))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_bytes_and_floats_of_a_batch_are_all_normalised(tmp_path: Path, workers: int) -> None:
+    values = np.random.default_rng(0).integers(256, size=(5, 8, 8), dtype=np.uint8)
+    for name, image in (("bytes", values), ("sixteen", values.astype(np.uint16) * 257)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        np.save(tmp_path / "val" / name / "x.npy", image)
+    data = ImageClassificationData(root=str(tmp_path), in_chans=5, img_size=8, crop_pct=1, num_workers=workers)
+    data.setup("validate")
+    first, second = next(iter(data.val_dataloader())).to("cpu").image
+    torch.testing.assert_close(first, second)
+    assert first.std() > 0.5

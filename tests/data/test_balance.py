@@ -1,6 +1,8 @@
 """Balanced classes, and subsets of images with several labels."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,12 @@ def test_first_images_of_several_labels_have_all_of_them() -> None:
     for label in range(3):
         assert kept.targets()[:, label].sum() >= min(5, labels[:, label].sum())  # type: ignore[call-overload]
     assert len(kept) <= 5 * 4, "no more than of each label and of images without one"
+
+
+@pytest.mark.parametrize("balance", [weigh_images, partial(count_classes, num_classes=2)])
+def test_images_without_a_class_cannot_be_balanced(balance: Callable[[list[int]], object]) -> None:
+    with pytest.raises(DataError, match="images of class -1 cannot be balanced: choose a training split that has"):
+        balance([0, -1, 1])
 
 
 def test_repeats_are_refused_in_a_balanced_draw() -> None:

@@ -205,6 +205,14 @@ def test_prediction_needs_no_classes(tmp_path: Path) -> None:
     data.setup("predict")
     (batch,) = data.predict_dataloader()
     assert batch.name == [str(tmp_path / "one.png")]
+    assert batch.target.tolist() == [-1]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "one.png", "one.png")
+    data = module(tmp_path / "x.tar")
+    data.setup("predict")
+    (from_tar,) = data.predict_dataloader()
+    assert from_tar.name == ["one.png"]
+    assert torch.equal(from_tar.image, batch.image)
 
 
 def test_expected_classes_number_the_images(images: Path) -> None:

@@ -224,6 +224,27 @@ def test_several_labels_are_written_and_read_as_they_were(root: Path, table: Wri
         assert contents(again, split) == contents(data, split)
 
 
+def test_several_labels_of_one_class_are_written_and_read_as_they_were(root: Path, table: WriteTable) -> None:
+    data = opened(root, table("path,cat", *rows(lambda number: str(number % 2))), "validate", multi_label=True)
+    assert data.class_names == ["cat"]
+    data.write_split(root.parent / "split.csv")
+    again = opened(root, str(root.parent / "split.csv"), "validate", multi_label=True)
+    assert contents(again, "validation") == contents(data, "validation")
+    assert sum(map(len, contents(data, "validation").values())) == len(IMAGES) // 2  # type: ignore[arg-type]
+
+
+def test_images_in_two_tables_are_warned_of(root: Path, table: WriteTable) -> None:
+    both = rows(lambda number: "ab"[number % 2])
+    train, val = table("path,label", *both[:8], name="0.csv"), table("path,label", *both[6:], name="1.csv")
+    with pytest.warns(UserWarning, match=r"1\.csv has 2 images of .*0\.csv, such as there/0\.png: the validation is"):
+        opened(root, train, val_labels=val)
+
+
+def test_folder_is_no_image(root: Path, table: WriteTable) -> None:
+    with pytest.raises(DataError, match=r"line 2: there is no image .*/here: correct the row"):
+        opened(root, table("path,label", "here,cat"), "validate")
+
+
 def test_tables_of_different_kinds_are_refused(root: Path, table: WriteTable) -> None:
     one = table("path,label", *rows(kind), name="one.csv")
     several = table("path,cat,dog,9,10", *rows(lambda number: "0,1,0,0"), name="several.csv")

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from tests.data import torchvision_copies as copies
 from visionattn.data import ImageClassificationData, ReidData
 from visionattn.data.loading import ImageDataset, ImageLoader, start_worker
 from visionattn.data.reid.identity_folders import IdentityFolders
@@ -45,6 +47,15 @@ def write_tars(root: Path) -> Path:
                 info.size = len(content.getvalue())
                 tar.addfile(info, io.BytesIO(content.getvalue()))
     return root
+
+
+def write_table(root: Path) -> str:
+    """Write a table of images of 5 channels with several labels."""
+    root.mkdir()
+    for number in range(3):
+        np.save(root / f"{number}.npy", np.full((5, 8, 8), number, np.uint8))
+    (root / "labels.csv").write_text("path,label,split\n0.npy,x|y,train\n1.npy,y,train\n2.npy,x,val\n")
+    return str(root / "labels.csv")
 
 
 def write_scenes(root: Path) -> dict[str, Path]:
@@ -77,11 +88,15 @@ def loaders_of(module: Any, **options: Any) -> Iterator[ImageLoader]:
 def loaders(tmp_path: Path, colour_folder: Path, mnist_root: Path, market: Path) -> dict[str, list[ImageLoader]]:
     """Loaders for training and evaluation of each data set, with every transform."""
     augmented = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "aug_repeats": 3, "limit_per_class": 2}
+    copies.usps(tmp_path)
+    several = {"labels": write_table(tmp_path / "table"), "multi_label": True, "balance": "sampler"}
     images: dict[str, dict[str, Any]] = {
         "digits": {"sequence": "permuted", "permutation_seed": 0},
         "mnist": {"name": "mnist", "root": str(mnist_root), "in_chans": 1, "crop_padding": 2},
         "folder": {"root": str(colour_folder), "img_size": 16, **augmented},
         "tar": {"root": str(write_tars(tmp_path / "tars")), "img_size": 16},
+        "table of arrays": {"in_chans": 5, "img_size": 8, **several},
+        "torchvision": {"name": "torch/usps", "root": str(tmp_path), "img_size": 16},
     }
     found = {name: list(loaders_of(ImageClassificationData, **options)) for name, options in images.items()}
     found["identities"] = list(loaders_of(ReidData, instances=2))

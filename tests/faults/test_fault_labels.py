@@ -73,6 +73,18 @@ def complaint(stage: str, **options: Any) -> str:
             id="two labels",
         ),
         pytest.param(
+            ["path,label", "a.png,red", "./a.png,blue"],
+            {},
+            "line 3: a.png has another label than in line 2: remove one row",
+            id="two paths",
+        ),
+        pytest.param(
+            ["path,label", 'a.png,"red', "b.png,blue"],
+            {},
+            "is no table in CSV or TSV: unexpected end of data; check its quotation marks",
+            id="quotation mark",
+        ),
+        pytest.param(
             ["path,label,split", "a.png,red,train", "a.png,red,val"],
             {},
             "line 3: a.png has another split than in line 2: remove one row",

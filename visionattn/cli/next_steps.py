@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.data.own_transform import KEY
+from visionattn.data.sources import find_split
 
 
 def shell_command(prog: str, words: Iterable[str]) -> str:
@@ -40,6 +41,8 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         where |= {"data.class_map": _as_json(class_map), "data.transform": data.preprocessing.get(KEY)}
         if getattr(data, "divides_itself", False):
             where |= {f"data.{option}": getattr(data, option, None) for option in ("val_share", "holdout_per_class")}
+            if tables is None and (own := data.splits["train"]) is not None:
+                where["data.root"] = find_split(Path(data.root), "train", own)
         words = [task.eval_command, "--checkpoint", str(checkpoint), *_given(where)]
         lines = [f"evaluate:  {shell_command(prog.replace('train', 'eval'), words)}"]
         if task.eval_command == "classify" and prog == "visionattn":

@@ -7,15 +7,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from visionattn.data.errors import DataError
+
 Targets = Sequence[int] | npt.NDArray[np.bool_]
 """The class index of each image; or whether each image has each class, [N, K]."""
 
 
 def count_classes(targets: Targets, num_classes: int) -> Tensor:
-    """Return the number of images of each class, [K]."""
+    """Return the number of images of each class, [K].
+
+    Raises:
+        DataError: the class of an image is not known.
+    """
     if isinstance(targets, np.ndarray):
         return torch.from_numpy(targets.sum(axis=0))
-    return torch.bincount(torch.as_tensor(targets, dtype=torch.long), minlength=num_classes)
+    return torch.bincount(_known(targets), minlength=num_classes)
 
 
 def weigh_images(targets: Targets) -> Tensor:
@@ -23,10 +29,20 @@ def weigh_images(targets: Targets) -> Tensor:
 
     An image weighs one over the number of images of its class. If it has several classes, its rarest one counts; images
     without a class are one more class.
+
+    Raises:
+        DataError: the class of an image is not known.
     """
     if not isinstance(targets, np.ndarray):
-        targets = np.asarray(targets)
-        return torch.from_numpy(1 / np.bincount(targets)[targets])
+        classes = _known(targets)
+        return 1 / torch.bincount(classes)[classes].double()
     with_rest = np.column_stack([targets, ~targets.any(axis=1)])
     counts = with_rest.sum(axis=0)
     return torch.from_numpy(1 / np.where(with_rest, counts, len(targets)).min(axis=1))
+
+
+def _known(targets: Sequence[int]) -> Tensor:
+    classes = torch.as_tensor(targets, dtype=torch.long)
+    if (classes < 0).any():
+        raise DataError("images of class -1 cannot be balanced: choose a training split that has labels")
+    return classes

@@ -15,24 +15,15 @@ from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.columns import TableOptions
 from visionattn.data.errors import DataError
+from visionattn.data.folders import check_readable
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import Preparation
-from visionattn.data.sources import (
-    REMOTE,
-    ImageSource,
-    Listings,
-    has_split,
-    is_undivided,
-    open_place,
-    open_source,
-    some,
-)
+from visionattn.data.sources import REMOTE, ImageSource, some
+from visionattn.data.splits import FOLDERS, SplitOpener
 from visionattn.data.streams import stream_workers
-from visionattn.data.subsets import first_per_class, hold_out
-from visionattn.data.torchvision_sets import is_whole
 from visionattn.data.unlabelled import Images, open_unlabelled
 from visionattn.output import write_csv
 
@@ -70,9 +61,9 @@ class ImageClassificationData(ImageData):
             held-out images do not depend on the seed. The best epoch is then chosen without the test images.
         val_share: the same with this share of the images of each class, at least one; the data set may then be one
             without splits, a folder of class folders or a ``.tar`` of them.
-        class_map: classes of folders whose names are not the model's, such as ``{plane: airplane}``, or a YAML or JSON
-            file with that mapping. Folders of one class are merged. For a model without class names, a class is the
-            number of an output.
+        class_map: classes of folders, or of labels, whose names are not the model's, such as ``{plane: airplane}``, or
+            a YAML or JSON file with that mapping. Folders of one class are merged. For a model without class names, a
+            class is the number of an output.
         labels: CSV or TSV file with the labels of the images under ``root`` (by default under the table's folder). Its
             columns: ``path``, ``label``, and if you like ``split`` (train, val or test). Without a split column, give
             ``val_labels`` or ``val_share``.
@@ -139,44 +130,38 @@ class ImageClassificationData(ImageData):
         )
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
-        for option, number in (
-            ("num_classes", num_classes),
-            ("limit_per_class", limit_per_class),
-            ("holdout_per_class", holdout_per_class),
-        ):
-            check_range(f"data.{option}", number, 1, error=DataError)
+        check_range("data.num_classes", num_classes, 1, error=DataError)
         check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
-        check_range("data.val_share", val_share, 0, 1, above=True, error=DataError)
         check_choice("data.balance", balance, get_args(Balance), error=DataError)
         if balance == "sampler" and aug_repeats > 1:
             raise DataError(f"--data.balance sampler draws images anyway: leave out --data.aug_repeats {aug_repeats}")
-        ways = {
-            "holdout_per_class": holdout_per_class,
-            "val_share": val_share,
-            "val_split": val_split,
-            "val_labels": val_labels,
-        }
-        given = [f"--data.{option} {value}" for option, value in ways.items() if value is not None]
-        if len(given) > 1:
-            raise DataError(f"{given[0]} takes the place of {given[1]}: leave one out")
-        self.root, self.download = root and os.path.expanduser(root), download  # noqa: PTH111  it may be an address
+        self.root = root and os.path.expanduser(root)  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
         self.aug_repeats = aug_repeats
-        self.limit_per_class, self.holdout_per_class, self.val_share = limit_per_class, holdout_per_class, val_share
+        self.holdout_per_class, self.val_share = holdout_per_class, val_share
         self._given_num_classes = num_classes
         self.class_map = read_class_map(class_map)
-        if self.class_map and self.name not in ("folder", "tar"):
+        if self.class_map and self.name not in FOLDERS:
             raise DataError(f"--data.class_map is for folders of images: {self.name} has classes of its own")
         self.balance = balance
-        self.tables = LabelledFiles.from_options(
+        tables = LabelledFiles.from_options(
             self.name,
             self.root,
             {"train": labels, "validation": val_labels, "test": test_labels},
             TableOptions(path_column, label_column, label_separator, multi_label),
         )
+        self.opener = SplitOpener(
+            self.name,
+            self.root,
+            self.splits,
+            tables,
+            self.class_map,
+            download,
+            limit_per_class=limit_per_class,
+            holdout_per_class=holdout_per_class,
+            val_share=val_share,
+        )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
-        self._listings: Listings = {}
-
         self.preparation = Preparation(**preparation)
         self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
         self._transforms = [self.preparation.make_transform(self.preprocessing, training) for training in (False, True)]
@@ -221,7 +206,7 @@ class ImageClassificationData(ImageData):
             )
         # The outputs' own numbers, or ImageNet's classes, whose order is that of their names.
         telling = all(name == str(number) or re.fullmatch(r"n\d{8}", name) for number, name in enumerate(names))
-        if self._expected is None and self.name in ("folder", "tar") and not telling:
+        if self._expected is None and self.name in FOLDERS and not telling:
             taken = ", ".join(f"{name} for output {number}" for number, name in enumerate(names[:2]))
             rank_zero_warn(
                 f"{model} does not say its classes: {taken}, and so on, are a guess by the order of names; where it is "
@@ -236,7 +221,7 @@ class ImageClassificationData(ImageData):
 
     def reuse_lists(self, other: "ImageClassificationData") -> None:
         """Take the lists of files and labels that another module of the same data has read."""
-        self._listings, self.tables = other._listings, other.tables
+        self.opener.listings, self.opener.tables = other.opener.listings, other.opener.tables
 
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate, test, predict) needs."""
@@ -245,7 +230,7 @@ class ImageClassificationData(ImageData):
             return
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
         if self.tables is not None:
-            if stage == "fit" and not self._holds_out:
+            if stage == "fit" and not self.opener.holds_out:
                 self.tables.check_divided()
             self.multi_label = self.tables.multi_label(wanted)
         numbering = None if self._expected is None else {name: index for index, name in enumerate(self._expected)}
@@ -253,74 +238,31 @@ class ImageClassificationData(ImageData):
             if split in self._sources:
                 continue
             source = self._open(split, numbering)
-            if numbering is None and split == "train" and self.name in ("folder", "tar"):
+            if numbering is None and split == "train" and self.name in FOLDERS:
                 numbering = dict(_class_to_idx(source) or {})
                 preferred = {name: index for index, name in enumerate(self.preferred_classes)}
                 if preferred.keys() == numbering.keys() and preferred != numbering:
                     self.expect_classes(self.preferred_classes)
                     numbering, source = preferred, self._open(split, preferred)
+            if self.balance != "none" and split == "train" and isinstance(source, IterableImageDataset):
+                raise DataError(f"data set {self.name!r} is read in order: leave out --data.balance {self.balance}")
             self._sources[split] = source
             self._compare_classes(split, source)
-        if stage == "fit" and self.root and Path(self.root).is_file() and not self._holds_out:
+        if stage == "fit" and self.root and Path(self.root).is_file() and not self.opener.holds_out:
             rank_zero_warn(f"{self.root} has no splits: the training images are also the validation images")
 
     def _open(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
-        """Open a split and keep the images that the options ask for."""
-        held_out = self._holds_out and (split == "validation" or (split == "test" and self.divides_itself))
-        place = "train" if held_out else split
-        source = self._open_whole(place, numbering)
-        asked = [
-            option
-            for option in ("holdout_per_class", "val_share", "limit_per_class", "balance")
-            if getattr(self, option) not in (None, "none")
-        ]
-        if place != "train" or not asked:
-            return source
-        if isinstance(source, IterableImageDataset):
-            raise DataError(f"data set {self.name!r} is read in order: leave out --data.{asked[0]}")
-        if self._holds_out:
-            source = hold_out(source, self.holdout_per_class, self.val_share)[held_out]
-        if self.limit_per_class is not None and not held_out:
-            source = first_per_class(source, self.limit_per_class, self.seed)
-        return source
-
-    def _open_whole(self, split: str, numbering: dict[str, int] | None) -> ImageSource | IterableImageDataset:
-        wanted = self.splits[split]
-        if self.tables is not None:
-            return self.tables.open(split, wanted, numbering, self.class_map, self._mode)
-        return open_source(
-            self.name,
-            self.root,
-            split,
-            wanted=wanted,
-            undivided=self._is_undivided,
-            class_to_idx=numbering,
-            class_map=self.class_map,
-            listings=self._listings,
-            mode=self._mode,
-            download=self.download,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        return self.opener.open(split, numbering, self.seed, mode=self._mode, batch_size=self.batch_size)
 
     @property
-    def _holds_out(self) -> bool:
-        """Return whether validation images are held out of the training split."""
-        return self.holdout_per_class is not None or self.val_share is not None
+    def tables(self) -> LabelledFiles | None:
+        """Return the tables with labels, if there are any."""
+        return self.opener.tables
 
     @property
     def divides_itself(self) -> bool:
         """Return whether there are no validation images of their own, so that they are held out here."""
-        if self.tables is not None:
-            return self._holds_out and not self.tables.has_split("validation")
-        if self.name not in ("folder", "tar"):
-            return self._holds_out and is_whole(self.name)
-        return self._holds_out and self.root is not None and not has_split(Path(self.root), "validation")
-
-    @property
-    def _is_undivided(self) -> bool:
-        """Return whether the data set has no splits at all, and images of it are held out here."""
-        return self.divides_itself and (self.name not in ("folder", "tar") or is_undivided(self.root))
+        return self.opener.divides_itself
 
     def _compare_classes(self, split: str, source: ImageSource | IterableImageDataset) -> None:
         """Check that a source numbers its classes as the training split does."""
@@ -342,7 +284,8 @@ class ImageClassificationData(ImageData):
     def _open_for_prediction(self) -> ImageSource:
         if self.name in REMOTE or not self.root:
             raise DataError("predict needs --data.root FOLDER, any folder of images")
-        return open_place(Path(self.root), self._mode, labelled=False)
+        check_readable(Path(self.root))
+        return open_unlabelled([self.root], self._mode)
 
     def setup_images(self, images: Images) -> None:
         """Predict these images, files or folders in place of those under ``root``, in their order."""
@@ -355,7 +298,7 @@ class ImageClassificationData(ImageData):
     def _random_access(self, split: str) -> ImageSource:
         source = self._sources[split]
         if isinstance(source, IterableImageDataset):
-            raise DataError(f"data set {self.name!r} is read in order: its classes cannot be balanced or divided")
+            raise DataError(f"data set {self.name!r} is read in order: its images cannot be counted or listed")
         return source
 
     def write_split(self, path: str | Path) -> None:

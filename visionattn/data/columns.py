@@ -86,7 +86,8 @@ class Header:
         rest = [place for place, name in enumerate(self.names) if name and place not in (path, split)]
         are_bits = all(place < len(first) and first[place].strip().lower() in BITS for place in rest)
         if len(rest) == 1 or (rest and are_bits):
-            return Columns(path, rest, split, one_column_each=len(rest) > 1)
+            each = len(rest) > 1 or (are_bits and bool(options.multi_label))
+            return Columns(path, rest, split, one_column_each=each)
         raise self._lacks("label", LABEL_COLUMNS)
 
     def _path(self, wanted: str | None) -> int:

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from visionattn.data.arrays import EXTENSIONS
@@ -58,12 +60,15 @@ class LabelledFiles:
         files: table of each split that has its own, and of the training split.
         root: folder of the images, by default that of their table.
         options: columns of the tables.
+
+    Attributes:
+        given: ``files`` as it was given.
     """
 
     def __init__(self, files: Mapping[str, Path], root: Path | None, options: TableOptions) -> None:
         validation = files.get("validation", files["train"])
         self.files = {"validation": validation, "test": validation, **files}
-        self._given = frozenset(files)
+        self.given = files
         self.root, self.options = root, options
         self._read: dict[Path, LabelTable] = {}
 
@@ -116,17 +121,26 @@ class LabelledFiles:
 
     def has_split(self, split: str) -> bool:
         """Return whether a split has a table of its own, or rows of one of its usual names."""
-        return split in self._given or not set(SPLITS[split]).isdisjoint(self.table(split).splits or ())
+        return split in self.given or not set(SPLITS[split]).isdisjoint(self.table(split).splits or ())
 
     def check_divided(self) -> None:
-        """Check that there are tables, or rows, for both training and validation.
+        """Check that there are tables, or rows, for both training and validation; warn of images in both tables.
 
         Raises:
             DataError: all images are in one.
         """
-        if self.table("train").splits is None and not self.has_split("validation"):
+        table, validation = self.table("train"), self.files["validation"]
+        if table.splits is not None:
+            return
+        if not self.has_split("validation"):
             raise DataError(
-                f"{self.files['train']} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
+                f"{table.file} has no column split: pass --data.val_share 0.2, or --data.val_labels FILE.csv"
+            )
+        same_folder = self.root is not None or table.file.parent == validation.parent
+        if same_folder and (both := set(table.paths).intersection(self.table("validation").paths)):
+            rank_zero_warn(
+                f"{validation} has {counted(len(both), 'image')} of {table.file}, such as {min(both)}: the validation "
+                "is optimistic; remove them from one table"
             )
 
     def open(
@@ -215,12 +229,13 @@ def find_images(table: LabelTable, rows: npt.NDArray[np.intp], root: Path, exten
 
 
 class _Folder:
-    """The names in a folder, which are listed once: a million files are not looked up one by one."""
+    """The names of the files in a folder, which are listed once: a million files are not looked up one by one."""
 
     def __init__(self, path: str, extensions: Collection[str]) -> None:
         self.path, self.extensions = path, extensions
         try:
-            self.names = frozenset(os.listdir(path) if os.path.isdir(path) else ())  # noqa: PTH112, PTH208
+            with os.scandir(path) if os.path.isdir(path) else nullcontext(()) as entries:  # noqa: PTH112
+                self.names = frozenset(entry.name for entry in entries if not entry.is_dir())
         except PermissionError as error:
             raise no_permission(path) from error
         self._by_stem: dict[str, str | None] | None = None

@@ -13,11 +13,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data.dataset import IterableImageDataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from visionattn.data.errors import DataError
 from visionattn.data.images import upright
-from visionattn.data.normalisation import Normalisation, move_batch
+from visionattn.data.normalisation import Normalisation, move_batch, stack_images
 from visionattn.data.sampling import Draw, generators_kept, seed_generators
 from visionattn.data.sources import Source
 from visionattn.io import as_text
@@ -188,8 +188,7 @@ class Collate:
         good = [item for item in items if item.image is not None]
         images = [item.image for item in good if item.image is not None]
         return Batch(
-            # default_collate lets workers write into the memory that they share with the training.
-            image=default_collate(images) if images else torch.empty(0, *self.input_size),
+            image=stack_images(images, self.normalisation) if images else torch.empty(0, *self.input_size),
             target=self._targets(good),
             name=[item.name for item in good],
             errors=[error for item in items for error in item.errors],

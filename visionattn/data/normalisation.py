@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 Batch = TypeVar("Batch", bound=Any)
 
@@ -58,6 +59,15 @@ def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return a value for each channel, [C, 1, 1]; kept, as a copy to a GPU would wait for the GPU in each step."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def stack_images(images: list[Tensor], normalisation: Normalisation | None) -> Tensor:
+    """Return images [C, H, W] as a batch [B, C, H, W]: bytes if all are bytes, otherwise normalised floats."""
+    if normalisation is not None and len({image.dtype for image in images}) > 1:
+        images = list(map(normalisation.normalise_bytes, images))
+    # default_collate lets workers write into the memory that they share with the training.
+    batch: Tensor = default_collate(images)
+    return batch
 
 
 def move_batch(batch: Batch, device: torch.device | str) -> Batch:

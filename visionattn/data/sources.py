@@ -1,7 +1,7 @@
 """Search for a split of a data set, opened with timm's readers, with errors that say what is missing."""
 
 import tarfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from visionattn.data.folders import check_class_folders, check_class_names, chec
 from visionattn.data.images import Mode, read_image
 from visionattn.data.mnist import MNIST
 from visionattn.data.streams import check_package, check_shards
-from visionattn.data.torchvision_sets import open_torchvision
+from visionattn.data.torchvision_sets import is_whole, open_torchvision
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -118,7 +118,7 @@ def open_source(
             downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
-        undivided: take the root itself, or a whole data set of torchvision, for the split.
+        undivided: take the root itself, or a whole data set of torchvision, for the split, if ``wanted`` is None.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
         listings: see :func:`open_place`.
@@ -133,7 +133,7 @@ def open_source(
     if name in ("", "folder", "tar"):
         if root is None:
             raise DataError("a folder of images needs --data.root FOLDER, or choose --data.name digits")
-        place = Path(root) if undivided else find_split(Path(root), split, wanted)
+        place = Path(root) if undivided and wanted is None else find_split(Path(root), split, wanted)
         return open_place(place, mode, class_to_idx, class_map, listings=listings)
     if isinstance(mode, int):
         raise DataError(f"--data.in_chans {mode} is for images in files: {name} has 1 or 3 channels")
@@ -152,6 +152,8 @@ def open_source(
             f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
             f"{', '.join(p + '/NAME' for p in REMOTE)}"
         )
+    if wanted and is_whole(name):
+        raise DataError(f"{name} has no splits: leave out --data.{OPTIONS[split]} {wanted}")
     check_package(name)
     if prefix == "wds" and root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with the shards and an _info.json")
@@ -184,17 +186,15 @@ def open_place(
     class_to_idx: Mapping[str, int] | None = None,
     class_map: Mapping[str, str] | None = None,
     *,
-    labelled: bool = True,
     listings: Listings | None = None,
 ) -> FileSource | TarSource:
-    """Open a folder of class folders, or a tar of them; unless ``labelled``, of images anywhere.
+    """Open a folder of class folders, or a tar of them.
 
     Args:
         place: the folder or archive.
         mode: Pillow's mode of the images.
         class_to_idx: class numbers to use; None numbers the classes in natural order.
         class_map: classes of folders that have other names.
-        labelled: whether images must lie in class folders.
         listings: images of places that were opened before, which are not listed again; this place is added.
 
     Raises:
@@ -202,28 +202,29 @@ def open_place(
     """
     listings = {} if listings is None else listings
     if place not in listings:
-        listings[place] = _list_images(place, isinstance(mode, int))
+        listings[place] = list_place(place, isinstance(mode, int))
     found, is_tar = listings[place], place.is_file()
     if not found:
-        expected = f" (expected {LAYOUT.format(root=place.parent)})" if labelled else ""
-        raise DataError(f"no images under {place}{expected}")
+        raise DataError(f"no images under {place} (expected {LAYOUT.format(root=place.parent)})")
     labels = {label for _, label in found}
-    if labelled:
-        check_class_names(place, labels)
-        if not is_tar:
-            check_class_folders(place, (path for path, _ in found), class_to_idx)
+    check_class_names(place, labels)
+    if not is_tar:
+        check_class_folders(place, (path for path, _ in found), class_to_idx)
     numbers, class_to_idx = number_classes(place, labels, class_to_idx, class_map)
     samples = [(file, numbers[label]) for file, label in found]
     return TarSource(place, samples, class_to_idx, mode) if is_tar else FileSource(samples, class_to_idx, mode)
 
 
-def _list_images(place: Path, arrays: bool) -> list[tuple[Any, str]]:
-    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over."""
+def list_place(place: Path, arrays: bool) -> list[tuple[Any, str]]:
+    """Return the images in a folder or archive, each with the name of its folder; warn of files passed over.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
     check_readable(place)
     finder = Finder(place, arrays=arrays)
-    list_images: Callable[[Finder], list[tuple[Any, str]]] = list_tar if place.is_file() else list_folder
     try:
-        found = list_images(finder)
+        found: list[tuple[Any, str]] = list_tar(finder) if place.is_file() else list_folder(finder)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"cannot read {place}: {error}") from error
     finder.report()

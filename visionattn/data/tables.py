@@ -1,6 +1,7 @@
 """Tables of images and their labels: CSV and TSV files."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class LabelTable:
         file: the file.
         names: names of the labels, as they stand in the table.
         lines: line of each row in the file.
-        paths: image of each row, as it stands in the table.
+        paths: image of each row, without ``.`` and ``..`` where they change nothing.
         targets: index in ``names`` of each row's label, [N]; if an image may have several, whether it has each, [N, K].
         splits: split of each row in lower case, if the table says it.
         one_column_each: whether each label has a column, and is a class even if no image has it.
@@ -80,12 +81,14 @@ def read_table(file: Path, options: TableOptions) -> LabelTable:
         with file.open(encoding="utf-8-sig", newline="") as text:
             delimiter = max("\t,;", key=text.readline().count)
             text.seek(0)
-            reader = csv.reader(text, delimiter=delimiter)
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
             return _read(file, ((reader.line_num, row) for row in reader if any(row)), options)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror} (--data.labels takes a CSV or TSV file)") from error
-    except (UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
         raise DataError(f"{file} is no table in UTF-8: save it as CSV or TSV in UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{file} is no table in CSV or TSV: {error}; check its quotation marks") from error
 
 
 def _read(file: Path, rows: Iterator[Row], options: TableOptions) -> LabelTable:
@@ -108,7 +111,7 @@ def _read(file: Path, rows: Iterator[Row], options: TableOptions) -> LabelTable:
         except ValueError as error:
             raise DataError(f"{file}, line {line}: {error}") from error
         split = "" if columns.split is None else row[columns.split].strip().lower()
-        kept.add(line, row[columns.path].strip(), label, split)
+        kept.add(line, os.path.normpath(row[columns.path].strip()), label, split)
     if kept.repeated:
         rank_zero_warn(f"{file}: passed over {counted(kept.repeated, 'row')} that repeat an image and its label")
     if one_label and options.multi_label is None and (several := [name for name in names if "|" in name]):

@@ -1,4 +1,4 @@
-"""Images without labels: files and folders in the order in which they are named, and images in memory."""
+"""Images without labels: files, folders and a tar archive in the order in which they are named; images in memory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import cast
 from PIL import Image
 
 from visionattn.data.errors import DataError
-from visionattn.data.file_sources import FileSource, list_images
+from visionattn.data.file_sources import FileSource, TarSource, list_images
 from visionattn.data.images import Mode, to_mode, upright
-from visionattn.data.sources import ImageSource
+from visionattn.data.sources import ImageSource, list_place
 
 Images = Sequence[str | Path] | Sequence[Image.Image]
-"""Files and folders, or images in memory."""
+"""Files and folders, one tar archive, or images in memory."""
 
 UNLABELLED = -1
 """Class index of an image whose class is not known."""
@@ -51,10 +51,10 @@ class MemorySource:
 
 
 def open_unlabelled(images: Images, mode: Mode = "RGB") -> ImageSource:
-    """Open files, folders of images, or images in memory; see `list_images`.
+    """Open files and folders of images (see `list_images`), a tar archive of images, or images in memory.
 
     Raises:
-        DataError: a file or folder that is missing, a folder without images, or nothing at all.
+        DataError: a file or folder that is missing, a folder or archive without images, or nothing at all.
     """
     if not images:
         raise DataError("no images: name files or folders")
@@ -62,5 +62,10 @@ def open_unlabelled(images: Images, mode: Mode = "RGB") -> ImageSource:
         if isinstance(mode, int):
             raise DataError(f"the model takes images of {mode} channels: name files of them, not images of Pillow")
         return MemorySource(cast(Sequence[Image.Image], images), mode)
+    if len(images) == 1 and (archive := Path(cast(str | Path, images[0])).expanduser()).suffix == ".tar":
+        members = [(member, UNLABELLED) for member, _ in list_place(archive, isinstance(mode, int))]
+        if not members:
+            raise DataError(f"no images under {archive}")
+        return TarSource(archive, members, None, mode)
     files = list_images(cast(Sequence[str | Path], images), arrays=isinstance(mode, int))
     return FileSource([(file, UNLABELLED) for file in files], None, mode)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionattn.data.normalisation import Normalisation, move_batch
+from visionattn.data.normalisation import Normalisation, move_batch, stack_images
 from visionattn.layers.prepared import frozen_weights
 from visionattn.probing.features.cache import Field, ShardedArrays
 from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
@@ -69,7 +69,7 @@ def collate_images(items: Sequence[Any], normalisation: Normalisation | None = N
     """Make a batch of items with `image` (None if it cannot be read), `index` and `errors`."""
     good = [item for item in items if item.image is not None]
     return ImageBatch(
-        torch.stack([item.image for item in good]) if good else torch.empty(0),
+        stack_images([item.image for item in good], normalisation) if good else torch.empty(0),
         torch.tensor([item.index for item in good], dtype=torch.long),
         [error for item in items for error in item.errors],
         normalisation,
