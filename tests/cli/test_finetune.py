@@ -124,13 +124,16 @@ def test_resumed_run_keeps_its_settings_and_its_division(command: Command, capsy
     assert f"the images have changed since {RUN}/split.csv was written" in capsys.readouterr().err
 
 
-def test_resumed_run_takes_another_learning_rate(command: Command) -> None:
+def test_resumed_run_takes_another_learning_rate_and_keeps_it(command: Command) -> None:
     argv = ["finetune", "photos", "--model", MODEL, *QUICK]
     command(*argv, "--epochs", "1")
     command(*argv, "--epochs", "2", "--ckpt_path", "last", "--lr", "1e-4")
-    command(*argv, "--epochs", "3", "--ckpt_path", "last", "--model.lr_base", "1e-3")
-    rates = [yaml.safe_load((RUN / f"config{number}.yaml").read_text())["model"] for number in ("", "-1", "-2")]
-    assert [(each["lr"], each["lr_base"]) for each in rates] == [(None, 1e-3), (1e-4, None), (None, 1e-3)]
+    command(*argv, "--ckpt_path", "last")
+    command(*argv, "--ckpt_path", "last", "--model.lr_base", "2e-3")
+    configs = [yaml.safe_load((RUN / f"config{number}.yaml").read_text()) for number in ("", "-1", "-2", "-3")]
+    rates = [(each["model"]["lr"], each["model"]["lr_base"]) for each in configs]
+    assert rates == [(None, 1e-3), (1e-4, None), (1e-4, None), (None, 2e-3)]
+    assert [each["trainer"]["max_epochs"] for each in configs] == [1, 2, 2, 2]
 
 
 def test_printed_length_is_that_of_the_run(command: Command) -> None:

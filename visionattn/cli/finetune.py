@@ -100,7 +100,8 @@ class FinetuneCLI(TrainingCLI):
         """Return the config of the run to resume, if there is one: its images may have changed since."""
         wanted = self.options.ckpt_path
         _, run = (None, None) if wanted is None else find_checkpoint(wanted, self.options.runs, self.run_name)
-        return [f"--config={run.path / 'config.yaml'}"] if run and (run.path / "config.yaml").is_file() else []
+        config = run.newest_config() if run else None
+        return [f"--config={config}"] if config else []
 
     def _chosen_options(self, is_given: Callable[[str], bool]) -> list[str]:
         """Open the images, and return the options that follow from them and from the model."""
