@@ -129,6 +129,8 @@ def test_completion_parser_has_every_command() -> None:
     parser: Any = create_parser("visionattn", "FILES")
     commands = parser._subcommands_action.choices
     assert set(commands) == set(COMMANDS) - {"completion"}
+    short = {"--model", "--checkpoint", "--epochs", "--lr", "--batch_size"}
+    assert short <= {option for action in commands["finetune"]._actions for option in action.option_strings}
     options = {action.dest: action for action in commands["fit"]._actions}
     assert options["config"].complete == "FILES"
     words = [action for action in commands["predict"]._actions if not action.option_strings]

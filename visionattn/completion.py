@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import embed, evaluate, export, linear, predict, search, train
+from visionattn.cli import embed, evaluate, export, finetune, linear, predict, search, train
 from visionattn.cli.errors import UsageError
 from visionattn.suggestions import suggest
 
@@ -38,13 +38,22 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
     single = {"embed": embed, "linear": linear, "predict": predict, "search": search}
     commands = {
         **_commands(train),
-        "finetune": _commands(train)["fit"],  # whose options it takes
+        "finetune": _finetune(),
         **_commands(evaluate),
         **{name: _capture(module, [name]) for name, module in single.items()},
         "export": below,
     }
     _add_commands(parser, files, commands)
     _add_commands(below, files, _commands(export))
+    return parser
+
+
+def _finetune() -> Any:
+    """Return the parser of ``fit``, whose options ``finetune`` takes, with the short ones and the images."""
+    parser = _commands(train)["fit"]
+    parser.add_argument("images", type=Path)
+    for option in finetune.SHORT:
+        parser.add_argument(option, type=Path if option == "--checkpoint" else str)
     return parser
 
 

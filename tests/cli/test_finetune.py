@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 import visionattn
 from visionattn.__main__ import dispatch
 from visionattn.cli.errors import run
+from visionattn.cli.finetune import name_run
 from visionattn.data import sources
 
 MODEL = "resnet_pico.cifar10"
@@ -75,7 +77,8 @@ def test_folder_is_divided_and_the_printed_commands_work(command: Command) -> No
     table = command(*shlex.split(evaluation), "--device=cpu", "--data.num_workers=0")
     assert score[1] in table
     assert re.search(r"\D4\D", table), "the held-out images alone"
-    assert out.endswith(f"\npredict:   visionattn predict {RUN}/checkpoints/best.ckpt IMAGES\n")
+    (prediction,) = re.findall(r"^predict: +visionattn (.*) IMAGES$", out, re.MULTILINE)
+    assert "photos/bee/0.png" in command(*shlex.split(prediction), "photos/bee", "--device=cpu")
 
 
 def test_options_that_are_given_win(command: Command) -> None:
@@ -119,6 +122,36 @@ def test_resumed_run_keeps_its_settings_and_its_division(command: Command, capsy
     draw(Path("photos/ant"), 11)
     assert run(dispatch, [*argv, "--epochs", "3", "--ckpt_path", "last"]) == 1
     assert f"the images have changed since {RUN}/split.csv was written" in capsys.readouterr().err
+
+
+def test_resumed_run_takes_another_learning_rate_and_keeps_it(command: Command) -> None:
+    argv = ["finetune", "photos", "--model", MODEL, *QUICK]
+    command(*argv, "--epochs", "1")
+    command(*argv, "--epochs", "2", "--ckpt_path", "last", "--lr", "1e-4")
+    command(*argv, "--ckpt_path", "last")
+    command(*argv, "--ckpt_path", "last", "--model.lr_base", "2e-3")
+    configs = [yaml.safe_load((RUN / f"config{number}.yaml").read_text()) for number in ("", "-1", "-2", "-3")]
+    rates = [(each["model"]["lr"], each["model"]["lr_base"]) for each in configs]
+    assert rates == [(None, 1e-3), (1e-4, None), (1e-4, None), (None, 2e-3)]
+    assert [each["trainer"]["max_epochs"] for each in configs] == [1, 2, 2, 2]
+
+
+def test_printed_length_is_that_of_the_run(command: Command) -> None:
+    argv = ["--epochs", "1", "--batch_size", "3", "--trainer.accumulate_grad_batches", "2"]
+    out = command("finetune", "photos", "--model", MODEL, *argv, *QUICK)
+    assert "1 epoch of 3 updates, 6 images per update" in out
+    assert "1 epoch, 3 steps" in out
+
+
+def test_run_has_the_name_of_its_data_set() -> None:
+    model = Namespace(name=MODEL)
+    for data, name in (
+        ({"name": "torch/dtd", "root": "downloads"}, f"torch_dtd-{MODEL}"),
+        ({"name": "folder", "root": "some/photos"}, f"photos-{MODEL}"),
+        ({"labels": "some/birds.csv", "root": "photos"}, f"birds-{MODEL}"),
+    ):
+        options = Namespace(data=Namespace(**{"name": None, "root": None, "labels": None} | data), model=model)
+        assert name_run(options) == name
 
 
 def test_checkpoint_is_a_model_to_start_from(command: Command, checkpoint: Path) -> None:

@@ -15,7 +15,9 @@ from tests.export.conftest import NARROW_NAT, Save
 from visionattn.cli import evaluate
 from visionattn.cli.errors import run
 from visionattn.cli.export import main
-from visionattn.training import load_checkpoint
+from visionattn.evaluation import load_model
+from visionattn.training import describe_model, load_checkpoint
+from visionattn.training.checkpoints import loading
 
 VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 SEQUENCE = {"input_size": (1, 5, 6), "mean": (0.5,), "std": (0.5,), "sequence": "permuted", "permutation_seed": 7}
@@ -82,6 +84,26 @@ def test_evaluation_gives_the_same_accuracy_and_names(digits_checkpoint: Path, t
         result = json.loads((tmp_path / "r.json").read_text())
         results.append((result["top1"], result["top5"], (tmp_path / "r.csv").read_text()))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_exported_model_says_whether_images_have_several_labels(
+    several: bool, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = save("nat_pico", model_kwargs=NARROW_NAT, multi_label=several), tmp_path / "hub"
+    export("--checkpoint", path, "--output", folder)
+    name = f"local-dir:{folder}"
+    assert load_model(name).spec.multi_label is several
+    model = timm.create_model(name, pretrained=True)
+    assert not describe_model(model, name, pretrained=False).multi_label, "random weights have learnt no labels"
+    assert not describe_model(timm.create_model(name, num_classes=7), name, pretrained=True).multi_label, "a new head"
+
+    def fetch(repository: str, file: str, revision: str | None) -> str:
+        assert (repository, revision) == ("me/mine", "v1")
+        return str(folder / file)
+
+    monkeypatch.setattr(loading, "hf_hub_download", fetch)
+    assert describe_model(model, "hf-hub:me/mine@v1", pretrained=True).multi_label is several
 
 
 def test_weights_are_saved_in_the_requested_dtype(

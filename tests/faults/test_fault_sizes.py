@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from visionattn.data import DataError, ImageClassificationData
+from visionattn.data.options import Preparation
 from visionattn.data.transforms import MAX_SIZE, MiddlePart
 
 Run = Callable[..., Any]
@@ -30,9 +31,10 @@ Quick = tuple[str, ...]
     ids=lambda options: " ".join(options) or "plain",
 )
 def test_images_of_any_size_are_resized_to_the_model(size: tuple[int, int], options: dict[str, Any]) -> None:
-    data = ImageClassificationData(root="x", img_size=64, **options)
+    preparation = Preparation(img_size=64, **options)
     for training in (True, False):
-        image = data._transform(training)(Image.new("RGB", size, (200, 100, 50)))
+        transform = preparation.make_transform(preparation.preprocessing(224), training)
+        image = transform(Image.new("RGB", size, (200, 100, 50)))
         assert image.shape == (3, 64, 64)
         assert image.isfinite().all()
 
@@ -48,9 +50,9 @@ def test_very_long_image_is_cropped_before_it_is_enlarged(
         return resize(image, size, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    data = ImageClassificationData(root="x", img_size=64, **options)
+    preparation = Preparation(img_size=64, **options)
     for training in (True, False):
-        data._transform(training)(Image.new("RGB", (1, 5000)))
+        preparation.make_transform(preparation.preprocessing(224), training)(Image.new("RGB", (1, 5000)))
     assert 0 < max(max(size) for size in sizes) < 64 * 25
 
 

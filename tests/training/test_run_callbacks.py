@@ -71,6 +71,12 @@ def test_training_by_a_loss_stops_when_it_no_longer_falls(tmp_path: Path) -> Non
     assert train(tmp_path, scores, EarlyStop("min", 2), metric="val_loss") == 4
 
 
+def test_score_that_is_not_a_number_is_no_improvement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = float("nan")
+    assert train(tmp_path, [0.5, nan, 0.6, nan, nan, 0.7], EarlyStop("max", 2)) == 5
+    assert "stopped early: val val_top1 60.00% has not improved in 2 validations" in capsys.readouterr().out
+
+
 def test_resumed_training_counts_on_with_the_patience_of_its_options(tmp_path: Path) -> None:
     scores = [0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]
     assert train(tmp_path, scores[:2], EarlyStop("max", 2)) == 2

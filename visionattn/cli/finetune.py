@@ -1,7 +1,7 @@
 """The command finetune: ``fit`` with a shipped config, and with settings that follow from the images and the model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from visionattn.data import ImageClassificationData
 from visionattn.evaluation.source import WEIGHT_FILES
 from visionattn.io import slug
 from visionattn.tasks import TASKS
-from visionattn.tasks.finetuning import check_start, choose_settings, open_data
+from visionattn.tasks.finetuning import check_start, choose_settings, count_updates, open_data
 from visionattn.tasks.start import start_from
 from visionattn.training import read_checkpoint, require_own_model, stored_spec
 from visionattn.training.runs import find_checkpoint, say
@@ -33,6 +33,8 @@ SHORT = {
     "--batch_size": "--data.batch_size",
 }
 """Options of ``fit`` by their short names here."""
+RATES = {"lr": "lr_base", "lr_base": "lr"}
+"""Learning rates, of which a given one replaces the other."""
 
 HELP = """\
 usage: visionattn finetune FOLDER --model NAME [options]
@@ -81,7 +83,13 @@ class FinetuneCLI(TrainingCLI):
         check_range("epochs", self.options.trainer.max_epochs or 0, 1, error=UsageError)
         check_start(self.options.model)
         self.run_name = self.options.run_name or name_run(self.options)
-        words = self._held_options() or self._chosen_options(given)
+        named, configs = {option for option, _ in given_options(given)}, named_configs(given)
+
+        def is_given(option: str) -> bool:
+            return f"--{option}" in named or any(place_of(config, option) for config in configs)
+
+        words = self._held_options() or self._chosen_options(is_given)
+        words += [f"--model.{other}=null" for rate, other in RATES.items() if is_given(f"model.{rate}")]
         words.append(f"--run_name={self.run_name}")
         super().parse_arguments(parser, [command, config, *words, *given])
         self.argv = self.typed
@@ -92,19 +100,14 @@ class FinetuneCLI(TrainingCLI):
         """Return the config of the run to resume, if there is one: its images may have changed since."""
         wanted = self.options.ckpt_path
         _, run = (None, None) if wanted is None else find_checkpoint(wanted, self.options.runs, self.run_name)
-        return [f"--config={run.path / 'config.yaml'}"] if run and (run.path / "config.yaml").is_file() else []
+        config = run.newest_config() if run else None
+        return [f"--config={config}"] if config else []
 
-    def _chosen_options(self, given: Sequence[str]) -> list[str]:
+    def _chosen_options(self, is_given: Callable[[str], bool]) -> list[str]:
         """Open the images, and return the options that follow from them and from the model."""
         start_from(self.options, self.task, "fit", None)  # the kind of images to look for
         self.opened = open_data(self.options.data.as_dict())
-        words = {option for option, _ in given_options(given)}
-        configs = named_configs(given)
-        settings = choose_settings(
-            self.options,
-            self.opened,
-            lambda option: f"--{option}" in words or any(place_of(config, option) for config in configs),
-        )
+        settings = choose_settings(self.options, self.opened, is_given)
         return [f"--{option}={value}" for option, value in flat_options(settings).items()]
 
     def instantiate_classes(self) -> None:
@@ -153,20 +156,21 @@ def _model_options(name: str) -> list[str]:
 def name_run(options: Any) -> str:
     """Return the name of a run: that of the images and of the model."""
     data = options.data
-    images = Path(data.labels).stem if data.labels else Path(data.root).resolve().name if data.root else data.name
+    place = data.root if data.name in (None, "folder", "tar") else None
+    images = Path(data.labels).stem if data.labels else Path(place).resolve().name if place else data.name
     return slug(f"{images}-{options.model.name}")
 
 
 def describe_settings(options: Any, data: ImageClassificationData) -> str:
     """Return lines that say how the images are divided, and the settings that follow from them."""
-    count, batch, epochs = data.num_images("train"), options.data.batch_size, options.trainer.max_epochs
+    count, epochs = data.num_images("train"), options.trainer.max_epochs
+    batch, accumulated = options.data.batch_size, options.trainer.accumulate_grad_batches
     length = counted(epochs, "epoch")
     if count is not None:
-        updates = max(1, count // (batch * options.trainer.accumulate_grad_batches))
-        length += f" of {counted(updates, 'update')}"
+        length += f" of {counted(count_updates(count, batch, accumulated), 'update')}"
     warmup, decay = f"warm-up {options.model.warmup_epochs:g}", f"layer decay {options.model.layer_decay:g}"
     average = f"moving average {options.ema}" if options.ema else "no moving average"
-    lines = [f"fine-tuning: {length}, {counted(batch, 'image')} per update, {warmup}, {decay}, {average}"]
+    lines = [f"fine-tuning: {length}, {counted(batch * accumulated, 'image')} per update, {warmup}, {decay}, {average}"]
     if data.divides_itself and data.val_share is not None:
         share = f"{data.val_share:.0%} of the images of each class, the same every time"
         lines.insert(0, f"validation: {share}; split.csv of the run lists them")

@@ -76,12 +76,11 @@ def choose_settings(options: Any, data: ImageClassificationData, is_given: Calla
     batch, epochs, ema = options.data.batch_size, trainer.max_epochs, None
     if count is not None:
         batch = batch if is_given("data.batch_size") else plan_batch(count)
-        per_epoch = max(1, count // (batch * trainer.accumulate_grad_batches))
+        per_epoch = count_updates(count, batch, trainer.accumulate_grad_batches)
         epochs = epochs if is_given("trainer.max_epochs") else plan_epochs(per_epoch)
         ema = plan_average(epochs * per_epoch)
     found = {
         "model.pretrained": model.checkpoint_path is None,
-        "model.lr_base": model.lr_base if model.lr is None else None,
         "model.layer_decay": plan_layer_decay(_skeleton(model)),
         "model.warmup_epochs": WARMUP * epochs,
         "data.val_share": data.val_share,
@@ -97,6 +96,11 @@ def _skeleton(model: Any) -> nn.Module:
     kwargs = {key: value for key, value in (model.model_kwargs or {}).items() if key != "checkpoint_path"}
     with torch.device("meta"):
         return create_model(model.name, **kwargs | {"pretrained": False})
+
+
+def count_updates(num_images: int, batch_size: int, accumulated: int) -> int:
+    """Return the updates of an epoch on one device, whose last batch is left out if it is not full."""
+    return max(1, math.ceil(num_images // batch_size / accumulated))
 
 
 def plan_batch(num_images: int) -> int:

@@ -44,6 +44,10 @@ class RunFolder:
             warnings.warn(f"{path} is damaged, it is passed over", stacklevel=2)
         return None
 
+    def newest_config(self) -> Path | None:
+        """Return the config with which the run was last started or resumed."""
+        return max(self.path.glob("config*.yaml"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
     def unused(self, name: str) -> str:
         """Return ``name``, with a number added if the run already has such a file."""
         path, number = Path(name), 1

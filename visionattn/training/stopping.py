@@ -19,7 +19,9 @@ class EarlyStop(EarlyStopping):
     """
 
     def __init__(self, mode: Literal["max", "min"], patience: int, min_delta: float = 0.0) -> None:
-        super().__init__("", min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+        # A score that is not finite counts as no improvement; Lightning would stop at once, without a word.
+        options: dict[str, Any] = {"check_finite": False, "check_on_train_epoch_end": False}
+        super().__init__("", min_delta, patience, mode=mode, **options)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Ask the task for the score, which may depend on the data."""

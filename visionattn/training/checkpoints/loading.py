@@ -1,5 +1,6 @@
 """Models from checkpoints and other files of weights, and descriptions of models without loading them."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,17 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from visionattn.io import WEIGHT_SOURCES
 from visionattn.training.checkpoints.files import read_checkpoint
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec, require_own_model, stored_spec
 from visionattn.training.fitting import adapt_weights, head_width, load_weights
-from visionattn.training.models import create_model, label_names
+from visionattn.training.models import create_model, is_elsewhere, label_names
 from visionattn.training.preprocessing import adapt_preprocessing, model_preprocessing
 
 AVERAGE_BESIDE = "current_model_state"
 """Key under which Lightning keeps the raw weights if ``state_dict`` is their moving average."""
+
+CONFIG = "config.json"
+"""File that describes the model in a folder or repository of a hub."""
 
 MODEL_PREFIX = "model."
 """Prefix of the model's weights in a training checkpoint: its attribute in the LightningModule."""
@@ -38,7 +43,21 @@ def describe_model(model: nn.Module, name: str, **kwargs: Any) -> ModelSpec:
     # The class names in timm's configuration belong to the head that comes with the weights.
     names = label_names(getattr(model, "pretrained_cfg", {}))
     named = len(names) == num_classes and weights_origin(pretrained, kwargs) == "pretrained"
-    return ModelSpec(name, kwargs, num_classes, names if named else [], preprocessing, dataset="")
+    multi_label = named and is_elsewhere(name) and _says_several_labels(name)
+    return ModelSpec(name, kwargs, num_classes, names if named else [], preprocessing, "", multi_label=multi_label)
+
+
+def _says_several_labels(name: str) -> bool:
+    """Return whether ``visionattn export hub`` wrote that the model ``local-dir:…`` or ``hf-hub:…`` has several labels.
+
+    timm has read the same ``config.json``, which is in the cache if it comes from a hub.
+    """
+    source, _, place = name.partition(":")
+    repository, _, revision = place.partition("@")
+    folder = source == "local-dir"
+    file = Path(place) / CONFIG if folder else hf_hub_download(repository, CONFIG, revision=revision or None)
+    written = json.loads(Path(file).read_text(encoding="utf-8")).get(METADATA_KEY)
+    return isinstance(written, dict) and written.get("multi_label") is True
 
 
 def describe_weights(
