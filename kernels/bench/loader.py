@@ -105,7 +105,18 @@ def ours(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:
         seed=0,
     )
     data.setup("fit")
-    return data.train_dataloader()
+    return Normalised(data.train_dataloader())
+
+
+class Normalised:
+    """Batches as a training on a CPU sees them: normalised in its own process, where those of others come so."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        device = torch.device("cpu")
+        return (batch.to(device) for batch in self.loader)
 
 
 def timm_loader(root: Path, size: int, batch: int, workers: int) -> Iterable[Any]:

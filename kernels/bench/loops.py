@@ -18,7 +18,6 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -113,12 +112,9 @@ def ours(task: Task, record: Record) -> None:
         "trainer.num_sanity_val_steps": 0,
     }
 
-    class Timed(train.TrainingCLI):
-        def _prepare_run(self, settings) -> list[Callback]:  # type: ignore[no-untyped-def]
-            return [*super()._prepare_run(settings), Clock()]
-
-    with tempfile.TemporaryDirectory() as runs, patch.object(train, "TrainingCLI", Timed):
-        train.main(["fit", f"--runs={runs}", *(f"--{name}={value}" for name, value in options.items())])
+    with tempfile.TemporaryDirectory() as runs, train.training_settings():
+        words = ["fit", f"--runs={runs}", *(f"--{name}={value}" for name, value in options.items())]
+        train.TrainingCLI(words, callbacks=[Clock()])
 
 
 def plain(task: Task, record: Record) -> None:
