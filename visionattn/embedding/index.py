@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from visionattn.data.file_sources import list_images
 from visionattn.embedding.embedder import Embedder
 from visionattn.embedding.images import States, file_states
 from visionattn.errors import UserError
@@ -122,7 +121,7 @@ class Index:
         root = Path(gallery).expanduser()
         if not root.is_dir():
             raise UserError(f"no such folder of images: {root} (--gallery)")
-        files = list_images([root])
+        files = embedder.list_images(root)
         names = [os.path.relpath(file, root) for file in files]
         rows = {name: row for row, name in enumerate(self.names)}
         places = [rows.get(name) for name in names]
@@ -229,7 +228,7 @@ class Index:
                 f"{model} and its --model_kwargs"
             )
         if self.about["checkpoint"] is None:
-            return ModelSource(None, model, origin != "random", kwargs).load()
+            return ModelSource(None, model, True, kwargs).load()
         checkpoint = Path(self.about["checkpoint"])
         if origin == "file":
             return ModelSource(checkpoint, model, False, kwargs).load()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
 from visionattn.checks import check_range
@@ -31,6 +30,8 @@ def best_thresholds(probability: Tensor, label: Tensor) -> Tensor:
 
 
 def _best_threshold(probability: Any, label: Any) -> float:
+    from sklearn.metrics import precision_recall_curve  # slow to import
+
     precision, recall, thresholds = precision_recall_curve(label, probability)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
