@@ -32,7 +32,7 @@ Quick = tuple[str, ...]
 def test_images_of_any_size_are_resized_to_the_model(size: tuple[int, int], options: dict[str, Any]) -> None:
     data = ImageClassificationData(root="x", img_size=64, **options)
     for training in (True, False):
-        image = data._transform(training)(Image.new("RGB", size, (200, 100, 50)))
+        image = data._transforms[training](Image.new("RGB", size, (200, 100, 50)))
         assert image.shape == (3, 64, 64)
         assert image.isfinite().all()
 
@@ -50,7 +50,7 @@ def test_very_long_image_is_cropped_before_it_is_enlarged(
     monkeypatch.setattr(Image.Image, "resize", watched)
     data = ImageClassificationData(root="x", img_size=64, **options)
     for training in (True, False):
-        data._transform(training)(Image.new("RGB", (1, 5000)))
+        data._transforms[training](Image.new("RGB", (1, 5000)))
     assert 0 < max(max(size) for size in sizes) < 64 * 25
 
 

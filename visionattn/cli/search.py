@@ -125,7 +125,7 @@ def save_sheet(path: Path, hits: list[Hit], number: int, channels: int = 3) -> N
 
 def _print(result: SearchResult, index: Path | None) -> None:
     print(result.preparation)
-    changes = "" if result.changes is None else ", {} new, {} changed, {} removed".format(*result.changes[:3])
+    changes = "" if result.changes is None else ", {:,} new, {:,} changed, {:,} removed".format(*result.changes[:3])
     print(f"{index or 'gallery'}: {counted(len(result.index), 'image')}{changes}")
     several = len({hit.query for hit in result.hits}) > 1
     if shown := [_cells(hit, several) for hit in result.hits[:SHOWN]]:

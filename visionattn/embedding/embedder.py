@@ -26,6 +26,7 @@ from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import LoadedModel, load_model
 from visionattn.io import as_text
+from visionattn.probing.features.cache import only_user
 from visionattn.probing.features.extraction import FeatureCache, extract_features
 from visionattn.probing.features.splits import freeze, prepare
 from visionattn.probing.frozen import Layer, weights_hash
@@ -167,6 +168,7 @@ class Embedder:
         images = ImageFiles(files, self.backbone.preprocessing, workers, self.on_error)
         with ExitStack() as stack:
             folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionattn-")))
+            stack.enter_context(only_user(folder))
             with self.progress(f"features of {self.backbone.name}", "images") as report:
                 cache = extract_features(
                     self.backbone,

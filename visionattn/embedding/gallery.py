@@ -129,4 +129,6 @@ def _open_again(
     }
     embedder = Embedder(loaded, normalize=True, **merged)
     index.check_model(embedder.about, path)
+    if index.features.shape[1:] != embedder.shape and embedder.pooling != "tokens":
+        raise UserError(f"{path} has vectors of other lengths than its model: remove it and build it again")
     return embedder
