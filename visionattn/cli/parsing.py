@@ -116,7 +116,7 @@ class EvaluationParser(ConciseParser, ArgumentParser):
             raise UsageError(str(error)) from error
 
 
-def run_with_words(command: Callable[..., None], argv: Sequence[str], prog: str) -> None:
+def run_with_words(command: Callable[..., None], argv: list[str], prog: str) -> None:
     """Run a command whose parameters without a default are words: ``visionattn predict MODEL IMAGES``."""
     options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} {argv[0]}"}
     auto_cli(command, args=argv[1:], as_positional=True, **options)

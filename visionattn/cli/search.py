@@ -86,8 +86,9 @@ def search(
         "on_error": on_error,
         "progress": show_progress,
     }
-    source = None if model is None else find_model(model, architecture, model_kwargs=model_kwargs)
-    loaded = source and source.load("search with")
+    loaded = None
+    if model is not None:
+        loaded = find_model(model, architecture, model_kwargs=model_kwargs).load("search with")
     result = search_images(query, gallery=gallery, index=index, model=loaded, topk=topk, backend=backend, **options)
     _print(result, index)
     if output:

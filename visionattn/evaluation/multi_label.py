@@ -44,7 +44,7 @@ def evaluate_labels(
     loaded: LoadedModel,
     options: ImageOptions = AS_TRAINED,
     *,
-    threshold: float | Path = THRESHOLD,
+    threshold: float | str | Path = THRESHOLD,
     inference: Inference | None = None,
     device: str | torch.device = "auto",
     precision: Precision = "32-true",

@@ -34,7 +34,7 @@ def predict(
     images: str | Path | Image.Image | Images,
     *,
     topk: int = 5,
-    threshold: float | Path | None = None,
+    threshold: float | str | Path | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
     batch_size: int = 64,
