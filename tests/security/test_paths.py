@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.data.loading import ImageDataset, Item
+from visionattn.data.loading import ImageDataset
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import open_source
 from visionattn.evaluation import save_ranked_lists, save_rollouts
@@ -70,14 +70,11 @@ def test_files_named_after_images_stay_in_their_folder(name: str, tmp_path: Path
     result: Any = SimpleNamespace(features=found, data=data, reranked=False)
     save_ranked_lists(folders[0], result, 1)
 
-    class Named:
-        def __getitem__(self, draw: Draw) -> Item:
-            return Item(torch.zeros(3, 8, 8), 0, name)
-
     model = torch.nn.Linear(1, 1)
     model.rollout_maps = lambda image: (torch.rand(1, 4), torch.tensor([[1]]))  # type: ignore[assignment]
     model.grid = (2, 2)  # type: ignore[assignment]
-    rolled = SimpleNamespace(dataset=Named())
+    batch = SimpleNamespace(image=torch.zeros(1, 3, 8, 8), name=[name])
+    rolled = SimpleNamespace(one_by_one=lambda places: [(place, batch) for place in places])
     preprocessing = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     data = SimpleNamespace(val_dataloader=lambda: rolled, preprocessing=preprocessing)
     save_rollouts(folders[1], model, data, 1, 1)
