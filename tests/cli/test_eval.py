@@ -155,8 +155,9 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path, checkpoint, colour_fo
         (["--checkpoint", "{checkpoint}", "--output", "{root}"], 1, "{root} is a folder"),
         (["--checkpoint", "{checkpoint}", "--output", "{checkpoint}/r.json"], 1, "cannot write {checkpoint}/r.json"),
         (["--model", "resnt18"], 1, "unknown model 'resnt18': did you mean"),
-        (["--model", "test_resnet", "--model_kwargs.num_classes", "2", "--data.root", "{root}"], 1, "has 3 classes"),
-        (["--model", "test_resnet", "--model_kwargs.num_classes", "5", "--data.root", "{root}"], 1, "has 3 classes"),
+        (["--model", "test_resnet", "--data.root", "{root}"], 1, "nothing to evaluate, for the weights of test_resnet"),
+        (["--model", "test_resnet", "--checkpoint", "{two}", "--data.root", "{root}"], 1, "has 3 classes"),
+        (["--model", "test_resnet", "--checkpoint", "{five}", "--data.root", "{root}"], 1, "has 3 classes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -166,6 +167,9 @@ def test_classify_errors_name_the_input_in_one_line(tmp_path, checkpoint, colour
     (others / "val" / "purple").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(others / "val" / "purple" / "0.png")
     names = {"checkpoint": checkpoint, "empty": empty, "others": others, "root": colour_folder}
+    for name, count in (("two", 2), ("five", 5)):
+        names[name] = tmp_path / f"{name}.pth"
+        torch.save(create_model("test_resnet", num_classes=count).state_dict(), names[name])
     assert classify(*(option.format(**names) for option in options)) == status
     assert says.format(**names) in error_line(capsys)
 
@@ -216,7 +220,7 @@ def test_macs_of_nat_match_the_paper():
     assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(2.7, abs=0.05)
 
 
-def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_path, colour_folder, capsys):
+def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_path, checkpoint, colour_folder, capsys):
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
     model = create_model("dcal_vit_pico", **options).eval()
@@ -237,5 +241,5 @@ def test_inference_option_chooses_branches_of_dcal_and_rollout_draws_them(tmp_pa
         assert result["top1"] == (share.argmax(1) == batch.target).sum().item() / 9
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
     capsys.readouterr()
-    assert classify("--model", "test_resnet", "--data.root", colour_folder, "--inference", "sa") == 1
+    assert classify("--checkpoint", checkpoint, "--data.root", colour_folder, "--inference", "sa") == 1
     assert "test_resnet has one branch" in error_line(capsys)

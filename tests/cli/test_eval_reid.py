@@ -99,12 +99,12 @@ def test_inference_option_chooses_branches_of_dcal(tmp_path, dcal):
     assert results["sa"]["mAP"] != results["combined"]["mAP"]
 
 
-def test_untrained_model_is_evaluated_at_the_given_size(tmp_path):
-    argv = ["--model", "test_resnet", "--data.height", "32", "--data.width", "16", "--output", tmp_path / "r.json"]
-    with pytest.warns(UserWarning, match="test_resnet has random weights"):
-        assert reid(*argv) == 0
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert (result["weights"], result["preprocessing"]["input_size"]) == ("random", [3, 32, 16])
+def test_random_weights_are_not_evaluated(capsys):
+    assert reid("--model", "test_resnet") == 1
+    assert capsys.readouterr().err == (
+        "error: nothing to evaluate, for the weights of test_resnet are random: pass --pretrained for those that are "
+        "published, or a checkpoint\n"
+    )
 
 
 def test_ranked_lists_and_rollouts_are_drawn(tmp_path, dcal):

@@ -150,8 +150,9 @@ def test_damaged_index_is_named(damage: str, embedder: Embedder, gallery: Path, 
         {"model": "hf-hub:someone/else"},
         {"model": "local-dir:/elsewhere"},
         {"model_kwargs": {"pretrained_cfg_overlay": {"url": "https://example.org/x.bin"}}},
+        {"model_kwargs": {"pretrained_cfg": {"hf_hub_id": "someone/else"}}},
     ],
-    ids=["hub", "folder", "address"],
+    ids=["hub", "folder", "address", "config"],
 )
 def test_index_does_not_cause_other_places_to_be_read(
     described: dict[str, Any], embedder: Embedder, gallery: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import visionattn
+from visionattn.cli.search import save_sheet
 from visionattn.embedding import Hit, Index, SearchResult, embed, search
+from visionattn.viz.image import read_pixels
 
 QUICK: Any = {"device": "cpu", "num_workers": 0, "batch_size": 4}
 
@@ -103,3 +106,27 @@ def test_features_are_those_of_the_index(checkpoint: Path, gallery: Path, tmp_pa
     }
     expected = embed(checkpoint, gallery, layer=0, img_size=48, normalize=True, **QUICK)
     torch.testing.assert_close(result.index.features, torch.from_numpy(expected.features))
+
+
+def test_images_of_five_channels_are_found_and_drawn(tmp_path: Path) -> None:
+    folder, generator = tmp_path / "five", np.random.default_rng(0)
+    folder.mkdir()
+    images = generator.integers(0, 256, (3, 5, 32, 32), dtype=np.uint8)
+    np.save(folder / "0.npy", images[0])
+    for number in (1, 2):
+        first, *others = map(Image.fromarray, images[number])
+        first.save(folder / f"{number}.tif", save_all=True, append_images=others)
+    np.save(tmp_path / "query.npy", images[1])
+    loaded = visionattn.load_model("nat_pico.cifar10", model_kwargs={"in_chans": 5})
+    result = search(tmp_path / "query.npy", gallery=folder, model=loaded, **QUICK)
+    assert len(result.index) == 3
+    assert (result.hits[0].file, result.hits[0].similarity) == (str(folder / "1.tif"), pytest.approx(1))
+    save_sheet(tmp_path / "hits.png", result.hits, 1, 5)
+    assert (np.asarray(Image.open(tmp_path / "hits.png"))[20:100, 20:100].std((0, 1)) > 0).all()
+    np.testing.assert_array_equal(read_pixels(folder / "1.tif", 5), images[1][:3].transpose(1, 2, 0))
+    transform = loaded.transform()
+    expected = loaded.model.forward_features(torch.stack([transform(image) for image in images]))
+    pooled = expected.detach().reshape(3, *expected.shape[1:]).numpy()
+    found = embed(loaded, folder, **QUICK).features
+    axes = (2, 3) if pooled.shape[1] == found.shape[1] else (1, 2)
+    np.testing.assert_allclose(found, pooled.mean(axes), atol=1e-4)

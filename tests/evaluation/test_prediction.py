@@ -114,7 +114,7 @@ def test_labels_are_the_classes_above_their_threshold(colour_folder: Path, tmp_p
     assert found.to_row()["labels"] == "b;c"
     thresholds = tmp_path / "t.json"
     thresholds.write_text(json.dumps({"a": 0.01, "b": 0.9, "c": 0.9}))
-    for given, labels in ((0.99, []), (0.6, ["c"]), (thresholds, ["a"])):
+    for given, labels in ((0.99, []), (0.6, ["c"]), (thresholds, ["a"]), (str(thresholds), ["a"])):
         assert loaded.predict(file, threshold=given).labels == labels  # type: ignore[union-attr]
     with pytest.raises(UserError, match="--threshold is for models of several labels"):
         labelling([0.0, 0.0, 1.0]).predict(file, threshold=0.3)

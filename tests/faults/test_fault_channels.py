@@ -52,8 +52,8 @@ def samples(place: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        pytest.param(colours, "it has 3 channels, not the 5 of --data.in_chans: leave it out, or pass", id="JPEG"),
-        pytest.param(pages(*[(20, 30)] * 4), "it has 4 channels, not the 5 of --data.in_chans", id="pages"),
+        pytest.param(colours, "it has 3 channels, not 5: replace it, or train with in_chans 3", id="JPEG"),
+        pytest.param(pages(*[(20, 30)] * 4), "it has 4 channels, not 5", id="pages"),
         pytest.param(pages(*[(20, 30)] * 4, (10, 15)), "its pages are not of one size and type", id="sizes"),
         pytest.param(array(shape=(20, 30, 4)), "its shape is 20×30×4, and neither the first nor the last", id="axis"),
         pytest.param(array(shape=(20, 30)), "its shape is 20×30, and neither the first nor the last", id="no axis"),

@@ -1,14 +1,18 @@
 """Faults of visionattn embed and visionattn search; see README.md."""
 
+import os
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.processes import KILLED, kill_this_process, run_in_child
 from visionattn.__main__ import dispatch
 from visionattn.cli.errors import run
-from visionattn.embedding import Index
+from visionattn.embedding import Index, search
 from visionattn.embedding import files as embedding_files
 from visionattn.embedding import nearest as search_backends
 from visionattn.probing.frozen import FrozenBackbone
@@ -107,6 +111,61 @@ def test_damaged_index_is_an_error(index: Path, capsys: pytest.CaptureFixture[st
     index.write_bytes(index.read_bytes()[:-50])
     line = error_of(capsys, SEARCH)
     assert line == "photos.idx is damaged, or no index of visionattn search: remove it and build it again"
+
+
+@pytest.mark.parametrize("fault", ["length", "NaN", "type", "model", "size"])
+def test_index_whose_parts_do_not_fit_is_an_error(fault: str, index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Index.load(index)
+    changed, about = found.features.clone(), dict(found.about)
+    if fault == "length":
+        changed = torch.nn.functional.normalize(changed[:, :7])
+    elif fault == "NaN":
+        changed[1, 2] = float("nan")
+    elif fault == "type":
+        changed = changed.half()
+    else:
+        about |= {"model": 3} if fault == "model" else {"preprocessing": {}}
+    replace(found, features=changed, about=about).save(index)
+    says = (
+        "has vectors of other lengths than its model" if fault == "length" else "is damaged, or no index of visionattn"
+    )
+    assert error_of(capsys, SEARCH).startswith(f"photos.idx {says}")
+
+
+def test_random_weights_are_not_searched_with(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, work in ((SEARCH, "search with"), (("embed", "photos", "--output", "f.npz"), "embed")):
+        name = "vit_pico_patch4_32"
+        words = (words[0], name, *words[1:]) if words[0] == "embed" else (*words, "--model", name)
+        assert error_of(capsys, words).startswith(f"nothing to {work}, for the weights of {name} are random: ")
+    assert sorted(path.name for path in Path().iterdir()) == ["photos", "val"]
+
+
+def test_head_has_no_features_of_its_own(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dispatch, ["linear", "photos", "--model", "nat_pico.cifar10", "--output", "head", *QUICK]) == 0
+    capsys.readouterr()
+    line = error_of(capsys, ("embed", "head/head.json", "photos", "--output", "f.npz"))
+    assert line == "head/head.json is a head on a frozen backbone: give the backbone, by its name or file"
+
+
+def test_processes_that_make_one_index_wait_for_each_other(
+    gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = os.fork()
+    if first == 0:
+        status = 99
+        try:
+            forward = FrozenBackbone.forward
+            monkeypatch.setattr(FrozenBackbone, "forward", lambda *args: (time.sleep(0.3), forward(*args))[1])
+            status = run(dispatch, [*NEW, *QUICK, "--batch_size", "4"])
+        finally:
+            os._exit(status)
+    while not Path("photos.idx.part/.lock").exists() and os.waitpid(first, os.WNOHANG) == (0, 0):
+        pass
+    with pytest.warns(UserWarning, match=r"waiting for another process that fills .*photos\.idx\.part"):
+        search(Path("val"), gallery="photos", index="photos.idx", model="nat_pico.cifar10", device="cpu", num_workers=0)
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
+    assert len(Index.load("photos.idx")) == 12
+    assert sorted(path.name for path in Path().iterdir()) == ["photos", "photos.idx", "val"]
 
 
 def test_search_in_nothing_is_an_error(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def classify(
     if confusion_matrix:
         check_suffix(confusion_matrix)
     resolved = resolve_device(device)
-    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
+    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load("evaluate")
     if rollout:
         require_rollout(loaded.model, loaded.spec.model)
     _check_labels(loaded, {"threshold": threshold, "save_thresholds": save_thresholds}, confusion_matrix)

@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from visionattn.cli.errors import UsageError
-from visionattn.cli.evaluate import EvaluationParser
+from visionattn.cli.parsing import run_with_words
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out
 from visionattn.data.loading import OnError
 from visionattn.embedding.embedder import Dtype, Embedder, Pooling, embed_to_file
 from visionattn.embedding.files import check_format
 from visionattn.evaluation.device import Precision
-from visionattn.evaluation.source import load_model
+from visionattn.evaluation.source import find_model
 from visionattn.probing.frozen import Layer
 from visionattn.words import counted
 
@@ -60,7 +58,7 @@ def embed(
         raise UsageError("missing: --output FILE.npz or --output FILE.parquet")
     check_format(output)
     embedder = Embedder(
-        load_model(model, model=architecture, model_kwargs=model_kwargs),
+        find_model(model, architecture, model_kwargs=model_kwargs).load("embed"),
         layer=layer,
         pooling=pooling,
         normalize=normalize,
@@ -82,5 +80,4 @@ def embed(
 
 def main(argv: list[str], prog: str = "visionattn") -> None:
     """Run the command, as ``visionattn.cli.errors.run`` expects."""
-    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} embed"}
-    auto_cli(embed, args=argv[1:], as_positional=True, **options)
+    run_with_words(embed, argv, prog)

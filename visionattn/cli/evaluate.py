@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 
 from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
@@ -10,24 +10,12 @@ from visionattn.cli.discover import discover
 from visionattn.cli.errors import UsageError
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
-from visionattn.cli.parsing import ConciseParser
+from visionattn.cli.parsing import EvaluationParser
 from visionattn.cli.probe import probe
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
-from visionattn.errors import UserError
 
 COMMANDS = (binding, classify, discover, kernels, leaderboard, probe, reid, throughput)
-
-
-class EvaluationParser(ConciseParser, ArgumentParser):
-    """Make options from the signatures and docstrings of commands."""
-
-    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
-        """Make groups of options; what they refuse is an error of the command line."""
-        try:
-            return super().instantiate(*args, **kwargs)
-        except UserError as error:
-            raise UsageError(str(error)) from error
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:

@@ -1,20 +1,17 @@
 """The command ``visionattn linear``: a head on a frozen model, for a folder of images."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from visionattn.cli.errors import UsageError
-from visionattn.cli.evaluate import EvaluationParser
 from visionattn.cli.next_steps import shell_command
+from visionattn.cli.parsing import run_with_words
 from visionattn.cli.predict import short_options
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table
 from visionattn.data.loading import OnError
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import load_model
+from visionattn.evaluation.source import find_model
 from visionattn.output import check_folder
 from visionattn.probing.linear import fit_head
 from visionattn.probing.options import FeatureOptions, HeadTraining
@@ -72,10 +69,10 @@ def linear(
         raise UsageError("missing: --model NAME, such as nat_pico.cifar10 or vit_small_patch14_reg4_dinov2, or a file")
     check_folder(output, cache)
     resolved = resolve_device(device)
-    with warnings.catch_warnings(), short_options():
-        warnings.filterwarnings("ignore", ".* has random weights")  # an error here
-        named = None if checkpoint is None else model
-        loaded = load_model(checkpoint or str(model), model=named, weights=weights, model_kwargs=model_kwargs)
+    named = None if checkpoint is None else model
+    source = find_model(checkpoint or str(model), named, weights=weights, model_kwargs=model_kwargs)
+    loaded = source.load("train a head on")
+    with short_options():
         fitted = fit_head(
             loaded,
             folder,
@@ -103,5 +100,4 @@ def linear(
 
 def main(argv: list[str], prog: str = "visionattn") -> None:
     """Run the command, as ``visionattn.cli.errors.run`` expects."""
-    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} linear"}
-    auto_cli(linear, args=argv[1:], as_positional=True, **options)
+    run_with_words(linear, argv, prog)

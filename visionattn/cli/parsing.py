@@ -12,13 +12,14 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from visionattn.cli.configs import config_text, find_configs, named_configs, place_of, read_config
 from visionattn.cli.errors import UsageError, one_line
 from visionattn.cli.hints import ELSEWHERE, meant_option
 from visionattn.cli.lists import accept_commas
+from visionattn.errors import UserError
 from visionattn.suggestions import suggest
 
 
@@ -102,6 +103,23 @@ class ConciseParser(argparse.ArgumentParser):
             return super().format_help(*args)
         finally:
             self._action_groups, self.formatter_class, self.epilog = groups, formatter, None
+
+
+class EvaluationParser(ConciseParser, ArgumentParser):
+    """Make options from the signatures and docstrings of commands."""
+
+    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
+        """Make groups of options; what they refuse is an error of the command line."""
+        try:
+            return super().instantiate(*args, **kwargs)
+        except UserError as error:
+            raise UsageError(str(error)) from error
+
+
+def run_with_words(command: Callable[..., None], argv: list[str], prog: str) -> None:
+    """Run a command whose parameters without a default are words: ``visionattn predict MODEL IMAGES``."""
+    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} {argv[0]}"}
+    auto_cli(command, args=argv[1:], as_positional=True, **options)
 
 
 class _ShortFormatter(DefaultHelpFormatter):

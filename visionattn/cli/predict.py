@@ -1,7 +1,6 @@
 """The command ``visionattn predict``: classes of images."""
 
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +9,18 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from visionattn.checks import check_range
 from visionattn.cli.configs import given_options
 from visionattn.cli.errors import UsageError
-from visionattn.cli.evaluate import EvaluationParser
 from visionattn.cli.next_steps import shell_command
+from visionattn.cli.parsing import run_with_words
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_table
 from visionattn.data import DataError, UnreadableImageError
 from visionattn.data.loading import OnError
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.prediction import predict as predict_images
-from visionattn.evaluation.source import load_model
+from visionattn.evaluation.source import find_model
 from visionattn.row_files import RowFile, check_row_file
 from visionattn.training import Weights
 from visionattn.training.predictions import Prediction, columns
@@ -80,9 +77,7 @@ def predict(
         check_row_file(output)
     resolved = resolve_device(device)
     places = list(read_places(images))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* has random weights")  # an error here
-        loaded = load_model(model, model=architecture, weights=weights, model_kwargs=model_kwargs)
+    loaded = find_model(model, architecture, weights=weights, model_kwargs=model_kwargs).load("predict")
     topk = min(topk, loaded.spec.num_classes or topk)
     with short_options():
         found = predict_images(
@@ -210,5 +205,4 @@ def check_moved(argv: Sequence[str], prog: str) -> None:
 def main(argv: list[str], prog: str = "visionattn") -> None:
     """Run the command, as ``visionattn.cli.errors.run`` expects."""
     check_moved(argv, prog)
-    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} predict"}
-    auto_cli(predict, args=argv[1:], as_positional=True, **options)
+    run_with_words(predict, argv, prog)

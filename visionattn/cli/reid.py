@@ -61,7 +61,7 @@ def reid(
     check_folder(ranked_lists, rollout)
     check_range("num_examples", num_examples, 1, error=UsageError)
     resolved = resolve_device(device)
-    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load()
+    loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load("evaluate")
     if rollout:
         require_rollout(loaded.model, loaded.spec.model)
     if ranked_lists:

@@ -4,9 +4,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
-
-from visionattn.cli.evaluate import EvaluationParser
+from visionattn.cli.parsing import run_with_words
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
 from visionattn.data.loading import OnError
@@ -17,7 +15,7 @@ from visionattn.embedding.nearest import Backend
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision
 from visionattn.evaluation.drawing import spread
-from visionattn.evaluation.source import load_model
+from visionattn.evaluation.source import find_model
 from visionattn.output import check_writable
 from visionattn.probing.frozen import Layer
 from visionattn.row_files import RowFile, check_row_file
@@ -88,7 +86,9 @@ def search(
         "on_error": on_error,
         "progress": show_progress,
     }
-    loaded = None if model is None else load_model(model, model=architecture, model_kwargs=model_kwargs)
+    loaded = None
+    if model is not None:
+        loaded = find_model(model, architecture, model_kwargs=model_kwargs).load("search with")
     result = search_images(query, gallery=gallery, index=index, model=loaded, topk=topk, backend=backend, **options)
     _print(result, index)
     if output:
@@ -96,21 +96,28 @@ def search(
             file.write(hit._asdict() for hit in result.hits)
         print(f"{output}: {counted(len(result.hits), 'row')}")
     if sheet:
-        save_sheet(sheet, result.hits, num_examples)
+        save_sheet(sheet, result.hits, num_examples, result.index.about["preprocessing"]["input_size"][0])
         print(sheet)
     print_left_out([*(result.changes.unreadable if result.changes else []), *result.unreadable])
 
 
-def save_sheet(path: Path, hits: list[Hit], number: int) -> None:
-    """Draw the hits of ``number`` queries, evenly spaced, each in a row behind its query."""
+def save_sheet(path: Path, hits: list[Hit], number: int, channels: int = 3) -> None:
+    """Draw the hits of ``number`` queries, evenly spaced, each in a row behind its query, by the first 3 channels."""
+    from visionattn.viz.image import read_pixels
     from visionattn.viz.ranked_lists import Neighbours, save_neighbours
+
+    def show(file: str) -> Any:
+        return read_pixels(file, channels)
 
     rows = [list(found) for _, found in groupby(hits, lambda hit: hit.query)]
     chosen = [rows[place] for place in spread(len(rows), number)]
     try:
         save_neighbours(
             path,
-            [Neighbours(row[0].query, [hit.file for hit in row], [hit.similarity for hit in row]) for row in chosen],
+            (
+                Neighbours(show(row[0].query), [show(hit.file) for hit in row], [hit.similarity for hit in row])
+                for row in chosen
+            ),
         )
     except OSError as error:
         name, why = error.filename or "an image", error.strerror or error
@@ -119,7 +126,7 @@ def save_sheet(path: Path, hits: list[Hit], number: int) -> None:
 
 def _print(result: SearchResult, index: Path | None) -> None:
     print(result.preparation)
-    changes = "" if result.changes is None else ", {} new, {} changed, {} removed".format(*result.changes[:3])
+    changes = "" if result.changes is None else ", {:,} new, {:,} changed, {:,} removed".format(*result.changes[:3])
     print(f"{index or 'gallery'}: {counted(len(result.index), 'image')}{changes}")
     several = len({hit.query for hit in result.hits}) > 1
     if shown := [_cells(hit, several) for hit in result.hits[:SHOWN]]:
@@ -135,5 +142,4 @@ def _cells(hit: Hit, with_query: bool) -> dict[str, str]:
 
 def main(argv: list[str], prog: str = "visionattn") -> None:
     """Run the command, as ``visionattn.cli.errors.run`` expects."""
-    options: dict[str, Any] = {"parser_class": EvaluationParser, "prog": f"{prog} search"}
-    auto_cli(search, args=argv[1:], as_positional=True, **options)
+    run_with_words(search, argv, prog)

@@ -46,8 +46,7 @@ def read_array(file: str | Path | IO[bytes], channels: int) -> Array:
         values = _scaled(_read_tiff(opened) if start.startswith(TIFF) else _read_other(opened))
     if len(values) != channels:
         raise ValueError(
-            f"it has {len(values)} channels, not the {channels} of --data.in_chans: leave it out, or pass "
-            f"--data.in_chans {len(values)}"
+            f"it has {len(values)} channels, not {channels}: replace it, or train with in_chans {len(values)}"
         )
     return values
 
@@ -82,8 +81,8 @@ def _channels_first(values: Array, channels: int) -> Array:
         raise ValueError(f"its shape {shape} leaves open which axis has the {channels} channels: save it as TIFF")
     if not any(ends):
         raise ValueError(
-            f"its shape is {shape}, and neither the first nor the last of three axes has the {channels} channels of "
-            "--data.in_chans: leave it out, or pass the number of its channels"
+            f"its shape is {shape}, and neither the first nor the last of three axes has the {channels} channels: "
+            "replace it, or train with in_chans of its channels"
         )
     return values if ends[0] else np.moveaxis(values, -1, 0)
 

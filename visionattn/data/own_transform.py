@@ -94,8 +94,8 @@ def warn_of_own_transform(preprocessing: Mapping[str, Any], given: str | None) -
     """Warn that images of a model were prepared by a user's transform, unless one is given."""
     if (path := preprocessing.get(KEY)) and given is None:
         rank_zero_warn(
-            f"the model was trained with its own transform {path}, which is not imported unless you ask for it, with "
-            f"--data.transform {path}: images are prepared without it"
+            f"the model was trained with its own transform {path}, which is not imported unless you ask for it: images "
+            f"are prepared without it (fit, classify and train predict take --data.transform {path})"
         )
 
 

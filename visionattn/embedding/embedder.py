@@ -16,14 +16,17 @@ import torch
 
 from visionattn.checks import check_range
 from visionattn.data.file_sources import list_images
+from visionattn.data.images import image_mode
 from visionattn.data.loading import OnError
 from visionattn.data.module import usual_workers
+from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.embedding.files import Embeddings, Features, check_format, write
 from visionattn.embedding.images import ImageFiles
 from visionattn.errors import UserError
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import LoadedModel, load_model
 from visionattn.io import as_text
+from visionattn.probing.features.cache import only_user
 from visionattn.probing.features.extraction import FeatureCache, extract_features
 from visionattn.probing.features.splits import freeze, prepare
 from visionattn.probing.frozen import Layer, weights_hash
@@ -98,7 +101,10 @@ class Embedder:
         check_range("batch_size", batch_size, 1, error=UserError)
         check_range("num_workers", num_workers, 0, error=UserError)
         self.batch_size, self.num_workers, self.on_error, self.progress = batch_size, num_workers, on_error, progress
+        if loaded.origin.weights == "probe":
+            raise UserError(f"{loaded.name} is a head on a frozen backbone: give the backbone, by its name or file")
         spec = loaded.spec
+        warn_of_own_transform(spec.preprocessing, None)
         size = tuple(spec.preprocessing["input_size"])
         preprocessing = prepare(spec, ProbingData(img_size=max(size[1:]) if img_size is None else img_size))
         if img_size is None:  # images need not be square, as those to probe on are
@@ -131,6 +137,15 @@ class Embedder:
         }
         self.about: dict[str, Any] = json.loads(json.dumps(about))
 
+    def list_images(self, places: str | Path | Iterable[str | Path]) -> list[str]:
+        """Return the paths of images of the model's number of channels, as `visionattn.data.file_sources.list_images`.
+
+        One place may stand alone.
+        """
+        channels = self.backbone.preprocessing["input_size"][0]
+        places = [places] if isinstance(places, str | Path) else places
+        return list_images(places, arrays=isinstance(image_mode(channels), int))
+
     @contextmanager
     def extract(
         self, files: Sequence[str], folder: Path | None = None, dtype: Dtype = "float32", *, may_be_none: bool = False
@@ -153,6 +168,7 @@ class Embedder:
         images = ImageFiles(files, self.backbone.preprocessing, workers, self.on_error)
         with ExitStack() as stack:
             folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="visionattn-")))
+            stack.enter_context(only_user(folder))
             with self.progress(f"features of {self.backbone.name}", "images") as report:
                 cache = extract_features(
                     self.backbone,
@@ -225,7 +241,7 @@ def embed(
         ValueError: An unknown model, no images, or features that the model does not have.
     """
     embedder = Embedder(as_loaded(model), normalize=normalize, **options)
-    with embedder.extract(list_images(as_places(images)), dtype=dtype) as found:
+    with embedder.extract(embedder.list_images(images), dtype=dtype) as found:
         return Embeddings([*map(as_text, found.files)], found.array(), embedder.about)
 
 
@@ -248,7 +264,7 @@ def embed_to_file(
         ValueError: Another suffix, no images, or pyarrow is missing.
     """
     check_format(path)
-    with embedder.extract(list_images(images), part_of(path), dtype) as found:
+    with embedder.extract(embedder.list_images(images), part_of(path), dtype) as found:
         write(path, [*map(as_text, found.files)], found.parts(), embedder.shape, found.dtype, embedder.about)
     return found
 
@@ -261,8 +277,3 @@ def part_of(path: str | Path) -> Path:
 def as_loaded(model: str | Path | LoadedModel) -> LoadedModel:
     """Return a model that may be named."""
     return model if isinstance(model, LoadedModel) else load_model(model)
-
-
-def as_places(images: str | Path | Iterable[str | Path]) -> list[str | Path]:
-    """Return places of images, of which one may stand alone."""
-    return [images] if isinstance(images, str | Path) else list(images)

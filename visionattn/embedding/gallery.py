@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, Unpack
 
 from visionattn.checks import check_range
-from visionattn.data.file_sources import list_images
-from visionattn.embedding.embedder import Embedder, EmbedderOptions, as_loaded, as_places, part_of
+from visionattn.embedding.embedder import Embedder, EmbedderOptions, as_loaded, part_of
 from visionattn.embedding.index import Changes, Index
 from visionattn.embedding.nearest import Backend, check_backend, nearest
 from visionattn.errors import UserError
@@ -73,7 +72,7 @@ def search(
     Raises:
         FileNotFoundError: There is neither a gallery nor an index.
         OSError: An image cannot be read and ``on_error`` is "raise".
-        ValueError: An index of another model, no images, or a number out of its bounds.
+        ValueError: An index of another model, random weights, no images, or a number out of its bounds.
     """
     check_range("topk", topk, 1, error=UserError)
     check_backend(backend)
@@ -85,7 +84,9 @@ def search(
     if known is not None:
         embedder = _open_again(known, index or "", model, options)
     elif model is not None:
-        embedder = Embedder(as_loaded(model), normalize=True, **options)
+        loaded = as_loaded(model)
+        loaded.require_weights("search with")
+        embedder = Embedder(loaded, normalize=True, **options)
     else:
         raise UserError("a new index needs a model: give --model NAME")
     if embedder.pooling == "tokens":
@@ -96,7 +97,7 @@ def search(
         moved = known is None or known.root.absolute() != found.root.absolute()
         if index is not None and (moved or any(changes[:3])):
             found.save(index)
-    files = list_images(as_places(query))
+    files = embedder.list_images(query)
     places = found.places(files)
     read = found.read(embedder, files, places)
     # One more than wanted, in case a query finds itself.
@@ -128,4 +129,6 @@ def _open_again(
     }
     embedder = Embedder(loaded, normalize=True, **merged)
     index.check_model(embedder.about, path)
+    if index.features.shape[1:] != embedder.shape and embedder.pooling != "tokens":
+        raise UserError(f"{path} has vectors of other lengths than its model: remove it and build it again")
     return embedder

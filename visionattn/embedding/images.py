@@ -9,6 +9,7 @@ import numpy as np
 
 from visionattn.data import UnreadableImageError
 from visionattn.data.file_sources import FileSource
+from visionattn.data.images import image_mode
 from visionattn.data.loading import OnError
 from visionattn.data.sampling import Draw
 from visionattn.data.unlabelled import UNLABELLED
@@ -37,7 +38,7 @@ class ImageFiles:
     def __init__(
         self, files: Sequence[str], preprocessing: Mapping[str, Any], num_workers: int, on_error: OnError
     ) -> None:
-        mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
+        mode = image_mode(preprocessing["input_size"][0])
         self.source = FileSource([(file, UNLABELLED) for file in files], None, mode)
         self.preprocessing, self.num_workers, self.on_error = preprocessing, num_workers, on_error
         digest = hashlib.blake2b("\0".join(files).encode(errors="surrogateescape"), digest_size=16)

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from visionattn.data.file_sources import list_images
 from visionattn.embedding.embedder import Embedder
 from visionattn.embedding.images import States, file_states
 from visionattn.errors import UserError
@@ -122,7 +121,7 @@ class Index:
         root = Path(gallery).expanduser()
         if not root.is_dir():
             raise UserError(f"no such folder of images: {root} (--gallery)")
-        files = list_images([root])
+        files = embedder.list_images(root)
         names = [os.path.relpath(file, root) for file in files]
         rows = {name: row for row, name in enumerate(self.names)}
         places = [rows.get(name) for name in names]
@@ -194,13 +193,26 @@ class Index:
             root = Path(described["root"])
             root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
             index = cls(root, [*map(os.fsdecode, parts)], states.numpy(), features, described["about"])
-            if not len(index.names) == len(features) == len(states) or {*COMPARED, "origin"} - index.about.keys():
-                raise ValueError("it lacks names, or parts of its description")
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            index._check()
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged, or no index of visionattn search: remove it and build it again"
             ) from error
         return index
+
+    def _check(self) -> None:
+        """Raise a ValueError unless the parts of an index from a file fit together."""
+        about, count = self.about, len(self.names)
+        kinds = {"model": str, "model_kwargs": dict, "preprocessing": dict, "checkpoint": str | None, "origin": str}
+        if {*COMPARED} - about.keys() or not all(isinstance(about[key], kind) for key, kind in kinds.items()):
+            raise ValueError("its description lacks parts")
+        if len(about["preprocessing"]["input_size"]) != 3:
+            raise ValueError("it does not say the size of its images")
+        if self.states.shape != (count, 2) or self.features.shape != (count, self.features.shape[-1]):
+            raise ValueError("its parts are not of one length")
+        lengths = self.features.norm(dim=1)
+        if self.features.dtype != torch.float32 or not bool((lengths < 1 + 1e-3).all()):  # false for NaN
+            raise ValueError("its features are not vectors of length 1")
 
     def check_model(self, about: Mapping[str, Any], path: str | Path) -> None:
         """Raise a ValueError unless features of another description, or part of one, are comparable.
@@ -223,13 +235,17 @@ class Index:
             ValueError: Its architecture or weights lie in a repository, which a file must not cause to be read.
         """
         model, kwargs, origin = (self.about[key] for key in ("model", "model_kwargs", "origin"))
-        if is_elsewhere(model) or REMOTE & {*(kwargs.get("pretrained_cfg_overlay") or {})}:
+        if (
+            is_elsewhere(model)
+            or "pretrained_cfg" in kwargs
+            or REMOTE & {*(kwargs.get("pretrained_cfg_overlay") or {})}
+        ):
             raise UserError(
                 f"the index is of {model}, which is not fetched because a file says so: if you trust it, pass --model "
                 f"{model} and its --model_kwargs"
             )
         if self.about["checkpoint"] is None:
-            return ModelSource(None, model, origin != "random", kwargs).load()
+            return ModelSource(None, model, True, kwargs).load()
         checkpoint = Path(self.about["checkpoint"])
         if origin == "file":
             return ModelSource(checkpoint, model, False, kwargs).load()

@@ -87,8 +87,8 @@ def evaluate_classifier(
         announce: called with one line that says how images are prepared, before the first one.
 
     Raises:
-        ValueError: a model without classes or of several labels, data that are missing or do not fit, logits that are
-            not finite.
+        ValueError: a model without classes, with random weights or of several labels, data that are missing or do not
+            fit, logits that are not finite.
     """
     require_classes(loaded)
     if loaded.spec.multi_label:
@@ -136,6 +136,7 @@ def show_images(
     Return the fields of a `ClassifierResult`, without ``per_class``; `evaluate_classifier` has the arguments.
     """
     model, spec, origin = loaded
+    loaded.require_weights("evaluate", head=True)
     if inference is not None:
         choose_inference(model, spec.model, inference)
     data = open_images(spec, options)

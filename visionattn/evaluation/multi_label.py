@@ -44,7 +44,7 @@ def evaluate_labels(
     loaded: LoadedModel,
     options: ImageOptions = AS_TRAINED,
     *,
-    threshold: float | Path = THRESHOLD,
+    threshold: float | str | Path = THRESHOLD,
     inference: Inference | None = None,
     device: str | torch.device = "auto",
     precision: Precision = "32-true",
@@ -68,8 +68,8 @@ def evaluate_labels(
         announce: called with one line that says how images are prepared, before the first one.
 
     Raises:
-        ValueError: a model without classes or with one label per image, thresholds or data that are missing or do not
-            fit, logits that are not finite.
+        ValueError: a model without classes, with random weights or with one label per image, thresholds or data that
+            are missing or do not fit, logits that are not finite.
     """
     require_classes(loaded)
     spec = loaded.spec

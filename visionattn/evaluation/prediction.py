@@ -34,7 +34,7 @@ def predict(
     images: str | Path | Image.Image | Images,
     *,
     topk: int = 5,
-    threshold: float | Path | None = None,
+    threshold: float | str | Path | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
     batch_size: int = 64,
@@ -67,7 +67,7 @@ def predict(
         ValueError: random weights, a model without classes, no images, none that can be read, or logits that are not
             finite.
     """
-    _require_weights(loaded)
+    loaded.require_weights("predict", head=True)
     require_classes(loaded)
     spec, resolved = loaded.spec, resolve_device(device)
     check_range("topk", topk, 1, error=UserError)
@@ -146,15 +146,3 @@ def name_classes(loaded: LoadedModel) -> tuple[list[str], str]:
     return [str(number) for number in range(spec.num_classes)], (
         f"classes: numbers of outputs, for {name} does not say its classes"
     )
-
-
-def _require_weights(loaded: LoadedModel) -> None:
-    """Raise a UserError if body or head have random weights."""
-    name, spec = loaded.name, loaded.spec
-    loaded.require_weights("predict")
-    known = (getattr(loaded.model, "pretrained_cfg", None) or {}).get("num_classes")
-    if loaded.origin.weights == "pretrained" and known and spec.num_classes not in (0, known):
-        raise UserError(
-            f"nothing to predict, for the head of {name} is random: its weights have {known} outputs, not "
-            f"{spec.num_classes}; leave num_classes out"
-        )

@@ -82,9 +82,11 @@ def evaluate_reid(
             one.
 
     Raises:
-        ValueError: data that are missing or do not fit, features that are not finite, a protocol without ranking.
+        ValueError: random weights, data that are missing or do not fit, features that are not finite, a protocol
+            without ranking.
     """
     model, spec, origin = loaded
+    loaded.require_weights("evaluate")
     if origin.weights == "probe":
         raise ValueError(f"{loaded.name} is a head for classes: give its backbone, whose features are compared")
     if inference is not None:

@@ -15,7 +15,7 @@ from visionattn.data import image_transform
 from visionattn.data.own_transform import warn_of_own_transform
 from visionattn.errors import UsageError, UserError
 from visionattn.training import ModelSpec, Weights, create_model, describe_model, load_checkpoint, weights_origin
-from visionattn.training.models import has_weights
+from visionattn.training.models import check_model_name, has_weights
 
 if TYPE_CHECKING:
     from visionattn.training.predictions import Prediction
@@ -58,12 +58,14 @@ class LoadedModel(NamedTuple):
         """The checkpoint's path or the model's name, for messages."""
         return self.origin.checkpoint or self.spec.model
 
-    def require_weights(self, work: str) -> None:
-        """Raise a UserError, "nothing to ``work``", if the weights are random."""
-        if self.origin.weights == "random":
+    def require_weights(self, work: str, *, head: bool = False) -> None:
+        """Raise a UserError, "nothing to ``work``", if the weights are random, or those of the ``head`` are."""
+        _require_weights(self.origin, self.name, work)
+        known = (getattr(self.model, "pretrained_cfg", None) or {}).get("num_classes")
+        if head and self.origin.weights == "pretrained" and known and self.spec.num_classes not in (0, known):
             raise UserError(
-                f"nothing to {work}, for the weights of {self.name} are random: give a checkpoint, or a name with "
-                "published weights (timm.list_pretrained() lists them)"
+                f"nothing to {work}, for the head of {self.name} is random: its weights have {known} outputs, not "
+                f"{self.spec.num_classes}; leave num_classes out"
             )
 
     def transform(self) -> Callable[[Any], Tensor]:
@@ -140,13 +142,19 @@ class ModelSource:
         weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
         return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
 
-    def load(self) -> LoadedModel:
+    def load(self, work: str = "") -> LoadedModel:
         """Build the model, in evaluation mode on the CPU; warn if its weights are random.
+
+        Args:
+            work: work that needs trained weights, such as "predict"; random ones are then an error.
 
         Raises:
             FileNotFoundError: no such checkpoint.
-            ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
+            ValueError: an unknown model, random weights, or a checkpoint that is damaged or does not fit.
         """
+        if work and self.model is not None and self.checkpoint is None:
+            check_model_name(self.model)
+            _require_weights(self.origin, self.model, work)
         return self._load(self.model_kwargs or {})
 
     def load_frozen(self, seed: int = 0) -> LoadedModel:
@@ -178,10 +186,19 @@ class ModelSource:
             return LoadedModel(*load_checkpoint(self.checkpoint, self.weights, self.model, kwargs), self.origin)
         assert self.model is not None
         model = create_model(self.model, pretrained=self.pretrained, **kwargs).eval()
-        if not self.pretrained:
+        origin = self.origin
+        if origin.weights == "random":
             warnings.warn(f"{self.model} has random weights; give --pretrained or --checkpoint FILE", stacklevel=3)
         spec = describe_model(model, self.model, pretrained=self.pretrained, **kwargs)
-        return LoadedModel(model, spec, self.origin)
+        return LoadedModel(model, spec, origin)
+
+
+def _require_weights(origin: Origin, name: str, work: str) -> None:
+    if origin.weights == "random":
+        remedy = "give a checkpoint, or a name with published weights (timm.list_pretrained() lists them)"
+        if has_weights(name):
+            remedy = "pass --pretrained for those that are published, or a checkpoint"
+        raise UserError(f"nothing to {work}, for the weights of {name} are random: {remedy}")
 
 
 def draw_weights(spec: ModelSpec, seed: int) -> LoadedModel:
@@ -215,10 +232,21 @@ def load_model(
         FileNotFoundError: no such checkpoint.
         ValueError: an unknown model, or a checkpoint that is damaged or does not fit.
     """
+    return find_model(path_or_name, model, pretrained, weights, model_kwargs).load()
+
+
+def find_model(
+    path_or_name: str | Path,
+    model: str | None = None,
+    pretrained: bool | None = None,
+    weights: Weights = "average",
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> ModelSource:
+    """Return the source of a model that one word names, a file or a registered model; arguments as of `load_model`."""
     name = str(path_or_name)
     is_path = isinstance(path_or_name, Path) or Path(name).suffix in WEIGHT_FILES or ("/" in name and ":" not in name)
     if is_path or model is not None or (not timm.is_model(name) and Path(name).exists()):
-        return ModelSource(Path(name), model, bool(pretrained), model_kwargs, weights).load()
+        return ModelSource(Path(name), model, bool(pretrained), model_kwargs, weights)
     if pretrained is None:
         pretrained = has_weights(name, model_kwargs)
-    return ModelSource(None, name, pretrained, model_kwargs, weights).load()
+    return ModelSource(None, name, pretrained, model_kwargs, weights)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_curve
 from torch import Tensor
 
 from visionattn.checks import check_range
@@ -31,6 +30,8 @@ def best_thresholds(probability: Tensor, label: Tensor) -> Tensor:
 
 
 def _best_threshold(probability: Any, label: Any) -> float:
+    from sklearn.metrics import precision_recall_curve  # slow to import
+
     precision, recall, thresholds = precision_recall_curve(label, probability)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
@@ -39,7 +40,7 @@ def _best_threshold(probability: Any, label: Any) -> float:
     return (float(thresholds[best]) + below) / 2
 
 
-def read_thresholds(given: float | Path, class_names: Sequence[str]) -> Tensor:
+def read_thresholds(given: float | str | Path, class_names: Sequence[str]) -> Tensor:
     """Return the threshold of each class [K].
 
     Args:
@@ -50,11 +51,11 @@ def read_thresholds(given: float | Path, class_names: Sequence[str]) -> Tensor:
     Raises:
         UsageError: a number outside of [0, 1], or a file that is missing, is no such file or lacks a class.
     """
-    if not isinstance(given, Path):
+    if not isinstance(given, str | Path):
         check_range("threshold", given, 0, 1, error=UsageError)
         return torch.full((len(class_names),), float(given), dtype=torch.float64)
     try:
-        content: Any = json.loads(given.expanduser().read_text(encoding="utf-8"))
+        content: Any = json.loads(Path(given).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not JSON"
         raise UsageError(f"--threshold: cannot read {given}: {reason}; give a number, or {EXPECTED}") from error

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.data.images import read_image, to_mode, upright
+from visionattn.data.images import image_mode, read_image, to_mode, upright
 from visionattn.io import replacing
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -40,6 +40,19 @@ def to_pixels(image: Any) -> Pixels:
     if isinstance(image, str | Path):
         return np.asarray(read_image(image))
     return np.asarray(to_mode(upright(image), "RGB")) if isinstance(image, Image.Image) else _checked(image)
+
+
+def read_pixels(file: str | Path, channels: int = 3) -> Pixels:
+    """Return an image in a file as bytes [H, W, 3]; of more channels the first three, of two the first, in grey.
+
+    Raises:
+        ValueError: its channels are others.
+        OSError: it is missing or not an image.
+    """
+    image = read_image(file, image_mode(channels))
+    if not isinstance(image, np.ndarray):
+        return to_pixels(image)
+    return denormalize(image / 255 if image.dtype == np.uint8 else image, [0.0], [1.0])
 
 
 def scale_to_height(pixels: Pixels, height: int) -> Pixels:

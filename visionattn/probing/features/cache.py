@@ -8,6 +8,7 @@ that a shard without them does not count, whenever the process that wrote it was
 import hashlib
 import json
 import math
+import os
 import shutil
 import warnings
 import zlib
@@ -225,6 +226,27 @@ def _difference(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     names = [name for name in {**identity, **made_from} if made_from.get(name) != identity.get(name)]
     names = ["images" if name == "pictures" else name for name in names]  # the key of the first caches
     return f"it was made with other {', '.join(names)}" if names else "its manifest is damaged"
+
+
+@contextmanager
+def only_user(folder: Path) -> Iterator[None]:
+    """Make a folder, and lock it against other processes of this machine until the block ends.
+
+    The block may remove the folder: a process that waits for the lock makes it again.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            place = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed in between
+            continue
+        try:
+            _lock(place, folder)
+            if folder.exists() and os.path.samestat(os.fstat(place), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(place)
 
 
 def _lock(file: int, folder: Path) -> None:
