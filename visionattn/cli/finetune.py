@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,9 @@ def fit_words(argv: Sequence[str]) -> list[str]:
     if options.isdisjoint({"--data.root", "--data.labels", "--data.name", "--config"}):
         raise UsageError("finetune needs images first: visionattn finetune FOLDER --model NAME")
     if options.isdisjoint({"--model.name", "--config"}):
+        plain = (option for option in options if option.startswith("--") and "." not in option)
+        if near := get_close_matches("--model", plain):
+            raise UsageError(f"unknown option {near[0]}; did you mean --model?")
         raise UsageError("finetune needs --model NAME, such as nat_pico.cifar10, or --model CHECKPOINT")
     return found
 
