@@ -83,7 +83,7 @@ def test_folder_is_divided_and_the_printed_commands_work(command: Command) -> No
 
 def test_options_that_are_given_win(command: Command) -> None:
     found = configured(command, "photos", "--model", MODEL)
-    assert (found["model"]["lr"], found["model"]["layer_decay"], found["model"]["pretrained"]) == (None, 0.75, True)
+    assert (found["model"]["lr"], found["model"]["layer_decay"], found["model"]["pretrained"]) == (1.77e-4, 0.75, True)
     assert (found["trainer"]["max_epochs"], found["model"]["warmup_epochs"], found["data"]["batch_size"]) == (50, 5, 8)
     Path("mine.yaml").write_text("trainer:\n  max_epochs: 7\ndata:\n  batch_size: 4\n")
     argv = ["photos", "--model", MODEL, "--config", "mine.yaml", "--model.layer_decay", "null", "--lr", "1e-3"]
@@ -132,7 +132,7 @@ def test_resumed_run_takes_another_learning_rate_and_keeps_it(command: Command) 
     command(*argv, "--ckpt_path", "last", "--model.lr_base", "2e-3")
     configs = [yaml.safe_load((RUN / f"config{number}.yaml").read_text()) for number in ("", "-1", "-2", "-3")]
     rates = [(each["model"]["lr"], each["model"]["lr_base"]) for each in configs]
-    assert rates == [(None, 1e-3), (1e-4, None), (1e-4, None), (None, 2e-3)]
+    assert rates == [(1.77e-4, None), (1e-4, None), (1e-4, None), (None, 2e-3)]
     assert [each["trainer"]["max_epochs"] for each in configs] == [1, 2, 2, 2]
 
 

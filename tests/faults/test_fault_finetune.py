@@ -1,6 +1,7 @@
 """Faults of ``visionattn finetune``: images that cannot be learnt from, models without weights, wrong options."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def fails(capsys: pytest.CaptureFixture[str]):
     [
         pytest.param(["--model=x"], "finetune needs images first: visionattn finetune FOLDER --model", id="images"),
         pytest.param(["photos"], "finetune needs --model NAME, such as nat_pico.cifar10, or --model", id="no model"),
+        pytest.param(["photos", "--modle", "x"], "unknown option --modle; did you mean --model?", id="misspelt model"),
         pytest.param(["photos", MODEL, "--epochs=0"], "--epochs must be at least 1, got 0", id="epochs"),
         pytest.param(["photos", MODEL, "--task=mae"], "finetune trains classifiers: visionattn fit has", id="task"),
         pytest.param(["photos", MODEL, "--model.learning_rate=1"], "did you mean --model.lr", id="option"),
@@ -74,7 +76,9 @@ def test_missing_folder_to_finetune_on_is_an_error(photos: Path, fails) -> None:
 
 
 def test_folder_without_class_folders_is_an_error(photos: Path, fails) -> None:
-    fails("photos/red", MODEL, says="the images in photos/red lie in no class folders: make a folder for each class")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fails("photos/red", MODEL, says="the images in photos/red lie in no class folders: make a folder for each")
 
 
 def test_folder_with_one_class_is_not_finetuned_on(photos: Path, fails) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ options:
   --checkpoint FILE    start from the weights in this file instead of the published ones
   --epochs N           5 to 50 by default, fewer for more images
   --batch_size N       images per step and device; 64 by default, fewer if there are few images
-  --lr RATE            peak learning rate; by default 1e-3 for 256 images, scaled to the batch size
+  --lr RATE            peak learning rate; by default 5e-4 for 64 images, scaled by the root of the batch size
   --early_stopping N   stop after N epochs without a better score
   --ckpt_path last     resume the newest run
 
@@ -137,6 +138,9 @@ def fit_words(argv: Sequence[str]) -> list[str]:
     if options.isdisjoint({"--data.root", "--data.labels", "--data.name", "--config"}):
         raise UsageError("finetune needs images first: visionattn finetune FOLDER --model NAME")
     if options.isdisjoint({"--model.name", "--config"}):
+        plain = (option for option in options if option.startswith("--") and "." not in option)
+        if near := get_close_matches("--model", plain):
+            raise UsageError(f"unknown option {near[0]}; did you mean --model?")
         raise UsageError("finetune needs --model NAME, such as nat_pico.cifar10, or --model CHECKPOINT")
     return found
 

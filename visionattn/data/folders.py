@@ -72,5 +72,5 @@ def check_class_folders(place: Path, files: Iterable[str], expected: Collection[
     below = [path.name for path in place.iterdir() if path.is_dir() and not is_hidden(path.name)]
     if empty := sorted(name for name in below if (name,) not in used):
         rank_zero_warn(f"{place} has folders without images, which are no classes: {', '.join(empty[:3])}")
-    if deeper := sorted(folder for folder in folders if Path(folder).parent != place):
+    if deeper := sorted(folder for folder in folders if folder != str(place) and Path(folder).parent != place):
         rank_zero_warn(f"{deeper[0]} lies deeper than {place}/CLASS: the innermost folder is taken for the class")

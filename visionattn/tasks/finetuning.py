@@ -79,7 +79,9 @@ def choose_settings(options: Any, data: ImageClassificationData, is_given: Calla
         per_epoch = count_updates(count, batch, trainer.accumulate_grad_batches)
         epochs = epochs if is_given("trainer.max_epochs") else plan_epochs(per_epoch)
         ema = plan_average(epochs * per_epoch)
+    has_rate = is_given("model.lr") or is_given("model.lr_base")
     found = {
+        "model.lr": model.lr if has_rate else plan_rate(model.lr, batch * trainer.accumulate_grad_batches),
         "model.pretrained": model.checkpoint_path is None,
         "model.layer_decay": plan_layer_decay(_skeleton(model)),
         "model.warmup_epochs": WARMUP * epochs,
@@ -113,6 +115,14 @@ def plan_epochs(updates_per_epoch: int) -> int:
     """Return the number of epochs with about ``UPDATES`` updates, within ``EPOCHS``."""
     fewest, most = EPOCHS
     return max(fewest, min(most, round(UPDATES / updates_per_epoch)))
+
+
+def plan_rate(rate: float, num_images: int) -> float:
+    """Return the learning rate for a number of images per update from that for the largest batch.
+
+    AdamW's rate follows the square root of the batch size (Malladi et al., 2022, https://arxiv.org/abs/2205.10287).
+    """
+    return float(f"{rate * math.sqrt(num_images / BATCHES[1]):.3g}")
 
 
 def plan_average(updates: int) -> float | None:
