@@ -44,7 +44,8 @@ def accuracy(classifier: torch.nn.Module, preprocessing: dict[str, Any], root: P
     )
     data.setup("validate")
     with torch.no_grad():
-        right = [classifier(batch.image).argmax().item() == batch.target.item() for batch in data.val_dataloader()]
+        batches = (batch.to(torch.device("cpu")) for batch in data.val_dataloader())
+        right = [classifier(batch.image).argmax().item() == batch.target.item() for batch in batches]
     return sum(right) / len(right)
 
 

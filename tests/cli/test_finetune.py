@@ -64,7 +64,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 def test_folder_is_divided_and_the_printed_commands_work(command: Command) -> None:
     out = command("finetune", "photos", "--model", MODEL, "--epochs", "1", *QUICK)
     assert out.startswith("validation: 20% of the images of each class, the same every time; split.csv of the run ")
-    assert "fine-tuning: 1 epoch of 2 updates, 8 images per update, warm-up 0.1, layer decay 0.75, no moving" in out
+    assert "fine-tuning: 1 epoch of 2 updates, 8 images per update, learning rate 0.0005, warm-up" in out
     assert (
         f"images 32×32, crop 1 (center), bicubic, mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225, as {MODEL}" in out
     )
@@ -83,7 +83,7 @@ def test_folder_is_divided_and_the_printed_commands_work(command: Command) -> No
 
 def test_options_that_are_given_win(command: Command) -> None:
     found = configured(command, "photos", "--model", MODEL)
-    assert (found["model"]["lr"], found["model"]["layer_decay"], found["model"]["pretrained"]) == (1.77e-4, 0.75, True)
+    assert (found["model"]["lr"], found["model"]["layer_decay"], found["model"]["pretrained"]) == (5e-4, 0.75, True)
     assert (found["trainer"]["max_epochs"], found["model"]["warmup_epochs"], found["data"]["batch_size"]) == (50, 5, 8)
     Path("mine.yaml").write_text("trainer:\n  max_epochs: 7\ndata:\n  batch_size: 4\n")
     argv = ["photos", "--model", MODEL, "--config", "mine.yaml", "--model.layer_decay", "null", "--lr", "1e-3"]
@@ -91,6 +91,12 @@ def test_options_that_are_given_win(command: Command) -> None:
     assert (found["model"]["lr"], found["model"]["lr_base"], found["model"]["layer_decay"]) == (1e-3, None, None)
     assert (found["trainer"]["max_epochs"], found["data"]["batch_size"], found["data"]["val_share"]) == (7, 4, 0.5)
     assert found["model"]["warmup_epochs"] == pytest.approx(0.7), "follows from the epochs that are given"
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(8, 5e-4), (32, 5e-4), (64, 1e-3)])
+def test_rate_grows_with_the_root_of_a_large_batch(command: Command, batch: int, rate: float) -> None:
+    argv = ["--batch_size", str(batch), "--trainer.accumulate_grad_batches", "4" if batch == 64 else "1"]
+    assert configured(command, "photos", "--model", MODEL, *argv)["model"]["lr"] == rate
 
 
 def test_folder_with_a_validation_split_is_not_divided(command: Command) -> None:
@@ -132,7 +138,7 @@ def test_resumed_run_takes_another_learning_rate_and_keeps_it(command: Command) 
     command(*argv, "--ckpt_path", "last", "--model.lr_base", "2e-3")
     configs = [yaml.safe_load((RUN / f"config{number}.yaml").read_text()) for number in ("", "-1", "-2", "-3")]
     rates = [(each["model"]["lr"], each["model"]["lr_base"]) for each in configs]
-    assert rates == [(1.77e-4, None), (1e-4, None), (1e-4, None), (None, 2e-3)]
+    assert rates == [(5e-4, None), (1e-4, None), (1e-4, None), (None, 2e-3)]
     assert [each["trainer"]["max_epochs"] for each in configs] == [1, 2, 2, 2]
 
 

@@ -49,7 +49,7 @@ options:
   --checkpoint FILE    start from the weights in this file instead of the published ones
   --epochs N           5 to 50 by default, fewer for more images
   --batch_size N       images per step and device; 64 by default, fewer if there are few images
-  --lr RATE            peak learning rate; by default 5e-4 for 64 images, scaled by the root of the batch size
+  --lr RATE            peak learning rate; by default 5e-4, and more for batches above 64 images
   --early_stopping N   stop after N epochs without a better score
   --ckpt_path last     resume the newest run
 
@@ -174,7 +174,9 @@ def describe_settings(options: Any, data: ImageClassificationData) -> str:
         length += f" of {counted(count_updates(count, batch, accumulated), 'update')}"
     warmup, decay = f"warm-up {options.model.warmup_epochs:g}", f"layer decay {options.model.layer_decay:g}"
     average = f"moving average {options.ema}" if options.ema else "no moving average"
-    lines = [f"fine-tuning: {length}, {counted(batch * accumulated, 'image')} per update, {warmup}, {decay}, {average}"]
+    images = f"{counted(batch * accumulated, 'image')} per update"
+    rate = f"learning rate {options.model.lr:g}" if options.model.lr else f"{options.model.lr_base:g} for 256 images"
+    lines = [f"fine-tuning: {length}, {images}, {rate}, {warmup}, {decay}, {average}"]
     if data.divides_itself and data.val_share is not None:
         share = f"{data.val_share:.0%} of the images of each class, the same every time"
         lines.insert(0, f"validation: {share}; split.csv of the run lists them")

@@ -118,11 +118,12 @@ def plan_epochs(updates_per_epoch: int) -> int:
 
 
 def plan_rate(rate: float, num_images: int) -> float:
-    """Return the learning rate for a number of images per update from that for the largest batch.
+    """Return the learning rate for a number of images per update.
 
-    AdamW's rate follows the square root of the batch size (Malladi et al., 2022, https://arxiv.org/abs/2205.10287).
+    Above ``BATCHES`` it follows the square root of the number, as AdamW's does (Malladi et al., 2022,
+    https://arxiv.org/abs/2205.10287). Below, it stays: few images make few updates, in which a new head has to learn.
     """
-    return float(f"{rate * math.sqrt(num_images / BATCHES[1]):.3g}")
+    return float(f"{rate * math.sqrt(max(1, num_images / BATCHES[1])):.3g}")
 
 
 def plan_average(updates: int) -> float | None:
