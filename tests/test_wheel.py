@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OWN = {"visionattn", "visionattn_kernels"}
-BROUGHT_BY_OTHERS = {"triton": "torch", "onnx_ir": "onnxscript"}
-"""Modules that are imported where they are, and come with a package that is declared."""
+BROUGHT_BY_OTHERS = {"triton": "torch", "onnx_ir": "onnxscript", "faiss": "faiss-cpu"}
+"""Modules that are imported where they are, and come with a package of another name that is declared."""
 
 COMMANDS = [
     "fit --config configs/quickstart.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 2",
