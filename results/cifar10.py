@@ -11,7 +11,6 @@ earlier calls; of it are made results/cifar10.png and the table in README.md, al
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 from matplotlib.transforms import Bbox
 
+from results.pages import fill, read_table
 from visionattn.cli.classify import classify
 from visionattn.evaluation import ImageOptions
 from visionattn.export.hub import save_folder
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", type=Path, help="run folders of train.py")
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="images, in train/ and test/")
     args = parser.parse_args(argv)
-    rows = {(row["model"], row["seed"]): row for row in read_table()}
+    rows = {(row["model"], row["seed"]): row for row in read_table(TABLE)}
     runs: dict[tuple[str, str], Path] = {}
     for run in args.runs:
         if not (run / "summary.json").is_file():
@@ -72,18 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     draw(entries, speeds)
-    text = README.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    write_text(f"{before}{BEGIN}\n{markdown(entries, speeds)}\n{END}{after}", README)
+    fill(README, BEGIN, END, markdown(entries, speeds))
     return 0
-
-
-def read_table() -> list[dict[str, Any]]:
-    """Return rows of earlier calls."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def evaluate(run: Path, root: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ for each run, and runs that it has are not repeated; docs/labels.md gets the tab
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ from typing import Any
 
 import torch
 
+from results.pages import fill, read_table
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as train
 from visionattn.evaluation import ImageOptions, evaluate_classifier, load_model
-from visionattn.output import write_csv, write_text
+from visionattn.output import write_csv
 from visionattn_kernels.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="images, in train/ and test/")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the trainings")
     args = parser.parse_args(argv)
-    rows = read_table()
+    rows = read_table(TABLE)
     labels = args.runs / "imbalanced.csv"
     write_csv(list_images(args.root), labels)
     for seed in SEEDS:
@@ -61,18 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not any(row["balance"] == way and int(row["seed"]) == seed for row in rows):
                 rows.append(train_and_test(way, seed, labels, args.root, args.runs))
                 write_csv(rows, TABLE)
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    write_text(f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}", PAGE)
+    fill(PAGE, BEGIN, END, markdown(rows))
     return 0
-
-
-def read_table() -> list[dict[str, Any]]:
-    """Return rows of earlier calls."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def count_images(num_classes: int) -> list[int]:

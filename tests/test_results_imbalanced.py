@@ -56,7 +56,7 @@ def test_missing_runs_are_trained_and_shown_the_test_images(script: ModuleType, 
         labels = [(row["split"], row["label"]) for row in csv.DictReader(file)]
     assert [labels.count(("train", name)) for name in "abc"] == [4, 3, 2]
     assert [labels.count(("val", name)) for name in "abc"] == [1, 1, 1]
-    rows = script.read_table()
+    rows = script.read_table(script.TABLE)
     assert [(row["balance"], row["seed"], row["test_images"]) for row in rows] == [
         ("none", "0", "6"), ("weights", "0", "6"), ("none", "1", "6"), ("weights", "1", "6")
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def test_missing_runs_are_trained_and_shown_the_test_images(script: ModuleType, 
     assert f"| `--data.balance=weights` | 2 | {(first + second) / 2:.1f} ± {deviation:.1f} |" in page
     (tmp_path / "images" / "test").rename(tmp_path / "gone")
     assert script.main(["--root", "images"]) == 0, "no run is repeated"
-    assert script.read_table() == rows
+    assert script.read_table(script.TABLE) == rows
 
 
 def test_training_images_are_about_five_thousand(module: ModuleType) -> None:
@@ -79,4 +79,4 @@ def test_training_images_are_about_five_thousand(module: ModuleType) -> None:
 
 
 def test_page_has_the_table_of_the_runs(module: ModuleType) -> None:
-    assert module.markdown(module.read_table()) in module.PAGE.read_text()
+    assert module.markdown(module.read_table(module.TABLE)) in module.PAGE.read_text()

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from visionattn.io import put
 from visionattn.output import check_writable
@@ -47,7 +47,7 @@ class RowFile:
     def open(self) -> None:
         """Begin the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kinds: dict[str, type[_Rows]] = {".json": _Json, ".parquet": _Parquet}
+        kinds: dict[str, Callable[[Path, Mapping[str, type]], _Rows]] = {".json": _Json, ".parquet": _Parquet}
         self._writer = kinds.get(self.path.suffix.lower(), _Csv)(self.part, self.columns)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -74,22 +74,17 @@ class RowFile:
         self.close(whole=kind is None)
 
 
-class _Rows:
+class _Rows(Protocol):
     """A file of rows in one format."""
-
-    def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
-        raise NotImplementedError
 
     def write(self, rows: list[Mapping[str, Any]]) -> None:
         """Add rows."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Complete the file."""
-        raise NotImplementedError
 
 
-class _Csv(_Rows):
+class _Csv:
     def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
         self.file: IO[str] = path.open("w", encoding="utf-8", newline="")
         self.writer = csv.DictWriter(self.file, list(columns))
@@ -103,7 +98,7 @@ class _Csv(_Rows):
         self.file.close()
 
 
-class _Json(_Rows):
+class _Json:
     def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
         self.file: IO[str] = path.open("w", encoding="utf-8")
         self.between = "[\n "
@@ -119,7 +114,7 @@ class _Json(_Rows):
         self.file.close()
 
 
-class _Parquet(_Rows):
+class _Parquet:
     def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
