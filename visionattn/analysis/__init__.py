@@ -1,0 +1,1 @@
+"""What a model computes on single images: attention, features, gradients."""
