@@ -1,1 +1,1 @@
-"""What a model computes on single images: attention, features, gradients."""
+"""Analysis of what a model computes on single images: attention, features, gradients."""
