@@ -248,12 +248,12 @@ def _check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
 def _find_window(size: Sequence[int], kernel_size: Any, dilation: Any, is_causal: Any) -> Window:
     """Return the window of a map, or of a sequence, which is a map of one row; it must fit `size`."""
     kernels, dilations, causal = check_all_args(len(size), kernel_size, dilation, is_causal)
-    for kernel, step, length in zip(kernels, dilations, size, strict=True):
+    for axis, (kernel, step, length) in enumerate(zip(kernels, dilations, size, strict=True)):
         if kernel * step > length:
             raise ValueError(
-                f"kernel_size * dilation must be <= the {'x'.join(map(str, size))} keys of each axis, as in NATTEN; "
-                f"got {kernel} * {step}: pad the map, or call visionattn_kernels.neighborhood_attention_"
-                f"{len(size)}d, whose windows shrink to the map"
+                f"kernel_size * dilation must be <= {length} on axis {axis} of a map of {'x'.join(map(str, size))}, as "
+                f"in NATTEN; got {kernel} * {step}: pad the map, or call visionattn_kernels.neighborhood_attention_"
+                f"{len(size)}d, whose windows shrink to it"
             )
     if len(size) == 1:
         return Window.sequence(kernels[0], 1, dilations[0], causal[0])
