@@ -45,10 +45,11 @@ def without_natten() -> Iterator[None]:
     def loaded() -> dict[str, ModuleType]:
         return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "natten"}
 
-    before = loaded()
+    before, finders = loaded(), [*sys.meta_path]
     for name in before:
         del sys.modules[name]
     yield
     for name in loaded():
         del sys.modules[name]
     sys.modules.update(before)
+    sys.meta_path[:] = finders

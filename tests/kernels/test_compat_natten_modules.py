@@ -1,6 +1,7 @@
 """NATTEN's old modules and switches: parameters, arguments of both eras, padding, and the name `natten`."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
@@ -104,11 +105,22 @@ def test_dropout_of_weights_acts_in_training_alone() -> None:
         assert torch.equal(module(x), module(x))
 
 
-def test_tracing_and_compiling() -> None:
+def test_tracing() -> None:
     module = nn.Sequential(NeighborhoodAttention2D(DIM, HEADS, 3, 2), nn.LayerNorm(DIM)).eval()
     x = torch.randn(1, 9, 5, DIM)
     torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))
-    torch.testing.assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x), module(x))
+
+
+def test_compiling() -> None:
+    module = NeighborhoodAttention2D(DIM, HEADS, 3, 2).eval()
+
+    def both(x: Tensor) -> Tensor:
+        q, k, v = module.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(3, 0, 4, 1, 2, 5)
+        scores = functional.natten2dqkrpb(q, k, module.rpb, 3, 2)
+        return module(x) + functional.natten2dav(scores.softmax(-1), v, 3, 2).movedim(1, -2).flatten(-2)
+
+    x = torch.randn(1, 9, 7, DIM)
+    torch.testing.assert_close(torch.compile(both, backend="aot_eager", fullgraph=True)(x), both(x))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +193,8 @@ def test_code_that_cannot_be_edited_finds_natten() -> None:
     }.items():
         assert hasattr(importlib.import_module(path), name), path
     assert importlib.util.find_spec("natten") is not None
+    assert importlib.metadata.version("natten") == compat.__version__
+    assert importlib.metadata.version("torch")
     with pytest.raises(ModuleNotFoundError, match=r"natten\.backends"):
         importlib.import_module("natten.backends")
 

@@ -7,7 +7,7 @@ call `install_as_natten()` first.
 
 from visionattn_kernels.compat.natten import context, functional, types, utils
 from visionattn_kernels.compat.natten.context import *  # noqa: F403
-from visionattn_kernels.compat.natten.install import install_as_natten
+from visionattn_kernels.compat.natten.install import VERSION, install_as_natten
 from visionattn_kernels.compat.natten.modules import (
     NeighborhoodAttention1D,
     NeighborhoodAttention2D,
@@ -15,7 +15,7 @@ from visionattn_kernels.compat.natten.modules import (
     use_defaults_of,
 )
 
-__version__ = "0.17.5"  # the release whose names these are
+__version__ = VERSION
 
 __all__ = [
     "NeighborhoodAttention1D",
