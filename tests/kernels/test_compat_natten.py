@@ -11,6 +11,8 @@ from torch import Tensor
 
 import visionattn_kernels as vk
 import visionattn_kernels.compat.natten as compat
+from tests.kernels.interpreter import NOT_INTERPRETED
+from visionattn_kernels.attention import dispatch
 from visionattn_kernels.compat.natten import functional as na
 
 # id: size, kernel size, dilation, causal; one number per axis
@@ -183,6 +185,31 @@ def test_vmap() -> None:
     mapped = torch.func.vmap(attend)(*stacked)
     for i in range(2):
         torch.testing.assert_close(mapped[i], attend(*(x[i] for x in stacked)))
+
+
+@pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
+def test_fused_functions_run_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = q, k, v, rpb = [x.detach().requires_grad_() for x in draw((6, 5), (3, 3), dtype=torch.float32)]
+    heads_last = [x.movedim(1, -2) for x in (q, k, v)]
+    expected = na.na2d(*heads_last, 3, rpb=rpb)
+    monkeypatch.setitem(dispatch.ORDER, "cpu", (dispatch.Order(("triton",), "this test asks for it"),))
+    ours = na.na2d(*heads_last, 3, rpb=rpb)
+    for x, y in zip(*(torch.autograd.grad(out.square().sum(), inputs) for out in (ours, expected)), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    q, k, v, rpb = (x.detach() for x in draw((9, 8), (3, 3), dtype=dtype))
+    tolerance = {"atol": 1e-3, "rtol": 1e-3} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
+    outs = []
+    for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
+        q_, k_, v_, rpb_ = (x.to(device, kind) for x in (q, k, v, rpb))
+        unfused = na.natten2dav(na.natten2dqkrpb(q_, k_, rpb_, 3, 2).softmax(-1), v_, 3, 2)
+        fused = na.na2d(*(x.movedim(1, -2) for x in (q_, k_, v_)), 3, 2, rpb=rpb_, scale=1.0).movedim(-2, 1)
+        outs.append(torch.stack([unfused, fused]).cpu().double())
+    torch.testing.assert_close(outs[0], outs[1], **tolerance)
 
 
 def test_batch_may_be_empty() -> None:
