@@ -77,8 +77,8 @@ def attend(
     return out
 
 
-class _NeighborhoodAttention(nn.Module):
-    """Multi-head neighborhood attention of `[B, ..., dim]`.
+class NeighborhoodAttentionNd(nn.Module):
+    """Multi-head neighborhood attention of `[B, ..., dim]`, the base of both modules.
 
     A map that is smaller than a window, kernel_size * dilation, is padded with zeros at its end, which are attended, as
     in NATTEN up to 0.15; 0.17 raises an error there.
@@ -155,13 +155,13 @@ class _NeighborhoodAttention(nn.Module):
         )
 
 
-class NeighborhoodAttention1D(_NeighborhoodAttention):
+class NeighborhoodAttention1D(NeighborhoodAttentionNd):
     """Neighborhood attention of sequences `[B, L, dim]`; parameters `qkv`, `rpb [heads, 2 k - 1]` and `proj`."""
 
     axes = 1
 
 
-class NeighborhoodAttention2D(_NeighborhoodAttention):
+class NeighborhoodAttention2D(NeighborhoodAttentionNd):
     """Neighborhood attention of maps `[B, H, W, dim]`; parameters `qkv`, `rpb [heads, 2 k - 1, 2 k - 1]` and `proj`."""
 
     axes = 2
