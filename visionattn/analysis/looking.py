@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from visionattn.analysis.attention_sheets import draw_attention
+from visionattn.analysis.feature_sheets import draw_gradcam, draw_pca, draw_saliency
 from visionattn.analysis.subject import NoSheetError, Subject
 from visionattn.checks import check_choice
+from visionattn.probing.frozen import Layer
 
 if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
@@ -20,12 +22,17 @@ class LookOptions:
         blocks: Numbers of blocks, from the last if negative; None for the kind's default.
         heads: Numbers of heads; None for all.
         point: Column and row of the clicked point, as shares of width and height from the upper left corner.
+        layer: Number of a block (in hierarchical models, of a stage), from the last if negative, or "last"; None for
+            the kind's default.
+        class_name: Name or number of the class whose score is explained; by default the predicted one.
         height: Height of an image on the sheet, in pixels.
     """
 
     blocks: Sequence[int] | None = None
     heads: Sequence[int] | None = None
     point: tuple[float, float] = (0.5, 0.5)
+    layer: Layer | None = None
+    class_name: str | None = None
     height: int = 160
 
 
@@ -43,6 +50,9 @@ class Sheet(NamedTuple):
 
 SHEETS: Mapping[str, Sheet] = {
     "attention": Sheet(draw_attention, "attention of the class token, for each head"),
+    "pca": Sheet(draw_pca, "principal components of patch features as colours that agree over all images"),
+    "gradcam": Sheet(draw_gradcam, "Grad-CAM: the parts of a layer that raise the score of a class"),
+    "saliency": Sheet(draw_saliency, "SmoothGrad and integrated gradients: the pixels that a class score depends on"),
 }
 """The kinds of sheets, in the order in which they are drawn."""
 
