@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.viz.heat import draw_heat
 from visionattn.viz.image import Pixels, to_pixels
 from visionattn.viz.sheet import caption, join_tiles, stack_rows, title_bar
-
-HEAT = 0.6  # opacity of a heat map
 
 
 def draw_heat_maps(
@@ -38,18 +37,8 @@ def draw_heat_maps(
     rows = [join_tiles([caption(text, height) for text in ("image", *captions)])]
     for image, each in zip(images, values, strict=True):
         pixels = fit_tile(to_pixels(image), height)
-        rows.append(join_tiles([pixels, *(heat(pixels, one) for one in each)]))
+        rows.append(join_tiles([pixels, *(draw_heat(pixels, one, low=0) for one in each)]))
     return title_bar(stack_rows(rows), title)
-
-
-def heat(pixels: Pixels, values: Any) -> Pixels:
-    """Draw a map [rows, columns] as colours over an image, from 0 (dark) to its largest value (bright)."""
-    import cv2
-
-    unit = np.asarray(values, dtype=np.float64) / (np.max(values) or 1.0)
-    smooth = cv2.resize(unit, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    colours = cv2.applyColorMap((255 * smooth).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    return np.asarray((HEAT * colours + (1 - HEAT) * pixels).round(), dtype=np.uint8)
 
 
 def fit_tile(pixels: Pixels, height: int) -> Pixels:
