@@ -14,7 +14,7 @@ from visionattn.evaluation.drawing import spread
 from visionattn.layers.dual_cross_attention import rollout_class_token
 
 if TYPE_CHECKING:
-    from visionattn.viz.heat_maps import HeatRow
+    from visionattn.viz.head_maps import HeadRow
     from visionattn.viz.image import Pixels
 
 MAX_HEADS = 16
@@ -69,9 +69,9 @@ def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
             rollout_class_token(scores[: depth + 1])[0, prefix:].unflatten(0, size).cpu().numpy() for depth in chosen
         ]
         rows.append((pixels, maps, ["image", *(f"to block {depth}" for depth in chosen)]))
-    from visionattn.viz.heat_maps import HeatRow
+    from visionattn.viz.head_maps import HeadRow
 
-    return _draw([HeatRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options)
+    return _draw([HeadRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options)
 
 
 def draw_window(subject: Subject, options: LookOptions) -> "Pixels":
@@ -104,9 +104,9 @@ def _head_rows(
     options: LookOptions,
     chosen: Sequence[tuple[int, AttentionLayer]],
     read: Callable[[RecordedAttention], tuple[Tensor, Tensor | None, tuple[int, int] | None]],
-) -> "list[HeatRow]":
-    """Return a row for each image and layer, of heads and their mean; `read` returns maps `[h, H, W]`, window, point."""
-    from visionattn.viz.heat_maps import HeatRow
+) -> "list[HeadRow]":
+    """Return a row of heads for each image and layer; `read` returns maps `[h, H, W]`, their window and the point."""
+    from visionattn.viz.head_maps import HeadRow
 
     rows = []
     for pixels, found in _look(subject, dict(chosen), read):
@@ -117,7 +117,7 @@ def _head_rows(
             label = f"block {number}: {'x'.join(map(str, maps.shape[1:]))}"
             captions = [label, *(f"head {head}" for head in heads), "mean of all heads"]
             notes = [f"max {each.max():.1%}" for each in maps]
-            rows.append(HeatRow(pixels, maps, captions, None if window is None else window.numpy(), point, notes))
+            rows.append(HeadRow(pixels, maps, captions, None if window is None else window.numpy(), point, notes))
     return rows
 
 
@@ -129,10 +129,10 @@ def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any
         yield pixels, found
 
 
-def _draw(rows: "Sequence[HeatRow]", title: str, options: LookOptions) -> "Pixels":
-    from visionattn.viz.heat_maps import draw_heat_rows
+def _draw(rows: "Sequence[HeadRow]", title: str, options: LookOptions) -> "Pixels":
+    from visionattn.viz.head_maps import draw_head_maps
 
-    return draw_heat_rows(rows, title=title, height=options.height)
+    return draw_head_maps(rows, title=title, height=options.height)
 
 
 def _token_layers(subject: Subject) -> list[AttentionLayer]:
