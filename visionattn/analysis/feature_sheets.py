@@ -9,7 +9,7 @@ from torch import Tensor
 
 from visionattn.analysis.components import fit_colours, patch_features
 from visionattn.analysis.saliency import default_layer, grad_cam, integrated_gradients, saliency_map, smooth_gradients
-from visionattn.analysis.subject import NoSheetError, Subject
+from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.errors import UserError
 from visionattn.evaluation.classification import require_classes
 from visionattn.evaluation.prediction import name_classes
@@ -19,7 +19,6 @@ from visionattn.probing.frozen import FrozenBackbone, Layer
 from visionattn.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from visionattn.analysis.looking import LookOptions
     from visionattn.viz.image import Pixels
 
 MIN_GRID = 8  # rows and columns of patches
@@ -27,7 +26,7 @@ BLUR = 1.0  # standard deviation in pixels; gradients of strided layers are cheq
 BRIGHTEST = 99.5  # percentile of the saliency of pixels that has the brightest colour
 
 
-def draw_pca(subject: Subject, options: "LookOptions") -> "Pixels":
+def draw_pca(subject: Subject, options: LookOptions) -> "Pixels":
     """Draw the principal components of patch features: of all patches, and of the foreground alone.
 
     By default the layer is "last", or the last stage with at least 8 rows and columns of patches.
@@ -61,7 +60,7 @@ def _backbone(subject: Subject, layer: Layer | None) -> FrozenBackbone:
     return backbone
 
 
-def draw_gradcam(subject: Subject, options: "LookOptions") -> "Pixels":
+def draw_gradcam(subject: Subject, options: LookOptions) -> "Pixels":
     """Draw the Grad-CAM map of each image for the predicted class, or for one class."""
     from visionattn.viz.heat_maps import draw_heat_maps
 
@@ -86,7 +85,7 @@ def _name(layer: Layer) -> str:
     return "the last layer" if layer == "last" else f"layer {layer}"
 
 
-def draw_saliency(subject: Subject, options: "LookOptions") -> "Pixels":
+def draw_saliency(subject: Subject, options: LookOptions) -> "Pixels":
     """Draw SmoothGrad and integrated gradients of each image for the predicted class, or for one class."""
     from visionattn.viz.heat_maps import draw_heat_maps
 

@@ -1,39 +1,15 @@
 """Sheets of what a model sees, by their kinds: the work of `visionattn look`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from visionattn.analysis.attention_sheets import draw_attention
+from visionattn.analysis.attention_sheets import draw_attention, draw_rollout, draw_window
 from visionattn.analysis.feature_sheets import draw_gradcam, draw_pca, draw_saliency
-from visionattn.analysis.subject import NoSheetError, Subject
+from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.checks import check_choice
-from visionattn.probing.frozen import Layer
 
 if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
-
-
-@dataclass(frozen=True)
-class LookOptions:
-    """Options of sheets; each kind reads those that it has a use for.
-
-    Attributes:
-        blocks: Numbers of blocks, from the last if negative; None for the kind's default.
-        heads: Numbers of heads; None for all.
-        point: Column and row of the clicked point, as shares of width and height from the upper left corner.
-        layer: Number of a block (in hierarchical models, of a stage), from the last if negative, or "last"; None for
-            the kind's default.
-        class_name: Name or number of the class whose score is explained; by default the predicted one.
-        height: Height of an image on the sheet, in pixels.
-    """
-
-    blocks: Sequence[int] | None = None
-    heads: Sequence[int] | None = None
-    point: tuple[float, float] = (0.5, 0.5)
-    layer: Layer | None = None
-    class_name: str | None = None
-    height: int = 160
 
 
 class Sheet(NamedTuple):
@@ -50,6 +26,8 @@ class Sheet(NamedTuple):
 
 SHEETS: Mapping[str, Sheet] = {
     "attention": Sheet(draw_attention, "attention of the class token, for each head"),
+    "rollout": Sheet(draw_rollout, "attention rollout of the class token, through all blocks"),
+    "window": Sheet(draw_window, "attention of a point over its window, for each head"),
     "pca": Sheet(draw_pca, "principal components of patch features as colours that agree over all images"),
     "gradcam": Sheet(draw_gradcam, "Grad-CAM: the parts of a layer that raise the score of a class"),
     "saliency": Sheet(draw_saliency, "SmoothGrad and integrated gradients: the pixels that a class score depends on"),

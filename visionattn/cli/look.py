@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from visionattn.analysis.looking import SHEETS, LookOptions, draw_sheets
-from visionattn.analysis.subject import prepare_subject
+from visionattn.analysis.looking import SHEETS, draw_sheets
+from visionattn.analysis.subject import LookOptions, prepare_subject
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import run_with_words
@@ -43,8 +43,8 @@ def look(
     Args:
         model: a checkpoint, a head of linear or probe (.json), or a registered model, whose published weights are used.
         images: image files, and folders of images; - reads their names from standard input, one in a line.
-        show: kinds of sheets, separated by commas: attention, pca, gradcam, saliency; by default all that the model
-            has.
+        show: kinds of sheets, separated by commas: attention, rollout, window, pca, gradcam, saliency; by default
+            all that the model has.
         output: folder of the sheets, KIND.png each; or a .png file for a single kind.
         blocks: numbers of blocks, from the last if negative; by default the last.
         heads: numbers of heads; by default all.
