@@ -1,4 +1,4 @@
-"""Where the score of a class comes from: Grad-CAM of a layer, and gradients of pixels.
+"""Parts of an image that the score of a class depends on: Grad-CAM of a layer, and gradients of pixels.
 
 All functions take a classifier in evaluation mode, normalised images `[B, channels, H, W]` on its device, and the
 number of a class for each image. The score is the logit, before softmax. The model is not changed, and its parameters
