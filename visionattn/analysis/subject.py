@@ -1,9 +1,13 @@
 """A model and the prepared images that it looks at: what every sheet of `visionattn look` starts from."""
 
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +17,7 @@ from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.drawing import spread
-from visionattn.evaluation.source import LoadedModel
+from visionattn.evaluation.source import LoadedModel, ModelSource
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
 
@@ -62,8 +66,8 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The model's name, for the title of a sheet; it says if weights are random."""
-        return f"{self.loaded.name}{', random weights' * (self.loaded.origin.weights == 'random')}"
+        """Name of the model or its file, for the title of a sheet; it says if weights are random."""
+        return f"{Path(self.loaded.name).name}{', random weights' * (self.loaded.origin.weights == 'random')}"
 
 
 def prepare_subject(
@@ -112,6 +116,18 @@ def prepare_subject(
     pixels = denormalize(batch.image, data.preprocessing["mean"], data.preprocessing["std"])
     loaded.model.to(resolved)
     return Subject(loaded, batch.image.to(resolved), pixels, batch.name)
+
+
+def load_random(name: str, model_kwargs: Mapping[str, Any] | None = None, seed: int = 0) -> LoadedModel:
+    """Build a registered model with random weights, to compare with; those of a seed are always the same.
+
+    Raises:
+        ValueError: An unknown model.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"{re.escape(name)} has random weights")
+        torch.manual_seed(seed)
+        return ModelSource(None, name, False, model_kwargs).load()
 
 
 def _resize(loaded: LoadedModel, img_size: int) -> None:
