@@ -91,8 +91,6 @@ def _draw_queries(
     subject: Subject, options: LookOptions, layers: Sequence[AttentionLayer], default: Sequence[int] | None
 ) -> "Pixels":
     x, y = options.point
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise UserError(f"--point takes shares x,y of width and height from 0 to 1, got {x:g},{y:g}")
     numbers = options.blocks or default or _last_of_each_size(subject, layers)
 
     def read(recorded: RecordedAttention) -> Any:

@@ -18,6 +18,7 @@ from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.drawing import spread
 from visionattn.evaluation.source import LoadedModel, ModelSource
+from visionattn.probing.frozen import Layer
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
 
@@ -30,13 +31,26 @@ class LookOptions:
         blocks: Numbers of blocks, from the last if negative; None for the kind's default.
         heads: Numbers of heads; None for all.
         point: Column and row of the clicked point, as shares of width and height from the upper left corner.
+        layer: Number of a block (in hierarchical models, of a stage), from the last if negative, or "last"; None for
+            the kind's default.
+        class_name: Name or number of the class whose score is explained; by default the predicted one.
         height: Height of an image on the sheet, in pixels.
+
+    Raises:
+        UserError: A point outside of the image.
     """
 
     blocks: Sequence[int] | None = None
     heads: Sequence[int] | None = None
-    point: tuple[float, float] = (0.5, 0.5)
+    point: Sequence[float] = (0.5, 0.5)
+    layer: Layer | None = None
+    class_name: str | None = None
     height: int = 160
+
+    def __post_init__(self) -> None:
+        if len(self.point) != 2 or not all(0 <= share <= 1 for share in self.point):
+            given = ",".join(f"{share:g}" for share in self.point)
+            raise UserError(f"--point takes x,y in shares of width and height, from 0 to 1: 0.5,0.5, not {given}")
 
 
 class NoSheetError(UserError):
@@ -72,7 +86,7 @@ class Subject:
 
 def prepare_subject(
     loaded: LoadedModel,
-    images: Images,
+    images: str | Path | Image.Image | Images,
     *,
     max_images: int = 16,
     img_size: int | None = None,
@@ -100,6 +114,7 @@ def prepare_subject(
     resolved = resolve_device(device)
     if img_size is not None:
         _resize(loaded, img_size)
+    images = cast(Images, [images] if isinstance(images, str | Path | Image.Image) else images)
     options = PreparedImages(img_size=img_size, crop_pct=crop_pct, num_workers=0, on_error="skip")
     data = open_images(loaded.spec, options, "predict", images=images, name="folder")
     announce(describe_preprocessing(data.preprocessing, loaded.spec.preprocessing, loaded.name))
@@ -135,9 +150,3 @@ def _resize(loaded: LoadedModel, img_size: int) -> None:
     model: Any = loaded.model
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=(img_size, img_size))
-
-
-def as_images(images: str | Any) -> Images:
-    """Return one image, in memory or by its file, as a list; several as they are."""
-    is_one = isinstance(images, str | Image.Image) or not isinstance(images, Sequence)
-    return cast(Images, [images] if is_one else images)

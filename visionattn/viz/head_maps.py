@@ -84,15 +84,14 @@ def _draw_row(row: HeadRow, height: int, quantile: float | None) -> list[Pixels]
 
 
 def _overlay(pixels: Pixels, values: Any, window: Any, quantile: float | None) -> Pixels:
-    """Draw a map over a grey image; cell by cell within a window, whose outline parts it from the dim image around."""
+    """Draw a map over an image; cell by cell within a window, whose outline parts it from the dim image around."""
     import cv2
 
-    grey = np.broadcast_to(pixels.mean(-1, keepdims=True), pixels.shape)
     low, high = (0, None) if quantile is None else (None, float(np.quantile(values, quantile)))
     values = np.clip(values, None, high)  # what is cut off would swing in the interpolation
     if window is None:
-        return draw_heat(grey, values, low, high)
-    drawn = draw_heat(grey, cv2.resize(values, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST), low, high)
+        return draw_heat(pixels, values, low, high)
+    drawn = draw_heat(pixels, cv2.resize(values, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST), low, high)
     if np.all(window):
         return drawn
     within = _to_pixels(window, pixels)[..., None] > 0
