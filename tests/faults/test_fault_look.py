@@ -13,9 +13,7 @@ VIT, NAT, CNN = "vit_nano_patch4_32.cifar10", "nat_pico.cifar10", "resnet_pico.c
 @pytest.mark.parametrize(
     ("argv", "status", "says"),
     [
-        pytest.param(
-            [VIT, "red.jpg", "--blocks=6"], 1, f"--blocks 6: {VIT} has attention in blocks 0 to", id="block"
-        ),
+        pytest.param([VIT, "red.jpg", "--blocks=6"], 1, f"--blocks 6: {VIT} has attention in blocks 0 to", id="block"),
         pytest.param([VIT, "red.jpg", "--heads=3"], 1, "--heads 3: blocks.5 has heads 0 to 2", id="head"),
         pytest.param([VIT, "red.jpg", "--point=40,60"], 1, "--point takes x,y in shares of width", id="point"),
         pytest.param([VIT, "red.jpg", "--point=0.5"], 1, "from 0 to 1: 0.5,0.5, not 0.5", id="one number"),
