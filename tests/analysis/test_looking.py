@@ -15,6 +15,9 @@ from visionattn.analysis.attention import attention_layers, record_attention
 from visionattn.analysis.looking import SHEETS
 from visionattn.analysis.subject import LookOptions, NoSheetError, Subject, load_random
 from visionattn.cli.errors import run
+from visionattn.probing.classifier import ProbeClassifier
+from visionattn.probing.frozen import FrozenBackbone
+from visionattn.probing.heads import create_head
 
 
 @pytest.fixture
@@ -101,6 +104,15 @@ def test_model_without_class_token_shows_the_point_in_its_attention_sheet(drawn:
         attention_sheets.draw_rollout(subject, LookOptions())
 
 
+def test_head_on_an_early_layer_shows_all_blocks_of_its_backbone(drawn: list[Any]) -> None:
+    subject = subject_of("vit_nano_patch4_32")
+    backbone = FrozenBackbone(subject.model, "vit_nano_patch4_32", [0])
+    classifier = ProbeClassifier(backbone, create_head("linear", 96, 2), [0], ["a", "b"])
+    head = Subject(subject.loaded._replace(model=classifier), subject.images, subject.pixels, subject.names)
+    attention_sheets.draw_attention(head, LookOptions())
+    assert [row.captions[0] for row in drawn] == ["block 5: 8x8"] * 2
+
+
 def test_command_draws_what_the_model_has(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     kinds = "attention,rollout,window"
@@ -130,7 +142,7 @@ def test_one_kind_goes_to_a_file_and_random_weights_are_named(
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == f"{file}: {SHEETS['window'].shows}"
     assert "random weights" not in captured.err
-    assert titles[0].startswith("nat_pico, random weights: attention of the marked point (0.5, 0.5) over its window")
+    assert titles[0].startswith("nat_pico, random weights: attention of the marked point (0.5, 0.5)")
     assert titles[0] == titles[1], "the same weights each time"
 
 

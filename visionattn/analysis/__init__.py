@@ -1,4 +1,4 @@
-"""What a model computes on single images: attention, features, gradients.
+"""Analysis of a model on single images: attention, features, gradients.
 
 `look` draws sheets of all of these. `record_attention` records the attention weights of `attention_layers`.
 `fit_colours` finds the principal components of `patch_features`. `grad_cam`, `smooth_gradients` and

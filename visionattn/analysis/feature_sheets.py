@@ -50,9 +50,7 @@ def draw_pca(subject: Subject, options: LookOptions) -> "Pixels":
 
 
 def _backbone(subject: Subject, layer: Layer | None) -> FrozenBackbone:
-    loaded = subject.loaded
-    if isinstance(loaded.model, ProbeClassifier):
-        loaded = loaded._replace(model=loaded.model.backbone.model)
+    loaded = subject.loaded._replace(model=subject.network)
     preprocessing = {**loaded.spec.preprocessing, "input_size": tuple(subject.images.shape[1:])}
     backbone = freeze(loaded, ["last" if layer is None else layer], preprocessing, subject.images.device, "32-true")
     if layer is None and min(backbone.layouts["last"].grid) < MIN_GRID:
