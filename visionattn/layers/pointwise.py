@@ -18,7 +18,7 @@ def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def is_wrapped(weight: Tensor) -> bool:
-    """Return whether a weight is a wrapper of other tensors, as a quantized one is: it knows `F.linear`, but no views."""
+    """Return whether a weight wraps other tensors, as a quantized one does: it knows `F.linear`, but no views."""
     return hasattr(type(weight), "__tensor_flatten__")
 
 
