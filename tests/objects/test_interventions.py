@@ -6,15 +6,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from visionattn.analysis.attention import record_attention, token_layers
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
     inject,
     intervene,
+    patch_attention,
     probe_subspace,
     random_subspace,
-    record_attention,
     shuffle,
 )
 from visionattn.objects.patches import label_patches
@@ -115,7 +116,7 @@ def test_recorded_attention_is_that_of_queries_and_keys(vit):
     images = torch.randn(2, 3, 32, 32)
     backbone = FrozenBackbone(vit, "test_vit", None, norm_blocks=False)
     fused = [block.attn.fused_attn for block in vit.blocks]
-    with record_attention({1: vit.blocks[2].attn}, 1) as weights:
+    with record_attention({1: token_layers(vit)[2]}, patch_attention) as weights:
         features = backbone(images)
     assert [block.attn.fused_attn for block in vit.blocks] == fused
     attention = vit.blocks[2].attn
@@ -125,6 +126,15 @@ def test_recorded_attention_is_that_of_queries_and_keys(vit):
         expected = F.softmax(q @ k.mT * attention.scale, dim=-1).mean(1)[:, 1:, 1:]
     torch.testing.assert_close(weights[1], expected)
     assert not attention.attn_drop._forward_hooks
+
+
+def test_attention_of_dcal_is_recorded_without_glca():
+    torch.manual_seed(0)
+    model = timm.create_model("dcal_vit_nano", num_classes=0)
+    backbone = FrozenBackbone(model, "dcal_vit_nano", None, norm_blocks=False)
+    with record_attention(dict(enumerate(token_layers(model))), patch_attention) as weights:
+        backbone(torch.randn(2, 3, 32, 32))
+    assert [weights[number].shape for number in range(6)] == [(2, 64, 64)] * 6
 
 
 def test_correlation_is_pearsons():

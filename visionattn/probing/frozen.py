@@ -96,11 +96,11 @@ class FrozenBackbone(nn.Module):
         final, taps = self._probe()
         self.depth = len(taps)
         self.layers = _resolve_layers(range(self.depth) if layers is None else layers, self.depth, name)
-        num_reg_tokens = _num_reg_tokens(model)
+        registers = num_reg_tokens(model)
         self.layouts = {
-            layer: self._last_layout(final, taps, num_reg_tokens)
+            layer: self._last_layout(final, taps, registers)
             if layer == "last"
-            else _tap_layout(*taps[layer], num_reg_tokens)
+            else _tap_layout(*taps[layer], registers)
             for layer in self.layers
         }
         # Of a stack that is cut short, timm wants to know at least one block.
@@ -193,22 +193,14 @@ class FrozenBackbone(nn.Module):
         return _normalize(tokens, _norm(self.model, "norm") or _norm_of_head(self.model))
 
     def _last_tokens(self, final: Tensor) -> Tensor:
-        return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))
-
-    def _in_rows(self, final: Tensor) -> Tensor:
-        """Return features as tokens [B, N, D] or a map [B, H, W, D]."""
-        if hasattr(self.model, "reroll"):  # Hiera's come in the order of its mask units.
-            return self.model.reroll(final, len(self.model.blocks) - 1)
-        if final.dim() == 4 and getattr(self.model, "output_fmt", "NCHW") == "NCHW":
-            return final.permute(0, 2, 3, 1)
-        return final
+        return _normalize(in_rows(self.model, final).flatten(1, -2), _norm_of_head(self.model))
 
     def _last_layout(self, final: Any, taps: list[tuple[Tensor | None, Tensor]], num_reg_tokens: int) -> TokenLayout:
         if not isinstance(final, Tensor):
             raise ValueError(  # noqa: TRY004  it is the model that does not fit
                 f"model {self.name!r} ends in several sequences of tokens; tap a block by its number"
             )
-        final = self._in_rows(final)
+        final = in_rows(self.model, final)
         rows, columns = final.shape[1:3] if final.dim() == 4 else taps[-1][1].shape[2:]
         num_tokens = final.shape[1:-1].numel()
         # Some models have a class token and do not say so.
@@ -220,6 +212,15 @@ class FrozenBackbone(nn.Module):
                 f"grid of {rows} × {columns}; tap a block by its number"
             )
         return TokenLayout(final.shape[-1], (rows, columns), prefix, min(num_reg_tokens, prefix))
+
+
+def in_rows(model: Any, features: Tensor) -> Tensor:
+    """Return the final features of a timm model as tokens `[B, N, D]`, patches row by row, or a map `[B, H, W, D]`."""
+    if hasattr(model, "reroll"):  # Hiera's come in the order of its mask units.
+        return model.reroll(features, len(model.blocks) - 1)
+    if features.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW":
+        return features.permute(0, 2, 3, 1)
+    return features
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -248,7 +249,8 @@ def _tap_layout(prefix: Tensor | None, features: Tensor, num_reg_tokens: int) ->
     return TokenLayout(dim, (rows, columns), num_prefix_tokens, min(num_reg_tokens, num_prefix_tokens))
 
 
-def _num_reg_tokens(model: nn.Module) -> int:
+def num_reg_tokens(model: nn.Module) -> int:
+    """Return the number of registers among a model's prefix tokens."""
     declared = getattr(model, "num_reg_tokens", None)
     registers = getattr(model, "reg_token", None)
     return declared or (0 if registers is None else registers.shape[1])

@@ -8,6 +8,8 @@ from visionattn.viz.binding import Click, DepthCurve, save_depth_curves, save_si
 from visionattn.viz.confusion import save_confusion_matrix
 from visionattn.viz.contact_sheet import save_contact_sheet
 from visionattn.viz.curves import save_learning_curve
+from visionattn.viz.head_maps import HeadRow, draw_head_maps
+from visionattn.viz.heat_maps import draw_heat_maps
 from visionattn.viz.image import denormalize, save_image, to_pixels
 from visionattn.viz.leaderboard import Point, save_leaderboard
 from visionattn.viz.ranked_lists import RankedList, draw_ranked_list, save_ranked_lists
@@ -16,8 +18,9 @@ from visionattn.viz.rollout import draw_rollout
 from visionattn.viz.slots import colour_segments, save_slots
 
 __all__ = [
-    "Click", "DepthCurve", "Point", "RankedList", "colour_segments", "denormalize", "draw_attention_maps",
-    "draw_ranked_list", "draw_rollout", "save_attention_maps", "save_confusion_matrix", "save_contact_sheet",
-    "save_depth_curves", "save_image", "save_leaderboard", "save_learning_curve", "save_ranked_lists",
-    "save_reconstructions", "save_similarity_sheet", "save_slots", "to_pixels",
+    "Click", "DepthCurve", "HeadRow", "Point", "RankedList", "colour_segments", "denormalize",
+    "draw_attention_maps", "draw_head_maps", "draw_heat_maps", "draw_ranked_list", "draw_rollout",
+    "save_attention_maps", "save_confusion_matrix", "save_contact_sheet", "save_depth_curves", "save_image",
+    "save_leaderboard", "save_learning_curve", "save_ranked_lists", "save_reconstructions", "save_similarity_sheet",
+    "save_slots", "to_pixels",
 ]  # fmt: skip
