@@ -8,7 +8,7 @@ and ``data/images/{train,val}/{circle,square,triangle}/*.png``, drawn images of 
 
 A block that is not to run every time says so: ```` ```bash { .slow } ```` runs with ``pytest -m slow``, and of
 ```` ```bash { .parse } ````, which wants GPUs, large data or hours, commands of train.py and eval.py are parsed. Other
-languages (text, yaml) are not looked at.
+languages (text, yaml) are not looked at. A page that imports one of ``OPTIONAL`` is skipped if that is not installed.
 """
 
 import ast
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
 SLOW = [page for page in FAST if any("slow" in block.classes for block in BLOCKS[page])]
+OPTIONAL = ("captum", "openvino", "peft", "segmentation_models_pytorch", "torchao", "transformers")
+"""Modules of the extra ``works-with`` that pages import."""
 name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
 
@@ -81,7 +84,15 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def skip_without_packages(page: Path) -> None:
+    code = "".join(block.code for block in BLOCKS[page] if block.language == "python")
+    for name in OPTIONAL:
+        if re.search(rf"^(?:import|from) {name}\b", code, re.MULTILINE) and not find_spec(name):
+            pytest.skip(f"{name} is not installed here")
+
+
 def run_page(page: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_packages(page)
     # A registered module: classes of a page may be pickled, and timm looks up the module of a model.
     module = types.ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -143,6 +154,20 @@ def test_zoo_lists_every_model_with_its_size() -> None:
         with torch.device("meta"):
             model = timm.create_model(name)
         assert millions == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}", name
+
+
+def test_works_with_pages_name_the_versions_they_were_run_with() -> None:
+    """A version in the table is that of its page, and of constraints.txt."""
+    folder = DOCS / "works_with"
+    table = (folder / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| ([\d.]+) \| .* \| \[[^]]+\]\(([^)]+)\) \|$", table, re.MULTILINE)
+    assert {page for *_, page in rows} | {"index.md"} == {path.name for path in folder.glob("*.md")}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").splitlines()
+    for library, version, page in rows:
+        line = re.search(r"^Run with .*$", (folder / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert line is not None, page
+        assert f"{library} {version}" in line[0].lower(), page
+        assert f"{library}=={version}" in pins, library
 
 
 def test_results_table_equals_the_configs() -> None:
