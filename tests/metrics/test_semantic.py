@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.metrics.semantic import InstanceIoU, SemanticScores, count_overlaps
 
 # Two images of 2 × 4 pixels in two patches; the last pixel of the first belongs to no segment.
 SCENES = SimpleNamespace(
@@ -23,7 +23,7 @@ def test_overlaps_count_pixels():
 
 
 def test_semantic_iou_is_the_mean_over_classes_that_occur():
-    metric = SemanticIoU(5)
+    metric = SemanticScores(5)
     assert metric.compute() is None
     for number, predicted in enumerate(torch.tensor([[0, 1], [0, 4]])):
         scenes = SimpleNamespace(**{key: value[number : number + 1] for key, value in vars(SCENES).items()})
@@ -49,7 +49,7 @@ def test_perfect_predictions_have_an_iou_of_1():
         classes=torch.tensor([[-1, 3, 0]]),
         things=torch.tensor([[0, 0, 1]]) > 0,
     )
-    semantic, instance = SemanticIoU(4), InstanceIoU()
+    semantic, instance = SemanticScores(4), InstanceIoU()
     semantic.update(scenes, count_overlaps(scenes, torch.tensor([[3, 0]]), GRID, 4))
     instance.update(scenes, count_overlaps(scenes, torch.tensor([[5, 6]]), GRID, 9))
     assert semantic.compute() == instance.compute() == 1
