@@ -30,7 +30,7 @@ class SegmentationTraining:
     weight_decay: float = 1e-4
     epochs: int = 60
     batch_size: int = 16
-    pixels: int = 1024
+    pixels: int = 512
     batch_norm: bool = True
     patience: int = 0
     race: bool = True

@@ -52,13 +52,34 @@ def classify_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return classes
 
 
-def logits_at(logits: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate a map of logits `[B, C, h, w]` at pixels `[B, P]`, numbered row by row: `[B, C, P]`."""
-    height, width = size
-    x, y = pixels % width, pixels // width
-    places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)  # [B, P, 2], from -1 to 1
-    found = F.grid_sample(logits, places[:, None], padding_mode="border", align_corners=False)
-    return found[:, :, 0]
+class Corners(NamedTuple):
+    """The four patches around each of P pixels of B images, for bilinear interpolation.
+
+    Attributes:
+        patches: Numbers of the patches `[B * P, 4]`, over all images.
+        shares: Their weights `[B * P, 4]`.
+    """
+
+    patches: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, pixels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> "Corners":
+        """Find the patches around pixels `[B, P]`, numbered row by row in images of a size."""
+        (rows, columns), (height, width) = grid, size
+        y = ((pixels // width + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)  # the centre of the first patch is 0
+        x = ((pixels % width + 0.5) * (columns / width) - 0.5).clamp(0, columns - 1)
+        top, left = y.long(), x.long()
+        bottom, right = (top + 1).clamp(max=rows - 1), (left + 1).clamp(max=columns - 1)
+        y, x = y - top, x - left
+        image = torch.arange(len(pixels), device=pixels.device)[:, None] * (rows * columns)
+        numbers = [image + row * columns + column for row in (top, bottom) for column in (left, right)]
+        shares = [(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x]
+        return cls(torch.stack(numbers, -1).flatten(0, 1), torch.stack(shares, -1).flatten(0, 1))
+
+    def interpolate(self, logits: Tensor) -> Tensor:
+        """Interpolate logits of patches `[B, N, C]` at the pixels: `[B * P, C]`."""
+        return F.embedding_bag(self.patches, logits.flatten(0, 1), per_sample_weights=self.shares, mode="sum")
 
 
 def draw_pixels(rng: np.random.Generator, count: int, images: int, size: tuple[int, int]) -> Tensor:

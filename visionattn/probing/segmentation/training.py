@@ -16,11 +16,11 @@ from visionattn.probing.protocols.training import CandidateTraining
 from visionattn.probing.protocols.trial import Trial
 from visionattn.probing.segmentation.heads import HEADS, LinearSegmenter
 from visionattn.probing.segmentation.pixels import (
+    Corners,
     LabelledFeatures,
     as_map,
     classify_pixels,
     draw_pixels,
-    logits_at,
 )
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -78,10 +78,10 @@ class PixelTraining(CandidateTraining[LinearSegmenter]):
             trial.head.train()
         done = self.epoch * self.steps
         for step, (patches, labels) in enumerate(self.batches(order), done):
-            places, targets = self._draw(rng, labels)
+            corners, targets = self._draw(rng, labels)
             counted = (targets >= 0).sum().clamp(min=1)
             for number, trial in enumerate(trials):
-                logits = logits_at(as_map(trial.head(patches), self.train.layout), places, labels.shape[1:])
+                logits = corners.interpolate(trial.head(patches))
                 loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / counted
                 loss.backward()
                 sums[number] += loss.detach() * len(labels)
@@ -98,10 +98,9 @@ class PixelTraining(CandidateTraining[LinearSegmenter]):
         for trial in trials:
             trial.head.eval()
         for patches, labels in self.batches(self.held):
-            places, targets = self._draw(rng, labels)
+            corners, targets = self._draw(rng, labels)
             for trial, score in zip(trials, scores, strict=True):
-                logits = logits_at(as_map(trial.head(patches), self.train.layout), places, labels.shape[1:])
-                score.update_pixels(targets, logits.argmax(1))
+                score.update_pixels(targets, corners.interpolate(trial.head(patches)).argmax(1))
         return [score.compute() or 0.0 for score in scores]
 
     def content(self) -> dict[str, Any]:
@@ -112,10 +111,11 @@ class PixelTraining(CandidateTraining[LinearSegmenter]):
         """Yield patches `[b, N, D]` and label maps `[b, H, W]` of images, on the device."""
         return read(self.train, order, self.recipe.batch_size, self.device)
 
-    def _draw(self, rng: np.random.Generator, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pixels, and return them with their classes, `[b, P]` each."""
-        places = draw_pixels(rng, self.pixels, len(labels), labels.shape[1:]).to(labels.device)
-        return places, labels.flatten(1).gather(1, places)
+    def _draw(self, rng: np.random.Generator, labels: Tensor) -> tuple[Corners, Tensor]:
+        """Draw pixels of images, and return the patches around them, and their classes `[b * P]`."""
+        size = labels.shape[1], labels.shape[2]
+        pixels = draw_pixels(rng, self.pixels, len(labels), size).to(labels.device)
+        return Corners.of(pixels, self.train.layout.grid, size), labels.flatten(1).gather(1, pixels).flatten()
 
 
 def read(features: LabelledFeatures, order: Tensor, batch_size: int, device: torch.device) -> Batches:
