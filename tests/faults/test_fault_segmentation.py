@@ -61,8 +61,8 @@ def test_head_that_does_not_exist_is_an_error(fails: Fails) -> None:
 
 
 def test_model_without_patches_is_an_error(fails: Fails) -> None:
-    words = ("--model", "test_mlp", "--data.img_size", "32")
-    fails("probe-seg", *FAST, *SYNTHETIC, *words, says="test_mlp")
+    words = ("--model", "pit_ti_224", "--data.img_size", "224")
+    fails("probe-seg", *FAST, *SYNTHETIC, *words, says=("model 'pit_ti_224' ends in 1 tokens", "tap a block"))
 
 
 def test_too_few_images_are_an_error(fails: Fails) -> None:

@@ -53,3 +53,25 @@ def test_perfect_predictions_have_an_iou_of_1():
     semantic.update(scenes, count_overlaps(scenes, torch.tensor([[3, 0]]), GRID, 4))
     instance.update(scenes, count_overlaps(scenes, torch.tensor([[5, 6]]), GRID, 9))
     assert semantic.compute() == instance.compute() == 1
+
+
+def test_scores_of_pixels_leave_out_unlabelled_pixels_and_classes_that_do_not_occur():
+    scores = SemanticScores(4)
+    assert (scores.compute(), scores.pixel_accuracy, scores.mean_accuracy) == (None, None, None)
+    scores.update_pixels(torch.tensor([[0, 0, 2], [2, -1, 2]]), torch.tensor([[0, 3, 2], [2, 0, 0]]))
+    # Class 3 is predicted once and occurs nowhere; the pixel without a label does not count as a wrong 0.
+    assert scores.pixels.tolist() == [2, 0, 3, 0]
+    assert scores.iou.nan_to_num(-1).tolist() == pytest.approx([1 / 3, -1, 2 / 3, -1])
+    assert scores.accuracy.nan_to_num(-1).tolist() == pytest.approx([1 / 2, -1, 2 / 3, -1])
+    assert scores.compute() == pytest.approx(1 / 2)
+    assert scores.pixel_accuracy == pytest.approx(3 / 5)
+    assert scores.mean_accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_scores_of_pixels_and_of_patches_agree():
+    predicted = torch.tensor([[0, 1], [0, 4]])
+    patches, pixels = SemanticScores(5), SemanticScores(5)
+    patches.update(SCENES, count_overlaps(SCENES, predicted, GRID, 5))
+    labels = torch.stack([classes[ids] for classes, ids in zip(SCENES.classes, SCENES.segments, strict=True)])
+    pixels.update_pixels(labels, predicted[:, None].repeat_interleave(2, 2).expand(-1, 2, -1))
+    assert pixels.iou.nan_to_num(-1).tolist() == patches.iou.nan_to_num(-1).tolist()

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 import visionattn
-from visionattn.data.scenes import open_scenes
+from visionattn.data.scenes import SceneData, open_scenes
 from visionattn.data.scenes.transforms import SceneTransform
 from visionattn.evaluation import LoadedModel
-from visionattn.probing import LayerOptions, ProbingScenes, SegmentationSession, SegmentationTraining, TokenLayout
+from visionattn.probing import LayerOptions, ProbingScenes, TokenLayout
 from visionattn.probing.features import TensorFeatures
+from visionattn.probing.features.labelled import LabelledImages
+from visionattn.probing.segmentation import SegmentationSession, SegmentationTraining
 from visionattn.probing.segmentation.heads import HEADS
 from visionattn.probing.segmentation.pixels import Corners, LabelledFeatures, as_map, classify_pixels, draw_pixels
 from visionattn.probing.segmentation.training import PixelTraining
@@ -92,34 +95,35 @@ def features(labels: Tensor, seed: int = 0) -> LabelledFeatures:
     return LabelledFeatures(source, TokenLayout(4, (2, 2), 1), lambda rows: labels[torch.from_numpy(rows)])
 
 
-def train(labels: Tensor, head: str = "linear", **options: Any) -> PixelTraining:
-    candidates, recipe = replace(TRAINING, epochs=10, **options).expand([head])
-    training = PixelTraining(features(labels), candidates, 4, recipe, 64, torch.device("cpu"))
-    training.fit()
-    return training
+def create(labels: Tensor, head: str = "linear", **options: Any) -> PixelTraining:
+    candidates, recipe = replace(TRAINING, **options).expand([head])
+    return PixelTraining(features(labels), candidates, 4, recipe, 64, torch.device("cpu"))
+
+
+def draw_labels(images: int) -> Tensor:
+    """Draw label maps of 2 × 2 blocks in three classes."""
+    return torch.randint(0, 3, (images, 2, 2)).repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_learn_classes_of_patches(head: str) -> None:
-    labels = torch.randint(0, 3, (20, 2, 2)).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    (trial,) = train(labels, head).choose()
+    training = create(draw_labels(20), head, epochs=10)
+    training.fit()
+    (trial,) = training.choose()
     assert trial.best_accuracy > 0.6
 
 
 def test_unlabelled_pixels_have_no_part_in_training() -> None:
-    labels = torch.randint(0, 3, (12, 2, 2)).repeat_interleave(4, 1).repeat_interleave(4, 2)
-    labels[:, :, 4:] = -1
-    changed = features(labels)
-    training = PixelTraining(changed, *TRAINING.expand(["linear"])[:1], 4, TRAINING.expand([])[1], 64, torch.device("cpu"))
+    labels = draw_labels(12)
+    half = labels.clone()
+    half[:, :, 4:] = -1
+    training = create(half)
     training.train_epoch(training.trials, None)
-    head = training.trials[0].head
-    # Class 3 is the label of no pixel: its bias can only fall. With all pixels unlabelled, nothing changes.
-    assert head.classifier.bias[3] < 0
-    nothing = PixelTraining(features(torch.full_like(labels, -1)), TRAINING.expand(["linear"])[0], 4, training.recipe, 64, training.device)
-    before = [value.clone() for value in nothing.trials[0].head.parameters()]
+    nothing = create(torch.full_like(labels, -1))
     assert nothing.train_epoch(nothing.trials, None).tolist() == [0, 0]
-    weight, bias = nothing.trials[0].head.parameters()
-    assert (bias == before[1]).all()
+    for trained, left in zip(training.trials, nothing.trials, strict=True):
+        assert not trained.head.classifier.bias.equal(torch.zeros(4))
+        assert left.head.classifier.bias.equal(torch.zeros(4))
     assert nothing.judge(nothing.trials) == [0, 0]
 
 
@@ -133,11 +137,7 @@ def test_attentive_head_starts_as_the_linear_one() -> None:
 
 
 def test_killed_training_resumes(tmp_path: Path) -> None:
-    labels = torch.randint(0, 3, (12, 2, 2)).repeat_interleave(4, 1).repeat_interleave(4, 2)
-
-    def fresh() -> PixelTraining:
-        candidates, recipe = replace(TRAINING, epochs=6).expand(["linear"])
-        return PixelTraining(features(labels), candidates, 4, recipe, 16, torch.device("cpu"))
+    labels = draw_labels(12)
 
     class Killed(Exception):  # noqa: N818
         pass
@@ -146,7 +146,7 @@ def test_killed_training_resumes(tmp_path: Path) -> None:
         if done > total // 2:
             raise Killed
 
-    whole, killed, resumed = fresh(), fresh(), fresh()
+    whole, killed, resumed = (create(labels, epochs=6) for _ in range(3))
     whole.fit()
     with pytest.raises(Killed):
         killed.fit(tmp_path / "state.pt", "a", kill)
@@ -170,6 +170,25 @@ def test_cache_is_keyed_by_labels_and_size(loaded: LoadedModel, tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == folders
     assert key(crop_mode="squash") != first
     assert key(limit=8)[0] != first[0]
+
+
+def test_identity_of_images_holds_their_masks_and_names(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8), 1).save(tmp_path / folder / "a.png")
+
+    def identity() -> dict[str, Any]:
+        module = SceneData("semantic_folder", str(tmp_path), image_size=8, num_workers=0)
+        module.setup("fit")
+        return dict(LabelledImages(module, "train", tmp_path / "memory").identity)
+
+    first = identity()
+    assert identity() == first
+    Image.new("L", (8, 8), 2).save(tmp_path / "labels" / "a.png")
+    second = identity()
+    assert second != first
+    (tmp_path / "class_names.txt").write_text("sky\ntree\nroad")
+    assert identity() not in (first, second)
 
 
 def test_layers_are_probed_together_or_separately(loaded: LoadedModel, tmp_path: Path) -> None:

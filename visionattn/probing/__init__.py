@@ -1,7 +1,8 @@
 """Probing of frozen backbones: heads that are trained on their features.
 
 A `ProbingSession` extracts the features of a data set once, and trains and evaluates heads on them. Its results are the
-rows of ``eval.py probe --output``. `load_probe` makes a classifier of an exported head.
+rows of ``eval.py probe --output``. `load_probe` makes a classifier of an exported head. For segmentation there is
+`visionattn.probing.segmentation`.
 """
 
 from typing import TYPE_CHECKING
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
     from visionattn.probing.requests import HeadRequest
     from visionattn.probing.results import ProbingResult
     from visionattn.probing.scenes import ProbingScenes
-    from visionattn.probing.segmentation import SegmentationSession, SegmentationTraining
     from visionattn.probing.session import ProbingSession
 
 __all__ = [
     "FeatureOptions", "FittedHead", "FrozenBackbone", "HeadRequest", "HeadTraining", "LayerOptions", "ProbeClassifier",
-    "ProbingData", "ProbingResult", "ProbingScenes", "ProbingSession", "SegmentationSession", "SegmentationTraining",
-    "TensorFeatures", "TokenLayout", "create_head", "export_probe", "extract_features", "fit_head", "list_heads",
-    "load_probe",
+    "ProbingData", "ProbingResult", "ProbingScenes", "ProbingSession", "TensorFeatures", "TokenLayout", "create_head",
+    "export_probe", "extract_features", "fit_head", "list_heads", "load_probe",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
@@ -42,7 +41,6 @@ __getattr__, __dir__ = lazy_exports(
         "requests": "HeadRequest",
         "results": "ProbingResult",
         "scenes": "ProbingScenes",
-        "segmentation": "SegmentationSession SegmentationTraining",
         "session": "ProbingSession",
     },
 )
