@@ -55,7 +55,7 @@ def test_files_table_sheet_and_predictions_agree(capsys: pytest.CaptureFixture[s
         # Columns: three images and the legend. Rows: captions, two scenes.
         assert sheet.size == (6 + 3 * (224 + 6) + 230 + 6, 6 + 26 + 2 * (224 + 6))
     maps = sorted(Path("maps/test_vit-1").iterdir())
-    assert [path.name for path in maps] == [f"{number:05d}.png" for number in range(4)]
+    assert [path.name for path in maps] == [f"{number:05d}-{number:05d}.png" for number in range(4)]
     with Image.open(maps[0]) as image:
         assert (image.mode, image.size) == ("L", (32, 32))
 

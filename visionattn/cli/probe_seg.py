@@ -72,7 +72,7 @@ def probe_seg(
         classes: CSV file for the results of each class.
         overlays: folder for sheets of images, their true classes and their predicted ones (first seed).
         num_examples: number of images of val on a sheet, evenly spaced.
-        predictions: folder for PNG files of the predicted class numbers of all images of val.
+        predictions: folder for PLACE-NAME.png of all images of val, whose values are the predicted class numbers.
     """
     models = FrozenModels(
         model, checkpoint, pretrained, model_kwargs, weights, control is not None, seeds, training.seed
@@ -119,9 +119,10 @@ def probe_seg(
                 examples = session.segment(result, spread(session.num_val, num_examples))
                 save_segmentation_sheet(list(examples), session.class_names, overlays / f"{stem}.png")
             if predictions:
-                for image in session.segment(result):
-                    folder = predictions / f"{stem}-{run.seed}"
-                    save_label_map(image.predicted, len(session.class_names), folder / f"{Path(image.name).stem}.png")
+                folder = predictions / f"{stem}-{run.seed}"
+                for number, image in enumerate(session.segment(result)):
+                    file = folder / f"{number:05d}-{Path(image.name).stem}.png"
+                    save_label_map(image.predicted, len(session.class_names), file)
         results.models.append(session.describe())
         save()
     print_results(results)

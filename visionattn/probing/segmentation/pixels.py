@@ -4,6 +4,7 @@ Shapes: B images of H × W pixels and h × w patches, C classes, P pixels drawn 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ CLASSES_AT_ONCE = 32
 """Number of classes whose full-size logits are in memory at the same time."""
 
 
-class LabelledFeatures(NamedTuple):
+@dataclass(frozen=True)
+class LabelledFeatures:
     """Patches of images, and the class of each pixel.
 
     Attributes:

@@ -15,12 +15,7 @@ from visionattn.probing.protocols.split import hold_out, random_order
 from visionattn.probing.protocols.training import CandidateTraining
 from visionattn.probing.protocols.trial import Trial
 from visionattn.probing.segmentation.head import LinearSegmenter
-from visionattn.probing.segmentation.pixels import (
-    Corners,
-    LabelledFeatures,
-    classify_pixels,
-    draw_pixels,
-)
+from visionattn.probing.segmentation.pixels import Corners, LabelledFeatures, classify_pixels, draw_pixels
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
