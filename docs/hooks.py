@@ -1,6 +1,7 @@
-"""Additions to mkdocs: the page kernels/README.md, and plain names in place of Sphinx' roles."""
+"""Additions to mkdocs: the version, pages from outside of docs/, and plain names in place of Sphinx' roles."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,33 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 
 
+def on_config(config: Any) -> Any:
+    """Name the version of the package, for the head and the foot of every page."""
+    config.extra["version"] = version("visionattn")
+    config.copyright = f"visionattn {config.extra['version']}, Apache-2.0"
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
-    """Add kernels/README.md with its images and measurements, under the same paths."""
+    """Add CHANGELOG.md, and kernels/README.md with its images and measurements under the same paths."""
     readme = ROOT / "kernels" / "README.md"
     results = readme.parent / "bench" / "results"
     for path in (readme, *sorted(results.glob("*.png")), *sorted(results.glob("*.csv"))):
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+        add_file(files, config, path, path.relative_to(ROOT).as_posix())
+    add_file(files, config, ROOT / "CHANGELOG.md", "changelog.md")
     return files
+
+
+def add_file(files: Files, config: Any, path: Path, uri: str) -> None:
+    """Add a file of the repository under an address of the site; its link for edits leads to the repository."""
+    file = File.generated(config, uri, abs_src_path=str(path))
+    file.edit_uri = f"../{path.relative_to(ROOT).as_posix()}"
+    files.append(file)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn the changelog's links into docs/, which are from the root of the repository, into those of the site."""
+    return markdown.replace("](docs/", "](") if page.file.src_uri == "changelog.md" else markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -14,10 +14,11 @@ from visionattn.viz.ranked_lists import RankedList, draw_ranked_list, save_ranke
 from visionattn.viz.reconstructions import save_reconstructions
 from visionattn.viz.rollout import draw_rollout
 from visionattn.viz.slots import colour_segments, save_slots
+from visionattn.viz.windows import WINDOWS, save_windows, visible_keys
 
 __all__ = [
-    "Click", "DepthCurve", "Point", "RankedList", "colour_segments", "denormalize", "draw_attention_maps",
+    "WINDOWS", "Click", "DepthCurve", "Point", "RankedList", "colour_segments", "denormalize", "draw_attention_maps",
     "draw_ranked_list", "draw_rollout", "save_attention_maps", "save_confusion_matrix", "save_contact_sheet",
     "save_depth_curves", "save_image", "save_leaderboard", "save_learning_curve", "save_ranked_lists",
-    "save_reconstructions", "save_similarity_sheet", "save_slots", "to_pixels",
+    "save_reconstructions", "save_similarity_sheet", "save_slots", "save_windows", "to_pixels", "visible_keys",
 ]  # fmt: skip
