@@ -5,9 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+WORDS = yaml.safe_load((ROOT / "docs" / "search.yml").read_text(encoding="utf-8"))
+LAST = ("api/", "kernels/", "changelog.md", "results.md", "tutorial.ipynb")
+"""Long pages with many words: the search ranks them behind those that answer a question."""
 
 
 def on_config(config: Any) -> Any:
@@ -35,10 +39,15 @@ def add_file(files: Files, config: Any, path: Path, uri: str) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the changelog's links into docs/, which are from the root of the repository, into those of the site."""
-    return markdown.replace("](docs/", "](") if page.file.src_uri == "changelog.md" else markdown
+    """Give the page its words for the search; turn links of the changelog, which begin in the root, into the site's."""
+    uri = page.file.src_uri
+    page.meta["tags"] = WORDS.get(uri, [])
+    if uri.startswith(LAST):
+        page.meta["search"] = {"boost": 0.1}
+    return markdown.replace("](docs/", "](") if uri == "changelog.md" else markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show ``:class:`~package.Name``` of docstrings as the name alone."""
-    return re.sub(r":(?:class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>", r"<code>\1</code>", html)
+    """Show ``:class:`~package.Name``` of docstrings as the name alone, and mark short code, which is not broken."""
+    html = re.sub(r":(?:class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>", r"<code>\1</code>", html)
+    return re.sub(r"<code>([^<\n]{1,40})</code>", r'<code class="short">\1</code>', html)
