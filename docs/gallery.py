@@ -2,8 +2,8 @@
 
     python docs/gallery.py
 
-The blocks of gallery.md run in their order, in a folder of their own. An image ``images/NAME.webp`` on the page is the file
-``NAME.png`` that they wrote, made smaller. It takes a few minutes on two CPU cores, and needs the extra ``docs``.
+The blocks of gallery.md run in their order, in a folder of their own. An image ``images/NAME.webp`` on the page is the
+file ``NAME.png`` that they wrote, made smaller. This takes minutes on two CPU cores, and needs the extra ``docs``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def draw_windows() -> None:
 
 def run_blocks(folder: Path) -> None:
     """Run the Python and bash blocks of the page in this folder, each as a process of its own."""
-    blocks = re.findall(r"^```(python|bash)[^\n]*\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(python|bash)[^\n]*\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     for language, code in blocks:
         print(code)
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
