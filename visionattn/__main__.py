@@ -25,6 +25,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "throughput": (EVALUATION, "images/s, parameters, MACs and memory of models"),
     },
     "analyse": {
+        "look": ("visionattn.cli.look", "sheets of what a model sees: attention, features, saliency"),
         "probe": (EVALUATION, "accuracy of heads on features of frozen backbones"),
         "leaderboard": (EVALUATION, "table of results of probe"),
         "binding": (EVALUATION, "whether features tell that two patches share an object"),

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visionattn.viz.rollout import BACKGROUND, DIMMED, FRAME, HEAT, draw_rollout
+from visionattn.viz.heat import OPACITY
+from visionattn.viz.rollout import BACKGROUND, DIMMED, FRAME, draw_rollout
 
 WHITE = np.full((192, 96, 3), 255, np.uint8)
 BLACK = np.zeros((192, 96, 3), np.uint8)
@@ -86,8 +87,8 @@ def test_heat_map_is_red_not_blue():
 def test_image_shows_through_the_heat_map():
     _, white, _ = panels(WHITE)
     _, black, _ = panels(BLACK)
-    assert np.abs(white.astype(float) - black - (1 - HEAT) * 255).max() <= 1
-    assert 0 < HEAT < 1
+    assert np.abs(white.astype(float) - black - (1 - OPACITY) * 255).max() <= 1
+    assert 0 < OPACITY < 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.125, -3.0])

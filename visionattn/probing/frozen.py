@@ -193,22 +193,14 @@ class FrozenBackbone(nn.Module):
         return _normalize(tokens, _norm(self.model, "norm") or _norm_of_head(self.model))
 
     def _last_tokens(self, final: Tensor) -> Tensor:
-        return _normalize(self._in_rows(final).flatten(1, -2), _norm_of_head(self.model))
-
-    def _in_rows(self, final: Tensor) -> Tensor:
-        """Return features as tokens [B, N, D] or a map [B, H, W, D]."""
-        if hasattr(self.model, "reroll"):  # Hiera's come in the order of its mask units.
-            return self.model.reroll(final, len(self.model.blocks) - 1)
-        if final.dim() == 4 and getattr(self.model, "output_fmt", "NCHW") == "NCHW":
-            return final.permute(0, 2, 3, 1)
-        return final
+        return _normalize(in_rows(self.model, final).flatten(1, -2), _norm_of_head(self.model))
 
     def _last_layout(self, final: Any, taps: list[tuple[Tensor | None, Tensor]], num_reg_tokens: int) -> TokenLayout:
         if not isinstance(final, Tensor):
             raise ValueError(  # noqa: TRY004  it is the model that does not fit
                 f"model {self.name!r} ends in several sequences of tokens; tap a block by its number"
             )
-        final = self._in_rows(final)
+        final = in_rows(self.model, final)
         rows, columns = final.shape[1:3] if final.dim() == 4 else taps[-1][1].shape[2:]
         num_tokens = final.shape[1:-1].numel()
         # Some models have a class token and do not say so.
@@ -220,6 +212,15 @@ class FrozenBackbone(nn.Module):
                 f"grid of {rows} × {columns}; tap a block by its number"
             )
         return TokenLayout(final.shape[-1], (rows, columns), prefix, min(num_reg_tokens, prefix))
+
+
+def in_rows(model: Any, features: Tensor) -> Tensor:
+    """Return the final features of a timm model as tokens `[B, N, D]`, patches row by row, or a map `[B, H, W, D]`."""
+    if hasattr(model, "reroll"):  # Hiera's come in the order of its mask units.
+        return model.reroll(features, len(model.blocks) - 1)
+    if features.dim() == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW":
+        return features.permute(0, 2, 3, 1)
+    return features
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.viz.heat import draw_heat
 from visionattn.viz.image import Pixels, scale_to_height, to_pixels
 from visionattn.viz.sheet import BACKGROUND
 
 HEIGHT = 192  # smallest height in pixels
 GAP = 8
-HEAT = 0.6  # opacity of the heat map
 DIMMED = 0.35  # brightness outside the selected patches
 FRAME = (255, 196, 0)
 
@@ -44,19 +44,8 @@ def draw_rollout(image: Any, scores: Any, selected: Any, grid: tuple[int, int]) 
     pixels = to_pixels(image)
     pixels = scale_to_height(pixels, max(HEIGHT, len(pixels)))
     space = np.full((len(pixels), GAP, 3), BACKGROUND, np.uint8)
-    panels = _heated(pixels, heat.reshape(grid)), _selected(pixels, chosen, grid)
+    panels = draw_heat(pixels, heat.reshape(grid)), _selected(pixels, chosen, grid)
     return np.concatenate([pixels, space, panels[0], space, panels[1]], axis=1)
-
-
-def _heated(pixels: Pixels, scores: np.ndarray[Any, np.dtype[np.float64]]) -> Pixels:
-    """Draw the scores [rows, columns] as colours over the image, interpolated between patches."""
-    import cv2
-
-    height, width = pixels.shape[:2]
-    unit = (scores - scores.min()) / (np.ptp(scores) or 1.0)
-    smooth = cv2.resize(unit, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    colours = cv2.applyColorMap((255 * smooth).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    return np.asarray((HEAT * colours + (1 - HEAT) * pixels).round(), dtype=np.uint8)
 
 
 def _selected(pixels: Pixels, chosen: np.ndarray[Any, np.dtype[np.int64]], grid: tuple[int, int]) -> Pixels:

@@ -38,3 +38,18 @@ def caption(text: str, width: int, scale: float = 0.42, bar: tuple[int, int, int
         tile[-4:] = bar
     cv2.putText(tile, as_text(text), (0, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, scale, INK, 1, cv2.LINE_AA)
     return tile
+
+
+def title_bar(sheet: Pixels, title: str) -> Pixels:
+    """Add a title above a sheet, which becomes wider if the title needs it."""
+    import cv2
+
+    if not title:
+        return sheet
+    font, text = cv2.FONT_HERSHEY_SIMPLEX, as_text(title)
+    (needed, _), _ = cv2.getTextSize(text, font, 0.5, 1)
+    width = max(sheet.shape[1], needed + 2 * GAP)
+    bar = np.full((CAPTION + GAP, width, 3), BACKGROUND, np.uint8)
+    cv2.putText(bar, text, (GAP, CAPTION - 2), font, 0.5, INK, 1, cv2.LINE_AA)
+    wide = np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=BACKGROUND)
+    return np.concatenate([bar, wide])

@@ -1,0 +1,84 @@
+"""Sheets of what a model sees, by their kinds: the work of `visionattn look`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from visionattn.analysis.attention_sheets import draw_attention
+from visionattn.analysis.subject import NoSheetError, Subject
+from visionattn.checks import check_choice
+
+if TYPE_CHECKING:
+    from visionattn.viz.image import Pixels
+
+
+@dataclass(frozen=True)
+class LookOptions:
+    """Options of sheets; each kind reads those that it has a use for.
+
+    Attributes:
+        blocks: Numbers of blocks, from the last if negative; None for the kind's default.
+        heads: Numbers of heads; None for all.
+        point: Column and row of the clicked point, as shares of width and height from the upper left corner.
+        height: Height of an image on the sheet, in pixels.
+    """
+
+    blocks: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    point: tuple[float, float] = (0.5, 0.5)
+    height: int = 160
+
+
+class Sheet(NamedTuple):
+    """A kind of sheet.
+
+    Attributes:
+        draw: Returns the sheet as bytes `[H, W, 3]`; raises a `NoSheetError` if the model has no such sheet.
+        shows: What it shows, for the help.
+    """
+
+    draw: "Callable[[Subject, LookOptions], Pixels]"
+    shows: str
+
+
+SHEETS: Mapping[str, Sheet] = {
+    "attention": Sheet(draw_attention, "attention of the class token, for each head"),
+}
+"""The kinds of sheets, in the order in which they are drawn."""
+
+
+def draw_sheets(
+    subject: Subject,
+    show: Sequence[str] | None = None,
+    options: LookOptions | None = None,
+    announce: Callable[[str], object] = lambda line: None,
+) -> "Iterator[tuple[str, Pixels]]":
+    """Draw sheets, one by one.
+
+    Args:
+        subject: The model and its images.
+        show: Kinds of sheets; by default all that the model has.
+        options: Options of the sheets.
+        announce: Called with a line for each kind that the model does not have, if kinds are not named.
+
+    Yields:
+        The kind of a sheet and its bytes `[H, W, 3]`.
+
+    Raises:
+        ValueError: An unknown kind, one that the model does not have, or no kind that it has.
+    """
+    for kind in show or ():
+        check_choice("show", kind, SHEETS)
+    drawn = 0
+    reasons = []
+    for kind in show or SHEETS:
+        try:
+            yield kind, SHEETS[kind].draw(subject, options or LookOptions())
+            drawn += 1
+        except NoSheetError as error:
+            if show:
+                raise
+            reasons.append(f"no {kind} sheet: {error}")
+            announce(reasons[-1])
+    if not drawn:
+        raise NoSheetError(reasons[0])

@@ -1,0 +1,110 @@
+"""A model and the prepared images that it looks at: what every sheet of `visionattn look` starts from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
+from torch import Tensor
+
+from visionattn.data.sampling import Draw
+from visionattn.data.unlabelled import Images
+from visionattn.errors import UserError
+from visionattn.evaluation.as_trained import PreparedImages, open_images
+from visionattn.evaluation.device import resolve_device
+from visionattn.evaluation.drawing import spread
+from visionattn.evaluation.source import LoadedModel
+from visionattn.training.preprocessing import describe_preprocessing
+from visionattn.words import counted
+
+
+class NoSheetError(UserError):
+    """The model has no sheet of this kind; the message says why, and what is supported."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and images that are prepared for it.
+
+    Attributes:
+        loaded: The model, in evaluation mode, on its device.
+        images: Normalised images `[P, C, H, W]` on the same device.
+        pixels: The same images as bytes `[P, H, W, 3]`, as the model sees them.
+        names: Files of the images.
+    """
+
+    loaded: LoadedModel
+    images: Tensor
+    pixels: Any
+    names: list[str]
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loaded.model
+
+    @property
+    def title(self) -> str:
+        """The model's name, for the title of a sheet; it says if weights are random."""
+        return f"{self.loaded.name}{', random weights' * (self.loaded.origin.weights == 'random')}"
+
+
+def prepare_subject(
+    loaded: LoadedModel,
+    images: Images,
+    *,
+    max_images: int = 16,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    device: str = "auto",
+    announce: Callable[[str], object] = lambda line: None,
+) -> Subject:
+    """Read images for a model.
+
+    Args:
+        loaded: The model; it is moved to the device.
+        images: Files and folders, or images in memory; of a folder all images, in all folders below it.
+        max_images: Number of images; of more, as many are taken, evenly spaced.
+        img_size: Height and width in pixels; by default, as crop_pct, that of the model's preprocessing.
+        crop_pct: Part of the resized image's edge that is kept.
+        device: auto, cpu, cuda, cuda:1, …
+        announce: Called with lines that say how images are prepared, and which are left out.
+
+    Raises:
+        DataError: A file or folder that is missing, or a folder without images.
+        UserError: Not one image can be read, or the model takes no images of that size.
+    """
+    from visionattn.viz.image import denormalize
+
+    resolved = resolve_device(device)
+    if img_size is not None:
+        _resize(loaded, img_size)
+    options = PreparedImages(img_size=img_size, crop_pct=crop_pct, num_workers=0, on_error="skip")
+    data = open_images(loaded.spec, options, "predict", images=images, name="folder")
+    announce(describe_preprocessing(data.preprocessing, loaded.spec.preprocessing, loaded.name))
+    loader = data.predict_dataloader()
+    dataset, collate = cast(Any, loader.dataset), cast(Any, loader.collate_fn)
+    places = spread(len(dataset), max_images)
+    if len(places) < len(dataset):
+        announce(f"{len(places)} of {len(dataset):,} images, evenly spaced; --max_images sets their number")
+    batch = collate([dataset[Draw(place)] for place in places]).to("cpu")
+    if batch.errors:
+        if not len(batch.image):
+            raise UserError(f"not one image could be read: {batch.errors[0]}")
+        announce(f"{counted(len(batch.errors), 'unreadable image')} left out, the first: {batch.errors[0]}")
+    pixels = denormalize(batch.image, data.preprocessing["mean"], data.preprocessing["std"])
+    loaded.model.to(resolved)
+    return Subject(loaded, batch.image.to(resolved), pixels, batch.name)
+
+
+def _resize(loaded: LoadedModel, img_size: int) -> None:
+    """Let a model with position embeddings of a fixed size take images of another one."""
+    model: Any = loaded.model
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(img_size, img_size))
+
+
+def as_images(images: str | Any) -> Images:
+    """Return one image, in memory or by its file, as a list; several as they are."""
+    is_one = isinstance(images, str | Image.Image) or not isinstance(images, Sequence)
+    return cast(Images, [images] if is_one else images)
