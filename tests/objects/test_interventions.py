@@ -6,15 +6,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from visionattn.analysis.attention import record_attention, token_layers
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
     inject,
     intervene,
+    patch_attention,
     probe_subspace,
     random_subspace,
-    record_attention,
     shuffle,
 )
 from visionattn.objects.patches import label_patches
@@ -115,7 +116,7 @@ def test_recorded_attention_is_that_of_queries_and_keys(vit):
     images = torch.randn(2, 3, 32, 32)
     backbone = FrozenBackbone(vit, "test_vit", None, norm_blocks=False)
     fused = [block.attn.fused_attn for block in vit.blocks]
-    with record_attention({1: vit.blocks[2].attn}, 1) as weights:
+    with record_attention({1: token_layers(vit)[2]}, patch_attention) as weights:
         features = backbone(images)
     assert [block.attn.fused_attn for block in vit.blocks] == fused
     attention = vit.blocks[2].attn

@@ -1,38 +1,172 @@
-"""The sheets of attention."""
+"""Sheets of attention: the class token's, its rollout, and that of a clicked point over its window."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from visionattn.analysis.subject import NoSheetError, Subject
+from visionattn.analysis.attention import SUPPORTED, AttentionLayer, attention_layers, record_attention
+from visionattn.analysis.recorded import RecordedAttention, TokenAttention
+from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
+from visionattn.errors import UserError
+from visionattn.evaluation.drawing import spread
+from visionattn.layers.dual_cross_attention import rollout_class_token
 
 if TYPE_CHECKING:
-    from visionattn.analysis.looking import LookOptions
+    from visionattn.viz.head_maps import HeadRow
     from visionattn.viz.image import Pixels
 
+MAX_HEADS = 16
+"""Heads that are drawn by default."""
+ROLLOUTS = 4
+"""Depths at which the rollout is drawn by default."""
 
-def draw_attention(subject: Subject, options: "LookOptions") -> "Pixels":
-    """Draw the attention of the class token in a block, by default the last: a row per image, a column per head."""
-    from visionattn.viz.heat_maps import draw_heat_maps
 
-    model: Any = subject.model
-    blocks = list(getattr(model, "blocks", []))
-    if not blocks or not hasattr(getattr(blocks[-1], "attn", None), "attn_drop"):
-        raise NoSheetError(f"{subject.loaded.name} is no ViT with a sequence of attention blocks")
-    number = (options.blocks or [-1])[0]
-    attention: Any = blocks[number].attn
-    weights: list[Any] = []
-    handle = attention.attn_drop.register_forward_pre_hook(lambda module, inputs: weights.append(inputs[0][:, :, 0]))
-    fused, attention.fused_attn = attention.fused_attn, False
-    try:
-        with torch.inference_mode():
-            for image in subject.images:
-                model(image[None])
-    finally:
-        attention.fused_attn = fused
-        handle.remove()
-    rows, columns = model.patch_embed.grid_size
-    maps = torch.cat(weights)[:, :, model.num_prefix_tokens :].unflatten(-1, (rows, columns)).float().cpu().numpy()
-    captions = [f"head {head}" for head in range(maps.shape[1])]
-    title = f"{subject.title}: attention of the class token, block {number % len(blocks)}"
-    return draw_heat_maps(subject.pixels, maps, captions, title=title, height=options.height)
+def draw_attention(subject: Subject, options: LookOptions) -> "Pixels":
+    """Draw the attention of the class token in blocks of a ViT, by default the last: a column for each head.
+
+    Without a class token, the attention of the clicked point's patch.
+    """
+    layers = _token_layers(subject)
+    if not layers[0].has_class_token:
+        return _draw_queries(subject, options, layers, [-1])
+    chosen = _choose(subject, layers, options.blocks or [-1])
+
+    def read(recorded: RecordedAttention) -> Any:
+        assert isinstance(recorded, TokenAttention)
+        return recorded.token_row(0)[0].float().cpu(), None, None
+
+    rows = _head_rows(subject, options, chosen, read)
+    return _draw(rows, f"{subject.title}: attention of the class token to each patch", options)
+
+
+def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
+    """Draw the attention rollout of the class token from blocks of a ViT down to the patches.
+
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, https://arxiv.org/abs/2005.00928,
+    equation 1: with the attention W of a block, averaged over heads, and A = 0.5 W + 0.5 I for the residual connection,
+
+        Ã(l_i) = A(l_i) Ã(l_{i-1}),  Ã(l_0) = A(l_0),
+
+    of which the class token's row is drawn, without the prefix tokens.
+    """
+    layers = _token_layers(subject)
+    if not layers[0].has_class_token:
+        raise NoSheetError(f"{subject.loaded.name} has no class token whose rollout could be drawn")
+    depths = options.blocks or [(len(layers) * part - 1) // ROLLOUTS for part in range(ROLLOUTS, 0, -1)][::-1]
+    chosen = [number for number, _ in _choose(subject, layers, depths)]
+    prefix = layers[0].num_prefix_tokens
+
+    def read(recorded: RecordedAttention) -> Any:
+        assert isinstance(recorded, TokenAttention)
+        return recorded.weights.mean(1).float(), recorded.size
+
+    rows = []
+    for pixels, found in _look(subject, dict(enumerate(layers[: max(chosen) + 1])), read):
+        scores, size = [weights for weights, _ in found.values()], found[0][1]
+        maps = [
+            rollout_class_token(scores[: depth + 1])[0, prefix:].unflatten(0, size).cpu().numpy() for depth in chosen
+        ]
+        rows.append((pixels, maps, ["image", *(f"to block {depth}" for depth in chosen)]))
+    from visionattn.viz.head_maps import HeadRow
+
+    return _draw([HeadRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options)
+
+
+def draw_window(subject: Subject, options: LookOptions) -> "Pixels":
+    """Draw the attention of the clicked point over its window: by default in the last block of each size of map."""
+    layers = attention_layers(subject.model)
+    if not layers:
+        raise NoSheetError(_no_attention(subject))
+    return _draw_queries(subject, options, layers, None)
+
+
+def _draw_queries(
+    subject: Subject, options: LookOptions, layers: Sequence[AttentionLayer], default: Sequence[int] | None
+) -> "Pixels":
+    x, y = options.point
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UserError(f"--point takes shares x,y of width and height from 0 to 1, got {x:g},{y:g}")
+    numbers = options.blocks or default or _last_of_each_size(subject, layers)
+
+    def read(recorded: RecordedAttention) -> Any:
+        query = recorded.query_at(x, y)
+        place = query[0] * recorded.stride[0], query[1] * recorded.stride[1]
+        return recorded.row(query)[0].float().cpu(), recorded.visible(query).cpu(), place
+
+    rows = _head_rows(subject, options, _choose(subject, layers, numbers), read)
+    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g}) over its window", options)
+
+
+def _head_rows(
+    subject: Subject,
+    options: LookOptions,
+    chosen: Sequence[tuple[int, AttentionLayer]],
+    read: Callable[[RecordedAttention], tuple[Tensor, Tensor | None, tuple[int, int] | None]],
+) -> "list[HeadRow]":
+    """Return a row of heads for each image and layer; `read` returns maps `[h, H, W]`, their window and the point."""
+    from visionattn.viz.head_maps import HeadRow
+
+    rows = []
+    for pixels, found in _look(subject, dict(chosen), read):
+        for number, layer in chosen:
+            maps, window, point = found[number]
+            heads = _choose_heads(layer, len(maps), options.heads)
+            maps = torch.cat([maps[heads], maps.mean(0, keepdim=True)]).numpy()
+            label = f"block {number}: {'x'.join(map(str, maps.shape[1:]))}"
+            captions = [label, *(f"head {head}" for head in heads), "mean of all heads"]
+            notes = [f"max {each.max():.1%}" for each in maps]
+            rows.append(HeadRow(pixels, maps, captions, None if window is None else window.numpy(), point, notes))
+    return rows
+
+
+def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any]) -> Any:
+    """Yield for each image its pixels, and what is read of each layer; one by one, for the weights take memory."""
+    for pixels, image in zip(subject.pixels, subject.images, strict=True):
+        with record_attention(layers, read) as found, torch.no_grad():
+            subject.model(image[None])
+        yield pixels, found
+
+
+def _draw(rows: "Sequence[HeadRow]", title: str, options: LookOptions) -> "Pixels":
+    from visionattn.viz.head_maps import draw_head_maps
+
+    return draw_head_maps(rows, title=title, height=options.height)
+
+
+def _token_layers(subject: Subject) -> list[AttentionLayer]:
+    layers = attention_layers(subject.model)
+    if not layers:
+        raise NoSheetError(_no_attention(subject))
+    if not all(layer.sees_all for layer in layers):
+        raise NoSheetError(f"{subject.loaded.name} attends within windows and has no class token: --show window")
+    return layers
+
+
+def _no_attention(subject: Subject) -> str:
+    return f"{subject.loaded.name} has no attention that can be recorded: {SUPPORTED} do"
+
+
+def _choose(
+    subject: Subject, layers: Sequence[AttentionLayer], numbers: Sequence[int]
+) -> list[tuple[int, AttentionLayer]]:
+    """Return the layers of these numbers, which count from the last if negative, with numbers from the first."""
+    for number in numbers:
+        if not -len(layers) <= number < len(layers):
+            raise UserError(f"--blocks {number}: {subject.loaded.name} has attention in blocks 0 to {len(layers) - 1}")
+    return [(number % len(layers), layers[number]) for number in numbers]
+
+
+def _choose_heads(layer: AttentionLayer, count: int, heads: Sequence[int] | None) -> list[int]:
+    for head in heads or ():
+        if not -count <= head < count:
+            raise UserError(f"--heads {head}: {layer.name} has heads 0 to {count - 1}")
+    return [head % count for head in heads or spread(count, MAX_HEADS)]
+
+
+def _last_of_each_size(subject: Subject, layers: Sequence[AttentionLayer]) -> list[int]:
+    """Return the number of the last layer on each size of map."""
+    with record_attention(dict(enumerate(layers)), lambda recorded: recorded.size) as sizes, torch.no_grad():
+        subject.model(subject.images[:1])
+    return sorted({size: number for number, size in sizes.items()}.values())

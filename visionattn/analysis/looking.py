@@ -1,32 +1,14 @@
 """Sheets of what a model sees, by their kinds: the work of `visionattn look`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from visionattn.analysis.attention_sheets import draw_attention
-from visionattn.analysis.subject import NoSheetError, Subject
+from visionattn.analysis.attention_sheets import draw_attention, draw_rollout, draw_window
+from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.checks import check_choice
 
 if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
-
-
-@dataclass(frozen=True)
-class LookOptions:
-    """Options of sheets; each kind reads those that it has a use for.
-
-    Attributes:
-        blocks: Numbers of blocks, from the last if negative; None for the kind's default.
-        heads: Numbers of heads; None for all.
-        point: Column and row of the clicked point, as shares of width and height from the upper left corner.
-        height: Height of an image on the sheet, in pixels.
-    """
-
-    blocks: Sequence[int] | None = None
-    heads: Sequence[int] | None = None
-    point: tuple[float, float] = (0.5, 0.5)
-    height: int = 160
 
 
 class Sheet(NamedTuple):
@@ -43,6 +25,8 @@ class Sheet(NamedTuple):
 
 SHEETS: Mapping[str, Sheet] = {
     "attention": Sheet(draw_attention, "attention of the class token, for each head"),
+    "rollout": Sheet(draw_rollout, "attention rollout of the class token, through all blocks"),
+    "window": Sheet(draw_window, "attention of a point over its window, for each head"),
 }
 """The kinds of sheets, in the order in which they are drawn."""
 

@@ -18,6 +18,23 @@ from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
 
 
+@dataclass(frozen=True)
+class LookOptions:
+    """Options of sheets; each kind reads those that it has a use for.
+
+    Attributes:
+        blocks: Numbers of blocks, from the last if negative; None for the kind's default.
+        heads: Numbers of heads; None for all.
+        point: Column and row of the clicked point, as shares of width and height from the upper left corner.
+        height: Height of an image on the sheet, in pixels.
+    """
+
+    blocks: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    point: tuple[float, float] = (0.5, 0.5)
+    height: int = 160
+
+
 class NoSheetError(UserError):
     """The model has no sheet of this kind; the message says why, and what is supported."""
 

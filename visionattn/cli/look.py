@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from visionattn.analysis.looking import SHEETS, LookOptions, draw_sheets
-from visionattn.analysis.subject import prepare_subject
+from visionattn.analysis.looking import SHEETS, draw_sheets
+from visionattn.analysis.subject import LookOptions, prepare_subject
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import run_with_words

@@ -143,7 +143,7 @@ class DualCrossBlock(Block):
         """Compute self-attention, pair-wise attention if there are pairs, and the scores of self-attention.
 
         Where gradients are wanted, attention is fused, which keeps no probabilities, and the scores are computed by
-        themselves. Otherwise the probabilities serve both.
+        themselves. Otherwise the probabilities serve both. Without timm's flag `fused_attn` attention is never fused.
 
         Args:
             x: tokens [B, N, D]; with pairs [2B, N, D], those of self-attention first.
@@ -157,9 +157,9 @@ class DualCrossBlock(Block):
         attn = self.attn
         q, k, v = attn.project(self.norm1(x))
         scores = None
-        if scored and pair is None and not torch.is_grad_enabled():
+        if pair is None and (not attn.fused_attn or (scored and not torch.is_grad_enabled())):
             probabilities = attn.probabilities(q, k)
-            scores = probabilities.mean(1)
+            scores = probabilities.detach().mean(1) if scored else None
             return self._finish(x, attn.attn_drop(probabilities).to(v.dtype) @ v), scores
         if scored:
             count = x.shape[0] if pair is None else pair.shape[0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
-from visionattn_kernels import halo_attention_2d
+from visionattn_kernels import Window, halo_attention_2d
 
 
 @register_notrace_function
@@ -182,14 +182,18 @@ class HaloAttention2d(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries, and packed keys and values, of a map `[B, dim, H, W]`, as `attend_halo` takes them."""
         # In this format a convolution gives the heads-last maps of attention; on CPUs it is also twice as fast as a
         # linear layer.
-        x_last = channels_last(x)
-        out = attend_halo(
-            self.q(x_last).permute(0, 2, 3, 1),
-            self.kv(x_last).permute(0, 2, 3, 1),
+        x = channels_last(x)
+        return self.q(x).permute(0, 2, 3, 1), self.kv(x).permute(0, 2, 3, 1)
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Compute attention `[B, Q_h, Q_w, dim_out]` of what `project` returns, before any pooling."""
+        return attend_halo(
+            q,
+            kv,
             self.pos_embed.height_rel,
             self.pos_embed.width_rel,
             self.num_heads,
@@ -198,7 +202,16 @@ class HaloAttention2d(nn.Module):
             self.query_stride,
             self.scale_rel_pos,
             self.timm_compat,
-        ).permute(0, 3, 1, 2)
+        )
+
+    def window(self) -> Window:
+        """Return the rule of which keys a query sees."""
+        boundary: Literal["mask", "zero"] = "zero" if self.timm_compat else "mask"
+        return Window.halo(self.block_size, self.halo_size, boundary, self.query_stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, dim, H, W]` to `[B, dim_out, ceil(H / stride), ceil(W / stride)]`."""
+        out = self.attend(*self.project(x)).permute(0, 3, 1, 2)
         return self.pool(in_format_of(x, out))
 
     def set_window(self, block_size: int, halo_size: int) -> None:

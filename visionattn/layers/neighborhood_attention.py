@@ -1,12 +1,14 @@
 """Neighborhood attention as a module."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
 from visionattn.layers.pointwise import MapLinear
-from visionattn_kernels import neighborhood_attention_2d
+from visionattn_kernels import Window, neighborhood_attention_2d
 
 KernelSize = int | tuple[int, int]
 
@@ -28,14 +30,14 @@ def attend_neighborhood(
         `[B, H, W, dim]`.
     """
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
-    dilations = _dilations(qkv, kernel_size, dilation)
+    dilations = _dilations(qkv.shape[1:3], kernel_size, dilation)
     return neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, rpb=rpb).flatten(-2)
 
 
 @register_notrace_function
 def pad_to_window(x: Tensor, kernel_size: KernelSize, dilation: int | None) -> Tensor:
     """Append zeros to a map `[B, H, W, C]` that is smaller than a window, kernel_size * dilation, until it fits."""
-    kernel, dilations = _pair(kernel_size), _dilations(x, kernel_size, dilation)
+    kernel, dilations = _pair(kernel_size), _dilations(x.shape[1:3], kernel_size, dilation)
     bottom, right = (max(0, k * d - n) for k, d, n in zip(kernel, dilations, x.shape[1:3], strict=True))
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
@@ -53,11 +55,11 @@ def resize_rpb(rpb: Tensor, kernel_size: KernelSize) -> Tensor:
     return F.interpolate(rpb[None].float(), (height, width), mode="bicubic")[0].to(rpb.dtype)
 
 
-def _dilations(x: Tensor, kernel_size: KernelSize, dilation: int | None) -> tuple[int, int]:
+def _dilations(size: Sequence[int], kernel_size: KernelSize, dilation: int | None) -> tuple[int, int]:
     if dilation is not None:
         return dilation, dilation
     kernel = _pair(kernel_size)
-    return largest_dilation(x.shape[1], kernel[0]), largest_dilation(x.shape[2], kernel[1])
+    return largest_dilation(size[0], kernel[0]), largest_dilation(size[1], kernel[1])
 
 
 def _pair(kernel_size: KernelSize) -> tuple[int, int]:
@@ -131,12 +133,23 @@ class NeighborhoodAttention2d(nn.Module):
         if self.rpb is not None:
             self.rpb = nn.Parameter(resize_rpb(self.rpb.detach(), kernel_size), self.rpb.requires_grad)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Return packed queries, keys and values `[B, H, W, 3 * dim]` of a map, which grows with `legacy_pad`."""
+        return self.qkv(pad_to_window(x, self.kernel_size, self.dilation) if self.legacy_pad else x)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Compute attention `[B, H, W, dim]` of packed queries, keys and values, before the output projection."""
+        return attend_neighborhood(qkv, self.rpb, self.num_heads, self.kernel_size, self.dilation)
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """Return the rule of which keys a query sees on a projected map of this height and width."""
+        dilations = _dilations(size, self.kernel_size, self.dilation)
+        return Window.neighborhood(self.kernel_size, dilation=dilations)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, H, W, dim]` to the same."""
         height, width = x.shape[1], x.shape[2]
-        if self.legacy_pad:
-            x = pad_to_window(x, self.kernel_size, self.dilation)
-        x = attend_neighborhood(self.qkv(x), self.rpb, self.num_heads, self.kernel_size, self.dilation)
+        x = self.attend(self.project(x))
         if self.legacy_pad:
             x = x[:, :height, :width]
         return self.proj_drop(self.proj(x))

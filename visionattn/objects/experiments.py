@@ -2,11 +2,11 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from visionattn.analysis.attention import record_attention, token_layers
 from visionattn.checks import check_range
 from visionattn.data.scenes import SceneBatch
 from visionattn.errors import UserError
@@ -16,9 +16,9 @@ from visionattn.objects.interventions import (
     blocks_of,
     inject,
     intervene,
+    patch_attention,
     probe_subspace,
     random_subspace,
-    record_attention,
     shuffle,
 )
 from visionattn.objects.patches import label_patches
@@ -110,12 +110,13 @@ class Experiments:
         session, backbone = self.session, self.session.backbone
         layers = [layer for layer in session.probes.layers if layer + 1 < len(self.blocks)]
         probes = {layer: session.probes.at(layer) for layer in layers}
-        readers: dict[int, Any] = {layer: self.blocks[layer + 1].attn for layer in layers}
+        attention = token_layers(backbone.model)
+        readers = {layer: attention[layer + 1] for layer in layers}
         found = {layer: Correlation() for layer in layers}
         layout = backbone.layouts[self.last]
         apart = ~torch.eye(layout.grid[0] * layout.grid[1], dtype=torch.bool, device=session.device)
         for batch in session.validation("attention"):
-            with record_attention(readers, layout.num_prefix_tokens) as weights:
+            with record_attention(readers, patch_attention) as weights:
                 features = backbone(batch.image)
             for layer in layers:
                 scores = probes[layer].score("quadratic", features[layer]).sigmoid()

@@ -1,4 +1,4 @@
-"""Interventions on object binding: change tokens between blocks, and record attention.
+"""Interventions on object binding: change tokens between blocks, and read the attention between patches.
 
 A quadratic probe reads tokens h through a subspace of few dimensions: h = f + b, where b is the projection of h onto
 the subspace. Changing only b after one block tests whether later blocks use what the probe reads
@@ -8,15 +8,16 @@ dimension.
 Shapes: B images of E prefix tokens and N patches, width D, subspace of K dimensions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.analysis.attention import token_layers
+from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.objects.binding import LayerProbes
 
 Change = Callable[[Tensor], Tensor]
@@ -94,25 +95,14 @@ def intervene(block: nn.Module, num_prefix_tokens: int, basis: Tensor, change: C
         handle.remove()
 
 
-@contextmanager
-def record_attention(attentions: Mapping[int, nn.Module], num_prefix_tokens: int) -> Iterator[dict[int, Tensor]]:
-    """Record the attention between patches `[B, N, N]`, averaged over heads, in forward passes within a `with` block.
+def patch_attention(recorded: RecordedAttention) -> Tensor:
+    """Return the attention between patches `[B, N, N]`, averaged over heads, for `record_attention` to keep.
 
-    The result has the keys of `attentions`, timm's attention modules. Their fused attention does not expose weights,
-    and is switched off meanwhile. Attention to prefix tokens is left out, without renormalising.
+    Attention to prefix tokens is left out, without renormalising.
     """
-    weights: dict[int, Tensor] = {}
-
-    def record(key: int, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        weights[key] = inputs[0].mean(1)[:, num_prefix_tokens:, num_prefix_tokens:].float()
-
-    with ExitStack() as stack:
-        for key, attention in attentions.items():
-            dropout = attention.get_submodule("attn_drop")
-            stack.callback(dropout.register_forward_pre_hook(partial(record, key)).remove)
-            stack.callback(setattr, attention, "fused_attn", getattr(attention, "fused_attn", False))
-            attention.fused_attn = False  # type: ignore[assignment]
-        yield weights
+    assert isinstance(recorded, TokenAttention)  # a block of `blocks_of`
+    prefix = recorded.num_prefix_tokens
+    return recorded.weights.mean(1)[:, prefix:, prefix:].float()
 
 
 class Correlation:
@@ -136,9 +126,7 @@ class Correlation:
 
 def blocks_of(model: nn.Module, name: str) -> Sequence[nn.Module]:
     """Return the blocks of a timm ViT; raise a ValueError unless the attention of each can be recorded."""
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(
-        isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Module) for block in blocks
-    ):
+    if not token_layers(model):
         raise ValueError(f"{name} is no ViT with a sequence of attention blocks: interventions need one")
-    return list(blocks)
+    vit: Any = model
+    return list(vit.blocks)

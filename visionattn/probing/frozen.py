@@ -96,11 +96,11 @@ class FrozenBackbone(nn.Module):
         final, taps = self._probe()
         self.depth = len(taps)
         self.layers = _resolve_layers(range(self.depth) if layers is None else layers, self.depth, name)
-        num_reg_tokens = _num_reg_tokens(model)
+        registers = num_reg_tokens(model)
         self.layouts = {
-            layer: self._last_layout(final, taps, num_reg_tokens)
+            layer: self._last_layout(final, taps, registers)
             if layer == "last"
-            else _tap_layout(*taps[layer], num_reg_tokens)
+            else _tap_layout(*taps[layer], registers)
             for layer in self.layers
         }
         # Of a stack that is cut short, timm wants to know at least one block.
@@ -249,7 +249,8 @@ def _tap_layout(prefix: Tensor | None, features: Tensor, num_reg_tokens: int) ->
     return TokenLayout(dim, (rows, columns), num_prefix_tokens, min(num_reg_tokens, num_prefix_tokens))
 
 
-def _num_reg_tokens(model: nn.Module) -> int:
+def num_reg_tokens(model: nn.Module) -> int:
+    """Return the number of registers among a model's prefix tokens."""
     declared = getattr(model, "num_reg_tokens", None)
     registers = getattr(model, "reg_token", None)
     return declared or (0 if registers is None else registers.shape[1])
