@@ -8,7 +8,7 @@ and ``data/images/{train,val}/{circle,square,triangle}/*.png``, drawn images of 
 
 A block that is not to run every time says so: ```` ```bash { .slow } ```` runs with ``pytest -m slow``, and of
 ```` ```bash { .parse } ````, which wants GPUs, large data or hours, commands of train.py and eval.py are parsed. Other
-languages (text, yaml) are not looked at.
+languages (text, yaml) are not looked at. A page that imports one of ``OPTIONAL`` is skipped if that is not installed.
 """
 
 import ast
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
 SLOW = [page for page in FAST if any("slow" in block.classes for block in BLOCKS[page])]
+OPTIONAL = ("captum", "openvino", "peft", "segmentation_models_pytorch", "skimage", "torchao", "transformers")
+"""Modules of the extras ``docs`` and ``works-with`` that pages import."""
 name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
 
@@ -80,7 +83,15 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def skip_without_packages(page: Path) -> None:
+    code = "".join(block.code for block in BLOCKS[page] if block.language == "python")
+    for name in OPTIONAL:
+        if re.search(rf"^(?:import|from) {name}\b", code, re.MULTILINE) and not find_spec(name):
+            pytest.skip(f"{name} is not installed here")
+
+
 def run_page(page: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_packages(page)
     # A registered module: classes of a page may be pickled, and timm looks up the module of a model.
     module = types.ModuleType(f"page_{page.stem}")
     monkeypatch.setitem(sys.modules, module.__name__, module)

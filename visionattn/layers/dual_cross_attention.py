@@ -15,6 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionattn.layers.pointwise import apply_rows
+
 GlcaPool = Literal["token", "avg"]
 PairSource = Literal["sa", "pwca"]
 """Source of a pair's keys and values: the pair's self-attention ("sa"), or its pair-wise stream ("pwca")."""
@@ -112,9 +114,8 @@ class DualCrossAttention(Attention):
     def project_selected(self, selected: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, h, R, d] of some tokens [B, R, D], keys and values [B, h, N, d] of all [B, N, D]."""
         B, N, _ = x.shape
-        width, weight, bias = self.attn_dim, self.qkv.weight, self.qkv.bias
-        q = F.linear(selected, weight[:width], None if bias is None else bias[:width])
-        kv = F.linear(x, weight[width:], None if bias is None else bias[width:])
+        q = apply_rows(self.qkv, selected, slice(self.attn_dim))
+        kv = apply_rows(self.qkv, x, slice(self.attn_dim, None))
         q = q.reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
         k, v = kv.reshape(B, N, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v

@@ -12,9 +12,21 @@ def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     torch multiplies float32 matrices by MKL, which on processors of AMD reaches half of what the convolution does.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
+    if is_wrapped(weight) or x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
         return F.linear(x, weight, bias)
     return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+def is_wrapped(weight: Tensor) -> bool:
+    """Return whether a weight wraps other tensors, as a quantized one does: it knows `F.linear`, but no views."""
+    return hasattr(type(weight), "__tensor_flatten__")
+
+
+def apply_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+    """Return the outputs `rows` of a linear layer; a quantized layer, or one with an adapter, runs as a whole."""
+    if type(layer) is not nn.Linear or is_wrapped(layer.weight):
+        return layer(x)[..., rows]
+    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
 class MapLinear(nn.Linear):
