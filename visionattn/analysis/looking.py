@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from visionattn.analysis.attention_sheets import draw_attention, draw_rollout, draw_window
+from visionattn.analysis.feature_sheets import draw_gradcam, draw_pca, draw_saliency
 from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.checks import check_choice
 
@@ -27,6 +28,9 @@ SHEETS: Mapping[str, Sheet] = {
     "attention": Sheet(draw_attention, "attention of the class token, for each head"),
     "rollout": Sheet(draw_rollout, "attention rollout of the class token, through all blocks"),
     "window": Sheet(draw_window, "attention of a point over its window, for each head"),
+    "pca": Sheet(draw_pca, "principal components of patch features as colours that agree over all images"),
+    "gradcam": Sheet(draw_gradcam, "Grad-CAM: the parts of a layer that raise the score of a class"),
+    "saliency": Sheet(draw_saliency, "SmoothGrad and integrated gradients: the pixels that a class score depends on"),
 }
 """The kinds of sheets, in the order in which they are drawn."""
 

@@ -14,6 +14,7 @@ from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.drawing import spread
 from visionattn.evaluation.source import LoadedModel
+from visionattn.probing.frozen import Layer
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
 
@@ -26,12 +27,17 @@ class LookOptions:
         blocks: Numbers of blocks, from the last if negative; None for the kind's default.
         heads: Numbers of heads; None for all.
         point: Column and row of the clicked point, as shares of width and height from the upper left corner.
+        layer: Number of a block (in hierarchical models, of a stage), from the last if negative, or "last"; None for
+            the kind's default.
+        class_name: Name or number of the class whose score is explained; by default the predicted one.
         height: Height of an image on the sheet, in pixels.
     """
 
     blocks: Sequence[int] | None = None
     heads: Sequence[int] | None = None
     point: tuple[float, float] = (0.5, 0.5)
+    layer: Layer | None = None
+    class_name: str | None = None
     height: int = 160
 
 

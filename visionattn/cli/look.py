@@ -14,6 +14,7 @@ from visionattn.cli.predict import read_places, short_options
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.source import find_model
 from visionattn.output import check_folder, check_writable
+from visionattn.probing.frozen import Layer
 from visionattn.training import Weights
 
 
@@ -25,6 +26,8 @@ def look(
     blocks: list[int] | None = None,
     heads: list[int] | None = None,
     point: list[float] | None = None,
+    layer: Layer | None = None,
+    class_name: str | None = None,
     max_images: int = 16,
     height: int = 160,
     random: bool = False,
@@ -40,11 +43,15 @@ def look(
     Args:
         model: a checkpoint, a head of linear or probe (.json), or a registered model, whose published weights are used.
         images: image files, and folders of images; - reads their names from standard input, one in a line.
-        show: kinds of sheets, separated by commas: attention; by default all that the model has.
+        show: kinds of sheets, separated by commas: attention, rollout, window, pca, gradcam, saliency; by default
+            all that the model has.
         output: folder of the sheets, KIND.png each; or a .png file for a single kind.
         blocks: numbers of blocks, from the last if negative; by default the last.
         heads: numbers of heads; by default all.
         point: clicked point x,y in shares of width and height from the upper left corner; by default the centre.
+        layer: of pca and gradcam, last, or the number of a block (in hierarchical models, of a stage), from the last if
+            negative.
+        class_name: of gradcam and saliency, name or number of the class; by default the predicted one.
         max_images: number of images; of more, as many are drawn, evenly spaced.
         height: height of an image on the sheet in pixels.
         random: draw random weights instead, to compare with.
@@ -69,7 +76,7 @@ def look(
     places = list(read_places(images))
     source = find_model(model, architecture, False if random else None, weights, model_kwargs)
     loaded = source.load("" if random else "look at")
-    options = LookOptions(blocks, heads, (point[0], point[1]) if point else (0.5, 0.5), height)
+    options = LookOptions(blocks, heads, (point[0], point[1]) if point else (0.5, 0.5), layer, class_name, height)
     with short_options(), torch.random.fork_rng(devices=[]):
         subject = prepare_subject(
             loaded, places, max_images=max_images, img_size=img_size, crop_pct=crop_pct, device=device, announce=print

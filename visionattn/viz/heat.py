@@ -10,11 +10,11 @@ OPACITY = 0.6
 
 
 def draw_heat(pixels: Pixels, scores: Any, low: float | None = None, high: float | None = None) -> Pixels:
-    """Draw scores as colours over an image, dark for the smallest and bright for the largest.
+    """Draw scores as colours over an image in grey, dark for the smallest and bright for the largest.
 
     Args:
         pixels: bytes [H, W, 3].
-        scores: finite numbers [rows, columns], interpolated bicubically to the pixels.
+        scores: finite numbers [rows, columns], interpolated to the pixels.
         low: score of the darkest colour, by default the smallest.
         high: score of the brightest colour, by default the largest.
 
@@ -31,6 +31,8 @@ def draw_heat(pixels: Pixels, scores: Any, low: float | None = None, high: float
         raise ValueError(f"a heat map is finite numbers [rows, columns], got {list(values.shape)} with NaN or infinity")
     low, high = (values.min() if low is None else low), (values.max() if high is None else high)
     unit = (values - low) / (high - low if high > low else 1.0)
-    smooth = cv2.resize(unit, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    method = cv2.INTER_AREA if len(unit) > len(pixels) else cv2.INTER_CUBIC
+    smooth = cv2.resize(unit, pixels.shape[1::-1], interpolation=method).clip(0, 1)
     colours = cv2.applyColorMap((255 * smooth).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    return np.asarray((OPACITY * colours + (1 - OPACITY) * pixels).round(), dtype=np.uint8)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]  # so that all colour is the map's
+    return np.asarray((OPACITY * colours + (1 - OPACITY) * grey).round(), dtype=np.uint8)
