@@ -9,6 +9,7 @@ from visionattn.layers.prepared import frozen_weights
 from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from visionattn.analysis.looking import look
     from visionattn.cli.finetune import finetune
     from visionattn.cli.fitting import FitResult, fit
     from visionattn.embedding.embedder import embed
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Embeddings", "FitResult", "Index", "__version__", "accelerate", "embed", "finetune", "fit", "frozen_weights",
-    "load_model", "load_probe", "models", "search",
+    "load_model", "load_probe", "look", "models", "search",
 ]  # fmt: skip
 __version__ = version("visionattn")
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "analysis.looking": "look",
         "cli.finetune": "finetune",
         "cli.fitting": "FitResult fit",
         "embedding.embedder": "embed",

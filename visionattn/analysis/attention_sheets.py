@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from visionattn.viz.head_maps import HeadRow
     from visionattn.viz.image import Pixels
 
-MAX_HEADS = 16
-"""Heads that are drawn by default."""
+MAX_HEADS = 12
+"""Heads that are drawn by default; of more, as many, evenly spaced."""
 ROLLOUTS = 4
 """Depths at which the rollout is drawn by default."""
+BRIGHTEST = 0.99
+"""Quantile of a rollout that is drawn brightest: in many ViTs a few patches collect most of it."""
 
 
 def draw_attention(subject: Subject, options: LookOptions) -> "Pixels":
@@ -62,6 +64,8 @@ def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
         assert isinstance(recorded, TokenAttention)
         return recorded.weights.mean(1).float(), recorded.size
 
+    from visionattn.viz.head_maps import HeadRow
+
     rows = []
     for pixels, found in _look(subject, dict(enumerate(layers[: max(chosen) + 1])), read):
         scores, size = [weights for weights, _ in found.values()], found[0][1]
@@ -69,9 +73,10 @@ def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
             rollout_class_token(scores[: depth + 1])[0, prefix:].unflatten(0, size).cpu().numpy() for depth in chosen
         ]
         rows.append((pixels, maps, ["image", *(f"to block {depth}" for depth in chosen)]))
-    from visionattn.viz.head_maps import HeadRow
 
-    return _draw([HeadRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options)
+    return _draw(
+        [HeadRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options, BRIGHTEST
+    )
 
 
 def draw_window(subject: Subject, options: LookOptions) -> "Pixels":
@@ -86,8 +91,6 @@ def _draw_queries(
     subject: Subject, options: LookOptions, layers: Sequence[AttentionLayer], default: Sequence[int] | None
 ) -> "Pixels":
     x, y = options.point
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise UserError(f"--point takes shares x,y of width and height from 0 to 1, got {x:g},{y:g}")
     numbers = options.blocks or default or _last_of_each_size(subject, layers)
 
     def read(recorded: RecordedAttention) -> Any:
@@ -129,10 +132,10 @@ def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any
         yield pixels, found
 
 
-def _draw(rows: "Sequence[HeadRow]", title: str, options: LookOptions) -> "Pixels":
+def _draw(rows: "Sequence[HeadRow]", title: str, options: LookOptions, quantile: float | None = None) -> "Pixels":
     from visionattn.viz.head_maps import draw_head_maps
 
-    return draw_head_maps(rows, title=title, height=options.height)
+    return draw_head_maps(rows, title=title, height=options.height, quantile=quantile)
 
 
 def _token_layers(subject: Subject) -> list[AttentionLayer]:
@@ -140,7 +143,9 @@ def _token_layers(subject: Subject) -> list[AttentionLayer]:
     if not layers:
         raise NoSheetError(_no_attention(subject))
     if not all(layer.sees_all for layer in layers):
-        raise NoSheetError(f"{subject.loaded.name} attends within windows and has no class token: --show window")
+        raise NoSheetError(
+            f"{subject.loaded.name} attends within windows and has no class token; --show window draws this"
+        )
     return layers
 
 

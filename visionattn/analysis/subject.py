@@ -1,9 +1,13 @@
 """A model and the prepared images that it looks at: what every sheet of `visionattn look` starts from."""
 
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +17,7 @@ from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.drawing import spread
-from visionattn.evaluation.source import LoadedModel
+from visionattn.evaluation.source import LoadedModel, ModelSource
 from visionattn.probing.frozen import Layer
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
@@ -31,14 +35,22 @@ class LookOptions:
             the kind's default.
         class_name: Name or number of the class whose score is explained; by default the predicted one.
         height: Height of an image on the sheet, in pixels.
+
+    Raises:
+        UserError: A point outside of the image.
     """
 
     blocks: Sequence[int] | None = None
     heads: Sequence[int] | None = None
-    point: tuple[float, float] = (0.5, 0.5)
+    point: Sequence[float] = (0.5, 0.5)
     layer: Layer | None = None
     class_name: str | None = None
     height: int = 160
+
+    def __post_init__(self) -> None:
+        if len(self.point) != 2 or not all(0 <= share <= 1 for share in self.point):
+            given = ",".join(f"{share:g}" for share in self.point)
+            raise UserError(f"--point takes x,y in shares of width and height, from 0 to 1: 0.5,0.5, not {given}")
 
 
 class NoSheetError(UserError):
@@ -68,13 +80,13 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The model's name, for the title of a sheet; it says if weights are random."""
-        return f"{self.loaded.name}{', random weights' * (self.loaded.origin.weights == 'random')}"
+        """Name of the model or its file, for the title of a sheet; it says if weights are random."""
+        return f"{Path(self.loaded.name).name}{', random weights' * (self.loaded.origin.weights == 'random')}"
 
 
 def prepare_subject(
     loaded: LoadedModel,
-    images: Images,
+    images: str | Path | Image.Image | Images,
     *,
     max_images: int = 16,
     img_size: int | None = None,
@@ -102,6 +114,7 @@ def prepare_subject(
     resolved = resolve_device(device)
     if img_size is not None:
         _resize(loaded, img_size)
+    images = cast(Images, [images] if isinstance(images, str | Path | Image.Image) else images)
     options = PreparedImages(img_size=img_size, crop_pct=crop_pct, num_workers=0, on_error="skip")
     data = open_images(loaded.spec, options, "predict", images=images, name="folder")
     announce(describe_preprocessing(data.preprocessing, loaded.spec.preprocessing, loaded.name))
@@ -120,14 +133,20 @@ def prepare_subject(
     return Subject(loaded, batch.image.to(resolved), pixels, batch.name)
 
 
+def load_random(name: str, model_kwargs: Mapping[str, Any] | None = None, seed: int = 0) -> LoadedModel:
+    """Build a registered model with random weights, to compare with; those of a seed are always the same.
+
+    Raises:
+        ValueError: An unknown model.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f"{re.escape(name)} has random weights")
+        torch.manual_seed(seed)
+        return ModelSource(None, name, False, model_kwargs).load()
+
+
 def _resize(loaded: LoadedModel, img_size: int) -> None:
     """Let a model with position embeddings of a fixed size take images of another one."""
     model: Any = loaded.model
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=(img_size, img_size))
-
-
-def as_images(images: str | Any) -> Images:
-    """Return one image, in memory or by its file, as a list; several as they are."""
-    is_one = isinstance(images, str | Image.Image) or not isinstance(images, Sequence)
-    return cast(Images, [images] if is_one else images)

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visionattn.analysis.looking import SHEETS, draw_sheets
-from visionattn.analysis.subject import LookOptions, prepare_subject
+from visionattn.analysis.subject import LookOptions, load_random, prepare_subject
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import run_with_words
@@ -74,10 +72,12 @@ def look(
     (check_writable if one_file else check_folder)(output)
     resolve_device(device)
     places = list(read_places(images))
-    source = find_model(model, architecture, False if random else None, weights, model_kwargs)
-    loaded = source.load("" if random else "look at")
-    options = LookOptions(blocks, heads, (point[0], point[1]) if point else (0.5, 0.5), layer, class_name, height)
-    with short_options(), torch.random.fork_rng(devices=[]):
+    options = LookOptions(blocks, heads, point or (0.5, 0.5), layer, class_name, height)
+    if random:
+        loaded = load_random(model, model_kwargs)
+    else:
+        loaded = find_model(model, architecture, weights=weights, model_kwargs=model_kwargs).load("look at")
+    with short_options():
         subject = prepare_subject(
             loaded, places, max_images=max_images, img_size=img_size, crop_pct=crop_pct, device=device, announce=print
         )

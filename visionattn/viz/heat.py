@@ -7,6 +7,7 @@ import numpy as np
 from visionattn.viz.image import Pixels
 
 OPACITY = 0.6
+GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue in brightness (ITU-R BT.601)
 
 
 def draw_heat(pixels: Pixels, scores: Any, low: float | None = None, high: float | None = None) -> Pixels:
@@ -34,5 +35,5 @@ def draw_heat(pixels: Pixels, scores: Any, low: float | None = None, high: float
     method = cv2.INTER_AREA if len(unit) > len(pixels) else cv2.INTER_CUBIC
     smooth = cv2.resize(unit, pixels.shape[1::-1], interpolation=method).clip(0, 1)
     colours = cv2.applyColorMap((255 * smooth).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]  # so that all colour is the map's
+    grey = (pixels @ GREY)[..., None]  # so that all colour is the map's
     return np.asarray((OPACITY * colours + (1 - OPACITY) * grey).round(), dtype=np.uint8)
