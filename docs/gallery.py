@@ -105,7 +105,8 @@ def rollouts(vit: Subject) -> list[Pixels]:
         vit.model(vit.images)
     rolled = rollout_class_token(list(found.values()))[:, layers[0].num_prefix_tokens :]
     maps = rolled.unflatten(1, layers[0].grid).numpy()
-    return [draw_heat(enlarge(pixels), scores) for pixels, scores in zip(vit.pixels, maps, strict=True)]
+    pairs = zip(vit.pixels, maps, strict=True)
+    return [draw_heat(enlarge(pixels), scores, high=np.quantile(scores, 0.99)) for pixels, scores in pairs]
 
 
 def components(vit: Subject) -> list[Pixels]:
