@@ -128,6 +128,15 @@ def test_recorded_attention_is_that_of_queries_and_keys(vit):
     assert not attention.attn_drop._forward_hooks
 
 
+def test_attention_of_dcal_is_recorded_without_glca():
+    torch.manual_seed(0)
+    model = timm.create_model("dcal_vit_nano", num_classes=0)
+    backbone = FrozenBackbone(model, "dcal_vit_nano", None, norm_blocks=False)
+    with record_attention(dict(enumerate(token_layers(model))), patch_attention) as weights:
+        backbone(torch.randn(2, 3, 32, 32))
+    assert [weights[number].shape for number in range(6)] == [(2, 64, 64)] * 6
+
+
 def test_correlation_is_pearsons():
     x = torch.randn(3, 50, dtype=torch.float64)
     y = x + torch.randn(3, 50, dtype=torch.float64)

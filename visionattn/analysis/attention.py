@@ -60,7 +60,7 @@ class AttentionLayer:
 
     @property
     def sees_all(self) -> bool:
-        """Whether every token sees every other, so that all weights are recorded."""
+        """True if every token sees every other, so that all weights are recorded."""
         return isinstance(self.module, TOKEN_ATTENTION)
 
     def watch(self, store: Callable[[RecordedAttention], None], stack: ExitStack) -> None:

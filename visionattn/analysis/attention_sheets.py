@@ -53,6 +53,8 @@ def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
 
     of which the class token's row is drawn, without the prefix tokens.
     """
+    from visionattn.viz.head_maps import HeadRow
+
     layers = _token_layers(subject)
     if not layers[0].has_class_token:
         raise NoSheetError(f"{subject.loaded.name} has no class token whose rollout could be drawn")
@@ -64,24 +66,19 @@ def draw_rollout(subject: Subject, options: LookOptions) -> "Pixels":
         assert isinstance(recorded, TokenAttention)
         return recorded.weights.mean(1).float(), recorded.size
 
-    from visionattn.viz.head_maps import HeadRow
-
     rows = []
     for pixels, found in _look(subject, dict(enumerate(layers[: max(chosen) + 1])), read):
         scores, size = [weights for weights, _ in found.values()], found[0][1]
         maps = [
             rollout_class_token(scores[: depth + 1])[0, prefix:].unflatten(0, size).cpu().numpy() for depth in chosen
         ]
-        rows.append((pixels, maps, ["image", *(f"to block {depth}" for depth in chosen)]))
-
-    return _draw(
-        [HeadRow(*row) for row in rows], f"{subject.title}: attention rollout of the class token", options, BRIGHTEST
-    )
+        rows.append(HeadRow(pixels, maps, ["image", *(f"to block {depth}" for depth in chosen)]))
+    return _draw(rows, f"{subject.title}: attention rollout of the class token", options, BRIGHTEST)
 
 
 def draw_window(subject: Subject, options: LookOptions) -> "Pixels":
     """Draw the attention of the clicked point over its window: by default in the last block of each size of map."""
-    layers = attention_layers(subject.model)
+    layers = attention_layers(subject.network)
     if not layers:
         raise NoSheetError(_no_attention(subject))
     return _draw_queries(subject, options, layers, None)
@@ -128,7 +125,7 @@ def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any
     """Yield for each image its pixels, and what is read of each layer; one by one, for the weights take memory."""
     for pixels, image in zip(subject.pixels, subject.images, strict=True):
         with record_attention(layers, read) as found, torch.no_grad():
-            subject.model(image[None])
+            subject.network(image[None])
         yield pixels, found
 
 
@@ -139,7 +136,7 @@ def _draw(rows: "Sequence[HeadRow]", title: str, options: LookOptions, quantile:
 
 
 def _token_layers(subject: Subject) -> list[AttentionLayer]:
-    layers = attention_layers(subject.model)
+    layers = attention_layers(subject.network)
     if not layers:
         raise NoSheetError(_no_attention(subject))
     if not all(layer.sees_all for layer in layers):
@@ -150,7 +147,7 @@ def _token_layers(subject: Subject) -> list[AttentionLayer]:
 
 
 def _no_attention(subject: Subject) -> str:
-    return f"{subject.loaded.name} has no attention that can be recorded: {SUPPORTED} do"
+    return f"{subject.loaded.name} has no attention that can be recorded; {SUPPORTED} have"
 
 
 def _choose(
@@ -173,5 +170,5 @@ def _choose_heads(layer: AttentionLayer, count: int, heads: Sequence[int] | None
 def _last_of_each_size(subject: Subject, layers: Sequence[AttentionLayer]) -> list[int]:
     """Return the number of the last layer on each size of map."""
     with record_attention(dict(enumerate(layers)), lambda recorded: recorded.size) as sizes, torch.no_grad():
-        subject.model(subject.images[:1])
+        subject.network(subject.images[:1])
     return sorted({size: number for number, size in sizes.items()}.values())

@@ -50,7 +50,7 @@ def draw_pca(subject: Subject, options: LookOptions) -> "Pixels":
 
 
 def _backbone(subject: Subject, layer: Layer | None) -> FrozenBackbone:
-    loaded = subject.loaded
+    loaded = subject.loaded._replace(model=subject.network)
     preprocessing = {**loaded.spec.preprocessing, "input_size": tuple(subject.images.shape[1:])}
     backbone = freeze(loaded, ["last" if layer is None else layer], preprocessing, subject.images.device, "32-true")
     if layer is None and min(backbone.layouts["last"].grid) < MIN_GRID:
@@ -71,6 +71,7 @@ def draw_gradcam(subject: Subject, options: LookOptions) -> "Pixels":
         maps = torch.cat([grad_cam(subject.model, image, number, layer) for image, number in pairs])
     except ValueError as error:
         raise NoSheetError(str(error)) from error
+    layer = layer if layer == "last" else layer % len(subject.model.feature_info)
     return draw_heat_maps(
         subject.pixels,
         maps[:, None].cpu(),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -12,21 +12,9 @@ from visionattn.analysis.subject import LookOptions, NoSheetError, Subject, prep
 from visionattn.checks import check_choice
 from visionattn.data.unlabelled import Images
 from visionattn.evaluation.source import LoadedModel, load_model
-from visionattn.probing.frozen import Layer
 
 if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
-
-
-class SheetOptions(TypedDict, total=False):
-    """Arguments of `LookOptions`."""
-
-    blocks: Sequence[int] | None
-    heads: Sequence[int] | None
-    point: Sequence[float]
-    layer: Layer | None
-    class_name: str | None
-    height: int
 
 
 class Sheet(NamedTuple):
@@ -100,7 +88,7 @@ def look(
     img_size: int | None = None,
     crop_pct: float | None = None,
     device: str = "auto",
-    **options: Unpack[SheetOptions],
+    **options: Any,
 ) -> "dict[str, Pixels]":
     """Draw what a model sees in images.
 

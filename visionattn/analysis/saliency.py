@@ -1,4 +1,4 @@
-"""Where the score of a class comes from: Grad-CAM of a layer, and gradients of pixels.
+"""Parts of an image that the score of a class depends on: Grad-CAM of a layer, and gradients of pixels.
 
 All functions take a classifier in evaluation mode, normalised images `[B, channels, H, W]` on its device, and the
 number of a class for each image. The score is the logit, before softmax. The model is not changed, and its parameters
@@ -42,7 +42,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor, 
     net: Any = model
     if not all(hasattr(net, name) for name in ("forward_features", "forward_head", "feature_info")):
         raise ValueError(f"Grad-CAM takes classifiers of timm's kind, got {type(model).__name__}")
-    layer = default_layer(model) if layer is None else layer
+    layer = default_layer(net) if layer is None else layer
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         activations, logits = _layer_and_logits(net, images, layer)
@@ -54,8 +54,12 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor, 
 
 
 def default_layer(model: nn.Module) -> Layer:
-    """Return "last", or -2 for models that classify by the class token: no patch gets a gradient after that block."""
-    return -2 if getattr(model, "global_pool", None) == "token" else "last"
+    """Return "last", or the block before the last of models that classify by the class token alone.
+
+    In these, no patch has an effect after the last block.
+    """
+    net: Any = model
+    return max(len(net.feature_info) - 2, 0) if getattr(model, "global_pool", None) == "token" else "last"
 
 
 def input_gradients(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
@@ -157,21 +161,23 @@ def _layer_and_logits(model: Any, images: Tensor, layer: Layer) -> tuple[Tensor,
     if layer == "last":
         features = model.forward_features(images)
         return features, model.forward_head(features)
-    depth = len(model.feature_info)
+    depth, kind = len(model.feature_info), type(model).__name__
     if not -depth <= layer < depth:
-        raise ValueError(f"there is no layer {layer}; there are 0 to {depth - 1}, and 'last'")
+        raise ValueError(f"{kind} has no layer {layer}; there are 0 to {depth - 1}, and 'last'")
+    if hasattr(model, "reroll"):  # Hiera's patches come in the order of its mask units
+        raise ValueError(f"{kind} has no map at layer {layer}; take 'last'")
     outputs: list[Tensor] = []
     try:
         module = model.get_submodule(model.feature_info[layer]["module"])
     except (AttributeError, KeyError) as error:
-        raise ValueError(f"{type(model).__name__} does not say where layer {layer} is; take 'last'") from error
+        raise ValueError(f"{kind} does not say where layer {layer} is; take 'last'") from error
     handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
         logits = model(images)
     finally:
         handle.remove()
-    if not outputs or hasattr(model, "reroll"):  # blocks that are not called, or whose patches have another order
-        raise ValueError(f"{type(model).__name__} has no map at layer {layer}; take 'last'")
+    if not outputs:
+        raise ValueError(f"{kind} does not compute its layers one by one, as Grad-CAM needs them")
     return outputs[-1], logits
 
 

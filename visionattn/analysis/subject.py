@@ -13,11 +13,12 @@ from torch import Tensor
 
 from visionattn.data.sampling import Draw
 from visionattn.data.unlabelled import Images
-from visionattn.errors import UserError
+from visionattn.errors import UsageError, UserError
 from visionattn.evaluation.as_trained import PreparedImages, open_images
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.drawing import spread
-from visionattn.evaluation.source import LoadedModel, ModelSource
+from visionattn.evaluation.source import LoadedModel, find_model
+from visionattn.probing.classifier import ProbeClassifier
 from visionattn.probing.frozen import Layer
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
@@ -79,6 +80,11 @@ class Subject:
         return self.loaded.model
 
     @property
+    def network(self) -> Any:
+        """The model, or the backbone of a head on a frozen backbone."""
+        return _network(self.loaded)
+
+    @property
     def title(self) -> str:
         """Name of the model or its file, for the title of a sheet; it says if weights are random."""
         return f"{Path(self.loaded.name).name}{', random weights' * (self.loaded.origin.weights == 'random')}"
@@ -137,16 +143,23 @@ def load_random(name: str, model_kwargs: Mapping[str, Any] | None = None, seed: 
     """Build a registered model with random weights, to compare with; those of a seed are always the same.
 
     Raises:
-        ValueError: An unknown model.
+        ValueError: An unknown model, or a file.
     """
+    source = find_model(name, pretrained=False, model_kwargs=model_kwargs)
+    if source.checkpoint is not None:
+        raise UsageError(f"--random takes the name of a registered model, not {name}")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", f"{re.escape(name)} has random weights")
         torch.manual_seed(seed)
-        return ModelSource(None, name, False, model_kwargs).load()
+        return source.load()
+
+
+def _network(loaded: LoadedModel) -> Any:
+    return loaded.model.backbone.model if isinstance(loaded.model, ProbeClassifier) else loaded.model
 
 
 def _resize(loaded: LoadedModel, img_size: int) -> None:
     """Let a model with position embeddings of a fixed size take images of another one."""
-    model: Any = loaded.model
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(img_size, img_size))
+    network = _network(loaded)
+    if hasattr(network, "set_input_size"):
+        network.set_input_size(img_size=(img_size, img_size))
