@@ -7,7 +7,7 @@ from visionattn.viz.components import draw_components, paint_patches
 from visionattn.viz.heat import OPACITY, draw_heat
 from visionattn.viz.heat_maps import draw_heat_maps
 from visionattn.viz.sheet import CAPTION, GAP
-from visionattn.viz.strips import draw_strips
+from visionattn.viz.strips import BETWEEN, draw_strips
 
 RED = np.broadcast_to(np.array([200, 0, 0], np.uint8), (48, 48, 3))
 
@@ -73,8 +73,8 @@ def test_components_are_three_tiles_for_each_image():
 def test_strips_fill_a_page_column_by_column(count, columns):
     strips = [[np.full((40, 40, 3), 2 * number, np.uint8)] * 2 for number in range(count)]
     sheet = draw_strips(strips, ["a", "b"])
-    width = 2 * (40 + GAP)
-    assert sheet.shape[1] == GAP + columns * width
+    width = 2 * (40 + GAP) + BETWEEN
+    assert sheet.shape[1] == GAP + columns * width - BETWEEN
     rows = -(-count // columns)
     for number in range(count):
         column, row = divmod(number, rows)

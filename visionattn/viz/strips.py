@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from visionattn.viz.image import Pixels
-from visionattn.viz.sheet import BACKGROUND, caption, join_tiles, stack_rows, title_bar
+from visionattn.viz.sheet import BACKGROUND, GAP, caption, join_tiles, stack_rows, title_bar
 
+BETWEEN = 2 * GAP  # additional gap between columns
 ASPECT = 1.4  # largest ratio of height to width of a page, unless there is one column per image
 
 
@@ -43,7 +44,8 @@ def draw_strips(
     for start in range(0, len(drawn), per_column):
         column = np.concatenate([header, *drawn[start : start + per_column]])
         missing = len(header) + per_column * len(drawn[0]) - len(column)
-        columns.append(np.pad(column, ((0, missing), (0, 0), (0, 0)), constant_values=BACKGROUND))
+        apart = BETWEEN if start + per_column < len(drawn) else 0
+        columns.append(np.pad(column, ((0, missing), (0, apart), (0, 0)), constant_values=BACKGROUND))
     return title_bar(stack_rows([np.concatenate(columns, axis=1)]), title)
 
 
