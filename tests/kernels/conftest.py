@@ -1,8 +1,9 @@
-"""The benchmark package, for its tests."""
+"""The benchmark package for its tests, and a process that has not imported NATTEN."""
 
 import importlib
+import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -35,3 +36,20 @@ def bench() -> Iterator[SimpleNamespace]:
     threads = torch.get_num_threads()
     yield SimpleNamespace(**{name: importlib.import_module(f"kernels.bench.{name}") for name in MODULES})
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_natten() -> Iterator[None]:
+    """Forget NATTEN, if it is loaded, and what the test loads under its name."""
+
+    def loaded() -> dict[str, ModuleType]:
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "natten"}
+
+    before, finders = loaded(), [*sys.meta_path]
+    for name in before:
+        del sys.modules[name]
+    yield
+    for name in loaded():
+        del sys.modules[name]
+    sys.modules.update(before)
+    sys.meta_path[:] = finders

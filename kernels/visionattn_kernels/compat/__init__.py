@@ -1,0 +1,1 @@
+"""Interfaces of other packages, on the operators of this one."""
