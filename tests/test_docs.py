@@ -155,6 +155,19 @@ def test_zoo_lists_every_model_with_its_size() -> None:
         assert millions == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}", name
 
 
+def test_works_with_pages_name_the_versions_they_were_run_with() -> None:
+    """A version in the table is that of its page, and of constraints.txt."""
+    folder = DOCS / "works_with"
+    text = (folder / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| ([\d.]+) \| .* \| \[[^]]+\]\(([^)]+)\) \|$", text, re.MULTILINE)
+    assert sorted(page for *_, page in rows) == sorted(path.name for path in folder.glob("*.md") if path.stem != "index")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").splitlines()
+    for library, version, page in rows:
+        run_with = re.search(r"^Run with .*$", (folder / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert run_with and re.search(rf"\b{library} {re.escape(version)}\b", run_with[0]), page
+        assert f"{library}=={version}" in pins, library
+
+
 def test_results_table_equals_the_configs() -> None:
     done = subprocess.run([sys.executable, DOCS / "tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from visionattn.evaluation import load_model
 from visionattn.training import describe_model, load_checkpoint
 from visionattn.training.checkpoints import loading
 
+FIVE = {"input_size": (5, 32, 32), "mean": (0.5,) * 5, "std": (0.5,) * 5}
 VIT = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 SEQUENCE = {"input_size": (1, 5, 6), "mean": (0.5,), "std": (0.5,), "sequence": "permuted", "permutation_seed": 7}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,6 +85,34 @@ def test_evaluation_gives_the_same_accuracy_and_names(digits_checkpoint: Path, t
         result = json.loads((tmp_path / "r.json").read_text())
         results.append((result["top1"], result["top5"], (tmp_path / "r.csv").read_text()))
     assert results[0] == results[1]
+
+
+def test_folder_of_0_1_0_loads(save: Save, tmp_path: Path) -> None:
+    """That version left the number of classes in the model's arguments, as timm writes it."""
+    export("--checkpoint", save("nat_pico", model_kwargs=NARROW_NAT), "--output", tmp_path / "hub")
+    name, path = f"local-dir:{tmp_path / 'hub'}", tmp_path / "hub" / "config.json"
+    config = json.loads(path.read_text())
+    assert "num_classes" not in config["model_args"], "transformers takes it for a second number"
+    now = load_model(name)
+    path.write_text(json.dumps({**config, "model_args": {**config["model_args"], "num_classes": 3}}))
+    before = load_model(name)
+    assert now.spec == before.spec
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(timm.create_model(name, pretrained=True).eval()(x), now.model(x))
+        assert torch.equal(before.model(x), now.model(x))
+
+
+def test_architecture_with_a_number_of_classes_of_its_own_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own_resnet(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+        return timm.models.model_entrypoint("resnet_pico")(pretrained, **{"num_classes": 9, **kwargs})
+
+    registry = timm.models._registry
+    monkeypatch.setitem(registry._model_entrypoints, "own_resnet", own_resnet)
+    export("--model", "own_resnet", "--model_kwargs", '{"num_classes": 4}', "--output", tmp_path / "hub")
+    assert timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).num_classes == 4
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -200,6 +229,45 @@ def test_card_shows_an_evaluation(save: Save, tmp_path: Path, capsys: pytest.Cap
     assert "lacks top5: name what" in refusal(capsys, *words)
     (tmp_path / "test.json").write_text("[1, 2]")
     assert "cannot be read: name what" in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        ("nat_pico", {"model_kwargs": NARROW_NAT}, ""),
+        (*KINDS["reid"], "the model has no classes: AutoModel gives its features"),
+        (*KINDS["sequence"], "its image processors do not read images as sequences of pixels"),
+        (
+            "nat_pico",
+            {"model_kwargs": {**NARROW_NAT, "in_chans": 5}, "preprocessing": FIVE},
+            "its pipelines read images of 3 channels, not 5",
+        ),
+        (
+            "nat_pico",
+            {"model_kwargs": NARROW_NAT, "preprocessing": {"own_transform": "mine.make"}},
+            "its image processors do not know the transform mine.make",
+        ),
+    ],
+)
+def test_export_says_what_transformers_cannot_do(
+    model: str,
+    options: dict[str, Any],
+    reason: str,
+    save: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, folder = save(model, **options), tmp_path / "hub"
+    capsys.readouterr()
+    export("--checkpoint", path, "--output", folder)
+    last = capsys.readouterr().out.splitlines()[-1]
+    card = (folder / "README.md").read_text()
+    if reason:
+        assert last == f"not for pipelines of transformers: {reason}"
+        assert f"Not for pipelines of transformers: {reason}." in card
+    else:
+        assert last == f'or: transformers.pipeline("image-classification", "{folder}")'
+        assert 'pipeline("image-classification", model="FOLDER")' in card
 
 
 def test_card_marks_missing_facts(save: Save, tmp_path: Path) -> None:

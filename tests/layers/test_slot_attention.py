@@ -178,3 +178,13 @@ def test_widths_have_defaults_and_meta_device_works() -> None:
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SlotAttention(4, **options)
+
+
+def test_slots_of_a_model_without_memory_are_drawn_again() -> None:
+    """timm and transformers fill a module from the meta device so: parameters from a file, then these buffers."""
+    expected = SlotAttention(8, num_slots=3).eval()
+    with torch.device("meta"):
+        found = SlotAttention(8, num_slots=3).eval()
+    found.to_empty(device="cpu").load_state_dict(expected.state_dict())
+    found.init_non_persistent_buffers()
+    assert torch.equal(found.initial_slots(2), expected.initial_slots(2))

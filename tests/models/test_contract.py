@@ -13,13 +13,10 @@ import visionattn  # registers the models
 from visionattn.layers.slow_network import FilterNetwork
 from visionattn.models.backbone import take_indices
 
+ALL_MODELS = [x for x in timm.list_models() if timm.models.model_entrypoint(x).__module__.startswith("visionattn.")]
 # Models of tokens, not of maps, and controls of timm's classes have tests of their own.
 OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")
-MODELS = sorted(
-    x
-    for x in timm.list_models()
-    if timm.models.model_entrypoint(x).__module__.startswith("visionattn.") and not x.startswith(OTHERS)
-)
+MODELS = sorted(x for x in ALL_MODELS if not x.startswith(OTHERS))
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
 # models of images of one size; plain convolutions.
 NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
@@ -83,6 +80,13 @@ def test_config_is_true(name: str) -> None:
     for entry in model.feature_info:
         assert model.get_submodule(entry["module"]) is not None
     assert len(model.feature_info) >= 3
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_MODELS if "_pico" in name or "_nano" in name])
+def test_config_gives_the_number_of_classes(name: str) -> None:
+    """The folder of a hub states it there."""
+    with torch.device("meta"):
+        assert timm.create_model(name, pretrained_cfg_overlay={"num_classes": 7}).num_classes == 7
 
 
 @each_kind

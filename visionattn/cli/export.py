@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, auto_cli
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import ConciseParser
+from visionattn.export.card import transformers_gap
 from visionattn.export.convert import convert
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
@@ -47,7 +48,8 @@ class Export:
 class Hub(Export):
     """Write a folder for timm and the Hugging Face hub: weights, config.json and a model card.
 
-    timm.create_model("local-dir:FOLDER", pretrained=True) reads it.
+    timm.create_model("local-dir:FOLDER", pretrained=True) reads it; for classifiers of RGB images also
+    transformers.pipeline("image-classification", "FOLDER").
 
     Args:
         output: folder to write.
@@ -77,6 +79,9 @@ class Hub(Export):
         print(f"{output}: {network.spec.model}, {size} of {dtype} weights ({network.weights})")
         _print_preprocessing(network)
         print(f'load: timm.create_model("local-dir:{output}", pretrained=True)')
+        gap = transformers_gap(network)
+        use = f'or: transformers.pipeline("image-classification", "{output}")'
+        print(f"not for pipelines of transformers: {gap}" if gap else use)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from visionattn.data.own_transform import KEY as OWN_TRANSFORM
 from visionattn.export.network import Network
 from visionattn.export.run import RunRecord
 from visionattn.tasks import TASKS
@@ -119,6 +120,18 @@ def _facts(network: Network, run: RunRecord, dtype: str, license: str | None, da
     return facts
 
 
+def transformers_gap(network: Network) -> str:
+    """Return why the image pipelines of transformers cannot use an exported folder; empty if they can."""
+    preprocessing = network.spec.preprocessing
+    if preprocessing.get("sequence"):
+        return "its image processors do not read images as sequences of pixels"
+    if network.input_size[0] != 3:
+        return f"its pipelines read images of 3 channels, not {network.input_size[0]}"
+    if preprocessing.get(OWN_TRANSFORM):
+        return f"its image processors do not know the transform {preprocessing[OWN_TRANSFORM]}"
+    return "" if network.spec.num_classes else "the model has no classes: AutoModel gives its features"
+
+
 def _usage(network: Network) -> str:
     code = (
         "import timm\n"
@@ -126,7 +139,15 @@ def _usage(network: Network) -> str:
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
     )
-    return _fence("python", code)
+    if gap := transformers_gap(network):
+        return f"{_fence('python', code)}\n\nNot for pipelines of transformers: {gap}."
+    pipeline = (
+        "import visionattn\n"
+        "from transformers import pipeline\n\n"
+        'classify = pipeline("image-classification", model="FOLDER")  # or OWNER/NAME\n'
+        'print(classify("image.jpg"))'
+    )
+    return f"{_fence('python', code)}\n\nWith transformers:\n\n{_fence('python', pipeline)}"
 
 
 def _scores(network: Network, run: RunRecord) -> dict[str, float]:

@@ -13,6 +13,7 @@ from visionattn.export.network import Network
 from visionattn.export.run import RunRecord
 from visionattn.io import replacing_all
 from visionattn.output import check_folder
+from visionattn.training import create_model
 
 CONFIG = "config.json"
 KEY = "visionattn"
@@ -29,7 +30,7 @@ def save_folder(
     data_name: str | None = None,
     evaluation: Path | None = None,
 ) -> None:
-    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads.
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and transformers also.
 
     Args:
         network: The model, which is changed to `dtype`.
@@ -62,12 +63,31 @@ def save_folder(
         config["pretrained_cfg"] |= {"license": license, "tag": None, "origin_url": None, "notes": None}
     elif license is not None:
         config["pretrained_cfg"] |= {"license": license}
+    if network.spec.multi_label:
+        config["problem_type"] = "multi_label_classification"  # read by transformers alone: loss, and sigmoid
     with replacing_all(folder) as aside:
         preprocessing = {**network.spec.preprocessing, "input_size": network.input_size}
         save_for_hf(model, str(aside), config, data_config=preprocessing, safe_serialization=True)
+        _state_classes_once(aside)
         run = RunRecord.of(checkpoint) if checkpoint is not None else RunRecord()
         card = write_card(network, run, dtype, license, data_name, found)
         (aside / "README.md").write_text(card, encoding="utf-8")
+
+
+def _state_classes_once(folder: Path) -> None:
+    """Remove `num_classes` from the model's arguments, unless the architecture ignores the one beside them.
+
+    timm writes both. transformers passes both to `timm.create_model`, which is a TypeError.
+    """
+    path = folder / CONFIG
+    text = path.read_text(encoding="utf-8")
+    config = json.loads(text)
+    del config["model_args"]["num_classes"]
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    with torch.device("meta"):
+        built: Any = create_model(f"local-dir:{folder}")
+    if built.num_classes != config["num_classes"]:
+        path.write_text(text, encoding="utf-8")
 
 
 def _read_evaluation(path: Path, model: str) -> dict[str, Any]:

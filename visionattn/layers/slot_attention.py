@@ -87,9 +87,12 @@ class SlotAttention(nn.Module):
         nn.init.uniform_(self.mu, -bound, bound)
         if self.log_sigma is not None:
             nn.init.uniform_(self.log_sigma, -bound, bound)
-        drawn = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(0))
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Make the draw of evaluation; timm and transformers call this on models that they built without memory."""
         if not self.noise.is_meta:
-            self.noise.copy_(drawn)
+            self.noise.copy_(torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(0)))
 
     def initial_slots(self, batch: int, noise: Tensor | None = None) -> Tensor:
         """Return the initial slots [B, K, D], see `forward`."""

@@ -57,15 +57,10 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6, "num_classes": 10}
+VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6}
 VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
 VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
-_RESNET_PICO: dict[str, Any] = {
-    "block": BasicBlock,
-    "layers": (2, 2, 2, 2),
-    "channels": (16, 32, 64, 96),
-    "num_classes": 10,
-}
+_RESNET_PICO: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 96)}
 
 register_variants(
     __name__,
