@@ -105,10 +105,15 @@ def test_training_config_makes_one_step(
 def test_evaluation_config_runs(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "r.json"
     options = ["--model=vit_pico_patch4_32", "--pretrained=false", "--control=null", "--seeds=1", "--training.epochs=1"]
-    options += ["--data.name=synthetic", "--data.root=null", "--data.limit=2", "--data.num_workers=0"]
-    argv = ["binding", f"--config={config}", *options, f"--output={output}"]
-    assert run(evaluate.main, argv) == 0, capsys.readouterr().err
-    assert len(json.loads(output.read_text())["results"]) == 6 * 7, "six layers, seven probes"
+    options += ["--data.name=synthetic", "--data.root=null", "--data.limit=4", "--data.num_workers=0"]
+    command, rows = "binding", 6 * 7  # six layers, seven probes
+    if config.name.startswith("segmentation"):
+        command, rows = "probe-seg", 1
+        options += ["--model_kwargs=null", "--data.img_size=32", f"--features.cache={tmp_path}"]
+    assert run(evaluate.main, [command, f"--config={config}", *options, f"--output={output}"]) == 0, (
+        capsys.readouterr().err
+    )
+    assert len(json.loads(output.read_text())["results"]) == rows
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
@@ -117,7 +122,7 @@ def test_header_states_paper_command_and_results(config: Path) -> None:
     assert "https://arxiv.org/abs/" in header
     assert "Expected:" in header
     assert "Measured:" in header
-    command = re.search(r"python (?:train\.py fit|eval\.py binding) --config (\S+)", header)
+    command = re.search(r"python (?:train\.py fit|eval\.py [\w-]+) --config (\S+)", header)
     assert command is not None
     assert REPOSITORY / command[1] == config
 

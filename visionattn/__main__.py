@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "analyse": {
         "look": ("visionattn.cli.look", "sheets of what a model sees: attention, features, saliency"),
         "probe": (EVALUATION, "accuracy of heads on features of frozen backbones"),
+        "probe-seg": (EVALUATION, "mean IoU of segmentation from patches of frozen backbones"),
         "leaderboard": (EVALUATION, "table of results of probe"),
         "binding": (EVALUATION, "whether features tell that two patches share an object"),
         "kernels": (EVALUATION, "images of a Terminator's hyper-kernels"),

@@ -20,7 +20,7 @@ from visionattn.objects import (
     best_layer,
     click_objects,
 )
-from visionattn.objects.results import grouped, mean_and_deviation
+from visionattn.probing.rows import grouped, mean_and_deviation
 
 KWARGS = {"img_size": 32, "patch_size": 8, "depth": 3}
 DATA = BindingData(length=8, val_length=4, batch_size=4, num_workers=0)

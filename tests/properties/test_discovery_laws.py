@@ -20,7 +20,7 @@ from visionattn.metrics.object_discovery import (
     foreground_ari,
     mean_best_overlap,
 )
-from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.metrics.semantic import InstanceIoU, SemanticScores, count_overlaps
 
 MAX_ID = 4
 
@@ -175,7 +175,7 @@ def test_mean_over_images_skips_undefined_ones(scene: Scenes) -> None:
 def test_mean_iou_of_pixel_sized_patches_equals_the_definition(scene: Scenes) -> None:
     grid = tuple(scene.segments.shape[1:])
     predicted = scene.predicted.clamp(min=0).flatten(1)
-    semantic, instance = SemanticIoU(MAX_ID + 1), InstanceIoU()
+    semantic, instance = SemanticScores(MAX_ID + 1), InstanceIoU()
     overlaps = count_overlaps(scene, predicted, grid, MAX_ID + 1)  # type: ignore[arg-type]
     for measure in (semantic, instance):
         measure.update(scene, overlaps)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """``eval.py binding``: probes of object binding on the layers of frozen backbones."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 from visionattn.checks import check_range
 from visionattn.cli.errors import UsageError
+from visionattn.cli.frozen import FrozenModels, FrozenRun
 from visionattn.cli.progress import show_progress
-from visionattn.cli.report import print_table, print_unreadable
+from visionattn.cli.report import mean_cell, print_table, print_unreadable
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.source import ModelSource, draw_weights
-from visionattn.io import slug
 from visionattn.objects.binding import ProbeTraining
 from visionattn.objects.clicks import LOGIT_PROBES, click_objects
 from visionattn.objects.experiments import REQUIRED_PROBES, Experiments, Interventions
-from visionattn.objects.results import BindingResults, BindingRow, best_layer, grouped, mean_and_deviation
+from visionattn.objects.results import BindingResults, BindingRow, best_layer
 from visionattn.objects.session import DEFAULT_PROBES, BindingData, BindingSession
 from visionattn.output import check_folder, check_writable, write_csv, write_json
-from visionattn.training import Weights, check_model_name
+from visionattn.probing.rows import grouped
+from visionattn.training import Weights
 from visionattn.viz.binding import save_depth_curves, save_similarity_sheet
 from visionattn.viz.figure import check_suffix
 from visionattn.words import counted
@@ -77,15 +77,9 @@ def binding(
         overlays: folder for images of the patches that the first probe takes for the object of a click (first seed).
         num_examples: number of scenes of val to draw there, evenly spaced.
     """
-    names: Sequence[str | None] = model or [None]
-    if checkpoint is not None and model and len(model) > 1:
-        raise UsageError(f"--checkpoint is of one model: give one --model or none, not {','.join(model)}")
-    if control and checkpoint is None and not pretrained:
-        raise UsageError("--control random is compared with trained weights: give --pretrained or --checkpoint FILE")
-    if seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {seeds}")
-    for known in model or ():
-        check_model_name(known)
+    models = FrozenModels(
+        model, checkpoint, pretrained, model_kwargs, weights, control is not None, seeds, training.seed
+    )
     if overlays and probes[0] not in LOGIT_PROBES:
         raise UsageError(f"--overlays draws the first probe: name one of {', '.join(LOGIT_PROBES)} before {probes[0]}")
     check_writable(plot, json=output, csv=csv)
@@ -99,12 +93,11 @@ def binding(
     settings = {**options, "precision": precision, **provenance(resolved)}
     results = BindingResults()
 
-    def open_session(name: str | None, randomized: bool, seed: int) -> tuple[BindingSession, Experiments | None]:
-        loaded = ModelSource(checkpoint, name, pretrained, model_kwargs, weights).load_frozen(seed)
+    def open_session(run: FrozenRun) -> tuple[BindingSession, Experiments | None]:
         session = BindingSession(
-            draw_weights(loaded.spec, seed) if randomized else loaded,
+            models.load(run),
             data=data,
-            training=replace(training, seed=seed),
+            training=replace(training, seed=run.seed),
             probes=list(dict.fromkeys([*probes, *required])),
             layers=None if layers == ALL else layers,  # type: ignore[arg-type]
             device=resolved,
@@ -122,22 +115,20 @@ def binding(
         if plot:
             save_depth_curves(results.depth_curves(), results.chance, plot)
 
-    for name in names[1:]:  # report what is wrong with the last model before hours of training the others
-        open_session(name, False, training.seed)
-    for name in names:
-        for randomized in (False, True) if control else (False,):
-            for seed in range(training.seed, training.seed + seeds):
-                session, experiments = open_session(name, randomized, seed)
-                if seed == training.seed and not randomized:
-                    print(session.preparation)
-                found = session.run()
-                save(found)
-                if experiments:
-                    save(experiments.run())
-                if overlays and seed == training.seed:
-                    path = overlays / f"{slug(session.backbone.name)}{'-random' if randomized else ''}.png"
-                    best = best_layer(found.rows, probes[0])
-                    save_similarity_sheet(*click_objects(session, probes[0], best, num_examples), path)
+    for run in models.others:
+        open_session(run)
+    for run in models.runs:
+        session, experiments = open_session(run)
+        if run.seed == training.seed and not run.randomized:
+            print(session.preparation)
+        found = session.run()
+        save(found)
+        if experiments:
+            save(experiments.run())
+        if overlays and run.seed == training.seed:
+            path = overlays / f"{run.file_stem(session.backbone.name)}.png"
+            best = best_layer(found.rows, probes[0])
+            save_similarity_sheet(*click_objects(session, probes[0], best, num_examples), path)
     print_results(results)
 
 
@@ -153,14 +144,14 @@ def print_results(results: BindingResults) -> None:
                 "change": change if layer is None else f"{change} {amount:g}",
                 "after layer": "–" if layer is None else str(layer),
                 "subspace": subspace,
-                "semantic mIoU": _mean(row.semantic_miou for row in same),
-                "instance mIoU": _mean(row.instance_miou for row in same),
+                "semantic mIoU": mean_cell(row.semantic_miou for row in same),
+                "instance mIoU": mean_cell(row.instance_miou for row in same),
             }
             for (layer, change, amount, subspace), same in grouped(interventions.get(model, ()), CONDITION)
         ]:
             print_table(cells, title=f"Segmentation by the last layer of {model}")
         if cells := [
-            {"layer": str(layer), "Pearson's r": _mean((row.correlation for row in same), 1, 3)}
+            {"layer": str(layer), "Pearson's r": mean_cell((row.correlation for row in same), 1, 3)}
             for layer, same in grouped(attention.get(model, ()), attrgetter("layer"))
         ]:
             print_table(cells, title=f"Scores of a layer and attention in the next block of {model}")
@@ -185,12 +176,7 @@ def _best_cells(rows: Sequence[BindingRow], probe: str) -> dict[str, str]:
     best = [row for row in rows if row.layer == layer]
     cells = {"probe": probe, "layer": str(layer), "depth": f"{best[0].depth:.2f}"}
     for heading, prefix in (("", ""), ("objects: ", "foreground_")):
-        cells |= {heading + name: _mean(getattr(row, prefix + rate) for row in best) for rate, name in RATES.items()}
+        cells |= {
+            heading + name: mean_cell(getattr(row, prefix + rate) for row in best) for rate, name in RATES.items()
+        }
     return {**cells, "params": f"{best[0].num_parameters:,}"}
-
-
-def _mean(values: Iterable[float | None], scale: float = 100, digits: int = 2) -> str:
-    """Return mean and, of several values, standard deviation."""
-    mean, deviation = mean_and_deviation(values)
-    spread = "" if deviation is None else f" ± {scale * deviation:.{digits}f}"
-    return "–" if mean is None else f"{scale * mean:.{digits}f}{spread}"

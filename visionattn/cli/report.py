@@ -1,12 +1,13 @@
 """Tables of results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from visionattn.evaluation.loop import NAMED_UNREADABLE
+from visionattn.probing.rows import mean_and_deviation
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
@@ -21,6 +22,13 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
         # A file or pipe has no width; rich would assume 80 columns and break words.
         console = Console(width=160)
     console.print(table, soft_wrap=not console.is_terminal)
+
+
+def mean_cell(values: Iterable[float | None], scale: float = 100, digits: int = 2) -> str:
+    """Return the mean of known values and, of several, the standard deviation; as percentages by default."""
+    mean, deviation = mean_and_deviation(values)
+    spread = "" if deviation is None else f" ± {scale * deviation:.{digits}f}"
+    return "–" if mean is None else f"{scale * mean:.{digits}f}{spread}"
 
 
 def print_unreadable(result: Any, noun: str) -> None:

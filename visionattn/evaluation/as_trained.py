@@ -123,7 +123,7 @@ class SceneOptions(DataOptions):
     More arguments: `DataOptions`.
 
     Args:
-        name: synthetic, coco_panoptic, ade20k or folder.
+        name: synthetic, coco_panoptic, ade20k, folder or semantic_folder.
         split: name of the split, by default the one for validation.
         limit: number of scenes to use, the first ones; by default all.
         max_objects: synthetic scenes have 2 to this number of objects.

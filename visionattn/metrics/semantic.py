@@ -1,7 +1,7 @@
-"""Mean intersection over union (IoU) of classes and of objects, from predictions per patch.
+"""Mean intersection over union (IoU) of classes and of objects, from predictions per patch or per pixel.
 
-A prediction holds for all pixels of its patch, and is compared with the labels of the pixels. Pixels without a segment
-do not count.
+A prediction per patch holds for all its pixels, and is compared with the labels of the pixels. Pixels without a segment
+or class do not count.
 
 Shapes: B images of at most S segments, N patches, C outputs (classes or queries).
 """
@@ -50,8 +50,11 @@ def count_overlaps(scenes: Segments, predicted: Tensor, grid: tuple[int, int], n
     return pixels.mT @ F.one_hot(predicted, num_outputs).double()
 
 
-class SemanticIoU:
-    """Mean IoU over the classes that occur, each computed from the pixels of all images."""
+class SemanticScores:
+    """IoU and accuracy of classes, from one confusion matrix of the pixels of all images.
+
+    A class without a pixel in the labels does not count, even if it is predicted.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # true by predicted
@@ -62,12 +65,48 @@ class SemanticIoU:
         classes = F.one_hot(scenes.classes.clamp(min=0), len(self._confusion)).double() * known[..., None]
         self._confusion += torch.einsum("bsc,bsp->cp", classes, overlaps).cpu()
 
+    def update_pixels(self, labels: Tensor, predicted: Tensor) -> None:
+        """Add the class of each pixel, -1 for none, and the predicted class, tensors of one shape."""
+        known, count = labels >= 0, len(self._confusion)
+        pairs = labels[known].long() * count + predicted[known]
+        self._confusion += torch.bincount(pairs, minlength=count * count).view(count, count).cpu()
+
+    @property
+    def pixels(self) -> Tensor:
+        """Number of pixels of each class `[C]`, float64."""
+        return self._confusion.sum(1)
+
+    @property
+    def iou(self) -> Tensor:
+        """IoU of each class `[C]`, float64; nan for classes that do not occur."""
+        right = self._confusion.diagonal()
+        union = self.pixels + self._confusion.sum(0) - right
+        return torch.where(self.pixels > 0, right / union, torch.nan)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of the pixels of each class that are right `[C]`, float64; nan for classes that do not occur."""
+        return self._confusion.diagonal() / self.pixels
+
+    @property
+    def pixel_accuracy(self) -> float | None:
+        """Share of all pixels that are right; None if there are no pixels."""
+        count = float(self._confusion.sum())
+        return float(self._confusion.trace()) / count if count else None
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean accuracy of the classes that occur; None if there are none."""
+        return _mean_known(self.accuracy)
+
     def compute(self) -> float | None:
-        """Return the mean, or None if no class occurs."""
-        right, true, predicted = self._confusion.diagonal(), self._confusion.sum(1), self._confusion.sum(0)
-        occurs = true > 0
-        rates = right[occurs] / (true + predicted - right)[occurs]
-        return float(rates.mean()) if len(rates) else None
+        """Return the mean IoU of the classes that occur, or None if there are none."""
+        return _mean_known(self.iou)
+
+
+def _mean_known(values: Tensor) -> float | None:
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 class InstanceIoU:

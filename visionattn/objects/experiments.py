@@ -10,7 +10,7 @@ from visionattn.analysis.attention import record_attention, token_layers
 from visionattn.checks import check_range
 from visionattn.data.scenes import SceneBatch
 from visionattn.errors import UserError
-from visionattn.metrics.semantic import InstanceIoU, SemanticIoU, count_overlaps
+from visionattn.metrics.semantic import InstanceIoU, SemanticScores, count_overlaps
 from visionattn.objects.interventions import (
     Correlation,
     blocks_of,
@@ -87,7 +87,7 @@ class Experiments:
     def segment(self) -> list[InterventionRow]:
         """Measure the segmentation of the validation split under each condition."""
         session, heads = self.session, self.session.probes.at(self.last)
-        conditions = [(*each, SemanticIoU(session.module.num_classes), InstanceIoU()) for each in self._conditions()]
+        conditions = [(*each, SemanticScores(session.module.num_classes), InstanceIoU()) for each in self._conditions()]
         for batch in session.validation("interventions"):
             for row, basis, semantic, instance in conditions:
                 with self._intervene(row, basis, batch):

@@ -2,23 +2,22 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from visionattn.data import UnreadableImageError
 from visionattn.data.scenes import SceneBatch
-from visionattn.data.scenes.opening import SceneName
-from visionattn.evaluation.as_trained import DataOptions, open_scenes
+from visionattn.evaluation.as_trained import open_scenes
 from visionattn.evaluation.device import AUTOCAST_DTYPES, Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
-from visionattn.objects.results import BindingResults, BindingRow, SessionRow
-from visionattn.probing.features.splits import prepare
+from visionattn.objects.results import BindingResults, BindingRow
 from visionattn.probing.frozen import FrozenBackbone, weights_hash
-from visionattn.probing.options import ProbingData
+from visionattn.probing.rows import SessionRow
+from visionattn.probing.scenes import ProbingScenes
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.training.preprocessing import describe_preprocessing
 
@@ -26,35 +25,8 @@ DEFAULT_PROBES = ["quadratic", "diagonal", "linear", "class", "identity", "cosin
 """Probes of a session by default."""
 
 
-@dataclass(frozen=True)
-class BindingData(DataOptions):
-    """Scenes and their preprocessing, by default the backbone's own.
-
-    More arguments: `visionattn.evaluation.DataOptions`.
-
-    Args:
-        name: synthetic, drawn on the fly; coco_panoptic; ade20k; or folder, with masks of instance numbers. By default
-            folder if there is a root, else synthetic.
-        batch_size: images per step of backbone and probes.
-        train_split: name of the split for training, if it is not found by itself.
-        val_split: name of the split for evaluation, if it is not found by itself.
-        limit: number of scenes to use from each split, the first ones; by default all.
-        length: number of synthetic scenes for training.
-        val_length: number of synthetic scenes for evaluation.
-        img_size: height and width in pixels.
-        interpolation: bicubic, bilinear, nearest, …
-    """
-
-    name: SceneName | None = None
-    batch_size: int = 16
-    train_split: str | None = None
-    val_split: str | None = None
-    limit: int | None = None
-    length: int = 1000
-    val_length: int = 200
-    img_size: int | None = None
-    interpolation: str | None = None
-
+BindingData = ProbingScenes
+"""Scenes of a session."""
 
 DATA, TRAINING = BindingData(), ProbeTraining()
 
@@ -99,10 +71,7 @@ class BindingSession:
         """
         spec, self.origin, self.data, self.training = loaded.spec, loaded.origin, data, training
         self.seed, self.device, self.progress = training.seed, resolve_device(device), progress
-        options = ProbingData(img_size=data.img_size, crop_pct=1.0, interpolation=data.interpolation)
-        preprocessing = {**prepare(spec, options), "crop_mode": "center"}
-        if (channels := preprocessing["input_size"][0]) != 3:
-            raise ValueError(f"{spec.model} takes images of {channels} channels, and scenes have 3")
+        preprocessing = data.prepare(spec)
         self.backbone = FrozenBackbone(
             loaded.model.to(self.device),
             spec.model,
@@ -193,7 +162,7 @@ class BindingSession:
         )
 
     def about(self) -> dict[str, Any]:
-        """Return the fields of `visionattn.objects.results.ResultRow`."""
+        """Return the fields of `visionattn.probing.rows.ResultRow`."""
         names = {"model": self.backbone.name, "dataset": self.module.name, "root": self.data.root, "seed": self.seed}
         return {**names, **asdict(self.origin)}
 

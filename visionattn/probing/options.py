@@ -41,15 +41,13 @@ class ProbingData(PreparedImages):
 
 
 @dataclass(frozen=True)
-class FeatureOptions:
-    """Features to probe, and their cache.
+class LayerOptions:
+    """Layers to probe, and the cache of their features.
 
     Args:
         layers: last, or numbers of blocks (in hierarchical models, stages), counted from 0 or, if negative, from the
             last; features of several layers are put side by side.
         each_layer: probe each of the layers separately.
-        views: number of views of each training image that heads see in turn: the image as in evaluation, and views - 1
-            random crops and flips. If tokens are not cached, more than 1 means new crops in every epoch.
         cache: folder for features and for the state of trainings; a second run resumes from it.
         token_budget_gb: tokens of a split are cached if they take at most this many 10⁹ bytes. Otherwise only pooled
             vectors are cached, and the backbone runs in every epoch.
@@ -58,19 +56,35 @@ class FeatureOptions:
 
     layers: list[Layer] = field(default_factory=lambda: ["last"])
     each_layer: bool = False
-    views: int = 1
     cache: Path = Path("runs/probing")
     token_budget_gb: float = 16.0
     dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
-        check_range("features.views", self.views, 1, error=UserError)
         check_range("features.token_budget_gb", self.token_budget_gb, 0, error=UserError)
 
     @property
     def folder(self) -> Path:
         """The cache's folder, with ``~`` expanded."""
         return Path(self.cache).expanduser()
+
+
+@dataclass(frozen=True)
+class FeatureOptions(LayerOptions):
+    """Features to probe, and their cache.
+
+    More arguments: `LayerOptions`.
+
+    Args:
+        views: number of views of each training image that heads see in turn: the image as in evaluation, and views - 1
+            random crops and flips. If tokens are not cached, more than 1 means new crops in every epoch.
+    """
+
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("features.views", self.views, 1, error=UserError)
 
 
 @dataclass(frozen=True)

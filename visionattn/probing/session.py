@@ -17,7 +17,7 @@ from visionattn.io import slug
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
 from visionattn.probing.features.sources import FeatureSource
-from visionattn.probing.features.splits import SEED, Split, SplitFeatures, SplitImages, freeze, prepare
+from visionattn.probing.features.splits import SEED, ClassImages, Split, SplitFeatures, freeze, prepare
 from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.heads import select_tokens
 from visionattn.probing.options import FeatureOptions, HeadTraining, ProbingData
@@ -73,10 +73,10 @@ class ProbingSession:
         module = open_images(spec, data, "fit", preprocessing=preprocessing, seed=SEED)
         self.dataset, self.root, self.class_names = module.name, data.root, module.class_names
         self._batch_size = data.batch_size
-        self._images: dict[Split, SplitImages] = {}
+        self._images: dict[Split, ClassImages] = {}
         for split in ("train", "validation"):
             with progress(f"reading {split} to see whether it has changed", "files") as report:
-                self._images[split] = SplitImages(module, split, self.features.folder / "contents", report)
+                self._images[split] = ClassImages(module, split, self.features.folder / "contents", report)
         self._splits: dict[Split, SplitFeatures] = {}
         self._unreadable: list[str] = []
         self._extraction_seconds = 0.0
@@ -147,6 +147,7 @@ class ProbingSession:
                     images,
                     self.features,
                     self._batch_size,
+                    views=self.features.views,
                     with_tokens=plan.with_tokens,
                     asked=asked,
                     progress=report,

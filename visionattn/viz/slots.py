@@ -49,10 +49,10 @@ def save_slots(
     return save_rows(rows, png_path)
 
 
-def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
+def colour_segments(pixels: Pixels, ids: Any, colours: Any = None) -> Pixels:
     """Draw a colour over each segment of images, bytes [..., H, W, 3].
 
-    Pixels with negative ids [..., H, W] stay unchanged.
+    Pixels with negative ids [..., H, W] stay unchanged. The colours [count, 3] are by default those of `palette`.
 
     Raises:
         ValueError: the ids have another size than the images.
@@ -60,7 +60,7 @@ def colour_segments(pixels: Pixels, ids: Any) -> Pixels:
     ids = np.asarray(ids)
     if ids.shape != pixels.shape[:-1]:
         raise ValueError(f"segments are {list(pixels.shape[:-1])} as the images, got {list(ids.shape)}")
-    colours = palette(1 + max(0, int(ids.max(initial=0))))
+    colours = palette(1 + max(0, int(ids.max(initial=0)))) if colours is None else colours
     strength = np.where(ids < 0, 0, STRENGTH)[..., None]
     blended = (1 - strength) * pixels + strength * colours[np.maximum(ids, 0)]
     return blended.round().astype(np.uint8)

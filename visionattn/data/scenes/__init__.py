@@ -1,4 +1,4 @@
-"""Images with the segments they are made of: synthetic scenes, COCO panoptic, ADE20K, folders."""
+"""Images with the segments they are made of: synthetic scenes, COCO panoptic, ADE20K, folders of masks."""
 
 from visionattn.data.scenes.loading import SceneBatch
 from visionattn.data.scenes.module import SceneData

@@ -92,6 +92,10 @@ class Ade20k:
         """Return the path of an image."""
         return str(self.files[index])
 
+    def parts(self, index: int) -> list[Path]:
+        """Return the files of image and mask."""
+        return [self.files[index], _mask_of(self.files[index])]
+
     def __getitem__(self, index: int) -> Scene:
         """Read a scene.
 
@@ -101,9 +105,13 @@ class Ade20k:
         """
         path = self.files[index]
         image = read_rgb(path)
-        red, green, blue = channels(open_mask(path.with_name(f"{path.stem}_seg.png")))
+        red, green, blue = channels(open_mask(_mask_of(path)))
         # Red counts in tens. Blue tells instances apart, together with the class even where it has a number twice.
         return labelled_scene(image, (red // 10 * 256 + green) * 256 + blue, _label)
+
+
+def _mask_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_seg.png")
 
 
 def _label(key: int) -> Label | None:

@@ -42,7 +42,7 @@ class CocoPanoptic:
         table = next((path for path in tables if path.is_file()), None)
         if table is None:
             raise DataError(f"no {tables[0]}. {EXPECTED.format(root=root, split=names[0])}")
-        self.masks = table.with_suffix("")
+        self.table, self.masks = table, table.with_suffix("")
         self.images = root / self.masks.name.removeprefix("panoptic_")
         try:
             self._index(json.loads(table.read_bytes()))
@@ -83,6 +83,11 @@ class CocoPanoptic:
     def name(self, index: int) -> str:
         """Return the path of an image."""
         return str(self.images / self.files[index][0])
+
+    def parts(self, index: int) -> list[Path]:
+        """Return the files of image and mask, and the first time the table of all."""
+        name, mask = self.files[index]
+        return [self.images / name, self.masks / mask, *([] if index else [self.table])]
 
     def __getitem__(self, index: int) -> Scene:
         """Read a scene.

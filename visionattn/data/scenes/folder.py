@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.data.errors import DataError
-from visionattn.data.finding import Finder
 from visionattn.data.scenes.annotation import Keys, Label, channels, labelled_scene, open_mask, read_rgb
+from visionattn.data.scenes.masked import MaskedImages
 from visionattn.data.scenes.scene import Scene
 from visionattn.data.sources import SPLITS
 
@@ -44,25 +44,18 @@ class SceneFolder:
         place = next((place for place in places if (place / "images").is_dir()), None)
         if place is None:
             raise DataError(f"no images folder for {split} in {root}: {remedy}")
-        self.images, self.masks = place / "images", place / "instances"
-        finder = Finder(self.images)
-        found = (Path(folder, name) for folder, _, names in finder.walk() for name in names)
-        self.files = sorted(path.relative_to(self.images) for path in found)
-        finder.report()
-        if not self.files:
-            raise DataError(f"no images under {self.images}: {remedy}")
-        if lonely := [path for path in self.files if not self._mask(path).is_file()]:
-            raise DataError(
-                f"{len(lonely):,} of {len(self.files):,} images under {self.images} have no mask: there is no "
-                f"{self._mask(lonely[0])} for {lonely[0]}; add it, or remove the image"
-            )
+        self.files = MaskedImages(place / "images", place / "instances", remedy)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
         """Return the path of an image."""
-        return str(self.images / self.files[index])
+        return str(self.files.image(index))
+
+    def parts(self, index: int) -> list[Path]:
+        """Return the files of image and mask."""
+        return [self.files.image(index), self.files.mask(index)]
 
     def __getitem__(self, index: int) -> Scene:
         """Read a scene.
@@ -71,11 +64,7 @@ class SceneFolder:
             OSError: The image cannot be read.
             ValueError: Its mask cannot be, or does not fit it.
         """
-        path = self.files[index]
-        return labelled_scene(read_rgb(self.images / path), _numbers(self._mask(path)), _label)
-
-    def _mask(self, path: Path) -> Path:
-        return self.masks / path.with_suffix(".png")
+        return labelled_scene(read_rgb(self.files.image(index)), _numbers(self.files.mask(index)), _label)
 
 
 def _label(number: int) -> Label:

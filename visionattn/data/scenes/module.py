@@ -24,7 +24,8 @@ class SceneData(ImageData):
 
     Args:
         name: ``synthetic`` (drawn on demand; the default without a root), ``coco_panoptic``,
-            ``ade20k``, or ``folder`` (the default with a root), a folder with masks of instance numbers.
+            ``ade20k``, ``folder`` (the default with a root), a folder with masks of instance numbers, or
+            ``semantic_folder``, one with masks of class numbers.
         root: folder of the data set.
         train_split: name of the training split, by default the data set's usual one.
         val_split: name of the validation split, likewise.

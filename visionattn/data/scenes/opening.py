@@ -9,13 +9,15 @@ from visionattn.data.scenes.ade20k import Ade20k
 from visionattn.data.scenes.coco import CocoPanoptic
 from visionattn.data.scenes.folder import SceneFolder
 from visionattn.data.scenes.scene import Scene, Scenes
+from visionattn.data.scenes.semantic_folder import SemanticFolder
 from visionattn.data.scenes.synthetic import Synthetic
 
-SceneName = Literal["synthetic", "coco_panoptic", "ade20k", "folder"]
+SceneName = Literal["synthetic", "coco_panoptic", "ade20k", "folder", "semantic_folder"]
 READERS: Mapping[str, Callable[[Path, str], Scenes]] = {
     "coco_panoptic": CocoPanoptic,
     "ade20k": Ade20k,
     "folder": SceneFolder,
+    "semantic_folder": SemanticFolder,
 }
 
 
@@ -33,7 +35,7 @@ def open_scenes(
     """Open one split of a data set.
 
     Args:
-        name: ``synthetic``, ``coco_panoptic``, ``ade20k`` or ``folder``.
+        name: ``synthetic``, ``coco_panoptic``, ``ade20k``, ``folder`` or ``semantic_folder``.
         root: folder of the data set; None for synthetic scenes.
         split: ``train`` or ``validation``, which are found under their usual names, or the data set's own name.
         limit: number of scenes, the first ones; by default all.
@@ -71,6 +73,9 @@ class _First:
 
     def name(self, index: int) -> str:
         return self.scenes.name(index)
+
+    def parts(self, index: int) -> list[Path]:
+        return self.scenes.parts(index)
 
     def __getitem__(self, index: int) -> Scene:
         if not 0 <= index < self.count:

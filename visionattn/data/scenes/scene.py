@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +52,9 @@ class Scenes(Protocol):
 
     def name(self, index: int) -> str:
         """Return the name of a scene: a path within the data set or a number."""
+
+    def parts(self, index: int) -> list[Path]:
+        """Return the files that a scene is read from; none if it is drawn."""
 
     def __getitem__(self, index: int) -> Scene:
         """Read or draw a scene.

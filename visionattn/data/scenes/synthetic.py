@@ -1,6 +1,7 @@
 """The embedded scenes: shapes that hide parts of each other, drawn from a seed, with exact segments."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +110,10 @@ class Synthetic:
     def name(self, index: int) -> str:
         """Return the name of a scene, ``synthetic/SPLIT/NUMBER``."""
         return f"synthetic/{self.split}/{index:05d}"
+
+    def parts(self, index: int) -> list[Path]:
+        """Return no files."""
+        return []
 
     def __getitem__(self, index: int) -> Scene:
         """Draw a scene."""

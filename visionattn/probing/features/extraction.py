@@ -21,6 +21,9 @@ PooledKind = Literal["cls", "gap"]
 INDEX = {"index": Field("int64")}
 """Readable images. Their classes are not cached: they come from the data set in every run."""
 
+LABELS = "labels"
+"""Name of the array of label maps, which are cached, as reading them takes about as long as reading images."""
+
 
 class ImageBatch(NamedTuple):
     """A batch of images.
@@ -30,12 +33,14 @@ class ImageBatch(NamedTuple):
         index: Numbers of the images `[B]`.
         errors: A line for each image that cannot be read.
         normalisation: Normalisation of images that are bytes.
+        labels: Class of each pixel `[B, H, W]`, int16, -1 for none; None for images without such maps.
     """
 
     image: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not needed
     errors: list[str]
     normalisation: Normalisation | None = None
+    labels: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "ImageBatch":
         """Return the batch on a device, with normalised images."""
@@ -115,7 +120,7 @@ class FeatureCache:
         self.targets = torch.tensor(targets, dtype=torch.long)[self.indices]
         lengths = [len(arrays.read(0, shard, "index")) for shard in range(arrays.num_shards)]
         self._starts = np.cumsum([0, *lengths[:-1]])
-        self._mapped: dict[tuple[int, int, Layer], np.ndarray] = {}
+        self._mapped: dict[tuple[int, int, str], np.ndarray] = {}
 
     def pooled(self, layer: Layer, kind: PooledKind) -> Tensor:
         """Return pooled vectors of a layer, `[n, dim]` float32.
@@ -134,20 +139,26 @@ class FeatureCache:
 
     def tokens(self, layer: Layer, rows: np.ndarray, view: int = 0) -> Tensor:
         """Return tokens of a layer, `[len(rows), num_tokens, dim]` float32, in the order of the rows."""
-        layout = self.layouts[layer]
-        tokens = torch.empty(len(rows), layout.num_tokens, layout.dim)
+        return self._gather(f"{layer}.tokens", rows, view, torch.float32)
+
+    def labels(self, rows: np.ndarray) -> Tensor:
+        """Return label maps `[len(rows), H, W]` int64, in the order of the rows."""
+        return self._gather(LABELS, rows, 0, torch.int64)
+
+    def _gather(self, name: str, rows: np.ndarray, view: int, dtype: torch.dtype) -> Tensor:
+        values = torch.empty(len(rows), *self.arrays.fields[name].shape, dtype=dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
             places = places[np.argsort(rows[places], kind="stable")]  # a file is read from its beginning to its end
-            found = self._map(view, shard, layer)[rows[places] - self._starts[shard]]
-            tokens[torch.from_numpy(places)] = torch.from_numpy(found).float()
-        return tokens
+            found = self._map(view, shard, name)[rows[places] - self._starts[shard]]
+            values[torch.from_numpy(places)] = torch.from_numpy(found).to(dtype)
+        return values
 
-    def _map(self, view: int, shard: int, layer: Layer) -> np.ndarray:
-        key = (view, shard, layer)
+    def _map(self, view: int, shard: int, name: str) -> np.ndarray:
+        key = (view, shard, name)
         if key not in self._mapped:
-            self._mapped[key] = self.arrays.read(view, shard, f"{layer}.tokens")
+            self._mapped[key] = self.arrays.read(view, shard, name)
         return self._mapped[key]
 
 
@@ -158,6 +169,7 @@ def extract_features(
     *,
     token_budget_gb: float = 0.0,
     views: int = 1,
+    label_size: tuple[int, int] | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     batch_size: int = 64,
     rows_per_shard: int | None = None,
@@ -173,6 +185,7 @@ def extract_features(
         folder: Folder of the cache, for these images and this backbone alone.
         token_budget_gb: Tokens are cached if those of all layers and views take no more, in 10⁹ bytes.
         views: Views whose tokens are cached: the images as in evaluation, and `views` - 1 augmented ones.
+        label_size: Height and width of label maps, if batches have them; they are cached also.
         dtype: Type of cached features.
         batch_size: Images per step.
         rows_per_shard: Images per file, by default as many as take about 128 MiB.
@@ -198,10 +211,11 @@ def extract_features(
         "views": views,
         "dtype": dtype,
     }
-    arrays = ShardedArrays(Path(folder), identity, INDEX | pooled | tokens, len(images), rows_per_shard)
+    always = dict(INDEX) if label_size is None else INDEX | {LABELS: Field("int16", label_size)}
+    arrays = ShardedArrays(Path(folder), identity, always | pooled | tokens, len(images), rows_per_shard)
     with arrays.only_writer(), frozen_weights(backbone):
         arrays.claim(rebuild)
-        wanted = [[*INDEX, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
+        wanted = [[*always, *(pooled if view == 0 else ()), *(tokens if with_tokens else ())] for view in range(views)]
         plans = [_Plan(view, names, arrays.missing(view, names, verify)) for view, names in enumerate(wanted)]
         arrays.require_space(sum(plan.nbytes(arrays) for plan in plans))
         total = views * len(images)
@@ -257,7 +271,7 @@ def _rows(
     """Return the arrays of a batch for the cache."""
     if not len(batch.index):
         return {name: np.empty((0, *fields[name].shape), fields[name].dtype) for name in names}
-    values = {"index": batch.index}
+    values = {"index": batch.index} if batch.labels is None else {"index": batch.index, LABELS: batch.labels}
     for layer, tokens in backbone(batch.to(backbone.device).image).items():
         layout = backbone.layouts[layer]
         values[f"{layer}.tokens"] = tokens

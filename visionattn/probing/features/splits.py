@@ -1,6 +1,7 @@
 """Images of a split for the feature cache, and the features of a split."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from visionattn.data import DataError, ImageClassificationData, ImageLoader, UnreadableImageError
 from visionattn.data.loading import ImageDataset, OnError
+from visionattn.data.module import ImageData
 from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import Draw
 from visionattn.data.sources import ImageSource, Source
@@ -35,7 +37,7 @@ from visionattn.probing.features.sources import (
     TensorFeatures,
 )
 from visionattn.probing.frozen import FrozenBackbone, Layer
-from visionattn.probing.options import FeatureOptions, ProbingData
+from visionattn.probing.options import LayerOptions, ProbingData
 from visionattn.training import ModelSpec
 
 Split = Literal["train", "validation"]
@@ -53,8 +55,55 @@ AUGMENTATION = {
 """Augmentation of views after the first: random crops and flips, the usual ones of linear probing."""
 
 
-class SplitImages:
+class SplitImages(ABC):
     """Images of a split, as `visionattn.probing.features.extraction.Images`.
+
+    Attributes:
+        source: The images with their names.
+        split: train or validation.
+        preprocessing: The backbone's.
+        label_size: Height and width of the label maps; None for images without them.
+    """
+
+    identity: Mapping[str, Any]
+    augmentation: Mapping[str, Any]
+    label_size: tuple[int, int] | None = None
+
+    def __init__(self, source: Source, split: Split, preprocessing: Mapping[str, Any], module: ImageData) -> None:
+        self.source, self.split, self.preprocessing = source, split, preprocessing
+        self._num_workers, self._on_error = module.num_workers, module.on_error
+        self.targets = cast(Sequence[int], source.targets())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name_of(self, number: int) -> str:
+        """Return an image's file with its whole path, or its name in the data set."""
+        name = self.source.name_of(number)
+        return str(Path(name).resolve()) if Path(name).is_file() else name
+
+    @abstractmethod
+    def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
+        """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
+
+    @abstractmethod
+    def photograph(self, number: int) -> Any:
+        """Return an image as the backbone sees it, but in its own colours: bytes `[H, W, 3]`."""
+
+    def missing(self, cache: FeatureCache) -> list[str]:
+        """Return the names of images that could not be read upon extraction, or raise an error for them."""
+        numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
+        names = [self.name_of(number) for number in numbers]
+        if names and self._on_error == "raise":
+            raise UnreadableImageError(
+                f"cannot read {names[0]}, upon extraction; repair it and remove {cache.arrays.folder}, or pass "
+                "--data.on_error skip"
+            )
+        return names
+
+
+class ClassImages(SplitImages):
+    """Images of a split, each of one class.
 
     The data set was opened by ``setup``. The folder `memory` remembers the hashes of unchanged images.
     """
@@ -71,26 +120,16 @@ class SplitImages:
             raise DataError(f"data set {module.name!r} is read in order: probing needs images with random access")
         if module.multi_label:
             raise DataError(f"images of {module.describe()} have several labels: probing needs one label per image")
-        self.source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
-        self.split, self.preprocessing = split, module.preprocessing
-        self._num_workers, self._on_error = module.num_workers, module.on_error
-        self.targets = cast(Sequence[int], self.source.targets())
-        parts = [*self.source.archives(), *(self.name_of(number) for number in range(len(self.source)))]
+        source = cast(ImageSource, loader.dataset.source)  # as `open_source` has it
+        super().__init__(source, split, module.preprocessing, module)
+        parts = [*source.archives(), *(self.name_of(number) for number in range(len(source)))]
         base = "" if module.root is None else str(Path(module.root).resolve())
-        self.identity: Mapping[str, Any] = {
+        self.identity = {
             "dataset": module.name,
             "split": [split, module.splits[split]],
             "fingerprint": fingerprint(parts, memory, progress, base),
         }
-        self.augmentation: Mapping[str, Any] = {**AUGMENTATION, "seed": SEED}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name_of(self, number: int) -> str:
-        """Return an image's file with its whole path, or its name in the data set."""
-        name = self.source.name_of(number)
-        return str(Path(name).resolve()) if Path(name).is_file() else name
+        self.augmentation = {**AUGMENTATION, "seed": SEED}
 
     def open(self, batches: Sequence[Sequence[int]], view: int = 0) -> Iterator[ImageBatch]:
         """Read images batch by batch; see `visionattn.probing.features.extraction.Images`."""
@@ -108,17 +147,6 @@ class SplitImages:
         seen: Tensor = image_transform(self.preprocessing)(self.source.read(number)[0])
         return denormalize(seen, self.preprocessing["mean"], self.preprocessing["std"])
 
-    def missing(self, cache: FeatureCache) -> list[str]:
-        """Return the names of images that could not be read upon extraction, or raise an error for them."""
-        numbers = sorted(set(range(len(self))) - set(cache.indices.tolist()))
-        names = [self.name_of(number) for number in numbers]
-        if names and self._on_error == "raise":
-            raise UnreadableImageError(
-                f"cannot read {names[0]}, upon extraction; repair it and remove {cache.arrays.folder}, or pass "
-                "--data.on_error skip"
-            )
-        return names
-
 
 def read_batches(
     source: Source,
@@ -129,13 +157,28 @@ def read_batches(
     augmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[ImageBatch]:
     """Read images batch by batch; those that cannot be read are left out of their batch, or raise an error."""
+    collate = partial(collate_images, normalisation=Normalisation.of(preprocessing))
+    return load_batches(source, pixel_transform(preprocessing, augmentation), collate, draws, num_workers, on_error)
+
+
+def load_batches(
+    source: Source,
+    transform: Callable[[Any], Any],
+    collate: Callable[[Sequence[Any]], ImageBatch],
+    draws: Sequence[Sequence[Draw]],
+    num_workers: int,
+    on_error: OnError,
+    **options: Any,
+) -> Iterator[ImageBatch]:
+    """Read images as `transform` and `collate` give them, batch by batch; `options` are of the loader."""
     loader = ImageLoader(
-        ImageDataset(source, pixel_transform(preprocessing, augmentation)),
+        ImageDataset(source, transform),
         on_error,
         batch_sampler=draws,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=partial(collate_images, normalisation=Normalisation.of(preprocessing)),
+        collate_fn=collate,
+        **options,
     )
     return cast(Iterator[ImageBatch], iter(loader))
 
@@ -158,9 +201,10 @@ class SplitFeatures:
         cls,
         backbone: FrozenBackbone,
         images: SplitImages,
-        options: FeatureOptions,
+        options: LayerOptions,
         batch_size: int,
         *,
+        views: int = 1,
         with_tokens: bool,
         asked: Mapping[str, Any],
         progress: Callable[[int, int], None] | None = None,
@@ -168,9 +212,9 @@ class SplitFeatures:
         """Extract the features of a split that are not cached yet.
 
         The request in plain values, `asked`, names the folder in the cache. Hashes decide whether the folder holds
-        features of the same weights and images. Only images of train have several views.
+        features of the same weights and images. Only images of train have several `views`.
         """
-        split, views = images.split, options.views if images.split == "train" else 1
+        split, views = images.split, views if images.split == "train" else 1
         names = {"split": split, "views": views, "dtype": options.dtype, "layers": backbone.layers}
         request = {**asked, **names, "preprocessing": backbone.preprocessing, "autocast": str(backbone.amp_dtype)}
         cache = extract_features(
@@ -179,6 +223,7 @@ class SplitFeatures:
             options.folder / f"{slug(backbone.name)}-{split}-{short_hash(request)}",
             token_budget_gb=options.token_budget_gb if with_tokens else 0.0,
             views=views,
+            label_size=images.label_size,
             dtype=options.dtype,
             batch_size=batch_size,
             progress=progress,

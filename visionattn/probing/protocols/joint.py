@@ -1,11 +1,7 @@
 """Training of all heads at all learning rates at once, with one pass over the features per epoch."""
 
-import math
-import time
 import zlib
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +12,10 @@ from torch import Tensor
 from visionattn.probing.features.sources import FeatureSource
 from visionattn.probing.heads import ProbingHead, create_head
 from visionattn.probing.protocols.candidates import Candidate, Recipe
-from visionattn.probing.protocols.optimizers import Optimizers
 from visionattn.probing.protocols.results import HeadResult, Progress, check_sources, count_hits
 from visionattn.probing.protocols.split import FeatureSubset, hold_out, random_order
 from visionattn.probing.protocols.stack import HeadStack
-from visionattn.probing.protocols.state import load_state, save_state
+from visionattn.probing.protocols.training import CandidateTraining
 from visionattn.probing.protocols.trial import Trial
 
 
@@ -67,8 +62,8 @@ def train_heads(
     return training.results()
 
 
-class JointTraining:
-    """A training of many candidates, each a trial, with the arguments of `train_heads`; `epoch` counts those done."""
+class JointTraining(CandidateTraining[ProbingHead]):
+    """A training of many candidates with the arguments of `train_heads`."""
 
     def __init__(
         self,
@@ -81,80 +76,26 @@ class JointTraining:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_sources(train, val, num_classes)
-        if not candidates:
-            raise ValueError("there is no candidate to train; name at least one head and one learning rate")
-        self.val, self.num_classes, self.recipe = val, num_classes, recipe
+        self.val, self.num_classes, self.seed = val, num_classes, recipe.seed
         self.device, self.dtype = torch.device(device), dtype
         self.fitted: FeatureSource = train
         self.judged: FeatureSource | None = val if recipe.selected_on == "val" else None
         if recipe.selected_on == "held_out":
             rest, held = hold_out(train.targets, recipe.held_out, recipe.seed)
             self.fitted, self.judged = FeatureSubset(train, rest), FeatureSubset(train, held)
-        # Batch norm cannot train on one image: leave it out if it would be the last batch.
-        self.used = len(self.fitted) - (len(self.fitted) % recipe.batch_size == 1)
-        if not self.used:
-            raise ValueError("there is only 1 image to train on, and batch norm needs 2; take more")
-        self.steps = math.ceil(self.used / recipe.batch_size)
-        self.epoch = 0
-        # Heads of one kind start with the same weights, whatever else is trained.
-        kinds = {candidate.key: candidate for candidate in candidates}
-        if self.judged is None and len(kinds) < len(candidates):
-            raise ValueError("several rates of one head and selected_on 'fixed': give each head one rate")
-        made = {key: self._create(candidate) for key, candidate in kinds.items()}
-        self.trials = [Trial(candidate, deepcopy(made[candidate.key])) for candidate in candidates]
-        warmup = min(recipe.warmup_epochs, recipe.epochs / 4)
-        self.optimizers = Optimizers(
-            [(trial.candidate, trial.head) for trial in self.trials],
-            recipe.epochs * self.steps,
-            int(warmup * self.steps),
-        )
-
-    def fit(self, state_file: str | Path | None = None, identity: str = "", progress: Progress | None = None) -> None:
-        """Train until every trial has stopped or all epochs are done."""
-        if state_file is not None:
-            self._resume(state_file, identity)
-        active: list[Trial] = []
-        while self.epoch < self.recipe.epochs:
-            remaining = [trial for trial in self.trials if not trial.stopped]
-            if not remaining:
-                break
-            if len(remaining) != len(active):
-                active, stack = remaining, self._stack(remaining)
-            self._train_epoch(active, stack, progress)
-            if self.recipe.ends_heat(self.epoch):
-                self._stop_trailing()
-            if state_file is not None:
-                save_state(state_file, self._state(identity))
-        if progress is not None:
-            progress(self.recipe.epochs * self.steps, self.recipe.epochs * self.steps)
-
-    def _stop_trailing(self) -> None:
-        """Stop the worse half of each head's candidates; at least one stays."""
-        heats: dict[str, list[Trial]] = {}
-        for trial in self.trials:
-            if not trial.stopped:
-                heats.setdefault(trial.candidate.key, []).append(trial)
-        for heat in heats.values():
-            heat.sort(key=lambda trial: -trial.best_accuracy)
-            for trial in heat[max(1, len(heat) // 2) :]:
-                trial.stopped = True
+        super().__init__(candidates, recipe, len(self.fitted), judges=self.judged is not None)
+        self._active: list[Trial[ProbingHead]] = []
 
     def results(self) -> list[HeadResult]:
         """Choose a trial for each head and evaluate it on val."""
-        chosen: dict[str, Trial] = {}
-        for trial in self.trials:
-            rival = chosen.get(trial.candidate.key)
-            if rival is None or trial.best_accuracy > rival.best_accuracy:
-                chosen[trial.candidate.key] = trial
-        for trial in chosen.values():
-            trial.head.load_state_dict(trial.best)
-        hits = self._count_hits(self._stack(list(chosen.values())), self.val)
+        chosen = self.choose()
+        hits = self._count_hits(self._stack(chosen), self.val)
         rates = (hits.double() / len(self.val)).tolist()
-        return [self._result(trial, *rate) for trial, rate in zip(chosen.values(), rates, strict=True)]
+        return [self._result(trial, *rate) for trial, rate in zip(chosen, rates, strict=True)]
 
-    def _result(self, trial: Trial, top1: float, top5: float) -> HeadResult:
+    def _result(self, trial: Trial[ProbingHead], top1: float, top5: float) -> HeadResult:
         candidate, on = trial.candidate, self.recipe.selected_on
-        head = self._create(candidate)
+        head = self.create(candidate)
         head.load_state_dict(trial.best)
         return HeadResult(
             name=candidate.head,
@@ -172,23 +113,23 @@ class JointTraining:
             head=head.cpu().eval(),
         )
 
-    def _create(self, candidate: Candidate) -> ProbingHead:
+    def create(self, candidate: Candidate) -> ProbingHead:
+        """See `CandidateTraining`."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
+            torch.manual_seed(self.seed)
             head = create_head(candidate.head, self.fitted.dim, self.num_classes, **candidate.options)
         return head.to(self.device, self.dtype)
 
-    def _stack(self, trials: Sequence[Trial]) -> HeadStack:
-        return HeadStack([trial.head for trial in trials], self.fitted.num_prefix_tokens, self.fitted.num_reg_tokens)
-
-    def _train_epoch(self, trials: Sequence[Trial], stack: HeadStack, progress: Progress | None) -> None:
-        start = time.perf_counter()
-        order = random_order(len(self.fitted), self.recipe.seed, self.epoch)[: self.used]
+    def train_epoch(self, trials: Sequence[Trial[ProbingHead]], progress: Progress | None) -> Tensor:
+        """See `CandidateTraining`."""
+        if list(trials) != self._active:
+            self._active, self._shared = list(trials), self._stack(trials)
+        order = random_order(len(self.fitted), self.seed, self.epoch)[: self.used]
         sums = torch.zeros(len(trials), dtype=torch.float64, device=self.device)
-        stack.train()
+        self._shared.train()
         done = self.epoch * self.steps
         for step, (tokens, targets) in enumerate(self._batches(self.fitted, order, self.epoch + 1), done):
-            for numbers, logits in stack.logits(tokens):
+            for numbers, logits in self._shared.logits(tokens):
                 losses = F.cross_entropy(logits.flatten(0, 1), targets.repeat(len(logits)), reduction="none")
                 means = losses.view(len(logits), -1).mean(1)
                 means.sum().backward()
@@ -196,13 +137,29 @@ class JointTraining:
             self.optimizers.step(step)
             if progress is not None:
                 progress(step + 1, self.recipe.epochs * self.steps)
-        accuracies: list[float | None] = [None] * len(trials)
-        if self.judged is not None:
-            accuracies = (self._count_hits(stack, self.judged)[:, 0].double() / len(self.judged)).tolist()
-        seconds = time.perf_counter() - start
-        for trial, loss, accuracy in zip(trials, (sums / self.used).tolist(), accuracies, strict=True):
-            trial.note(loss, accuracy, seconds, self.recipe.patience)
-        self.epoch += 1
+        return sums / self.used
+
+    def judge(self, trials: Sequence[Trial[ProbingHead]]) -> list[float]:
+        """Return top-1 of heads that were just trained."""
+        assert self.judged is not None
+        rates: list[float] = (self._count_hits(self._shared, self.judged)[:, 0].double() / len(self.judged)).tolist()
+        return rates
+
+    def content(self) -> dict[str, Any]:
+        """See `CandidateTraining`."""
+        return {
+            "width": self.fitted.dim,
+            "images": len(self.fitted),
+            "targets": [
+                None if part is None else zlib.crc32(part.targets.numpy().tobytes())
+                for part in (self.fitted, self.judged)
+            ],
+            "num_classes": self.num_classes,
+            "dtype": str(self.dtype),
+        }
+
+    def _stack(self, trials: Sequence[Trial[ProbingHead]]) -> HeadStack:
+        return HeadStack([trial.head for trial in trials], self.fitted.num_prefix_tokens, self.fitted.num_reg_tokens)
 
     @torch.no_grad()
     def _count_hits(self, stack: HeadStack, source: FeatureSource) -> Tensor:
@@ -218,42 +175,3 @@ class JointTraining:
         for tokens, places in source.batches(indices, self.recipe.batch_size, epoch):
             targets = source.targets[indices[places.cpu()]]
             yield tokens.to(self.device, self.dtype), targets.to(self.device)
-
-    def _identity(self, identity: str) -> dict[str, Any]:
-        return {
-            "features": identity,
-            "width": self.fitted.dim,
-            "images": len(self.fitted),
-            "targets": [
-                None if part is None else zlib.crc32(part.targets.numpy().tobytes())
-                for part in (self.fitted, self.judged)
-            ],
-            "num_classes": self.num_classes,
-            "candidates": [asdict(trial.candidate) for trial in self.trials],
-            "recipe": asdict(self.recipe),
-            "dtype": str(self.dtype),
-        }
-
-    def _state(self, identity: str) -> dict[str, Any]:
-        return {
-            "identity": self._identity(identity),
-            "epoch": self.epoch,
-            "runs": [trial.state() for trial in self.trials],
-            "optimizers": self.optimizers.state(),
-        }
-
-    def _resume(self, state_file: str | Path, identity: str) -> None:
-        state = load_state(state_file)
-        if state is None:
-            return
-        own = self._identity(identity)
-        stored = state.get("identity", {})
-        if differing := [name for name in own if stored.get(name) != own[name]]:
-            raise ValueError(
-                f"{state_file} is the state of a training with other {', '.join(differing)}; name another file, or "
-                "delete this one to start over"
-            )
-        self.epoch = state["epoch"]
-        self.optimizers.load(state["optimizers"])
-        for trial, stored in zip(self.trials, state["runs"], strict=True):
-            trial.load(stored)

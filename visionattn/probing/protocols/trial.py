@@ -2,29 +2,30 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from visionattn.probing.heads import ProbingHead
 from visionattn.probing.protocols.candidates import Candidate
 
+Head = TypeVar("Head", bound=nn.Module)
 
-@dataclass
-class Trial:
+
+@dataclass(eq=False)
+class Trial(Generic[Head]):
     """A candidate in training.
 
     Attributes:
         candidate: Head and rate.
         best: Weights of the best epoch (of the last one, if epochs are not judged); at first the initial weights.
         best_epoch: Number of that epoch, counted from 1.
-        best_accuracy: Top-1 after that epoch, where choices are made.
+        best_accuracy: Top-1 (of segmentation, mean IoU) after that epoch, where choices are made.
         losses: Mean training loss of each epoch.
         seconds: Wall time of its epochs.
     """
 
     candidate: Candidate
-    head: ProbingHead
+    head: Head
     best: dict[str, Tensor] = field(init=False)
     best_epoch: int = 0
     best_accuracy: float = 0.0

@@ -1,0 +1,34 @@
+"""Segmentation by heads on the patches of frozen backbones.
+
+`SegmentationSession` extracts the features of a data set once, and trains and evaluates heads that classify pixels.
+"""
+
+from typing import TYPE_CHECKING
+
+from visionattn.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from visionattn.probing.segmentation.heads import AttentiveSegmenter, LinearSegmenter
+    from visionattn.probing.segmentation.options import SegmentationTraining
+    from visionattn.probing.segmentation.results import (
+        ClassRow,
+        SegmentationResult,
+        SegmentationResults,
+        SegmentationRow,
+    )
+    from visionattn.probing.segmentation.session import SegmentationSession, SegmentedImage
+
+__all__ = [
+    "AttentiveSegmenter", "ClassRow", "LinearSegmenter", "SegmentationResult", "SegmentationResults",
+    "SegmentationRow", "SegmentationSession", "SegmentationTraining", "SegmentedImage",
+]  # fmt: skip
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "heads": "AttentiveSegmenter LinearSegmenter",
+        "options": "SegmentationTraining",
+        "results": "ClassRow SegmentationResult SegmentationResults SegmentationRow",
+        "session": "SegmentationSession SegmentedImage",
+    },
+)

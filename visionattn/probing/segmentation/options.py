@@ -1,0 +1,50 @@
+"""Training of segmentation heads, as options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visionattn.checks import check_range
+from visionattn.errors import UserError
+from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe, sweep
+
+
+@dataclass(frozen=True)
+class SegmentationTraining:
+    """Training of segmentation heads, with learning rate and epoch chosen on a tenth of train.
+
+    Args:
+        lrs: peak learning rates of AdamW to choose from.
+        weight_decay: weight decay of matrices.
+        epochs: passes over the features.
+        batch_size: images per step.
+        pixels: number of pixels drawn from each image in a step, new ones every time; a number above that of its pixels
+            means all.
+        batch_norm: normalise patches before the classifier, as DINOv2's linear head does.
+        patience: epochs without a better mean IoU after which a head stops; 0 for never.
+        race: drop the worse half of a head's learning rates after 1/3 and again after 2/3 of the epochs.
+        seed: seed of initial weights, of the order of images, of drawn pixels, of the held-out part, and of random
+            backbones.
+    """
+
+    lrs: list[float] | None = None
+    weight_decay: float = 1e-4
+    epochs: int = 60
+    batch_size: int = 16
+    pixels: int = 512
+    batch_norm: bool = True
+    patience: int = 0
+    race: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, bound in (("epochs", 1), ("batch_size", 2), ("pixels", 1), ("patience", 0), ("weight_decay", 0)):
+            check_range(f"training.{name}", getattr(self, name), bound, error=UserError)
+        for lr in self.lrs or ():
+            check_range("training.lrs", lr, 0, above=True, error=UserError)
+
+    def expand(self, heads: Sequence[str]) -> tuple[list[Candidate], Recipe]:
+        """Return every head at every learning rate, and the recipe that they share."""
+        named = [(head, {"batch_norm": self.batch_norm}) for head in heads]
+        candidates = sweep(named, self.lrs or ADAMW_LRS, weight_decay=self.weight_decay)
+        patience = self.patience or None
+        return candidates, Recipe(self.epochs, self.batch_size, patience=patience, race=self.race, seed=self.seed)

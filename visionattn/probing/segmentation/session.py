@@ -1,0 +1,226 @@
+"""Segmentation sessions: heads that classify the pixels of scenes from the patches of a frozen backbone."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from visionattn.data.scenes import SceneData
+from visionattn.errors import UserError
+from visionattn.evaluation.as_trained import open_scenes
+from visionattn.evaluation.device import Precision, resolve_device
+from visionattn.evaluation.loop import NAMED_UNREADABLE
+from visionattn.evaluation.source import LoadedModel
+from visionattn.probing.features.contents import short_hash
+from visionattn.probing.features.labelled import LabelledImages
+from visionattn.probing.features.splits import Split, SplitFeatures, freeze
+from visionattn.probing.frozen import Layer, weights_hash
+from visionattn.probing.options import LayerOptions
+from visionattn.probing.rows import SessionRow
+from visionattn.probing.scenes import ProbingScenes
+from visionattn.probing.segmentation.heads import check_head
+from visionattn.probing.segmentation.options import SegmentationTraining
+from visionattn.probing.segmentation.pixels import LabelledFeatures, as_map, classify_pixels
+from visionattn.probing.segmentation.results import SegmentationResult, SegmentationRow, class_rows
+from visionattn.probing.segmentation.training import PixelTraining, evaluate, read
+from visionattn.progress import ShowProgress, no_progress
+from visionattn.training.preprocessing import describe_preprocessing
+
+
+class SegmentedImage(NamedTuple):
+    """An image of val, as the backbone sees it.
+
+    Attributes:
+        name: Name of the image in its data set.
+        image: Bytes `[H, W, 3]`.
+        labels: Class of each pixel `[H, W]`, -1 for unlabelled pixels.
+        predicted: Predicted class of each pixel `[H, W]`.
+    """
+
+    name: str
+    image: Any
+    labels: Tensor
+    predicted: Tensor
+
+
+class SegmentationSession:
+    """A frozen backbone on scenes, and heads that classify pixels from its patches.
+
+    Features, label maps and the state of trainings are cached. A session that was interrupted resumes where it stopped.
+
+    Attributes:
+        backbone: The frozen backbone, on its device.
+        class_names: A name for each class, in order.
+        preparation: The preprocessing in words, compared with the model's own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        data: ProbingScenes | None = None,
+        features: LayerOptions | None = None,
+        training: SegmentationTraining | None = None,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision = "32-true",
+        progress: ShowProgress = no_progress,
+    ) -> None:
+        """Freeze the model and open the data set.
+
+        Args:
+            loaded: The model, as `visionattn.load_model` returns it.
+            data: Scenes; by default synthetic ones.
+            features: Layers whose features are probed, and their cache.
+            training: Training of the heads.
+            device: auto, cpu, cuda, cuda:1, …
+            precision: Precision of the backbone; heads are trained in single precision.
+            progress: Called at the start of each phase, to show its progress.
+
+        Raises:
+            ValueError: Data that are missing or not as expected, or a model that gives no tokens for such images.
+        """
+        self.data, self.features = data or ProbingScenes(), features or LayerOptions()
+        self.training = training or SegmentationTraining()
+        self.device, self._progress = resolve_device(device), progress
+        self.origin, spec = loaded.origin, loaded.spec
+        preprocessing = self.data.prepare(spec)
+        self.backbone = freeze(loaded, self.features.layers, preprocessing, self.device, precision)
+        self.preparation = describe_preprocessing(preprocessing, spec.preprocessing, loaded.name)
+        self.module: SceneData = open_scenes(
+            spec, self.data, "fit", preprocessing=preprocessing, name=self.data.name, hflip=0.0
+        )
+        self.class_names = self.module.class_names
+        self._weights_hash = weights_hash(self.backbone.model)
+        self._splits: dict[Split, SplitFeatures] = {}
+        self._unreadable: list[str] = []
+        self._training_seconds = 0.0
+
+    def run(self, heads: Sequence[str] = ("linear",)) -> list[SegmentationResult]:
+        """Train and evaluate heads.
+
+        Args:
+            heads: linear, attentive.
+
+        Returns:
+            A result for each head, for each layer if these are probed separately.
+
+        Raises:
+            ValueError: A head that does not exist, or features that are not finite.
+            OSError: Unreadable images, or a full disk.
+        """
+        if not heads:
+            raise UserError("--heads names nothing: give linear, attentive or both")
+        for head in heads:
+            check_head(head)
+        self.extract()
+        groups = [[layer] for layer in self.backbone.layers] if self.features.each_layer else [self.backbone.layers]
+        return [result for layers in groups for result in self._evaluate(layers, list(dict.fromkeys(heads)))]
+
+    def extract(self) -> None:
+        """Extract the features that are not cached yet.
+
+        Raises:
+            ValueError: Features that are not finite.
+            OSError: Unreadable images, or a full disk.
+        """
+        asked = {**asdict(self.origin), "model": self.backbone.name, "weights_hash": self._weights_hash}
+        asked |= {"dataset": self.module.name, "root": self.data.root and str(Path(self.data.root).resolve())}
+        asked |= {"labels": True, "limit": self.data.limit}
+        splits: tuple[Split, ...] = ("train", "validation")
+        for split in splits:
+            with self._progress(f"reading {split} to see whether it has changed", "files") as report:
+                images = LabelledImages(self.module, split, self.features.folder / "contents", report)
+            with self._progress(f"features of {self.backbone.name}, {split}", "images") as report:
+                self._splits[split] = SplitFeatures.extract(
+                    self.backbone,
+                    images,
+                    self.features,
+                    self.data.batch_size,
+                    with_tokens=True,
+                    asked=asked,
+                    progress=report,
+                )
+        self._unreadable = [name for split in self._splits.values() for name in split.images.missing(split.cache)]
+
+    def segment(self, result: SegmentationResult, indices: Sequence[int] | None = None) -> Iterator[SegmentedImage]:
+        """Segment images of val by a head of `run`.
+
+        Args:
+            result: Result of the head.
+            indices: Numbers of images of val, in the order of the features; by default all.
+        """
+        val = self._splits["validation"]
+        features = self._labelled(val, result.row.layers)
+        order = torch.arange(len(features)) if indices is None else torch.tensor(indices, dtype=torch.long)
+        numbers = iter(val.cache.indices[order].tolist())
+        for patches, labels in read(features, order, self.training.batch_size, self.device):
+            with torch.no_grad():
+                predicted = classify_pixels(as_map(result.model(patches), features.layout), labels.shape[1:])
+            for true, found in zip(labels.cpu(), predicted.cpu(), strict=True):
+                number = next(numbers)
+                yield SegmentedImage(val.images.name_of(number), val.images.photograph(number), true, found)
+
+    @property
+    def num_val(self) -> int:
+        """Number of images of val, after `extract`."""
+        return len(self._splits["validation"].cache.indices)
+
+    def describe(self) -> SessionRow:
+        """Return model and data in full, after `run`."""
+        return SessionRow(
+            **self._about(),
+            model_kwargs=self.backbone.model_kwargs,
+            weights_hash=self._weights_hash,
+            preprocessing=self.backbone.preprocessing,
+            num_train=len(self._splits["train"].cache.indices),
+            num_val=self.num_val,
+            num_classes=len(self.class_names),
+            num_unreadable=len(self._unreadable),
+            unreadable=self._unreadable[:NAMED_UNREADABLE],
+            training_seconds=self._training_seconds,
+        )
+
+    def _evaluate(self, layers: Sequence[Layer], heads: Sequence[str]) -> Iterator[SegmentationResult]:
+        train, val = (self._labelled(split, layers) for split in self._splits.values())
+        candidates, recipe = self.training.expand(heads)
+        arguments = len(self.class_names), recipe, self.training.pixels, self.device
+        training = PixelTraining(train, candidates, *arguments)
+        key = self._splits["train"].cache.arrays.key
+        identity = short_hash([key, list(layers), candidates, recipe, training.content()])
+        names = f"{', '.join(heads)} on {self.backbone.name}, seed {recipe.seed}"
+        start = time.perf_counter()
+        with self._progress(names, "steps") as report:
+            training.fit(self.features.folder / "training" / f"{identity}.pt", identity, report)
+        self._training_seconds += time.perf_counter() - start
+        chosen = training.choose()
+        models = [trial.head.eval() for trial in chosen]
+        with self._progress(f"evaluating {names}", "images") as report:
+            found = evaluate(models, val, len(self.class_names), recipe.batch_size, self.device, report)
+        for trial, model, scores in zip(chosen, models, found, strict=True):
+            about = {**self._about(), "head": trial.candidate.head, "layers": list(layers)}
+            classes = class_rows(scores, self.class_names, **about)
+            row = SegmentationRow(
+                **about,
+                miou=scores.compute(),
+                pixel_accuracy=scores.pixel_accuracy,
+                mean_accuracy=scores.mean_accuracy,
+                num_present=len(classes),
+                held_out_miou=trial.best_accuracy,
+                lr=trial.candidate.lr,
+                epoch=trial.best_epoch,
+                num_parameters=trial.num_parameters,
+                seconds=trial.seconds,
+            )
+            yield SegmentationResult(row, classes, model)
+
+    def _labelled(self, split: SplitFeatures, layers: Sequence[Layer]) -> LabelledFeatures:
+        return LabelledFeatures(split.source(layers), self.backbone.layouts[layers[0]], split.cache.labels)
+
+    def _about(self) -> dict[str, Any]:
+        """Return the fields of `visionattn.probing.rows.ResultRow`."""
+        names = {"model": self.backbone.name, "dataset": self.module.name, "root": self.data.root}
+        return {**names, "seed": self.training.seed, **asdict(self.origin)}
