@@ -51,7 +51,7 @@ def on_page_content(html: str, **_: Any) -> str:
     """Show ``:class:`~package.Name``` of docstrings as the name alone, and mark short code, which is not broken."""
     html = re.sub(r":(?:class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>", r"<code>\1</code>", html)
     html = re.sub(r"<code>([^<\n]{1,40})</code>", r'<code class="short">\1</code>', html)
-    return re.sub(r'<div class="language-(?:bash|shell).*?</pre>', mark_options, html, flags=re.DOTALL)
+    return re.sub(r'<div class="[^"]*language-(?:bash|shell).*?</pre>', mark_options, html, flags=re.DOTALL)
 
 
 def mark_options(block: re.Match[str]) -> str:
