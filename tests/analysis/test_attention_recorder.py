@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.halo_attn import HaloAttn
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
@@ -132,6 +133,16 @@ def test_output_is_the_weighted_sum_of_values(
         inside[:, :height, :width] = values[:, :height, :width]
         out = torch.einsum("bnyxij,bijnc->byxnc", rows, values[:, :height, :width])
         torch.testing.assert_close(out, attend(inside)[:, : queries[0], : queries[1]].detach())
+
+
+def test_timms_halo_layer_is_the_weighted_sum_of_values() -> None:
+    layer = HaloAttn(8, num_heads=2, block_size=4, halo_size=1)
+    x = torch.randn(1, 8, 8, 8)
+    recorded = record(AttentionLayer("attn", layer), layer, x)
+    values, _ = recorded.open()  # those of the zeros around the map are 0
+    with torch.no_grad():
+        out = torch.einsum("bnyxij,bijnc->bncyx", all_rows(recorded, (8, 8)), values).flatten(1, 2)
+        torch.testing.assert_close(layer(x), out)
 
 
 @pytest.mark.parametrize("kind", [SwinTransformerBlock, SwinTransformerV2Block])

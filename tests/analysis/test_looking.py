@@ -142,7 +142,7 @@ def test_one_kind_goes_to_a_file_and_random_weights_are_named(
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == f"{file}: {SHEETS['window'].shows}"
     assert "random weights" not in captured.err
-    assert titles[0].startswith("nat_pico, random weights: attention of the marked point (0.5, 0.5) over its window")
+    assert titles[0].startswith("nat_pico, random weights: attention of the marked point (0.5, 0.5)")
     assert titles[0] == titles[1], "the same weights each time"
 
 

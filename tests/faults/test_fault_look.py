@@ -26,9 +26,7 @@ VIT, NAT, CNN = "vit_nano_patch4_32.cifar10", "nat_pico.cifar10", "resnet_pico.c
         pytest.param([VIT, "text.jpg"], 1, "not one image could be read: text.jpg: not an image", id="unreadable"),
         pytest.param([VIT, "empty"], 1, "no images under empty", id="no images"),
         pytest.param(["vit_pico_patch4_32", "red.jpg"], 1, "nothing to look at, for the weights of", id="random"),
-        pytest.param(
-            ["weights.pt", "red.jpg", "--random"], 2, "--random takes the name of a", id="random file"
-        ),
+        pytest.param(["weights.pt", "red.jpg", "--random"], 2, "--random takes the name of a", id="random file"),
     ],
 )
 def test_sheets_that_cannot_be_drawn(

@@ -96,7 +96,7 @@ def _draw_queries(
         return recorded.row(query)[0].float().cpu(), recorded.visible(query).cpu(), place
 
     rows = _head_rows(subject, options, _choose(subject, layers, numbers), read)
-    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g}) over its window", options)
+    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g})", options)
 
 
 def _head_rows(

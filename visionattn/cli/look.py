@@ -44,9 +44,10 @@ def look(
         show: kinds of sheets, separated by commas: attention, rollout, window, pca, gradcam, saliency; by default
             all that the model has.
         output: folder of the sheets, KIND.png each; or a .png file for a single kind.
-        blocks: numbers of blocks, from the last if negative; by default the last.
-        heads: numbers of heads; by default all.
-        point: clicked point x,y in shares of width and height from the upper left corner; by default the centre.
+        blocks: of attention, rollout and window, numbers of blocks through the whole network, from the last if
+            negative; by default the last, for window the last on each size of map.
+        heads: of attention and window, numbers of heads; by default all, at most 12.
+        point: of window, a point x,y in shares of width and height from the upper left corner; by default the centre.
         layer: of pca and gradcam, last, or the number of a block (in hierarchical models, of a stage), from the last if
             negative.
         class_name: of gradcam and saliency, name or number of the class; by default the predicted one.
