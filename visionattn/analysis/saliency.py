@@ -58,8 +58,8 @@ def default_layer(model: nn.Module) -> Layer:
 
     In these, no patch has an effect after the last block.
     """
-    net: Any = model
-    return max(len(net.feature_info) - 2, 0) if getattr(model, "global_pool", None) == "token" else "last"
+    depth = len(getattr(model, "feature_info", ()))
+    return max(depth - 2, 0) if getattr(model, "global_pool", None) == "token" else "last"
 
 
 def input_gradients(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(steps)  # between -1 and 1
     way = images - baseline
     total = torch.zeros_like(images)
-    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+    for point, weight in zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True):
         total += weight * input_gradients(model, baseline + point * way, classes)
     return way * total
 
