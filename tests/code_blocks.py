@@ -23,7 +23,10 @@ from visionattn.cli.parsing import ConciseParser
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w+)(?: *\{([^}\n]*)\})?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_OURS = ("pip", "pytest", "pre-commit", "mkdocs", "tensorboard", "wandb", "unzip", "cat", "ls", "head")
+NOT_OURS = (
+    *("pip", "uv", "docker", "pytest", "pre-commit", "mkdocs", "tensorboard", "wandb"),
+    *("unzip", "cat", "ls", "head"),
+)
 """Programs that pages may name and tests do not run."""
 
 

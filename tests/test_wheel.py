@@ -19,7 +19,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OWN = {"visionattn", "visionattn_kernels"}
-BROUGHT_BY_OTHERS = {"triton": "torch", "onnx_ir": "onnxscript", "faiss": "faiss-cpu"}
+BROUGHT_BY_OTHERS = {
+    "cv2": "opencv-python-headless",  # whichever of its twins an environment has
+    "faiss": "faiss-cpu",
+    "onnx_ir": "onnxscript",
+    "triton": "torch",
+}
 """Modules that are imported where they are, and come with a package of another name that is declared."""
 
 COMMANDS = [

@@ -85,6 +85,8 @@ def test_program_gives_the_output_of_the_network(family: str, tmp_path: Path) ->
     difference = save_program(network, tmp_path / "model.pt2", dynamic_batch=True, tolerance=1e-4)
     program = torch.export.load(tmp_path / "model.pt2")
     assert operators(program) == {"aten"}
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    assert max(map(len, shapes)) <= 7  # OpenVINO's sums of tensors with 8 axes, in a batch of any size, were wrong
     images = torch.randn(5, *network.input_size)
     expected = network.module(images)
     torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-4)

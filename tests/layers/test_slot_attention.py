@@ -181,7 +181,7 @@ def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> N
 
 
 def test_slots_of_a_model_without_memory_are_drawn_again() -> None:
-    """timm and transformers fill a module from the meta device so: parameters from a file, then these buffers."""
+    """As timm and transformers fill a module from the meta device: parameters from a file, then these buffers."""
     expected = SlotAttention(8, num_slots=3).eval()
     with torch.device("meta"):
         found = SlotAttention(8, num_slots=3).eval()

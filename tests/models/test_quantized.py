@@ -7,6 +7,7 @@ import timm
 import torch
 
 import visionattn  # noqa: F401  registers the models
+from visionattn.layers import MapLinear
 
 
 @pytest.mark.parametrize("name", ["nat_pico", "dinat_pico", "halo_pico", "dcal_vit_nano", "vit_nano_patch4_32"])
@@ -20,3 +21,11 @@ def test_int8_weights_of_torchao_change_logits_little(name: str, config: str) ->
     with torch.no_grad():
         expected, found = model(x), quantized(x)
     assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_compiled_layer_recognises_a_quantized_weight() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    layer, x = MapLinear(32, 16), torch.randn(2, 4, 4, 32)
+    quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))

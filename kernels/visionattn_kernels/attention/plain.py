@@ -105,18 +105,18 @@ def _per_tile(extra: Tensor) -> Tensor:
 
 def _add_biases(scores: Tensor, p: Problem, rows: _Axis, columns: _Axis) -> Tensor:
     """Add biases to the scores of tiles `[B, n, T, T, q, k]`."""
-    queries, keys = (rows.query.shape[1], columns.query.shape[1]), (rows.key.shape[1], columns.key.shape[1])
-    scores = scores.unflatten(-1, keys).unflatten(-3, queries)  # [B, n, T_h, T_w, q_h, q_w, k_h, k_w]
     if p.rpb is not None:
         bias = p.rpb.to(scores.dtype)
         bias = bias.index_select(1, rows.offset.flatten()).index_select(2, columns.offset.flatten())
         bias = bias.unflatten(2, columns.offset.shape).unflatten(1, rows.offset.shape)
-        scores = scores + bias.permute(0, 1, 4, 2, 5, 3, 6)
+        scores = scores + bias.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
     for logits, offset, axis in (
         (p.rel_h, rows.offset[:, None, :, None], -1),
         (p.rel_w, columns.offset[None, :, None], -2),
     ):
         if logits is not None:
-            cut = _cut(logits.to(scores.dtype), rows.query, columns.query).unflatten(-2, queries)
-            scores = scores + cut.gather(-1, offset.expand(*cut.shape[:-1], -1)).unsqueeze(axis)
-    return scores.flatten(-2).flatten(-3, -2)
+            cut = _cut(logits.to(scores.dtype), rows.query, columns.query)  # [B, n, T, T, q, R]
+            offset = offset.expand(*cut.shape[2:4], rows.query.shape[1], columns.query.shape[1], -1).flatten(2, 3)
+            found = cut.gather(-1, offset.expand(*cut.shape[:2], *offset.shape)).unsqueeze(axis)
+            scores = (scores.unflatten(-1, (rows.key.shape[1], columns.key.shape[1])) + found).flatten(-2)
+    return scores
