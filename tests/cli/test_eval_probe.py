@@ -120,7 +120,7 @@ def test_rerun_needs_no_backbone_and_no_training(tmp_path, colour_folder, monkey
     monkeypatch.setattr(FrozenBackbone, "forward", broken)
     # Heads of another seed learn from the same features.
     assert probe(*argv, tmp_path / "b.json", "--training.seed", "1") == 0
-    monkeypatch.setattr(JointTraining, "_train_epoch", broken)
+    monkeypatch.setattr(JointTraining, "train_epoch", broken)
     assert probe(*argv, tmp_path / "c.json", "--data.root", str(colour_folder)) == 0
     assert results(tmp_path / "a.json") == results(tmp_path / "c.json") != results(tmp_path / "b.json")
 
@@ -130,21 +130,21 @@ def test_interrupted_run_keeps_its_results_and_resumes(tmp_path, colour_folder, 
     assert probe(*argv, tmp_path / "whole.json", *OTHER_CACHE) == 0
 
     epochs: list[int] = []
-    train_epoch = JointTraining._train_epoch
+    train_epoch = JointTraining.train_epoch
 
     def interrupted(self, *args):
         if len(epochs) == 2:
             raise KeyboardInterrupt
-        counted(self, *args)
+        return counted(self, *args)
 
     def counted(self, *args):
         epochs.append(self.epoch)
-        train_epoch(self, *args)
+        return train_epoch(self, *args)
 
-    monkeypatch.setattr(JointTraining, "_train_epoch", interrupted)
+    monkeypatch.setattr(JointTraining, "train_epoch", interrupted)
     assert probe(*argv, tmp_path / "r.json") == 130
     assert [row["head"] for row in results(tmp_path / "r.json")] == ["knn"]
-    monkeypatch.setattr(JointTraining, "_train_epoch", counted)
+    monkeypatch.setattr(JointTraining, "train_epoch", counted)
     assert probe(*argv, tmp_path / "r.json") == 0
     assert epochs == [0, 1, 2, 3]
     assert results(tmp_path / "r.json") == results(tmp_path / "whole.json")

@@ -55,11 +55,6 @@ def test_folder_without_labels_is_an_error(fails: Fails, tmp_path: Path) -> None
     fails("probe-seg", *MODEL, *FAST, *words, says="no images under")
 
 
-def test_head_that_does_not_exist_is_an_error(fails: Fails) -> None:
-    says = "no segmentation head is named 'liner'; did you mean linear?"
-    fails("probe-seg", *MODEL, *FAST, *SYNTHETIC, "--heads", "liner", says=says)
-
-
 def test_model_without_patches_is_an_error(fails: Fails) -> None:
     words = ("--model", "pit_ti_224", "--data.img_size", "224")
     fails("probe-seg", *FAST, *SYNTHETIC, *words, says=("model 'pit_ti_224' ends in 1 tokens", "tap a block"))

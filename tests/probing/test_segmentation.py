@@ -20,8 +20,7 @@ from visionattn.probing import LayerOptions, ProbingScenes, TokenLayout
 from visionattn.probing.features import TensorFeatures
 from visionattn.probing.features.labelled import LabelledImages
 from visionattn.probing.segmentation import SegmentationSession, SegmentationTraining
-from visionattn.probing.segmentation.heads import HEADS
-from visionattn.probing.segmentation.pixels import Corners, LabelledFeatures, as_map, classify_pixels, draw_pixels
+from visionattn.probing.segmentation.pixels import Corners, LabelledFeatures, classify_pixels, draw_pixels
 from visionattn.probing.segmentation.training import PixelTraining
 
 DATA = ProbingScenes(length=12, val_length=4, num_workers=0, batch_size=4)
@@ -48,7 +47,7 @@ def rates(confusion: np.ndarray) -> tuple[float, float, float]:
 
 def test_rates_equal_an_independent_confusion_matrix(loaded: LoadedModel, tmp_path: Path) -> None:
     session = open_session(loaded, tmp_path)
-    (result,) = session.run(["linear"])
+    (result,) = session.run()
     images = list(session.segment(result))
     true, predicted = (np.stack([getattr(image, name) for image in images]) for name in ("labels", "predicted"))
     confusion = confusion_matrix(true.ravel(), predicted.ravel(), labels=range(8))
@@ -70,8 +69,8 @@ def test_rates_equal_an_independent_confusion_matrix(loaded: LoadedModel, tmp_pa
 
 def test_predictions_are_argmax_of_upsampled_logits() -> None:
     layout, logits = TokenLayout(8, (3, 5)), torch.randn(2, 15, 40)
-    full = F.interpolate(as_map(logits, layout), (13, 22), mode="bilinear", align_corners=False)
-    assert (classify_pixels(as_map(logits, layout), (13, 22)) == full.argmax(1)).all()
+    full = F.interpolate(logits.mT.view(2, 40, 3, 5), (13, 22), mode="bilinear", align_corners=False)
+    assert (classify_pixels(logits, layout.grid, (13, 22)) == full.argmax(1)).all()
     pixels = torch.arange(13 * 22).expand(2, -1)
     drawn = Corners.of(pixels, layout.grid, (13, 22)).interpolate(logits).view(2, 13, 22, 40)
     torch.testing.assert_close(drawn.permute(0, 3, 1, 2), full)
@@ -95,8 +94,8 @@ def features(labels: Tensor, seed: int = 0) -> LabelledFeatures:
     return LabelledFeatures(source, TokenLayout(4, (2, 2), 1), lambda rows: labels[torch.from_numpy(rows)])
 
 
-def create(labels: Tensor, head: str = "linear", **options: Any) -> PixelTraining:
-    candidates, recipe = replace(TRAINING, **options).expand([head])
+def create(labels: Tensor, **options: Any) -> PixelTraining:
+    candidates, recipe = replace(TRAINING, **options).expand()
     return PixelTraining(features(labels), candidates, 4, recipe, 64, torch.device("cpu"))
 
 
@@ -105,9 +104,8 @@ def draw_labels(images: int) -> Tensor:
     return torch.randint(0, 3, (images, 2, 2)).repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_heads_learn_classes_of_patches(head: str) -> None:
-    training = create(draw_labels(20), head, epochs=10)
+def test_head_learns_classes_of_patches() -> None:
+    training = create(draw_labels(20), epochs=10)
     training.fit()
     (trial,) = training.choose()
     assert trial.best_accuracy > 0.6
@@ -125,15 +123,6 @@ def test_unlabelled_pixels_have_no_part_in_training() -> None:
         assert not trained.head.classifier.bias.equal(torch.zeros(4))
         assert left.head.classifier.bias.equal(torch.zeros(4))
     assert nothing.judge(nothing.trials) == [0, 0]
-
-
-def test_attentive_head_starts_as_the_linear_one() -> None:
-    torch.manual_seed(0)
-    linear = HEADS["linear"](6, 3).eval()
-    torch.manual_seed(0)
-    attentive = HEADS["attentive"](6, 3).eval()
-    patches = torch.randn(2, 5, 6)
-    assert torch.equal(linear(patches), attentive(patches))
 
 
 def test_killed_training_resumes(tmp_path: Path) -> None:
@@ -193,9 +182,9 @@ def test_identity_of_images_holds_their_masks_and_names(tmp_path: Path) -> None:
 
 def test_layers_are_probed_together_or_separately(loaded: LoadedModel, tmp_path: Path) -> None:
     training = replace(TRAINING, epochs=1)
-    (both,) = open_session(loaded, tmp_path, layers=[1, -1], training=training).run(["linear"])
+    (both,) = open_session(loaded, tmp_path, layers=[1, -1], training=training).run()
     depth = both.row.layers[1]
-    apart = open_session(loaded, tmp_path, layers=[1, -1], each_layer=True, training=training).run(["linear"])
+    apart = open_session(loaded, tmp_path, layers=[1, -1], each_layer=True, training=training).run()
     assert [result.row.layers for result in (both, *apart)] == [[1, depth], [1], [depth]]
     assert both.row.num_parameters - 8 == 2 * (apart[0].row.num_parameters - 8)
 

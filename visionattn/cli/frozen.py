@@ -58,9 +58,10 @@ class FrozenModels:
     @property
     def runs(self) -> list[FrozenRun]:
         """All runs, model by model."""
+        names: Sequence[str | None] = self.models or [None]
         return [
             FrozenRun(name, randomized, seed)
-            for name in self.models or [None]
+            for name in names
             for randomized in ((False, True) if self.control else (False,))
             for seed in range(self.first_seed, self.first_seed + self.seeds)
         ]

@@ -1,4 +1,4 @@
-"""``eval.py probe-seg``: semantic segmentation from the patches of frozen backbones."""
+"""``eval.py probe-seg``: semantic segmentation by the patches of frozen backbones."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +17,6 @@ from visionattn.output import check_folder, check_writable, write_csv, write_jso
 from visionattn.probing.options import LayerOptions
 from visionattn.probing.rows import grouped
 from visionattn.probing.scenes import ProbingScenes
-from visionattn.probing.segmentation.heads import check_head
 from visionattn.probing.segmentation.options import SegmentationTraining
 from visionattn.probing.segmentation.results import ClassRow, SegmentationResult, SegmentationResults, SegmentationRow
 from visionattn.probing.segmentation.session import SegmentationSession
@@ -38,7 +37,6 @@ def probe_seg(
     model_kwargs: dict[str, Any] | None = None,
     weights: Weights = "average",
     control: Literal["random"] | None = None,
-    heads: list[str] = ["linear"],  # noqa: B006  is never changed
     data: ProbingScenes = DATA,
     features: LayerOptions = FEATURES,
     training: SegmentationTraining = TRAINING,
@@ -52,7 +50,7 @@ def probe_seg(
     num_examples: int = 12,
     predictions: Path | None = None,
 ) -> None:
-    """Evaluate mean IoU of heads that classify pixels from the patches of frozen backbones.
+    """Evaluate mean IoU of a linear head that classifies pixels by the patches of frozen backbones.
 
     Features are computed once and cached. A run that was killed resumes when it is started again.
 
@@ -63,22 +61,19 @@ def probe_seg(
         model_kwargs: further arguments of each model, such as {"img_size": 448}.
         weights: for a checkpoint with a moving average, use the average or the raw weights.
         control: random also evaluates the same architectures with random weights.
-        heads: linear, attentive, or both.
         data: scenes with classes.
         features: layers whose features are probed, and where they are cached.
-        training: training of the heads.
+        training: training of the head.
         seeds: number of runs, with seeds from --training.seed; each has its own random backbone.
         device: auto, cpu, cuda, cuda:1, …
-        precision: precision of the backbone, as --trainer.precision; heads are trained in single precision.
+        precision: precision of the backbone, as --trainer.precision; the head is trained in single precision.
         output: JSON file for the results.
         csv: CSV file for the results.
         classes: CSV file for the results of each class.
         overlays: folder for sheets of images, their true classes and their predicted ones (first seed).
         num_examples: number of images of val on a sheet, evenly spaced.
-        predictions: folder for PNG files of the predicted class numbers of all images of val.
+        predictions: folder for PLACE-NAME.png of all images of val, whose values are the predicted class numbers.
     """
-    for head in heads:
-        check_head(head)
     models = FrozenModels(
         model, checkpoint, pretrained, model_kwargs, weights, control is not None, seeds, training.seed
     )
@@ -117,30 +112,31 @@ def probe_seg(
         session = open_session(run)
         if run.seed == training.seed and not run.randomized:
             print(session.preparation)
-        for result in session.run(heads):
+        for result in session.run():
             results.add(result)
-            stem = "-".join([run.file_stem(session.backbone.name), *_place(result), result.row.head])
+            stem = "-".join([run.file_stem(session.backbone.name), *_place(result)])
             if overlays and run.seed == training.seed:
                 examples = session.segment(result, spread(session.num_val, num_examples))
                 save_segmentation_sheet(list(examples), session.class_names, overlays / f"{stem}.png")
             if predictions:
-                for image in session.segment(result):
-                    folder = predictions / f"{stem}-{run.seed}"
-                    save_label_map(image.predicted, len(session.class_names), folder / f"{Path(image.name).stem}.png")
+                folder = predictions / f"{stem}-{run.seed}"
+                for number, image in enumerate(session.segment(result)):
+                    file = folder / f"{number:05d}-{Path(image.name).stem}.png"
+                    save_label_map(image.predicted, len(session.class_names), file)
         results.models.append(session.describe())
         save()
     print_results(results)
 
 
 def print_results(results: SegmentationResults) -> None:
-    """Print the heads of each model, and its most frequent classes."""
+    """Print the results of each model, and its most frequent classes."""
     label = attrgetter("label")
     classes = dict(grouped(results.classes, label))
     for model, rows in grouped(results.rows, label):
         session = next(each for each in results.models if each.label == model)
         seeds = counted(len({row.seed for row in rows}), "seed")
         print_table(
-            [_cells(same) for _, same in grouped(rows, lambda row: (row.head, tuple(row.layers)))],
+            [_cells(same) for _, same in grouped(rows, _layers)],
             title=f"{model} on {Path(session.root).name if session.root else session.dataset}, {session.num_train:,} + "
             f"{session.num_val:,} images, {seeds}; rates and epochs chosen on a part of train",
         )
@@ -154,34 +150,34 @@ def print_results(results: SegmentationResults) -> None:
         print_unreadable(session, "images")
 
 
+def _layers(row: SegmentationRow | ClassRow) -> str:
+    return "+".join(map(str, row.layers))
+
+
 def _cells(rows: Sequence[SegmentationRow]) -> dict[str, str]:
-    first = rows[0]
     return {
-        "head": first.head,
-        "layers": "+".join(map(str, first.layers)),
+        "layers": _layers(rows[0]),
         "mIoU": mean_cell(row.miou for row in rows),
         "pixel accuracy": mean_cell(row.pixel_accuracy for row in rows),
         "mean class accuracy": mean_cell(row.mean_accuracy for row in rows),
         "held-out mIoU": mean_cell(row.held_out_miou for row in rows),
         "lr": ", ".join(f"{row.lr:.3g}" for row in rows),
         "epoch": ", ".join(str(row.epoch) for row in rows),
-        "params": f"{first.num_parameters:,}",
+        "params": f"{rows[0].num_parameters:,}",
     }
 
 
 def _class_cells(name: str, rows: Sequence[ClassRow]) -> dict[str, str]:
     cells = {"class": name, "pixels": f"{rows[0].pixels:,}"}
-    for (head, layers), same in grouped(rows, lambda row: (row.head, "+".join(map(str, row.layers)))):
-        place = f"{head}, {layers}"
-        cells[f"{place}: IoU"] = mean_cell(row.iou for row in same)
-        cells[f"{place}: accuracy"] = mean_cell(row.accuracy for row in same)
+    for layers, same in grouped(rows, _layers):
+        cells[f"{layers}: IoU"] = mean_cell(row.iou for row in same)
+        cells[f"{layers}: accuracy"] = mean_cell(row.accuracy for row in same)
     return cells
 
 
 def _csv_row(row: SegmentationRow | ClassRow) -> dict[str, Any]:
-    return {**row.to_dict(), "layers": "+".join(map(str, row.layers))}
+    return {**row.to_dict(), "layers": _layers(row)}
 
 
 def _place(result: SegmentationResult) -> Iterable[str]:
-    layers = result.row.layers
-    return [] if layers == ["last"] else ["layer", "+".join(map(str, layers))]
+    return [] if result.row.layers == ["last"] else ["layer", _layers(result.row)]

@@ -89,10 +89,8 @@ def _legend(maps: Sequence[Any], names: Sequence[str], colours: Pixels, height: 
     import cv2
 
     tile = np.full((height, LEGEND, 3), BACKGROUND, np.uint8)
-    true, predicted = (
-        np.bincount(labels[labels >= 0], minlength=len(names)) / max(1, np.count_nonzero(labels >= 0))
-        for labels in maps
-    )
+    known: list[Any] = [labels[labels >= 0] for labels in maps]
+    true, predicted = (np.bincount(labels, minlength=len(names)) / (len(labels) or 1) for labels in known)
     found = np.argsort(-(true + predicted), kind="stable")[: height // LINE]
     for line, number in enumerate(number for number in found.tolist() if true[number] + predicted[number]):
         top = line * LINE

@@ -1,6 +1,5 @@
-"""Training of segmentation heads, as options."""
+"""Training of the segmentation head, as options."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visionattn.checks import check_range
@@ -10,7 +9,7 @@ from visionattn.probing.protocols.candidates import ADAMW_LRS, Candidate, Recipe
 
 @dataclass(frozen=True)
 class SegmentationTraining:
-    """Training of segmentation heads, with learning rate and epoch chosen on a tenth of train.
+    """Training of the segmentation head, with learning rate and epoch chosen on a tenth of train.
 
     Args:
         lrs: peak learning rates of AdamW to choose from.
@@ -20,8 +19,8 @@ class SegmentationTraining:
         pixels: number of pixels drawn from each image in a step, new ones every time; a number above that of its pixels
             means all.
         batch_norm: normalise patches before the classifier, as DINOv2's linear head does.
-        patience: epochs without a better mean IoU after which a head stops; 0 for never.
-        race: drop the worse half of a head's learning rates after 1/3 and again after 2/3 of the epochs.
+        patience: epochs without a better mean IoU after which a learning rate stops; 0 for never.
+        race: drop the worse half of the learning rates after 1/3 and again after 2/3 of the epochs.
         seed: seed of initial weights, of the order of images, of drawn pixels, of the held-out part, and of random
             backbones.
     """
@@ -42,9 +41,9 @@ class SegmentationTraining:
         for lr in self.lrs or ():
             check_range("training.lrs", lr, 0, above=True, error=UserError)
 
-    def expand(self, heads: Sequence[str]) -> tuple[list[Candidate], Recipe]:
-        """Return every head at every learning rate, and the recipe that they share."""
-        named = [(head, {"batch_norm": self.batch_norm}) for head in heads]
-        candidates = sweep(named, self.lrs or ADAMW_LRS, weight_decay=self.weight_decay)
+    def expand(self) -> tuple[list[Candidate], Recipe]:
+        """Return the head at every learning rate, and the recipe of their training."""
+        head = ("linear", {"batch_norm": self.batch_norm})
+        candidates = sweep([head], self.lrs or ADAMW_LRS, weight_decay=self.weight_decay)
         patience = self.patience or None
         return candidates, Recipe(self.epochs, self.batch_size, patience=patience, race=self.race, seed=self.seed)

@@ -3,7 +3,8 @@
 Shapes: B images of H × W pixels and h × w patches, C classes, P pixels drawn from each image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ CLASSES_AT_ONCE = 32
 """Number of classes whose full-size logits are in memory at the same time."""
 
 
-class LabelledFeatures(NamedTuple):
+@dataclass(frozen=True)
+class LabelledFeatures:
     """Patches of images, and the class of each pixel.
 
     Attributes:
@@ -35,18 +37,20 @@ class LabelledFeatures(NamedTuple):
         return len(self.source)
 
 
-def as_map(logits: Tensor, layout: TokenLayout) -> Tensor:
-    """Return logits `[B, N, C]` as a map `[B, C, h, w]`."""
-    return logits.mT.unflatten(2, layout.grid)
+def classify_pixels(logits: Tensor, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """Return the class of each pixel `[B, H, W]` after bilinear interpolation of the logits of patches `[B, N, C]`.
 
-
-def classify_pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the class of each pixel `[B, H, W]` after bilinear interpolation of a map of logits `[B, C, h, w]`."""
-    best = logits.new_full((len(logits), *size), -torch.inf)
+    Args:
+        logits: Logits of the patches, row by row.
+        grid: Rows and columns of patches.
+        size: Height and width of the images.
+    """
+    maps = logits.mT.unflatten(2, grid)  # [B, C, h, w]
+    best = maps.new_full((len(maps), *size), -torch.inf)
     classes = torch.zeros_like(best, dtype=torch.long)
-    for start in range(0, logits.shape[1], CLASSES_AT_ONCE):
-        part = logits[:, start : start + CLASSES_AT_ONCE]
-        values, found = F.interpolate(part, size, mode="bilinear", align_corners=False).max(1)
+    for start in range(0, maps.shape[1], CLASSES_AT_ONCE):
+        part = maps[:, start : start + CLASSES_AT_ONCE]
+        values, found = F.interpolate(part, list(size), mode="bilinear", align_corners=False).max(1)
         better = values > best
         best, classes = torch.where(better, values, best), torch.where(better, found + start, classes)
     return classes
@@ -64,7 +68,7 @@ class Corners(NamedTuple):
     shares: Tensor
 
     @classmethod
-    def of(cls, pixels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> "Corners":
+    def of(cls, pixels: Tensor, grid: tuple[int, int], size: Sequence[int]) -> "Corners":
         """Find the patches around pixels `[B, P]`, numbered row by row in images of a size."""
         (rows, columns), (height, width) = grid, size
         y = ((pixels // width + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)  # the centre of the first patch is 0
@@ -82,7 +86,7 @@ class Corners(NamedTuple):
         return F.embedding_bag(self.patches, logits.flatten(0, 1), per_sample_weights=self.shares, mode="sum")
 
 
-def draw_pixels(rng: np.random.Generator, count: int, images: int, size: tuple[int, int]) -> Tensor:
+def draw_pixels(rng: np.random.Generator, count: int, images: int, size: Sequence[int]) -> Tensor:
     """Draw `count` pixels of each image with replacement, or take all if there are no more: `[images, P]`."""
     total = size[0] * size[1]
     if count >= total:

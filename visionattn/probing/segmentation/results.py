@@ -1,4 +1,4 @@
-"""Results of segmentation probes: a row for each head, with rows for its classes."""
+"""Results of segmentation probes: a row for each head, with rows of its classes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from visionattn.metrics.semantic import SemanticScores
 from visionattn.probing.frozen import Layer
 from visionattn.probing.rows import ResultRow, SessionRow
-from visionattn.probing.segmentation.heads import LinearSegmenter
+from visionattn.probing.segmentation.head import LinearSegmenter
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class SegmentationRow(ResultRow):
     """Result of a head; rates are fractions.
 
     Attributes:
-        head: Name of the head.
-        layers: Layers whose features it takes.
+        layers: Layers whose features the head takes.
         miou: Mean IoU of the classes that occur in val; None if none occurs.
         pixel_accuracy: Share of the labelled pixels of val that are right.
         mean_accuracy: Mean over the classes of val of the share of their pixels that are right.
@@ -25,10 +24,9 @@ class SegmentationRow(ResultRow):
         lr: Chosen peak learning rate.
         epoch: Chosen epoch, counted from 1.
         num_parameters: Number of trained parameters.
-        seconds: Wall time of the training until this head stopped, with all that trained together.
+        seconds: Wall time of the training, of all learning rates until this one stopped.
     """
 
-    head: str
     layers: list[Layer]
     miou: float | None
     pixel_accuracy: float | None
@@ -46,8 +44,7 @@ class ClassRow(ResultRow):
     """Result of a head on a class that occurs in val.
 
     Attributes:
-        head: Name of the head.
-        layers: Layers whose features it takes.
+        layers: Layers whose features the head takes.
         number: Number of the class.
         name: Name of the class.
         pixels: Number of its pixels in val.
@@ -55,7 +52,6 @@ class ClassRow(ResultRow):
         accuracy: Share of its pixels that are right.
     """
 
-    head: str
     layers: list[Layer]
     number: int
     name: str
@@ -71,12 +67,12 @@ class SegmentationResult:
     Attributes:
         row: Its rates.
         classes: Its rates on each class that occurs in val.
-        model: The trained head, in evaluation mode, on the device of the session.
+        head: The trained head, in evaluation mode, on the device of the session.
     """
 
     row: SegmentationRow
     classes: list[ClassRow]
-    model: LinearSegmenter = field(repr=False)
+    head: LinearSegmenter = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row that ``probe-seg --output`` writes."""

@@ -1,4 +1,4 @@
-"""Segmentation sessions: heads that classify the pixels of scenes from the patches of a frozen backbone."""
+"""Segmentation sessions: a head that classifies the pixels of scenes by the patches of a frozen backbone."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from visionattn.data.scenes import SceneData
-from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import open_scenes
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
@@ -22,9 +21,8 @@ from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.options import LayerOptions
 from visionattn.probing.rows import SessionRow
 from visionattn.probing.scenes import ProbingScenes
-from visionattn.probing.segmentation.heads import check_head
 from visionattn.probing.segmentation.options import SegmentationTraining
-from visionattn.probing.segmentation.pixels import LabelledFeatures, as_map, classify_pixels
+from visionattn.probing.segmentation.pixels import LabelledFeatures, classify_pixels
 from visionattn.probing.segmentation.results import SegmentationResult, SegmentationRow, class_rows
 from visionattn.probing.segmentation.training import PixelTraining, evaluate, read
 from visionattn.progress import ShowProgress, no_progress
@@ -48,7 +46,7 @@ class SegmentedImage(NamedTuple):
 
 
 class SegmentationSession:
-    """A frozen backbone on scenes, and heads that classify pixels from its patches.
+    """A frozen backbone on scenes, and a head that classifies pixels by its patches.
 
     Features, label maps and the state of trainings are cached. A session that was interrupted resumes where it stopped.
 
@@ -75,9 +73,9 @@ class SegmentationSession:
             loaded: The model, as `visionattn.load_model` returns it.
             data: Scenes; by default synthetic ones.
             features: Layers whose features are probed, and their cache.
-            training: Training of the heads.
+            training: Training of the head.
             device: auto, cpu, cuda, cuda:1, …
-            precision: Precision of the backbone; heads are trained in single precision.
+            precision: Precision of the backbone; the head is trained in single precision.
             progress: Called at the start of each phase, to show its progress.
 
         Raises:
@@ -99,26 +97,16 @@ class SegmentationSession:
         self._unreadable: list[str] = []
         self._training_seconds = 0.0
 
-    def run(self, heads: Sequence[str] = ("linear",)) -> list[SegmentationResult]:
-        """Train and evaluate heads.
-
-        Args:
-            heads: linear, attentive.
-
-        Returns:
-            A result for each head, for each layer if these are probed separately.
+    def run(self) -> list[SegmentationResult]:
+        """Train and evaluate a head, or one for each layer if these are probed separately.
 
         Raises:
-            ValueError: A head that does not exist, or features that are not finite.
+            ValueError: Features that are not finite, or too few images.
             OSError: Unreadable images, or a full disk.
         """
-        if not heads:
-            raise UserError("--heads names nothing: give linear, attentive or both")
-        for head in heads:
-            check_head(head)
         self.extract()
         groups = [[layer] for layer in self.backbone.layers] if self.features.each_layer else [self.backbone.layers]
-        return [result for layers in groups for result in self._evaluate(layers, list(dict.fromkeys(heads)))]
+        return [self._evaluate(layers) for layers in groups]
 
     def extract(self) -> None:
         """Extract the features that are not cached yet.
@@ -159,7 +147,7 @@ class SegmentationSession:
         numbers = iter(val.cache.indices[order].tolist())
         for patches, labels in read(features, order, self.training.batch_size, self.device):
             with torch.no_grad():
-                predicted = classify_pixels(as_map(result.model(patches), features.layout), labels.shape[1:])
+                predicted = classify_pixels(result.head(patches), features.layout.grid, labels.shape[1:])
             for true, found in zip(labels.cpu(), predicted.cpu(), strict=True):
                 number = next(numbers)
                 yield SegmentedImage(val.images.name_of(number), val.images.photograph(number), true, found)
@@ -184,38 +172,37 @@ class SegmentationSession:
             training_seconds=self._training_seconds,
         )
 
-    def _evaluate(self, layers: Sequence[Layer], heads: Sequence[str]) -> Iterator[SegmentationResult]:
+    def _evaluate(self, layers: Sequence[Layer]) -> SegmentationResult:
         train, val = (self._labelled(split, layers) for split in self._splits.values())
-        candidates, recipe = self.training.expand(heads)
-        arguments = len(self.class_names), recipe, self.training.pixels, self.device
-        training = PixelTraining(train, candidates, *arguments)
+        candidates, recipe = self.training.expand()
+        num_classes = len(self.class_names)
+        training = PixelTraining(train, candidates, num_classes, recipe, self.training.pixels, self.device)
         key = self._splits["train"].cache.arrays.key
         identity = short_hash([key, list(layers), candidates, recipe, training.content()])
-        names = f"{', '.join(heads)} on {self.backbone.name}, seed {recipe.seed}"
+        place = f"{self.backbone.name}, layer {'+'.join(map(str, layers))}, seed {recipe.seed}"
         start = time.perf_counter()
-        with self._progress(names, "steps") as report:
+        with self._progress(f"segmentation by {place}", "steps") as report:
             training.fit(self.features.folder / "training" / f"{identity}.pt", identity, report)
         self._training_seconds += time.perf_counter() - start
-        chosen = training.choose()
-        models = [trial.head.eval() for trial in chosen]
-        with self._progress(f"evaluating {names}", "images") as report:
-            found = evaluate(models, val, len(self.class_names), recipe.batch_size, self.device, report)
-        for trial, model, scores in zip(chosen, models, found, strict=True):
-            about = {**self._about(), "head": trial.candidate.head, "layers": list(layers)}
-            classes = class_rows(scores, self.class_names, **about)
-            row = SegmentationRow(
-                **about,
-                miou=scores.compute(),
-                pixel_accuracy=scores.pixel_accuracy,
-                mean_accuracy=scores.mean_accuracy,
-                num_present=len(classes),
-                held_out_miou=trial.best_accuracy,
-                lr=trial.candidate.lr,
-                epoch=trial.best_epoch,
-                num_parameters=trial.num_parameters,
-                seconds=trial.seconds,
-            )
-            yield SegmentationResult(row, classes, model)
+        (chosen,) = training.choose()
+        head = chosen.head.eval()
+        with self._progress(f"evaluating {place}", "images") as report:
+            scores = evaluate(head, val, num_classes, recipe.batch_size, self.device, report)
+        about = {**self._about(), "layers": list(layers)}
+        classes = class_rows(scores, self.class_names, **about)
+        row = SegmentationRow(
+            **about,
+            miou=scores.compute(),
+            pixel_accuracy=scores.pixel_accuracy,
+            mean_accuracy=scores.mean_accuracy,
+            num_present=len(classes),
+            held_out_miou=chosen.best_accuracy,
+            lr=chosen.candidate.lr,
+            epoch=chosen.best_epoch,
+            num_parameters=chosen.num_parameters,
+            seconds=chosen.seconds,
+        )
+        return SegmentationResult(row, classes, head)
 
     def _labelled(self, split: SplitFeatures, layers: Sequence[Layer]) -> LabelledFeatures:
         return LabelledFeatures(split.source(layers), self.backbone.layouts[layers[0]], split.cache.labels)

@@ -1,4 +1,4 @@
-"""Training of segmentation heads, all at all learning rates at once."""
+"""Training of the segmentation head, at all learning rates at once."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,20 +14,14 @@ from visionattn.probing.protocols.results import Progress
 from visionattn.probing.protocols.split import hold_out, random_order
 from visionattn.probing.protocols.training import CandidateTraining
 from visionattn.probing.protocols.trial import Trial
-from visionattn.probing.segmentation.heads import HEADS, LinearSegmenter
-from visionattn.probing.segmentation.pixels import (
-    Corners,
-    LabelledFeatures,
-    as_map,
-    classify_pixels,
-    draw_pixels,
-)
+from visionattn.probing.segmentation.head import LinearSegmenter
+from visionattn.probing.segmentation.pixels import Corners, LabelledFeatures, classify_pixels, draw_pixels
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class PixelTraining(CandidateTraining[LinearSegmenter]):
-    """A training of segmentation heads by cross entropy at drawn pixels.
+    """A training of the segmentation head by cross entropy at drawn pixels.
 
     A tenth of train is held out. The mean IoU at drawn pixels of these images, always the same, chooses learning rates
     and epochs.
@@ -66,7 +60,7 @@ class PixelTraining(CandidateTraining[LinearSegmenter]):
         """See `CandidateTraining`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            head = HEADS[candidate.head](self.train.source.dim, self.num_classes, **candidate.options)
+            head = LinearSegmenter(self.train.source.dim, self.num_classes, **candidate.options)
         return head.to(self.device)
 
     def train_epoch(self, trials: Sequence[Trial[LinearSegmenter]], progress: Progress | None) -> Tensor:
@@ -113,7 +107,7 @@ class PixelTraining(CandidateTraining[LinearSegmenter]):
 
     def _draw(self, rng: np.random.Generator, labels: Tensor) -> tuple[Corners, Tensor]:
         """Draw pixels of images, and return the patches around them, and their classes `[b * P]`."""
-        size = labels.shape[1], labels.shape[2]
+        size = labels.shape[1:]
         pixels = draw_pixels(rng, self.pixels, len(labels), size).to(labels.device)
         return Corners.of(pixels, self.train.layout.grid, size), labels.flatten(1).gather(1, pixels).flatten()
 
@@ -127,19 +121,18 @@ def read(features: LabelledFeatures, order: Tensor, batch_size: int, device: tor
 
 @torch.no_grad()
 def evaluate(
-    heads: Sequence[LinearSegmenter],
+    head: LinearSegmenter,
     val: LabelledFeatures,
     num_classes: int,
     batch_size: int,
     device: torch.device,
     progress: Progress | None = None,
-) -> list[SemanticScores]:
-    """Compare the class of each pixel of val, by each head, with its label."""
-    scores = [SemanticScores(num_classes) for _ in heads]
+) -> SemanticScores:
+    """Compare the class of each pixel of val, by a head in evaluation mode, with its label."""
+    scores = SemanticScores(num_classes)
     done = 0
     for patches, labels in read(val, torch.arange(len(val)), batch_size, device):
-        for head, score in zip(heads, scores, strict=True):
-            score.update_pixels(labels, classify_pixels(as_map(head(patches), val.layout), labels.shape[1:]))
+        scores.update_pixels(labels, classify_pixels(head(patches), val.layout.grid, labels.shape[1:]))
         done += len(labels)
         if progress is not None:
             progress(done, len(val))
