@@ -1,4 +1,4 @@
-"""Pages of docs/: their code runs, their commands parse, their tables agree with the code, and the site builds.
+"""Pages of docs/: their code runs, their commands parse, and their tables agree with the code.
 
 For those who write pages: each page has a folder of its own, in which its blocks run in their order. Those of
 ```` ```python ```` share a namespace. Of ```` ```bash ````, what runs Python or ``visionattn`` runs; all else must be
@@ -15,7 +15,6 @@ import ast
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -41,8 +40,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
 SLOW = [page for page in FAST if any("slow" in block.classes for block in BLOCKS[page])]
-OPTIONAL = ("captum", "openvino", "peft", "segmentation_models_pytorch", "torchao", "transformers")
-"""Modules of the extra ``works-with`` that pages import."""
+OPTIONAL = ("captum", "openvino", "peft", "segmentation_models_pytorch", "skimage", "torchao", "transformers")
+"""Modules of the extras ``docs`` and ``works-with`` that pages import."""
 name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
 
@@ -175,23 +174,10 @@ def test_results_table_equals_the_configs() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_site_builds_without_warnings(tmp_path: Path) -> None:
-    """Links between pages, anchors, and the names that the API pages ask for."""
-    pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for page in ("index.html", "tutorial/index.html", "kernels/index.html", "api/visionattn/index.html"):
-        html = (tmp_path / page).read_text(encoding="utf-8")
-        assert re.findall(r"<(?:script|img)[^>]+src=[\"']?https?:|<link[^>]+stylesheet[^>]+https?:", html) == []
-
-
 def test_notebook_is_stored_with_its_outputs() -> None:
     """Cells that print or draw have outputs, without errors, warnings, durations or absolute paths."""
     text = NOTEBOOK.read_text(encoding="utf-8")
-    assert len(text) < 700_000
+    assert len(text) < 1_200_000
     for number, cell in enumerate(json.loads(text)["cells"]):
         if cell["cell_type"] != "code":
             continue
@@ -229,7 +215,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     assert drawn == [16, 12]
     written = {path.name for path in Path("runs/tutorial").glob("*.png")}
-    assert written == {"confusion.png", "attention.png", "depth.png"}
+    assert written == {"confusion.png", "attention.png", "depth.png", "rollout.png", "pca.png", "saliency.png"}
     assert names["result"].top1 > 0.93
     trained, untrained = ({probe.name: probe.top1 for probe in names["probes"][kind]} for kind in ("trained", "random"))
     assert all(trained[name] > untrained[name] for name in trained)

@@ -51,3 +51,9 @@ def test_values_are_clipped_and_grey_images_are_drawn(tmp_path):
 def test_wrong_arguments_are_named(tmp_path, rows, shapes):
     with pytest.raises(ValueError, match=rf"of one shape, got {shapes}"):
         save_reconstructions(rows, tmp_path / "x.png", [0.5] * 3, [0.5] * 3)
+
+
+def test_names_of_rows_are_not_cut_off(tmp_path) -> None:
+    rows = {name: np.full((8, 48, 48, 3), 120, np.uint8) for name in ("image", "segments", "slots", "rebuilt")}
+    with Image.open(reconstructions.save_rows(rows, tmp_path / "x.png")) as page:
+        assert (np.asarray(page.convert("L"))[:, :4] == 255).all()

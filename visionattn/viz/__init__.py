@@ -19,11 +19,13 @@ from visionattn.viz.reconstructions import save_reconstructions
 from visionattn.viz.rollout import draw_rollout
 from visionattn.viz.segmentation import class_colours, save_label_map, save_segmentation_sheet
 from visionattn.viz.slots import colour_segments, save_slots
+from visionattn.viz.windows import WINDOWS, save_windows, visible_keys
 
 __all__ = [
-    "Click", "DepthCurve", "HeadRow", "Point", "RankedList", "class_colours", "colour_segments", "denormalize",
-    "draw_attention_maps", "draw_components", "draw_head_maps", "draw_heat", "draw_heat_maps", "draw_ranked_list",
-    "draw_rollout", "save_attention_maps", "save_confusion_matrix", "save_contact_sheet", "save_depth_curves",
-    "save_image", "save_label_map", "save_leaderboard", "save_learning_curve", "save_ranked_lists",
-    "save_reconstructions", "save_segmentation_sheet", "save_similarity_sheet", "save_slots", "to_pixels",
+    "WINDOWS", "Click", "DepthCurve", "HeadRow", "Point", "RankedList", "class_colours", "colour_segments",
+    "denormalize", "draw_attention_maps", "draw_components", "draw_head_maps", "draw_heat", "draw_heat_maps",
+    "draw_ranked_list", "draw_rollout", "save_attention_maps", "save_confusion_matrix", "save_contact_sheet",
+    "save_depth_curves", "save_image", "save_label_map", "save_leaderboard", "save_learning_curve",
+    "save_ranked_lists", "save_reconstructions", "save_segmentation_sheet", "save_similarity_sheet", "save_slots",
+    "save_windows", "to_pixels", "visible_keys",
 ]  # fmt: skip

@@ -41,6 +41,7 @@ def save_rows(rows: Mapping[str, Pixels], png_path: str | Path) -> Path:
     figure = new_figure(cell * columns + 1, cell * len(rows) * height / width + 0.2)
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
+    axes.set_anchor("E")  # the space for the names of the rows is on the left
     axes.set_yticks([(height + 1) * (number + 0.5) for number in range(len(rows))], list(rows), fontsize="small")
     axes.tick_params(left=False)
     axes.set_xticks([])
