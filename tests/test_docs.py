@@ -165,7 +165,7 @@ def test_works_with_pages_name_the_versions_they_were_run_with() -> None:
     for library, version, page in rows:
         line = re.search(r"^Run with .*$", (folder / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert line is not None, page
-        assert re.search(rf"\b{library} {re.escape(version)}\b", line[0]), page
+        assert f"{library} {version}" in line[0].lower(), page
         assert f"{library}=={version}" in pins, library
 
 
