@@ -82,10 +82,9 @@ def _state_classes_once(folder: Path) -> None:
     path = folder / CONFIG
     text = path.read_text(encoding="utf-8")
     config = json.loads(text)
-    del config["model_args"]["num_classes"]
+    config.get("model_args", {}).pop("num_classes", None)
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    with torch.device("meta"):
-        built: Any = create_model(f"local-dir:{folder}")
+    built: Any = create_model(f"local-dir:{folder}")
     if built.num_classes != config["num_classes"]:
         path.write_text(text, encoding="utf-8")
 
