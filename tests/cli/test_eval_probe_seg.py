@@ -82,3 +82,16 @@ def test_control_adds_random_weights(capsys: pytest.CaptureFixture[str]) -> None
     assert "vit_nano_patch4_32.cifar10 (random) on synthetic" in printed
     assert probe_seg(*VIT, "--control", "random") == 2
     assert "--control random is compared with trained weights" in capsys.readouterr().err
+
+
+def test_val_without_labels_has_no_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, value in (("train", 1), ("val", 255)):
+        for number in range(3):
+            for folder, grey in (("images", 50 * number), ("labels", value)):
+                (tmp_path / "data" / split / folder).mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), grey).save(tmp_path / "data" / split / folder / f"{number}.png")
+    data = ["--data.name", "semantic_folder", "--data.root", "data"]
+    assert probe_seg(*VIT, *data, "--output", "r.json") == 0
+    (row,) = json.loads(Path("r.json").read_text())["results"]
+    assert (row["miou"], row["pixel_accuracy"], row["num_present"]) == (None, None, 0)
+    assert "–" in capsys.readouterr().out

@@ -142,10 +142,8 @@ def print_results(results: SegmentationResults) -> None:
         )
         found = grouped(classes.get(model, ()), attrgetter("number", "name"))
         found.sort(key=lambda pair: -pair[1][0].pixels)
-        print_table(
-            [_class_cells(name, same) for (_, name), same in found[:CLASSES]],
-            title=f"The {min(CLASSES, len(found))} most frequent of {len(found)} classes of val",
-        )
+        if cells := [_class_cells(name, same) for (_, name), same in found[:CLASSES]]:
+            print_table(cells, title=f"The {len(cells)} most frequent of {len(found)} classes of val")
     for session in results.models:
         print_unreadable(session, "images")
 
