@@ -19,7 +19,7 @@ OLD_PATHS = ("natten1d", "natten2d", "natten3d", "na1d", "na2d", "na3d", "experi
 
 
 class _Metadata(Distribution):
-    """What `importlib.metadata` finds as natten; transformers asks it whether there is one."""
+    """Metadata that `importlib.metadata` finds as natten; transformers asks for it."""
 
     def read_text(self, filename: str) -> str | None:
         """Return a file of the distribution; it has one."""
