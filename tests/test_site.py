@@ -51,7 +51,8 @@ def check_search(site: Path) -> None:
 
 def address(page: str) -> str:
     """Return the address of a page's source on the site."""
-    return "" if page == "index.md" else f"{Path(page).with_suffix('')}/"
+    folder = Path(page).with_suffix("") if Path(page).stem != "index" else Path(page).parent
+    return "" if folder == Path() else f"{folder.as_posix()}/"
 
 
 def test_pages_of_the_search_exist() -> None:
