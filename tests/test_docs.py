@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 FAST = [page for page in PAGES if any(block.language in ("python", "bash") for block in BLOCKS[page])]
 SLOW = [page for page in FAST if any("slow" in block.classes for block in BLOCKS[page])]
-OPTIONAL = ("captum", "openvino", "peft", "segmentation_models_pytorch", "skimage", "torchao", "transformers")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+OPTIONAL = ["skimage", *(package.replace("-", "_") for package in EXTRAS["works-with"])]
 """Modules of the extras ``docs`` and ``works-with`` that pages import."""
 name_of = {"ids": lambda page: str(page.relative_to(DOCS))}
 
@@ -156,7 +158,7 @@ def test_zoo_lists_every_model_with_its_size() -> None:
 
 
 def test_works_with_pages_name_the_versions_they_were_run_with() -> None:
-    """A version in the table is that of its page, and of constraints.txt."""
+    """A version in the table is that of its page; all versions of the page are those of constraints.txt."""
     folder = DOCS / "works_with"
     table = (folder / "index.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+) \| ([\d.]+) \| .* \| \[[^]]+\]\(([^)]+)\) \|$", table, re.MULTILINE)
@@ -165,8 +167,14 @@ def test_works_with_pages_name_the_versions_they_were_run_with() -> None:
     for library, version, page in rows:
         line = re.search(r"^Run with .*$", (folder / page).read_text(encoding="utf-8"), re.MULTILINE)
         assert line is not None, page
-        assert f"{library} {version}" in line[0].lower(), page
-        assert f"{library}=={version}" in pins, library
+        named = re.findall(r"([\w-]+) (\d[\d.]*\d)", line[0].lower().split(". ")[0])
+        assert (library, version) in named, page
+        assert {f"{name}=={number}" for name, number in named} <= set(pins), page
+
+
+def test_install_page_lists_the_extras() -> None:
+    table = (DOCS / "install.md").read_text(encoding="utf-8").split("## Extras")[1].split("##")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(EXTRAS)
 
 
 def test_results_table_equals_the_configs() -> None:

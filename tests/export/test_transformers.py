@@ -18,7 +18,6 @@ transformers = pytest.importorskip("transformers")
 GAUSSIAN = {**VIT, "slot_init": "gaussian"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "nat": ("nat_pico", {"model_kwargs": NARROW_NAT}),
-    "dinat": ("dinat_pico", {"model_kwargs": {**NARROW_NAT, "dilations": [[1], [2], [1]]}}),
     "halo-rectangle": ("halo_pico", {"preprocessing": {"input_size": (3, 48, 32)}}),
     "terminator": ("terminator_pico", {}),
     "dcal": ("dcal_vit_pico", {"model_kwargs": VIT, "task": "fine_grained"}),

@@ -11,8 +11,6 @@ from torch import Tensor
 
 import visionattn_kernels as vk
 import visionattn_kernels.compat.natten as compat
-from tests.kernels.interpreter import NOT_INTERPRETED
-from visionattn_kernels.attention import dispatch
 from visionattn_kernels.compat.natten import functional as na
 
 # id: size, kernel size, dilation, causal; one number per axis
@@ -187,17 +185,6 @@ def test_vmap() -> None:
         torch.testing.assert_close(mapped[i], attend(*(x[i] for x in stacked)))
 
 
-@pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
-def test_fused_functions_run_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = q, k, v, rpb = [x.detach().requires_grad_() for x in draw((6, 5), (3, 3), dtype=torch.float32)]
-    heads_last = [x.movedim(1, -2) for x in (q, k, v)]
-    expected = na.na2d(*heads_last, 3, rpb=rpb)
-    monkeypatch.setitem(dispatch.ORDER, "cpu", (dispatch.Order(("triton",), "this test asks for it"),))
-    ours = na.na2d(*heads_last, 3, rpb=rpb)
-    for x, y in zip(*(torch.autograd.grad(out.square().sum(), inputs) for out in (ours, expected)), strict=True):
-        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(dtype: torch.dtype) -> None:
@@ -253,9 +240,8 @@ def test_argument_order(name: str, arguments: str, axes: int) -> None:
 def test_fused_functions_equal_natten() -> None:
     """NATTEN on a CPU computes forward, in float32, without bias."""
     natten = pytest.importorskip("natten", reason="natten is not installed here")
-    for size, kernel, dilation, causal in CASES.values():
-        if kernel == size:  # NATTEN turns to full attention, which it lacks on CPUs
-            continue
+    for name in ("L14-k5-dil2", "H6xW11-k3x5-dil2x1", "H6xW9-k3-dil1x3-causal01"):
+        size, kernel, dilation, causal = CASES[name]
         q, k, v = torch.randn(3, 2, *size, 2, 16)
         attend = natten.na1d if len(size) == 1 else natten.na2d
         expected = attend(q, k, v, kernel, dilation=dilation, is_causal=causal)

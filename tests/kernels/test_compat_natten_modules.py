@@ -84,7 +84,7 @@ def test_arguments_of_both_eras(arguments: dict[str, Any], has_rpb: bool) -> Non
 
 
 def test_defaults_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionattn_kernels.compat.natten.modules._release", ["0.14"])
+    monkeypatch.setattr("visionattn_kernels.compat.natten.modules._release", "0.14")
     compat.use_defaults_of("0.17")
     assert NeighborhoodAttention1D(DIM, HEADS, 3).rpb is None
     assert NeighborhoodAttention1D(DIM, HEADS, 3, rel_pos_bias=True).rpb is not None

@@ -9,9 +9,20 @@ import torch
 import visionattn  # noqa: F401  registers the models
 from visionattn.layers import MapLinear
 
+WEIGHTS, ACTIVATIONS_TOO = "Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"
 
-@pytest.mark.parametrize("name", ["nat_pico", "dinat_pico", "halo_pico", "dcal_vit_nano", "vit_nano_patch4_32"])
-@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("nat_pico", WEIGHTS),
+        ("nat_pico", ACTIVATIONS_TOO),
+        ("halo_pico", WEIGHTS),
+        ("dcal_vit_nano", WEIGHTS),
+        ("dcal_vit_nano", ACTIVATIONS_TOO),
+        ("vit_nano_patch4_32", WEIGHTS),
+    ],
+)
 def test_int8_weights_of_torchao_change_logits_little(name: str, config: str) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = timm.create_model(f"{name}.cifar10", pretrained=True).eval()

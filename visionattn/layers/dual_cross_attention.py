@@ -144,7 +144,8 @@ class DualCrossBlock(Block):
         """Compute self-attention, pair-wise attention if there are pairs, and the scores of self-attention.
 
         Where gradients are wanted, attention is fused, which keeps no probabilities, and the scores are computed by
-        themselves. Otherwise the probabilities serve both. Without timm's flag `fused_attn` attention is never fused.
+        themselves. Otherwise, or without timm's flag `fused_attn`, the probabilities serve both. Pairs are always
+        fused.
 
         Args:
             x: tokens [B, N, D]; with pairs [2B, N, D], those of self-attention first.

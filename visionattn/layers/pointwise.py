@@ -18,7 +18,7 @@ def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def is_wrapped(weight: Tensor) -> bool:
-    """Return whether a weight wraps other tensors, as a quantized one does: it knows `F.linear`, but no views."""
+    """Return whether a weight wraps other tensors, as a quantized one does: `F.linear` takes it, and views need not."""
     return hasattr(type(weight), "__tensor_flatten__")
 
 

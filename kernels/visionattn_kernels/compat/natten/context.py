@@ -120,34 +120,35 @@ def is_autotuner_enabled() -> bool:
     return is_autotuner_enabled_for_forward() or is_autotuner_enabled_for_backward()
 
 
-_memory = [MEMORY_PREFERENCES[0]]
+_memory = MEMORY_PREFERENCES[0]
 
 
 def set_memory_usage_preference(pref: str = "default") -> None:
     """Remember a preference. Raises ValueError for an unknown one."""
+    global _memory
     if pref not in MEMORY_PREFERENCES:
         raise ValueError(f"pref must be one of {', '.join(MEMORY_PREFERENCES)}; got {pref!r}")
-    _memory[0] = pref
+    _memory = pref
 
 
 def get_memory_usage_preference() -> str:
     """Return the preference by name."""
-    return _memory[0]
+    return _memory
 
 
 def is_memory_usage_default() -> bool:
     """Return whether the preference is "default"."""
-    return _memory[0] == "default"
+    return _memory == "default"
 
 
 def is_memory_usage_strict() -> bool:
     """Return whether the preference is "strict"."""
-    return _memory[0] == "strict"
+    return _memory == "strict"
 
 
 def is_memory_usage_unrestricted() -> bool:
     """Return whether the preference is "unrestricted"."""
-    return _memory[0] == "unrestricted"
+    return _memory == "unrestricted"
 
 
 def has_cuda() -> bool:

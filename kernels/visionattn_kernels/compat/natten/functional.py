@@ -173,7 +173,7 @@ def na1d_qk_with_bias(
     dilation: Dimension1DTypeOrDed | None,
     additional_keys: Tensor | None = None,
 ) -> Tensor:
-    """Compute `na1d_qk` by its name with a bias in 0.15."""
+    """Compute `na1d_qk`, which 0.15 calls by this name if there is a bias."""
     return na1d_qk(query, key, kernel_size, dilation, additional_keys, rpb=bias)
 
 
@@ -185,37 +185,37 @@ def na2d_qk_with_bias(
     dilation: Dimension2DTypeOrDed | None,
     additional_keys: Tensor | None = None,
 ) -> Tensor:
-    """Compute `na2d_qk` by its name with a bias in 0.15."""
+    """Compute `na2d_qk`, which 0.15 calls by this name if there is a bias."""
     return na2d_qk(query, key, kernel_size, dilation, additional_keys, rpb=bias)
 
 
 def natten1dqkrpb(query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na1d_qk` by its name in 0.14."""
+    """Compute `na1d_qk`, which 0.14 calls by this name."""
     return na1d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
 def natten2dqkrpb(query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na2d_qk` by its name in 0.14."""
+    """Compute `na2d_qk`, which 0.14 calls by this name."""
     return na2d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
 def natten1dqk(query: Tensor, key: Tensor, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na1d_qk` by its name without a bias in 0.14."""
+    """Compute `na1d_qk`, which 0.14 calls by this name if there is no bias."""
     return na1d_qk(query, key, kernel_size, dilation)
 
 
 def natten2dqk(query: Tensor, key: Tensor, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na2d_qk` by its name without a bias in 0.14."""
+    """Compute `na2d_qk`, which 0.14 calls by this name if there is no bias."""
     return na2d_qk(query, key, kernel_size, dilation)
 
 
 def natten1dav(attn: Tensor, value: Tensor, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na1d_av` by its name in 0.14."""
+    """Compute `na1d_av`, which 0.14 calls by this name."""
     return na1d_av(attn, value, kernel_size, dilation)
 
 
 def natten2dav(attn: Tensor, value: Tensor, kernel_size: int, dilation: int | None) -> Tensor:
-    """Compute `na2d_av` by its name in 0.14."""
+    """Compute `na2d_av`, which 0.14 calls by this name."""
     return na2d_av(attn, value, kernel_size, dilation)
 
 

@@ -14,7 +14,7 @@ from visionattn_kernels.compat.natten.utils import check_all_args
 
 RELEASES = ("0.14", "0.15", "0.17")
 
-_release = ["0.14"]
+_release = RELEASES[0]
 
 OPERATORS: dict[int, tuple[Callable[..., Tensor], ...]] = {
     1: (functional.na1d_qk, functional.na1d_av, functional.na1d),
@@ -29,9 +29,10 @@ def use_defaults_of(release: str) -> None:
     Raises:
         ValueError: `release` is not one of `RELEASES`.
     """
+    global _release
     if release not in RELEASES:
         raise ValueError(f"release must be one of {', '.join(RELEASES)}; got {release!r}")
-    _release[0] = release
+    _release = release
 
 
 @torch.fx.wrap
@@ -129,7 +130,7 @@ class NeighborhoodAttentionNd(nn.Module):
             raise ValueError("bias and rel_pos_bias are two names of one argument; give one of them")
         self.kernel_size, self.dilation, self.is_causal = check_all_args(self.axes, kernel_size, dilation, is_causal)
         named = bias if rel_pos_bias is None else rel_pos_bias
-        has_rpb = (_release[0] != "0.17" and not any(self.is_causal)) if named is None else named
+        has_rpb = (_release != "0.17" and not any(self.is_causal)) if named is None else named
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
