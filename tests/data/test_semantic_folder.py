@@ -59,6 +59,12 @@ def test_names_of_values_number_the_classes(tmp_path: Path) -> None:
     assert scenes.parts(0)[-1] == tmp_path / "class_names.json"
 
 
+def test_names_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "class_names.txt").write_text("sky\ntree\nroad", encoding="utf-8-sig")
+    assert list(opened(tmp_path).class_names) == ["sky", "tree", "road"]
+
+
 @pytest.mark.parametrize(
     ("image", "mask"),
     [

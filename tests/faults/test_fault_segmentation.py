@@ -60,6 +60,12 @@ def test_model_without_patches_is_an_error(fails: Fails) -> None:
     fails("probe-seg", *FAST, *SYNTHETIC, *words, says=("model 'pit_ti_224' ends in 1 tokens", "tap a block"))
 
 
+def test_layers_of_different_grids_are_refused_before_the_extraction(fails: Fails, tmp_path: Path) -> None:
+    words = ("--model", "nat_pico.cifar10", "--features.layers", "0,2", "--features.cache", str(tmp_path / "cache"))
+    fails("probe-seg", *FAST, *SYNTHETIC, *words, says=("layers [0, 2] cannot be put side by side", "each_layer"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_too_few_images_are_an_error(fails: Fails) -> None:
     words = ("--data.length", "2", "--data.val_length", "1")
     fails("probe-seg", *MODEL, *FAST, *words, says="2 images of train are too few")

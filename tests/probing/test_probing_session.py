@@ -94,6 +94,17 @@ def test_exported_head_classifies_as_its_result_says(tmp_path, colour_folder, lo
         session.export(nearest, tmp_path / "heads")
 
 
+def test_views_of_layers_of_different_grids_are_refused_by_the_plan(tmp_path, colour_folder):
+    session = ProbingSession(
+        visionattn.load_model("nat_pico.cifar10"),
+        ProbingData(root=str(colour_folder), num_workers=0),
+        FeatureOptions(layers=[0, 2], cache=tmp_path, views=2),
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match="cannot be put side by side"):
+        session.plan(request_heads(["linear"]))
+
+
 def test_requests_are_checked_once_and_report_their_needs():
     requests = request_heads(["linear", "ep_8", "knn", "linear", HeadRequest("clip")], {"ep_8": {"d_out": 2}})
     assert [request.name for request in requests] == ["linear", "ep_8", "knn", "clip"]

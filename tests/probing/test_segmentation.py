@@ -125,6 +125,11 @@ def test_unlabelled_pixels_have_no_part_in_training() -> None:
     assert nothing.judge(nothing.trials) == [0, 0]
 
 
+def test_share_of_train_is_held_out() -> None:
+    training = create(draw_labels(20), held_out=0.3)
+    assert (len(training.fitted), len(training.held)) == (14, 6)
+
+
 def test_killed_training_resumes(tmp_path: Path) -> None:
     labels = draw_labels(12)
 
@@ -161,6 +166,17 @@ def test_cache_is_keyed_by_labels_and_size(loaded: LoadedModel, tmp_path: Path) 
     assert key(limit=8)[0] != first[0]
 
 
+def test_storage_is_the_size_of_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
+    data = replace(DATA, length=50, val_length=25)
+    session = open_session(loaded, tmp_path, data=data)
+    session.extract()
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) / 1e6
+    assert session.storage.startswith(f"{stored:.1f} MB of features and label maps of 75 images")
+    online = open_session(loaded, tmp_path, data=data, token_budget_gb=1e-6).storage
+    assert "above --features.token_budget_gb 1e-06: the backbone runs in every epoch" in online
+    assert float(online.split()[0]) < stored
+
+
 def test_identity_of_images_holds_their_masks_and_names(tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -169,7 +185,10 @@ def test_identity_of_images_holds_their_masks_and_names(tmp_path: Path) -> None:
     def identity() -> dict[str, Any]:
         module = SceneData("semantic_folder", str(tmp_path), image_size=8, num_workers=0)
         module.setup("fit")
-        return dict(LabelledImages(module, "train", tmp_path / "memory").identity)
+        read: list[int] = []
+        images = LabelledImages(module, "train", tmp_path / "memory", lambda done, total: read.append(total))
+        assert set(read) <= {2, 3}  # each file once
+        return dict(images.identity)
 
     first = identity()
     assert identity() == first

@@ -112,6 +112,7 @@ def probe_seg(
         session = open_session(run)
         if run.seed == training.seed and not run.randomized:
             print(session.preparation)
+            print(session.storage)
         for result in session.run():
             results.add(result)
             stem = "-".join([run.file_stem(session.backbone.name), *_place(result)])
@@ -143,7 +144,8 @@ def print_results(results: SegmentationResults) -> None:
         found = grouped(classes.get(model, ()), attrgetter("number", "name"))
         found.sort(key=lambda pair: -pair[1][0].pixels)
         if cells := [_class_cells(name, same) for (_, name), same in found[:CLASSES]]:
-            print_table(cells, title=f"The {len(cells)} most frequent of {len(found)} classes of val")
+            chosen = f"The {len(cells)} most frequent of" if len(cells) < len(found) else "The"
+            print_table(cells, title=f"{chosen} {counted(len(found), 'class', 'classes')} of val")
     for session in results.models:
         print_unreadable(session, "images")
 

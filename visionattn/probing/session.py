@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from visionattn.evaluation.source import LoadedModel
 from visionattn.io import slug
 from visionattn.probing.export import export_probe
 from visionattn.probing.features.contents import short_hash
-from visionattn.probing.features.sources import FeatureSource
+from visionattn.probing.features.sources import FeatureSource, check_layouts
 from visionattn.probing.features.splits import SEED, ClassImages, Split, SplitFeatures, freeze, prepare
 from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.heads import select_tokens
@@ -128,6 +129,9 @@ class ProbingSession:
             names = ", ".join(head.name for head in heads)
             raise ValueError(f"none of the heads {names} has attention to draw: add ep_32 or leave it out")
         with_tokens = self.features.views > 1 or attention or any(head.needs_tokens for head in heads)
+        if with_tokens:
+            for plan in filter(attrgetter("trained"), plans):
+                check_layouts({layer: self.backbone.layouts[layer] for layer in plan.layers})
         return ProbingPlan(tuple(plans), with_tokens)
 
     def extract(self, plan: ProbingPlan) -> None:

@@ -95,6 +95,10 @@ class SceneData(ImageData):
         """Class names; known after ``setup``. A checkpoint may have others: slots do not use classes."""
         return list(next(iter(self._scenes.values())).class_names)
 
+    def scenes(self, split: str) -> Scenes:
+        """Return the scenes of a split that was opened by `setup`, ``train`` or ``validation``."""
+        return self._scenes[split]
+
     def setup(self, stage: str) -> None:
         """Open the splits that ``stage`` (fit, validate or test) needs."""
         if stage == "predict":

@@ -82,7 +82,7 @@ class SemanticFolder:
             if value not in self.targets:
                 raise ValueError(
                     f"its mask {path} has class {value}, where {len(self.targets)} are known: correct it, or name "
-                    "every class in class_names.txt"
+                    f"every class in {self.names_file or NAME_FILES[0]}"
                 )
             target = self.targets[value]
             return None if target < 0 else Label(target, False)
@@ -108,7 +108,7 @@ def _read_names(path: Path) -> dict[int, str | None]:
         DataError: The file cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         content: Any = json.loads(text) if path.suffix == ".json" else text.strip().splitlines()
         named = content.items() if isinstance(content, dict) else enumerate(content)
         names = {int(value): name if name is None else str(name).strip() for value, name in named}

@@ -201,7 +201,7 @@ def extract_features(
         raise ValueError("there are no images to extract features from")
     if views < 1 or batch_size < 1:
         raise ValueError(f"views and batch_size must be at least 1; got {views} and {batch_size}")
-    pooled, tokens = _fields(backbone.layouts, dtype)
+    always, pooled, tokens = _fields(backbone.layouts, dtype, label_size)
     with_tokens = views * len(images) * sum(field.nbytes for field in tokens.values()) <= token_budget_gb * 1e9
     views = views if with_tokens else 1
     identity = {
@@ -211,7 +211,6 @@ def extract_features(
         "views": views,
         "dtype": dtype,
     }
-    always = dict(INDEX) if label_size is None else INDEX | {LABELS: Field("int16", label_size)}
     arrays = ShardedArrays(Path(folder), identity, always | pooled | tokens, len(images), rows_per_shard)
     with arrays.only_writer(), frozen_weights(backbone):
         arrays.claim(rebuild)
@@ -294,8 +293,17 @@ def _kinds(layout: TokenLayout) -> tuple[PooledKind, ...]:
     return ("cls", "gap") if layout.has_cls else ("gap",)
 
 
-def _fields(layouts: Mapping[Layer, TokenLayout], dtype: str) -> tuple[dict[str, Field], dict[str, Field]]:
-    """Return the fields of pooled vectors and of tokens."""
+def image_bytes(layouts: Mapping[Layer, TokenLayout], dtype: str, label_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of cached bytes of an image with a label map: without tokens, and of its tokens."""
+    *kept, tokens = (sum(field.nbytes for field in fields.values()) for fields in _fields(layouts, dtype, label_size))
+    return sum(kept), tokens
+
+
+def _fields(
+    layouts: Mapping[Layer, TokenLayout], dtype: str, label_size: tuple[int, int] | None
+) -> tuple[dict[str, Field], dict[str, Field], dict[str, Field]]:
+    """Return the fields of numbers and label maps, of pooled vectors, and of tokens."""
+    always = dict(INDEX) if label_size is None else INDEX | {LABELS: Field("int16", label_size)}
     pooled = {f"{layer}.{kind}": Field(dtype, (of.dim,)) for layer, of in layouts.items() for kind in _kinds(of)}
     tokens = {f"{layer}.tokens": Field(dtype, (of.num_tokens, of.dim)) for layer, of in layouts.items()}
-    return pooled, tokens
+    return always, pooled, tokens

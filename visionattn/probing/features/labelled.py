@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from visionattn.data.scenes import SceneData
 from visionattn.data.scenes.loading import SceneSource
 from visionattn.data.scenes.scene import Scene
 from visionattn.data.scenes.transforms import SceneTransform
-from visionattn.probing.features.contents import fingerprint
+from visionattn.probing.features.contents import Part, fingerprint
 from visionattn.probing.features.extraction import ImageBatch, collate_images
 from visionattn.probing.features.splits import Split, SplitImages, load_batches
 
@@ -52,15 +52,14 @@ class LabelledImages(SplitImages):
         memory: Path,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        loader = module.train_dataloader() if split == "train" else module.val_dataloader()
-        scenes = cast(SceneSource, cast(Any, loader.dataset).source).scenes
+        scenes = module.scenes(split)
         super().__init__(SceneSource(scenes), split, module.preprocessing, module)
         self.label_size = module.item_shape[1:]
         self._worker_setup = module.worker_setup
         self._transform = LabelledTransform(self.preprocessing)
-        parts = [
-            part for number in range(len(scenes)) for part in (scenes.name(number), *map(str, scenes.parts(number)))
-        ]
+        parts: list[Part] = []
+        for number in range(len(scenes)):
+            parts += scenes.parts(number) or [scenes.name(number)]
         base = "" if module.root is None else str(Path(module.root))
         self.identity = {
             "dataset": module.name,

@@ -1,13 +1,13 @@
 """Features for heads: from a cache, from the backbone at each step, or from memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from visionattn.probing.features.extraction import FeatureCache, ImageBatch, Images, PooledKind, pool_tokens
-from visionattn.probing.frozen import FrozenBackbone, Layer
+from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout
 
 
 class FeatureSource(ABC):
@@ -96,27 +96,17 @@ class LayerFeatures(FeatureSource):
         if unknown or not layers:
             raise ValueError(f"layers {list(layers)} must be one or more of those extracted: {list(cache.layouts)}")
         self.cache, self.layers = cache, tuple(layers)
-        self._layouts = [cache.layouts[layer] for layer in layers]
-        self.dim = sum(layout.dim for layout in self._layouts)
-        self.grid = self._layouts[0].grid
-        self.num_prefix_tokens = self._layouts[0].num_prefix_tokens
-        self.num_reg_tokens = self._layouts[0].num_reg_tokens
+        self._layouts = {layer: cache.layouts[layer] for layer in layers}
+        first = self._layouts[layers[0]]
+        self.dim = sum(layout.dim for layout in self._layouts.values())
+        self.grid = first.grid
+        self.num_prefix_tokens = first.num_prefix_tokens
+        self.num_reg_tokens = first.num_reg_tokens
         self.targets = cache.targets
 
     def pooled(self, kind: PooledKind) -> Tensor:
         """See `FeatureSource`."""
         return torch.cat([self.cache.pooled(layer, kind) for layer in self.layers], dim=1)
-
-    def _check_layouts(self) -> None:
-        forms = {(*layout.grid, layout.num_prefix_tokens) for layout in self._layouts}
-        if len(forms) > 1:
-            described = "; ".join(
-                f"{rows} × {columns} patches after {prefix}" for rows, columns, prefix in sorted(forms)
-            )
-            raise ValueError(
-                f"tokens of layers {list(self.layers)} cannot be put side by side, they lie differently ({described}); "
-                "take layers of one stage, or pooled vectors"
-            )
 
 
 class CachedFeatures(LayerFeatures):
@@ -132,7 +122,7 @@ class CachedFeatures(LayerFeatures):
 
     def batches(self, indices: Tensor, batch_size: int, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `FeatureSource`."""
-        self._check_layouts()
+        check_layouts(self._layouts)
         rows = indices.cpu().numpy()
         for places in _places(indices, batch_size):
             chosen = rows[places.numpy()]
@@ -163,7 +153,7 @@ class OnlineFeatures(LayerFeatures):
         Raises:
             ValueError: An image cannot be read any more.
         """
-        self._check_layouts()
+        check_layouts(self._layouts)
         every = list(_places(indices, batch_size))
         numbers = [self.cache.indices[indices[places].cpu()].tolist() for places in every]
         batches = self.images.open(numbers, epoch if self.augment else 0)
@@ -176,6 +166,21 @@ class OnlineFeatures(LayerFeatures):
         if batch.index.tolist() != wanted:
             error = batch.errors[0] if batch.errors else f"{len(wanted)} were asked for, {len(batch.index)} others came"
             raise ValueError(f"images are not those of the cache in {self.cache.arrays.folder} any more: {error}")
+
+
+def check_layouts(layouts: Mapping[Layer, TokenLayout]) -> None:
+    """Check that tokens of layers can be put side by side.
+
+    Raises:
+        ValueError: They have different grids, or different numbers of prefix tokens.
+    """
+    forms = {(*layout.grid, layout.num_prefix_tokens) for layout in layouts.values()}
+    if len(forms) > 1:
+        described = "; ".join(f"{rows} × {columns} patches after {prefix}" for rows, columns, prefix in sorted(forms))
+        raise ValueError(
+            f"tokens of layers {list(layouts)} cannot be put side by side, they lie differently ({described}); "
+            "take layers of one stage, or each alone (--features.each_layer true)"
+        )
 
 
 def _places(indices: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -15,7 +15,9 @@ from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.probing.features.contents import short_hash
+from visionattn.probing.features.extraction import image_bytes
 from visionattn.probing.features.labelled import LabelledImages
+from visionattn.probing.features.sources import check_layouts
 from visionattn.probing.features.splits import Split, SplitFeatures, freeze
 from visionattn.probing.frozen import Layer, weights_hash
 from visionattn.probing.options import LayerOptions
@@ -27,6 +29,9 @@ from visionattn.probing.segmentation.results import SegmentationResult, Segmenta
 from visionattn.probing.segmentation.training import PixelTraining, evaluate, read
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.training.preprocessing import describe_preprocessing
+from visionattn.words import sized
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class SegmentedImage(NamedTuple):
@@ -53,6 +58,7 @@ class SegmentationSession:
     Attributes:
         backbone: The frozen backbone, on its device.
         class_names: A name for each class, in order.
+        groups: Layers of each head.
         preparation: The preprocessing in words, compared with the model's own.
     """
 
@@ -79,7 +85,8 @@ class SegmentationSession:
             progress: Called at the start of each phase, to show its progress.
 
         Raises:
-            ValueError: Data that are missing or not as expected, or a model that gives no tokens for such images.
+            ValueError: Data that are missing or not as expected, a model that gives no tokens for such images, or
+                layers whose tokens cannot be put side by side.
         """
         self.data, self.features = data or ProbingScenes(), features or LayerOptions()
         self.training = training or SegmentationTraining()
@@ -87,6 +94,10 @@ class SegmentationSession:
         self.origin, spec = loaded.origin, loaded.spec
         preprocessing = self.data.prepare(spec)
         self.backbone = freeze(loaded, self.features.layers, preprocessing, self.device, precision)
+        layers = self.backbone.layers
+        self.groups = [(layer,) for layer in layers] if self.features.each_layer else [layers]
+        for group in self.groups:
+            check_layouts({layer: self.backbone.layouts[layer] for layer in group})
         self.preparation = describe_preprocessing(preprocessing, spec.preprocessing, loaded.name)
         self.module: SceneData = open_scenes(
             spec, self.data, "fit", preprocessing=preprocessing, name=self.data.name, hflip=0.0
@@ -105,8 +116,22 @@ class SegmentationSession:
             OSError: Unreadable images, or a full disk.
         """
         self.extract()
-        groups = [[layer] for layer in self.backbone.layers] if self.features.each_layer else [self.backbone.layers]
-        return [self._evaluate(layers) for layers in groups]
+        return [self._evaluate(layers) for layers in self.groups]
+
+    @property
+    def storage(self) -> str:
+        """Size of the cache in words, known before the extraction."""
+        kept, tokens = image_bytes(self.backbone.layouts, self.features.dtype, self.module.item_shape[1:])
+        counts = {split: len(self.module.scenes(split)) for split in SPLITS}
+        online = [split for split in SPLITS if counts[split] * tokens > self.features.token_budget_gb * 1e9]
+        size = sum(count * (kept + (0 if split in online else tokens)) for split, count in counts.items())
+        words = f"{sized(size)} of features and label maps of {sum(counts.values()):,} images in {self.features.folder}"
+        if "train" not in online:
+            return words
+        return (
+            f"{words}; tokens of train take {sized(counts['train'] * tokens)}, above --features.token_budget_gb "
+            f"{self.features.token_budget_gb:g}: the backbone runs in every epoch"
+        )
 
     def extract(self) -> None:
         """Extract the features that are not cached yet.
@@ -118,8 +143,7 @@ class SegmentationSession:
         asked = {**asdict(self.origin), "model": self.backbone.name, "weights_hash": self._weights_hash}
         asked |= {"dataset": self.module.name, "root": self.data.root and str(Path(self.data.root).resolve())}
         asked |= {"labels": True, "limit": self.data.limit}
-        splits: tuple[Split, ...] = ("train", "validation")
-        for split in splits:
+        for split in SPLITS:
             with self._progress(f"reading {split} to see whether it has changed", "files") as report:
                 images = LabelledImages(self.module, split, self.features.folder / "contents", report)
             with self._progress(f"features of {self.backbone.name}, {split}", "images") as report:

@@ -23,7 +23,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 class PixelTraining(CandidateTraining[LinearSegmenter]):
     """A training of the segmentation head by cross entropy at drawn pixels.
 
-    A tenth of train is held out. The mean IoU at drawn pixels of these images, always the same, chooses learning rates
+    A part of train is held out. The mean IoU at drawn pixels of these images, always the same, chooses learning rates
     and epochs.
     """
 
