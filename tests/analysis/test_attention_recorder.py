@@ -14,7 +14,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
 from visionattn.analysis.attention import AttentionLayer, attention_layers, record_attention
-from visionattn.analysis.recorded import TokenAttention
+from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.layers.halo_attention import HaloAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 
@@ -233,3 +233,21 @@ def test_weights_are_recorded_in_inference_mode() -> None:
 def test_networks_of_other_kinds_have_no_recordable_attention() -> None:
     for name in ("test_resnet", "test_convnext", "test_efficientnet"):
         assert attention_layers(timm.create_model(name)) == []
+
+
+def test_recorder_restores_the_model_after_an_error() -> None:
+    model: Any = nn.Sequential(
+        timm.create_model("vit_nano_patch4_32", num_classes=0),
+        SwinTransformerV2Block(8, (8, 8), 2, window_size=4, shift_size=2),
+        timm.create_model("nat_pico", num_classes=0),
+    )
+    layers = attention_layers(model)
+    before = [(set(vars(module)), getattr(module, "fused_attn", None)) for module in model.modules()]
+
+    def fail(recorded: RecordedAttention) -> None:
+        raise RuntimeError("cannot keep this")
+
+    with pytest.raises(RuntimeError, match="keep"), record_attention(dict(enumerate(layers)), fail), torch.no_grad():
+        model[0](torch.randn(1, 3, 32, 32))
+    assert [(set(vars(module)), getattr(module, "fused_attn", None)) for module in model.modules()] == before
+    assert not any(module._forward_pre_hooks for module in model.modules())

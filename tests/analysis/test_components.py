@@ -116,8 +116,8 @@ def test_patch_features_are_those_of_the_layer_row_by_row(name, layer):
     [
         (np.zeros((4, 8)), r"features of patches are finite numbers \[P, R, C, D\], got \[4, 8\]"),
         (np.full((1, 4, 4, 8), np.nan), "finite"),
-        (np.zeros((1, 1, 2, 8)), "at least 3 patches and 3 features, got 2 patches of 8 features"),
-        (np.zeros((1, 4, 4, 2)), "got 16 patches of 2 features"),
+        (np.zeros((1, 1, 2, 8)), "at least 3 patches and 3 features, got 2 and 8; take more images"),
+        (np.zeros((1, 4, 4, 2)), "got 16 and 2"),
     ],
     ids=["shape", "NaN", "patches", "features"],
 )

@@ -1,5 +1,7 @@
 """Sheets of attention, and visionattn look from the command line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import visionattn
 from visionattn.__main__ import dispatch
 from visionattn.analysis import attention_sheets
 from visionattn.analysis.attention import attention_layers, record_attention
-from visionattn.analysis.looking import SHEETS
-from visionattn.analysis.subject import LookOptions, NoSheetError, Subject, load_random
+from visionattn.analysis.looking import SHEETS, draw_sheets
+from visionattn.analysis.subject import LookOptions, NoSheetError, Subject, load_random, prepare_subject
 from visionattn.cli.errors import run
 from visionattn.probing.classifier import ProbeClassifier
 from visionattn.probing.frozen import FrozenBackbone
@@ -155,3 +157,18 @@ def test_look_returns_sheets_and_takes_other_sizes(photos: Path) -> None:
         assert sheets["attention"].dtype == np.uint8
         sizes.append(getattr(model.model, "patch_embed").grid_size)  # noqa: B009  timm's models have no common type
     assert sizes == [(8, 8), (16, 16)]
+
+
+def test_each_sheet_over_images_shows_its_progress(photos: Path) -> None:
+    said: list[tuple[str, str, int, int | None]] = []
+
+    @contextmanager
+    def progress(description: str, unit: str) -> Iterator[Any]:
+        yield lambda done, total: said.append((description, unit, done, total))
+
+    model = visionattn.load_model("vit_nano_patch4_32.cifar10")
+    subject = prepare_subject(model, photos, max_images=2, device="cpu", progress=progress)
+    kinds = ["attention", "gradcam", "saliency"]
+    assert [kind for kind, _ in draw_sheets(subject, kinds, LookOptions(height=40))] == kinds
+    works = ["attention", "Grad-CAM", "saliency"]
+    assert said == [(work, "images", done, 2) for work in works for done in (1, 2)]

@@ -34,6 +34,25 @@ def test_sheet_that_a_model_does_not_have_is_named(
     assert not list(output.glob("*.png"))
 
 
+def test_wrong_class_is_an_error_before_any_sheet(
+    tmp_path: Path, colour_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["look", VIT, str(colour_folder / "val" / "red"), "--class_name=shark", f"--output={tmp_path / 'sheets'}"]
+    assert run(dispatch, argv) == 1
+    assert "--class_name shark: no class has this name" in capsys.readouterr().err
+    assert not list((tmp_path / "sheets").iterdir())
+
+
+def test_kinds_that_are_missing_for_one_reason_share_a_line(
+    tmp_path: Path, colour_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next((colour_folder / "val" / "red").glob("*.jpg"))
+    argv = ["look", "resnet_pico.cifar10", str(image), f"--output={tmp_path}", "--height=48", "--device=cpu"]
+    assert run(dispatch, argv) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert [line.split(":")[0] for line in lines] == ["no attention, rollout, window sheet"]
+
+
 def test_wrong_layer_leaves_out_one_sheet_of_several(
     tmp_path: Path, colour_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,7 +156,8 @@ def _unfused(attention: Any, read: Callable[[Tensor], None]) -> Iterator[None]:
             attention.fused_attn = False
         yield
     finally:
-        attention.fused_attn = fused
+        if fused:
+            attention.fused_attn = True
         hook.remove()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
 
 MAX_HEADS = 12
-"""Heads that are drawn by default; of more, as many, evenly spaced."""
+"""Largest number of heads that are drawn by default; of more heads, this many are drawn, evenly spaced."""
 ROLLOUTS = 4
 """Depths at which the rollout is drawn by default."""
 BRIGHTEST = 0.99
@@ -37,7 +37,7 @@ def draw_attention(subject: Subject, options: LookOptions) -> "Pixels":
 
     def read(recorded: RecordedAttention) -> Any:
         assert isinstance(recorded, TokenAttention)
-        return recorded.token_row(0)[0].float().cpu(), None, None
+        return _copy(recorded.token_row(0)), None, None
 
     rows = _head_rows(subject, options, chosen, read)
     return _draw(rows, f"{subject.title}: attention of the class token to each patch", options)
@@ -93,10 +93,15 @@ def _draw_queries(
     def read(recorded: RecordedAttention) -> Any:
         query = recorded.query_at(x, y)
         place = query[0] * recorded.stride[0], query[1] * recorded.stride[1]
-        return recorded.row(query)[0].float().cpu(), recorded.visible(query).cpu(), place
+        return _copy(recorded.row(query)), recorded.visible(query).cpu(), place
 
     rows = _head_rows(subject, options, _choose(subject, layers, numbers), read)
     return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g})", options)
+
+
+def _copy(row: Tensor) -> Tensor:
+    """Return the maps `[h, H, W]` of the only image; not as a view, which would keep all weights of a ViT's layer."""
+    return row[0].to("cpu", torch.float32, copy=True)
 
 
 def _head_rows(
@@ -123,9 +128,9 @@ def _head_rows(
 
 def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any]) -> Any:
     """Yield for each image its pixels, and what is read of each layer; one by one, for the weights take memory."""
-    for pixels, image in zip(subject.pixels, subject.images, strict=True):
+    for pixels, image in zip(subject.pixels, subject.one_by_one("attention"), strict=True):
         with record_attention(layers, read) as found, torch.no_grad():
-            subject.network(image[None])
+            subject.network(image)
         yield pixels, found
 
 

@@ -127,8 +127,8 @@ def fit_colours(features: Any, *, foreground: bool = True) -> ComponentColours:
     flat = values.reshape(-1, values.shape[-1]) if separation is None else values[separation(values)]
     if min(flat.shape) < 3:
         raise ValueError(
-            f"three components need at least 3 patches and 3 features, got {len(flat)} patches of {flat.shape[1]} "
-            "features; take more images, a layer with more patches, or no foreground"
+            f"three components need at least 3 patches and 3 features, got {len(flat)} and {flat.shape[1]}; take more "
+            "images, or a layer with more patches"
         )
     mean, directions, explained = _principal(flat, 3)
     low, high = np.percentile((flat - mean) @ directions.T, PERCENTILES, axis=0)

@@ -66,7 +66,7 @@ def draw_gradcam(subject: Subject, options: LookOptions) -> "Pixels":
 
     explained = choose_classes(subject, options.class_name)
     layer = default_layer(subject.model) if options.layer is None else options.layer
-    pairs = zip(subject.images.split(1), explained.classes.split(1), strict=True)
+    pairs = zip(subject.one_by_one("Grad-CAM"), explained.classes.split(1), strict=True)
     try:
         maps = torch.cat([grad_cam(subject.model, image, number, layer) for image, number in pairs])
     except ValueError as error:
@@ -92,7 +92,7 @@ def draw_saliency(subject: Subject, options: LookOptions) -> "Pixels":
 
     explained = choose_classes(subject, options.class_name)
     maps = []
-    for image, number in zip(subject.images.split(1), explained.classes.split(1), strict=True):
+    for image, number in zip(subject.one_by_one("saliency"), explained.classes.split(1), strict=True):
         kinds = (method(subject.model, image, number) for method in (smooth_gradients, integrated_gradients))
         maps.append(torch.cat([saliency_map(kind) for kind in kinds]))
     values = gaussian_filter(torch.stack(maps).cpu().numpy(), (0, 0, BLUR, BLUR))

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from visionattn.analysis.attention_sheets import draw_attention, draw_rollout, draw_window
-from visionattn.analysis.feature_sheets import draw_gradcam, draw_pca, draw_saliency
+from visionattn.analysis.feature_sheets import draw_gradcam, draw_pca, draw_saliency, find_class
 from visionattn.analysis.subject import LookOptions, NoSheetError, Subject, prepare_subject
 from visionattn.checks import check_choice
 from visionattn.data.unlabelled import Images
+from visionattn.errors import UserError
+from visionattn.evaluation.prediction import name_classes
 from visionattn.evaluation.source import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -53,29 +55,39 @@ def draw_sheets(
         subject: The model and its images.
         show: Kinds of sheets; by default all that the model has.
         options: Options of the sheets.
-        announce: Called with a line for each kind that the model does not have, if kinds are not named.
+        announce: Called with a line for each reason why the model does not have some kinds, if kinds are not named.
 
     Yields:
         The kind of a sheet and its bytes `[H, W, 3]`.
 
     Raises:
-        ValueError: An unknown kind, one that the model does not have, or no kind that it has.
+        ValueError: An unknown kind or class, a kind that the model does not have, or no kind that it has.
     """
     for kind in show or ():
         check_choice("show", kind, SHEETS)
-    missing = []
+    options = options or LookOptions()
+    if options.class_name is not None and subject.loaded.spec.num_classes:
+        find_class(options.class_name, name_classes(subject.loaded)[0])  # before the work
+    missing: dict[str, list[str]] = {}  # kinds by the reason
+    drawn = False
     for kind in show or SHEETS:
         try:
-            sheet = SHEETS[kind].draw(subject, options or LookOptions())
+            sheet = SHEETS[kind].draw(subject, options)
         except NoSheetError as error:
             if show:
                 raise
-            missing.append(f"no {kind} sheet: {error}")
+            missing.setdefault(str(error), []).append(kind)
             continue
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"the {kind} sheet of {subject.loaded.name}: {error}") from error
+        drawn = True
         yield kind, sheet
-    if len(missing) == len(SHEETS):
-        raise NoSheetError(missing[0])
-    for line in missing:
+    lines = [f"no {', '.join(kinds)} sheet: {reason}" for reason, kinds in missing.items()]
+    if not drawn:
+        raise NoSheetError(lines[0])
+    for line in lines:
         announce(line)
 
 
@@ -96,7 +108,7 @@ def look(
         model: Name of a registered model, path of a checkpoint, or what `visionattn.load_model` returns.
         images: Files and folders, or images in memory.
         show: Kinds of sheets, such as "attention"; by default all that the model has.
-        max_images: Number of images; of more, as many are taken, evenly spaced.
+        max_images: Largest number of images; of more images, this many are taken, evenly spaced.
         img_size: Height and width in pixels; by default, as crop_pct, that of the model's preprocessing.
         crop_pct: Part of the resized image's edge that is kept.
         device: auto, cpu, cuda, cuda:1, …

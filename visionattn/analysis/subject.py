@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from visionattn.evaluation.drawing import spread
 from visionattn.evaluation.source import LoadedModel, find_model
 from visionattn.probing.classifier import ProbeClassifier
 from visionattn.probing.frozen import Layer
+from visionattn.progress import ShowProgress, no_progress
 from visionattn.training.preprocessing import describe_preprocessing
 from visionattn.words import counted
 
@@ -67,12 +68,14 @@ class Subject:
         images: Normalised images `[P, C, H, W]` on the same device.
         pixels: The same images as bytes `[P, H, W, 3]`, as the model sees them.
         names: Files of the images.
+        progress: Shows the number of images that a sheet is done with.
     """
 
     loaded: LoadedModel
     images: Tensor
     pixels: Any
     names: list[str]
+    progress: ShowProgress = no_progress
 
     @property
     def model(self) -> Any:
@@ -89,6 +92,13 @@ class Subject:
         """Name of the model or its file, for the title of a sheet; it says if weights are random."""
         return f"{Path(self.loaded.name).name}{', random weights' * (self.loaded.origin.weights == 'random')}"
 
+    def one_by_one(self, work: str) -> Iterator[Tensor]:
+        """Yield each image as a batch of one, and show the progress of this work."""
+        with self.progress(work, "images") as report:
+            for number, image in enumerate(self.images.split(1), 1):
+                yield image
+                report(number, len(self.images))
+
 
 def prepare_subject(
     loaded: LoadedModel,
@@ -99,17 +109,19 @@ def prepare_subject(
     crop_pct: float | None = None,
     device: str = "auto",
     announce: Callable[[str], object] = lambda line: None,
+    progress: ShowProgress = no_progress,
 ) -> Subject:
     """Read images for a model.
 
     Args:
         loaded: The model; it is moved to the device.
         images: Files and folders, or images in memory; of a folder all images, in all folders below it.
-        max_images: Number of images; of more, as many are taken, evenly spaced.
+        max_images: Largest number of images; of more images, this many are taken, evenly spaced.
         img_size: Height and width in pixels; by default, as crop_pct, that of the model's preprocessing.
         crop_pct: Part of the resized image's edge that is kept.
         device: auto, cpu, cuda, cuda:1, …
         announce: Called with lines that say how images are prepared, and which are left out.
+        progress: Shows the number of images that a sheet is done with.
 
     Raises:
         DataError: A file or folder that is missing, or a folder without images.
@@ -136,7 +148,7 @@ def prepare_subject(
         announce(f"{counted(len(batch.errors), 'unreadable image')} left out, the first: {batch.errors[0]}")
     pixels = denormalize(batch.image, data.preprocessing["mean"], data.preprocessing["std"])
     loaded.model.to(resolved)
-    return Subject(loaded, batch.image.to(resolved), pixels, batch.name)
+    return Subject(loaded, batch.image.to(resolved), pixels, batch.name, progress)
 
 
 def load_random(name: str, model_kwargs: Mapping[str, Any] | None = None, seed: int = 0) -> LoadedModel:

@@ -9,6 +9,7 @@ from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import run_with_words
 from visionattn.cli.predict import read_places, short_options
+from visionattn.cli.progress import show_progress
 from visionattn.evaluation.device import resolve_device
 from visionattn.evaluation.source import find_model
 from visionattn.output import check_folder, check_writable
@@ -44,16 +45,16 @@ def look(
         show: kinds of sheets, separated by commas: attention, rollout, window, pca, gradcam, saliency; by default
             all that the model has.
         output: folder of the sheets, KIND.png each; or a .png file for a single kind.
-        blocks: of attention, rollout and window, numbers of blocks through the whole network, from the last if
-            negative; by default the last, for window the last on each size of map.
+        blocks: of attention, rollout and window, numbers of blocks with attention through the whole network, from the
+            last if negative; by default the last, for rollout four depths, for window the last on each size of map.
         heads: of attention and window, numbers of heads; by default all, at most 12.
         point: of window, a point x,y in shares of width and height from the upper left corner; by default the centre.
         layer: of pca and gradcam, last, or the number of a block (in hierarchical models, of a stage), from the last if
             negative.
         class_name: of gradcam and saliency, name or number of the class; by default the predicted one.
-        max_images: number of images; of more, as many are drawn, evenly spaced.
+        max_images: largest number of images; of more images, this many are drawn, evenly spaced.
         height: height of an image on the sheet in pixels.
-        random: draw random weights instead, to compare with.
+        random: draw the model with random weights, to compare with.
         architecture: registered model, for a file of weights that does not name it.
         model_kwargs: further arguments for the model, such as {"img_size": 96}.
         weights: for a checkpoint that holds a moving average: the average or the raw weights.
@@ -70,6 +71,8 @@ def look(
     one_file = output.suffix.lower() == ".png"
     if one_file and len(show or ()) != 1:
         raise UsageError(f"{output} holds one sheet: choose it with --show, or name a folder")
+    if output.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"{output}: sheets are .png files; name {output.with_suffix('.png').name}, or a folder")
     (check_writable if one_file else check_folder)(output)
     resolve_device(device)
     places = list(read_places(images))
@@ -77,10 +80,18 @@ def look(
     if random:
         loaded = load_random(model, model_kwargs)
     else:
-        loaded = find_model(model, architecture, weights=weights, model_kwargs=model_kwargs).load("look at")
+        source = find_model(model, architecture, weights=weights, model_kwargs=model_kwargs)
+        loaded = source.load("look at", remedy="; --random draws them")
     with short_options():
         subject = prepare_subject(
-            loaded, places, max_images=max_images, img_size=img_size, crop_pct=crop_pct, device=device, announce=print
+            loaded,
+            places,
+            max_images=max_images,
+            img_size=img_size,
+            crop_pct=crop_pct,
+            device=device,
+            announce=print,
+            progress=show_progress,
         )
     for kind, sheet in draw_sheets(subject, show, options, announce=print):
         path = save_image(sheet, output if one_file else output / f"{kind}.png")

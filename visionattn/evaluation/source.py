@@ -142,11 +142,12 @@ class ModelSource:
         weights = weights_origin(self.pretrained, self.model_kwargs, self.checkpoint, self.weights)
         return Origin(None if self.checkpoint is None else str(self.checkpoint), weights)
 
-    def load(self, work: str = "") -> LoadedModel:
+    def load(self, work: str = "", *, remedy: str = "") -> LoadedModel:
         """Build the model, in evaluation mode on the CPU; warn if its weights are random.
 
         Args:
             work: work that needs trained weights, such as "predict"; random ones are then an error.
+            remedy: end of that error, with a further remedy of this work.
 
         Raises:
             FileNotFoundError: no such checkpoint.
@@ -154,7 +155,7 @@ class ModelSource:
         """
         if work and self.model is not None and self.checkpoint is None:
             check_model_name(self.model)
-            _require_weights(self.origin, self.model, work)
+            _require_weights(self.origin, self.model, work, remedy)
         return self._load(self.model_kwargs or {})
 
     def load_frozen(self, seed: int = 0) -> LoadedModel:
@@ -193,12 +194,12 @@ class ModelSource:
         return LoadedModel(model, spec, origin)
 
 
-def _require_weights(origin: Origin, name: str, work: str) -> None:
+def _require_weights(origin: Origin, name: str, work: str, also: str = "") -> None:
     if origin.weights == "random":
         remedy = "give a checkpoint, or a name with published weights (timm.list_pretrained() lists them)"
         if has_weights(name):
             remedy = "pass --pretrained for those that are published, or a checkpoint"
-        raise UserError(f"nothing to {work}, for the weights of {name} are random: {remedy}")
+        raise UserError(f"nothing to {work}, for the weights of {name} are random: {remedy}{also}")
 
 
 def draw_weights(spec: ModelSpec, seed: int) -> LoadedModel:

@@ -28,8 +28,10 @@ def draw_heat(pixels: Pixels, scores: Any, low: float | None = None, high: float
     import cv2
 
     values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"a heat map is finite numbers [rows, columns], got {list(values.shape)} with NaN or infinity")
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"a heat map is finite numbers [rows, columns], got {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError("a heat map is finite numbers [rows, columns], got NaN or infinity")
     low, high = (values.min() if low is None else low), (values.max() if high is None else high)
     unit = (values - low) / (high - low if high > low else 1.0)
     method = cv2.INTER_AREA if len(unit) > len(pixels) else cv2.INTER_CUBIC

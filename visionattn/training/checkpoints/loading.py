@@ -159,7 +159,7 @@ def load_checkpoint(
     elif stored is None:
         raise ValueError(
             f"{path} does not say which model it holds: a plain state dict or .safetensors file loads with "
-            "--model NAME --checkpoint FILE together"
+            "--model NAME --checkpoint FILE together, or FILE --architecture NAME"
         )
     else:
         raise ValueError(f"{path} says how its {stored.model} is built: arguments for the model also need --model NAME")
