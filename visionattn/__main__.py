@@ -62,7 +62,6 @@ USAGE = "\n".join(
         "  visionattn fit --config quickstart",
         "  visionattn finetune FOLDER --model nat_pico.cifar10",
         "  visionattn predict nat_pico.cifar10 IMAGES --output predictions.csv",
-        "  visionattn classify --model nat_pico.cifar10 --pretrained --data.root data/cifar10",
     ]
 )
 

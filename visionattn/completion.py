@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import embed, evaluate, export, finetune, linear, predict, search, train
+from visionattn.cli import embed, evaluate, export, finetune, linear, look, predict, search, train
 from visionattn.cli.errors import UsageError
 from visionattn.suggestions import suggest
 
@@ -35,7 +35,7 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
     It is for completion only: each command parses with a parser of its own.
     """
     parser, below = ArgumentParser(prog=prog), ArgumentParser()
-    single = {"embed": embed, "linear": linear, "predict": predict, "search": search}
+    single = {"embed": embed, "linear": linear, "look": look, "predict": predict, "search": search}
     commands = {
         **_commands(train),
         "finetune": _finetune(),
