@@ -57,6 +57,11 @@ def test_wrong_command_line_is_an_error(fails: Fails, quick: Quick, option: str,
     ("options", "says"),
     [
         pytest.param(["--model.name=nat_tinny"], "unknown model 'nat_tinny': did you mean nat_tiny", id="model"),
+        pytest.param(
+            ["--model.name=nat_pico.cifar100"],
+            "unknown weights 'nat_pico.cifar100'; did you mean nat_pico.cifar10?",
+            id="tag",
+        ),
         pytest.param(["--model.model_kwargs={drop_pth: 1}"], "'test_resnet' takes no argument 'drop_pth'", id="kwargs"),
         pytest.param(
             ["--data.num_classes=3"], "'digits' has 10 classes, not 3: leave out --data.num_class", id="classes"

@@ -29,6 +29,7 @@ from visionattn.training.checkpoints.callbacks import read_training
 GLOBAL_BATCH = 16
 MODEL: dict[str, Any] = {"name": "test_vit", "model_kwargs": {"img_size": 32, "patch_size": 8}}
 SGD: dict[str, Any] = {"opt": "sgd", "lr": 0.05}
+DCAL: dict[str, Any] = {"name": "dcal_vit_nano", "model_kwargs": {"img_size": 32, "depth": 2}}
 ADAMW: dict[str, Any] = {"opt": "adamw", "lr": 1e-3}
 STOP_AFTER = 3  # of five batches in an epoch
 
@@ -54,7 +55,7 @@ class Trace(Callback):
 
 def train(
     folder: Path,
-    name: str,
+    run_name: str,
     strategy: str = "auto",
     resume: str | None = None,
     stopped_rank: int | None = None,
@@ -71,7 +72,7 @@ def train(
     data = ImageClassificationData(batch_size=batch, eval_batch_size=59, img_size=32, num_workers=0)
     trace = Trace(stopped_rank)
     trainer = create_trainer(
-        folder / name,
+        folder / run_name,
         [trace, *([EMAWeightAveraging(decay=0.5)] if ema else [])],
         devices=world,
         strategy=strategy,
@@ -95,7 +96,7 @@ def train(
     }
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
     found = {"seen": trace.seen, "losses": trace.losses, "stopped": stopped, "metrics": metrics, "weights": weights}
-    torch.save(found, folder / f"{name}-{trainer.global_rank}.pt")
+    torch.save(found, folder / f"{run_name}-{trainer.global_rank}.pt")
 
 
 def alone(_: int, folder: Path) -> None:
@@ -104,6 +105,7 @@ def alone(_: int, folder: Path) -> None:
     train(folder, "one")
     train(folder, "one-adamw", **ADAMW)
     train(folder, "one-ema", ema=True)
+    train(folder, "one-dcal", **DCAL)
 
 
 def together(rank: int, folder: Path, port: int) -> None:
@@ -115,6 +117,7 @@ def together(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     train(folder, "ddp", "ddp")
     train(folder, "fsdp2", "fsdp2")
+    train(folder, "dcal-fsdp2", "fsdp2", **DCAL)
     train(folder, "stopped", "ddp", stopped_rank=1, **ADAMW)
     train(folder, "stopped-ddp", "ddp", resume="stopped", **ADAMW)
     train(folder, "stopped-fsdp2", "fsdp2", resume="stopped", **ADAMW)

@@ -60,6 +60,10 @@ def test_two_processes_train_as_one_with_the_global_batch(folder: Path, strategy
         assert furthest(rank["weights"], one["weights"]) < 1e-6
 
 
+def test_blocks_with_forward_methods_of_their_own_are_gathered(folder: Path) -> None:
+    assert furthest(found(folder, "dcal-fsdp2")["weights"], found(folder, "one-dcal")["weights"]) < 1e-6
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_each_image_is_evaluated_once(folder: Path, strategy: str) -> None:
     one = found(folder, "one")["metrics"]

@@ -146,7 +146,7 @@ def _token_layers(subject: Subject) -> list[AttentionLayer]:
         raise NoSheetError(_no_attention(subject))
     if not all(layer.sees_all for layer in layers):
         raise NoSheetError(
-            f"{subject.loaded.name} attends within windows and has no class token; --show window draws this"
+            f"{subject.loaded.name} attends within windows and has no class token; --show window draws its attention"
         )
     return layers
 

@@ -71,14 +71,19 @@ def create_regularized(name: str, rates: Mapping[str, float | None], **options: 
 
 
 def check_model_name(name: str) -> None:
-    """Check that timm knows the architecture ``name``; ``hf-hub:…`` and ``local-dir:…`` are left to timm.
+    """Check that timm knows a model and the tag of its weights; ``hf-hub:…`` and ``local-dir:…`` are left to timm.
 
     Raises:
         ValueError: an unknown name; the message lists near matches.
     """
-    if not is_elsewhere(name) and not timm.is_model(name):
+    if is_elsewhere(name):
+        return
+    if not timm.is_model(name):
         near = suggest(name.partition(".")[0], timm.list_models(), count=5).removeprefix("; ")
         raise ValueError(f"unknown model {name!r}: {near or 'timm.list_models() lists all'}")
+    known = timm.models.get_arch_pretrained_cfgs(name.partition(".")[0])
+    if "." in name and name not in known:
+        raise ValueError(f"unknown weights {name!r}{suggest(name, known) or '; known are ' + ', '.join(known)}")
 
 
 def has_weights(name: str, model_kwargs: Mapping[str, Any] | None = None) -> bool:

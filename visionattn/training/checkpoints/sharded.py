@@ -20,12 +20,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from visionattn.training.checkpoints.callbacks import read_training
 from visionattn.training.checkpoints.files import is_sharded
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+FORWARD_METHODS = ("forward_parts", "forward_selected")
+"""Methods of DCAL's blocks that are called in place of `forward`, with the block's parameters gathered."""
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -145,6 +147,9 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> No
         if compile and block is not model:
             block.compile()
         fully_shard(block, mesh=mesh)
+        for method in FORWARD_METHODS:
+            if hasattr(block, method):
+                register_fsdp_forward_method(block, method)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
