@@ -14,6 +14,6 @@ RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11" torchvis
 COPY . /src
 RUN pip install --no-cache-dir "/src[export]" && rm -rf /src
 
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["visionattn"]
 CMD ["--help"]

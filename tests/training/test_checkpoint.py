@@ -159,8 +159,10 @@ def test_arguments_that_a_model_does_not_take_are_named():
 
 
 def test_models_without_published_weights_say_so():
-    with pytest.raises(ValueError, match=r"model 'resnet18\.nonsense': .*tag"):
+    with pytest.raises(ValueError, match=r"unknown weights 'resnet18\.nonsense'; did you mean resnet18\."):
         create_model("resnet18.nonsense", pretrained=True)
+    with pytest.raises(ValueError, match=r"model 'terminator': No pretrained weights"):
+        create_model("terminator", pretrained=True)
 
 
 def test_missing_model_folder_is_named(tmp_path):

@@ -45,7 +45,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             keys = textwrap.shorten(str(error).partition(":")[2], 200)
             raise ValueError(f"model {name!r}: its weights do not fit the arguments that were given: {keys}") from error
         # The user's errors: a size that the model cannot have, a missing folder, weights that cannot be fetched, and in
-        # timm's words a missing or unknown pretrained tag.
+        # timm's words a missing tag.
         if isinstance(error, ValueError | OSError) or (isinstance(error, RuntimeError) and "retrained" in str(error)):
             raise ValueError(f"model {name!r}: {reason(error)}") from error
         # A folder or repository may hold anything.
