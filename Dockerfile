@@ -3,7 +3,8 @@
 # docs/install.md says how to run it, and what of it was tried.
 FROM python:3.11-slim-bookworm
 
-# Kernels are compiled on first use, for the processor that they run on.
+# Kernels are compiled on first use, for the processor that they run on, into this folder.
+ENV TORCH_EXTENSIONS_DIR=/kernels
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*

@@ -30,6 +30,12 @@ VIT, NAT, CNN = "vit_nano_patch4_32.cifar10", "nat_pico.cifar10", "resnet_pico.c
         pytest.param([VIT, "empty"], 1, "no images under empty", id="no images"),
         pytest.param(["vit_pico_patch4_32", "red.jpg"], 1, "; --random draws them", id="random"),
         pytest.param(["weights.pt", "red.jpg", "--random"], 2, "--random takes the name of a", id="random file"),
+        pytest.param(
+            ["vit_pico_patch4_32", "red.jpg", "--random", "--weights", "raw"],
+            2,
+            "--random has no weights to load: leave out --architecture and --weights",
+            id="random weights",
+        ),
     ],
 )
 def test_sheets_that_cannot_be_drawn(

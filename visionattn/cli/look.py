@@ -73,6 +73,8 @@ def look(
         raise UsageError(f"{output} holds one sheet: choose it with --show, or name a folder")
     if output.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         raise UsageError(f"{output}: sheets are .png files; name {output.with_suffix('.png').name}, or a folder")
+    if random and (architecture or weights != "average"):
+        raise UsageError("--random has no weights to load: leave out --architecture and --weights")
     (check_writable if one_file else check_folder)(output)
     resolve_device(device)
     places = list(read_places(images))
