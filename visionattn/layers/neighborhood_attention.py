@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_heads
 from visionattn.layers.pointwise import MapLinear
 from visionattn_kernels import Window, neighborhood_attention_2d
 
@@ -111,8 +112,7 @@ class NeighborhoodAttention2d(nn.Module):
             ValueError: `num_heads` does not divide `dim`.
         """
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"num_heads must divide dim; got dim {dim} and num_heads {num_heads}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.kernel_size = _plain(kernel_size)
         self.dilation = dilation

@@ -14,7 +14,6 @@ from timm.layers import DropPath, LayerScale, register_notrace_function, trunc_n
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
 from visionattn.layers.pointwise import MapLinear, MapMlp
 
 LayerNorm = partial(layers.LayerNorm, eps=1e-5)
@@ -93,27 +92,23 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of neighborhood attention and MLP on `[B, H, W, dim]`."""
+    """Pre-norm transformer block of a token mixer and an MLP on `[B, H, W, dim]`."""
 
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        kernel_size: KernelSize,
-        dilation: int | None,
+        attn: nn.Module,
         mlp_ratio: float,
-        qkv_bias: bool,
         layer_scale: float | None,
         proj_drop: float,
         drop_path: float,
-        legacy_pad: bool = False,
+        cpe: bool = False,
         **dd: Any,
     ) -> None:
         super().__init__()
+        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
         self.norm1 = LayerNorm(dim, **dd)
-        self.attn = NeighborhoodAttention2d(
-            dim, num_heads, kernel_size, dilation, qkv_bias, legacy_pad=legacy_pad, proj_drop=proj_drop, **dd
-        )
+        self.attn = attn
         self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.norm2 = LayerNorm(dim, **dd)
         self.mlp = MapMlp(dim, int(dim * mlp_ratio), proj_drop, **dd)
@@ -122,6 +117,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, H, W, dim]` to the same."""
+        if self.cpe is not None:
+            x = x + self.cpe(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 

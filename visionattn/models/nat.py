@@ -17,8 +17,10 @@ import torch
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
+from visionattn.layers.mixers import create_mixer
 from visionattn.layers.neighborhood_attention import KernelSize
 from visionattn.models._configs import image_config, register_variants
+from visionattn.models._mixing import Mixer, MixerOptions, block_mixers
 from visionattn.models._nat_blocks import (
     Block,
     ConvDownsample,
@@ -59,6 +61,9 @@ class NeighborhoodAttentionTransformer(Backbone):
         embed: Literal["conv", "patch"] = "conv",
         stem_strides: tuple[int, int] = (2, 2),
         legacy_pad: bool | None = None,
+        mixer: Mixer = "neighborhood",
+        mixer_kwargs: MixerOptions = None,
+        cpe: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -87,6 +92,12 @@ class NeighborhoodAttentionTransformer(Backbone):
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
                 model from scratch.
+            mixer: Token mixer of the blocks, one of `visionattn.layers.mixers.MIXERS`, or several that the blocks of a
+                level take in turn. Options of the model that a mixer does not have, such as `kernel_size`, do not
+                apply to it.
+            mixer_kwargs: Options of the mixer, or a list of them, one per name of `mixer`.
+            cpe: Begin each block with a depthwise 3x3 convolution, added to its input: a conditional position
+                encoding (arXiv 2102.10882).
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -115,27 +126,25 @@ class NeighborhoodAttentionTransformer(Backbone):
         )
         downsample = ConvDownsample if embed == "conv" else PatchMerging
         level_dilations = _level_dilations(dilations, levels)
+        shared = {
+            "kernel_size": kernel_size,
+            "qkv_bias": qkv_bias,
+            "legacy_pad": bool(legacy_pad),
+            "proj_drop": proj_drop_rate,
+            **dd,
+        }
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []
         self.levels = nn.Sequential()
         for i, depth in enumerate(depths):
             dim = embed_dim * 2**i
-            blocks = [
-                Block(
-                    dim,
-                    num_heads[i],
-                    kernel_size,
-                    dilation,
-                    mlp_ratio,
-                    qkv_bias,
-                    layer_scale,
-                    proj_drop_rate,
-                    next(drop_path),
-                    bool(legacy_pad),
-                    **dd,
-                )
-                for dilation in block_dilations(level_dilations[i], depth)
-            ]
+            blocks = []
+            for (name, options), dilation in zip(
+                block_mixers(mixer, mixer_kwargs, depth), block_dilations(level_dilations[i], depth), strict=True
+            ):
+                defaults = {**shared, "dilation": dilation}
+                attn = create_mixer(name, dim, num_heads[i], defaults=defaults, **options)
+                blocks.append(Block(dim, attn, mlp_ratio, layer_scale, proj_drop_rate, next(drop_path), cpe, **dd))
             self.levels.append(Level(downsample(dim // 2, **dd) if i else nn.Identity(), blocks))
             feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"levels.{i}"})
         self.norm: nn.Module = LayerNorm2d(dim, **dd)

@@ -14,8 +14,10 @@ import torch
 from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
+from visionattn.layers.mixers import create_mixer
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
 from visionattn.models._configs import image_config, register_variants
+from visionattn.models._mixing import Mixer, MixerOptions, block_mixers
 from visionattn.models._nat_blocks import (
     Block,
     LayerNorm2d,
@@ -64,6 +66,9 @@ class IsotropicNeighborhoodTransformer(Backbone):
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
         legacy_pad: bool | None = None,
+        mixer: Mixer = "neighborhood",
+        mixer_kwargs: MixerOptions = None,
+        cpe: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -89,6 +94,11 @@ class IsotropicNeighborhoodTransformer(Backbone):
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
                 model from scratch.
+            mixer: Token mixer of the blocks, one of `visionattn.layers.mixers.MIXERS`, or several that the blocks take
+                in turn. Options of the model that a mixer does not have, such as `kernel_size`, do not apply to it.
+            mixer_kwargs: Options of the mixer, or a list of them, one per name of `mixer`.
+            cpe: Begin each block with a depthwise 3x3 convolution, added to its input: a conditional position
+                encoding (arXiv 2102.10882).
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -109,24 +119,20 @@ class IsotropicNeighborhoodTransformer(Backbone):
             kernel_size = self._map_size(img_size)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
         drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(
-            *[
-                IsotropicBlock(
-                    embed_dim,
-                    num_heads,
-                    kernel_size,
-                    block_dilation,
-                    mlp_ratio,
-                    qkv_bias,
-                    layer_scale,
-                    proj_drop_rate,
-                    drop_path[i],
-                    bool(legacy_pad),
-                    **dd,
-                )
-                for i, block_dilation in enumerate(block_dilations(dilation, depth))
-            ]
-        )
+        shared = {
+            "kernel_size": kernel_size,
+            "qkv_bias": qkv_bias,
+            "legacy_pad": bool(legacy_pad),
+            "proj_drop": proj_drop_rate,
+            **dd,
+        }
+        self.blocks = nn.Sequential()
+        for (name, options), block_dilation, rate in zip(
+            block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
+        ):
+            defaults = {**shared, "dilation": block_dilation}
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **options)
+            self.blocks.append(IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, **dd))
         self.norm: nn.Module = LayerNorm2d(embed_dim, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)

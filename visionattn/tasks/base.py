@@ -27,7 +27,7 @@ from visionattn.training.divergence import DivergenceCheck
 from visionattn.training.examples import Examples, wanted
 from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
 from visionattn.training.models import check_model_name, create_regularized
-from visionattn.training.objective import decayed_weights, extra_losses
+from visionattn.training.objective import decayed_weights, extra_losses, modules_with_losses
 from visionattn.training.optimization import Optimization, create_optimizer
 from visionattn.training.resuming import check_length, check_optimizer
 from visionattn.training.schedule import RunSchedule, create_schedule
@@ -210,7 +210,7 @@ class TrainingTask(LightningModule):
             "--ema": any(isinstance(callback, WeightAveraging) for callback in callbacks),
             "--model.agc": hparams.agc,
             "--model.l2_penalty": hparams.l2_penalty,
-            f"the auxiliary loss of {hparams.name}": hasattr(model, "auxiliary_losses"),
+            f"the auxiliary loss of {hparams.name}": bool(modules_with_losses(model)),
             "tensor parallelism": mesh["tensor_parallel"].size() > 1,
         }
         if found := next((what for what, there in unfit.items() if there), None):

@@ -1,6 +1,6 @@
 """Losses that a training step adds to the loss of the logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -11,20 +11,30 @@ def extra_losses(model: nn.Module, l2_penalty: float = 0.0, weights: Sequence[Te
     """Return losses to add to that of the logits, by name: 0-dimensional, weighted and differentiable.
 
     Args:
-        model: a model; its method ``auxiliary_losses()``, if it has one, returns the losses of its latest forward pass.
-            It is not called in evaluation mode, the mode of a probed backbone.
+        model: a model. It, or else its modules, may have a method ``auxiliary_losses()`` that returns the losses of the
+            latest forward pass; those of one name are added. The method is not called in evaluation mode, the mode of a
+            probed backbone.
         l2_penalty: factor of the sum of the L2 norms, not squared, of ``weights``; 0 for none. The pull on a tensor
             does not weaken as the tensor shrinks, so unnecessary tensors vanish as a whole. Terminator's paper leaves
             open whether the norm is taken per tensor or over all; over all it would be negligible at the published
             factors.
         weights: the penalised tensors.
     """
-    method: Callable[[], dict[str, Tensor]] | None = getattr(model, "auxiliary_losses", None)
-    losses = dict(method()) if method is not None and model.training else {}
+    losses: dict[str, Tensor] = {}
+    for module in modules_with_losses(model) if model.training else ():
+        for name, loss in module.auxiliary_losses().items():  # type: ignore[operator]
+            losses[name] = losses[name] + loss if name in losses else loss
     if l2_penalty:
         # Private: torch has no public function for the norm of each tensor of a list.
         losses["l2"] = l2_penalty * torch.stack(torch._foreach_norm(list(weights))).sum()
     return losses
+
+
+def modules_with_losses(model: nn.Module) -> list[nn.Module]:
+    """Return the model if it has a method ``auxiliary_losses``, or else those of its modules that have one."""
+    if hasattr(model, "auxiliary_losses"):
+        return [model]
+    return [module for module in model.modules() if hasattr(module, "auxiliary_losses")]
 
 
 def widened(x: Tensor) -> Tensor:

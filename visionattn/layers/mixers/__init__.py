@@ -1,0 +1,65 @@
+"""Token mixers: modules that exchange information between the positions of a map, by name.
+
+A mixer maps `[B, H, W, dim]` to the same for every H and W from 1 up. Its constructor takes `dim`, `num_heads`, options
+of its own, `proj_drop`, `device` and `dtype`. A mixer with a loss of its own has a method `auxiliary_losses()`, which a
+training step calls once after each forward pass.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from visionattn.layers.mixers.blocks import BlockAttention2d
+from visionattn.layers.mixers.core import CoreContextAttention2d
+from visionattn.layers.mixers.full import FullAttention2d
+from visionattn.layers.mixers.linear import EluAttention2d, TaylorAttention2d
+from visionattn.layers.mixers.local_linear import LocalLinearAttention2d
+from visionattn.layers.mixers.metaformer import as_token_mixer
+from visionattn.layers.mixers.parallax import ParallaxAttention2d
+from visionattn.layers.mixers.power import PowerAttention2d
+from visionattn.layers.mixers.routing import RoutingAttention2d
+from visionattn.layers.mixers.ttt import TttMixer2d
+from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
+
+__all__ = ["MIXERS", "as_token_mixer", "create_mixer"]
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "neighborhood": NeighborhoodAttention2d,
+    "full": FullAttention2d,
+    "core": CoreContextAttention2d,
+    "power": PowerAttention2d,
+    "parallax": ParallaxAttention2d,
+    "local_linear": LocalLinearAttention2d,
+    "taylor": TaylorAttention2d,
+    "elu": EluAttention2d,
+    "routing": RoutingAttention2d,
+    "ttt": TttMixer2d,
+    "blocks": BlockAttention2d,
+}
+"""Classes of the mixers by name."""
+
+
+def create_mixer(
+    name: str, dim: int, num_heads: int, *, defaults: Mapping[str, Any] | None = None, **options: Any
+) -> nn.Module:
+    """Build a mixer.
+
+    Args:
+        name: One of `MIXERS`.
+        dim: Channels.
+        num_heads: Heads; must divide `dim`.
+        defaults: Options of the host, such as its kernel size: those that this mixer does not have are left out.
+        **options: Options of the mixer; they override `defaults`.
+
+    Raises:
+        ValueError: there is no such mixer, or it has no such option.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"mixer must be one of {', '.join(MIXERS)}; got {name!r}")
+    known = set(inspect.signature(MIXERS[name]).parameters) - {"dim", "num_heads"}
+    if unknown := sorted(options.keys() - known):
+        raise ValueError(f"the mixer {name} has no option {unknown[0]}; its options are {', '.join(sorted(known))}")
+    taken = {key: value for key, value in (defaults or {}).items() if key in known}
+    return MIXERS[name](dim, num_heads, **{**taken, **options})
