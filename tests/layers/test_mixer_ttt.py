@@ -96,6 +96,22 @@ def test_inner_step_runs_in_float32_or_wider(
     assert found == [steps, steps]
 
 
+def test_memory_for_backward_is_linear_in_positions() -> None:
+    def kept(side: int) -> int:
+        storages: dict[int, int] = {}
+
+        def note(x: Tensor) -> Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            out = mixer_of("ttt")(torch.randn(1, side, side, 16))
+        assert out.requires_grad  # and keeps the storages alive
+        return sum(storages.values())
+
+    assert 3 < kept(32) / kept(16) < 4.2
+
+
 def test_parameters_have_the_shapes_of_the_authors() -> None:
     shapes = {name: tuple(value.shape) for name, value in mixer_of("ttt").state_dict().items()}
     assert shapes == {

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,12 +36,12 @@ def test_parameters_and_operations_of_the_table(name: str, params: int, gmacs: f
     assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.005, abs=0.05)
 
 
-def theirs(depth: int = 2) -> dict[str, Tensor]:
-    """Return random weights of a narrow model by the authors' names."""
+def theirs(depth: int = NARROW["depth"], **options: Any) -> dict[str, Tensor]:
+    """Return random weights of a model, a narrow one by default, by the authors' names."""
     names = [f"blocks.{i}.{tensor}" for i in range(depth) for tensor in TENSORS]
     names += [f"{layer}.{part}" for layer in ("patch_embed.proj", "norm", "head") for part in ("weight", "bias")]
     with torch.device("meta"):
-        shapes = timm.create_model("vittt_tiny", num_classes=5, **NARROW).state_dict()
+        shapes = timm.create_model("vittt_tiny", **{**NARROW, "num_classes": 5, "depth": depth, **options}).state_dict()
     return {name: 0.3 * torch.randn(shapes[name.replace("head.", "head.fc.")].shape) for name in names}
 
 
@@ -92,8 +93,12 @@ def test_weights_load_for_other_classes_and_channels(tmp_path: Path) -> None:
 
 
 def test_command_converts_weights_of_the_authors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = {**theirs(12), "extra": torch.zeros(1)}
-    torch.save({"model": weights}, tmp_path / "a.pth")
-    argv = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), "--arch=vittt_tiny"]
-    assert run(export, argv) == 1
+    weights = theirs(depth=12, embed_dim=192, num_heads=6)
+    source, target = tmp_path / "a.pth", tmp_path / "a.safetensors"
+    torch.save({"model": weights}, source)
+    assert run(export, ["convert", str(source), str(target), "--arch=vittt_tiny"]) == 0
+    assert load_file(target)["head.fc.weight"].equal(weights["head.weight"])
+    assert "legacy_pad" not in capsys.readouterr().out
+    torch.save({"model": {**weights, "extra": torch.zeros(1)}}, source)
+    assert run(export, ["convert", str(source), str(target), "--arch=vittt_tiny"]) == 1
     assert "the authors' layout) does not fit vittt_tiny: 1 key left over in the file: extra" in capsys.readouterr().err
