@@ -48,7 +48,7 @@ def test_parameters_as_in_the_paper() -> None:
     module = create_mixer("local_linear", 32, 2, rel_pos_bias=False)
     assert sum(p.numel() for p in module.parameters()) == 4 * 32**2 + 4 * 32 + 2
     torch.testing.assert_close(F.softplus(module.ridge), torch.full((2,), 0.1))
-    assert [create_mixer("local_linear", dim, 1).steps for dim in (4, 8, 32)] == [4, 8, 8]
+    assert [create_mixer("local_linear", dim, 1).steps for dim in (4, 8, 32)] == [6, 10, 8]
 
 
 @pytest.mark.parametrize("steps", [0, -1])
@@ -91,6 +91,18 @@ def test_more_steps_than_needed_change_nothing(dtype: torch.dtype) -> None:
     ridge = torch.full((2,), 0.1, dtype=dtype)
     eight, forty = (regress(weights, q, k, k, window, ridge, steps) for steps in (8, 40))
     torch.testing.assert_close(eight, forty)
+
+
+def test_float32_is_exact_to_its_rounding() -> None:
+    """With as many steps as channels, 8, errors are a hundred times larger."""
+    module = random_module(LocalLinearAttention2d(16, 2, kernel_size=7, dtype=torch.float64))
+    module.ridge.data.fill_(-2.25)
+    x = random_map((6, 7), 16).detach() / 3
+    exact = module(x)
+    error = (module.float()(x.float()) - exact).abs().max()
+    assert error < 1e-5 * exact.abs().max()
+    module.steps = 8
+    assert (module(x.float()) - exact).abs().max() > 10 * error
 
 
 def test_large_ridge_gives_softmax_attention() -> None:

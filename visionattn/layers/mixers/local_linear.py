@@ -14,8 +14,12 @@ from visionattn_kernels.operators import accumulation_dtype
 from visionattn_kernels.tracing import without_autocast
 
 INITIAL_RIDGE = 0.1
-MOST_STEPS = 8
-"""Default of the steps of conjugate gradients, unless a head has fewer channels."""
+
+STEPS = 8
+"""Default of the steps of conjugate gradients if a head has more channels."""
+
+ROUNDING_STEPS = 2
+"""Steps beyond the channels of a head, which are exact but for rounding: they correct what float32 loses."""
 
 
 def regress(weights: Tensor, q: Tensor, k: Tensor, v: Tensor, window: Window, ridge: Tensor, steps: int) -> Tensor:
@@ -32,7 +36,7 @@ def regress(weights: Tensor, q: Tensor, k: Tensor, v: Tensor, window: Window, ri
         v: `[B, H, W, heads, v_dim]` values.
         window: Which keys a query sees.
         ridge: `[heads]` at least 0.
-        steps: Steps of conjugate gradients for x; d are exact.
+        steps: Steps of conjugate gradients for x; d are exact but for rounding.
 
     Returns:
         `[B, H, W, heads, v_dim]`.
@@ -112,8 +116,8 @@ class LocalLinearAttention2d(NeighborhoodAttention2d):
             num_heads: Attention heads.
             kernel_size: Keys per query and axis.
             dilation: Distance of neighbouring keys.
-            steps: Steps of conjugate gradients; by default 8, or the channels of a head if these are fewer, with which
-                the solution is exact.
+            steps: Steps of conjugate gradients. By default 8, and up to 8 channels per head two more than channels,
+                with which the solution is exact in float32.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
             rel_pos_bias: Whether to learn a relative positional bias per head.
             legacy_pad: What happens on a map that is smaller than a window.
@@ -129,7 +133,8 @@ class LocalLinearAttention2d(NeighborhoodAttention2d):
         )
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1; got {steps}")
-        self.steps = min(dim // num_heads, MOST_STEPS) if steps is None else steps
+        channels = dim // num_heads
+        self.steps = steps or (channels + ROUNDING_STEPS if channels <= STEPS else STEPS)
         self.ridge = nn.Parameter(
             torch.full((num_heads,), math.log(math.expm1(INITIAL_RIDGE)), device=device, dtype=dtype)
         )
