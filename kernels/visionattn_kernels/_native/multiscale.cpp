@@ -21,15 +21,16 @@ namespace {
 // Mirrored by native.py of multiscale/.
 struct Multiscale {
   int64_t dtype, batch, height, width, heads, head_dim, v_dim, num_offsets, num_threads;
+  int64_t scratch_size;
   double scale;
-  const int32_t *rows, *columns;  // offsets of keys
+  const int64_t *rows, *columns;  // offsets of keys
   Map q, k, v, out, grad_out, grad_q, grad_k, grad_v;
   // Of the accumulation type: bias [heads, offsets], its gradient [batch, heads, height, offsets], and [batch, height,
   // width, heads]; absent ones are null.
   const void* bias;
   void *grad_bias, *lse;
   const void* grad_lse;
-  void* scratch;  // as many numbers of the accumulation type as `visionattn_multiscale_scratch` says
+  void* scratch;  // `scratch_size` numbers of the accumulation type
 };
 
 // What lies at one offset from a vector of places: where its first lane would be, and which lanes are within the map.
@@ -61,7 +62,7 @@ class Worker {
       weights = take(m.num_offsets);
       grad_scores = take(m.num_offsets);
     }
-    scratch_size = end - static_cast<R*>(m.scratch);
+    scratch_size = end - static_cast<R*>(m.scratch);  // also without memory yet
     first.resize(m.num_offsets);
     targets.resize(m.num_offsets);
     near.reserve(m.num_offsets);
@@ -272,9 +273,10 @@ void run(const Multiscale& m, bool is_backward) {
 
 extern "C" {
 
-int64_t visionattn_multiscale_scratch(const Multiscale* m, int is_backward) {
-  return m->dtype == kFloat64 ? Worker<double>(*m, is_backward).scratch_size
-                              : Worker<float>(*m, is_backward).scratch_size;
+// Sets `scratch_size`.
+void visionattn_multiscale_scratch(Multiscale* m, int is_backward) {
+  m->scratch_size = m->dtype == kFloat64 ? Worker<double>(*m, is_backward).scratch_size
+                                         : Worker<float>(*m, is_backward).scratch_size;
 }
 
 void visionattn_multiscale(const Multiscale* m, int is_backward) {
