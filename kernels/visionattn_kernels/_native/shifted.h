@@ -1,5 +1,4 @@
-// Maps packed line by line, such as the channels of a row, so that what lies at one offset from neighbours are
-// neighbours; and sums of their products with maps that are shifted.
+// Maps packed line by line, channel by channel in each row, and sums of products of such maps, one of them shifted.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +17,7 @@ struct Grid {
   int64_t height, width;
 
   int64_t vectors() const { return (width + L - 1) / L; }
-  // Behind the numbers of a line come zeros, which are also before those of the next: a vector may reach beyond the map.
+  // Zeros end a line, and precede the next one: a vector may reach beyond the map on either side.
   int64_t pitch() const { return (vectors() + 1) * L; }
 };
 
@@ -38,11 +37,14 @@ struct Lines {
   }
 };
 
+template <class R>
+constexpr Dtype kPlain = sizeof(R) == 4 ? kFloat32 : kFloat64;
+
 // A vector of `n` numbers of a tensor of type `dtype` times `factor`, and the way back.
 template <class R>
 INLINE Vec<R> read_vector(const void* data, int64_t dtype, int64_t offset, int64_t n, R factor) {
   constexpr int64_t L = kLanes<R>;
-  if (dtype == (sizeof(R) == 4 ? kFloat32 : kFloat64) && n >= L) return load(static_cast<const R*>(data) + offset) * factor;
+  if (dtype == kPlain<R> && n >= L) return load(static_cast<const R*>(data) + offset) * factor;
   alignas(kVectorBytes) R numbers[L];
   read(data, dtype, offset, std::min(n, L), L, numbers, factor);
   return load(numbers);
@@ -50,7 +52,7 @@ INLINE Vec<R> read_vector(const void* data, int64_t dtype, int64_t offset, int64
 template <class R>
 INLINE void write_vector(void* data, int64_t dtype, int64_t offset, int64_t n, Vec<R> x, R factor) {
   constexpr int64_t L = kLanes<R>;
-  if (dtype == (sizeof(R) == 4 ? kFloat32 : kFloat64) && n >= L) return store(static_cast<R*>(data) + offset, x * factor);
+  if (dtype == kPlain<R> && n >= L) return store(static_cast<R*>(data) + offset, x * factor);
   alignas(kVectorBytes) R numbers[L];
   store(numbers, x);
   write(data, dtype, offset, std::min(n, L), numbers, factor);
@@ -76,7 +78,7 @@ void pack_row(const Map& map, int64_t dtype, int64_t offset, int64_t channels, R
     }
 }
 
-// to[i * to_pitch] = sum over channels of a[c] * b[i][c], a vector each.
+// to[i] = sum over channels of a[c] * b[i][c]; each of these is a vector.
 template <class R, int N>
 INLINE void multiply_lines(int64_t channels, const R* a, const R* const* b, int64_t pitch, R* const* to) {
   const R* p[N];
@@ -106,8 +108,8 @@ void multiply_lines(int64_t channels, const R* a, const R* const* b, int64_t pit
 
 // Sums maps weighted by a vector each, and writes the channels of the first `lanes` places to a heads-last map.
 template <class R>
-void write_sums(int64_t number, const R* const* weights, const R* const* maps, int64_t pitch, int64_t channels, R factor,
-                const Map& to, int64_t dtype, int64_t offset, int64_t lanes) {
+void write_sums(int64_t number, const R* const* weights, const R* const* maps, int64_t pitch, int64_t channels,
+                R factor, const Map& to, int64_t dtype, int64_t offset, int64_t lanes) {
   constexpr int64_t L = kLanes<R>;
   for (int64_t c = 0; c < channels; c += L) {
     Vec<R> sum[L] = {};

@@ -24,6 +24,10 @@ _SIZES = (
 )  # fmt: skip
 
 
+_BEYOND = 2**31
+"""A dilation that is larger than any map, and fits a schema."""
+
+
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
@@ -47,9 +51,8 @@ def can_run(problem: MultiscaleProblem) -> bool:
 
 def attention(problem: MultiscaleProblem) -> tuple[Tensor, Tensor]:
     """Compute output and log-sum-exp of the union of all windows."""
-    p, beyond = problem, max(problem.q.shape[1:3])  # the map; larger numbers may not fit a schema
-    dilations = [min(x, beyond) for x in p.dilations]
-    out, lse = _attend(p.q, p.k, p.v, p.rpb, dilations, p.kernel_size, p.scale)
+    p = problem
+    out, lse = _attend(p.q, p.k, p.v, p.rpb, [min(x, _BEYOND) for x in p.dilations], p.kernel_size, p.scale)
     return out, lse
 
 
