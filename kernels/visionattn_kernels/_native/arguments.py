@@ -24,11 +24,19 @@ class _Axis(ctypes.Structure):
     )
 
 
-class _Map(ctypes.Structure):
+class Map(ctypes.Structure):
+    """A heads-last map, or a null pointer."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "row", "column", "head")),
     )
+
+    @classmethod
+    def of(cls, x: Tensor) -> Map:
+        """Return pointer and strides of a map whose last dimension is contiguous; `[B, M, heads, c]` has one row."""
+        batch, *rows, column, head, _ = x.stride()
+        return cls(x.data_ptr(), batch, *(rows or [0]), column, head)
 
 
 _MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out")
@@ -44,7 +52,7 @@ class _Arguments(ctypes.Structure):
         ("scale", ctypes.c_double),
         ("rows", _Axis),
         ("columns", _Axis),
-        *((name, _Map) for name in _MAPS),
+        *((name, Map) for name in _MAPS),
         *((name, ctypes.c_void_p) for name in _PLAIN),
         *((f"grad_{name}", ctypes.c_void_p) for name in _GRADS),
     )
@@ -83,14 +91,13 @@ class Call:
         return _Axis(dilation, tables.query_step, tile, *pointers)
 
     def map(self, name: str, x: Tensor | None) -> None:
-        """Store a heads-last tensor's pointer and strides. `[B, M, heads, c]` is treated as a one-row map."""
+        """Store a heads-last tensor's pointer and strides."""
         if x is None:
             return
         x = x.to(self.problem.q.dtype)
         x = x if x.stride(-1) == 1 else x.contiguous()
         self.alive.append(x)
-        batch, *rows, column, head, _ = x.stride()
-        setattr(self.arguments, name, _Map(x.data_ptr(), batch, *(rows or [0]), column, head))
+        setattr(self.arguments, name, Map.of(x))
 
     def plain(self, name: str, x: Tensor | None) -> Tensor | None:
         """Store a contiguous tensor of the accumulation type, and return it."""
