@@ -22,9 +22,9 @@ VIT, NAT, CNN = "vit_nano_patch4_32.cifar10", "nat_pico.cifar10", "resnet_pico.c
         pytest.param([CNN, "red.jpg", "--show=attention"], 1, f"{CNN} has no attention that can be", id="no attention"),
         pytest.param([NAT, "red.jpg", "--show=rollout"], 1, f"{NAT} attends within windows", id="windows"),
         pytest.param(
-            ["iso_nano_parallax", "red.jpg", "--random", "--show=window"],
+            ["iso_nano_ttt", "red.jpg", "--random", "--show=window", '--model_kwargs={"mixer": "ttt"}'],
             1,
-            "iso_nano_parallax has no attention that can be recorded (its mixer is parallax); timm's",
+            "iso_nano_ttt has no attention that can be recorded (its mixer is ttt); timm's ViT",
             id="mixer",
         ),
         pytest.param([VIT, "red.jpg", "--show=heads"], 2, "--show must be one of attention, rollout", id="kind"),

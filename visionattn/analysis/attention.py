@@ -36,12 +36,6 @@ from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 from visionattn.probing.frozen import num_reg_tokens
 
-SUPPORTED = (
-    "timm's ViT, DeiT, BEiT, EVA, Swin and HaloNet, and this library's NAT, DiNAT, HaloNet, DCAL and mixers full, core "
-    "and power"
-)
-"""Networks whose attention can be recorded, for messages."""
-
 Key = TypeVar("Key")
 
 
@@ -95,6 +89,13 @@ TOKEN_ATTENTION = (Attention, AttentionRope, BeitAttention, EvaAttention, RelPos
 SWIN_BLOCKS = (SwinTransformerBlock, SwinTransformerV2Block)
 MAP_ATTENTION = (NeighborhoodAttention2d, PackedAttention2d, HaloAttention2d, HaloAttn)
 
+RECORDED_MIXERS = [name for name, kind in MIXERS.items() if issubclass(kind, MAP_ATTENTION)]
+SUPPORTED = (
+    "timm's ViT, DeiT, BEiT, EVA, Swin and HaloNet, and this library's NAT, DiNAT, HaloNet, DCAL and mixers "
+    + ", ".join(RECORDED_MIXERS)
+)
+"""Networks whose attention can be recorded, for messages."""
+
 
 @contextmanager
 def record_attention(
@@ -139,7 +140,7 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
 def unrecorded_mixers(model: nn.Module) -> list[str]:
     """Return the names of a model's token mixers whose attention is not recorded."""
     kinds = {type(module) for module in model.modules()}
-    return [name for name, kind in MIXERS.items() if kind in kinds and not issubclass(kind, MAP_ATTENTION)]
+    return [name for name, kind in MIXERS.items() if kind in kinds and name not in RECORDED_MIXERS]
 
 
 def token_layers(model: Any, prefix: str = "") -> list[AttentionLayer]:

@@ -150,12 +150,12 @@ class WindowAttention(RecordedAttention):
         module, inputs = self.module, self.inputs.detach().clone()  # outside of inference mode, for a gradient
         heads = module.num_heads
         if not isinstance(module, HaloAttention2d):
-            queries_keys, values = module.project(inputs).unflatten(-1, (3, heads, -1)).split((2, 1), dim=3)
+            packed = module.project(inputs)
+            rest, values = packed.tensor_split([packed.shape[-1] - inputs.shape[-1]], -1)
+            values = values.unflatten(-1, (heads, -1))
 
             def attend(values: Tensor) -> Tensor:
-                return module.attend(torch.cat([queries_keys, values[..., None, :, :]], 3).flatten(3))
-
-            values = values.squeeze(3)
+                return module.attend(torch.cat([rest, values.flatten(3)], -1))
         else:
             queries, packed = module.project(inputs)
             keys, values = packed.unflatten(-1, (heads, -1)).tensor_split([queries.shape[-1] // heads], -1)

@@ -81,9 +81,10 @@ class PowerAttention2d(PackedAttention2d):
         packed = qkv.unflatten(-1, (3, self.num_heads, -1)).tensor_split(self.num_groups, dim=4)
         biases = self.rpb.tensor_split(self.num_groups)
         outs = []
-        for part, rpb, scales in zip(packed, biases, self.group_scales(qkv.shape[1:3]), strict=True):
+        for part, rpb, scales in zip(packed, biases, self.group_scales((qkv.shape[1], qkv.shape[2])), strict=True):
+            q, k, v = part.unbind(3)
             tables = [min(number, rpb.shape[1] - 1) for number in range(len(scales))]
-            outs.append(multiscale_attention_2d(*part.unbind(3), [2**i for i in scales], rpb=rpb[:, tables]))
+            outs.append(multiscale_attention_2d(q, k, v, [2**i for i in scales], rpb=rpb[:, tables]))
         out = torch.cat(outs, 3) if len(outs) > 1 else outs[0]
         return out.flatten(-2)
 
