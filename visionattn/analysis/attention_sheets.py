@@ -27,6 +27,8 @@ MAX_HEADS = 12
 """Largest number of heads that are drawn by default; of more heads, this many are drawn, evenly spaced."""
 ROLLOUTS = 4
 """Depths at which the rollout is drawn by default."""
+NEGATIVE = 5e-4
+"""Size of a negative weight that is worth a note."""
 BRIGHTEST = 0.99
 """Quantile of a rollout that is drawn brightest: in many ViTs a few patches collect most of it."""
 
@@ -129,9 +131,14 @@ def _head_rows(
             maps = torch.cat([maps[heads], maps.mean(0, keepdim=True)]).numpy()
             label = f"block {number}: {'x'.join(map(str, maps.shape[1:]))}"
             captions = [label, *(f"head {head}" for head in heads), "mean of all heads"]
-            notes = [f"max {each.max():.1%}" for each in maps]
+            notes = [f"max {each.max():.1%}" + _least(each.min()) for each in maps]
             rows.append(HeadRow(pixels, maps, captions, None if window is None else window.numpy(), point, notes))
     return rows
+
+
+def _least(weight: float) -> str:
+    """Return what to say of the smallest weight, which is negative in a local linear regression and drawn as 0."""
+    return f", min {weight:.1%}" if weight < -NEGATIVE else ""
 
 
 def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any]) -> Any:

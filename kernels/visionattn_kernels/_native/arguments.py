@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +40,9 @@ class Map(ctypes.Structure):
         return cls(x.data_ptr(), batch, *(rows or [0]), column, head)
 
 
-_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out")
+_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out", "r")
 _PLAIN = ("rpb", "rel_h", "rel_w", "lse", "grad_lse")
-_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")
+_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v", "r")
 
 
 class _Arguments(ctypes.Structure):
@@ -107,6 +108,16 @@ class Call:
         self.alive.append(x)
         setattr(self.arguments, name, x.data_ptr())
         return x
+
+    def cut_parts(self) -> int:
+        """Cut the strips of a head into parts, each with key gradients of its own, and return the number of parts.
+
+        Strips of one head run side by side only if there are too few heads.
+        """
+        a = self.arguments
+        strips = sum(math.ceil(n / a.columns.tile) for n in self.tables[1].queries.tolist())
+        a.num_parts = min(strips, math.ceil(2 * a.num_threads / max(1, a.batch * a.heads)))
+        return int(a.num_parts)
 
     def run(self, kernel: Callable[..., int]) -> None:
         """Call a kernel.
