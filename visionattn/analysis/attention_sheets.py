@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from visionattn.analysis.attention import SUPPORTED, AttentionLayer, attention_layers, record_attention
+from visionattn.analysis.attention import (
+    SUPPORTED,
+    AttentionLayer,
+    attention_layers,
+    record_attention,
+    unrecorded_mixers,
+)
 from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.errors import UserError
@@ -98,7 +104,9 @@ def _draw_queries(
         return _copy(recorded.row(query)), recorded.visible(query).cpu(), place
 
     rows = _head_rows(subject, options, _choose(subject, layers, numbers), read)
-    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g})", options)
+    mixers = unrecorded_mixers(subject.network)
+    left_out = f"; that of {' and '.join(mixers)} is not drawn" if mixers else ""
+    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g}){left_out}", options)
 
 
 def _copy(row: Tensor) -> Tensor:
@@ -153,13 +161,15 @@ def _token_layers(subject: Subject) -> list[AttentionLayer]:
         raise NoSheetError(_no_attention(subject))
     if not all(layer.sees_all for layer in layers):
         raise NoSheetError(
-            f"{subject.loaded.name} attends within windows and has no class token; --show window draws its attention"
+            f"{subject.loaded.name} attends within windows or maps, without a class token; --show window draws that"
         )
     return layers
 
 
 def _no_attention(subject: Subject) -> str:
-    return f"{subject.loaded.name} has no attention that can be recorded; {SUPPORTED} have"
+    mixers = unrecorded_mixers(subject.network)
+    reason = f" (its mixer is {' and '.join(mixers)})" if mixers else ""
+    return f"{subject.loaded.name} has no attention that can be recorded{reason}; {SUPPORTED} have"
 
 
 def _choose(
