@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn_kernels._native.arguments import DTYPES, Map
+from visionattn_kernels._native.arguments import DTYPES, Filled, Map
 from visionattn_kernels._native.build import library, unavailable
 from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.multiscale.problem import MultiscaleProblem
@@ -72,38 +72,22 @@ def tabulate_offsets(dilations: tuple[int, ...], kernel_size: int, device: torch
     return rows, columns, entries
 
 
-class _Run:
-    """One call, and the tensors that must live as long."""
+class _Run(Filled):
+    """One call of the kernel."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, dilations: list[int], kernel_size: int, scale: float
     ) -> None:
-        rows, columns, self.entries = tabulate_offsets(tuple(dilations), kernel_size, q.device)
-        self.dtype = accumulation_dtype(q.dtype)
-        self.alive: list[Any] = []
-        self.arguments = a = _Arguments()
-        a.dtype, a.scale, a.num_threads = DTYPES[q.dtype], scale, torch.get_num_threads()
+        super().__init__(_Arguments(), q.dtype)
+        self.offsets = tabulate_offsets(tuple(dilations), kernel_size, q.device)
+        rows, columns, self.entries = self.offsets
+        a = self.arguments
+        a.scale, a.rows, a.columns, a.num_offsets = scale, rows.data_ptr(), columns.data_ptr(), len(rows)
         a.batch, a.height, a.width, a.heads, a.head_dim = q.shape
-        a.v_dim, a.num_offsets = v.shape[-1], len(self.entries)
-        self.plain("rows", rows)
-        self.plain("columns", columns)
+        a.v_dim = v.shape[-1]
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.map(name, x)
-        if rpb is not None:
-            self.plain("bias", rpb.flatten(1)[:, self.entries].to(self.dtype))
-
-    def map(self, name: str, x: Tensor) -> None:
-        """Store a heads-last map."""
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        self.alive.append(x)
-        setattr(self.arguments, name, Map.of(x))
-
-    def plain(self, name: str, x: Tensor) -> Tensor:
-        """Store a tensor that is contiguous from here on, and return it."""
-        x = x.contiguous()
-        self.alive.append(x)
-        setattr(self.arguments, name, x.data_ptr())
-        return x
+        self.plain("bias", None if rpb is None else rpb.flatten(1)[:, self.entries])
 
     def __call__(self, is_backward: bool) -> None:
         arguments = ctypes.byref(self.arguments)
@@ -129,16 +113,15 @@ def _backward(
 ) -> list[Tensor]:
     run = _Run(q, k, v, rpb, *rest)
     grads = _fake_backward(grad_out, grad_lse, q, k, v, rpb)
-    run.map("grad_out", grad_out.to(q.dtype))
+    run.map("grad_out", grad_out)
     for name, grad in zip("qkv", grads, strict=False):
         run.map(f"grad_{name}", grad)
-    if grad_lse is not None:
-        run.plain("grad_lse", grad_lse.to(run.dtype))
+    run.plain("grad_lse", grad_lse)
     if rpb is None:
         run(is_backward=True)
         return grads
-    shape = (q.shape[0], q.shape[3], q.shape[1], len(run.entries))
-    grad_bias = run.plain("grad_bias", torch.empty(shape, dtype=run.dtype, device="cpu"))
+    grad_bias = torch.empty(q.shape[0], q.shape[3], q.shape[1], len(run.entries), dtype=run.dtype, device="cpu")
+    run.plain("grad_bias", grad_bias)
     run(is_backward=True)
     grads[3].flatten(1).zero_()[:, run.entries] = grad_bias.sum((0, 2)).to(rpb.dtype)
     return grads
