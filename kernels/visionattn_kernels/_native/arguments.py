@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +25,24 @@ class _Axis(ctypes.Structure):
     )
 
 
-class _Map(ctypes.Structure):
+class Map(ctypes.Structure):
+    """A heads-last map, or a null pointer."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "row", "column", "head")),
     )
 
+    @classmethod
+    def of(cls, x: Tensor) -> Map:
+        """Return pointer and strides of a map whose last dimension is contiguous; `[B, M, heads, c]` has one row."""
+        batch, *rows, column, head, _ = x.stride()
+        return cls(x.data_ptr(), batch, *(rows or [0]), column, head)
 
-_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out")
+
+_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out", "r")
 _PLAIN = ("rpb", "rel_h", "rel_w", "lse", "grad_lse")
-_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")
+_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v", "r")
 
 
 class _Arguments(ctypes.Structure):
@@ -44,7 +53,7 @@ class _Arguments(ctypes.Structure):
         ("scale", ctypes.c_double),
         ("rows", _Axis),
         ("columns", _Axis),
-        *((name, _Map) for name in _MAPS),
+        *((name, Map) for name in _MAPS),
         *((name, ctypes.c_void_p) for name in _PLAIN),
         *((f"grad_{name}", ctypes.c_void_p) for name in _GRADS),
     )
@@ -54,17 +63,50 @@ ABI = (1, ctypes.sizeof(_Arguments))
 """Version of the interface and bytes of its structure, as `visionattn_abi` of attention.cpp returns them."""
 
 
-class Call:
-    """The arguments of one call, and the tensors that must live as long."""
+class Filled:
+    """A structure of arguments that is being filled, and the tensors that must live as long.
+
+    Attributes:
+        arguments: The structure, which has the fields `dtype` and `num_threads`.
+        maps_dtype: Of heads-last maps.
+        dtype: Of sums, and of all other tensors.
+    """
+
+    def __init__(self, arguments: Any, maps_dtype: torch.dtype) -> None:
+        self.arguments, self.maps_dtype = arguments, maps_dtype
+        self.dtype = accumulation_dtype(maps_dtype)
+        self.alive: list[Tensor] = []
+        arguments.dtype, arguments.num_threads = DTYPES[maps_dtype], torch.get_num_threads()
+
+    def map(self, name: str, x: Tensor | None) -> None:
+        """Store a heads-last tensor's pointer and strides."""
+        if x is None:
+            return
+        x = x.to(self.maps_dtype)
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        self.alive.append(x)
+        setattr(self.arguments, name, Map.of(x))
+
+    def plain(self, name: str, x: Tensor | None) -> Tensor | None:
+        """Store a contiguous tensor of the accumulation type, and return it."""
+        if x is None:
+            return None
+        x = x.to(self.dtype).contiguous()
+        self.alive.append(x)
+        setattr(self.arguments, name, x.data_ptr())
+        return x
+
+
+class Call(Filled):
+    """The arguments of one call of a kernel for windows."""
 
     def __init__(self, problem: Problem, tile: tuple[int, int]) -> None:
         p, axes = problem, problem.window.axes
         size = (p.k.shape[1], p.k.shape[2])
+        super().__init__(_Arguments(), p.q.dtype)
         self.problem = problem
-        self.dtype = accumulation_dtype(p.q.dtype)
-        self.alive: list[Any] = []
-        self.arguments = a = _Arguments()
-        a.dtype, a.scale, a.num_threads = DTYPES[p.q.dtype], p.scale, torch.get_num_threads()
+        a = self.arguments
+        a.scale = p.scale
         a.batch, a.queries_h, a.queries_w, a.heads, a.head_dim = p.q.shape
         a.keys_h, a.keys_w, a.v_dim = *size, p.v.shape[-1]
         a.kernel_h, a.kernel_w = p.window.kernel_size
@@ -82,24 +124,15 @@ class Call:
         pointers = (getattr(tables, name).data_ptr() for name, *_ in _Axis._fields_[3:])
         return _Axis(dilation, tables.query_step, tile, *pointers)
 
-    def map(self, name: str, x: Tensor | None) -> None:
-        """Store a heads-last tensor's pointer and strides. `[B, M, heads, c]` is treated as a one-row map."""
-        if x is None:
-            return
-        x = x.to(self.problem.q.dtype)
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        self.alive.append(x)
-        batch, *rows, column, head, _ = x.stride()
-        setattr(self.arguments, name, _Map(x.data_ptr(), batch, *(rows or [0]), column, head))
+    def cut_parts(self) -> int:
+        """Cut the strips of a head into parts, each with key gradients of its own, and return the number of parts.
 
-    def plain(self, name: str, x: Tensor | None) -> Tensor | None:
-        """Store a contiguous tensor of the accumulation type, and return it."""
-        if x is None:
-            return None
-        x = x.to(self.dtype).contiguous()
-        self.alive.append(x)
-        setattr(self.arguments, name, x.data_ptr())
-        return x
+        Strips of one head run side by side only if there are too few heads.
+        """
+        a = self.arguments
+        strips = sum(math.ceil(n / a.columns.tile) for n in self.tables[1].queries.tolist())
+        a.num_parts = min(strips, math.ceil(2 * a.num_threads / max(1, a.batch * a.heads)))
+        return int(a.num_parts)
 
     def run(self, kernel: Callable[..., int]) -> None:
         """Call a kernel.
