@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from visionattn.layers.precision import AtLeastSingle, at_least_single
-from visionattn_kernels.tracing import without_autocast
+from visionattn_kernels.tracing import is_exporting, without_autocast
 
 
 class OnlineClusters(AtLeastSingle):
@@ -24,7 +24,8 @@ class OnlineClusters(AtLeastSingle):
     3. `update_buffers()`, once after the backward passes of a step, moves the centroids, by the sums over all processes
        where there are several.
 
-    The tasks of this library do this. A loop of one's own that leaves out the last two trains with fixed centroids.
+    The tasks of this library do all three. A custom loop calls `extra_losses(model)` and `update_buffers(model)` of
+    `visionattn.training.objective`. Without them centroids stay fixed.
     """
 
     moving_averages = ("totals",)
@@ -85,7 +86,7 @@ class OnlineClusters(AtLeastSingle):
             x = x.to(self.totals.dtype)
             with torch.no_grad():
                 similarity = x @ self.centroids.mT  # [B, heads, N, clusters]
-                members = similarity.mT.sort(descending=True, stable=True).indices[..., :size]
+                members = first_largest(similarity.mT, size)
             if self.training:
                 self._measure(x, similarity.argmax(-1), members)
         return members
@@ -133,3 +134,10 @@ class OnlineClusters(AtLeastSingle):
     def __getstate__(self) -> dict[str, object]:
         """Leave out the latest forward pass, whose graph cannot be copied."""
         return {**self.__dict__, "_latest": None}
+
+
+def first_largest(x: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` largest entries of each row, largest first; of equal ones, the first."""
+    if is_exporting():  # ONNX has no stable sort, and its TopK takes the first of equal entries, as torch's need not
+        return x.topk(count).indices
+    return x.sort(descending=True, stable=True).indices[..., :count]

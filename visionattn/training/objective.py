@@ -1,4 +1,4 @@
-"""What modules of a model have for a training step: losses of their own, measurements, buffers that change."""
+"""Parts of a training step that modules define: losses of their own, measurements, buffers that change."""
 
 from collections.abc import Sequence
 

@@ -23,13 +23,13 @@ class RoutingAttention2d(nn.Module):
         out_i = softmax(x_i x_iᵀ / √d) v_i within cluster i
         out = mean of out_i over the clusters that a position is in; 0 if it is in none
 
-    It costs c·w² = overlap² N² / c products of d channels per routing head, and c·N for the similarities: least at
-    c = √N. Centroids follow the keys by online k-means in training, see `OnlineClusters`. Routing heads do not see
-    where positions are: a permutation of the positions permutes their outputs.
+    Per routing head it costs 2 c w² = 2 overlap² N² / c products of d channels, and c N for the similarities: of the
+    order N √N at c = √N. Centroids follow the keys by online k-means in training, see `OnlineClusters`. Routing heads do
+    not see where positions are: a permutation of the positions permutes their outputs.
 
     Shared queries and keys, clusters of a fixed size, and online k-means are those of the authors' code for images. Our
     choices are these. The map is two-dimensional and nothing is masked. Clusters are twice as large as equal shares,
-    which would leave about a quarter of the positions in no cluster. Outputs are divided by the number of clusters that
+    which would leave about a quarter of the positions of a random map in no cluster. Outputs are divided by the number of clusters that
     a position is in, not by that number + 0.01. Centroids start in orthogonal directions around their mean, which cover
     as many positions as trained ones, and each with the weight of one key, not of none.
     """
@@ -57,9 +57,9 @@ class RoutingAttention2d(nn.Module):
             kernel_size: Keys per query and axis of the local heads, or one number per axis.
             dilation: Distance of neighbouring keys of the local heads; None for the largest that fits the map.
             local_heads: Heads with neighborhood attention, the first ones; by default half of the heads.
-            num_clusters: Clusters per routing head. The square root of the number of positions costs least: 16 for
-                16x16.
-            overlap: Size of a cluster, in equal shares of the positions.
+            num_clusters: Clusters per routing head, about the square root of the number of positions: 16 for 16x16.
+            overlap: Size of a cluster, in equal shares of the positions. A larger one leaves fewer positions in no
+                cluster: a training logs the share of the others as `routing_coverage`.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
             rel_pos_bias: Whether local heads learn a relative positional bias.
             proj_drop: Dropout after the output projection.
@@ -104,7 +104,7 @@ class RoutingAttention2d(nn.Module):
             kv: Keys, which are the queries, and values `[B, H, W, 2 * routing dim]`, channels ordered (2, head, d).
         """
         keys, values = kv.flatten(1, 2).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        keys = F.layer_norm(keys, keys.shape[-1:])  # [B, heads, N, d]
+        keys = F.layer_norm(keys.to(self.clusters.totals.dtype), keys.shape[-1:])  # [B, heads, N, d]
         share = -(-keys.shape[2] // self.num_clusters)
         members = self.clusters(keys, min(share * self.overlap, keys.shape[2]))
         out = attend_clusters(keys.to(values.dtype), values, members)
