@@ -24,14 +24,15 @@ class RoutingAttention2d(nn.Module):
         out = mean of out_i over the clusters that a position is in; 0 if it is in none
 
     Per routing head it costs 2 c w² = 2 overlap² N² / c products of d channels, and c N for the similarities: of the
-    order N √N at c = √N. Centroids follow the keys by online k-means in training, see `OnlineClusters`. Routing heads do
-    not see where positions are: a permutation of the positions permutes their outputs.
+    order N √N at c = √N. Centroids follow the keys by online k-means in training, see `OnlineClusters`. Routing heads
+    do not see where positions are: a permutation of the positions permutes their outputs.
 
     Shared queries and keys, clusters of a fixed size, and online k-means are those of the authors' code for images. Our
     choices are these. The map is two-dimensional and nothing is masked. Clusters are twice as large as equal shares,
-    which would leave about a quarter of the positions of a random map in no cluster. Outputs are divided by the number of clusters that
-    a position is in, not by that number + 0.01. Centroids start in orthogonal directions around their mean, which cover
-    as many positions as trained ones, and each with the weight of one key, not of none.
+    which would leave about a quarter of the positions of a random map in no cluster. Outputs are divided by the number
+    of clusters that a position is in, not by that number + 0.01. Centroids start in orthogonal directions around their
+    mean, which cover as many positions of a random map as trained ones, and each with the weight of one key, not of
+    none.
     """
 
     def __init__(
