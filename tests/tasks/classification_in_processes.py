@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import multiprocessing, nn
@@ -24,12 +23,17 @@ from visionattn.cli.errors import run
 from visionattn.cli.train import main as cli
 from visionattn.data import ImageClassificationData
 from visionattn.tasks.classification import ClassificationTask
+from visionattn.training.averaging import MovingAverage
 from visionattn.training.checkpoints.callbacks import read_training
 
 GLOBAL_BATCH = 16
 MODEL: dict[str, Any] = {"name": "test_vit", "model_kwargs": {"img_size": 32, "patch_size": 8}}
 SGD: dict[str, Any] = {"opt": "sgd", "lr": 0.05}
 DCAL: dict[str, Any] = {"name": "dcal_vit_nano", "model_kwargs": {"img_size": 32, "depth": 2}}
+ROUTING: dict[str, Any] = {
+    "name": "iso_nano_routing",
+    "model_kwargs": {"embed_dim": 16, "depth": 2, "patch_size": 4, "mixer_kwargs": [{"num_clusters": 8}, None]},
+}
 ADAMW: dict[str, Any] = {"opt": "adamw", "lr": 1e-3}
 STOP_AFTER = 3  # of five batches in an epoch
 
@@ -73,7 +77,7 @@ def train(
     trace = Trace(stopped_rank)
     trainer = create_trainer(
         folder / run_name,
-        [trace, *([EMAWeightAveraging(decay=0.5)] if ema else [])],
+        [trace, *([MovingAverage(decay=0.5)] if ema else [])],
         devices=world,
         strategy=strategy,
         limit_train_batches=5 * accumulate,
@@ -106,6 +110,7 @@ def alone(_: int, folder: Path) -> None:
     train(folder, "one-adamw", **ADAMW)
     train(folder, "one-ema", ema=True)
     train(folder, "one-dcal", **DCAL)
+    train(folder, "one-routing", ema=True, **ROUTING)
 
 
 def together(rank: int, folder: Path, port: int) -> None:
@@ -128,6 +133,7 @@ def together(rank: int, folder: Path, port: int) -> None:
     saving: dict[str, Any] = {"compile": True, "grad_checkpointing": True}
     train(folder, "ddp-saving", "ddp", ema=True, accumulate=2, **saving)
     train(folder, "fsdp2-saving", "fsdp2", **saving)
+    train(folder, "ddp-routing", "ddp", ema=True, accumulate=2, grad_checkpointing=True, **ROUTING)
     command(folder)
 
 

@@ -99,6 +99,16 @@ def test_averaging_accumulation_compilation_and_checkpointed_gradients_combine(f
     assert furthest(found(folder, "fsdp2-saving")["weights"], found(folder, "one")["weights"]) < 1e-6
 
 
+def test_centroids_of_routing_follow_the_images_of_all_processes(folder: Path) -> None:
+    one = found(folder, "one-routing")
+    name = "model.blocks.0.attn.clusters.totals"
+    assert one["weights"][name][..., -1].sum().item() > 8  # more than the one vector per cluster of the start
+    for rank in (0, 1):
+        two = found(folder, "ddp-routing", rank)
+        assert furthest(two["weights"], one["weights"]) < 1e-5
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+
+
 def test_sharded_checkpoint_becomes_one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded = folder / "sharded-resumed" / "last.ckpt"
     with pytest.raises(ValueError, match=r"folder of shards.*consolidate_checkpoint .*last.ckpt"):

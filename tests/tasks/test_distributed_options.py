@@ -103,6 +103,7 @@ def configure(task: Any, strategy: Any = None, tensor_parallel: int = 1, callbac
         (ClassificationTask("test_vit", agc=0.1), {}, "--model.agc"),
         (ClassificationTask("test_vit", l2_penalty=0.1), {}, "--model.l2_penalty"),
         (ClassificationTask("terminator_pico"), {}, "the auxiliary loss of terminator_pico"),
+        (ClassificationTask("iso_nano_routing"), {}, "the auxiliary loss of iso_nano_routing"),
         (ClassificationTask("test_vit"), {"tensor_parallel": 2}, "tensor parallelism"),
         (ClassificationTask("test_vit"), {"callbacks": (EMAWeightAveraging(),)}, "--ema"),
     ],

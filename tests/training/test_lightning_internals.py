@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -34,9 +35,13 @@ def test_leave_restart_mode_sets_an_attribute_that_exists() -> None:
 
 @pytest.mark.parametrize(
     ("owner", "names"),
-    [(ModelParallelStrategy, ["_data_parallel_size"]), (WandbLogger, ["_experiment", "_offline", "_wandb_init"])],
+    [
+        (ModelParallelStrategy, ["_data_parallel_size"]),
+        (WeightAveraging, ["_average_model"]),
+        (WandbLogger, ["_experiment", "_offline", "_wandb_init"]),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_strategy_and_logger_have_the_attributes_that_subclasses_set(owner: type, names: list[str]) -> None:
+def test_bases_have_the_attributes_that_subclasses_use(owner: type, names: list[str]) -> None:
     source = inspect.getsource(owner)
     assert [name for name in names if f"self.{name}" not in source] == []

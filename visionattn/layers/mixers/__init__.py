@@ -1,10 +1,15 @@
 """Token mixers: modules that exchange information between the positions of a map, by name.
 
 A mixer maps `[B, H, W, dim]` to the same for every H and W from 1 up. Its constructor takes `dim`, `num_heads`, options
-of its own, `proj_drop`, `device` and `dtype`. A mixer with a loss of its own has a method `auxiliary_losses()`, which a
-training step calls once after each forward pass. One whose linear layers start otherwise than those of a model has
-`init_weights()`, which the model calls; one that can start from the weights of `NeighborhoodAttention2d` names its
-further parameters in `zero_if_absent`.
+of its own, `proj_drop`, `device` and `dtype`.
+
+Some mixers, or modules of theirs, have further methods:
+
+- `auxiliary_losses()` returns losses of their own; a training step calls it once after each forward pass.
+- `update_buffers()` changes their buffers; it is called once per step, after the backward passes.
+- `init_weights()` starts their linear layers otherwise than a model would; the model calls it.
+
+A mixer that can start from the weights of `NeighborhoodAttention2d` names its further parameters in `zero_if_absent`.
 """
 
 import inspect
