@@ -1,7 +1,7 @@
 """Modules of the NAT family.
 
-Modules map NCHW to NCHW; blocks run on NHWC, and the maps between them are views of it. Norms have the epsilon
-of torch, not timm's, unless a block is told another: published weights of NAT were trained with it.
+Modules map NCHW to NCHW; blocks run on NHWC, and the maps between them are views of it. By default norms have
+the epsilon of torch, not timm's: published weights of NAT were trained with it.
 """
 
 from collections.abc import Sequence

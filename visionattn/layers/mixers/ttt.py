@@ -29,14 +29,14 @@ def train_and_run(qkv: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
         Outputs of all heads, then of the extra head, `[B, H, W, dim + d]`.
     """
     heads, d = w1.shape[1:3]
-    wide, *narrow = qkv.split([3 * heads * d, d, d, d], -1)
-    q, k, v = wide.flatten(1, 2).unflatten(-1, (3, heads, d)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
+    wide, q2, k2, v2 = qkv.split([3 * heads * d, d, d, d], -1)
+    q1, k1, v1 = wide.flatten(1, 2).unflatten(-1, (3, heads, d)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
     exact = torch.promote_types(qkv.dtype, torch.float32)
     with without_autocast(qkv.device):
-        unit = train_unit(k.to(exact), v.to(exact), torch.cat([w1, w2], -1).to(exact))
-        taps = train_taps(*(x.to(exact) for x in narrow[1:]), w3.flatten(1).T.to(exact))
-    mixed = gated_unit(q, unit.to(q.dtype)).transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
-    return torch.cat([mixed, convolve(narrow[0], taps.to(q.dtype))], -1)
+        unit = train_unit(k1.to(exact), v1.to(exact), torch.cat([w1, w2], -1).to(exact))
+        taps = train_taps(k2.to(exact), v2.to(exact), w3.flatten(1).T.to(exact))
+    mixed = gated_unit(q1, unit.to(q1.dtype)).transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
+    return torch.cat([mixed, convolve(q2, taps.to(q2.dtype))], -1)
 
 
 def gated_unit(x: Tensor, w: Tensor) -> Tensor:
