@@ -35,8 +35,9 @@ def test_weights_of_another_mixer_are_an_error(colour_folder: Path, fails: Fails
     fails(*CLASSIFY, "--model_kwargs={mixer: local_linear}", f"--data.root={colour_folder}", says=says)
 
 
+@pytest.mark.slow
 def test_export_of_local_linear_attention_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kwargs = "--model_kwargs={depth: 1, mixer_kwargs: {steps: 1}}"
+    kwargs = "--model_kwargs={depth: 1, patch_size: 8, mixer_kwargs: {steps: 1}}"
     path = tmp_path / "l.pt2"
     assert run(dispatch, ["export", "program", "--model=iso_nano_local_linear", kwargs, f"--output={path}"]) == 1
     says = "iso_nano_local_linear cannot be exported: no other program knows its operator visionattn::window_"
