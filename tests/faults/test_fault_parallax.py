@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import timm
 from safetensors.torch import save_file
 
-import visionattn  # noqa: F401 - registers the models
+from visionattn.__main__ import dispatch
+from visionattn.cli.errors import run
 
 Fails = Callable[..., str]
 
@@ -31,3 +33,13 @@ def test_file_with_r_in_some_blocks_alone_is_an_error(colour_folder: Path, fails
 def test_weights_of_another_mixer_are_an_error(colour_folder: Path, fails: Fails) -> None:
     says = "7 keys missing in the file: levels.0.blocks.0.attn.ridge"
     fails(*CLASSIFY, "--model_kwargs={mixer: local_linear}", f"--data.root={colour_folder}", says=says)
+
+
+@pytest.mark.slow
+def test_export_of_local_linear_attention_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = "--model_kwargs={depth: 1, patch_size: 8, mixer_kwargs: {steps: 1}}"
+    path = tmp_path / "l.pt2"
+    assert run(dispatch, ["export", "program", "--model=iso_nano_local_linear", kwargs, f"--output={path}"]) == 1
+    says = "iso_nano_local_linear cannot be exported: no other program knows its operator visionattn::window_"
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not path.exists()

@@ -22,6 +22,7 @@ MODULES = (
     "terminator_reference",
     "terminator",
     "multiscale",
+    "parallax",
     "loops",
     "training",
     "loader",

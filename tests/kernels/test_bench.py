@@ -174,6 +174,17 @@ def test_windows_that_disagree_are_not_timed(bench, tmp_path, monkeypatch, capsy
     assert "error: implementations differ by" in capsys.readouterr().err
 
 
+def test_other_parallax_is_not_timed(bench, tmp_path, monkeypatch, capsys):
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "parallax-cpu.csv")]
+    assert bench.parallax.main(arguments) == 0
+    rows = bench.report.read_rows(tmp_path / "parallax-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.parallax.COLUMNS]
+    assert {row["contender"] for row in rows} == {"neighborhood attention", "parallax", "parallax, unfused"}
+    monkeypatch.setattr(bench.parallax, "TOLERANCE", 1e-12)
+    assert bench.parallax.main(arguments) == 1
+    assert "not timed" in capsys.readouterr().err
+
+
 def test_other_terminator_is_not_timed(bench, tmp_path, monkeypatch, capsys):
     output = tmp_path / "rows.csv"
     monkeypatch.setattr(bench.terminator_reference, "instance_standardize", lambda x: x)

@@ -48,6 +48,8 @@ def create(name: str, **options: Any) -> nn.Module:
     else:
         isotropic = name.startswith(("iso_", "vitrpb_", "vittt_")) or "isotropic" in name
         narrow = NARROW_ISOTROPIC if isotropic else NARROW
+        if name.endswith("local_linear"):  # each step of its solver is two attentions
+            narrow = {**narrow, "mixer_kwargs": {"steps": 1}}
     model = timm.create_model(name, **({} if name.endswith("_pico") and name not in FIXED else narrow), **options)
     for module in model.modules():
         if (

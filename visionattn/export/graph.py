@@ -71,6 +71,10 @@ def trace(network: Network, dynamic_batch: bool) -> ExportedProgram:
         remedy = "; --dynamic_batch false may do" if dynamic_batch else ""
         raise ValueError(f"torch.export cannot trace {network.spec.model}: {one_line(reason)}{remedy}") from error
     for node in program.graph.nodes:
+        if getattr(node.target, "namespace", None) == "visionattn":
+            raise ValueError(
+                f"{network.spec.model} cannot be exported: no other program knows its operator {node.target.name()}"
+            )
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
 

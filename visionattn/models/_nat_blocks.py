@@ -164,7 +164,7 @@ class HasInitialWeights(Protocol):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers from a truncated normal distribution, as in the papers, but for those that mixers set."""
+    """Initialise linear layers from a truncated normal distribution, as in the papers; mixers may set theirs after."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -87,7 +87,7 @@ class LocalLinearAttention2d(NeighborhoodAttention2d):
         out = v̄ - Cov_p(v, k) (Cov_p(k, k) + λ)⁻¹ (k̄ - q),   v̄ = Σ p v,  k̄ = Σ p k
 
     Values that are an affine function of the keys are recovered, and λ → ∞ gives softmax attention. λ is learned per
-    head. The system is solved by conjugate gradients, one pair of windowed products per step, hence 2 T + 3 products
+    head. The system is solved by conjugate gradients, one pair of windowed products per step, hence 2 T + 4 products
     per query and key for T steps, in place of two; and backward keeps the weights of every step. The module is meant
     for maps up to 16 x 16 and as the reference of `ParallaxAttention2d`, which learns the solution.
 
