@@ -152,8 +152,8 @@ class Program(GraphExport):
 
 COMMANDS: dict[str, Any] = {"hub": Hub, "onnx": Onnx, "program": Program}
 DESCRIPTION = (
-    "Export models to other formats. Another command, convert IN OUT --arch NAME, converts published NAT and DiNAT "
-    "checkpoints to safetensors."
+    "Export models to other formats. Another command, convert IN OUT --arch NAME, converts published NAT, DiNAT and "
+    "ViT³ checkpoints to safetensors."
 )
 
 

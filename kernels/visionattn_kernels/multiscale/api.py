@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from visionattn_kernels.attention.problem import Scale, autocast_inputs, scale_queries
-from visionattn_kernels.multiscale import merged
+from visionattn_kernels.multiscale import merged, native
 from visionattn_kernels.multiscale.problem import check_multiscale
 
 
@@ -42,8 +42,9 @@ def multiscale_attention_2d(
             `(key - query) / dilation + kernel_size // 2`. The centre entry is read in the first scale only.
         scale: Factor of `q.k`, a finite number; `head_dim ** -0.5` by default. A tensor of one element has a gradient.
         return_lse: Also return the log-sum-exp of each query's scores, `[B, H, W, heads]`, in float32 or wider.
-        backend: Name of a backend, which is never replaced by another; by default the first that can run. Every backend
-            runs one call of `windowed_attention` per scale, and merges them by their log-sum-exps.
+        backend: Name of a backend, which is never replaced by another; by default the first that can run. "native", the
+            default on CPUs, takes one pass. All others, and so every GPU, run one call of `windowed_attention` per
+            scale, whose outputs are merged by their log-sum-exps.
 
     Returns:
         `[B, H, W, heads, v_dim]` in q's dtype, and the log-sum-exp if asked for. Autocast applies to q, k and v as in a
@@ -56,5 +57,8 @@ def multiscale_attention_2d(
     q, k, v = autocast_inputs(q, k, v)
     q, factor = scale_queries(q, scale)
     problem = check_multiscale(q, k, v, dilations, kernel_size, rpb, factor)
-    out, lse = merged.attention(problem, backend)
+    if backend in (None, "native") and native.can_run(problem):
+        out, lse = native.attention(problem)
+    else:
+        out, lse = merged.attention(problem, backend)
     return (out, lse) if return_lse else out
