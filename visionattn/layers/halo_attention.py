@@ -94,12 +94,16 @@ class RelativeTables(nn.Module):
     """Embeddings of row and column offsets, shared by all heads, under timm's names."""
 
     def __init__(
-        self, length: int, head_dim: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        lengths: tuple[int, int],
+        head_dim: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Build two tables of `length` offsets."""
+        """Build tables of so many row and column offsets."""
         super().__init__()
-        self.height_rel = nn.Parameter(torch.empty(length, head_dim, device=device, dtype=dtype))
-        self.width_rel = nn.Parameter(torch.empty(length, head_dim, device=device, dtype=dtype))
+        self.height_rel = nn.Parameter(torch.empty(lengths[0], head_dim, device=device, dtype=dtype))
+        self.width_rel = nn.Parameter(torch.empty(lengths[1], head_dim, device=device, dtype=dtype))
         for table in (self.height_rel, self.width_rel):
             trunc_normal_(table, std=head_dim**-0.5)
 
@@ -175,7 +179,8 @@ class HaloAttention2d(nn.Module):
         self.timm_compat = timm_compat
         self.q = nn.Conv2d(dim, num_heads * head_dim, 1, self.query_stride, bias=qkv_bias, device=device, dtype=dtype)
         self.kv = nn.Conv2d(dim, num_heads * head_dim + dim_out, 1, bias=qkv_bias, device=device, dtype=dtype)
-        self.pos_embed: nn.Module = RelativeTables(2 * (block_size + 2 * halo_size) - 1, head_dim, device, dtype)
+        length = 2 * (block_size + 2 * halo_size) - 1
+        self.pos_embed: nn.Module = RelativeTables((length, length), head_dim, device, dtype)
         self.pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if pooled else nn.Identity()
         for conv in (self.q, self.kv):
             trunc_normal_(conv.weight, std=dim**-0.5)
@@ -218,11 +223,15 @@ class HaloAttention2d(nn.Module):
         """Change the window; the relative tables are interpolated linearly, ends to ends."""
         length = 2 * (block_size + 2 * halo_size) - 1
         self.block_size, self.halo_size = block_size, halo_size
-        for name in ("height_rel", "width_rel"):
-            table = getattr(self.pos_embed, name)
-            if len(table) != length:
-                resized = nn.Parameter(resize_table(table.detach(), length), requires_grad=table.requires_grad)
-                setattr(self.pos_embed, name, resized)
+        resize_tables(self.pos_embed, (length, length))
+
+
+def resize_tables(tables: nn.Module, lengths: tuple[int, int]) -> None:
+    """Interpolate the tables of `RelativeTables`, or of timm's module of the same names, to so many offsets."""
+    for name, length in zip(("height_rel", "width_rel"), lengths, strict=True):
+        table = getattr(tables, name)
+        if len(table) != length:
+            setattr(tables, name, nn.Parameter(resize_table(table.detach(), length), table.requires_grad))
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:

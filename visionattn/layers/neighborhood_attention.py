@@ -1,12 +1,14 @@
 """Neighborhood attention as a module."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function, trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers.halo_attention import RelativeTables, resize_tables
 from visionattn.layers.heads import check_heads
 from visionattn.layers.pointwise import MapLinear
 from visionattn_kernels import Window, neighborhood_attention_2d
@@ -22,6 +24,8 @@ def attend_neighborhood(
     kernel_size: KernelSize,
     dilation: int | None,
     is_causal: bool = False,
+    height_rel: Tensor | None = None,
+    width_rel: Tensor | None = None,
 ) -> Tensor:
     """Compute neighborhood attention of packed queries, keys and values; opaque to FX, because it reads shapes.
 
@@ -32,13 +36,19 @@ def attend_neighborhood(
         kernel_size: Keys per query, per axis.
         dilation: Distance of neighbouring keys; None for the largest with which a window fits the map, per axis.
         is_causal: Whether a query sees no later key on either axis.
+        height_rel: Embedding r of each row offset `[2 * kernel_size - 1, head_dim]`; `q.r` is added to `q.k`.
+        width_rel: Embedding of each column offset.
 
     Returns:
         `[B, H, W, dim]`.
     """
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
     dilations = _dilations(qkv.shape[1:3], kernel_size, dilation)
-    out = neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, is_causal=is_causal, rpb=rpb)
+    scale = q.shape[-1] ** -0.5
+    rel_h, rel_w = (None if table is None else q @ (table * scale).T for table in (height_rel, width_rel))
+    out = neighborhood_attention_2d(
+        q, k, v, kernel_size, dilation=dilations, is_causal=is_causal, rpb=rpb, rel_h=rel_h, rel_w=rel_w
+    )
     return out.flatten(-2)
 
 
@@ -100,6 +110,7 @@ class NeighborhoodAttention2d(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         is_causal: bool = False,
+        rel_pos: Literal["query"] | None = None,
     ) -> None:
         """Build the module.
 
@@ -118,12 +129,16 @@ class NeighborhoodAttention2d(nn.Module):
             dtype: Type of the parameters.
             is_causal: Whether a query sees no later row and no later column: on a map of one row, the latest
                 `kernel_size` tokens of a sequence.
+            rel_pos: "query" for a position that depends on the query: `q.r` is added to `q.k`, where r is the sum of a
+                row's and a column's embedding, shared by the heads. It may stand beside the bias, or replace it.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`.
+            ValueError: `num_heads` does not divide `dim`, or `rel_pos` is unknown.
         """
         super().__init__()
         check_heads(dim, num_heads)
+        if rel_pos not in ("query", None):
+            raise ValueError(f'rel_pos must be "query" or None; got {rel_pos!r}')
         self.num_heads = num_heads
         self.kernel_size = _plain(kernel_size)
         self.dilation = dilation
@@ -134,14 +149,18 @@ class NeighborhoodAttention2d(nn.Module):
         self.rpb = (
             nn.Parameter(torch.empty(num_heads, height, width, device=device, dtype=dtype)) if rel_pos_bias else None
         )
+        self.pos_embed = RelativeTables((height, width), dim // num_heads, device, dtype) if rel_pos else None
         self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         if self.rpb is not None:
             trunc_normal_(self.rpb, std=0.02)
 
     def set_kernel_size(self, kernel_size: KernelSize) -> None:
-        """Change the kernel size; the relative bias table is interpolated bicubically."""
+        """Change the kernel size; relative biases are interpolated bicubically, embeddings linearly."""
         self.kernel_size = _plain(kernel_size)
+        if self.pos_embed is not None:
+            height, width = _pair(kernel_size)
+            resize_tables(self.pos_embed, (2 * height - 1, 2 * width - 1))
         if self.rpb is not None:
             self.rpb = nn.Parameter(resize_rpb(self.rpb.detach(), kernel_size), self.rpb.requires_grad)
 
@@ -151,7 +170,10 @@ class NeighborhoodAttention2d(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of packed queries, keys and values, before the output projection."""
-        return attend_neighborhood(qkv, self.rpb, self.num_heads, self.kernel_size, self.dilation, self.is_causal)
+        tables = () if self.pos_embed is None else (self.pos_embed.height_rel, self.pos_embed.width_rel)
+        return attend_neighborhood(
+            qkv, self.rpb, self.num_heads, self.kernel_size, self.dilation, self.is_causal, *tables
+        )
 
     def window(self, size: tuple[int, int]) -> Window:
         """Return the rule of which keys a query sees on a projected map of this height and width."""

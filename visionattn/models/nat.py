@@ -46,7 +46,7 @@ Dilations = Sequence[Dilation] | Literal["largest"] | None
 class NeighborhoodAttentionTransformer(Backbone):
     """NAT, and DiNAT where `dilations` are given; any input size works."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb", "height_rel", "width_rel")
 
     def __init__(
         self,

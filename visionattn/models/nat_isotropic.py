@@ -52,7 +52,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
     """Patches, then blocks of neighborhood attention at one width and resolution; any input size works."""
 
     stack_name: ClassVar[str] = "blocks"
-    undecayed: ClassVar[tuple[str, ...]] = ("rpb",)
+    undecayed: ClassVar[tuple[str, ...]] = ("rpb", "height_rel", "width_rel")
 
     def __init__(
         self,

@@ -60,16 +60,18 @@ def attend_blocks(
     counts = exists.sum(-1).to(wide)
     keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
     q, k, v = (x.flatten(2, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
-    outputs = []
+    place = torch.arange(n * m, device=q.device)
     step = max(1, MAX_SCORES // q[..., 0].numel())
-    for rows, queries in zip(torch.arange(n * m, device=q.device).split(step), q.split(step, 2), strict=True):
+    outputs = []
+    for portion in (slice(start, start + step) for start in range(0, n * m, step)):
+        queries, rows = q[:, :, portion], place[portion, None]
         scores = (queries @ k.mT).to(wide).unflatten(-1, (n, m))  # [B, heads, rows, n, m]
         logits = (queries @ keys.mT).to(wide) + counts.log()  # [B, heads, rows, n]
-        own = rows[:, None] // m == torch.arange(n, device=q.device)
+        own = rows // m == place[:n]
         if height % edges[0] or width % edges[1]:
             scores = scores.masked_fill(~exists, -math.inf)
         if is_causal:
-            later = rows[:, None, None] < torch.arange(n * m, device=q.device).view(n, m)
+            later = rows[..., None] < place.view(n, m)
             scores = scores.masked_fill(later & own[..., None], -math.inf)
             logits = logits.masked_fill(later[..., 0], -math.inf)
         if topk is not None:
