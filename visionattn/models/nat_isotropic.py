@@ -69,6 +69,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         mixer: Mixer = "neighborhood",
         mixer_kwargs: MixerOptions = None,
         cpe: bool = False,
+        is_causal: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -99,6 +100,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
             mixer_kwargs: Options of the mixer, or a list of them, one per name of `mixer`.
             cpe: Begin each block with a depthwise 3x3 convolution, added to its input: a conditional position
                 encoding (arXiv 2102.10882).
+            is_causal: On maps of one row, let positions see no later ones; every mixer must have this option.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -109,7 +111,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: `num_heads` does not divide `embed_dim`, or `dilation` does not have one entry per block.
+            ValueError: `num_heads` does not divide `embed_dim`, `dilation` does not have one entry per block, or a
+                mixer has no such option.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -126,13 +129,16 @@ class IsotropicNeighborhoodTransformer(Backbone):
             "proj_drop": proj_drop_rate,
             **dd,
         }
+        causal = {"is_causal": True} if is_causal else {}
         self.blocks = nn.Sequential()
         for (name, options), block_dilation, rate in zip(
             block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
         ):
             defaults = {**shared, "dilation": block_dilation}
-            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **options)
-            self.blocks.append(IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, **dd))
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **causal, **options)
+            self.blocks.append(
+                IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, is_causal, **dd)
+            )
         self.norm: nn.Module = LayerNorm2d(embed_dim, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
