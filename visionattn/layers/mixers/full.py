@@ -10,13 +10,13 @@ from visionattn.layers.pointwise import MapLinear
 
 
 @register_notrace_function
-def attend_everywhere(qkv: Tensor, num_heads: int) -> Tensor:
+def attend_everywhere(qkv: Tensor, num_heads: int, is_causal: bool = False) -> Tensor:
     """Compute attention of packed queries, keys and values `[B, H, W, 3 * dim]` over the map; return `[B, H, W, dim]`.
 
-    It is opaque to FX, because it reads shapes.
+    It is opaque to FX, because it reads shapes. `is_causal` hides later keys, row by row.
     """
     q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
-    out = F.scaled_dot_product_attention(q, k, v)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
     return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
 
 
@@ -28,6 +28,7 @@ class FullAttention2d(nn.Module):
         dim: int,
         num_heads: int,
         qkv_bias: bool = True,
+        is_causal: bool = False,
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -38,6 +39,7 @@ class FullAttention2d(nn.Module):
             dim: Channels.
             num_heads: Attention heads; must divide `dim`.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
+            is_causal: Whether a query sees no later key, row by row: a sequence is a map of one row.
             proj_drop: Dropout after the output projection.
             device: Device of the parameters.
             dtype: Type of the parameters.
@@ -48,10 +50,11 @@ class FullAttention2d(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
+        self.is_causal = is_causal
         self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, H, W, dim]` to the same."""
-        return self.proj_drop(self.proj(attend_everywhere(self.qkv(x), self.num_heads)))
+        return self.proj_drop(self.proj(attend_everywhere(self.qkv(x), self.num_heads, self.is_causal)))
