@@ -20,7 +20,12 @@ MODELS = sorted(x for x in ALL_MODELS if not x.startswith(OTHERS))
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
 # models of images of one size; plain convolutions.
 NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
-ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small", *sorted(name for name in MODELS if name.startswith("iso_")))
+ISOTROPIC = (
+    "dinat_isotropic_small",
+    "vitrpb_small",
+    "vittt_tiny",
+    *sorted(name for name in MODELS if name.startswith("iso_")),
+)
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
 FIXED = ("terminator_pico",)
 PLAIN = ("slot_cnn_pico",)
@@ -41,7 +46,8 @@ def create(name: str, **options: Any) -> nn.Module:
     elif name.startswith("slot_cnn"):
         narrow = NARROW_CNN
     else:
-        narrow = NARROW_ISOTROPIC if name.startswith("iso_") or "isotropic" in name or "vitrpb" in name else NARROW
+        isotropic = name.startswith(("iso_", "vitrpb_", "vittt_")) or "isotropic" in name
+        narrow = NARROW_ISOTROPIC if isotropic else NARROW
     model = timm.create_model(name, **({} if name.endswith("_pico") and name not in FIXED else narrow), **options)
     for module in model.modules():
         if (
@@ -222,7 +228,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
     names = ("rpb", "height_rel", "width_rel", "filters.weight", "tap_bias", "position_bias")
     tables = {id(p) for n, p in model.named_parameters() if n.endswith(names)}
     decayed = {id(p) for g in groups if g["weight_decay"] > 0 for p in g["params"]}
-    assert tables or name.startswith(("slot_cnn", "iso_nano_"))
+    assert tables or name.startswith(("slot_cnn", "iso_nano_", "vittt_"))
     assert not tables & decayed
 
 

@@ -1,7 +1,7 @@
 """Modules of the NAT family.
 
 Modules map NCHW to NCHW; blocks run on NHWC, and the maps between them are views of it. Norms have the epsilon
-of torch, not timm's: published weights were trained with it.
+of torch, not timm's, unless a block is told another: published weights of NAT were trained with it.
 """
 
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ class ConvEmbed(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches side by side, then a norm over channels; zeros fill the last row and column of patches."""
+    """Patches side by side, then a norm over channels, if any; zeros fill the last row and column of patches."""
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int, **dd: Any) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool = True, **dd: Any) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, **dd)
-        self.norm = LayerNorm(dim, **dd)
+        self.norm = LayerNorm(dim, **dd) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_chans, H, W]` to `[B, dim, ceil(H / patch_size), ceil(W / patch_size)]`."""
@@ -112,16 +112,17 @@ class Block(nn.Module):
         proj_drop: float,
         drop_path: float,
         cpe: bool = False,
+        norm_eps: float = 1e-5,
         is_causal: bool = False,
         **dd: Any,
     ) -> None:
         super().__init__()
         conv = CausalConv2d if is_causal else nn.Conv2d
         self.cpe = conv(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
-        self.norm1 = LayerNorm(dim, **dd)
+        self.norm1 = LayerNorm(dim, eps=norm_eps, **dd)
         self.attn = attn
         self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
-        self.norm2 = LayerNorm(dim, **dd)
+        self.norm2 = LayerNorm(dim, eps=norm_eps, **dd)
         self.mlp = MapMlp(dim, int(dim * mlp_ratio), proj_drop, **dd)
         self.ls2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

@@ -1,8 +1,8 @@
-"""Published NAT and DiNAT checkpoints in every layout that is about, mapped to ours.
+"""Published NAT, DiNAT and ViT³ checkpoints in every layout that is about, mapped to ours.
 
 Ours is that of `NeighborhoodAttentionTransformer` and `IsotropicNeighborhoodTransformer`. Others are that of the
-authors' classifiers (NAT, DiNAT, DiNAT_s, isotropic), of their detection and segmentation backbones, which have a norm
-per level and no classifier, and of Hugging Face's `Nat...` and `Dinat...` classes.
+authors' classifiers (NAT, DiNAT, DiNAT_s, isotropic, ViT³), of NAT's detection and segmentation backbones, which have
+a norm per level and no classifier, and of Hugging Face's `Nat...` and `Dinat...` classes.
 """
 
 import re
@@ -109,8 +109,9 @@ def map_checkpoint(checkpoint: Mapping[str, Any]) -> Mapped:
     held = _unwrap(checkpoint)
     told = held.pop(PADDING, None)
     layout, rules, pieces = _recognise(held)
-    # Whoever has another layout than ours trained with the code of the authors.
-    is_padded = layout != OURS if told is None else bool(told)
+    # Whoever has windows in another layout than ours trained with the code of the authors.
+    has_windows = any(name.endswith("rpb") for name in held)
+    is_padded = layout != OURS and has_windows if told is None else bool(told)
     last = max(
         (int(m[1]) for name in held if (m := re.match(r"(?:encoder\.)?(?:levels|layers)\.(\d+)\.", name))), default=0
     )

@@ -69,6 +69,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
         mixer: Mixer = "neighborhood",
         mixer_kwargs: MixerOptions = None,
         cpe: bool = False,
+        patch_norm: bool = True,
+        norm_eps: float = 1e-5,
         is_causal: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -100,6 +102,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             mixer_kwargs: Options of the mixer, or a list of them, one per name of `mixer`.
             cpe: Begin each block with a depthwise 3x3 convolution, added to its input: a conditional position
                 encoding (arXiv 2102.10882).
+            patch_norm: Normalise the patches.
+            norm_eps: Epsilon of the norms of blocks and of the last norm.
             is_causal: On maps of one row, let positions see no later ones; every mixer must have this option.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
@@ -120,7 +124,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         self.is_global = kernel_size is None
         if kernel_size is None:
             kernel_size = self._map_size(img_size)
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, patch_norm, **dd)
         drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         shared = {
             "kernel_size": kernel_size,
@@ -135,11 +139,10 @@ class IsotropicNeighborhoodTransformer(Backbone):
             block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
         ):
             defaults = {**shared, "dilation": block_dilation}
-            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **causal, **options)
-            self.blocks.append(
-                IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, is_causal, **dd)
-            )
-        self.norm: nn.Module = LayerNorm2d(embed_dim, **dd)
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **{**causal, **options})
+            block = (embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, norm_eps, is_causal)
+            self.blocks.append(IsotropicBlock(*block, **dd))
+        self.norm: nn.Module = LayerNorm2d(embed_dim, eps=norm_eps, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_weights)
@@ -192,14 +195,17 @@ default_cfgs = generate_default_cfgs(
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 24}
 
+build_isotropic = partial(
+    build_model,
+    IsotropicNeighborhoodTransformer,
+    filter_fn=checkpoint_filter_fn,
+    features={"out_indices": 3, "flatten_sequential": True},
+)
+"""Build an isotropic model; its features are those of the last three blocks by default."""
+
 register_variants(
     __name__,
-    partial(
-        build_model,
-        IsotropicNeighborhoodTransformer,
-        filter_fn=checkpoint_filter_fn,
-        features={"out_indices": 3, "flatten_sequential": True},
-    ),
+    build_isotropic,
     {
         "nat_isotropic_small": ("NAT-iso-Small.", _SMALL),
         "nat_isotropic_base": ("NAT-iso-Base.", _BASE),
