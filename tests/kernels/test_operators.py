@@ -42,6 +42,18 @@ def backward_arguments(mixed: bool) -> list[object]:
     return [strided(*out.shape, dtype=out.dtype), torch.randn_like(lse) if mixed else None, out, lse, *arguments]
 
 
+def parallax_arguments(mixed: bool) -> list[object]:
+    q, k, v, rpb, *_, window, scale = attention_arguments(mixed)
+    assert isinstance(q, Tensor)
+    return [q, k, v, strided(*q.shape, dtype=q.dtype), rpb, window, scale]
+
+
+def parallax_backward_arguments(mixed: bool) -> list[object]:
+    arguments = parallax_arguments(mixed)
+    out, lse = torch.ops.visionattn.parallax_attention(*arguments)
+    return [strided(*out.shape, dtype=out.dtype), lse, *arguments]
+
+
 def product_arguments(channels: int) -> Callable[[bool], list[object]]:
     def arguments(mixed: bool) -> list[object]:
         shapes = ((1, *SIZE, 2, channels), (1, *SIZE, 2, 8))
@@ -54,6 +66,8 @@ def product_arguments(channels: int) -> Callable[[bool], list[object]]:
 ARGUMENTS: dict[str, Callable[[bool], list[object]]] = {
     **{f"{name}_attention": attention_arguments for name in ("native", "tiled", "triton")},
     **{f"{name}_attention_backward": backward_arguments for name in ("native", "tiled", "triton")},
+    "parallax_attention": parallax_arguments,
+    "parallax_attention_backward": parallax_backward_arguments,
     "window_qk": product_arguments(8),
     "window_av": product_arguments(9),
     "window_atx": product_arguments(9),
