@@ -1,6 +1,7 @@
 """Recall: a small model of any token mixer answers the questions on a map."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torchmetrics import MeanMetric, R2Score
 
 from visionattn.data.module import ImageData
 from visionattn.data.recall import RecallBatch, RecallData
+from visionattn.layers.mixers import MIXERS
 from visionattn.tasks.base import TrainingTask
 from visionattn.training.objective import widened
 
@@ -38,7 +40,7 @@ class RecallTask(TrainingTask):
         **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists its errors.
 
     Raises:
-        ValueError: the model takes no such arguments, or has fewer tokens than cells.
+        ValueError: the model takes no such arguments, or has other tokens than cells; a mixer cannot be causal.
     """
 
     kind: ClassVar[str] = "recall"
@@ -63,6 +65,13 @@ class RecallTask(TrainingTask):
         **options: Any,
     ) -> None:
         super().__init__(name=name, **options)
+        causal = [name for name, kind in MIXERS.items() if "is_causal" in signature(kind).parameters]
+        names = [mixer] if isinstance(mixer, str) else mixer
+        if is_causal and (others := [name for name in names if name in MIXERS and name not in causal]):
+            raise ValueError(
+                f"--model.mixer {others[0]} sees later words of a sequence: choose from {', '.join(causal)}, or pass "
+                "--model.is_causal false"
+            )
 
     @property
     def monitor(self) -> str:
