@@ -38,7 +38,7 @@ TABLE, PAGE, PLOT = (
 )
 BEGIN, END = "<!-- recall: made by results/recall.py -->", "<!-- recall ends -->"
 SEEDS = (0, 1, 2)
-STEPS: dict[str, Any] = {}
+FURTHER: dict[str, Any] = {}
 """Options of all runs beyond their config."""
 
 Options = Mapping[str, Any]
@@ -137,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows = read_table(TABLE)
     done = {tuple(row[key] for key in ("problem", "setting", "mixer", "seed")) for row in rows}
-    missing = [run for run in plan(args.only or list(PROBLEMS), args.runs) if run.key not in done]
+    problems = args.only or list(PROBLEMS)
+    missing = [run for run in plan(problems, args.runs) if run.key not in done]
     failed = 0
     # Processes of their own: a run sets threads and random states, and one that is killed takes no other with it.
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
@@ -188,7 +189,7 @@ def train(run: Run) -> dict[str, Any]:
         "run_name": f"recall-{name}",
         "trainer.accelerator": "cpu",
     }
-    result = fit(problem.config, options, STEPS, about, quiet=True)
+    result = fit(problem.config, options, FURTHER, about, quiet=True)
     summary = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))
     return {
         "problem": run.problem,

@@ -89,7 +89,7 @@ class RecallTask(TrainingTask):
         model: Any = self.model
         if (model.in_chans, model.num_classes) != (wanted := (problem.input_size[0], problem.num_outputs)):
             raise ValueError(
-                f"the weights are of {model.in_chans} channels and {model.num_classes} answers, and {problem} has "
+                f"the weights are of {model.in_chans} channels and {model.num_classes} answers, and {problem} have "
                 f"{wanted[0]} and {wanted[1]}: pass the --data options of their training"
             )
         if hparams.compile:
