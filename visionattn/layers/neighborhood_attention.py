@@ -95,10 +95,11 @@ class NeighborhoodAttention2d(nn.Module):
         qkv_bias: bool = True,
         rel_pos_bias: bool = True,
         legacy_pad: bool = False,
-        is_causal: bool = False,
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        is_causal: bool = False,
     ) -> None:
         """Build the module.
 
@@ -112,11 +113,11 @@ class NeighborhoodAttention2d(nn.Module):
             legacy_pad: What happens on a map that is smaller than kernel_size * dilation. False: a query sees the
                 whole of its dilation group. True: zeros are appended (bottom, right) until the window fits, and are
                 attended; published weights saw that on small maps.
-            is_causal: Whether a query sees no later row and no later column: on a map of one row, the latest
-                `kernel_size` tokens of a sequence.
             proj_drop: Dropout after the output projection.
             device: Device of the parameters.
             dtype: Type of the parameters.
+            is_causal: Whether a query sees no later row and no later column: on a map of one row, the latest
+                `kernel_size` tokens of a sequence.
 
         Raises:
             ValueError: `num_heads` does not divide `dim`.

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor
 
-from visionattn.layers.heads import check_heads
+from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.pointwise import MapLinear
 
 Summary = Literal["landmark", "mean"]
@@ -31,58 +31,60 @@ def two_level_weights(scores: Tensor, logits: Tensor, own: Tensor) -> Tensor:
 
 @register_notrace_function
 def attend_blocks(
-    qkv: Tensor, summaries: Tensor, num_heads: int, block_size: int, topk: int | None, is_causal: bool
+    packed: Tensor, dim: int, num_heads: int, block_size: int, topk: int | None, is_causal: bool
 ) -> Tensor:
     """Compute attention in two levels; opaque to FX, because it reads shapes.
 
     Args:
-        qkv: Queries, keys and values `[B, H, W, 3 * dim]`, ordered (3, head, head_dim).
-        summaries: Keys of the blocks `[B, ceil(H / block_size), ceil(W / block_size), dim]`.
+        packed: Queries, keys and values `[B, H, W, 3 * dim]`, ordered (3, head, head_dim), and `dim` channels whose
+            mean is a block's key; without these it is the mean of the keys.
+        dim: Channels of the output.
         num_heads: Attention heads.
         block_size: Edge of a block.
         topk: Other blocks that a query sees, those of the largest logits; None for all.
-        is_causal: Whether a query sees no later token, on a map of one row.
+        is_causal: Whether a query sees no later token, row by row; blocks are then cut from the rows put end to end.
 
     Returns:
         `[B, H, W, dim]`.
     """
-    height, width = qkv.shape[1:3]
+    size = packed.shape[1:3]
+    if is_causal:
+        packed = packed.flatten(1, 2).unsqueeze(1)
+    height, width = packed.shape[1:3]
     edges = min(block_size, height), min(block_size, width)
-    blocks = _to_blocks(qkv, edges)  # [B, n, m, 3 * dim]
-    n, m = blocks.shape[1:3]
-    q, k, v = blocks.flatten(1, 2).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    keys = summaries.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, heads, n, d]
-    exists = _to_blocks(torch.ones_like(qkv[:1, ..., :1]), edges)[0, ..., 0] > 0  # [n, m]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    size = exists.sum(-1).to(wide).log()
-    outputs = []
+    blocks = _to_blocks(packed, edges)  # [B, n, m, C]
+    exists = _to_blocks(torch.ones_like(packed[:1, ..., :1]), edges)[0, ..., 0] > 0  # [n, m]
+    n, m = exists.shape
+    q, k, v, *landmarks = (x.unflatten(-1, (num_heads, -1)).movedim(-2, 1) for x in blocks.split(dim, -1))
+    wide = torch.promote_types(packed.dtype, torch.float32)
+    counts = exists.sum(-1).to(wide)
+    keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
+    q, k, v = (x.flatten(2, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
+    place = torch.arange(n * m, device=q.device)
     step = max(1, MAX_SCORES // q[..., 0].numel())
-    q = q * q.shape[-1] ** -0.5
-    for rows, queries in zip(torch.arange(n * m, device=q.device).split(step), q.split(step, 2), strict=True):
+    outputs = []
+    for portion in (slice(start, start + step) for start in range(0, n * m, step)):
+        queries, rows = q[:, :, portion], place[portion, None]
         scores = (queries @ k.mT).to(wide).unflatten(-1, (n, m))  # [B, heads, rows, n, m]
-        logits = (queries @ keys.mT).to(wide) + size  # [B, heads, rows, n]
-        own = rows[:, None] // m == torch.arange(n, device=q.device)
+        logits = (queries @ keys.mT).to(wide) + counts.log()  # [B, heads, rows, n]
+        own = rows // m == place[:n]
         if height % edges[0] or width % edges[1]:
             scores = scores.masked_fill(~exists, -math.inf)
         if is_causal:
-            later = rows[:, None, None] < torch.arange(n * m, device=q.device).view(n, m)
+            later = rows[..., None] < place.view(n, m)
             scores = scores.masked_fill(later & own[..., None], -math.inf)
             logits = logits.masked_fill(later[..., 0], -math.inf)
         if topk is not None:
             logits = keep_largest(logits.masked_fill(own, -math.inf), topk)
         outputs.append(two_level_weights(scores, logits, own).to(v.dtype) @ v)
-    return _from_blocks(torch.cat(outputs, 2).transpose(1, 2).flatten(-2), edges, (height, width))
+    out = torch.cat(outputs, 2).transpose(1, 2).flatten(-2)  # [B, n * m, dim]
+    return _from_blocks(out, edges, (height, width)).flatten(1, 2).unflatten(1, size)
 
 
 def keep_largest(logits: Tensor, count: int) -> Tensor:
     """Replace all but the `count` largest of the last dimension by minus infinity."""
     largest = logits.topk(min(count, logits.shape[-1])).indices
     return torch.full_like(logits, -math.inf).scatter(-1, largest, logits.gather(-1, largest))
-
-
-def block_means(x: Tensor, block_size: int) -> Tensor:
-    """Return the mean of each block of a map `[B, H, W, C]`; blocks at the border may be smaller."""
-    return F.avg_pool2d(x.permute(0, 3, 1, 2), block_size, ceil_mode=True).permute(0, 2, 3, 1)
 
 
 def _to_blocks(x: Tensor, edges: tuple[int, int]) -> Tensor:
@@ -99,7 +101,7 @@ def _from_blocks(x: Tensor, edges: tuple[int, int], size: tuple[int, int]) -> Te
     return x[:, : size[0], : size[1]]
 
 
-class BlockAttention2d(nn.Module):
+class BlockAttention2d(PackedAttention2d):
     """Multi-head attention to the tokens of the own block, and to other blocks by way of one summary key each.
 
     One softmax runs over the tokens of a query's block of g x g and the summaries of all other blocks. A token of
@@ -146,31 +148,24 @@ class BlockAttention2d(nn.Module):
         Raises:
             ValueError: An argument is out of its range.
         """
-        super().__init__()
-        check_heads(dim, num_heads)
+        super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1; got {block_size}")
         if summary not in get_args(Summary):
             raise ValueError(f"summary must be one of {', '.join(get_args(Summary))}; got {summary!r}")
         if topk is not None and topk < 0:
             raise ValueError(f"topk must be at least 0, or None for all blocks; got {topk}")
-        self.num_heads = num_heads
         self.block_size = block_size
         self.topk = topk
         self.is_causal = is_causal
-        self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.landmark = MapLinear(dim, dim, device=device, dtype=dtype) if summary == "landmark" else None
-        self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
-        self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, H, W, dim]` to the same."""
-        tokens = x.flatten(1, 2).unsqueeze(1) if self.is_causal else x
-        qkv = self.qkv(tokens)
-        if self.landmark is not None:
-            summaries = self.landmark(block_means(tokens, self.block_size))
-        else:
-            summaries = block_means(qkv.chunk(3, -1)[1], self.block_size)
+    def project(self, x: Tensor) -> Tensor:
+        """Return packed queries, keys and values, and the channels whose means are landmarks, `[B, H, W, 4 * dim]`."""
+        return self.qkv(x) if self.landmark is None else torch.cat([self.qkv(x), self.landmark(x)], -1)
+
+    def attend(self, packed: Tensor) -> Tensor:
+        """Compute attention `[B, H, W, dim]` of what `project` returns."""
         topk = None if self.training else self.topk
-        out = attend_blocks(qkv, summaries, self.num_heads, self.block_size, topk, self.is_causal)
-        return self.proj_drop(self.proj(out)).reshape_as(x)
+        dim = self.proj.in_features
+        return attend_blocks(packed, dim, self.num_heads, self.block_size, topk, self.is_causal)

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionattn.layers.heads import check_heads
-from visionattn.layers.pointwise import MapLinear
+from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn_kernels.tracing import without_autocast
 
 CHUNK = 64
@@ -44,28 +44,28 @@ FEATURES: dict[str, Callable[[Tensor], Tensor]] = {"taylor": taylor_features, "e
 
 
 @register_notrace_function
-def attend_linear(qk: Tensor, v: Tensor, num_heads: int, feature_map: str, is_causal: bool) -> Tensor:
+def attend_linear(qkv: Tensor, num_heads: int, feature_dim: int, feature_map: str, is_causal: bool) -> Tensor:
     """Compute linear attention over a map; opaque to FX, because it reads shapes.
 
     Args:
-        qk: Queries and keys `[B, H, W, 2 * num_heads * f]`, ordered (2, head, f).
-        v: Values `[B, H, W, dim]`.
+        qkv: Queries, keys `[B, H, W, num_heads * feature_dim]` and values `[B, H, W, dim]` in a row, by head.
         num_heads: Attention heads.
+        feature_dim: Channels of a head's queries and keys.
         feature_map: One of `FEATURES`.
         is_causal: Whether a query sees no later key, row by row.
 
     Returns:
         `[B, H, W, dim]`.
     """
-    with without_autocast(v.device):
-        wide = torch.promote_types(v.dtype, torch.float32)
-        q, k = qk.to(wide).flatten(1, 2).unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        values = v.to(wide).flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
+    with without_autocast(qkv.device):
+        wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).flatten(1, 2)
+        parts = wide.tensor_split([num_heads * feature_dim, 2 * num_heads * feature_dim], -1)
+        q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in parts)  # [B, heads, N, .]
         q, k = FEATURES[feature_map](q), FEATURES[feature_map](k)
-        values = F.pad(values, (0, 1), value=1.0)  # the sum of ones is the denominator
-        sums = _sum_causally(q, k, values) if is_causal else q @ (k.mT @ values)
-        out = sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(wide).tiny)
-    return out.transpose(1, 2).flatten(-2).unflatten(1, v.shape[1:3]).to(v.dtype)
+        v = F.pad(v, (0, 1), value=1.0)  # the sum of ones is the denominator
+        sums = _sum_causally(q, k, v) if is_causal else q @ (k.mT @ v)
+        out = sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
+    return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3]).to(qkv.dtype)
 
 
 def _sum_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _sum_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ earlier + (q @ k.mT).tril() @ v).flatten(-3, -2)[..., :length, :]
 
 
-class LinearAttention2d(nn.Module):
+class LinearAttention2d(PackedAttention2d):
     """Multi-head linear attention over the whole map, `[B, H, W, dim]` to the same; subclasses name the features.
 
     It has no position: a permutation of tokens permutes the output. Queries and keys have `feature_dim` channels f per
@@ -113,23 +113,19 @@ class LinearAttention2d(nn.Module):
         Raises:
             ValueError: `num_heads` does not divide `dim`, or `feature_dim` is not positive.
         """
-        super().__init__()
         check_heads(dim, num_heads)
         if feature_dim is None:
             feature_dim = max(1, dim // num_heads // 2)
         if feature_dim < 1:
             raise ValueError(f"feature_dim must be at least 1; got {feature_dim}")
-        self.num_heads = num_heads
+        qkv_dim = 2 * num_heads * feature_dim + dim
+        super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype, qkv_dim=qkv_dim)
         self.feature_dim = feature_dim
         self.is_causal = is_causal
-        self.qkv = MapLinear(dim, 2 * num_heads * feature_dim + dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
-        self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, H, W, dim]` to the same."""
-        qk, v = self.qkv(x).tensor_split([2 * self.num_heads * self.feature_dim], -1)
-        return self.proj_drop(self.proj(attend_linear(qk, v, self.num_heads, self.feature_map, self.is_causal)))
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Compute attention `[B, H, W, dim]` of packed queries, keys and values."""
+        return attend_linear(qkv, self.num_heads, self.feature_dim, self.feature_map, self.is_causal)
 
 
 class TaylorAttention2d(LinearAttention2d):

@@ -25,6 +25,8 @@ class PackedAttention2d(nn.Module):
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        qkv_dim: int | None = None,
     ) -> None:
         """Build the projections.
 
@@ -35,6 +37,7 @@ class PackedAttention2d(nn.Module):
             proj_drop: Dropout after the output projection.
             device: Device of the parameters.
             dtype: Type of the parameters.
+            qkv_dim: Channels of queries, keys and values together; 3 * dim by default.
 
         Raises:
             ValueError: `num_heads` does not divide `dim`.
@@ -42,7 +45,7 @@ class PackedAttention2d(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = MapLinear(dim, qkv_dim or 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
