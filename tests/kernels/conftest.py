@@ -21,6 +21,7 @@ MODULES = (
     "halonet",
     "terminator_reference",
     "terminator",
+    "multiscale",
     "loops",
     "training",
     "loader",

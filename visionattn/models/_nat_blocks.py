@@ -6,7 +6,7 @@ of torch, not timm's, unless a block is told another: published weights of NAT w
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from timm import layers
@@ -166,9 +166,19 @@ def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
     return list(dilation)
 
 
+@runtime_checkable
+class HasInitialWeights(Protocol):
+    """A mixer whose linear layers start otherwise than those of a model."""
+
+    def init_weights(self) -> None:
+        """Set the parameters that the model has initialised like all others."""
+
+
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers from a truncated normal distribution, as in the papers."""
+    """Initialise linear layers from a truncated normal distribution, as in the papers, but for those that mixers set."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, HasInitialWeights):
+        module.init_weights()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, cat, nn, tensor
+from torch import Tensor, cat, nn, tensor, zeros_like
 
 from visionattn.layers.neighborhood_attention import resize_rpb
 from visionattn.models._nat_padding import PADDING
@@ -156,6 +156,8 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
     if classifier and not renewed and not classifier & fitted.keys():
         fitted.update((name, own[name]) for name in classifier)
         warnings.warn(f"the checkpoint has no classifier: {', '.join(CLASSIFIER)} keep their values", stacklevel=3)
+    if not (added := _zero_if_absent(model) & own.keys()) & fitted.keys():
+        fitted.update((name, zeros_like(own[name])) for name in added)
     missing = [name for name in own if name not in fitted and name not in renewed]
     unknown = [mapped.sources[name][0] for name in mapped.state_dict if name not in own and name not in renewed]
     misshapen = [
@@ -176,6 +178,15 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
     if mapped.is_padded:
         fitted[PADDING] = tensor(True)
     return fitted, sorted(resized)
+
+
+def _zero_if_absent(model: nn.Module) -> set[str]:
+    """Return the parameters that a file of neighborhood attention lacks, and that are zero then."""
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        for parameter in getattr(module, "zero_if_absent", ())
+    }
 
 
 def _other_channels(model: nn.Module, cfg: Mapping[str, Any]) -> bool:

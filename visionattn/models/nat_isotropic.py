@@ -15,6 +15,7 @@ from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.mixers import create_mixer
+from visionattn.layers.mixers.power import count_scales
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
 from visionattn.models._configs import image_config, register_variants
 from visionattn.models._mixing import Mixer, MixerOptions, block_mixers
@@ -93,7 +94,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
             patch_size: Pixels of a patch per axis.
-            img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None.
+            img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None, and up to
+                which the mixer `power` has a table per scale.
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
                 model from scratch.
@@ -131,6 +133,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
             "qkv_bias": qkv_bias,
             "legacy_pad": bool(legacy_pad),
             "proj_drop": proj_drop_rate,
+            "num_scales": count_scales(self._map_size(img_size)),
             **dd,
         }
         causal = {"is_causal": True} if is_causal else {}

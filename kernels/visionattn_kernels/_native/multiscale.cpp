@@ -2,9 +2,9 @@
 //
 // A head's maps are packed channel by channel. For a vector of neighbouring queries the keys of one offset are then a
 // vector per channel, and scores, softmax and sums need no step across lanes. Offsets that reach no key of the map are
-// left out. Backward keeps the weights and the gradients of the scores of a whole head; key gradients gather both from the
-// queries at the opposite offsets. Threads share a head row by row only where there are too few heads. Every number is
-// the sum of the same numbers in the same order, whichever thread makes it.
+// left out. Backward keeps the weights and the gradients of the scores of a whole head. Key gradients gather both from
+// the queries at the opposite offsets. As many heads as there are threads are worked on at a time, row by row: which
+// thread takes a row changes no bit of it.
 
 #include <algorithm>
 #include <cmath>
@@ -21,15 +21,16 @@ namespace {
 // Mirrored by native.py of multiscale/.
 struct Multiscale {
   int64_t dtype, batch, height, width, heads, head_dim, v_dim, num_offsets, num_threads;
+  int64_t scratch_size;
   double scale;
-  const int32_t *rows, *columns;  // offsets of keys
+  const int64_t *rows, *columns;  // offsets of keys
   Map q, k, v, out, grad_out, grad_q, grad_k, grad_v;
   // Of the accumulation type: bias [heads, offsets], its gradient [batch, heads, height, offsets], and [batch, height,
   // width, heads]; absent ones are null.
   const void* bias;
   void *grad_bias, *lse;
   const void* grad_lse;
-  void* scratch;  // as many numbers of the accumulation type as `visionattn_multiscale_scratch` says
+  void* scratch;  // `scratch_size` numbers of the accumulation type
 };
 
 // What lies at one offset from a vector of places: where its first lane would be, and which lanes are within the map.
@@ -61,9 +62,9 @@ class Worker {
       weights = take(m.num_offsets);
       grad_scores = take(m.num_offsets);
     }
-    scratch_size = end - static_cast<R*>(m.scratch);
-    first.resize(m.num_offsets);
-    targets.resize(m.num_offsets);
+    scratch_size = end - static_cast<R*>(m.scratch);  // also without memory yet
+    map_vectors.resize(m.num_offsets);
+    score_vectors.resize(m.num_offsets);
     near.reserve(m.num_offsets);
     buffer.resize(m.num_offsets * L);
   }
@@ -89,7 +90,7 @@ class Worker {
   void forward() {
     for (int64_t x = 0; x < m.width; x += L) {
       find(x, 1);
-      attend(x, buffer.data(), L, m.lse ? static_cast<R*>(m.lse) : nullptr);
+      attend(x, buffer.data(), L);
       sum(x, buffer.data(), L, v, m.out, m.v_dim, R(1));
     }
   }
@@ -101,17 +102,16 @@ class Worker {
     for (int64_t x = 0; x < m.width; x += L) {
       find(x, 1);
       R *w = weights.at(row) + x, *g = grad_scores.at(row) + x;
-      attend(x, w, pitch, nullptr);
+      attend(x, w, pitch);
       point(v, [&](const Neighbour& n) { return g + n.offset * pitch; });
-      multiply_lines(m.v_dim, grad_out.at(row) + x, first.data(), pitch, count(), targets.data());
+      multiply_lines(m.v_dim, grad_out.at(row) + x, map_vectors.data(), pitch, count(), score_vectors.data());
       Vec<R> mean = -read_lse_gradient(x);
       for (auto& n : near) {
-        Vec<R> in_map = load(w + n.offset * pitch) * load(g + n.offset * pitch);
-        mean += select(n, in_map, Vec<R>{});
+        mean += select(n.first, n.end, load(w + n.offset * pitch) * load(g + n.offset * pitch), Vec<R>{});
       }
       for (auto& n : near) {
         R* to = g + n.offset * pitch;
-        Vec<R> grad = select(n, load(w + n.offset * pitch) * (load(to) - mean), Vec<R>{});
+        Vec<R> grad = select(n.first, n.end, load(w + n.offset * pitch) * (load(to) - mean), Vec<R>{});
         store(to, grad);
         R* bias = buffer.data() + n.offset * L;
         store(bias, load(bias) + grad);
@@ -147,6 +147,9 @@ class Worker {
     return image * map.batch + y * map.row + x * map.column + head * map.head;
   }
 
+  // The place of a query in a log-sum-exp or its gradient.
+  int64_t query(int64_t x) const { return ((image * m.height + y) * m.width + x) * m.heads + head; }
+
   // Finds what the map holds at all offsets, or at their opposites.
   void find(int64_t x, int sign) {
     near.clear();
@@ -157,76 +160,76 @@ class Worker {
     }
   }
 
-  // x in the lanes whose neighbour is within the map.
-  static INLINE Vec<R> select(const Neighbour& n, Vec<R> x, Vec<R> otherwise) {
-    if (n.first == 0 && n.end == L) return x;
+  // x in the lanes from `first` up to `end`.
+  static INLINE Vec<R> select(int64_t first, int64_t end, Vec<R> x, Vec<R> otherwise) {
+    using Int = typename VectorOf<R>::Int;
+    if (first == 0 && end == L) return x;
     Ints lane;
     for (int l = 0; l < L; ++l) lane[l] = l;
-    return ((lane >= Ints{} + typename VectorOf<R>::Int(n.first)) & (lane < Ints{} + typename VectorOf<R>::Int(n.end)))
-               ? x
-               : otherwise;
+    return ((lane >= Ints{} + Int(first)) & (lane < Ints{} + Int(end))) ? x : otherwise;
   }
 
-  // Points `first` to the neighbours in some map, and `targets` to what `f` returns for each.
+  // Points `map_vectors` to the neighbours in some map, and `score_vectors` to what `f` returns for each.
   template <class F>
   void point(const Lines<R>& map, F f) {
     for (int64_t i = 0; i < count(); ++i) {
-      first[i] = map.at(near[i].row) + near[i].column;
-      targets[i] = f(near[i]);
+      map_vectors[i] = map.at(near[i].row) + near[i].column;
+      score_vectors[i] = f(near[i]);
     }
   }
 
-  // Makes the weights of all neighbours of a vector of queries, `pitch` apart by offset, and their log-sum-exp.
-  void attend(int64_t x, R* to, int64_t pitch, R* lse) {
+  // Makes the weights of all neighbours of a vector of queries, `pitch` apart by offset, and their log-sum-exp if it is
+  // asked for.
+  void attend(int64_t x, R* to, int64_t pitch) {
     point(k, [&](const Neighbour& n) { return to + n.offset * pitch; });
-    multiply_lines(m.head_dim, q.at(origin + y) + x, first.data(), grid.pitch(), count(), targets.data());
+    multiply_lines(m.head_dim, q.at(origin + y) + x, map_vectors.data(), grid.pitch(), count(), score_vectors.data());
     const R* bias = m.bias ? static_cast<const R*>(m.bias) + head * m.num_offsets : nullptr;
     const Vec<R> nothing = fill(-std::numeric_limits<R>::infinity());
     Vec<R> top = nothing, total = {};
     for (auto& n : near) {
       R* at = to + n.offset * pitch;
-      Vec<R> score = select(n, load(at) + fill(bias ? bias[n.offset] : R(0)), nothing);
+      Vec<R> score = select(n.first, n.end, load(at) + fill(bias ? bias[n.offset] : R(0)), nothing);
       store(at, score);
       top = larger<R>(score, top);
     }
-    // Lanes beyond the map see nothing.
-    top = top == nothing ? Vec<R>{} : top;
+    top = select(0, lanes(x), top, Vec<R>{});  // lanes beyond the map see nothing
     for (auto& n : near) {
       R* at = to + n.offset * pitch;
       Vec<R> weight = exponential(load(at) - top);
       store(at, weight);
       total += weight;
     }
-    const Vec<R> factor = R(1) / (total == Vec<R>{} ? fill(R(1)) : total);
+    total = select(0, lanes(x), total, fill(R(1)));
     for (auto& n : near) {
       R* at = to + n.offset * pitch;
-      store(at, load(at) * factor);
+      store(at, load(at) / total);
     }
-    if (!lse) return;
-    for (int64_t l = 0; l < lanes(x); ++l)
-      lse[((image * m.height + y) * m.width + x + l) * m.heads + head] = top[l] + std::log(total[l]);
+    if (m.lse)
+      for (int64_t l = 0; l < lanes(x); ++l) static_cast<R*>(m.lse)[query(x + l)] = top[l] + std::log(total[l]);
   }
 
   Vec<R> read_lse_gradient(int64_t x) const {
     Vec<R> grad = {};
     if (m.grad_lse)
-      for (int64_t l = 0; l < lanes(x); ++l)
-        grad[l] = static_cast<const R*>(m.grad_lse)[((image * m.height + y) * m.width + x + l) * m.heads + head];
+      for (int64_t l = 0; l < lanes(x); ++l) grad[l] = static_cast<const R*>(m.grad_lse)[query(x + l)];
     return grad;
   }
 
   // Sums the neighbours in a map with the weights of this vector.
   void sum(int64_t x, R* from, int64_t pitch, const Lines<R>& map, const Map& to, int64_t channels, R factor) {
     point(map, [&](const Neighbour& n) { return from + n.offset * pitch; });
-    write_sums(count(), targets.data(), first.data(), grid.pitch(), channels, factor, to, m.dtype, element(to, x),
-               lanes(x));
+    write(x, to, channels, factor);
   }
 
   // Sums the neighbours in a map with the weights that they give to this vector.
   void gather(int64_t x, const Lines<R>& given, const Lines<R>& map, const Map& to, int64_t channels) {
     point(map, [&](const Neighbour& n) { return given.at(n.row) + n.offset * grid.pitch() + n.column; });
-    write_sums(count(), targets.data(), first.data(), grid.pitch(), channels, R(1), to, m.dtype, element(to, x),
-               lanes(x));
+    write(x, to, channels, R(1));
+  }
+
+  void write(int64_t x, const Map& to, int64_t channels, R factor) {
+    write_sums(count(), score_vectors.data(), map_vectors.data(), grid.pitch(), channels, factor, to, m.dtype,
+               element(to, x), lanes(x));
   }
 
   const Multiscale& m;
@@ -234,12 +237,12 @@ class Worker {
   Lines<R> q, k, v, grad_out, weights, grad_scores;
   int64_t image, head, y, origin;
   std::vector<Neighbour> near;
-  std::vector<const R*> first;
-  std::vector<R*> targets;
+  std::vector<const R*> map_vectors;
+  std::vector<R*> score_vectors;
   Vectors<R> buffer;
 };
 
-// Calls `f(worker)` for each row of a group of heads, on all threads; returns when all is done.
+// Calls `f` with the worker at each row of a group of heads, on all threads; returns when all is done.
 template <class R, class F>
 void in_rows(Worker<R>& worker, const Multiscale& m, int64_t item, int64_t heads, F f) {
 #pragma omp for schedule(static)
@@ -272,9 +275,10 @@ void run(const Multiscale& m, bool is_backward) {
 
 extern "C" {
 
-int64_t visionattn_multiscale_scratch(const Multiscale* m, int is_backward) {
-  return m->dtype == kFloat64 ? Worker<double>(*m, is_backward).scratch_size
-                              : Worker<float>(*m, is_backward).scratch_size;
+// Sets `scratch_size`.
+void visionattn_multiscale_scratch(Multiscale* m, int is_backward) {
+  m->scratch_size = m->dtype == kFloat64 ? Worker<double>(*m, is_backward).scratch_size
+                                         : Worker<float>(*m, is_backward).scratch_size;
 }
 
 void visionattn_multiscale(const Multiscale* m, int is_backward) {

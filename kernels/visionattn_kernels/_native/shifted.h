@@ -1,5 +1,4 @@
-// Maps packed line by line, such as the channels of a row, so that what lies at one offset from neighbours are
-// neighbours; and sums of their products with maps that are shifted.
+// Maps packed line by line, channel by channel in each row, and sums of products of such maps, one of them shifted.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +17,7 @@ struct Grid {
   int64_t height, width;
 
   int64_t vectors() const { return (width + L - 1) / L; }
-  // Behind the numbers of a line come zeros, which are also before those of the next: a vector may reach beyond the map.
+  // Zeros end a line, and precede the next one: a vector may reach beyond the map on either side.
   int64_t pitch() const { return (vectors() + 1) * L; }
 };
 
@@ -38,25 +37,48 @@ struct Lines {
   }
 };
 
+template <class R>
+constexpr Dtype kPlain = sizeof(R) == 4 ? kFloat32 : kFloat64;
+
+// A vector of `n` numbers of a tensor of type `dtype` times `factor`, and the way back.
+template <class R>
+INLINE Vec<R> read_vector(const void* data, int64_t dtype, int64_t offset, int64_t n, R factor) {
+  constexpr int64_t L = kLanes<R>;
+  if (dtype == kPlain<R> && n >= L) return load(static_cast<const R*>(data) + offset) * factor;
+  alignas(kVectorBytes) R numbers[L];
+  read(data, dtype, offset, std::min(n, L), L, numbers, factor);
+  return load(numbers);
+}
+template <class R>
+INLINE void write_vector(void* data, int64_t dtype, int64_t offset, int64_t n, Vec<R> x, R factor) {
+  constexpr int64_t L = kLanes<R>;
+  if (dtype == kPlain<R> && n >= L) return store(static_cast<R*>(data) + offset, x * factor);
+  alignas(kVectorBytes) R numbers[L];
+  store(numbers, x);
+  write(data, dtype, offset, std::min(n, L), numbers, factor);
+}
+
 // Packs the channels of one row of a heads-last map, from element `offset`, times `factor`.
 template <class R>
 void pack_row(const Map& map, int64_t dtype, int64_t offset, int64_t channels, R factor, const Lines<R>& lines,
               int64_t row) {
   constexpr int64_t L = kLanes<R>;
   const Grid<R>& grid = lines.grid;
-  alignas(kVectorBytes) R block[L * L];
   lines.clear_margins(row);
   for (int64_t x = 0; x < grid.width; x += L)
     for (int64_t c = 0; c < channels; c += L) {
-      for (int64_t l = 0; l < L; ++l) {
-        int64_t number = x + l < grid.width ? std::min(L, channels - c) : 0;
-        read(map.data, dtype, offset + (x + l) * map.column + c, number, L, block + l * L, factor);
-      }
-      transpose_block(block, L, lines.at(row) + c * grid.pitch() + x, grid.pitch());
+      Vec<R> block[L] = {};
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l)
+        if (x + l < grid.width)
+          block[l] = read_vector(map.data, dtype, offset + (x + l) * map.column + c, channels - c, factor);
+      transpose_lanes<R>(block);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) store(lines.at(row) + (c + l) * grid.pitch() + x, block[l]);
     }
 }
 
-// to[i * to_pitch] = sum over channels of a[c] * b[i][c], a vector each.
+// to[i] = sum over channels of a[c] * b[i][c]; each of these is a vector.
 template <class R, int N>
 INLINE void multiply_lines(int64_t channels, const R* a, const R* const* b, int64_t pitch, R* const* to) {
   const R* p[N];
@@ -86,8 +108,8 @@ void multiply_lines(int64_t channels, const R* a, const R* const* b, int64_t pit
 
 // Sums maps weighted by a vector each, and writes the channels of the first `lanes` places to a heads-last map.
 template <class R>
-void write_sums(int64_t number, const R* const* weights, const R* const* maps, int64_t pitch, int64_t channels, R factor,
-                const Map& to, int64_t dtype, int64_t offset, int64_t lanes) {
+void write_sums(int64_t number, const R* const* weights, const R* const* maps, int64_t pitch, int64_t channels,
+                R factor, const Map& to, int64_t dtype, int64_t offset, int64_t lanes) {
   constexpr int64_t L = kLanes<R>;
   for (int64_t c = 0; c < channels; c += L) {
     Vec<R> sum[L] = {};
@@ -98,11 +120,8 @@ void write_sums(int64_t number, const R* const* weights, const R* const* maps, i
       for (int l = 0; l < L; ++l) sum[l] += weight * load(map + l * pitch);
     }
     transpose_lanes<R>(sum);
-    for (int64_t l = 0; l < lanes; ++l) {
-      alignas(kVectorBytes) R place[L];
-      store(place, sum[l]);
-      write(to.data, dtype, offset + l * to.column + c, std::min(L, channels - c), place, factor);
-    }
+    for (int64_t l = 0; l < lanes; ++l)
+      write_vector(to.data, dtype, offset + l * to.column + c, channels - c, sum[l], factor);
   }
 }
 

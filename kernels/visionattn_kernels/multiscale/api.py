@@ -42,9 +42,9 @@ def multiscale_attention_2d(
             `(key - query) / dilation + kernel_size // 2`. The centre entry is read in the first scale only.
         scale: Factor of `q.k`, a finite number; `head_dim ** -0.5` by default. A tensor of one element has a gradient.
         return_lse: Also return the log-sum-exp of each query's scores, `[B, H, W, heads]`, in float32 or wider.
-        backend: Name of a backend, which is never replaced by another; by default the first that can run. "native" is one
-            pass. Every other backend, and so every GPU, runs one call of `windowed_attention` per scale, and the
-            outputs are merged by their log-sum-exps.
+        backend: Name of a backend, which is never replaced by another; by default the first that can run. "native", the
+            default on CPUs, takes one pass. All others, and so every GPU, run one call of `windowed_attention` per
+            scale, whose outputs are merged by their log-sum-exps.
 
     Returns:
         `[B, H, W, heads, v_dim]` in q's dtype, and the log-sum-exp if asked for. Autocast applies to q, k and v as in a

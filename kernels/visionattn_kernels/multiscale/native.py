@@ -6,7 +6,6 @@ A pair of operators of torch, `visionattn::multiscale_attention` and its gradien
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +13,19 @@ from torch import Tensor
 
 from visionattn_kernels._native.arguments import DTYPES, Map
 from visionattn_kernels._native.build import library, unavailable
+from visionattn_kernels.device_tables import device_tables
 from visionattn_kernels.multiscale.problem import MultiscaleProblem
 from visionattn_kernels.operators import Call, accumulation_dtype, define_operator, first_order_alone
 from visionattn_kernels.tracing import is_exporting, is_forward_mode
 
 _MAPS = ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")
-_SIZES = ("dtype", "batch", "height", "width", "heads", "head_dim", "v_dim", "num_offsets", "num_threads")
+_SIZES = (
+    "dtype", "batch", "height", "width", "heads", "head_dim", "v_dim", "num_offsets", "num_threads", "scratch_size",
+)  # fmt: skip
+
+
+_BEYOND = 2**31
+"""A dilation that is larger than any map, and fits a schema."""
 
 
 class _Arguments(ctypes.Structure):
@@ -46,21 +52,24 @@ def can_run(problem: MultiscaleProblem) -> bool:
 def attention(problem: MultiscaleProblem) -> tuple[Tensor, Tensor]:
     """Compute output and log-sum-exp of the union of all windows."""
     p = problem
-    out, lse = _attend(p.q, p.k, p.v, p.rpb, list(p.dilations), p.kernel_size, p.scale)
+    out, lse = _attend(p.q, p.k, p.v, p.rpb, [min(x, _BEYOND) for x in p.dilations], p.kernel_size, p.scale)
     return out, lse
 
 
-def tabulate_offsets(dilations: Sequence[int], kernel_size: int) -> list[tuple[int, int, int]]:
-    """Return row offset, column offset and entry of the flat bias table of every key, in the order of a map."""
+@device_tables
+def tabulate_offsets(dilations: tuple[int, ...], kernel_size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Tabulate all keys, in the order of a map: row offset, column offset, and entry of the flat bias table."""
     radius = kernel_size // 2
     steps = range(-radius, radius + 1)
-    return sorted(
+    offsets = sorted(
         (a * dilation, b * dilation, (scale * kernel_size + a + radius) * kernel_size + b + radius)
         for scale, dilation in enumerate(dilations)
         for a in steps
         for b in steps
         if scale == 0 or (a, b) != (0, 0)
     )
+    rows, columns, entries = torch.tensor(offsets, dtype=torch.int64, device=device).T.contiguous()
+    return rows, columns, entries
 
 
 class _Run:
@@ -69,28 +78,25 @@ class _Run:
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, dilations: list[int], kernel_size: int, scale: float
     ) -> None:
-        *offsets, entries = zip(*tabulate_offsets(dilations, kernel_size), strict=True)
+        rows, columns, self.entries = tabulate_offsets(tuple(dilations), kernel_size, q.device)
         self.dtype = accumulation_dtype(q.dtype)
-        self.entries = torch.tensor(entries, device="cpu")
         self.alive: list[Any] = []
         self.arguments = a = _Arguments()
         a.dtype, a.scale, a.num_threads = DTYPES[q.dtype], scale, torch.get_num_threads()
         a.batch, a.height, a.width, a.heads, a.head_dim = q.shape
-        a.v_dim, a.num_offsets = v.shape[-1], len(entries)
-        for name, values in zip(("rows", "columns"), offsets, strict=True):
-            # Beyond the map all are alike, and small ones fit the type.
-            self.plain(name, torch.tensor(values, device="cpu").clamp(-(2**30), 2**30).int())
+        a.v_dim, a.num_offsets = v.shape[-1], len(self.entries)
+        self.plain("rows", rows)
+        self.plain("columns", columns)
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.map(name, x)
         if rpb is not None:
             self.plain("bias", rpb.flatten(1)[:, self.entries].to(self.dtype))
 
-    def map(self, name: str, x: Tensor) -> Tensor:
-        """Store a heads-last map, and return it."""
+    def map(self, name: str, x: Tensor) -> None:
+        """Store a heads-last map."""
         x = x if x.stride(-1) == 1 else x.contiguous()
         self.alive.append(x)
         setattr(self.arguments, name, Map.of(x))
-        return x
 
     def plain(self, name: str, x: Tensor) -> Tensor:
         """Store a tensor that is contiguous from here on, and return it."""
@@ -100,10 +106,9 @@ class _Run:
         return x
 
     def __call__(self, is_backward: bool) -> None:
-        count = library().visionattn_multiscale_scratch
-        count.restype = ctypes.c_int64
         arguments = ctypes.byref(self.arguments)
-        self.plain("scratch", torch.empty(count(arguments, is_backward), dtype=self.dtype, device="cpu"))
+        library().visionattn_multiscale_scratch(arguments, is_backward)
+        self.plain("scratch", torch.empty(self.arguments.scratch_size, dtype=self.dtype, device="cpu"))
         library().visionattn_multiscale(arguments, is_backward)
 
 
@@ -157,8 +162,8 @@ def _differentiate(call: Call, grad_out: Tensor | None, grad_lse: Tensor | None)
 
 def _count(q: Any, k: Any, v: Any, rpb: Any, dilations: Any, kernel_size: int, *_: Any, **__: Any) -> tuple[int, int]:
     """Return the FLOPs of products over the channels of queries, and over those of values."""
-    offsets = tabulate_offsets(dilations, kernel_size)
-    pairs = sum(max(0, q[1] - abs(dy)) * max(0, q[2] - abs(dx)) for dy, dx, _ in offsets)
+    rows, columns = tabulate_offsets(tuple(dilations), kernel_size, torch.device("cpu"))[:2]
+    pairs = int(((q[1] - rows.abs()).clamp(min=0) * (q[2] - columns.abs()).clamp(min=0)).sum())
     return 2 * q[0] * q[3] * pairs * q[4], 2 * q[0] * q[3] * pairs * v[4]
 
 

@@ -36,8 +36,8 @@ def attend_blocks(
     """Compute attention in two levels; opaque to FX, because it reads shapes.
 
     Args:
-        packed: Queries, keys and values `[B, H, W, 3 * dim]`, ordered (3, head, head_dim), and `dim` channels whose
-            mean is a block's key; without these it is the mean of the keys.
+        packed: Queries, keys and values `[B, H, W, 3 * dim]`, ordered (3, head, head_dim); before them, unless the mean
+            of the keys is a block's key, `dim` channels whose mean is.
         dim: Channels of the output.
         num_heads: Attention heads.
         block_size: Edge of a block.
@@ -55,7 +55,7 @@ def attend_blocks(
     blocks = _to_blocks(packed, edges)  # [B, n, m, C]
     exists = _to_blocks(torch.ones_like(packed[:1, ..., :1]), edges)[0, ..., 0] > 0  # [n, m]
     n, m = exists.shape
-    q, k, v, *landmarks = (x.unflatten(-1, (num_heads, -1)).movedim(-2, 1) for x in blocks.split(dim, -1))
+    *landmarks, q, k, v = (x.unflatten(-1, (num_heads, -1)).movedim(-2, 1) for x in blocks.split(dim, -1))
     wide = torch.promote_types(packed.dtype, torch.float32)
     counts = exists.sum(-1).to(wide)
     keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
@@ -161,8 +161,8 @@ class BlockAttention2d(PackedAttention2d):
         self.landmark = MapLinear(dim, dim, device=device, dtype=dtype) if summary == "landmark" else None
 
     def project(self, x: Tensor) -> Tensor:
-        """Return packed queries, keys and values, and the channels whose means are landmarks, `[B, H, W, 4 * dim]`."""
-        return self.qkv(x) if self.landmark is None else torch.cat([self.qkv(x), self.landmark(x)], -1)
+        """Return the channels whose means are landmarks, and packed queries, keys and values, `[B, H, W, 4 * dim]`."""
+        return self.qkv(x) if self.landmark is None else torch.cat([self.landmark(x), self.qkv(x)], -1)
 
     def attend(self, packed: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of what `project` returns."""

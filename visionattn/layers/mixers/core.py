@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import KernelSize
-from visionattn_kernels import Window, neighborhood_attention_2d, windowed_attention
+from visionattn_kernels import Window, neighborhood_attention_2d
 
 
 def pool_blocks(queries: Tensor, keys_values: Tensor, group_size: int) -> Tensor:
@@ -49,9 +49,9 @@ class CoreContextAttention2d(PackedAttention2d):
         a = softmax(q̄ k_Iᵀ / √d),  core key = Σ_I a k,  core value = Σ_I a v,  q̄ = mean of the block's queries
         out = softmax([q·k / √d + bias over the window, q·core key / √d over all blocks]) [values, core values]
 
-    It costs k² + HW / g² keys per query for windows of k² keys and blocks of g², beside two passes over the map to pool.
-    So it is linear in the number of positions only if g grows with the edge of the map. Core tokens have no
-    parameters; the window has a table of relative biases, as `NeighborhoodAttention2d`.
+    It costs k² + HW / g² keys per query for windows of k² keys and blocks of g², and 1.5 more to pool. So it is linear
+    in the number of positions only if g grows with the edge of the map. Core tokens have no parameters; the window has
+    a table of relative biases, as that of `NeighborhoodAttention2d`.
 
     The paper is about sequences. There the last token of a group pools it, core tokens stand for groups that end before
     the window, and no token counts twice. On maps, which have no order, our choice is that the mean query pools, and

@@ -2,21 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
 from torch import Tensor
 
 from visionattn.layers.mixers.packed import PackedAttention2d
-
-
-@register_notrace_function
-def attend_everywhere(qkv: Tensor, num_heads: int, is_causal: bool = False) -> Tensor:
-    """Compute attention of packed queries, keys and values `[B, H, W, 3 * dim]` over the map; return `[B, H, W, dim]`.
-
-    It is opaque to FX, because it reads shapes. `is_causal` hides later keys, row by row.
-    """
-    q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-    return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
 
 
 class FullAttention2d(PackedAttention2d):
@@ -51,4 +39,7 @@ class FullAttention2d(PackedAttention2d):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of packed queries, keys and values."""
-        return attend_everywhere(qkv, self.num_heads, self.is_causal)
+        packed = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])

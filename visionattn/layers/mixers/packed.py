@@ -50,7 +50,10 @@ class PackedAttention2d(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return packed queries, keys and values `[B, H, W, 3 * dim]`, channels ordered (3, head, head_dim)."""
+        """Return packed queries, keys and values `[B, H, W, 3 * dim]`, channels ordered (3, head, head_dim).
+
+        What else a subclass packs comes before the values, which are the last `dim` channels.
+        """
         return self.qkv(x)
 
     def attend(self, qkv: Tensor) -> Tensor:
