@@ -54,7 +54,8 @@ def test_image_does_not_depend_on_its_batch(name: str, training: bool) -> None:
 
 @each_mixer
 def test_low_precision_is_as_exact_as_its_inputs(name: str) -> None:
-    mixer = mixer_of(name).eval()
+    # Rounding moves positions from cluster to cluster: the error of a position that moves is not one of rounding.
+    mixer = mixer_of(name, **({"num_clusters": 1} if name == "routing" else {})).eval()
     x = random_map(6, 7)
     exact = mixer.double()(x.double())
     low = mixer.float()(x)

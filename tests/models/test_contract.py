@@ -10,7 +10,7 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 import visionattn  # registers the models
-from visionattn.layers.slow_network import FilterNetwork
+from visionattn.layers.precision import AtLeastSingle
 from visionattn.models.backbone import take_indices
 
 ALL_MODELS = [x for x in timm.list_models() if timm.models.model_entrypoint(x).__module__.startswith("visionattn.")]
@@ -241,7 +241,7 @@ def test_model_takes_other_channels_and_classes(name: str) -> None:
 @each_model
 def test_meta_device_and_dtype_reach_every_tensor(name: str) -> None:
     model = create(name, device=torch.device("meta"), dtype=torch.bfloat16)
-    exact = {id(x) for m in model.modules() if isinstance(m, FilterNetwork) for x in m.parameters()}
+    exact = {id(x) for m in model.modules() if isinstance(m, AtLeastSingle) for x in (*m.parameters(), *m.buffers())}
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point() and id(x) not in exact]
     assert {(x.device.type, x.dtype) for x in tensors} == {("meta", torch.bfloat16)}
 
