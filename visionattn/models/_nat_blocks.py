@@ -174,10 +174,10 @@ class HasInitialWeights(Protocol):
         """Set the parameters that the model has initialised like all others."""
 
 
-def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers from a truncated normal distribution, as in the papers, but for those that mixers set."""
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Initialise linear layers from a truncated normal distribution, as in the papers, except those that mixers set."""
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, HasInitialWeights):

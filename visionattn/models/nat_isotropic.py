@@ -73,6 +73,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         patch_norm: bool = True,
         norm_eps: float = 1e-5,
         is_causal: bool = False,
+        init_std: float = 0.02,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -107,6 +108,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
             patch_norm: Normalise the patches.
             norm_eps: Epsilon of the norms of blocks and of the last norm.
             is_causal: On maps of one row, let positions see no later ones; every mixer must have this option.
+            init_std: Standard deviation of the initial weights of linear layers.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -148,7 +150,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
         self.norm: nn.Module = LayerNorm2d(embed_dim, eps=norm_eps, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=init_std))
         follow_padding(self, legacy_pad)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

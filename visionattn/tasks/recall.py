@@ -14,7 +14,10 @@ from visionattn.layers.mixers import MIXERS
 from visionattn.tasks.base import TrainingTask
 from visionattn.training.objective import widened
 
-HOST = ("embed_dim", "depth", "num_heads", "mlp_ratio", "kernel_size", "cpe", "is_causal", "mixer", "mixer_kwargs")
+HOST = (
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "kernel_size", "cpe", "is_causal", "init_std"),
+    *("mixer", "mixer_kwargs"),
+)
 """Options of the task that are arguments of the model."""
 
 
@@ -37,6 +40,7 @@ class RecallTask(TrainingTask):
         kernel_size: keys per query and axis, of mixers with windows.
         cpe: begin each block with a depthwise 3x3 convolution, which sees the neighbours of a cell.
         is_causal: let cells of a sequence see no later ones; every mixer must have this option.
+        init_std: standard deviation of the initial weights of linear layers.
         **options: options of :class:`~visionattn.tasks.base.TrainingTask`, which lists its errors.
 
     Raises:
@@ -62,6 +66,7 @@ class RecallTask(TrainingTask):
         kernel_size: int = 3,
         cpe: bool = True,
         is_causal: bool = False,
+        init_std: float = 0.08,
         **options: Any,
     ) -> None:
         super().__init__(name=name, **options)

@@ -1,4 +1,4 @@
-"""Problems of recall: each draws examples from a generator of random numbers."""
+"""Problems of recall, which draw examples from a generator of random numbers."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
 
 class Problem(Protocol):
-    """What examples look like, and how they are drawn."""
+    """A kind of examples: their shape, and how to draw one."""
 
     is_regression: ClassVar[bool]
 
