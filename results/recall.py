@@ -42,6 +42,8 @@ FURTHER: dict[str, Any] = {}
 """Options of all runs beyond their config."""
 
 Options = Mapping[str, Any]
+WHOLE = 8
+"""Window that sees all of a map, for mixers on windows."""
 WINDOW: Options = {"mixer": "neighborhood"}
 MIXERS: dict[str, Options] = {
     "window 3×3": WINDOW,
@@ -50,7 +52,7 @@ MIXERS: dict[str, Options] = {
     "power": {"mixer": "power"},
     "core": {"mixer": "core", "mixer_kwargs": {"group_size": 4}},
     "full": {"mixer": "full"},
-    "parallax": {"mixer": "parallax"},
+    "parallax": {"mixer": "parallax", "kernel_size": WHOLE},
     "blocks": {"mixer": "blocks"},
     **{f"{name} + window": {"mixer": [name, "neighborhood"]} for name in ("taylor", "elu", "routing", "ttt")},
 }
@@ -60,9 +62,12 @@ CAUSAL: dict[str, Options] = {
     **{name: MIXERS[name] for name in ("full", "blocks")},
     **{f"{name} + window of 16": {"mixer": [name, "neighborhood"], "kernel_size": 16} for name in ("taylor", "elu")},
 }
+"""Causal mixers, for sequences."""
 GLOBAL: dict[str, Options] = {
-    **{name: {"mixer": name} for name in ("full", "parallax", "local_linear", "taylor", "elu", "ttt")},
+    **{name: {"mixer": name} for name in ("full", "taylor", "elu", "ttt")},
+    **{name: {"mixer": name, "kernel_size": WHOLE} for name in ("parallax", "local_linear")},
 }
+"""Mixers without windows, for regression."""
 
 
 @dataclass(frozen=True)

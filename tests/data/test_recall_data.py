@@ -107,7 +107,7 @@ def test_validation_and_test_are_fixed_and_differ() -> None:
     [
         ({"name": "nothing"}, "--data.name must be one of map, mqar, regression"),
         ({"pairs": 12, "width": 4}, "8×4 cells have room for 8 pairs in random places"),
-        ({"pairs": 24, "height": 6, "width": 10}, "--data.queries 24: 24 pairs leave 12 of 6×10 cells free"),
+        ({"pairs": 24}, "--data.queries 24: 24 pairs leave 16 of 8×8 cells free"),
         ({"num_keys": 5}, "--data.num_keys must be at least 6, got 5"),
         ({"pairs": 0}, "--data.pairs must be at least 1, got 0"),
         ({"name": "mqar", "power_a": 0.0}, "--data.power_a must be greater than 0"),
