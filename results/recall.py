@@ -160,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_csv(sorted(rows, key=place), TABLE)
             print(f"{number}/{len(missing)} {name}: {float(rows[-1]['score']):.4f}", flush=True)
     rows.sort(key=place)
-    draw([row for row in rows if row["problem"] == "map"])
+    if maps := [row for row in rows if row["problem"] == "map"]:
+        draw(maps)
     fill(PAGE, BEGIN, END, markdown(rows))
     return int(failed > 0)
 
