@@ -68,7 +68,7 @@ def test_training_config_makes_one_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     scenes = config.parent.name == "objects"
-    embedded = config.stem in ("quickstart", "digits", "identities") or scenes
+    embedded = config.stem in ("quickstart", "digits", "identities") or scenes or config.parent.name == "recall"
     reid = config.parent.name == "reid"
     options = [] if embedded else [f"--data.root={people if reid else images}", "--data.num_workers=0"]
     options += [] if embedded else ["--data.height=64", "--data.width=32"] if reid else ["--data.img_size=32"]

@@ -91,6 +91,15 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
+class CausalConv2d(nn.Conv2d):
+    """A 3x3 convolution that does not see positions after its centre, row by row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to the same size."""
+        past = F.pad(self.weight.flatten(2)[..., :5], (0, 4)).view_as(self.weight)
+        return F.conv2d(x, past, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block of a token mixer and an MLP on `[B, H, W, dim]`."""
 
@@ -104,10 +113,12 @@ class Block(nn.Module):
         drop_path: float,
         cpe: bool = False,
         norm_eps: float = 1e-5,
+        is_causal: bool = False,
         **dd: Any,
     ) -> None:
         super().__init__()
-        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
+        conv = CausalConv2d if is_causal else nn.Conv2d
+        self.cpe = conv(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
         self.norm1 = LayerNorm(dim, eps=norm_eps, **dd)
         self.attn = attn
         self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
@@ -163,10 +174,10 @@ class HasInitialWeights(Protocol):
         """Set the parameters that the model has initialised like all others."""
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
     """Initialise linear layers from a truncated normal distribution, as in the papers; mixers may set theirs after."""
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, HasInitialWeights):

@@ -72,6 +72,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
         cpe: bool = False,
         patch_norm: bool = True,
         norm_eps: float = 1e-5,
+        is_causal: bool = False,
+        init_std: float = 0.02,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -105,6 +107,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
                 encoding (arXiv 2102.10882).
             patch_norm: Normalise the patches.
             norm_eps: Epsilon of the norms of blocks and of the last norm.
+            is_causal: On maps of one row, let positions see no later ones; every mixer must have this option.
+            init_std: Standard deviation of the initial weights of linear layers.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -115,7 +119,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: `num_heads` does not divide `embed_dim`, or `dilation` does not have one entry per block.
+            ValueError: `num_heads` does not divide `embed_dim`, `dilation` does not have one entry per block, or a
+                mixer has no such option.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -133,19 +138,19 @@ class IsotropicNeighborhoodTransformer(Backbone):
             "num_scales": count_scales(self._map_size(img_size)),
             **dd,
         }
+        causal = {"is_causal": True} if is_causal else {}
         self.blocks = nn.Sequential()
         for (name, options), block_dilation, rate in zip(
             block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
         ):
             defaults = {**shared, "dilation": block_dilation}
-            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **options)
-            self.blocks.append(
-                IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, norm_eps, **dd)
-            )
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **{**causal, **options})
+            block = (embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, norm_eps, is_causal)
+            self.blocks.append(IsotropicBlock(*block, **dd))
         self.norm: nn.Module = LayerNorm2d(embed_dim, eps=norm_eps, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=init_std))
         follow_padding(self, legacy_pad)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

@@ -74,7 +74,7 @@ class TrainingTask(LightningModule):
     rates: ClassVar[Mapping[str, str]] = {}
     """Names in words of the validation metrics that are shown as percentages."""
     eval_command: ClassVar[str | None] = "classify"
-    """Command of ``eval.py`` that evaluates a checkpoint; None if the next step is fine-tuning."""
+    """Command of ``eval.py`` that evaluates a checkpoint, or ``test`` of ``train.py``; None to fine-tune next."""
     help_text: ClassVar[str]
     """Purpose in the help of ``--task``."""
     card_text: ClassVar[str]
