@@ -15,7 +15,10 @@ import triton.language as tl  # noqa: E402
 
 from visionattn_kernels.attention.triton.maps import Map, as_map, load_vectors, store_vectors  # noqa: E402
 
-pytestmark = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
+pytestmark = [
+    pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED)),
+    pytest.mark.usefixtures("overflow_is_checked"),
+]
 
 WINDOW = Window.neighborhood(3)
 LAST_OFFSETS = [2**31 - 1, 2**31, 2**31 + 8]

@@ -16,7 +16,10 @@ pytest.importorskip("triton")
 
 from visionattn_kernels.attention.triton import tuning
 
-pytestmark = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED))
+pytestmark = [
+    pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTERPRETED)),
+    pytest.mark.usefixtures("overflow_is_checked"),
+]
 
 FEW = [(seed, 6) for seed in range(20)]
 MANY = [pytest.param(seed, 30, marks=pytest.mark.slow) for seed in range(20, 400)]
