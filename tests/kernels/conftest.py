@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from tests.kernels.interpreter import NOT_INTERPRETED, check_overflow, quicken
+from tests.kernels.interpreter import NOT_INTERPRETED, quicken
 
 MODULES = (
     "script",
@@ -63,9 +63,3 @@ def _quick_interpreter() -> Iterator[None]:
         if NOT_INTERPRETED is None:
             quicken(patch)
         yield
-
-
-@pytest.fixture
-def overflow_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a sum or product of 32-bit integers that overflows be an error in interpreted kernels."""
-    check_overflow(monkeypatch, True)
