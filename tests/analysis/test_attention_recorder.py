@@ -13,9 +13,10 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from visionattn.analysis.attention import AttentionLayer, attention_layers, record_attention
+from visionattn.analysis.attention import RECORDED_MIXERS, AttentionLayer, attention_layers, record_attention
 from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.layers.halo_attention import HaloAttention2d
+from visionattn.layers.mixers import create_mixer
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 
 
@@ -105,6 +106,11 @@ def test_halo_weights_equal_the_paper(stride: Any, size: tuple[int, int]) -> Non
         pytest.param(NeighborhoodAttention2d(6, 2, 3, 2), (2, 6, 7, 6), (6, 7), True, id="dilated"),
         pytest.param(NeighborhoodAttention2d(6, 2, 3, 3, legacy_pad=True), (1, 5, 9, 6), (5, 9), False, id="padded"),
         pytest.param(HaloAttention2d(6, num_heads=2, block_size=2, halo_size=1), (2, 6, 5, 4), (5, 4), True, id="halo"),
+        *[
+            pytest.param(create_mixer(name, 6, 2), (2, 5, 6, 6), (5, 6), True, id=name)
+            for name in RECORDED_MIXERS
+            if name != "neighborhood"
+        ],
         pytest.param(
             HaloAttention2d(6, num_heads=2, block_size=2, halo_size=1, stride=2, timm_compat=True),
             (1, 6, 4, 4),
@@ -122,6 +128,8 @@ def test_output_is_the_weighted_sum_of_values(
     height, width = recorded.size
     rows = all_rows(recorded, queries)
     sums = rows.sum((-1, -2))
+    for query in ((0, 0), (queries[0] - 1, queries[1] // 2)):
+        assert torch.equal(recorded.visible(query), rows[0, 0, query[0], query[1]] != 0)
     if whole:
         torch.testing.assert_close(sums, torch.ones_like(sums))
         out = torch.einsum("bnyxij,bijnc->byxnc", rows, values)

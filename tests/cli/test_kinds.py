@@ -80,8 +80,8 @@ def test_errors_name_the_task(argv: list[str], says: str, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--help"], "--task (classification, fine_grained, reid, mae, object_discovery)"),
-        (["fit", "--help"], "--task {classification,fine_grained,reid,mae,object_discovery}"),
+        (["--help"], "--task (classification, fine_grained, reid, mae, object_discovery, recall)"),
+        (["fit", "--help"], "--task {classification,fine_grained,reid,mae,object_discovery,recall}"),
         (["fit", "--task=reid", "--help"], "--data.instances"),
         (["fit", "--task=mae", "--help"], "--model.mask_ratio"),
         (["fit", "--task=object_discovery", "--help"], "--model.num_slots"),
@@ -122,4 +122,4 @@ def test_new_kind_needs_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert run(export, ["hub", f"--checkpoint={checkpoint}", "--output=exported"]) == 0
     assert "This is a toy." in Path("exported/README.md").read_text()
     assert run(main, ["fit", "--help"]) == 0
-    assert "classification,fine_grained,reid,mae,object_discovery,toy" in capsys.readouterr().out
+    assert "classification,fine_grained,reid,mae,object_discovery,recall,toy" in capsys.readouterr().out

@@ -121,7 +121,7 @@ def test_bad_input_is_named(model: nn.Module, tmp_path: Path, capsys: pytest.Cap
     assert "unknown architecture 'nat_pica'; did you mean nat_pico" in refusal(
         capsys, source, target, "--arch", "nat_pica"
     )
-    assert "--arch resnet18 is not of the NAT family" in refusal(capsys, source, target, "--arch", "resnet18")
+    assert "--arch resnet18 is not a NAT, DiNAT or ViT³ model" in refusal(capsys, source, target, "--arch", "resnet18")
     assert "must end in .safetensors" in refusal(capsys, source, tmp_path / "out.pth", "--arch", ARCH)
     assert "no folder" in refusal(capsys, source, tmp_path / "no" / "out.safetensors", "--arch", ARCH)
     assert not target.exists()

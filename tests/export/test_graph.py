@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "nat": ("nat_pico", NARROW_NAT),
     "dinat-patches": ("dinat_s_tiny", {**NARROW_NAT, "dilations": [2, 1, 1], "legacy_pad": True}),
     "isotropic": ("dinat_isotropic_small", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
+    "vittt": ("vittt_tiny", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
     "halo": ("halo_pico", {"depths": [1, 1], "num_heads": [2, 2], "embed_dim": 16, "block_size": 4, "halo_size": 1}),
     "halo-pico": ("halo_pico", {}),
     "dcal-avg": ("dcal_vit_pico", {**VIT, "glca_pool": "avg"}),

@@ -21,6 +21,12 @@ VIT, NAT, CNN = "vit_nano_patch4_32.cifar10", "nat_pico.cifar10", "resnet_pico.c
         pytest.param([VIT, "red.jpg", "--point=0.5"], 1, "from 0 to 1: 0.5,0.5, not 0.5", id="one number"),
         pytest.param([CNN, "red.jpg", "--show=attention"], 1, f"{CNN} has no attention that can be", id="no attention"),
         pytest.param([NAT, "red.jpg", "--show=rollout"], 1, f"{NAT} attends within windows", id="windows"),
+        pytest.param(
+            ["iso_nano_ttt", "red.jpg", "--random", "--show=window", '--model_kwargs={"mixer": "ttt"}'],
+            1,
+            "iso_nano_ttt has no attention that can be recorded (its mixer is ttt); timm's ViT",
+            id="mixer",
+        ),
         pytest.param([VIT, "red.jpg", "--show=heads"], 2, "--show must be one of attention, rollout", id="kind"),
         pytest.param([VIT, "red.jpg", "--output=a.png"], 2, "a.png holds one sheet: choose it with --show", id="file"),
         pytest.param([VIT, "red.jpg", "--output=red"], 1, "cannot write red: File exists", id="not a folder"),

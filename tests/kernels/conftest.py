@@ -23,6 +23,7 @@ MODULES = (
     "halonet",
     "terminator_reference",
     "terminator",
+    "multiscale",
     "loops",
     "training",
     "loader",

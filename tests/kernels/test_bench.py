@@ -163,6 +163,17 @@ def test_layers_that_disagree_are_not_timed(bench, monkeypatch, capsys):
     assert "network of halonet26t differs" in err
 
 
+def test_windows_that_disagree_are_not_timed(bench, tmp_path, monkeypatch, capsys):
+    arguments = ["--quick", "--threads", "1", "--repeats", "1", "--output", str(tmp_path / "multiscale-cpu.csv")]
+    assert bench.multiscale.main(arguments) == 0
+    rows = bench.report.read_rows(tmp_path / "multiscale-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.multiscale.COLUMNS]
+    assert {row["contender"] for row in rows} == {"visionattn", "merged calls", "neighborhood 7x7"}
+    monkeypatch.setattr(bench.multiscale, "multiscale_attention_2d", lambda q, k, v, *_, **__: q + k + v)
+    assert bench.multiscale.main(arguments) == 1
+    assert "error: implementations differ by" in capsys.readouterr().err
+
+
 def test_other_terminator_is_not_timed(bench, tmp_path, monkeypatch, capsys):
     output = tmp_path / "rows.csv"
     monkeypatch.setattr(bench.terminator_reference, "instance_standardize", lambda x: x)
@@ -246,6 +257,7 @@ def test_commands_whose_start_is_measured_are_there(bench):
         ("halonet", ["--dtype", "float32,float16"], "--dtype takes one of .* here; got float32,float16"),
         ("halonet", ["--models", "halonet26"], "--models takes any of .*; did you mean 'halonet26t'"),
         ("terminator", ["--modes", "default,compact"], "--modes takes any of .*; did you mean 'compat'"),
+        ("multiscale", ["--sides", "15"], "--sides takes any of 14, 28, 56, 64; got '15'"),
         ("terminator", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("models", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("table", ["--results", "no/such/folder"], "no result file in no/such/folder for the table attention-cpu"),

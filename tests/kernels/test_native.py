@@ -115,7 +115,8 @@ def test_narrower_vectors(flags: str, tmp_path: Path) -> None:
     """The kernels of lesser processors, compiled apart and run in a process of their own."""
     compiler = f"{os.environ.get('CXX', 'c++')} {flags}"
     environment = {**os.environ, "CXX": compiler, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    tests = [f"{__file__}::test_tiles_of_any_size", str(Path(__file__).with_name("test_maps.py"))]
+    others = (str(Path(__file__).with_name(f"test_{name}.py")) for name in ("maps", "multiscale"))
+    tests = [f"{__file__}::test_tiles_of_any_size", *others]
     subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], env=environment, check=True)
     assert list(tmp_path.glob("visionattn/native-*.so"))
 

@@ -42,6 +42,18 @@ def backward_arguments(mixed: bool) -> list[object]:
     return [strided(*out.shape, dtype=out.dtype), torch.randn_like(lse) if mixed else None, out, lse, *arguments]
 
 
+def parallax_arguments(mixed: bool) -> list[object]:
+    q, k, v, rpb, *_, window, scale = attention_arguments(mixed)
+    assert isinstance(q, Tensor)
+    return [q, k, v, strided(*q.shape, dtype=q.dtype), rpb, window, scale]
+
+
+def parallax_backward_arguments(mixed: bool) -> list[object]:
+    arguments = parallax_arguments(mixed)
+    out, lse = torch.ops.visionattn.parallax_attention(*arguments)
+    return [strided(*out.shape, dtype=out.dtype), lse, *arguments]
+
+
 def product_arguments(channels: int) -> Callable[[bool], list[object]]:
     def arguments(mixed: bool) -> list[object]:
         shapes = ((1, *SIZE, 2, channels), (1, *SIZE, 2, 8))
@@ -51,12 +63,28 @@ def product_arguments(channels: int) -> Callable[[bool], list[object]]:
     return arguments
 
 
+def multiscale_arguments(mixed: bool) -> list[object]:
+    dtype = torch.bfloat16 if mixed else torch.float32
+    rpb = torch.randn(2, 2, 3, 3) if mixed else None
+    return [*(strided(1, *SIZE, 2, channels, dtype=dtype) for channels in (8, 8, 5)), rpb, [1, 2], 3, 0.3]
+
+
+def multiscale_backward_arguments(mixed: bool) -> list[object]:
+    dtype = torch.bfloat16 if mixed else torch.float32
+    grads = strided(1, *SIZE, 2, 5, dtype=dtype), torch.randn(1, *SIZE, 2) if mixed else None
+    return [*grads, *multiscale_arguments(mixed)]
+
+
 ARGUMENTS: dict[str, Callable[[bool], list[object]]] = {
     **{f"{name}_attention": attention_arguments for name in ("native", "tiled", "triton")},
     **{f"{name}_attention_backward": backward_arguments for name in ("native", "tiled", "triton")},
+    "parallax_attention": parallax_arguments,
+    "parallax_attention_backward": parallax_backward_arguments,
     "window_qk": product_arguments(8),
     "window_av": product_arguments(9),
     "window_atx": product_arguments(9),
+    "multiscale_attention": multiscale_arguments,
+    "multiscale_attention_backward": multiscale_backward_arguments,
     "multiply_stacked": lambda _: [strided(4, 3, 5), strided(3, 2, 5)],
     "correlate_stacked": lambda _: [strided(4, 3, 5), strided(3, 3, 5), 1, 1],
     "correlate_taps": lambda _: [strided(4, 3, 5), strided(4, 3, 5), [3, 3], 1, 1],

@@ -10,7 +10,7 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 import visionattn  # registers the models
-from visionattn.layers.slow_network import FilterNetwork
+from visionattn.layers.precision import AtLeastSingle
 from visionattn.models.backbone import take_indices
 
 ALL_MODELS = [x for x in timm.list_models() if timm.models.model_entrypoint(x).__module__.startswith("visionattn.")]
@@ -20,7 +20,12 @@ MODELS = sorted(x for x in ALL_MODELS if not x.startswith(OTHERS))
 # What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
 # models of images of one size; plain convolutions.
 NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
-ISOTROPIC = ("dinat_isotropic_small", "vitrpb_small", *sorted(name for name in MODELS if name.startswith("iso_")))
+ISOTROPIC = (
+    "dinat_isotropic_small",
+    "vitrpb_small",
+    "vittt_tiny",
+    *sorted(name for name in MODELS if name.startswith("iso_")),
+)
 HALOS = ("halo_pico", "halo_h0", "halo_h4", "halo_h4_conv12", "halo_h4_base128_patch4")
 FIXED = ("terminator_pico",)
 PLAIN = ("slot_cnn_pico",)
@@ -41,7 +46,8 @@ def create(name: str, **options: Any) -> nn.Module:
     elif name.startswith("slot_cnn"):
         narrow = NARROW_CNN
     else:
-        narrow = NARROW_ISOTROPIC if name.startswith("iso_") or "isotropic" in name or "vitrpb" in name else NARROW
+        isotropic = name.startswith(("iso_", "vitrpb_", "vittt_")) or "isotropic" in name
+        narrow = NARROW_ISOTROPIC if isotropic else NARROW
     model = timm.create_model(name, **({} if name.endswith("_pico") and name not in FIXED else narrow), **options)
     for module in model.modules():
         if (
@@ -222,7 +228,7 @@ def test_layer_decay_and_weight_decay_groups(name: str) -> None:
     names = ("rpb", "height_rel", "width_rel", "filters.weight", "tap_bias", "position_bias")
     tables = {id(p) for n, p in model.named_parameters() if n.endswith(names)}
     decayed = {id(p) for g in groups if g["weight_decay"] > 0 for p in g["params"]}
-    assert tables or name.startswith(("slot_cnn", "iso_nano_"))
+    assert tables or name.startswith(("slot_cnn", "iso_nano_", "vittt_"))
     assert not tables & decayed
 
 
@@ -235,7 +241,7 @@ def test_model_takes_other_channels_and_classes(name: str) -> None:
 @each_model
 def test_meta_device_and_dtype_reach_every_tensor(name: str) -> None:
     model = create(name, device=torch.device("meta"), dtype=torch.bfloat16)
-    exact = {id(x) for m in model.modules() if isinstance(m, FilterNetwork) for x in m.parameters()}
+    exact = {id(x) for m in model.modules() if isinstance(m, AtLeastSingle) for x in (*m.parameters(), *m.buffers())}
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point() and id(x) not in exact]
     assert {(x.device.type, x.dtype) for x in tensors} == {("meta", torch.bfloat16)}
 

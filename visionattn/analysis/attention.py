@@ -31,11 +31,10 @@ from torch import Tensor, nn
 from visionattn.analysis.recorded import RecordedAttention, ShiftedWindowAttention, TokenAttention, WindowAttention
 from visionattn.layers.accelerate import from_timm
 from visionattn.layers.halo_attention import HaloAttention2d
+from visionattn.layers.mixers import MIXERS
+from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 from visionattn.probing.frozen import num_reg_tokens
-
-SUPPORTED = "timm's ViT, DeiT, BEiT, EVA, Swin and HaloNet, and this library's NAT, DiNAT, HaloNet and DCAL"
-"""Networks whose attention can be recorded, for messages."""
 
 Key = TypeVar("Key")
 
@@ -88,7 +87,14 @@ class AttentionLayer:
 
 TOKEN_ATTENTION = (Attention, AttentionRope, BeitAttention, EvaAttention, RelPosAttention)
 SWIN_BLOCKS = (SwinTransformerBlock, SwinTransformerV2Block)
-MAP_ATTENTION = (NeighborhoodAttention2d, HaloAttention2d, HaloAttn)
+MAP_ATTENTION = (NeighborhoodAttention2d, PackedAttention2d, HaloAttention2d, HaloAttn)
+
+RECORDED_MIXERS = [name for name, kind in MIXERS.items() if issubclass(kind, MAP_ATTENTION)]
+SUPPORTED = (
+    "timm's ViT, DeiT, BEiT, EVA, Swin and HaloNet, and this library's NAT, DiNAT, HaloNet, DCAL and mixers "
+    + ", ".join(RECORDED_MIXERS)
+)
+"""Networks whose attention can be recorded, for messages."""
 
 
 @contextmanager
@@ -129,6 +135,12 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
         elif hasattr(module, "blocks") and hasattr(module, "patch_embed"):
             found += token_layers(module, f"{name}." if name else "")
     return found
+
+
+def unrecorded_mixers(model: nn.Module) -> list[str]:
+    """Return the names of a model's token mixers whose attention is not recorded."""
+    kinds = {type(module) for module in model.modules()}
+    return [name for name, kind in MIXERS.items() if kind in kinds and name not in RECORDED_MIXERS]
 
 
 def token_layers(model: Any, prefix: str = "") -> list[AttentionLayer]:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from visionattn.analysis.attention import SUPPORTED, AttentionLayer, attention_layers, record_attention
+from visionattn.analysis.attention import (
+    SUPPORTED,
+    AttentionLayer,
+    attention_layers,
+    record_attention,
+    unrecorded_mixers,
+)
 from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.analysis.subject import LookOptions, NoSheetError, Subject
 from visionattn.errors import UserError
@@ -21,6 +27,8 @@ MAX_HEADS = 12
 """Largest number of heads that are drawn by default; of more heads, this many are drawn, evenly spaced."""
 ROLLOUTS = 4
 """Depths at which the rollout is drawn by default."""
+NEGATIVE = 5e-4
+"""Size of a negative weight that is worth a note."""
 BRIGHTEST = 0.99
 """Quantile of a rollout that is drawn brightest: in many ViTs a few patches collect most of it."""
 
@@ -96,7 +104,9 @@ def _draw_queries(
         return _copy(recorded.row(query)), recorded.visible(query).cpu(), place
 
     rows = _head_rows(subject, options, _choose(subject, layers, numbers), read)
-    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g})", options)
+    mixers = unrecorded_mixers(subject.network)
+    left_out = f"; that of {' and '.join(mixers)} is not drawn" if mixers else ""
+    return _draw(rows, f"{subject.title}: attention of the marked point ({x:g}, {y:g}){left_out}", options)
 
 
 def _copy(row: Tensor) -> Tensor:
@@ -121,9 +131,14 @@ def _head_rows(
             maps = torch.cat([maps[heads], maps.mean(0, keepdim=True)]).numpy()
             label = f"block {number}: {'x'.join(map(str, maps.shape[1:]))}"
             captions = [label, *(f"head {head}" for head in heads), "mean of all heads"]
-            notes = [f"max {each.max():.1%}" for each in maps]
+            notes = [f"max {each.max():.1%}" + _least(each.min()) for each in maps]
             rows.append(HeadRow(pixels, maps, captions, None if window is None else window.numpy(), point, notes))
     return rows
+
+
+def _least(weight: float) -> str:
+    """Return what to say of the smallest weight, which is negative in a local linear regression and drawn as 0."""
+    return f", min {weight:.1%}" if weight < -NEGATIVE else ""
 
 
 def _look(subject: Subject, layers: Any, read: Callable[[RecordedAttention], Any]) -> Any:
@@ -146,13 +161,15 @@ def _token_layers(subject: Subject) -> list[AttentionLayer]:
         raise NoSheetError(_no_attention(subject))
     if not all(layer.sees_all for layer in layers):
         raise NoSheetError(
-            f"{subject.loaded.name} attends within windows and has no class token; --show window draws its attention"
+            f"{subject.loaded.name} attends within windows or maps, without a class token; --show window draws that"
         )
     return layers
 
 
 def _no_attention(subject: Subject) -> str:
-    return f"{subject.loaded.name} has no attention that can be recorded; {SUPPORTED} have"
+    mixers = unrecorded_mixers(subject.network)
+    reason = f" (its mixer is {' and '.join(mixers)})" if mixers else ""
+    return f"{subject.loaded.name} has no attention that can be recorded{reason}; {SUPPORTED} have"
 
 
 def _choose(

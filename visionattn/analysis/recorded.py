@@ -1,4 +1,4 @@
-"""Recorded attention weights of one layer, by query: of all tokens, of Swin's windows, of neighborhoods and halos.
+"""Recorded attention weights of one layer, by query: of all tokens, of Swin's windows, of this library's operators.
 
 Shapes: B images, h heads, E prefix tokens, N tokens; a map of H × W keys.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn.layers.halo_attention import HaloAttention2d
+from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 from visionattn_kernels import Window
 
@@ -115,10 +116,11 @@ class ShiftedWindowAttention(RecordedAttention):
 
 @dataclass
 class WindowAttention(RecordedAttention):
-    """Attention of this library's operators, neighborhood or halo, whose weights no network keeps.
+    """Attention of this library's operators on maps, whose weights no network keeps.
 
     The output of attention, `out = sum over keys of w v`, is linear in the values v. So the weights of a query are the
-    gradient of one channel of its output with respect to this channel of the values, of the operator itself.
+    gradient of one channel of its output with respect to this channel of the values, of the operator itself. The weight
+    of a pooled key is divided among the positions that it is pooled from.
 
     Attributes:
         module: The layer.
@@ -127,7 +129,7 @@ class WindowAttention(RecordedAttention):
         stride: Distance of neighbouring queries.
     """
 
-    module: NeighborhoodAttention2d | HaloAttention2d
+    module: NeighborhoodAttention2d | PackedAttention2d | HaloAttention2d
     inputs: Tensor
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -147,13 +149,13 @@ class WindowAttention(RecordedAttention):
         """Return the values `[B, H, W, h, c]`, and attention `[B, Q_h, Q_w, h, c]` as a function of them alone."""
         module, inputs = self.module, self.inputs.detach().clone()  # outside of inference mode, for a gradient
         heads = module.num_heads
-        if isinstance(module, NeighborhoodAttention2d):
-            queries_keys, values = module.project(inputs).unflatten(-1, (3, heads, -1)).split((2, 1), dim=3)
+        if not isinstance(module, HaloAttention2d):
+            packed = module.project(inputs)
+            rest, values = packed.tensor_split([packed.shape[-1] - inputs.shape[-1]], -1)
+            values = values.unflatten(-1, (heads, -1))
 
             def attend(values: Tensor) -> Tensor:
-                return module.attend(torch.cat([queries_keys, values[..., None, :, :]], 3).flatten(3))
-
-            values = values.squeeze(3)
+                return module.attend(torch.cat([rest, values.flatten(3)], -1))
         else:
             queries, packed = module.project(inputs)
             keys, values = packed.unflatten(-1, (heads, -1)).tensor_split([queries.shape[-1] // heads], -1)
@@ -165,18 +167,22 @@ class WindowAttention(RecordedAttention):
 
     def visible(self, query: Query) -> Tensor:
         """Return whether each key lies in the query's window."""
-        window, size = self._window()
-        seen = []
-        for axis, length, place in zip(window.axes, size, query, strict=True):
-            within, _ = axis.visible(length, torch.tensor([place]))
-            margin = axis.margin(length)
-            seen.append(within[0, margin : margin + length])
-        return (seen[0][:, None] & seen[1])[: self.size[0], : self.size[1]]
+        windows, size = self._windows()
+        seen = torch.zeros(size, dtype=torch.bool)
+        for window in windows:
+            rows, columns = (
+                axis.visible(length, torch.tensor([place]))[0][0, axis.margin(length) :][:length]
+                for axis, length, place in zip(window.fit(size).axes, size, query, strict=True)
+            )
+            seen |= rows[:, None] & columns
+        return seen[: self.size[0], : self.size[1]]
 
-    def _window(self) -> tuple[Window, tuple[int, int]]:
-        """Return the rule of the window, and the size of the map that it applies to."""
+    def _windows(self) -> tuple[list[Window], tuple[int, int]]:
+        """Return the rules of the windows, whose union a query sees, and the size of the map that they apply to."""
         if isinstance(self.module, HaloAttention2d):
-            return self.module.window().fit(self.size), self.size
+            return [self.module.window()], self.size
+        if isinstance(self.module, PackedAttention2d):
+            return self.module.windows(self.size), self.size
         with torch.no_grad():
             _, height, width, _ = self.module.project(self.inputs[:1]).shape
-        return self.module.window((height, width)).fit((height, width)), (height, width)
+        return [self.module.window((height, width))], (height, width)

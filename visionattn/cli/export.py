@@ -152,7 +152,7 @@ class Program(GraphExport):
 
 COMMANDS: dict[str, Any] = {"hub": Hub, "onnx": Onnx, "program": Program}
 DESCRIPTION = (
-    "Export models to other formats. Another command, convert IN OUT --arch NAME, converts published NAT and DiNAT "
+    "Export models to other formats. Another command, convert IN OUT --arch NAME, converts published NAT, DiNAT and ViT³ "
     "checkpoints to safetensors."
 )
 

@@ -28,10 +28,13 @@ def resume_command(prog: str, argv: Iterable[str], checkpoint: Path) -> str:
 
 
 def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
-    """Return lines with the commands that evaluate a checkpoint and predict, or fine-tune a pretrained encoder.
+    """Return lines with the commands that evaluate a checkpoint and predict, or test or fine-tune it.
 
     The trained LightningModule ``task`` and its DataModule ``data`` say what follows; ``prog`` trained them.
     """
+    if task.eval_command == "test":
+        words = ["test", "--config", str(checkpoint.parent.with_name("config.yaml")), "--ckpt_path", str(checkpoint)]
+        return f"test:      {shell_command(prog, words)}"
     where = {"data.name": data.name, "data.root": data.root}
     if (tables := getattr(data, "tables", None)) is not None:
         where |= {f"data.{option}": value for option, value in tables.reading("validation").items()}

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 
 from visionattn.cli.next_steps import next_command, resume_command, shell_command
 from visionattn.output import write_json
 from visionattn.tasks import TrainingTask
+from visionattn.training.averaging import MovingAverage
 from visionattn.training.callbacks import ExampleSheet, KernelSheet, LearningCurve, RateSheet, SplitTable, Stopwatch
 from visionattn.training.checkpoints.callbacks import BEST, BestCheckpoint, LastCheckpoint
 from visionattn.training.loggers import create_loggers
@@ -52,7 +52,7 @@ class TrainingRun:
     def callbacks(self, checkpoints: bool) -> list[Callback]:
         """Return the callbacks of the run, with or without ``checkpoints``."""
         options, path = self.options, self.folder.path
-        found: list[Callback] = [] if options.ema is None else [EMAWeightAveraging(decay=options.ema)]
+        found: list[Callback] = [] if options.ema is None else [MovingAverage(decay=options.ema)]
         if options.early_stopping is not None:
             found.append(EarlyStop(self.task.mode, options.early_stopping, options.early_stopping_min_delta))
         found += [kind(path) for kind in (SplitTable, LearningCurve, KernelSheet, ExampleSheet)]

@@ -45,8 +45,8 @@ from visionattn.words import counted
 
 DESCRIPTION = (
     "Train models for classification, fine-grained classification, re-identification and object discovery, pretrain "
-    f"encoders, and apply them. --task ({', '.join(TASKS)}) after the command, or task: in a config file, chooses the "
-    "kind of training."
+    "encoders, and apply them; test token mixers by recall. "
+    f"--task ({', '.join(TASKS)}) after the command, or task: in a config file, chooses the kind of training."
 )
 
 
@@ -176,7 +176,8 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
             self.model.starts_from = spec
             if spec is not None:
-                say(describe_start(spec, self.datamodule, self.options.model, self.resume))
+                if self.datamodule.weights_decide:  # its images are prepared
+                    say(describe_start(spec, self.datamodule, self.options.model, self.resume))
                 match_classes(spec, self.datamodule, fresh=self.subcommand == "fit" and resumed is None)
         except BaseException:
             self._leave_run()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from visionattn.data.images import read_image
     from visionattn.data.loading import Batch, ImageLoader, UnreadableImageError
     from visionattn.data.module import ImageData
+    from visionattn.data.recall.module import RecallBatch, RecallData
     from visionattn.data.reid.module import ReidBatch, ReidData
     from visionattn.data.scenes.loading import SceneBatch
     from visionattn.data.scenes.module import SceneData
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from visionattn.data.transforms import image_transform
 
 __all__ = [
-    "Batch", "DataError", "ImageClassificationData", "ImageData", "ImageLoader", "ReidBatch", "ReidData", "Scene",
-    "SceneBatch", "SceneData", "UnreadableImageError", "image_transform", "open_scenes", "read_image",
+    "Batch", "DataError", "ImageClassificationData", "ImageData", "ImageLoader", "RecallBatch", "RecallData",
+    "ReidBatch", "ReidData", "Scene", "SceneBatch", "SceneData", "UnreadableImageError", "image_transform",
+    "open_scenes", "read_image",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy_exports(
         "images": "read_image",
         "loading": "Batch ImageLoader UnreadableImageError",
         "module": "ImageData",
+        "recall.module": "RecallBatch RecallData",
         "reid.module": "ReidBatch ReidData",
         "scenes.loading": "SceneBatch",
         "scenes.module": "SceneData",

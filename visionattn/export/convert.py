@@ -1,4 +1,4 @@
-"""Conversion of published NAT and DiNAT checkpoints to safetensors files of this package's layout.
+"""Conversion of published NAT, DiNAT and ViT³ checkpoints to safetensors files of this package's layout.
 
 visionattn export convert dinat_tiny_in1k_224.pth dinat_tiny.safetensors --arch dinat_tiny
 """
@@ -33,7 +33,7 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
 
     Raises:
         FileNotFoundError: `source` or the folder of `target` is missing.
-        ValueError: `source` is not a checkpoint or does not fit `arch`, `arch` is not of the NAT family, or `target`
+        ValueError: `source` is not a checkpoint or does not fit `arch`, `arch` is of another family, or `target`
             does not end in .safetensors. Nothing is written then.
     """
     if target.suffix != ".safetensors":
@@ -50,7 +50,7 @@ def convert(source: Path, target: Path, arch: str) -> list[str]:
         arch, num_classes=num_classes, pretrained_cfg_overlay={"num_classes": num_classes}, device=torch.device("meta")
     )
     if not isinstance(model, FAMILIES):
-        raise ValueError(f"--arch {arch} is not of the NAT family, whose checkpoints this command knows")  # noqa: TRY004
+        raise ValueError(f"--arch {arch} is not a NAT, DiNAT or ViT³ model, whose checkpoints this command knows")  # noqa: TRY004
     try:
         weights, resized = fit(mapped, model)
     except ValueError as error:

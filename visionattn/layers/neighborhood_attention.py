@@ -16,7 +16,12 @@ KernelSize = int | tuple[int, int]
 
 @register_notrace_function
 def attend_neighborhood(
-    qkv: Tensor, rpb: Tensor | None, num_heads: int, kernel_size: KernelSize, dilation: int | None
+    qkv: Tensor,
+    rpb: Tensor | None,
+    num_heads: int,
+    kernel_size: KernelSize,
+    dilation: int | None,
+    is_causal: bool = False,
 ) -> Tensor:
     """Compute neighborhood attention of packed queries, keys and values; opaque to FX, because it reads shapes.
 
@@ -26,13 +31,15 @@ def attend_neighborhood(
         num_heads: Attention heads.
         kernel_size: Keys per query, per axis.
         dilation: Distance of neighbouring keys; None for the largest with which a window fits the map, per axis.
+        is_causal: Whether a query sees no later key on either axis.
 
     Returns:
         `[B, H, W, dim]`.
     """
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
     dilations = _dilations(qkv.shape[1:3], kernel_size, dilation)
-    return neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, rpb=rpb).flatten(-2)
+    out = neighborhood_attention_2d(q, k, v, kernel_size, dilation=dilations, is_causal=is_causal, rpb=rpb)
+    return out.flatten(-2)
 
 
 @register_notrace_function
@@ -91,6 +98,8 @@ class NeighborhoodAttention2d(nn.Module):
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        is_causal: bool = False,
     ) -> None:
         """Build the module.
 
@@ -107,6 +116,8 @@ class NeighborhoodAttention2d(nn.Module):
             proj_drop: Dropout after the output projection.
             device: Device of the parameters.
             dtype: Type of the parameters.
+            is_causal: Whether a query sees no later row and no later column: on a map of one row, the latest
+                `kernel_size` tokens of a sequence.
 
         Raises:
             ValueError: `num_heads` does not divide `dim`.
@@ -117,6 +128,7 @@ class NeighborhoodAttention2d(nn.Module):
         self.kernel_size = _plain(kernel_size)
         self.dilation = dilation
         self.legacy_pad = legacy_pad
+        self.is_causal = is_causal
         self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         height, width = (2 * k - 1 for k in _pair(kernel_size))
         self.rpb = (
@@ -139,12 +151,12 @@ class NeighborhoodAttention2d(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of packed queries, keys and values, before the output projection."""
-        return attend_neighborhood(qkv, self.rpb, self.num_heads, self.kernel_size, self.dilation)
+        return attend_neighborhood(qkv, self.rpb, self.num_heads, self.kernel_size, self.dilation, self.is_causal)
 
     def window(self, size: tuple[int, int]) -> Window:
         """Return the rule of which keys a query sees on a projected map of this height and width."""
         dilations = _dilations(size, self.kernel_size, self.dilation)
-        return Window.neighborhood(self.kernel_size, dilation=dilations)
+        return Window.neighborhood(self.kernel_size, dilation=dilations, is_causal=self.is_causal)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, H, W, dim]` to the same."""

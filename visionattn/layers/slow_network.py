@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.layers.precision import AtLeastSingle, at_least_single
 from visionattn.layers.prepared import Prepared
 from visionattn_kernels.tracing import without_autocast
 
@@ -26,7 +27,7 @@ KernelInit = Literal["gamma", "band_limited"]
 Size = tuple[int, int]
 
 
-class FilterNetwork(Prepared):
+class FilterNetwork(AtLeastSingle, Prepared):
     """Base of slow networks: filters of the coordinates, hidden maps and the last one.
 
     Shape letters: N taps, h hidden channels, C channels of the kernel.
@@ -67,7 +68,7 @@ class FilterNetwork(Prepared):
             raise ValueError(f'init must be "gamma" or "band_limited"; got {init!r}')
         if ndim not in (1, 2) or (ndim == 1 and size[0] != 1):
             raise ValueError(f"ndim must be 2, or 1 for kernels of one row; got {ndim} with taps {size[0]}x{size[1]}")
-        dd: dict[str, Any] = {"device": device, "dtype": _at_least_single(dtype or torch.get_default_dtype())}
+        dd: dict[str, Any] = {"device": device, "dtype": at_least_single(dtype)}
         self.size = size
         self.ndim = ndim
         self.hidden = hidden
@@ -109,19 +110,6 @@ class FilterNetwork(Prepared):
         ]
         grid = torch.stack([x.flatten() for x in torch.meshgrid(axes, indexing="ij")], 1)
         return list(self.filters(grid).sin().split(self.hidden, 1))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        def apply(x: Tensor) -> Tensor:
-            y = fn(x)
-            if x.is_floating_point() and y.dtype in (torch.float16, torch.bfloat16):
-                return x.to(y.device)
-            return y
-
-        return super()._apply(apply, recurse)
-
-
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class SlowNetwork(FilterNetwork):

@@ -1,6 +1,7 @@
 """Models, one family per file; importing this package registers them with timm."""
 
 from visionattn.models import isotropic as isotropic
+from visionattn.models import vittt as vittt
 from visionattn.models.backbone import Backbone
 from visionattn.models.controls import SmallImageResNet
 from visionattn.models.dcal import DcalSwinTransformer, DcalVisionTransformer

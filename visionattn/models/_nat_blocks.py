@@ -1,12 +1,12 @@
 """Modules of the NAT family.
 
 Modules map NCHW to NCHW; blocks run on NHWC, and the maps between them are views of it. Norms have the epsilon
-of torch, not timm's: published weights were trained with it.
+of torch, not timm's, unless a block is told another: published weights of NAT were trained with it.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from timm import layers
@@ -40,13 +40,13 @@ class ConvEmbed(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches side by side, then a norm over channels; zeros fill the last row and column of patches."""
+    """Patches side by side, then a norm over channels, if any; zeros fill the last row and column of patches."""
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int, **dd: Any) -> None:
+    def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool = True, **dd: Any) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, **dd)
-        self.norm = LayerNorm(dim, **dd)
+        self.norm = LayerNorm(dim, **dd) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_chans, H, W]` to `[B, dim, ceil(H / patch_size), ceil(W / patch_size)]`."""
@@ -91,6 +91,15 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
+class CausalConv2d(nn.Conv2d):
+    """A 3x3 convolution that does not see positions after its centre, row by row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to the same size."""
+        past = F.pad(self.weight.flatten(2)[..., :5], (0, 4)).view_as(self.weight)
+        return F.conv2d(x, past, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block of a token mixer and an MLP on `[B, H, W, dim]`."""
 
@@ -103,14 +112,17 @@ class Block(nn.Module):
         proj_drop: float,
         drop_path: float,
         cpe: bool = False,
+        norm_eps: float = 1e-5,
+        is_causal: bool = False,
         **dd: Any,
     ) -> None:
         super().__init__()
-        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
-        self.norm1 = LayerNorm(dim, **dd)
+        conv = CausalConv2d if is_causal else nn.Conv2d
+        self.cpe = conv(dim, dim, 3, padding=1, groups=dim, **dd) if cpe else None
+        self.norm1 = LayerNorm(dim, eps=norm_eps, **dd)
         self.attn = attn
         self.ls1 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
-        self.norm2 = LayerNorm(dim, **dd)
+        self.norm2 = LayerNorm(dim, eps=norm_eps, **dd)
         self.mlp = MapMlp(dim, int(dim * mlp_ratio), proj_drop, **dd)
         self.ls2 = LayerScale(dim, layer_scale, **dd) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -154,9 +166,19 @@ def block_dilations(dilation: Dilation, depth: int) -> list[int | None]:
     return list(dilation)
 
 
+@runtime_checkable
+class HasInitialWeights(Protocol):
+    """A mixer whose linear layers start otherwise than those of a model."""
+
+    def init_weights(self) -> None:
+        """Set the parameters that the model has initialised like all others."""
+
+
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers from a truncated normal distribution, as in the papers."""
+    """Initialise linear layers from a truncated normal distribution, as in the papers, but for those that mixers set."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, HasInitialWeights):
+        module.init_weights()

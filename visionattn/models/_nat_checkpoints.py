@@ -1,8 +1,8 @@
-"""Published NAT and DiNAT checkpoints in every layout that is about, mapped to ours.
+"""Published NAT, DiNAT and ViT³ checkpoints in every layout that is about, mapped to ours.
 
 Ours is that of `NeighborhoodAttentionTransformer` and `IsotropicNeighborhoodTransformer`. Others are that of the
-authors' classifiers (NAT, DiNAT, DiNAT_s, isotropic), of their detection and segmentation backbones, which have a norm
-per level and no classifier, and of Hugging Face's `Nat...` and `Dinat...` classes.
+authors' classifiers (NAT, DiNAT, DiNAT_s, isotropic, ViT³), of NAT's detection and segmentation backbones, which have
+a norm per level and no classifier, and of Hugging Face's `Nat...` and `Dinat...` classes.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, cat, nn, tensor
+from torch import Tensor, cat, nn, tensor, zeros_like
 
 from visionattn.layers.neighborhood_attention import resize_rpb
 from visionattn.models._nat_padding import PADDING
@@ -109,8 +109,9 @@ def map_checkpoint(checkpoint: Mapping[str, Any]) -> Mapped:
     held = _unwrap(checkpoint)
     told = held.pop(PADDING, None)
     layout, rules, pieces = _recognise(held)
-    # Whoever has another layout than ours trained with the code of the authors.
-    is_padded = layout != OURS if told is None else bool(told)
+    # Whoever has windows in another layout than ours trained with the code of the authors.
+    has_windows = any(name.endswith("rpb") for name in held)
+    is_padded = layout != OURS and has_windows if told is None else bool(told)
     last = max(
         (int(m[1]) for name in held if (m := re.match(r"(?:encoder\.)?(?:levels|layers)\.(\d+)\.", name))), default=0
     )
@@ -155,6 +156,8 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
     if classifier and not renewed and not classifier & fitted.keys():
         fitted.update((name, own[name]) for name in classifier)
         warnings.warn(f"the checkpoint has no classifier: {', '.join(CLASSIFIER)} keep their values", stacklevel=3)
+    if not (added := _zero_if_absent(model) & own.keys()) & fitted.keys():
+        fitted.update((name, zeros_like(own[name])) for name in added)
     missing = [name for name in own if name not in fitted and name not in renewed]
     unknown = [mapped.sources[name][0] for name in mapped.state_dict if name not in own and name not in renewed]
     misshapen = [
@@ -175,6 +178,15 @@ def fit(mapped: Mapped, model: nn.Module) -> tuple[dict[str, Tensor], list[str]]
     if mapped.is_padded:
         fitted[PADDING] = tensor(True)
     return fitted, sorted(resized)
+
+
+def _zero_if_absent(model: nn.Module) -> set[str]:
+    """Return the parameters that a file of neighborhood attention lacks, and that are zero then."""
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        for parameter in getattr(module, "zero_if_absent", ())
+    }
 
 
 def _other_channels(model: nn.Module, cfg: Mapping[str, Any]) -> bool:

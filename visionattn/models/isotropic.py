@@ -4,15 +4,12 @@
 convolution for positions at the start of each block. They are of our own making and have no published weights.
 """
 
-from functools import partial
 from typing import Any
 
 from timm.models import generate_default_cfgs
 
 from visionattn.models._configs import image_config, register_variants
-from visionattn.models._nat_checkpoints import checkpoint_filter_fn
-from visionattn.models._weights import build_model
-from visionattn.models.nat_isotropic import IsotropicNeighborhoodTransformer
+from visionattn.models.nat_isotropic import build_isotropic
 
 _NANO: dict[str, Any] = {
     "embed_dim": 64,
@@ -46,13 +43,4 @@ _CFG = image_config(
 
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _VARIANTS})
 
-register_variants(
-    __name__,
-    partial(
-        build_model,
-        IsotropicNeighborhoodTransformer,
-        filter_fn=checkpoint_filter_fn,
-        features={"out_indices": 3, "flatten_sequential": True},
-    ),
-    _VARIANTS,
-)
+register_variants(__name__, build_isotropic, _VARIANTS)

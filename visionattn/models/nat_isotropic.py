@@ -15,6 +15,7 @@ from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionattn.layers.mixers import create_mixer
+from visionattn.layers.mixers.power import count_scales
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
 from visionattn.models._configs import image_config, register_variants
 from visionattn.models._mixing import Mixer, MixerOptions, block_mixers
@@ -69,6 +70,9 @@ class IsotropicNeighborhoodTransformer(Backbone):
         mixer: Mixer = "neighborhood",
         mixer_kwargs: MixerOptions = None,
         cpe: bool = False,
+        patch_norm: bool = True,
+        norm_eps: float = 1e-5,
+        is_causal: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -90,7 +94,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
             patch_size: Pixels of a patch per axis.
-            img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None.
+            img_size: Height and width in pixels up to which attention is global, where `kernel_size` is None, and up to
+                which the mixer `power` has a table per scale.
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
                 model from scratch.
@@ -99,6 +104,9 @@ class IsotropicNeighborhoodTransformer(Backbone):
             mixer_kwargs: Options of the mixer, or a list of them, one per name of `mixer`.
             cpe: Begin each block with a depthwise 3x3 convolution, added to its input: a conditional position
                 encoding (arXiv 2102.10882).
+            patch_norm: Normalise the patches.
+            norm_eps: Epsilon of the norms of blocks and of the last norm.
+            is_causal: On maps of one row, let positions see no later ones; every mixer must have this option.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
             global_pool: Pooling before the classifier, as in timm ("avg", "max", ...); "" for none.
@@ -109,7 +117,8 @@ class IsotropicNeighborhoodTransformer(Backbone):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: `num_heads` does not divide `embed_dim`, or `dilation` does not have one entry per block.
+            ValueError: `num_heads` does not divide `embed_dim`, `dilation` does not have one entry per block, or a
+                mixer has no such option.
         """
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -117,23 +126,26 @@ class IsotropicNeighborhoodTransformer(Backbone):
         self.is_global = kernel_size is None
         if kernel_size is None:
             kernel_size = self._map_size(img_size)
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, patch_norm, **dd)
         drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         shared = {
             "kernel_size": kernel_size,
             "qkv_bias": qkv_bias,
             "legacy_pad": bool(legacy_pad),
             "proj_drop": proj_drop_rate,
+            "num_scales": count_scales(self._map_size(img_size)),
             **dd,
         }
+        causal = {"is_causal": True} if is_causal else {}
         self.blocks = nn.Sequential()
         for (name, options), block_dilation, rate in zip(
             block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
         ):
             defaults = {**shared, "dilation": block_dilation}
-            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **options)
-            self.blocks.append(IsotropicBlock(embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, **dd))
-        self.norm: nn.Module = LayerNorm2d(embed_dim, **dd)
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **{**causal, **options})
+            block = (embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, norm_eps, is_causal)
+            self.blocks.append(IsotropicBlock(*block, **dd))
+        self.norm: nn.Module = LayerNorm2d(embed_dim, eps=norm_eps, **dd)
         feature_info = [{"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
         self.finish(feature_info, embed_dim, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_weights)
@@ -186,14 +198,17 @@ default_cfgs = generate_default_cfgs(
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 12}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 24}
 
+build_isotropic = partial(
+    build_model,
+    IsotropicNeighborhoodTransformer,
+    filter_fn=checkpoint_filter_fn,
+    features={"out_indices": 3, "flatten_sequential": True},
+)
+"""Build an isotropic model; its features are those of the last three blocks by default."""
+
 register_variants(
     __name__,
-    partial(
-        build_model,
-        IsotropicNeighborhoodTransformer,
-        filter_fn=checkpoint_filter_fn,
-        features={"out_indices": 3, "flatten_sequential": True},
-    ),
+    build_isotropic,
     {
         "nat_isotropic_small": ("NAT-iso-Small.", _SMALL),
         "nat_isotropic_base": ("NAT-iso-Base.", _BASE),

@@ -27,7 +27,13 @@ from visionattn.training.divergence import DivergenceCheck
 from visionattn.training.examples import Examples, wanted
 from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
 from visionattn.training.models import check_model_name, create_regularized
-from visionattn.training.objective import decayed_weights, extra_losses, modules_with_losses
+from visionattn.training.objective import (
+    decayed_weights,
+    extra_losses,
+    measurements,
+    modules_with_losses,
+    update_buffers,
+)
 from visionattn.training.optimization import Optimization, create_optimizer
 from visionattn.training.resuming import check_length, check_optimizer
 from visionattn.training.schedule import RunSchedule, create_schedule
@@ -38,7 +44,8 @@ class TrainingTask(LightningModule):
 
     A subclass gives ``kind``, ``help_text``, ``card_text``, ``_build``, ``_evaluate`` and ``training_step``, which ends
     with ``_finish_step``. If the model has a method ``auxiliary_losses()``, its losses are added to the loss; the parts
-    are then also logged as ``train_loss_NAME``.
+    are then also logged as ``train_loss_NAME``. `visionattn.training.objective` lists the methods of modules that a
+    training calls.
 
     Args:
         name: the model, e.g. ``nat_tiny``; ``timm.list_models()`` lists all.
@@ -67,7 +74,7 @@ class TrainingTask(LightningModule):
     rates: ClassVar[Mapping[str, str]] = {}
     """Names in words of the validation metrics that are shown as percentages."""
     eval_command: ClassVar[str | None] = "classify"
-    """Command of ``eval.py`` that evaluates a checkpoint; None if the next step is fine-tuning."""
+    """Command of ``eval.py`` that evaluates a checkpoint, or ``test`` of ``train.py``; None to fine-tune next."""
     help_text: ClassVar[str]
     """Purpose in the help of ``--task``."""
     card_text: ClassVar[str]
@@ -378,6 +385,7 @@ class TrainingTask(LightningModule):
                 self.log(f"train_loss_{name}", part.detach(), batch_size=count)
         if self.weighting is not None:
             self.log_dict({f"weight_{name}": weight for name, weight in self.weighting.weights().items()})
+        self.log_dict(measurements(self.model), batch_size=count)
         loss = sum(extra.values(), start=loss)
         self.divergence.note(loss, self.global_step, self.current_epoch)
         self.log("train_loss", loss, prog_bar=True, batch_size=count)
@@ -385,6 +393,11 @@ class TrainingTask(LightningModule):
         if trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0:
             self.log("lr-max", max(group["lr"] for group in trainer.optimizers[0].param_groups))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Update buffers that change in training, before a callback averages or saves them."""
+        assert self.model is not None
+        update_buffers(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Check the last loss of the epoch."""

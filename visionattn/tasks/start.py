@@ -62,7 +62,7 @@ def _find_weights(model: Any, data: Any, task: type[TrainingTask], command: str)
 
 def adopt_model(options: Any, spec: ModelSpec) -> None:
     """Take the model from a checkpoint, and also the data set unless another one is given."""
-    if not (options.data.root or options.data.get("labels")) or spec.task == "reid":
+    if not (options.data.get("root") or options.data.get("labels")) or spec.task == "reid":
         options.data.name = options.data.name or spec.dataset
     model = {"name": spec.model, "num_classes": spec.num_classes, "model_kwargs": spec.model_kwargs}
     for key, value in model.items():

@@ -1,4 +1,4 @@
-"""Losses that a training step adds to the loss of the logits."""
+"""What modules of a model have for a training step: losses of their own, measurements, buffers that change."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,35 @@ def modules_with_losses(model: nn.Module) -> list[nn.Module]:
     """Return the model if it has a method ``auxiliary_losses``, or else those of its modules that have one."""
     if hasattr(model, "auxiliary_losses"):
         return [model]
-    return [module for module in model.modules() if hasattr(module, "auxiliary_losses")]
+    return modules_with(model, "auxiliary_losses")
+
+
+def modules_with(model: nn.Module, method: str) -> list[nn.Module]:
+    """Return the modules of a model, itself included, that have a method of this name."""
+    return [module for module in model.modules() if hasattr(module, method)]
+
+
+def measurements(model: nn.Module) -> dict[str, Tensor]:
+    """Return numbers about the latest forward pass to log, by name: 0-dimensional, without gradients.
+
+    Args:
+        model: a model in training mode, whose modules may have a method ``measurements()`` that returns such numbers.
+            Several of one name give their mean.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for module in modules_with(model, "measurements") if model.training else ():
+        for name, value in module.measurements().items():  # type: ignore[operator]
+            found.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def update_buffers(model: nn.Module) -> None:
+    """Let modules with a method ``update_buffers()`` take in what they saw in a step, after its backward passes.
+
+    Forward passes must leave such buffers alone: activations that are recomputed in a backward pass would differ.
+    """
+    for module in modules_with(model, "update_buffers"):
+        module.update_buffers()  # type: ignore[operator]
 
 
 def widened(x: Tensor) -> Tensor:

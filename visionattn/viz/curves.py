@@ -30,8 +30,10 @@ RATES = {
     "val_rank1": "rank-1",
     "val_fg_ari": "FG-ARI",
     "val_mbo_i": "mBO_i",
+    "val_recall": "recall",
+    "val_r2": "R²",
 }
-"""Labels of the validation measures of classification, re-identification and object discovery, all fractions."""
+"""Labels of the validation measures of all kinds of training, all fractions."""
 
 
 def save_learning_curve(csv_path: str | Path, png_path: str | Path) -> Path:

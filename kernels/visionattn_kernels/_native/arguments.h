@@ -48,11 +48,11 @@ struct Arguments {
   int64_t queries_h, queries_w, keys_h, keys_w, kernel_h, kernel_w;
   double scale;
   Axis rows, columns;
-  Map q, k, v, extra_k, extra_v, out, grad_out;
+  Map q, k, v, extra_k, extra_v, out, grad_out, r;
   const void *rpb, *rel_h, *rel_w;
   void* lse;
   const void* grad_lse;
-  void *grad_q, *grad_k, *grad_v, *grad_rpb, *grad_rel_h, *grad_rel_w, *grad_extra_k, *grad_extra_v;
+  void *grad_q, *grad_k, *grad_v, *grad_rpb, *grad_rel_h, *grad_rel_w, *grad_extra_k, *grad_extra_v, *grad_r;
 };
 
 INLINE float widen_bfloat16(uint16_t x) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +25,24 @@ class _Axis(ctypes.Structure):
     )
 
 
-class _Map(ctypes.Structure):
+class Map(ctypes.Structure):
+    """A heads-last map, or a null pointer."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "row", "column", "head")),
     )
 
+    @classmethod
+    def of(cls, x: Tensor) -> Map:
+        """Return pointer and strides of a map whose last dimension is contiguous; `[B, M, heads, c]` has one row."""
+        batch, *rows, column, head, _ = x.stride()
+        return cls(x.data_ptr(), batch, *(rows or [0]), column, head)
 
-_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out")
+
+_MAPS = ("q", "k", "v", "extra_k", "extra_v", "out", "grad_out", "r")
 _PLAIN = ("rpb", "rel_h", "rel_w", "lse", "grad_lse")
-_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v")
+_GRADS = ("q", "k", "v", "rpb", "rel_h", "rel_w", "extra_k", "extra_v", "r")
 
 
 class _Arguments(ctypes.Structure):
@@ -44,7 +53,7 @@ class _Arguments(ctypes.Structure):
         ("scale", ctypes.c_double),
         ("rows", _Axis),
         ("columns", _Axis),
-        *((name, _Map) for name in _MAPS),
+        *((name, Map) for name in _MAPS),
         *((name, ctypes.c_void_p) for name in _PLAIN),
         *((f"grad_{name}", ctypes.c_void_p) for name in _GRADS),
     )
@@ -83,14 +92,13 @@ class Call:
         return _Axis(dilation, tables.query_step, tile, *pointers)
 
     def map(self, name: str, x: Tensor | None) -> None:
-        """Store a heads-last tensor's pointer and strides. `[B, M, heads, c]` is treated as a one-row map."""
+        """Store a heads-last tensor's pointer and strides."""
         if x is None:
             return
         x = x.to(self.problem.q.dtype)
         x = x if x.stride(-1) == 1 else x.contiguous()
         self.alive.append(x)
-        batch, *rows, column, head, _ = x.stride()
-        setattr(self.arguments, name, _Map(x.data_ptr(), batch, *(rows or [0]), column, head))
+        setattr(self.arguments, name, Map.of(x))
 
     def plain(self, name: str, x: Tensor | None) -> Tensor | None:
         """Store a contiguous tensor of the accumulation type, and return it."""
@@ -100,6 +108,16 @@ class Call:
         self.alive.append(x)
         setattr(self.arguments, name, x.data_ptr())
         return x
+
+    def cut_parts(self) -> int:
+        """Cut the strips of a head into parts, each with key gradients of its own, and return the number of parts.
+
+        Strips of one head run side by side only if there are too few heads.
+        """
+        a = self.arguments
+        strips = sum(math.ceil(n / a.columns.tile) for n in self.tables[1].queries.tolist())
+        a.num_parts = min(strips, math.ceil(2 * a.num_threads / max(1, a.batch * a.heads)))
+        return int(a.num_parts)
 
     def run(self, kernel: Callable[..., int]) -> None:
         """Call a kernel.

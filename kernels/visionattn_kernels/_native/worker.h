@@ -11,6 +11,8 @@ namespace {
 template <class R>
 class Worker : public Scores<R> {
  public:
+  using Real = R;
+
   void begin_strip(const Tile& tile) {
     strip = tile;
     build_table();
@@ -64,11 +66,7 @@ class Worker : public Scores<R> {
       add_to_keys(M, run, grads, q, k_dim, grad_keys, selects);
       add_to_keys(M, run, scores, grad_out, v_dim, grad_values, selects);
     });
-    for_each_key([&](int64_t slot, int64_t y, int64_t x) {
-      int64_t key = ((batch * a->keys_h + y) * a->keys_w + x) * a->heads + head;
-      for (int64_t i = 0; i < a->head_dim; ++i) to_keys[key * a->head_dim + i] += grad_keys[slot * k_dim + i];
-      for (int64_t i = 0; i < a->v_dim; ++i) to_values[key * a->v_dim + i] += grad_values[slot * v_dim + i];
-    });
+    add_to_maps(to_keys, to_values);
   }
 
   // Adds what the strip found to the gradient of the relative table.
@@ -91,7 +89,7 @@ class Worker : public Scores<R> {
     }
   }
 
- private:
+ protected:
   using P = Panels<R>;
   using S = Scores<R>;
   using Run = typename P::Run;
@@ -102,6 +100,15 @@ class Worker : public Scores<R> {
       P::grad_extra_values, P::grad_table, P::extra_out, P::slot_row, P::slot_column, P::for_each_key, P::pack,
       P::for_each_block, P::map_offset, P::load_queries, S::build_table, S::for_each_seen, S::hide,
       S::add_bias_gradients;
+
+  // Adds the key gradients of a tile to those of the map.
+  void add_to_maps(R* to_keys, R* to_values) {
+    for_each_key([&](int64_t slot, int64_t y, int64_t x) {
+      int64_t key = ((batch * a->keys_h + y) * a->keys_w + x) * a->heads + head;
+      for (int64_t i = 0; i < a->head_dim; ++i) to_keys[key * a->head_dim + i] += grad_keys[slot * k_dim + i];
+      for (int64_t i = 0; i < a->v_dim; ++i) to_values[key * a->v_dim + i] += grad_values[slot * v_dim + i];
+    });
+  }
 
   // Probabilities of a block, not normalised, in `scores`; their totals, log-sum-exp, and the sums of values in `out`.
   template <bool kSelects>

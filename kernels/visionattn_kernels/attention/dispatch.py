@@ -165,11 +165,7 @@ def choose(problem: Problem, backend: str | None = None) -> Implementation:
         ValueError: The named backend is unknown or cannot run the problem, none can, or maps of no fixed size are
             exported.
     """
-    if is_exporting() and any(isinstance(n, torch.SymInt) for n in problem.size):
-        raise ValueError(
-            "torch.export needs one height and width of the maps, for a graph holds index tables of one size: "
-            "leave both out of dynamic_shapes (the batch may be dynamic)"
-        )
+    refuse_open_sizes(problem)
     reasons = []
     for name in _order(problem) if backend is None else (backend,):
         candidate = get_backend(name)
@@ -178,6 +174,15 @@ def choose(problem: Problem, backend: str | None = None) -> Implementation:
             return candidate
         reasons.append(f"{name}: {reason}")
     raise ValueError(f"no backend can run this problem ({'; '.join(reasons)})")
+
+
+def refuse_open_sizes(problem: Problem) -> None:
+    """Refuse to export maps of no fixed size. Raises ValueError."""
+    if is_exporting() and any(isinstance(n, torch.SymInt) for n in problem.size):
+        raise ValueError(
+            "torch.export needs one height and width of the maps, for a graph holds index tables of one size: "
+            "leave both out of dynamic_shapes (the batch may be dynamic)"
+        )
 
 
 def _refuse(name: str, problem: Problem) -> str | None:

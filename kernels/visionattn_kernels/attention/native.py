@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -40,10 +38,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Compute the gradients of all tensors; see `fused.Backward`. Bitwise repeatable for one number of threads."""
     p, call = problem, _call(problem)
-    batch, heads, threads = p.k.shape[0], p.k.shape[3], call.arguments.num_threads
-    # Strips of one head run side by side only where there are too few heads: each run of them has gradients of its own.
-    strips = sum(math.ceil(n / call.arguments.columns.tile) for n in call.tables[1].queries.tolist())
-    parts = call.arguments.num_parts = min(strips, math.ceil(2 * threads / max(1, batch * heads)))
+    batch, heads, parts = p.k.shape[0], p.k.shape[3], call.cut_parts()
     call.map("out", out)
     call.map("grad_out", grad_out)
     call.plain("lse", lse)

@@ -48,7 +48,13 @@ def attention(problem: Problem, need_lse: bool) -> tuple[Tensor, Tensor | None]:
         return _attend(problem, need_lse, dtype)
 
 
-def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def parallax(problem: Problem, r: Tensor) -> Tensor:
+    """Compute Parallax attention; see `parallax_attention_2d`."""
+    with without_autocast(problem.q.device):
+        return _attend(problem, False, accumulation_dtype(problem.q.dtype), r)[0]
+
+
+def _attend(p: Problem, need_lse: bool, dtype: torch.dtype, r: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     rows, columns = (_Axis(*tables) for tables in _tabulate(tuple(p.window.to_ints()), p.size, p.q.device))
     q = _cut(p.q.to(dtype) * p.scale, rows.query, columns.query)
     k, v = (_cut(x.to(dtype), rows.key, columns.key) for x in (p.k, p.v))  # [B, n, T, T, k, c]
@@ -62,6 +68,9 @@ def _attend(p: Problem, need_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Ten
     if p.extra_k is not None:
         scores = torch.cat([scores, q @ _per_tile(p.extra_k.to(dtype)).mT], -1)
     probs = scores.softmax(-1)
+    if r is not None:
+        slopes = products(_cut(r.to(dtype), rows.query, columns.query), k, seen).masked_fill(~seen, 0)
+        probs = probs * (1 + (probs * slopes).sum(-1, keepdim=True) - slopes)
     out = sums(probs[..., :num_keys].masked_fill(~seen, 0), v, seen)
     if p.extra_v is not None:
         out = out + probs[..., num_keys:] @ _per_tile(p.extra_v.to(dtype))

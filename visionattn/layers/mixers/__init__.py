@@ -1,8 +1,11 @@
 """Token mixers: modules that exchange information between the positions of a map, by name.
 
 A mixer maps `[B, H, W, dim]` to the same for every H and W from 1 up. Its constructor takes `dim`, `num_heads`, options
-of its own, `proj_drop`, `device` and `dtype`. A mixer with a loss of its own has a method `auxiliary_losses()`, which a
-training step calls once after each forward pass.
+of its own, `proj_drop`, `device` and `dtype`. A mixer with a loss of its own, or one of its modules, has a method
+`auxiliary_losses()`, which a training step calls once after each forward pass. A module whose buffers change in
+training has a method `update_buffers()`, which is called once per step, after the backward passes. One whose linear
+layers start otherwise than those of a model has `init_weights()`, which the model calls; one that can start from the
+weights of `NeighborhoodAttention2d` names its further parameters in `zero_if_absent`.
 """
 
 import inspect

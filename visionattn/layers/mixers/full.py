@@ -2,25 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
-from torch import Tensor, nn
+from torch import Tensor
 
-from visionattn.layers.heads import check_heads
-from visionattn.layers.pointwise import MapLinear
+from visionattn.layers.mixers.packed import PackedAttention2d
 
 
-@register_notrace_function
-def attend_everywhere(qkv: Tensor, num_heads: int) -> Tensor:
-    """Compute attention of packed queries, keys and values `[B, H, W, 3 * dim]` over the map; return `[B, H, W, dim]`.
-
-    It is opaque to FX, because it reads shapes.
-    """
-    q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
-
-
-class FullAttention2d(nn.Module):
+class FullAttention2d(PackedAttention2d):
     """Multi-head attention of each query over the whole map (arXiv 1706.03762), without relative bias."""
 
     def __init__(
@@ -28,6 +15,7 @@ class FullAttention2d(nn.Module):
         dim: int,
         num_heads: int,
         qkv_bias: bool = True,
+        is_causal: bool = False,
         proj_drop: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -38,6 +26,7 @@ class FullAttention2d(nn.Module):
             dim: Channels.
             num_heads: Attention heads; must divide `dim`.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
+            is_causal: Whether a query sees no later key, row by row: a sequence is a map of one row.
             proj_drop: Dropout after the output projection.
             device: Device of the parameters.
             dtype: Type of the parameters.
@@ -45,13 +34,12 @@ class FullAttention2d(nn.Module):
         Raises:
             ValueError: `num_heads` does not divide `dim`.
         """
-        super().__init__()
-        check_heads(dim, num_heads)
-        self.num_heads = num_heads
-        self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.proj = MapLinear(dim, dim, device=device, dtype=dtype)
-        self.proj_drop = nn.Dropout(proj_drop)
+        super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
+        self.is_causal = is_causal
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, H, W, dim]` to the same."""
-        return self.proj_drop(self.proj(attend_everywhere(self.qkv(x), self.num_heads)))
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Compute attention `[B, H, W, dim]` of packed queries, keys and values."""
+        packed = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])

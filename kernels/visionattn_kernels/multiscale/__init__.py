@@ -1,0 +1,1 @@
+"""Attention over several dilated windows in one softmax."""

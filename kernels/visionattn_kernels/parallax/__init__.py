@@ -1,0 +1,1 @@
+"""Parallax attention: softmax attention whose weights a second score corrects."""
