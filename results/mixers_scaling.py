@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def claims(rows: Rows) -> list[str]:
     lines = []
     for mixer in ("ttt", "core"):
         peaks = column(rows, mixer, "peak_mib")
-        growth = max(large / small for small, large in zip(peaks, peaks[1:], strict=False))
+        growth = max(large / small for small, large in pairwise(peaks))
         lines.append(f"{mixer}: peak memory at 4 N at most {growth:.2f} times that at N ({said(growth, MOST_GROWTH)})")
     times = [column(rows, mixer, "median_ms") for mixer in ("core", SMALLER_WINDOW)]
     ratio = max(a / b for a, b in zip(*times, strict=True))
