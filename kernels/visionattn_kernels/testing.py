@@ -94,6 +94,10 @@ def run_with_gradients(
     return {name: x.detach().double().cpu() for name, x in results.items()}
 
 
+Granted = dict[str, tuple[Tensor, float]]
+"""Each result as it should be, and by how much a backend may differ from it."""
+
+
 def assert_matches_reference(
     window: Window,
     inputs: Mapping[str, Tensor],
@@ -102,22 +106,52 @@ def assert_matches_reference(
     scale: float | None = None,
     slack: float = 2,
 ) -> None:
-    """Compare a backend with the reference in float64: outputs and every gradient.
-
-    The error may be no larger than `slack` times that of the eager reference in the same dtype, or `TINY`.
+    """Compare a backend with the reference in float64: outputs and every gradient, see `grant`.
 
     Raises:
         AssertionError: Names the result, its error and the bound.
     """
+    granted = grant(window, inputs, dtype, scale, slack)
+    assert_is_granted(window, inputs, backend, granted, dtype, scale)
+
+
+def grant(
+    window: Window,
+    inputs: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float64,
+    scale: float | None = None,
+    slack: float = 2,
+) -> Granted:
+    """Return outputs and gradients of the reference in float64, and what a backend may differ from each.
+
+    That is `slack` times the error of the eager reference in the same dtype, or `TINY` if that is more.
+    """
     rounded = {name: x.detach().to(dtype) for name, x in inputs.items()}
     truth = run_with_gradients(window, rounded, "reference", torch.float64, scale=scale)
     eager = run_with_gradients(window, rounded, "reference", scale=scale)
-    ours = run_with_gradients(window, rounded, backend, scale=scale)
+    granted = {}
     for name, expected in truth.items():
-        if not expected.numel():
-            continue
-        granted = TINY[dtype] * max(1.0, expected.abs().max().item())
-        bound = max(granted, slack * (eager[name] - expected).abs().max().item())
+        if expected.numel():
+            tiny = TINY[dtype] * max(1.0, expected.abs().max().item())
+            granted[name] = expected, max(tiny, slack * (eager[name] - expected).abs().max().item())
+    return granted
+
+
+def assert_is_granted(
+    window: Window,
+    inputs: Mapping[str, Tensor],
+    backend: str,
+    granted: Granted,
+    dtype: torch.dtype = torch.float64,
+    scale: float | None = None,
+) -> None:
+    """Compare a backend with what `grant` returned.
+
+    Raises:
+        AssertionError: Names the result, its error and the bound.
+    """
+    ours = run_with_gradients(window, inputs, backend, dtype, scale=scale)
+    for name, (expected, bound) in granted.items():
         error = (ours[name] - expected).abs().max().item()
         # Written so that NaN fails.
         assert error <= bound, f"{name} of {backend} is off by {error:.3g}, bound {bound:.3g}, for {window}"

@@ -110,25 +110,28 @@ def test_onnxruntime_gives_the_output_of_the_network(family: str, tmp_path: Path
 
 
 def test_onnx_of_a_checkpoint_gives_its_output(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, file = save("nat_pico", names=["ann", "bob", "cléo"], model_kwargs=NAT), tmp_path / "nat.onnx"
+    """Of five channels: `docs/export.md` writes one of three."""
+    statistics = {"mean": (0.1, 0.2, 0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3, 0.4, 0.5)}
+    options = {"model_kwargs": {**NAT, "in_chans": 5}, "preprocessing": {"input_size": (5, 32, 32), **statistics}}
+    path, file = save("nat_pico", names=["ann", "bob", "cléo"], **options), tmp_path / "nat.onnx"
     export("onnx", "--checkpoint", path, "--output", file)
-    assert re.search(r"3×32×32; onnxruntime differs by \d\.\de-\d\d \(relative", capsys.readouterr().out)
+    assert re.search(r"5×32×32; onnxruntime differs by \d\.\de-\d\d \(relative", capsys.readouterr().out)
     model, _ = load_checkpoint(path)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
-    assert (image.name, image.shape, image.type) == ("image", ["batch", 3, 32, 32], "tensor(float)")
+    assert (image.name, image.shape, image.type) == ("image", ["batch", 5, 32, 32], "tensor(float)")
     assert (logits.name, logits.shape) == ("logits", ["batch", 3])
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 5, 32, 32)
     (found,) = session.run(None, {"image": images.numpy()})
     np.testing.assert_allclose(found, model(images).detach().numpy(), rtol=1e-4, atol=1e-4)
 
     about = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
     assert about["class_names"] == ["ann", "bob", "cléo"]
     assert about["preprocessing"] == {
-        "input_size": [3, 32, 32],
-        "network_input": [3, 32, 32],
-        "mean": [0.4, 0.5, 0.6],
-        "std": [0.2, 0.25, 0.3],
+        "input_size": [5, 32, 32],
+        "network_input": [5, 32, 32],
+        "mean": [*statistics["mean"]],
+        "std": [*statistics["std"]],
         "interpolation": "bilinear",
         "crop_pct": 0.9,
         "crop_mode": "center",

@@ -1,4 +1,4 @@
-"""The benchmark package for its tests, and a process that has not imported NATTEN."""
+"""The benchmark package for its tests, a quicker interpreter of Triton, and a process without NATTEN."""
 
 import importlib
 import sys
@@ -7,6 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+
+from tests.kernels.interpreter import NOT_INTERPRETED, quicken
 
 MODULES = (
     "script",
@@ -55,3 +57,11 @@ def without_natten() -> Iterator[None]:
         del sys.modules[name]
     sys.modules.update(before)
     sys.meta_path[:] = finders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if NOT_INTERPRETED is None:
+            quicken(patch)
+        yield

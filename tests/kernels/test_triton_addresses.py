@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreter import NOT_INTERPRETED
+from tests.kernels.interpreter import NOT_INTERPRETED, check_overflow
 from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.testing import make_inputs
 
@@ -20,6 +20,11 @@ pytestmark = pytest.mark.skipif(NOT_INTERPRETED is not None, reason=str(NOT_INTE
 WINDOW = Window.neighborhood(3)
 LAST_OFFSETS = [2**31 - 1, 2**31, 2**31 + 8]
 """Offset of the last number of a map; 32 bits with a sign hold the first. The last vector begins 7 numbers before."""
+
+
+@pytest.fixture(autouse=True)
+def _overflow_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_overflow(monkeypatch, True)
 
 
 def differentiate(inputs: dict[str, Tensor], grad: Tensor, grad_lse: Tensor, backend: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from functools import partial, partialmethod
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,9 @@ def command(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Both at a time."""
+    """Both at a time. What they import first of all is imported here, once."""
+    for name in ("sklearn.datasets", "torch._dynamo"):
+        import_module(name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

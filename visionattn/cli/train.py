@@ -88,11 +88,14 @@ class TrainingCLI(LightningCLI):
 
     # Parsing
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's commands, with the options that make no sense in a shell."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no command line
+        """Return the command that the command line names, else all, with the options that make no sense in a shell.
+
+        Each needs a parser of its own, which takes some tenths of a second.
+        """
         more = {"weights_only", "return_predictions"}
-        return {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
+        commands = {name: skipped | more for name, skipped in LightningCLI.subcommands().items()}
+        return {name: commands[name] for name in self.argv[:1] if name in commands} or commands
 
     def setup_parser(self, *args: Any) -> None:
         """Build the parsers and arrange their help."""
