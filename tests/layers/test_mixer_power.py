@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn  # noqa: F401 - registers the models
 from visionattn.layers.mixers.power import PowerAttention2d, count_scales
@@ -117,6 +118,17 @@ def test_hosts_know_the_scales_of_their_map() -> None:
         assert timm.create_model(name, **options).blocks[0].attn.rpb.shape == (2, scales, 3, 3)
     model = timm.create_model("nat_isotropic_small", mixer="power", device="meta")
     assert model.blocks[0].attn.rpb.shape == (12, count_scales((14, 14)), 3, 3)
+
+
+def test_each_key_on_the_map_is_counted_once() -> None:
+    """GMACs of a model are counted on the meta device: a score and a sum per key, of 64 channels."""
+    height, width = size = 13, 10
+    offsets = {(a * 2**i, b * 2**i) for i in range(count_scales(size)) for a, b in OFFSETS}
+    keys = sum(max(0, height - abs(y)) * max(0, width - abs(x)) for y, x in offsets)
+    module = PowerAttention2d(64, 2, device=torch.device("meta"))
+    with FlopCounterMode(display=False) as counter:
+        module.attend(torch.empty(1, *size, 192, device="meta"))
+    assert counter.get_total_flops() == 2 * 2 * 64 * keys
 
 
 def test_number_of_scales_below_1_is_refused() -> None:

@@ -94,8 +94,26 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 
 @each_mixer
 def test_channels_that_heads_do_not_divide_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_heads must divide dim; got dim 16 and num_heads 3"):
-        create_mixer(name, 16, 3)
+    for num_heads in (3, 0, -2):
+        with pytest.raises(ValueError, match=f"num_heads must divide dim; got dim 16 and num_heads {num_heads}"):
+            create_mixer(name, 16, num_heads)
+
+
+SIZE_OPTIONS = {"group_size", "num_scales", "block_size", "feature_dim", "steps", "num_clusters", "overlap"}
+
+
+@each_mixer
+def test_sizes_that_are_not_positive_integers_are_named(name: str) -> None:
+    options = set(inspect.signature(MIXERS[name]).parameters)
+    for option in options & SIZE_OPTIONS:
+        for value in (2.5, "2"):
+            with pytest.raises(ValueError, match=f"{option} must be an int; got {value!r}"):
+                create_mixer(name, 16, 2, **{option: value})
+        with pytest.raises(ValueError, match=f"{option} must be at least 1; got 0"):
+            create_mixer(name, 16, 2, **{option: 0})
+    for value in (0, 2.5, [3], "3") if "kernel_size" in options else ():
+        with pytest.raises(ValueError, match="kernel_size must be an int >= 1, or one per axis; got"):
+            create_mixer(name, 16, 2, kernel_size=value)
 
 
 def test_unknown_mixer_and_option_are_named() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.pointwise import MapLinear
 
@@ -149,8 +150,7 @@ class BlockAttention2d(PackedAttention2d):
             ValueError: An argument is out of its range.
         """
         super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1; got {block_size}")
+        check_positive(block_size=block_size)
         if summary not in get_args(Summary):
             raise ValueError(f"summary must be one of {', '.join(get_args(Summary))}; got {summary!r}")
         if topk is not None and topk < 0:

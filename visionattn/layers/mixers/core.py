@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import KernelSize
 from visionattn_kernels import Window, neighborhood_attention_2d
@@ -98,8 +99,7 @@ class CoreContextAttention2d(PackedAttention2d):
         Raises:
             ValueError: It is below 1.
         """
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1; got {group_size}")
+        check_positive(group_size=group_size)
         self.group_size = group_size
 
     def attend(self, qkv: Tensor) -> Tensor:
