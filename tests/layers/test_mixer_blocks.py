@@ -33,7 +33,7 @@ def dense(mixer: BlockAttention2d, x: Tensor, topk: int | None = None) -> Tensor
         x = x.reshape(1, -1, DIM)
     rows, columns = torch.meshgrid(*(torch.arange(n) // mixer.block_size for n in x.shape[:2]), indexing="ij")
     numbers = (rows * (columns.max() + 1) + columns).flatten()
-    member = F.one_hot(numbers).double()  # [N, blocks]
+    member = F.one_hot(numbers).to(x.dtype)  # [N, blocks]
     same = member @ member.T  # [N, N]
     visible = torch.ones_like(same)
     tokens = x.reshape(-1, DIM)

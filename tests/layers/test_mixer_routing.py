@@ -51,7 +51,7 @@ def dense(mixer: RoutingAttention2d, x: Tensor) -> tuple[Tensor, Tensor]:
         for head in range(heads):
             key, value = (image.flatten(0, 1)[:, (part * heads + head) * d :][:, :d] for part in (0, 1))
             key = (key - key.mean(1, keepdim=True)) / (key.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-            centroids = mixer.clusters.totals[head, :, :-1]  # each counts as one vector
+            centroids = mixer.clusters.totals[head, :, :-1].to(key.dtype)  # each counts as one vector
             size = min(mixer.overlap * -(-height * width // len(centroids)), height * width)
             inside = clusters_of(key, centroids, size)
             seen = inside[:, :, None] & inside[:, None, :]

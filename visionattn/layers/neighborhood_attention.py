@@ -137,8 +137,7 @@ class NeighborhoodAttention2d(nn.Module):
                 row's and a column's embedding, shared by the heads. It may stand beside the bias, or replace it.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`, `kernel_size` is not one or two ints from 1 up, or `rel_pos` is
-                unknown.
+            ValueError: `num_heads` does not divide `dim`, or another argument is out of its range.
         """
         super().__init__()
         check_heads(dim, num_heads)

@@ -41,7 +41,7 @@ class _Arguments(ctypes.Structure):
 def can_run(problem: MultiscaleProblem) -> bool:
     """Return whether the operators take a problem; compile them the first time.
 
-    Exported graphs and forward-mode derivatives do without them. On the meta device, where only shapes and FLOPs matter,
+    Exported graphs and forward-mode derivatives do without them. On the meta device, which has shapes and FLOPs alone,
     nothing is compiled.
     """
     q = problem.q
