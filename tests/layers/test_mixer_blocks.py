@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.layers.test_mixers import each_size
 from visionattn.layers.mixers import blocks, create_mixer
 from visionattn.layers.mixers.blocks import BlockAttention2d, two_level_weights
 
-SIZES = [(1, 1), (1, 9), (5, 7), (16, 16), (14, 11)]
-each_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 DIM, HEADS = 8, 2
 
 

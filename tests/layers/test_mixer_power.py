@@ -11,23 +11,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn  # noqa: F401 - registers the models
+from tests.layers.dense_neighborhoods import DIM, random_map, random_module, with_gradients
 from visionattn.layers.mixers.power import PowerAttention2d, count_scales
 from visionattn_kernels import Window
 
-DIM = 8
 OFFSETS = tuple(product((-1, 0, 1), repeat=2))
 
 
 def random_power(num_heads: int = 2, num_scales: int = 4, power_heads: bool = False) -> PowerAttention2d:
-    module = PowerAttention2d(DIM, num_heads, num_scales, power_heads, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    module = random_module(PowerAttention2d(DIM, num_heads, num_scales, power_heads, dtype=torch.float64))
+    assert isinstance(module, PowerAttention2d)
     return module
-
-
-def random_map(size: tuple[int, int]) -> Tensor:
-    return torch.randn(2, *size, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def attend_densely(module: PowerAttention2d, x: Tensor, scales_of_head: Callable[[int], list[int]]) -> Tensor:
@@ -53,11 +47,9 @@ def attend_densely(module: PowerAttention2d, x: Tensor, scales_of_head: Callable
 
 
 def check_with_gradients(module: PowerAttention2d, x: Tensor, scales_of_head: Callable[[int], list[int]]) -> None:
-    outs = module(x), attend_densely(module, x, scales_of_head)
-    grad = torch.linspace(-1, 1, outs[0].numel(), dtype=x.dtype).view_as(outs[0])
-    results = [[out, *torch.autograd.grad(out, [x, *module.parameters()], grad)] for out in outs]
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    expected = with_gradients(attend_densely(module, x, scales_of_head), module, x)
+    for ours, theirs in zip(with_gradients(module(x), module, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +68,7 @@ def check_with_gradients(module: PowerAttention2d, x: Tensor, scales_of_head: Ca
 def test_outputs_and_gradients_equal_dense_scores(size: tuple[int, int], num_scales: int, seen: int) -> None:
     """On maps with more scales than tables, further scales use the last table."""
     assert count_scales(size) == seen
-    module, x = random_power(num_scales=num_scales), random_map(size).requires_grad_()
+    module, x = random_power(num_scales=num_scales), random_map(size)
     check_with_gradients(module, x, lambda head: list(range(seen)))
 
 
@@ -94,7 +86,7 @@ def test_outputs_and_gradients_equal_dense_scores(size: tuple[int, int], num_sca
 def test_heads_that_share_out_the_scales_equal_dense_scores(
     num_heads: int, size: tuple[int, int], scales: list[list[int]]
 ) -> None:
-    module, x = random_power(num_heads, 4, power_heads=True), random_map(size).requires_grad_()
+    module, x = random_power(num_heads, 4, power_heads=True), random_map(size)
     assert module.rpb.shape == (num_heads, 2 if num_heads == 2 else 1, 3, 3)
     check_with_gradients(module, x, lambda head: scales[head])
 

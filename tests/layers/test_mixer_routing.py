@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.layers.test_mixers import each_size
 from visionattn.layers.mixers.routing import RoutingAttention2d, attend_clusters
 from visionattn.layers.neighborhood_attention import attend_neighborhood
 from visionattn.layers.online_clusters import OnlineClusters
 from visionattn.training.objective import extra_losses, measurements, update_buffers
-
-SIZES = [(1, 1), (1, 9), (5, 7), (16, 16), (14, 11)]
 
 
 def routing(**options: Any) -> RoutingAttention2d:
@@ -68,7 +67,7 @@ def dense(mixer: RoutingAttention2d, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("options", [{}, {"local_heads": 0, "overlap": 1}, {"local_heads": 1, "overlap": 3}], ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@each_size
 def test_outputs_loss_and_gradients_are_those_of_the_equation(size: tuple[int, int], options: dict[str, Any]) -> None:
     mixer = routing(**options)
     x = random_map(*size).requires_grad_()

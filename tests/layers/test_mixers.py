@@ -45,6 +45,11 @@ def test_map_of_any_size_with_gradients(name: str, size: tuple[int, int]) -> Non
 
 
 @each_mixer
+def test_batch_without_images(name: str) -> None:
+    assert mixer_of(name).eval()(torch.empty(0, 6, 7, 16)).shape == (0, 6, 7, 16)
+
+
+@each_mixer
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_image_does_not_depend_on_its_batch(name: str, training: bool) -> None:
     mixer = mixer_of(name).double().train(training)

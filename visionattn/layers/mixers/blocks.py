@@ -54,7 +54,7 @@ def attend_blocks(
     height, width = packed.shape[1:3]
     edges = min(block_size, height), min(block_size, width)
     blocks = _to_blocks(packed, edges)  # [B, n, m, C]
-    exists = _to_blocks(torch.ones_like(packed[:1, ..., :1]), edges)[0, ..., 0] > 0  # [n, m]
+    exists = _to_blocks(packed.new_ones(1, height, width, 1), edges)[0, ..., 0] > 0  # [n, m]
     n, m = exists.shape
     *landmarks, q, k, v = (x.unflatten(-1, (num_heads, -1)).movedim(-2, 1) for x in blocks.split(dim, -1))
     wide = torch.promote_types(packed.dtype, torch.float32)
@@ -62,7 +62,7 @@ def attend_blocks(
     keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
     q, k, v = (x.flatten(2, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
     place = torch.arange(n * m, device=q.device)
-    step = max(1, MAX_SCORES // q[..., 0].numel())
+    step = max(1, MAX_SCORES // max(1, q[..., 0].numel()))
     outputs = []
     for portion in (slice(start, start + step) for start in range(0, n * m, step)):
         queries, rows = q[:, :, portion], place[portion, None]
