@@ -11,6 +11,7 @@ from torch import Tensor
 from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.pointwise import MapLinear
+from visionattn_kernels.tracing import is_exporting
 
 Summary = Literal["landmark", "mean"]
 
@@ -62,7 +63,9 @@ def attend_blocks(
     keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
     q, k, v = (x.flatten(2, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
     place = torch.arange(n * m, device=q.device)
-    step = max(1, MAX_SCORES // max(1, q[..., 0].numel()))
+    step = n * m
+    if not is_exporting():  # a graph is for a batch of any size
+        step = max(1, min(step, MAX_SCORES // max(1, q[..., 0].numel())))
     outputs = []
     for portion in (slice(start, start + step) for start in range(0, n * m, step)):
         queries, rows = q[:, :, portion], place[portion, None]
