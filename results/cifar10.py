@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from matplotlib.transforms import Bbox
 
-from results.pages import fill, read_table
+from results.pages import fill, name_hardware, read_table
 from visionattn.cli.classify import classify
 from visionattn.evaluation import ImageOptions
 from visionattn.export.hub import save_folder
@@ -103,7 +103,7 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
         "held_out_top1": round(100 * summary["best"]["val_top1"], 2),
         "test_top1": round(100 * test["top1"], 2),
         "test_top5": round(100 * test["top5"], 2),
-        "hardware": f"{summary['hardware']['name']}, threads: {summary['hardware'].get('threads', '')}",
+        "hardware": name_hardware(summary),
         "torch": summary["versions"]["torch"],
         "command": summary["command"],
     }

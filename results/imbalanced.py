@@ -17,14 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from results.pages import fill, read_table
-from visionattn.cli.errors import run
-from visionattn.cli.train import main as train
-from visionattn.evaluation import ImageOptions, evaluate_classifier, load_model
+from results.pages import Row, add_row, fill, mean_and_deviation, name_hardware, read_table
+from results.trainings import train_and_test
 from visionattn.output import write_csv
-from visionattn_kernels.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "results" / "imbalanced.csv", ROOT / "docs" / "labels.md"
@@ -58,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(list_images(args.root), labels)
     for seed in SEEDS:
         for way in WAYS:
-            if not any(row["balance"] == way and int(row["seed"]) == seed for row in rows):
-                rows.append(train_and_test(way, seed, labels, args.root, args.runs))
-                write_csv(rows, TABLE)
+            if place({"balance": way, "seed": seed}) not in map(place, rows):
+                rows = add_row(TABLE, measure(way, seed, labels, args.root, args.runs), place)
     fill(PAGE, BEGIN, END, markdown(rows))
     return 0
 
@@ -82,17 +76,16 @@ def list_images(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-def train_and_test(way: str, seed: int, labels: Path, root: Path, runs: Path) -> dict[str, Any]:
+def place(row: Row) -> tuple[int, int]:
+    """Return the place of a row in the table."""
+    return int(row["seed"]), list(WAYS).index(row["balance"])
+
+
+def measure(way: str, seed: int, labels: Path, root: Path, runs: Path) -> dict[str, Any]:
     """Return the row of a training."""
-    name = f"imbalanced-{way}-{seed}"
-    options = [*RECIPE, *WAYS[way], f"--seed_everything={seed}", f"--data.labels={labels}", f"--data.root={root}"]
-    if run(train, ["fit", *options, f"--runs={runs}", f"--run_name={name}", "--ckpt_path=last"]):
-        raise SystemExit(1)
-    newest = max((runs / name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    options_of_test = ImageOptions(name="folder", root=str(root), split="test", num_workers=0)
-    result = evaluate_classifier(load_model(newest), options_of_test, device="cpu")
+    options = [*RECIPE, *WAYS[way], f"--seed_everything={seed}", f"--data.labels={labels}"]
+    summary, result = train_and_test(f"imbalanced-{way}-{seed}", options, root, runs)
     rarest = [row["top1"] for row in result.per_class[-3:]]
-    about = provenance(torch.device("cpu"))
     return {
         "balance": way,
         "seed": seed,
@@ -100,8 +93,8 @@ def train_and_test(way: str, seed: int, labels: Path, root: Path, runs: Path) ->
         "rarest_three_top1": round(100 * statistics.mean(rarest), 2),
         "most_frequent_top1": round(100 * result.per_class[0]["top1"], 2),
         "test_images": result.num_images,
-        "hardware": f"{about['hardware']['name']}, threads: {about['hardware'].get('threads', '')}",
-        "torch": about["versions"]["torch"],
+        "hardware": name_hardware(summary),
+        "torch": summary["versions"]["torch"],
     }
 
 
@@ -115,14 +108,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| | seeds | {' | '.join(columns)} |", "|---|---:|" + "---:|" * len(columns)]
     for way, options in WAYS.items():
         own = [row for row in rows if row["balance"] == way]
-        cells = [spread([float(row[key]) for row in own]) for key in columns.values()]
+        cells = [mean_and_deviation([float(row[key]) for row in own], 1) for key in columns.values()]
         lines.append(f"| {' '.join(f'`{option}`' for option in options) or way} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in words."""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else "–"
 
 
 if __name__ == "__main__":

@@ -20,15 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from results.pages import fill, read_table
-from visionattn.cli.configs import read_config
-from visionattn.cli.errors import run
-from visionattn.cli.train import main as train
-from visionattn.evaluation import ImageOptions, evaluate_classifier, load_model
-from visionattn.output import write_csv
-from visionattn_kernels.provenance import provenance
+from results.pages import Row, add_row, fill, mean_and_deviation, name_hardware, read_table
+from results.trainings import train_and_test
 
 ROOT = Path(__file__).parent.parent
 TABLE, SPEEDS, PAGE = (
@@ -63,37 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = read_table(TABLE)
     for seed in filter(None, args.seeds.split(",")):
         for mixer in args.mixers.split(","):
-            if not any((row["mixer"], row["seed"]) == (mixer, seed) for row in rows):
-                row = train_and_test(mixer, seed, args.root, args.runs)
-                rows = [*read_table(TABLE), row]  # another process may have written meanwhile
-                rows.sort(key=lambda row: (list(MIXERS).index(row["mixer"]), int(row["seed"])))
-                write_csv(rows, TABLE)
+            if place({"mixer": mixer, "seed": seed}) not in map(place, rows):
+                rows = add_row(TABLE, measure(mixer, seed, args.root, args.runs), place)
     speeds = json.loads(SPEEDS.read_text(encoding="utf-8"))["results"] if SPEEDS.exists() else []
     fill(PAGE, BEGIN, END, markdown(rows, {row["model"]: row for row in speeds}))
     return 0
 
 
-def train_and_test(mixer: str, seed: str, root: Path, runs: Path) -> dict[str, Any]:
+def place(row: Row) -> tuple[int, int]:
+    """Return the place of a row in the table."""
+    return list(MIXERS).index(row["mixer"]), int(row["seed"])
+
+
+def measure(mixer: str, seed: str, root: Path, runs: Path) -> dict[str, Any]:
     """Return the row of a training."""
-    name = f"mixers-{mixer}-{seed}"
-    options = [f"--config={CONFIGS / mixer}.yaml", f"--seed_everything={seed}", f"--data.root={root}"]
-    if run(train, ["fit", *options, f"--runs={runs}", f"--run_name={name}", "--ckpt_path=last"]):
-        raise SystemExit(1)
-    newest = max((runs / name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    summary = json.loads((newest.parents[1] / "summary.json").read_text(encoding="utf-8"))
-    images = ImageOptions(name="folder", root=str(root), split="test", num_workers=0)
-    result = evaluate_classifier(load_model(newest), images, device="cpu")
-    about = provenance(torch.device("cpu"))
+    options = [f"--config={CONFIGS / mixer}.yaml", f"--seed_everything={seed}"]
+    summary, result = train_and_test(f"mixers-{mixer}-{seed}", options, root, runs)
     return {
         "mixer": mixer,
         "seed": seed,
         "model": summary["model"],
         "parameters": summary["parameters"],
-        "epochs": read_config(str(CONFIGS / f"{mixer}.yaml"))["trainer"]["max_epochs"],
+        "epochs": summary["epochs"],
         "test_top1": round(100 * result.top1, 2),
         "test_images": result.num_images,
-        "hardware": f"{about['hardware']['name']}, threads: {about['hardware'].get('threads', '')}",
-        "torch": about["versions"]["torch"],
+        "hardware": name_hardware(summary),
+        "torch": summary["versions"]["torch"],
     }
 
 
@@ -118,7 +106,7 @@ def markdown(rows: Sequence[dict[str, Any]], speeds: dict[str, dict[str, Any]]) 
             "–" if gmacs is None else f"{gmacs:.3f}",
             "–" if rate is None else f"{rate:,.0f}",
             str(len(own)),
-            spread(scores[mixer]),
+            mean_and_deviation(scores[mixer], 2),
             "" if mixer == first or not scores[first] else compare(scores[mixer], scores[first], deviation),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -138,12 +126,6 @@ def compare(scores: Sequence[float], others: Sequence[float], deviation: float |
         return "not known from one seed"
     difference = statistics.mean(scores) - statistics.mean(others)
     return "no difference" if abs(difference) < 2 * deviation else f"{difference:+.1f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in words."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,11 +22,10 @@ from typing import Any
 
 import torch
 
-from results.pages import fill, read_table
+from results.pages import Row, add_row, fill, mean_and_deviation, name_hardware, read_table
 from results.recall_references import capacity_table, fit_regression
 from visionattn import fit
 from visionattn.io import slug
-from visionattn.output import write_csv
 from visionattn.viz.figure import BLUE, GREY, new_figure, save_figure, style_axes
 
 ROOT = Path(__file__).parent.parent
@@ -145,21 +143,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = args.only or list(PROBLEMS)
     missing = [run for run in plan(problems, args.runs) if run.key not in done]
     failed = 0
-    # Processes of their own: a run sets threads and random states, and one that is killed takes no other with it.
+    # Processes of their own, as a run sets threads and random states.
     threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         futures = {pool.submit(train, run): run for run in missing}
-        for number, future in enumerate(as_completed(futures), 1):
-            name = ", ".join(futures[future].key)
-            try:
-                rows.append(future.result())
-            except Exception as error:  # the other runs go on
-                failed += 1
-                print(f"error: {name}: {error}", file=sys.stderr)
-                continue
-            write_csv(sorted(rows, key=place), TABLE)
-            print(f"{number}/{len(missing)} {name}: {float(rows[-1]['score']):.4f}", flush=True)
-    rows.sort(key=place)
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                name = ", ".join(futures[future].key)
+                try:
+                    row = future.result()
+                except Exception as error:  # the other runs go on
+                    failed += 1
+                    print(f"error: {name}: {error}", file=sys.stderr)
+                    continue
+                rows = add_row(TABLE, row, place)
+                print(f"{number}/{len(missing)} {name}: {row['score']:.4f}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt also ends the runs that wait
     if maps := [row for row in rows if row["problem"] == "map"]:
         draw(maps)
     fill(PAGE, BEGIN, END, markdown(rows))
@@ -175,7 +175,7 @@ def plan(problems: Sequence[str], folder: Path) -> Iterator[Run]:
                     yield Run(name, setting, mixer, seed, folder)
 
 
-def place(row: Mapping[str, Any]) -> tuple[int, ...]:
+def place(row: Row) -> tuple[int, ...]:
     """Return the place of a row in the table."""
     problem = PROBLEMS[row["problem"]]
     orders = (list(PROBLEMS), list(problem.settings), list(problem.mixers))
@@ -206,13 +206,13 @@ def train(run: Run) -> dict[str, Any]:
         "steps": result.steps,
         "parameters": summary["parameters"],
         "minutes": round(result.seconds / 60, 1),
-        "hardware": f"{summary['hardware']['name']}, threads: {summary['hardware'].get('threads', '')}",
+        "hardware": name_hardware(summary),
         "torch": summary["versions"]["torch"],
         "command": summary["command"],
     }
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Return the tables of the page."""
     parts = []
     for name, problem in PROBLEMS.items():
@@ -231,39 +231,31 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def score_table(problem: Problem, rows: Sequence[Mapping[str, Any]]) -> str:
+def score_table(problem: Problem, rows: Sequence[Row]) -> str:
     """Return the table of a problem: a row for each mixer, and for regression those of fits without training."""
-    lines = [f"| | parameters | {' | '.join(problem.settings)} |", "|---|---:|" + "---:|" * len(problem.settings)]
+    settings = problem.settings
+    digits = 3 if problem.metric == "val_r2" else 1
+    lines = [f"| | parameters | {' | '.join(settings)} |", "|---|---:|" + "---:|" * len(settings)]
     for mixer in problem.mixers:
         own = [row for row in rows if row["mixer"] == mixer]
-        cells = [
-            spread([shown(problem, float(row["score"])) for row in own if row["setting"] == setting], problem)
-            for setting in problem.settings
-        ]
+        scores = {setting: [shown(problem, row) for row in own if row["setting"] == setting] for setting in settings}
+        cells = [mean_and_deviation(values, digits) for values in scores.values()]
         parameters = f"{int(own[0]['parameters']):,}" if own else "–"
         lines.append(f"| {mixer} | {parameters} | {' | '.join(cells)} |")
     if problem.metric == "val_r2":
-        settings = [fit_regression(options) for options in problem.settings.values()]
-        for name in settings[0]:
-            lines.append(f"| {name}, fitted | – | {' | '.join(f'{errors[name]:.3f}' for errors in settings)} |")
+        fits = [fit_regression(options) for options in settings.values()]
+        for name in fits[0]:
+            lines.append(f"| {name}, fitted | – | {' | '.join(f'{errors[name]:.3f}' for errors in fits)} |")
     return "\n".join(lines)
 
 
-def shown(problem: Problem, score: float) -> float:
-    """Return a score as the table shows it."""
+def shown(problem: Problem, row: Row) -> float:
+    """Return the score of a row as the table shows it."""
+    score = float(row["score"])
     return 1 - score if problem.metric == "val_r2" else 100 * score
 
 
-def spread(values: Sequence[float], problem: Problem) -> str:
-    """Return mean and standard deviation in words; "–" without values."""
-    digits = 3 if problem.metric == "val_r2" else 1
-    if not values:
-        return "–"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def draw(rows: Sequence[Mapping[str, Any]]) -> None:
+def draw(rows: Sequence[Row]) -> None:
     """Draw recall on maps: a panel for each number of pairs, with a line at the guess."""
     problem = PROBLEMS["map"]
     figure = new_figure(8.0, 4.0)

@@ -1,9 +1,9 @@
 """results/cifar10.py: from run folders to weights, table and plot."""
 
 import csv
-import importlib.util
 import itertools
 import json
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -22,11 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the script, and let it write to another folder."""
-    spec = importlib.util.spec_from_file_location("cifar10_results", ROOT / "results" / "cifar10.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_module("results.cifar10")
     places = {
         "TABLE": "t.csv",
         "PLOT": "p.png",

@@ -1,26 +1,19 @@
 """results/imbalanced.py: from a folder of images to rows of trainings and the table of docs/labels.md."""
 
 import csv
-import importlib.util
 import itertools
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def module() -> ModuleType:
     """Import the script."""
-    spec = importlib.util.spec_from_file_location("imbalanced_results", ROOT / "results" / "imbalanced.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_module("results.imbalanced")
 
 
 @pytest.fixture

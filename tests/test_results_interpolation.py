@@ -1,6 +1,6 @@
 """results/interpolation.py: missing pixels by local linear attention and by softmax attention."""
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +14,7 @@ CIFAR10 = ROOT / "data" / "cifar10"
 @pytest.fixture
 def module() -> ModuleType:
     """Import the script."""
-    spec = importlib.util.spec_from_file_location("interpolation_results", ROOT / "results" / "interpolation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_module("results.interpolation")
 
 
 def test_slope_is_exact_and_a_wave_is_nearer_than_by_means(module: ModuleType) -> None:

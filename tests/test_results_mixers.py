@@ -1,6 +1,6 @@
 """results/mixers.py: what its table says of differences, and a run from images to a row."""
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the script, and let it write to another folder."""
-    spec = importlib.util.spec_from_file_location("mixers_results", ROOT / "results" / "mixers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_module("results.mixers")
     for name, place in {"TABLE": "t.csv", "PAGE": "page.md", "SPEEDS": "speeds.json"}.items():
         monkeypatch.setattr(module, name, tmp_path / place)
     (tmp_path / "page.md").write_text(f"before\n{module.BEGIN}\nold\n{module.END}\nafter\n")

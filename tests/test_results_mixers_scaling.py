@@ -1,24 +1,17 @@
 """results/mixers_scaling.py: every mixer is measured on every map; memory that is claimed linear is."""
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("same_threads")
-
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the script, with small maps, and let it write to another folder."""
-    spec = importlib.util.spec_from_file_location("mixers_scaling", ROOT / "results" / "mixers_scaling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_module("results.mixers_scaling")
     replaced = {"TABLE": "t.csv", "PAGE": "page.md", "PLOT": "t.png"}
     for name, file in replaced.items():
         monkeypatch.setattr(module, name, tmp_path / file)

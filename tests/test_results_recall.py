@@ -1,26 +1,20 @@
 """results/recall.py: rows of trainings, and tables and plot of rows."""
 
-import importlib.util
-import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from visionattn.output import write_csv
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the script, and let it write to another folder."""
-    spec = importlib.util.spec_from_file_location("recall_results", ROOT / "results" / "recall.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "recall_results", module)
-    spec.loader.exec_module(module)
+    module = import_module("results.recall")
     monkeypatch.chdir(tmp_path)
     for name, file in (("TABLE", "t.csv"), ("PAGE", "page.md"), ("PLOT", "p.png")):
         monkeypatch.setattr(module, name, tmp_path / file)
@@ -54,7 +48,7 @@ def test_page_has_means_and_deviations_and_finished_runs_are_not_repeated(
         | {"score": scores[run.mixer] - run.seed / 10}
         for run in script.plan(["map"], tmp_path)
     ]
-    script.write_csv(rows, script.TABLE)
+    write_csv(rows, script.TABLE)
     assert script.main([]) == 0
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("before\n<!-- recall")

@@ -13,10 +13,17 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from visionattn.analysis.attention import RECORDED_MIXERS, AttentionLayer, attention_layers, record_attention
+from visionattn.analysis.attention import (
+    RECORDED_MIXERS,
+    AttentionLayer,
+    attention_layers,
+    record_attention,
+    unrecorded_mixers,
+)
 from visionattn.analysis.recorded import RecordedAttention, TokenAttention
 from visionattn.layers.halo_attention import HaloAttention2d
-from visionattn.layers.mixers import create_mixer
+from visionattn.layers.mixers import MIXERS, create_mixer
+from visionattn.layers.mixers.full import FullAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 
 
@@ -259,3 +266,10 @@ def test_recorder_restores_the_model_after_an_error() -> None:
         model[0](torch.randn(1, 3, 32, 32))
     assert [(set(vars(module)), getattr(module, "fused_attn", None)) for module in model.modules()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_mixer_of_a_user_counts_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS, "mine", type("Mine", (FullAttention2d,), {}))
+    monkeypatch.setitem(MIXERS, "other", type("Other", (MIXERS["ttt"],), {}))
+    model = nn.Sequential(create_mixer("mine", 4, 1), create_mixer("other", 4, 1))
+    assert unrecorded_mixers(model) == ["other"]

@@ -15,6 +15,7 @@ from visionattn import load_model
 from visionattn.cli.errors import run
 from visionattn.cli.train import main
 from visionattn.data import RecallData
+from visionattn.data.recall.module import collate
 from visionattn.tasks import RecallTask
 
 SMALL: dict[str, Any] = {"embed_dim": 8, "mlp_ratio": 1.0}
@@ -53,6 +54,17 @@ def test_loss_and_score_are_those_of_the_cells_that_ask(name: str) -> None:
         score = (found.argmax(-1) == wanted).float().mean()
     torch.testing.assert_close(metrics["val_loss"], loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(metrics[task.monitor], score, atol=1e-5, rtol=1e-5)
+
+
+def test_process_without_examples_adds_nothing_of_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = RecallTask(mixer="full", **SMALL)
+    fit(task, name="regression")
+    task.val_r2.reset()
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    task._evaluate(collate([None]), "val", 0)
+    state = dict(task.val_r2.metric_state)
+    assert state.pop("total") == 0
+    assert [x.tolist() for x in state.values()] == [[0.0] * 4] * 3
 
 
 @pytest.mark.parametrize("mixer", ["full", "neighborhood", "taylor", "elu", "blocks"])

@@ -140,7 +140,7 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
 def unrecorded_mixers(model: nn.Module) -> list[str]:
     """Return the names of a model's token mixers whose attention is not recorded."""
     kinds = {type(module) for module in model.modules()}
-    return [name for name, kind in MIXERS.items() if kind in kinds and name not in RECORDED_MIXERS]
+    return [name for name, kind in MIXERS.items() if kind in kinds and not issubclass(kind, MAP_ATTENTION)]
 
 
 def token_layers(model: Any, prefix: str = "") -> list[AttentionLayer]:

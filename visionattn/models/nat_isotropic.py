@@ -154,7 +154,9 @@ class IsotropicNeighborhoodTransformer(Backbone):
         follow_padding(self, legacy_pad)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make the attention of a ViT global up to another size, with interpolated tables; NAT does not change.
+        """Make the attention of a ViT global up to another size, with interpolated tables.
+
+        NAT does not change, nor do the windows of the mixers `core` and `routing`.
 
         Args:
             img_size: Height and width in pixels.

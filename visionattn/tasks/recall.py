@@ -139,5 +139,8 @@ class RecallTask(TrainingTask):
                 score.update(answers.flatten(0, 1).float(), batch.target.flatten(0, 1).float())
             else:
                 score.update((answers.argmax(-1) == batch.target).float())
+        elif self.data.problem.is_regression:  # the sums of all processes must have one shape
+            nothing = batch.image.new_zeros(0, self.data.problem.num_outputs)
+            score.update(nothing, nothing)
         self.log(f"{split}_loss", loss, on_epoch=True, batch_size=max(count, 1))
         self.log(name, score, on_epoch=True, prog_bar=True, batch_size=max(count, 1))
