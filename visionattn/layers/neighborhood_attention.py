@@ -133,7 +133,8 @@ class NeighborhoodAttention2d(nn.Module):
                 row's and a column's embedding, shared by the heads. It may stand beside the bias, or replace it.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`, or `rel_pos` is unknown.
+            ValueError: `num_heads` does not divide `dim`, `kernel_size` or `dilation` is below 1, or `rel_pos` is
+                unknown.
         """
         super().__init__()
         check_heads(dim, num_heads)
@@ -145,7 +146,9 @@ class NeighborhoodAttention2d(nn.Module):
         self.legacy_pad = legacy_pad
         self.is_causal = is_causal
         self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        height, width = (2 * k - 1 for k in _pair(kernel_size))
+        height, width = (
+            2 * k - 1 for k in Window.neighborhood(kernel_size, 1 if dilation is None else dilation).kernel_size
+        )
         self.rpb = (
             nn.Parameter(torch.empty(num_heads, height, width, device=device, dtype=dtype)) if rel_pos_bias else None
         )
