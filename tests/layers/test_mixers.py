@@ -1,6 +1,7 @@
 """What holds for every token mixer: shapes, independence of images, compilation, and use in models."""
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -116,6 +117,25 @@ def test_unknown_mixer_and_option_are_named() -> None:
     create_mixer("full", 16, 2, defaults={"kernel_size": 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "kind"),
+    [
+        ("core", "group_size", 2.5, "int"),
+        ("blocks", "topk", "all", "int | None"),
+        ("power", "power_heads", "no", "bool"),
+    ],
+)
+def test_option_of_another_type_is_refused(name: str, option: str, value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the mixer {name} takes {option} of type {kind}; got {value!r}")):
+        create_mixer(name, 16, 2, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["neighborhood", "parallax", "local_linear", "routing", "core"])
+def test_empty_window_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="kernel_size must be an int >= 1"):
+        create_mixer(name, 16, 2, kernel_size=0)
+
+
 @each_mixer
 def test_metaformer_takes_a_training_step(name: str) -> None:
     model = MetaFormer(depths=(1, 1), dims=(16, 32), token_mixers=as_token_mixer(name, num_heads=2), num_classes=3)
@@ -139,3 +159,17 @@ def test_blocks_take_several_mixers_in_turn() -> None:
     assert {block.attn.kernel_size for block in model.blocks[1::2]} == {3}
     with pytest.raises(ValueError, match="mixer_kwargs must be one mapping, or one per mixer, 2; got 1"):
         timm.create_model("iso_nano", mixer=["full", "neighborhood"], mixer_kwargs=[{}])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mixer": {"core": 1}}, "mixer must be a name or a list of names; got {'core': 1}"),
+        ({"mixer": []}, "mixer must be a name or a list of names; got []"),
+        ({"mixer_kwargs": 3}, "mixer_kwargs must be a mapping, or a list of one mapping per mixer; got 3"),
+        ({"mixer_kwargs": ["kernel_size"]}, "or a list of one mapping per mixer; got ['kernel_size']"),
+    ],
+)
+def test_mixers_and_options_of_other_types_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        timm.create_model("iso_nano", **options)

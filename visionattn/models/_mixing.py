@@ -14,15 +14,14 @@ def block_mixers(mixer: Mixer, mixer_kwargs: MixerOptions, depth: int) -> list[t
     """Return the name and the options of the mixer of each of `depth` blocks.
 
     Raises:
-        ValueError: no name is given, or there are several mappings and not as many as names.
+        ValueError: `mixer` is not a name or a list of names, or `mixer_kwargs` not a mapping or one mapping per name.
     """
-    names = [mixer] if isinstance(mixer, str) else list(mixer)
-    if not names:
-        raise ValueError("mixer must name at least one mixer")
-    if mixer_kwargs is None or isinstance(mixer_kwargs, Mapping):
-        options = [dict(mixer_kwargs or {})] * len(names)
-    else:
-        options = [dict(x or {}) for x in mixer_kwargs]
+    names: list[Any] = list(mixer) if isinstance(mixer, list | tuple) else [mixer]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"mixer must be a name or a list of names; got {mixer!r}")
+    options: list[Any] = list(mixer_kwargs) if isinstance(mixer_kwargs, list | tuple) else [mixer_kwargs] * len(names)
+    if not all(x is None or isinstance(x, Mapping) for x in options):
+        raise ValueError(f"mixer_kwargs must be a mapping, or a list of one mapping per mixer; got {mixer_kwargs!r}")
     if len(options) != len(names):
         raise ValueError(f"mixer_kwargs must be one mapping, or one per mixer, {len(names)}; got {len(options)}")
-    return [(names[i % len(names)], options[i % len(names)]) for i in range(depth)]
+    return [(names[i % len(names)], dict(options[i % len(names)] or {})) for i in range(depth)]

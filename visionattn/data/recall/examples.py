@@ -238,7 +238,8 @@ class Regression:
             )
 
     def __str__(self) -> str:
-        return f"{self.height}×{self.width} cells of x and y = A x in {self.regions} regions"
+        regions = f" in {self.regions} regions" if self.regions > 1 else ""
+        return f"{self.height}×{self.width} cells of x and y = A x{regions}"
 
     @property
     def input_size(self) -> tuple[int, int, int]:

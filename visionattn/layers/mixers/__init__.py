@@ -14,7 +14,9 @@ A mixer that can start from the weights of `NeighborhoodAttention2d` names its f
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from torch import nn
 
@@ -61,12 +63,24 @@ def create_mixer(
         **options: Options of the mixer; they override `defaults`.
 
     Raises:
-        ValueError: there is no such mixer, or it has no such option.
+        ValueError: there is no such mixer, it has no such option, or the option has another type.
     """
     if name not in MIXERS:
         raise ValueError(f"mixer must be one of {', '.join(MIXERS)}; got {name!r}")
-    known = set(inspect.signature(MIXERS[name]).parameters) - {"dim", "num_heads"}
+    parameters = inspect.signature(MIXERS[name]).parameters
+    known = set(parameters) - {"dim", "num_heads"}
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"the mixer {name} has no option {unknown[0]}; its options are {', '.join(sorted(known))}")
+    for key, value in options.items():
+        if not _fits(value, parameters[key].annotation):
+            kind = inspect.formatannotation(parameters[key].annotation)
+            raise ValueError(f"the mixer {name} takes {key} of type {kind}; got {value!r}")
     taken = {key: value for key, value in (defaults or {}).items() if key in known}
     return MIXERS[name](dim, num_heads, **{**taken, **options})
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Return whether a value has the type of a parameter; types other than numbers and None are not looked at."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    numbers = {int: Integral, float: Real, bool: bool, NoneType: NoneType}
+    return not set(kinds) <= set(numbers) or isinstance(value, tuple(numbers[kind] for kind in kinds))

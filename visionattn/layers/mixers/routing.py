@@ -59,8 +59,8 @@ class RoutingAttention2d(nn.Module):
             dilation: Distance of neighbouring keys of the local heads; None for the largest that fits the map.
             local_heads: Heads with neighborhood attention, the first ones; by default half of the heads.
             num_clusters: Clusters per routing head, about the square root of the number of positions: 16 for 16x16.
-            overlap: Size of a cluster, in equal shares of the positions. A larger one leaves fewer positions in no
-                cluster: a training logs the share of the others as `routing_coverage`.
+            overlap: Size of a cluster, in equal shares of the positions. With a larger one, more positions are in a
+                cluster; a training logs their share as `routing_coverage`.
             qkv_bias: Whether the projection to queries, keys and values has a bias.
             rel_pos_bias: Whether local heads learn a relative positional bias.
             proj_drop: Dropout after the output projection.
@@ -80,7 +80,7 @@ class RoutingAttention2d(nn.Module):
         check_positive(num_clusters=num_clusters, overlap=overlap)
         head_dim = dim // num_heads
         self.num_heads, self.head_dim, self.local_heads, self.overlap = num_heads, head_dim, local_heads, overlap
-        self.kernel_size = Window.neighborhood(kernel_size).kernel_size
+        self.kernel_size = Window.neighborhood(kernel_size, 1 if dilation is None else dilation).kernel_size
         self.dilation = dilation
         self.num_clusters = num_clusters
         routing_heads = num_heads - local_heads
