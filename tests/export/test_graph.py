@@ -31,7 +31,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinat-patches": ("dinat_s_tiny", {**NARROW_NAT, "dilations": [2, 1, 1], "legacy_pad": True}),
     "isotropic": ("dinat_isotropic_small", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
     "vittt": ("vittt_tiny", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
-    "routing": ("iso_nano_routing", {"embed_dim": 16, "depth": 2}),
+    **{
+        f"mixer-{mixer}": ("iso_nano", {"embed_dim": 16, "depth": 1, "mixer": mixer})
+        for mixer in ("full", "core", "power", "parallax", "taylor", "elu", "routing", "blocks")
+    },
     "halo": ("halo_pico", {"depths": [1, 1], "num_heads": [2, 2], "embed_dim": 16, "block_size": 4, "halo_size": 1}),
     "halo-pico": ("halo_pico", {}),
     "dcal-avg": ("dcal_vit_pico", {**VIT, "glca_pool": "avg"}),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 DIM, HEADS = 8, 2
-SIZES = [(1, 1), (1, 9), (5, 7), (16, 16), (14, 11)]
 
 
 def random_module(module: nn.Module) -> nn.Module:
@@ -32,16 +31,21 @@ def neighbours(length: int, kernel_size: int, dilation: int) -> list[list[int]]:
     return found
 
 
-def probabilities(q: Tensor, k: Tensor, rpb: Tensor, size: tuple[int, int], kernel_size: int, dilation: int) -> Tensor:
-    """Return softmax weights `[B, heads, N, N]` of queries and keys `[B, heads, N, d]` over neighborhoods."""
+def bias_of_pairs(rpb: Tensor, size: tuple[int, int], kernel_size: int, dilation: int) -> Tensor:
+    """Return the bias of each query and key, `[heads, N, N]`: minus infinity outside of a query's neighborhood."""
     rows, columns = (neighbours(n, kernel_size, dilation) for n in size)
     places = list(product(range(size[0]), range(size[1])))
-    bias = torch.full((len(rpb), len(places), len(places)), -torch.inf, dtype=q.dtype)
+    bias = torch.full((len(rpb), len(places), len(places)), -torch.inf, dtype=rpb.dtype)
     for (i, (y, x)), (j, (key_y, key_x)) in product(enumerate(places), enumerate(places)):
         if key_y in rows[y] and key_x in columns[x]:
             down, right = (key_y - y) // dilation, (key_x - x) // dilation
             bias[:, i, j] = rpb[:, down + kernel_size - 1, right + kernel_size - 1]
-    return (q.shape[-1] ** -0.5 * q @ k.mT + bias).softmax(-1)
+    return bias
+
+
+def probabilities(q: Tensor, k: Tensor, rpb: Tensor, size: tuple[int, int], kernel_size: int, dilation: int) -> Tensor:
+    """Return softmax weights `[B, heads, N, N]` of queries and keys `[B, heads, N, d]` over neighborhoods."""
+    return (q.shape[-1] ** -0.5 * q @ k.mT + bias_of_pairs(rpb, size, kernel_size, dilation)).softmax(-1)
 
 
 def split(x: Tensor, heads: int = HEADS) -> Tensor:

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.layers.test_mixers import each_size
 from visionattn.layers.mixers import blocks, create_mixer
 from visionattn.layers.mixers.blocks import BlockAttention2d, two_level_weights
 
-SIZES = [(1, 1), (1, 9), (5, 7), (16, 16), (14, 11)]
-each_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 DIM, HEADS = 8, 2
 
 
@@ -33,7 +32,7 @@ def dense(mixer: BlockAttention2d, x: Tensor, topk: int | None = None) -> Tensor
         x = x.reshape(1, -1, DIM)
     rows, columns = torch.meshgrid(*(torch.arange(n) // mixer.block_size for n in x.shape[:2]), indexing="ij")
     numbers = (rows * (columns.max() + 1) + columns).flatten()
-    member = F.one_hot(numbers).double()  # [N, blocks]
+    member = F.one_hot(numbers).to(x.dtype)  # [N, blocks]
     same = member @ member.T  # [N, N]
     visible = torch.ones_like(same)
     tokens = x.reshape(-1, DIM)

@@ -7,29 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.layers.dense_neighborhoods import DIM, HEADS, bias_of_pairs, random_map, random_module, with_gradients
 from visionattn.layers.mixers.core import CoreContextAttention2d
 from visionattn.layers.mixers.full import FullAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 from visionattn_kernels import neighborhood_attention_2d
 
-DIM, HEADS = 8, 2
-
 
 def random_core(kernel_size: int = 3, group_size: int = 4) -> CoreContextAttention2d:
-    module = CoreContextAttention2d(DIM, HEADS, kernel_size, group_size, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    module = random_module(CoreContextAttention2d(DIM, HEADS, kernel_size, group_size, dtype=torch.float64))
+    assert isinstance(module, CoreContextAttention2d)
     return module
-
-
-def random_map(size: tuple[int, int], dim: int = DIM) -> Tensor:
-    return torch.randn(2, *size, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def window_start(place: int, length: int, kernel_size: int) -> int:
-    """Return the first of the keys of a window that moves inward at the border."""
-    return max(0, min(place - kernel_size // 2, length - kernel_size))
 
 
 def attend_densely(module: CoreContextAttention2d, x: Tensor) -> Tensor:
@@ -50,20 +38,11 @@ def attend_densely(module: CoreContextAttention2d, x: Tensor) -> Tensor:
         values.append(weights @ v[:, :, block])
     keys_and_cores = torch.cat(keys, 2)
 
-    bias = torch.full((HEADS, len(places), len(places)), -torch.inf, dtype=x.dtype)
-    for (i, (y, x_)), (j, (key_y, key_x)) in product(enumerate(places), enumerate(places)):
-        top, left = window_start(y, height, k_size), window_start(x_, width, k_size)
-        if top <= key_y < top + k_size and left <= key_x < left + k_size:
-            bias[:, i, j] = module.rpb[:, key_y - y + k_size - 1, key_x - x_ + k_size - 1]
+    bias = bias_of_pairs(module.rpb, (height, width), k_size, 1)
     none = bias.new_zeros(HEADS, len(places), len(keys) - 1)  # pooled keys are seen by all, without a bias
     scores = scale * q @ keys_and_cores.mT + torch.cat([bias, none], -1)
     out = (scores.softmax(-1) @ torch.cat(values, 2)).transpose(1, 2).flatten(2)
     return (out @ module.proj.weight.T + module.proj.bias).unflatten(1, (height, width))
-
-
-def with_gradients(out: Tensor, module: torch.nn.Module, x: Tensor) -> list[Tensor]:
-    grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return [out, *torch.autograd.grad(out, [x, *module.parameters()], grad)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +51,7 @@ def with_gradients(out: Tensor, module: torch.nn.Module, x: Tensor) -> list[Tens
     ids=str,
 )
 def test_outputs_and_gradients_equal_dense_scores(size: tuple[int, int], group_size: int) -> None:
-    module, x = random_core(group_size=group_size), random_map(size).requires_grad_()
+    module, x = random_core(group_size=group_size), random_map(size)
     for found, expected in zip(
         with_gradients(module(x), module, x), with_gradients(attend_densely(module, x), module, x), strict=True
     ):

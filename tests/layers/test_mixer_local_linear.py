@@ -8,7 +8,6 @@ from torch import Tensor
 from tests.layers.dense_neighborhoods import (
     DIM,
     HEADS,
-    SIZES,
     join,
     moments,
     probabilities,
@@ -17,6 +16,7 @@ from tests.layers.dense_neighborhoods import (
     split,
     with_gradients,
 )
+from tests.layers.test_mixers import each_size
 from visionattn.layers.mixers import create_mixer
 from visionattn.layers.mixers.local_linear import LocalLinearAttention2d, regress, solve
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
@@ -35,7 +35,7 @@ def attend_densely(module: LocalLinearAttention2d, x: Tensor, dilation: int) -> 
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_size
 def test_outputs_and_gradients_equal_a_dense_solver(size: tuple[int, int], dilation: int) -> None:
     module = random_module(LocalLinearAttention2d(DIM, HEADS, kernel_size=3, dilation=dilation, dtype=torch.float64))
     x = random_map(size)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tests.layers.dense_neighborhoods import (
     DIM,
     HEADS,
-    SIZES,
     join,
     moments,
     probabilities,
@@ -22,6 +21,7 @@ from tests.layers.dense_neighborhoods import (
     split,
     with_gradients,
 )
+from tests.layers.test_mixers import each_size
 from tests.models.nat_layouts import ISOTROPIC, LAYOUTS, random_weights
 from visionattn.analysis.attention import attention_layers, record_attention
 from visionattn.layers.mixers import create_mixer
@@ -40,7 +40,7 @@ def attend_densely(module: ParallaxAttention2d, x: Tensor, dilation: int) -> Ten
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_size
 def test_outputs_and_gradients_equal_dense_covariances(size: tuple[int, int], dilation: int) -> None:
     module = random_module(ParallaxAttention2d(DIM, HEADS, kernel_size=3, dilation=dilation, dtype=torch.float64))
     x = random_map(size)

@@ -8,25 +8,20 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn  # noqa: F401 - registers the models
+from tests.layers.dense_neighborhoods import DIM, random_map, random_module, with_gradients
 from visionattn.layers.mixers.power import PowerAttention2d, count_scales
 from visionattn_kernels import Window
 
-DIM = 8
 OFFSETS = tuple(product((-1, 0, 1), repeat=2))
 
 
 def random_power(num_heads: int = 2, num_scales: int = 4, power_heads: bool = False) -> PowerAttention2d:
-    module = PowerAttention2d(DIM, num_heads, num_scales, power_heads, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    module = random_module(PowerAttention2d(DIM, num_heads, num_scales, power_heads, dtype=torch.float64))
+    assert isinstance(module, PowerAttention2d)
     return module
-
-
-def random_map(size: tuple[int, int]) -> Tensor:
-    return torch.randn(2, *size, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def attend_densely(module: PowerAttention2d, x: Tensor, scales_of_head: Callable[[int], list[int]]) -> Tensor:
@@ -52,11 +47,9 @@ def attend_densely(module: PowerAttention2d, x: Tensor, scales_of_head: Callable
 
 
 def check_with_gradients(module: PowerAttention2d, x: Tensor, scales_of_head: Callable[[int], list[int]]) -> None:
-    outs = module(x), attend_densely(module, x, scales_of_head)
-    grad = torch.linspace(-1, 1, outs[0].numel(), dtype=x.dtype).view_as(outs[0])
-    results = [[out, *torch.autograd.grad(out, [x, *module.parameters()], grad)] for out in outs]
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    expected = with_gradients(attend_densely(module, x, scales_of_head), module, x)
+    for ours, theirs in zip(with_gradients(module(x), module, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ def check_with_gradients(module: PowerAttention2d, x: Tensor, scales_of_head: Ca
 def test_outputs_and_gradients_equal_dense_scores(size: tuple[int, int], num_scales: int, seen: int) -> None:
     """On maps with more scales than tables, further scales use the last table."""
     assert count_scales(size) == seen
-    module, x = random_power(num_scales=num_scales), random_map(size).requires_grad_()
+    module, x = random_power(num_scales=num_scales), random_map(size)
     check_with_gradients(module, x, lambda head: list(range(seen)))
 
 
@@ -93,7 +86,7 @@ def test_outputs_and_gradients_equal_dense_scores(size: tuple[int, int], num_sca
 def test_heads_that_share_out_the_scales_equal_dense_scores(
     num_heads: int, size: tuple[int, int], scales: list[list[int]]
 ) -> None:
-    module, x = random_power(num_heads, 4, power_heads=True), random_map(size).requires_grad_()
+    module, x = random_power(num_heads, 4, power_heads=True), random_map(size)
     assert module.rpb.shape == (num_heads, 2 if num_heads == 2 else 1, 3, 3)
     check_with_gradients(module, x, lambda head: scales[head])
 
@@ -117,6 +110,17 @@ def test_hosts_know_the_scales_of_their_map() -> None:
         assert timm.create_model(name, **options).blocks[0].attn.rpb.shape == (2, scales, 3, 3)
     model = timm.create_model("nat_isotropic_small", mixer="power", device="meta")
     assert model.blocks[0].attn.rpb.shape == (12, count_scales((14, 14)), 3, 3)
+
+
+def test_each_key_on_the_map_is_counted_once() -> None:
+    """GMACs of a model are counted on the meta device: a score and a sum per key, of 64 channels."""
+    height, width = size = 13, 10
+    offsets = {(a * 2**i, b * 2**i) for i in range(count_scales(size)) for a, b in OFFSETS}
+    keys = sum(max(0, height - abs(y)) * max(0, width - abs(x)) for y, x in offsets)
+    module = PowerAttention2d(64, 2, device=torch.device("meta"))
+    with FlopCounterMode(display=False) as counter:
+        module.attend(torch.empty(1, *size, 192, device="meta"))
+    assert counter.get_total_flops() == 2 * 2 * 64 * keys
 
 
 def test_number_of_scales_below_1_is_refused() -> None:

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.layers.test_mixers import each_size
 from visionattn.layers.mixers.routing import RoutingAttention2d, attend_clusters
 from visionattn.layers.neighborhood_attention import attend_neighborhood
 from visionattn.layers.online_clusters import OnlineClusters
 from visionattn.training.objective import extra_losses, measurements, update_buffers
-
-SIZES = [(1, 1), (1, 9), (5, 7), (16, 16), (14, 11)]
 
 
 def routing(**options: Any) -> RoutingAttention2d:
@@ -51,7 +50,7 @@ def dense(mixer: RoutingAttention2d, x: Tensor) -> tuple[Tensor, Tensor]:
         for head in range(heads):
             key, value = (image.flatten(0, 1)[:, (part * heads + head) * d :][:, :d] for part in (0, 1))
             key = (key - key.mean(1, keepdim=True)) / (key.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-            centroids = mixer.clusters.totals[head, :, :-1]  # each counts as one vector
+            centroids = mixer.clusters.totals[head, :, :-1].to(key.dtype)  # each counts as one vector
             size = min(mixer.overlap * -(-height * width // len(centroids)), height * width)
             inside = clusters_of(key, centroids, size)
             seen = inside[:, :, None] & inside[:, None, :]
@@ -68,7 +67,7 @@ def dense(mixer: RoutingAttention2d, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("options", [{}, {"local_heads": 0, "overlap": 1}, {"local_heads": 1, "overlap": 3}], ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@each_size
 def test_outputs_loss_and_gradients_are_those_of_the_equation(size: tuple[int, int], options: dict[str, Any]) -> None:
     mixer = routing(**options)
     x = random_map(*size).requires_grad_()

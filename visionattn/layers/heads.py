@@ -1,4 +1,4 @@
-"""Checks of attention heads."""
+"""Checks of the numbers that attention modules are built with."""
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -7,5 +7,18 @@ def check_heads(dim: int, num_heads: int) -> None:
     Raises:
         ValueError: `num_heads` does not divide `dim`.
     """
-    if dim % num_heads:
+    if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads must divide dim; got dim {dim} and num_heads {num_heads}")
+
+
+def check_positive(**sizes: int) -> None:
+    """Refuse sizes, given by the names of their options, that are not integers from 1 up.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in sizes.items():
+        if type(value) is not int:  # an option from a command line may be anything
+            raise ValueError(f"{name} must be an int; got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")

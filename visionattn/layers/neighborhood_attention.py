@@ -85,8 +85,12 @@ def _pair(kernel_size: KernelSize) -> tuple[int, int]:
 
 
 def _plain(kernel_size: KernelSize) -> KernelSize:
-    """Return an int if both axes agree, or else a tuple, also for a list from a configuration file."""
-    height, width = _pair(kernel_size)
+    """Return an int if both axes agree, or else a tuple, also for a list from a configuration file.
+
+    Raises:
+        ValueError: It is not an int from 1 up, or two of them.
+    """
+    height, width = Window.neighborhood(kernel_size).kernel_size
     return height if height == width else (height, width)
 
 
@@ -133,7 +137,7 @@ class NeighborhoodAttention2d(nn.Module):
                 row's and a column's embedding, shared by the heads. It may stand beside the bias, or replace it.
 
         Raises:
-            ValueError: `num_heads` does not divide `dim`, or `rel_pos` is unknown.
+            ValueError: `num_heads` does not divide `dim`, or another argument is out of its range.
         """
         super().__init__()
         check_heads(dim, num_heads)

@@ -41,12 +41,13 @@ class _Arguments(ctypes.Structure):
 def can_run(problem: MultiscaleProblem) -> bool:
     """Return whether the operators take a problem; compile them the first time.
 
-    Exported graphs and forward-mode derivatives do without them.
+    Exported graphs and forward-mode derivatives do without them. On the meta device, which has shapes and FLOPs alone,
+    nothing is compiled.
     """
     q = problem.q
-    if is_exporting() or is_forward_mode() or q.device.type != "cpu" or q.dtype not in DTYPES:
+    if is_exporting() or is_forward_mode() or q.dtype not in DTYPES:
         return False
-    return unavailable("multiscale", q.dtype) is None
+    return q.device.type == "meta" or (q.device.type == "cpu" and unavailable("multiscale", q.dtype) is None)
 
 
 def attention(problem: MultiscaleProblem) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.pointwise import MapLinear
+from visionattn_kernels.tracing import is_exporting
 
 Summary = Literal["landmark", "mean"]
 
@@ -53,7 +55,7 @@ def attend_blocks(
     height, width = packed.shape[1:3]
     edges = min(block_size, height), min(block_size, width)
     blocks = _to_blocks(packed, edges)  # [B, n, m, C]
-    exists = _to_blocks(torch.ones_like(packed[:1, ..., :1]), edges)[0, ..., 0] > 0  # [n, m]
+    exists = _to_blocks(packed.new_ones(1, height, width, 1), edges)[0, ..., 0] > 0  # [n, m]
     n, m = exists.shape
     *landmarks, q, k, v = (x.unflatten(-1, (num_heads, -1)).movedim(-2, 1) for x in blocks.split(dim, -1))
     wide = torch.promote_types(packed.dtype, torch.float32)
@@ -61,7 +63,9 @@ def attend_blocks(
     keys = (landmarks[0] if landmarks else k).sum(3) / counts.to(k.dtype)[:, None]  # [B, heads, n, d]
     q, k, v = (x.flatten(2, 3) for x in (q * q.shape[-1] ** -0.5, k, v))
     place = torch.arange(n * m, device=q.device)
-    step = max(1, MAX_SCORES // q[..., 0].numel())
+    step = n * m
+    if not is_exporting():  # a graph is for a batch of any size
+        step = max(1, min(step, MAX_SCORES // max(1, q[..., 0].numel())))
     outputs = []
     for portion in (slice(start, start + step) for start in range(0, n * m, step)):
         queries, rows = q[:, :, portion], place[portion, None]
@@ -149,8 +153,7 @@ class BlockAttention2d(PackedAttention2d):
             ValueError: An argument is out of its range.
         """
         super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1; got {block_size}")
+        check_positive(block_size=block_size)
         if summary not in get_args(Summary):
             raise ValueError(f"summary must be one of {', '.join(get_args(Summary))}; got {summary!r}")
         if topk is not None and topk < 0:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import KernelSize
 from visionattn_kernels import Window, neighborhood_attention_2d
@@ -15,7 +16,7 @@ def pool_blocks(queries: Tensor, keys_values: Tensor, group_size: int) -> Tensor
 
     Args:
         queries: `[B, H, W, heads, d]`.
-        keys_values: `[B, H, W, 2, heads, d]`.
+        keys_values: `[B, H, W, 2 * heads, d]`.
         group_size: Edge of a block; the last block of an axis may be smaller.
 
     Returns:
@@ -28,17 +29,17 @@ def pool_blocks(queries: Tensor, keys_values: Tensor, group_size: int) -> Tensor
     padding = (0, columns * edges[1] - width, 0, rows * edges[0] - height)
     scores_of_padding = None
     if any(padding):
-        keys_values = F.pad(keys_values, (0, 0, 0, 0, 0, 0, *padding))
+        keys_values = F.pad(keys_values, (0, 0, 0, 0, *padding))
         scores_of_padding = F.pad(queries.new_zeros(height, width), padding, value=-torch.inf)
         scores_of_padding = scores_of_padding.view(rows, edges[0], columns, edges[1]).transpose(1, 2)
-        scores_of_padding = scores_of_padding.reshape(rows * columns, 1, 1, -1)
+        scores_of_padding = scores_of_padding.reshape(rows * columns, 1, -1)
     blocks = keys_values.unflatten(2, (columns, edges[1])).unflatten(1, (rows, edges[0]))
-    blocks = blocks.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 3)  # [2, B, blocks, heads, positions, d]
-    mean = mean.unflatten(1, (heads, d)).permute(0, 3, 4, 1, 2).flatten(1, 2)  # [B, blocks, heads, d]
-    scores = (d**-0.5 * mean).unsqueeze(-2) @ blocks[0].mT
+    blocks = blocks.permute(5, 0, 1, 3, 2, 4, 6).flatten(4, 5).flatten(2, 3).unflatten(0, (2, heads))
+    mean = mean.unflatten(1, (heads, d)).permute(1, 0, 3, 4, 2).flatten(2, 3)  # [heads, B, blocks, d]
+    scores = (d**-0.5 * mean).unsqueeze(-2) @ blocks[0].mT  # [heads, B, blocks, 1, positions]
     if scores_of_padding is not None:
         scores = scores + scores_of_padding
-    return (scores.softmax(-1) @ blocks).squeeze(-2)
+    return (scores.softmax(-1) @ blocks).squeeze(-2).permute(0, 2, 3, 1, 4)
 
 
 class CoreContextAttention2d(PackedAttention2d):
@@ -98,15 +99,14 @@ class CoreContextAttention2d(PackedAttention2d):
         Raises:
             ValueError: It is below 1.
         """
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1; got {group_size}")
+        check_positive(group_size=group_size)
         self.group_size = group_size
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of packed queries, keys and values."""
-        packed = qkv.unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = packed.unbind(3)
-        core_k, core_v = pool_blocks(q, packed[:, :, :, 1:], self.group_size)
+        packed = qkv.unflatten(-1, (3 * self.num_heads, -1))
+        q, k, v = packed.tensor_split(3, dim=3)
+        core_k, core_v = pool_blocks(q, packed[:, :, :, self.num_heads :], self.group_size)
         return neighborhood_attention_2d(
             q, k, v, self.kernel_size, rpb=self.rpb, extra_k=core_k, extra_v=core_v
         ).flatten(-2)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from visionattn.layers.heads import check_heads
+from visionattn.layers.heads import check_heads, check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn_kernels.tracing import without_autocast
 
@@ -116,8 +116,7 @@ class LinearAttention2d(PackedAttention2d):
         check_heads(dim, num_heads)
         if feature_dim is None:
             feature_dim = max(1, dim // num_heads // 2)
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim must be at least 1; got {feature_dim}")
+        check_positive(feature_dim=feature_dim)
         qkv_dim = 2 * num_heads * feature_dim + dim
         super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype, qkv_dim=qkv_dim)
         self.feature_dim = feature_dim

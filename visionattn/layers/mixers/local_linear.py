@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
 from visionattn_kernels import Window, windowed_av, windowed_qk
 from visionattn_kernels.operators import accumulation_dtype
@@ -131,10 +132,11 @@ class LocalLinearAttention2d(NeighborhoodAttention2d):
         super().__init__(
             dim, num_heads, kernel_size, dilation, qkv_bias, rel_pos_bias, legacy_pad, proj_drop, device, dtype
         )
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1; got {steps}")
         channels = dim // num_heads
-        self.steps = steps or (channels + ROUNDING_STEPS if channels <= STEPS else STEPS)
+        if steps is None:
+            steps = channels + ROUNDING_STEPS if channels <= STEPS else STEPS
+        check_positive(steps=steps)
+        self.steps = steps
         self.ridge = nn.Parameter(
             torch.full((num_heads,), math.log(math.expm1(INITIAL_RIDGE)), device=device, dtype=dtype)
         )

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 def as_token_mixer(name: str, num_heads: int | None = None, **options: Any) -> type[nn.Module]:
     """Return a class for `token_mixers` of timm's `MetaFormer`, from maps `[B, dim, H, W]` to the same.
 
-    It is a class, not a function, because `MetaFormer` asks whether it is a subclass of another one.
+    It is a class, not a function, because `MetaFormer` asks whether it is a subclass of another one. `MetaFormer` sets
+    the first weights of all linear layers, so `parallax` does not start as neighborhood attention there.
 
     Args:
         name: One of `MIXERS`.

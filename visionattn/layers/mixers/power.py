@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn_kernels import Window, multiscale_attention_2d
 
@@ -64,8 +65,7 @@ class PowerAttention2d(PackedAttention2d):
             ValueError: `num_heads` does not divide `dim`, or `num_scales` is below 1.
         """
         super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
-        if num_scales < 1:
-            raise ValueError(f"num_scales must be at least 1; got {num_scales}")
+        check_positive(num_scales=num_scales)
         self.num_scales = num_scales
         self.num_groups = min(num_heads, num_scales) if power_heads else 1
         tables = -(-num_scales // self.num_groups)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
-from visionattn.layers.heads import check_heads
+from visionattn.layers.heads import check_heads, check_positive
 from visionattn.layers.neighborhood_attention import KernelSize, attend_neighborhood
 from visionattn.layers.online_clusters import OnlineClusters
 from visionattn.layers.pointwise import MapLinear
@@ -73,13 +73,11 @@ class RoutingAttention2d(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         local_heads = num_heads // 2 if local_heads is None else local_heads
-        if not 0 <= local_heads < num_heads:
+        if local_heads not in range(num_heads):
             raise ValueError(
                 f"local_heads must leave a routing head: at least 0 and below num_heads, {num_heads}; got {local_heads}"
             )
-        for name, value in (("num_clusters", num_clusters), ("overlap", overlap)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_positive(num_clusters=num_clusters, overlap=overlap)
         head_dim = dim // num_heads
         self.num_heads, self.head_dim, self.local_heads, self.overlap = num_heads, head_dim, local_heads, overlap
         self.kernel_size = Window.neighborhood(kernel_size).kernel_size
