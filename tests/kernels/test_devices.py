@@ -16,7 +16,7 @@ from visionattn_kernels.attention import devices, flex
 from visionattn_kernels.attention.problem import check_problem
 
 WINDOW = Window.neighborhood(3)
-ON_A_CPU = "tiled" if unavailable() else "native"
+ON_A_CPU = "tiled" if unavailable("attention") else "native"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def path(request, monkeypatch):
 
 def needs_compiler() -> None:
     if not stacked.can_run(torch.ones(1)):
-        pytest.skip(f"no kernels: {stacked.unavailable()}")
+        pytest.skip(f"no kernels: {stacked.unavailable('stacked')}")
 
 
 def randn(*shape: int) -> Tensor:

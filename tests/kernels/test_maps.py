@@ -11,7 +11,7 @@ from visionattn_kernels._native.build import unavailable
 from visionattn_kernels.hyper import maps
 from visionattn_kernels.hyper.stacked import correlate_stacked, multiply_stacked
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"no kernels: {unavailable()}")
+pytestmark = pytest.mark.skipif(unavailable("maps") is not None, reason=f"no kernels: {unavailable('maps')}")
 
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}

@@ -12,7 +12,7 @@ from visionattn_kernels.testing import make_inputs
 from visionattn_kernels.window import BOUNDARIES, AxisWindow
 
 BACKENDS = ["reference", "plain", "gemm", "tiled"]
-BACKENDS += [] if unavailable() else ["native"]
+BACKENDS += [] if unavailable("attention") else ["native"]
 BACKENDS += [] if NOT_INTERPRETED else ["triton"]
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionattn_kernels import Window, explain, windowed_attention
+from visionattn_kernels import (
+    Window,
+    explain,
+    multiscale_attention_2d,
+    parallax_attention_2d,
+    windowed_attention,
+)
 from visionattn_kernels._native import build
 from visionattn_kernels.testing import (
     Granted,
@@ -26,7 +32,8 @@ from visionattn_kernels.testing import (
 )
 from visionattn_kernels.window import tiles
 
-needs_compiler = pytest.mark.skipif(build.unavailable() is not None, reason=f"no kernels: {build.unavailable()}")
+missing = build.unavailable("attention")
+needs_compiler = pytest.mark.skipif(missing is not None, reason=f"no kernels: {missing}")
 
 # id: window, map
 CASES = {
@@ -147,6 +154,19 @@ def forget_kernels() -> Iterator[None]:
     build._load.cache_clear()
 
 
+@needs_compiler
+@pytest.mark.usefixtures("forget_kernels")
+def test_an_operator_compiles_its_own_unit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], build._try_to_load
+    monkeypatch.setattr(build, "_try_to_load", lambda unit, compiler: loaded.append(unit) or load(unit, compiler))
+    q = torch.randn(1, 4, 4, 1, 4)
+    windowed_attention(q, q, q, Window.create(3))
+    assert loaded == ["attention"]
+    multiscale_attention_2d(q, q, q, [1])
+    parallax_attention_2d(q, q, q, q, Window.create(3))
+    assert loaded == ["attention", "multiscale", "parallax"]
+
+
 @pytest.mark.usefixtures("forget_kernels")
 def test_without_a_compiler_another_backend_runs_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -180,21 +200,21 @@ def test_without_a_home_another_backend_runs(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("size", [0, 60_000, -1])
 def test_kernels_cut_short_are_compiled_again(size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The system's loader would end the process, without a word, by a bus error."""
-    path, compiled = build._place("c++"), []
+    path, compiled = build._place("attention", "c++"), []
     whole = path.read_bytes()
     cut = tmp_path / path.name
     cut.write_bytes(whole[:size])
 
-    def compile_again(compiler: str, path: Path) -> None:
+    def compile_again(unit: str, compiler: str, path: Path) -> None:
         compiled.append(path)
         path.unlink()
         path.write_bytes(whole)
 
-    monkeypatch.setattr(build, "_place", lambda _: cut)
+    monkeypatch.setattr(build, "_place", lambda *_: cut)
     monkeypatch.setattr(build, "_compile", compile_again)
-    assert build.unavailable() is None
+    assert build.unavailable("attention") is None
     build._load.cache_clear()
-    assert build.unavailable() is None
+    assert build.unavailable("attention") is None
     assert compiled == [cut]
 
 
@@ -203,26 +223,26 @@ def test_kernels_cut_short_are_compiled_again(size: int, monkeypatch: pytest.Mon
 def test_kernels_of_another_interface_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "ABI", (build.ABI[0] + 1, build.ABI[1]))
     with pytest.warns(UserWarning, match=r"has ABI \(1, \d+\) in place of \(2, \d+\): delete it"):
-        assert build.unavailable()
+        assert build.unavailable("attention")
     with pytest.raises(RuntimeError, match=r"kernels are missing: .* has ABI"):
-        build.library()
+        build.library("attention")
 
 
 @needs_compiler
 @pytest.mark.usefixtures("forget_kernels")
 def test_kernels_are_compiled_by_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another process, here another thread, finds the kernels that the first one compiled."""
-    whole, compiled = build._place("c++").read_bytes(), []
+    whole, compiled = build._place("attention", "c++").read_bytes(), []
 
-    def compile_slowly(compiler: str, path: Path) -> None:
+    def compile_slowly(unit: str, compiler: str, path: Path) -> None:
         compiled.append(path)
         time.sleep(0.2)
         path.write_bytes(whole)
 
-    monkeypatch.setattr(build, "_place", lambda _: tmp_path / "new" / "native.so")
+    monkeypatch.setattr(build, "_place", lambda *_: tmp_path / "new" / "native.so")
     monkeypatch.setattr(build, "_compile", compile_slowly)
     with ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(build._try_to_load, ["c++"] * 3))
+        found = list(threads.map(build._try_to_load, ["attention"] * 3, ["c++"] * 3))
     assert len(compiled) == 1
     assert not [x for x in found if isinstance(x, str)]
 

@@ -114,8 +114,8 @@ def test_arguments_cover_every_operator() -> None:
 def test_opcheck_of_every_operator(name: str, mixed: bool) -> None:
     if name.startswith("triton") and NOT_INTERPRETED:
         pytest.skip(NOT_INTERPRETED)
-    if not name.startswith("triton") and name not in PURE_TORCH and unavailable() is not None:
-        pytest.skip(f"no kernels: {unavailable()}")
+    if not name.startswith("triton") and name not in PURE_TORCH and unavailable("attention") is not None:
+        pytest.skip(f"no kernels: {unavailable('attention')}")
     arguments = ARGUMENTS[name](mixed)
     if not name.endswith("backward") and name not in WITHOUT_GRADIENT:
         for x in arguments:

@@ -12,7 +12,7 @@ from visionattn_kernels._native.build import unavailable
 from visionattn_kernels.parallax.api import BACKENDS
 from visionattn_kernels.testing import make_inputs
 
-needs_compiler = pytest.mark.skipif(unavailable() is not None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(unavailable("parallax") is not None, reason="no C++ compiler")
 each_backend = pytest.mark.parametrize(
     "backend", [pytest.param(x, marks=needs_compiler) if x == "native" else x for x in BACKENDS]
 )

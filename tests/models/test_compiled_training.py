@@ -33,8 +33,8 @@ def test_compiled_step_under_autocast_is_the_plain_step(
 ) -> None:
     if backend == "triton" and NOT_INTERPRETED:
         pytest.skip(NOT_INTERPRETED)
-    if backend == "native" and unavailable() is not None:
-        pytest.skip(f"no kernels: {unavailable()}")
+    if backend == "native" and unavailable("attention") is not None:
+        pytest.skip(f"no kernels: {unavailable('attention')}")
     monkeypatch.setitem(dispatch.ORDER, "cpu", (dispatch.Order((backend,), "it is tested"),))
     # What torch compiled before is found by the graph alone, whatever has become of the fakes.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

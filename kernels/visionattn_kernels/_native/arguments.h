@@ -110,3 +110,18 @@ void write(void* data, int64_t dtype, int64_t offset, int64_t n, const R* from, 
 }
 
 }  // namespace
+
+extern "C" {
+
+// The version of the interface and the bytes of its structure, which arguments.py compares with its own.
+void visionattn_abi(int64_t* abi) { abi[0] = 1, abi[1] = sizeof(Arguments); }
+
+int visionattn_has_float16() {
+#ifdef __FLT16_MAX__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+}  // extern "C"

@@ -15,17 +15,6 @@
 
 extern "C" {
 
-// The version of the interface and the bytes of its structure, which arguments.py compares with its own.
-void visionattn_abi(int64_t* abi) { abi[0] = 1, abi[1] = sizeof(Arguments); }
-
-int visionattn_has_float16() {
-#ifdef __FLT16_MAX__
-  return 1;
-#else
-  return 0;
-#endif
-}
-
 // 1, or 0 where memory has no room for the keys of a tile.
 int visionattn_forward(const Arguments* a) {
   return a->dtype == kFloat64 ? forward<Worker<double>>(*a) : forward<Worker<float>>(*a);

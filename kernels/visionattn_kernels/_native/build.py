@@ -1,4 +1,8 @@
-"""Compile the CPU kernels on first use: one compiler call, no build system, no headers of torch."""
+"""Compile the CPU kernels on first use: one compiler call per unit, no build system, no headers of torch.
+
+A unit is a C++ file with the headers beside it, and becomes a library of its own: nobody waits for the kernels of an
+operator that is never called.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,20 +24,20 @@ import torch
 from visionattn_kernels._native.arguments import ABI
 from visionattn_kernels.graph_constants import graph_constant
 
-SOURCES = tuple(sorted(x for x in Path(__file__).parent.iterdir() if x.suffix in (".cpp", ".h")))
+FOLDER = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 _log = logging.getLogger(__name__)
 
 
 @graph_constant
-def unavailable(dtype: torch.dtype | None = None) -> str | None:
-    """Return why there are no kernels, or none for a dtype; None if there are.
+def unavailable(unit: str, dtype: torch.dtype | None = None) -> str | None:
+    """Return why a unit has no kernels, or none for a dtype; None if it has.
 
-    The first call compiles them with `$CXX` (c++ by default) into `$TORCH_EXTENSIONS_DIR/visionattn`
+    The first call compiles `unit`.cpp with `$CXX` (c++ by default) into `$TORCH_EXTENSIONS_DIR/visionattn`
     (~/.cache/torch_extensions), once per source, compiler and processor. It warns if that fails.
     """
-    found = _load()
+    found = _load(unit)
     if isinstance(found, str):
         return found
     if dtype == torch.float16 and not found.visionattn_has_float16():
@@ -41,21 +45,21 @@ def unavailable(dtype: torch.dtype | None = None) -> str | None:
     return None
 
 
-def library() -> ctypes.CDLL:
-    """Return the compiled kernels.
+def library(unit: str) -> ctypes.CDLL:
+    """Return the compiled kernels of a unit.
 
     Raises:
-        RuntimeError: there are none; see `unavailable`.
+        RuntimeError: There are none; see `unavailable`.
     """
-    found = _load()
+    found = _load(unit)
     if isinstance(found, ctypes.CDLL):
         return found
     raise RuntimeError(f"visionattn's compiled CPU kernels are missing: {found}")
 
 
-@lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | str:
-    found = _try_to_load(os.environ.get("CXX") or "c++")
+@cache
+def _load(unit: str) -> ctypes.CDLL | str:
+    found = _try_to_load(unit, os.environ.get("CXX") or "c++")
     if isinstance(found, str):
         warnings.warn(
             f"visionattn's compiled CPU kernels are missing ({found}): attention on the CPU is 2 to 5 times slower",
@@ -64,14 +68,14 @@ def _load() -> ctypes.CDLL | str:
     return found
 
 
-def _try_to_load(compiler: str) -> ctypes.CDLL | str:
+def _try_to_load(unit: str, compiler: str) -> ctypes.CDLL | str:
     try:
-        path = _place(compiler)
+        path = _place(unit, compiler)
         if not _is_whole(path):
             with _lock(path):
                 if not _is_whole(path):  # no other process has compiled them meanwhile
                     _log.info("compiling kernels into %s", path)
-                    _compile(compiler, path)
+                    _compile(unit, compiler, path)
         kernels = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as failure:
         lines = [line for line in failure.stderr.splitlines() if "error" in line] or [f"status {failure.returncode}"]
@@ -80,10 +84,11 @@ def _try_to_load(compiler: str) -> ctypes.CDLL | str:
         return f"it needs a C++ compiler ($CXX) and a writable $TORCH_EXTENSIONS_DIR: {failure}"
     except RuntimeError as failure:  # of Path.home
         return f"it needs $TORCH_EXTENSIONS_DIR or a home directory: {failure}"
-    abi = (ctypes.c_int64 * len(ABI))()
-    kernels.visionattn_abi(abi)
-    if tuple(abi) != ABI:
-        return f"{path} has ABI {tuple(abi)} in place of {ABI}: delete it"
+    if hasattr(kernels, "visionattn_abi"):  # of arguments.h
+        abi = (ctypes.c_int64 * len(ABI))()
+        kernels.visionattn_abi(abi)
+        if tuple(abi) != ABI:
+            return f"{path} has ABI {tuple(abi)} in place of {ABI}: delete it"
     return kernels
 
 
@@ -102,13 +107,14 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _place(compiler: str) -> Path:
-    """Return the file of the kernels of this compiler and processor."""
+def _place(unit: str, compiler: str) -> Path:
+    """Return the file of a unit's kernels for this compiler and processor."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    sources = (FOLDER / f"{unit}.cpp", *sorted(FOLDER.glob("*.h")))
     key = "\n".join(
-        [*(x.read_text(encoding="utf-8") for x in SOURCES), compiler, *FLAGS, platform.platform(), _processor()]
+        [*(x.read_text(encoding="utf-8") for x in sources), compiler, *FLAGS, platform.platform(), _processor()]
     )
-    return Path(root) / "visionattn" / f"native-{_digest(key.encode()).hex()[:16]}.so"
+    return Path(root) / "visionattn" / f"native-{unit}-{_digest(key.encode()).hex()[:16]}.so"
 
 
 def _is_whole(path: Path) -> bool:
@@ -119,11 +125,10 @@ def _is_whole(path: Path) -> bool:
     return content[-_DIGEST_BYTES:] == _digest(content[:-_DIGEST_BYTES])
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(unit: str, compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        units = [str(x) for x in SOURCES if x.suffix == ".cpp"]
-        command = [*compiler.split(), *FLAGS, *units, "-o", str(built)]
+        command = [*compiler.split(), *FLAGS, str(FOLDER / f"{unit}.cpp"), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         with built.open("r+b") as file:
             file.write(_digest(file.read()))  # a loader does not read the end of the file

@@ -22,7 +22,6 @@ struct Buffer {
   }
 };
 
-// Everything that one thread holds while it works on one tile.
 // What one thread holds while it works on one tile.
 template <class R>
 class Panels {

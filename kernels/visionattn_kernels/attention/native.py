@@ -19,7 +19,7 @@ def can_run(problem: Problem) -> str | None:
     """Return why this backend cannot run the problem, or None; compile the kernels the first time."""
     if problem.q.device.type != "cpu":
         return f"it runs on CPUs, and the maps are on {problem.q.device}"
-    return problem.refuse_dtype(*DTYPES) or unavailable(problem.q.dtype)
+    return problem.refuse_dtype(*DTYPES) or unavailable("attention", problem.q.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     lse = problem.q.new_empty(problem.q.shape[:-1], dtype=call.dtype)
     call.map("out", out)
     call.plain("lse", lse)
-    call.run(library().visionattn_forward)
+    call.run(library("attention").visionattn_forward)
     return out, lse
 
 
@@ -59,7 +59,7 @@ def backward(
         zeros(name, x, batch, heads, parts, call.arguments.num_extra, n)
         for name, x, n in (("extra_k", p.extra_k, p.k.shape[-1]), ("extra_v", p.extra_v, p.v.shape[-1]))
     )
-    call.run(library().visionattn_backward)
+    call.run(library("attention").visionattn_backward)
     return [
         grad_q,
         *(x if x is None or parts == 1 else x.sum(0) for x in (grad_k, grad_v)),

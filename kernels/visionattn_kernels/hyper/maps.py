@@ -25,7 +25,7 @@ def can_run(*xs: Tensor) -> bool:
     Transforms of `torch.func` do without: `standardize_columns` writes to an argument.
     """
     fitting = xs[0].dtype in _CODES and all(x.device.type == "cpu" and x.dtype == xs[0].dtype for x in xs)
-    return fitting and not is_forward_mode() and not is_transformed() and unavailable() is None
+    return fitting and not is_forward_mode() and not is_transformed() and unavailable("maps") is None
 
 
 class _Matrix(ctypes.Structure):
@@ -87,7 +87,9 @@ def _run_convolution(maps: list[Tensor], weights: list[Tensor], bias: Tensor, en
     out = _empty_out(maps, weights, bias, ending)
     numbers = (_CODES[out.dtype], out.shape[0], len(maps), _ENDINGS.index(ending), torch.get_num_threads())
     stacks = ((_Matrix * len(xs))(*(_matrix(x) for x in xs)) for xs in (maps, weights))
-    library().visionattn_convolve_maps(ctypes.byref(_Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr())))
+    library("maps").visionattn_convolve_maps(
+        ctypes.byref(_Convolution(*numbers, _matrix(out), *stacks, bias.data_ptr()))
+    )
     return out
 
 
@@ -112,7 +114,7 @@ _convolve_maps = define_operator(
 def _run_moments(x: Tensor) -> Tensor:
     x, out = _by_rows(x), _empty_moments(x)
     numbers = (_CODES[x.dtype], x.shape[0], torch.get_num_threads())
-    library().visionattn_column_moments(ctypes.byref(_Moments(*numbers, _matrix(x), _matrix(out))))
+    library("maps").visionattn_column_moments(ctypes.byref(_Moments(*numbers, _matrix(x), _matrix(out))))
     return out
 
 
@@ -134,7 +136,7 @@ def _run_standardization(
     assert out.stride(1) == 1 or out.shape[1] == 1
     numbers = (_CODES[x.dtype], x.shape[0], activate, torch.get_num_threads())
     columns = (mean.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr())
-    library().visionattn_standardize_columns(
+    library("maps").visionattn_standardize_columns(
         ctypes.byref(_Standardization(*numbers, _matrix(x), _matrix(out), *columns))
     )
 

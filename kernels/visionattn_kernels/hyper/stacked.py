@@ -47,7 +47,7 @@ def can_run(*stacks: Tensor) -> bool:
         return False
     (first, *others) = stacks
     fitting = first.device.type == "cpu" and first.dtype in _CODES
-    return fitting and all(x.dtype == first.dtype for x in others) and unavailable(first.dtype) is None
+    return fitting and all(x.dtype == first.dtype for x in others) and unavailable("stacked", first.dtype) is None
 
 
 def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ...], *stacks: Tensor) -> None:
@@ -55,7 +55,7 @@ def _call(function: str, structure: type[ctypes.Structure], sizes: tuple[int, ..
     stacks = tuple(x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous() for x in stacks)
     numbers = (_CODES[first.dtype], first.shape[2], *sizes, torch.get_num_threads())
     arguments = structure(*numbers, *(_Stack(x.data_ptr(), *x.stride()[:2]) for x in stacks))
-    getattr(library(), function)(ctypes.byref(arguments))
+    getattr(library("stacked"), function)(ctypes.byref(arguments))
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:

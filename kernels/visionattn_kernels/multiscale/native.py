@@ -47,7 +47,7 @@ def can_run(problem: MultiscaleProblem) -> bool:
     q = problem.q
     if is_exporting() or is_forward_mode() or q.dtype not in DTYPES:
         return False
-    return q.device.type == "meta" or (q.device.type == "cpu" and unavailable(q.dtype) is None)
+    return q.device.type == "meta" or (q.device.type == "cpu" and unavailable("multiscale", q.dtype) is None)
 
 
 def attention(problem: MultiscaleProblem) -> tuple[Tensor, Tensor]:
@@ -92,9 +92,9 @@ class _Run(Filled):
 
     def __call__(self, is_backward: bool) -> None:
         arguments = ctypes.byref(self.arguments)
-        library().visionattn_multiscale_scratch(arguments, is_backward)
+        library("multiscale").visionattn_multiscale_scratch(arguments, is_backward)
         self.plain("scratch", torch.empty(self.arguments.scratch_size, dtype=self.dtype, device="cpu"))
-        library().visionattn_multiscale(arguments, is_backward)
+        library("multiscale").visionattn_multiscale(arguments, is_backward)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

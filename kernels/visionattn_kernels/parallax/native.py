@@ -21,7 +21,7 @@ def can_run(problem: Problem) -> str | None:
     """Return why this backend cannot run the problem, or None; compile the kernels the first time."""
     if problem.q.device.type != "cpu":
         return f"it runs on CPUs, and the maps are on {problem.q.device}"
-    return problem.refuse_dtype(*DTYPES) or unavailable(problem.q.dtype)
+    return problem.refuse_dtype(*DTYPES) or unavailable("parallax", problem.q.dtype)
 
 
 def attention(problem: Problem, r: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, r: Tensor, *rest: Any) -> tuple[Te
     lse = q.new_empty(q.shape[:-1], dtype=call.dtype)
     call.map("out", out)
     call.plain("lse", lse)
-    call.run(library().visionattn_parallax_forward)
+    call.run(library("parallax").visionattn_parallax_forward)
     return out, lse
 
 
@@ -58,7 +58,7 @@ def _backward(
     grad_k, grad_v = (gradient(name, (parts, *x.shape)) for name, x in (("k", k), ("v", v)))
     batch, heads = q.shape[0], q.shape[3]
     grad_rpb = None if rpb is None else gradient("rpb", (batch, heads, parts, *rpb.shape[1:]))
-    call.run(library().visionattn_parallax_backward)
+    call.run(library("parallax").visionattn_parallax_backward)
     grads = [
         grad_q.to(q.dtype),
         *((x[0] if parts == 1 else x.sum(0)).to(q.dtype) for x in (grad_k, grad_v)),
