@@ -96,12 +96,9 @@ SIZE_OPTIONS = {"group_size", "num_scales", "block_size", "feature_dim", "steps"
 
 
 @each_mixer
-def test_sizes_that_are_not_positive_integers_are_named(name: str) -> None:
+def test_sizes_below_one_are_named(name: str) -> None:
     options = set(inspect.signature(MIXERS[name]).parameters)
     for option in options & SIZE_OPTIONS:
-        for value in (2.5, "2"):
-            with pytest.raises(ValueError, match=f"{option} must be an int; got {value!r}"):
-                create_mixer(name, 16, 2, **{option: value})
         with pytest.raises(ValueError, match=f"{option} must be at least 1; got 0"):
             create_mixer(name, 16, 2, **{option: 0})
     for value in (0, 2.5, [3], "3") if "kernel_size" in options else ():

@@ -149,9 +149,8 @@ class NeighborhoodAttention2d(nn.Module):
         self.legacy_pad = legacy_pad
         self.is_causal = is_causal
         self.qkv = MapLinear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        height, width = (
-            2 * k - 1 for k in Window.neighborhood(kernel_size, 1 if dilation is None else dilation).kernel_size
-        )
+        window = Window.neighborhood(kernel_size, dilation=1 if dilation is None else dilation)
+        height, width = (2 * k - 1 for k in window.kernel_size)
         self.rpb = (
             nn.Parameter(torch.empty(num_heads, height, width, device=device, dtype=dtype)) if rel_pos_bias else None
         )
