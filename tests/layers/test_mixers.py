@@ -127,12 +127,6 @@ def test_option_of_another_type_is_refused(name: str, option: str, value: object
         create_mixer(name, 16, 2, **{option: value})
 
 
-@pytest.mark.parametrize("name", ["neighborhood", "parallax", "local_linear", "routing", "core"])
-def test_empty_window_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="kernel_size must be an int >= 1"):
-        create_mixer(name, 16, 2, kernel_size=0)
-
-
 @each_mixer
 def test_metaformer_takes_a_training_step(name: str) -> None:
     model = MetaFormer(depths=(1, 1), dims=(16, 32), token_mixers=as_token_mixer(name, num_heads=2), num_classes=3)
