@@ -39,19 +39,21 @@ DIM, HEADS, REPEATS = 64, 2, 15
 SIDES = (16, 32, 64, 128)
 DEVICE = torch.device("cpu")
 
-WINDOW, SMALLER_WINDOW = "neighborhood 7×7", "neighborhood 5×5"
+WINDOW, SMALLER_WINDOW, BLOCKS = "neighborhood 7×7", "neighborhood 5×5", "core, 8×8 blocks"
 MIXERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     WINDOW: ("neighborhood", {"kernel_size": 7}),
     SMALLER_WINDOW: ("neighborhood", {"kernel_size": 5}),
-    **{name: (name, {}) for name in ("full", "core", "power", "parallax", "local_linear")},
+    **{name: (name, {}) for name in ("full", "core")},
+    BLOCKS: ("core", {"group_size": lambda side: side // 8}),
+    **{name: (name, {}) for name in ("power", "parallax", "local_linear")},
     **{name: (name, {}) for name in ("taylor", "elu", "routing", "ttt", "blocks")},
 }
-"""The mixer and its options, by the name in the table."""
+"""The mixer and its options, some of them functions of the side, by the name in the table."""
 
 COLUMNS = ("mixer", "side", "positions", "direction", "median_ms", "ratio_to_window", "peak_mib")
 FORWARD, TRAINING = "forward", "forward+backward"
 MOST_GROWTH, MOST_TIME = 4.2, 1.3
-"""Peak memory of `ttt` and `core` on four times the positions, over that before; time of `core` over the 5×5 window."""
+"""Peak memory of `ttt` and `core` on four times the positions, over that before; time of `core` with 8×8 blocks over the 5×5 window."""
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -80,6 +82,7 @@ def measure(side: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, (mixer, options) in MIXERS.items():
+        options = {key: value(side) if callable(value) else value for key, value in options.items()}
         forward, training = runs_of(create_mixer(mixer, DIM, HEADS, **options), side)
         runs |= {(name, FORWARD): forward, (name, TRAINING): training}
     by_text = {" / ".join(key): run for key, run in runs.items()}
@@ -128,9 +131,9 @@ def claims(rows: Rows) -> list[str]:
         peaks = column(rows, mixer, "peak_mib")
         growth = max(large / small for small, large in pairwise(peaks))
         lines.append(f"{mixer}: peak memory at 4 N at most {growth:.2f} times that at N ({said(growth, MOST_GROWTH)})")
-    times = [column(rows, mixer, "median_ms") for mixer in ("core", SMALLER_WINDOW)]
+    times = [column(rows, mixer, "median_ms") for mixer in (BLOCKS, SMALLER_WINDOW)]
     ratio = max(a / b for a, b in zip(*times, strict=True))
-    lines.append(f"core: time at most {ratio:.2f} times that of {SMALLER_WINDOW} ({said(ratio, MOST_TIME)})")
+    lines.append(f"{BLOCKS}: time at most {ratio:.2f} times that of {SMALLER_WINDOW} ({said(ratio, MOST_TIME)})")
     return lines
 
 
@@ -178,7 +181,7 @@ def draw(rows: Rows) -> None:
         sides = [int(side) for side in column(rows, WINDOW, "side")]
         for number, mixer in enumerate(dict.fromkeys(row["mixer"] for row in rows)):
             values = [a / b for a, b in zip(column(rows, mixer, key), reference, strict=True)]
-            axes.plot(sides, values, "osD^vP"[number % 6] + ("-" if number < 6 else "--"), label=mixer, markersize=5)
+            axes.plot(sides, values, "osD^vPX"[number % 7] + ("-" if number < 7 else "--"), label=mixer, markersize=5)
         axes.set_xticks(sides, [f"{side}×{side}" for side in sides])
         axes.yaxis.set_major_formatter(lambda x, _: f"{x:g}×")
         style_axes(axes, title=f"{title} relative to {WINDOW}", xlabel="map")
