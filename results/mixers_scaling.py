@@ -53,7 +53,7 @@ MIXERS: dict[str, tuple[str, Mapping[str, Any]]] = {
 COLUMNS = ("mixer", "side", "positions", "direction", "median_ms", "ratio_to_window", "peak_mib")
 FORWARD, TRAINING = "forward", "forward+backward"
 MOST_GROWTH, MOST_TIME = 4.2, 1.3
-"""Peak memory of `ttt` and `core` on four times the positions, over that before; time of `core` with 8×8 blocks over the 5×5 window."""
+"""Peak memory of `ttt` and `core` at four times the positions, over that before; time of BLOCKS over SMALLER_WINDOW."""
 
 Rows = Sequence[Mapping[str, str]]
 
