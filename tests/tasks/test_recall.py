@@ -16,6 +16,7 @@ from visionattn.cli.errors import run
 from visionattn.cli.train import main
 from visionattn.data import RecallData
 from visionattn.data.recall.module import collate
+from visionattn.evaluation.classification import require_classes
 from visionattn.tasks import RecallTask
 
 SMALL: dict[str, Any] = {"embed_dim": 8, "mlp_ratio": 1.0}
@@ -105,6 +106,8 @@ def test_run_can_be_tested_by_the_command_that_it_prints(
         "FullAttention2d",
         "NeighborhoodAttention2d",
     ]
+    with pytest.raises(ValueError, match=r"best.ckpt is a model of the recall suite, .*: visionattn test evaluates it"):
+        require_classes(loaded)
 
 
 def test_checkpoint_of_another_problem_is_refused(tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ def require_classes(loaded: LoadedModel) -> None:
     task = TASKS.get(spec.task, ClassificationTask)
     if not task.has_head and task.model_alone:
         raise ValueError(f"{name} gives features, not classes: eval.py {task.eval_command} evaluates it")
+    if task.eval_command == "test":
+        raise ValueError(f"{name} is {task.card_text}: visionattn test evaluates it")
     if not task.has_head:
         raise ValueError(
             f"{name} is a pretrained encoder, without classes: train.py fit --model.name {spec.model} "

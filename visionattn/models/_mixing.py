@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visionattn.layers.mixers import check_mixer
+
 Mixer = str | Sequence[str]
 """Name of the mixer of all blocks, or names that blocks take in turn: `["taylor", "neighborhood"]` alternates."""
 
@@ -14,11 +16,14 @@ def block_mixers(mixer: Mixer, mixer_kwargs: MixerOptions, depth: int) -> list[t
     """Return the name and the options of the mixer of each of `depth` blocks.
 
     Raises:
-        ValueError: `mixer` is not a name or a list of names, or `mixer_kwargs` not a mapping or one mapping per name.
+        ValueError: `mixer` is not the name of a mixer or a list of names, or `mixer_kwargs` is not a mapping or one
+            mapping per name.
     """
     names: list[Any] = list(mixer) if isinstance(mixer, list | tuple) else [mixer]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"mixer must be a name or a list of names; got {mixer!r}")
+    for name in names:  # also those that no block takes
+        check_mixer(name)
     options: list[Any] = list(mixer_kwargs) if isinstance(mixer_kwargs, list | tuple) else [mixer_kwargs] * len(names)
     if not all(x is None or isinstance(x, Mapping) for x in options):
         raise ValueError(f"mixer_kwargs must be a mapping, or a list of one mapping per mixer; got {mixer_kwargs!r}")

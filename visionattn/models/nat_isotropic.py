@@ -14,6 +14,7 @@ import torch
 from timm.models import checkpoint, generate_default_cfgs
 from torch import Tensor, nn
 
+from visionattn.layers.heads import check_positive
 from visionattn.layers.mixers import create_mixer
 from visionattn.layers.mixers.power import count_scales
 from visionattn.layers.neighborhood_attention import KernelSize, NeighborhoodAttention2d
@@ -119,10 +120,11 @@ class IsotropicNeighborhoodTransformer(Backbone):
             dtype: Type of the parameters.
 
         Raises:
-            ValueError: `num_heads` does not divide `embed_dim`, `dilation` does not have one entry per block, or a
-                mixer has no such option.
+            ValueError: `depth` is below 1, `num_heads` does not divide `embed_dim`, `dilation` does not have one entry
+                per block, or a mixer has no such option.
         """
         super().__init__()
+        check_positive(depth=depth)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.patch_size = patch_size
         self.is_global = kernel_size is None

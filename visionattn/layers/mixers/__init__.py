@@ -65,8 +65,7 @@ def create_mixer(
     Raises:
         ValueError: there is no such mixer, it has no such option, or the option has another type.
     """
-    if name not in MIXERS:
-        raise ValueError(f"mixer must be one of {', '.join(MIXERS)}; got {name!r}")
+    check_mixer(name)
     parameters = inspect.signature(MIXERS[name]).parameters
     known = set(parameters) - {"dim", "num_heads"}
     if unknown := sorted(options.keys() - known):
@@ -77,6 +76,16 @@ def create_mixer(
             raise ValueError(f"the mixer {name} takes {key} of type {kind}; got {value!r}")
     taken = {key: value for key, value in (defaults or {}).items() if key in known}
     return MIXERS[name](dim, num_heads, **{**taken, **options})
+
+
+def check_mixer(name: str) -> None:
+    """Refuse the name of a mixer that does not exist.
+
+    Raises:
+        ValueError: `name` is not one of `MIXERS`.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"mixer must be one of {', '.join(MIXERS)}; got {name!r}")
 
 
 def _fits(value: Any, annotation: Any) -> bool:
