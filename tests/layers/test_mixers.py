@@ -150,7 +150,7 @@ def test_blocks_take_several_mixers_in_turn() -> None:
     assert {block.attn.kernel_size for block in model.blocks[1::2]} == {3}
     with pytest.raises(ValueError, match="mixer_kwargs must be one mapping, or one per mixer, 2; got 1"):
         timm.create_model("iso_nano", mixer=["full", "neighborhood"], mixer_kwargs=[{}])
-    with pytest.raises(ValueError, match="mixer must be one of neighborhood, .*; got 'halo'"):
+    with pytest.raises(ValueError, match=r"mixer must be one of neighborhood, .*; got 'halo'"):
         timm.create_model("iso_nano", depth=1, mixer=["full", "halo"])
     with pytest.raises(ValueError, match="depth must be at least 1; got 0"):
         timm.create_model("iso_nano", depth=0)
