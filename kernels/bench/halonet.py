@@ -21,7 +21,7 @@ import torch
 from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
-from kernels.bench.measure import time_in_turn
+from kernels.bench.measure import largest_error, time_in_turn
 from kernels.bench.models import TOLERANCE, disagreement, inference_step, training_step
 from kernels.bench.peers import OURS
 from kernels.bench.report import Report, package_version
@@ -112,7 +112,7 @@ def layer_disagreement(layer: nn.Module, twin: nn.Module, x: Tensor) -> float:
         out = module(given)
         upstream = torch.linspace(-1, 1, out.numel(), device=x.device).view(out.shape)
         results.append([out, *torch.autograd.grad(out, [given, *module.parameters()], upstream)])
-    return max(float((a - b).detach().abs().max() / a.detach().abs().max()) for a, b in zip(*results, strict=True))
+    return largest_error(*reversed(results))
 
 
 def agree(name: str, part: str, error: float) -> bool:

@@ -6,11 +6,12 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Run = Callable[..., Any]
 """What is timed: from a problem's tensors, or from nothing, to the output."""
@@ -90,6 +91,12 @@ class Rates:
     def floor_ms(self, flops: float, bytes_moved: float) -> float:
         """Return the least time for this work: the longer of arithmetic and traffic."""
         return 1e3 * max(flops / self.flops_per_second, bytes_moved / self.bytes_per_second)
+
+
+def largest_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """Return the largest difference of tensors, each relative to the largest expected entry; NaN if one has NaN."""
+    pairs = zip(found, expected, strict=True)
+    return float(torch.stack([((a - b).abs().max() / b.abs().max()).detach().float().cpu() for a, b in pairs]).max())
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool = False) -> Rates:

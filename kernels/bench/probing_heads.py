@@ -14,7 +14,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from kernels.bench.measure import time_in_turn
+from kernels.bench.measure import largest_error, time_in_turn
 from kernels.bench.models import inference_step, training_step
 from kernels.bench.peers import OURS
 from kernels.bench.report import Report, package_version
@@ -99,7 +99,7 @@ def disagreement(head: nn.Module, tokens: Tensor) -> float:
         logits = net(x)
         upstream = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype, device=logits.device).view(logits.shape)
         results.append([logits, *torch.autograd.grad(logits, [x, *net.parameters()], upstream)])
-    return max(float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in zip(*results, strict=True))
+    return largest_error(*results)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def render(path: Path) -> str:
         "loader": loader_table,
         "startup": startup_table,
         "compile": compile_table,
+        "multiscale": multiscale_table,
+        "parallax": parallax_table,
     }
     kind = path.stem.partition("-")[0]
     if kind not in tables:
@@ -85,7 +87,8 @@ def caption(path: Path) -> str:
     """Return hardware, versions, command and revision of a result file."""
     origin = read_origin(path)
     hardware = origin["hardware"]
-    threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+    count = hardware.get("threads")
+    threads = f", {count} thread{'s' * (count != 1)}" if count else ""
     kept = "; freed memory kept" if origin.get("memory") == "kept" else ""
     versions = ", ".join(f"{name} {found}" for name, found in origin["versions"].items())
     revision = (origin["git_revision"] or "unknown").replace("-dirty", " with changes")
@@ -265,6 +268,30 @@ def compile_table(rows: Rows) -> str:
         changes = [f"{cell(old.get(problem, {}).get(x))} → {cell(cells.get(x))}" for x in kernels]
         lines.append([*problem, *changes])
     return markdown(["instructions per useful score", *kernels], lines, text=1)
+
+
+def multiscale_table(rows: Rows) -> str:
+    """Return a line per map and direction: our time, and the factors of the merged calls and neighborhood attention."""
+    lines = [
+        [f"{side}×{side} B{batch}", direction, *factors(cells, "visionattn", "merged calls", "neighborhood 7x7")]
+        for (side, batch, direction), cells in group(rows, "side", "batch", "direction").items()
+    ]
+    return markdown(["map", "direction", "ours (ms)", "merged calls", "7×7 neighborhood"], lines, text=2)
+
+
+def parallax_table(rows: Rows) -> str:
+    """Return a line per problem and direction: our time, and the factors of the unfused pair and plain attention."""
+    lines = [
+        [f"{side}×{side}, k {k}", direction, *factors(cells, "parallax", "parallax, unfused", "neighborhood attention")]
+        for (side, k, direction), cells in group(rows, "map", "kernel_size", "direction").items()
+    ]
+    return markdown(["problem", "direction", "ours (ms)", "unfused", "neighborhood attention"], lines, text=2)
+
+
+def factors(cells: dict[str, dict[str, str]], ours: str, *others: str) -> list[str]:
+    """Return our time, and the factor by which each other contender takes longer."""
+    time = float(cells[ours]["median_ms"])
+    return [number(time), *(f"{float(cells[name]['median_ms']) / time:.2f}×" for name in others)]
 
 
 def group(rows: Rows, *keys: str, inner: str = "contender") -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
