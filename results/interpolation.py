@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"), help="images, in test/")
     parser.add_argument("--images", type=int, default=50, help="number of test images, evenly spaced")
     args = parser.parse_args(argv)
+    if not (args.root / "test").is_dir():
+        parser.error(f"no such folder: {args.root / 'test'}; name CIFAR-10 with --root")
     images = read_images(args.root / "test", args.images)
     for share in SHARES:
         for bandwidth in BANDWIDTHS:

@@ -222,10 +222,11 @@ def markdown(rows: Sequence[Row]) -> str:
             parts.append("![Recall of each mixer with 6 and with 14 pairs](images/recall.png)")
     if rows:
         hardware = sorted({f"{row['hardware']}, torch {row['torch']}" for row in rows})
+        steps = dict.fromkeys(f"{int(row['steps']):,}" for row in rows)
         longest = max(float(row["minutes"]) for row in rows)
         parts.append(
-            f"Each run has 1,500 updates; the longest took {longest:.1f} minutes. Hardware: {'; '.join(hardware)}. "
-            "Values are means over seeds ± their deviation."
+            f"Each run has {', '.join(steps)} updates; the longest took {longest:.1f} minutes. "
+            f"Hardware: {'; '.join(hardware)}. Values are means over seeds ± their deviation."
         )
     parts.append(f"### Capacity of a sum of products\n\n{capacity_table()}")
     return "\n\n".join(parts)

@@ -42,7 +42,7 @@ def test_page_has_means_and_deviations_and_finished_runs_are_not_repeated(
     monkeypatch.setattr(script, "PROBLEMS", {"map": replace(problem, mixers=mixers)})
     monkeypatch.setattr(script, "SEEDS", (0, 1))
     scores = {"full": 1.0, "core": 0.5}
-    common = {"parameters": 1234, "minutes": 2, "hardware": "a CPU", "torch": torch.__version__}
+    common = {"parameters": 1234, "steps": 1500, "minutes": 2, "hardware": "a CPU", "torch": torch.__version__}
     rows = [
         {"problem": run.problem, "setting": run.setting, "mixer": run.mixer, "seed": run.seed, **common}
         | {"score": scores[run.mixer] - run.seed / 10}
@@ -55,6 +55,7 @@ def test_page_has_means_and_deviations_and_finished_runs_are_not_repeated(
     assert page.endswith("<!-- recall ends -->\nafter\n")
     assert "| core | 1,234 | 45.0 ± 7.1 | 45.0 ± 7.1 |" in page
     assert "| 64 | 64 |" in page
+    assert "Each run has 1,500 updates; the longest took 2.0 minutes." in page
     assert (tmp_path / "p.png").is_file()
     assert not (tmp_path / "runs").exists()
 

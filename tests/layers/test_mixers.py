@@ -150,6 +150,10 @@ def test_blocks_take_several_mixers_in_turn() -> None:
     assert {block.attn.kernel_size for block in model.blocks[1::2]} == {3}
     with pytest.raises(ValueError, match="mixer_kwargs must be one mapping, or one per mixer, 2; got 1"):
         timm.create_model("iso_nano", mixer=["full", "neighborhood"], mixer_kwargs=[{}])
+    with pytest.raises(ValueError, match="neighborhood has no option topk; .* mixer_kwargs can be a list"):
+        timm.create_model("iso_nano", mixer=["blocks", "neighborhood"], mixer_kwargs={"topk": 2})
+    with pytest.raises(ValueError, match="the mixer full has no option device"):
+        timm.create_model("iso_nano", mixer="full", mixer_kwargs={"device": "cuda"})
     with pytest.raises(ValueError, match=r"mixer must be one of neighborhood, .*; got 'halo'"):
         timm.create_model("iso_nano", depth=1, mixer=["full", "halo"])
     with pytest.raises(ValueError, match="depth must be at least 1; got 0"):

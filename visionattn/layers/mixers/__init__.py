@@ -18,6 +18,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from visionattn.layers.mixers.blocks import BlockAttention2d
@@ -51,7 +52,14 @@ MIXERS: dict[str, type[nn.Module]] = {
 
 
 def create_mixer(
-    name: str, dim: int, num_heads: int, *, defaults: Mapping[str, Any] | None = None, **options: Any
+    name: str,
+    dim: int,
+    num_heads: int,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Build a mixer.
 
@@ -60,22 +68,16 @@ def create_mixer(
         dim: Channels.
         num_heads: Heads; must divide `dim`.
         defaults: Options of the host, such as its kernel size: those that this mixer does not have are left out.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
         **options: Options of the mixer; they override `defaults`.
 
     Raises:
         ValueError: there is no such mixer, it has no such option, or the option has another type.
     """
-    check_mixer(name)
-    parameters = inspect.signature(MIXERS[name]).parameters
-    known = set(parameters) - {"dim", "num_heads"}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(f"the mixer {name} has no option {unknown[0]}; its options are {', '.join(sorted(known))}")
-    for key, value in options.items():
-        if not _fits(value, parameters[key].annotation):
-            kind = inspect.formatannotation(parameters[key].annotation)
-            raise ValueError(f"the mixer {name} takes {key} of type {kind}; got {value!r}")
-    taken = {key: value for key, value in (defaults or {}).items() if key in known}
-    return MIXERS[name](dim, num_heads, **{**taken, **options})
+    check_options(name, options)
+    taken = {key: value for key, value in (defaults or {}).items() if key in _options(name)}
+    return MIXERS[name](dim, num_heads, device=device, dtype=dtype, **{**taken, **options})
 
 
 def check_mixer(name: str) -> None:
@@ -86,6 +88,28 @@ def check_mixer(name: str) -> None:
     """
     if name not in MIXERS:
         raise ValueError(f"mixer must be one of {', '.join(MIXERS)}; got {name!r}")
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a mixer does not have.
+
+    Raises:
+        ValueError: there is no such mixer, it has no such option, or the option has another type.
+    """
+    check_mixer(name)
+    known = _options(name)
+    if unknown := sorted(options.keys() - known.keys()):
+        raise ValueError(f"the mixer {name} has no option {unknown[0]}; its options are {', '.join(sorted(known))}")
+    for key, value in options.items():
+        if not _fits(value, known[key]):
+            kind = inspect.formatannotation(known[key])
+            raise ValueError(f"the mixer {name} takes {key} of type {kind}; got {value!r}")
+
+
+def _options(name: str) -> dict[str, Any]:
+    """Return the types of a mixer's options by name."""
+    parameters = inspect.signature(MIXERS[name]).parameters
+    return {key: x.annotation for key, x in parameters.items() if key not in ("dim", "num_heads", "device", "dtype")}
 
 
 def _fits(value: Any, annotation: Any) -> bool:
