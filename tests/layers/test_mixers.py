@@ -150,7 +150,7 @@ def test_blocks_take_several_mixers_in_turn() -> None:
     assert {block.attn.kernel_size for block in model.blocks[1::2]} == {3}
     with pytest.raises(ValueError, match="mixer_kwargs must be one mapping, or one per mixer, 2; got 1"):
         timm.create_model("iso_nano", mixer=["full", "neighborhood"], mixer_kwargs=[{}])
-    with pytest.raises(ValueError, match="neighborhood has no option topk; .* mixer_kwargs can be a list"):
+    with pytest.raises(ValueError, match=r"neighborhood has no option topk; .* mixer_kwargs can be a list"):
         timm.create_model("iso_nano", mixer=["blocks", "neighborhood"], mixer_kwargs={"topk": 2})
     with pytest.raises(ValueError, match="the mixer full has no option device"):
         timm.create_model("iso_nano", mixer="full", mixer_kwargs={"device": "cuda"})
