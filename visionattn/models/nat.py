@@ -131,7 +131,6 @@ class NeighborhoodAttentionTransformer(Backbone):
             "qkv_bias": qkv_bias,
             "legacy_pad": bool(legacy_pad),
             "proj_drop": proj_drop_rate,
-            **dd,
         }
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []
@@ -143,7 +142,7 @@ class NeighborhoodAttentionTransformer(Backbone):
                 block_mixers(mixer, mixer_kwargs, depth), block_dilations(level_dilations[i], depth), strict=True
             ):
                 defaults = {**shared, "dilation": dilation}
-                attn = create_mixer(name, dim, num_heads[i], defaults=defaults, **options)
+                attn = create_mixer(name, dim, num_heads[i], defaults=defaults, **options, **dd)
                 blocks.append(Block(dim, attn, mlp_ratio, layer_scale, proj_drop_rate, next(drop_path), cpe, **dd))
             self.levels.append(Level(downsample(dim // 2, **dd) if i else nn.Identity(), blocks))
             feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i, "module": f"levels.{i}"})

@@ -138,7 +138,6 @@ class IsotropicNeighborhoodTransformer(Backbone):
             "legacy_pad": bool(legacy_pad),
             "proj_drop": proj_drop_rate,
             "num_scales": count_scales(self._map_size(img_size)),
-            **dd,
         }
         causal = {"is_causal": True} if is_causal else {}
         self.blocks = nn.Sequential()
@@ -146,7 +145,7 @@ class IsotropicNeighborhoodTransformer(Backbone):
             block_mixers(mixer, mixer_kwargs, depth), block_dilations(dilation, depth), drop_path, strict=True
         ):
             defaults = {**shared, "dilation": block_dilation}
-            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **{**causal, **options})
+            attn = create_mixer(name, embed_dim, num_heads, defaults=defaults, **{**causal, **options}, **dd)
             block = (embed_dim, attn, mlp_ratio, layer_scale, proj_drop_rate, rate, cpe, norm_eps, is_causal)
             self.blocks.append(IsotropicBlock(*block, **dd))
         self.norm: nn.Module = LayerNorm2d(embed_dim, eps=norm_eps, **dd)
