@@ -1,6 +1,7 @@
 """The benchmark scripts: what they refuse to time, what they write, and the tables that they make of it."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -371,3 +372,9 @@ def test_every_peer_that_is_installed_is_right(bench, tmp_path):
     assert bench.attention.main(["--quick", "--repeats", "1", "--output", str(output)]) == 0
     found = {row["contender"] for row in bench.report.read_rows(output)}
     assert found >= {"visionattn", "gather", "flex", "sdpa-full", "timm"}
+
+
+def test_nan_is_a_disagreement(bench):
+    ones, nan = torch.ones(2), torch.tensor([1.0, torch.nan])
+    assert bench.measure.largest_error([ones, 1.5 * ones], [ones, ones]) == 0.5
+    assert math.isnan(bench.measure.largest_error([ones, nan], [ones, ones]))
