@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "probe-seg": (EVALUATION, "mean IoU of segmentation from patches of frozen backbones"),
         "leaderboard": (EVALUATION, "table of results of probe"),
         "binding": (EVALUATION, "whether features tell that two patches share an object"),
+        "heads": (EVALUATION, "which attention heads matter, what they do, and models without some of them"),
         "kernels": (EVALUATION, "images of a Terminator's hyper-kernels"),
     },
     "export and set up": {
@@ -47,7 +48,7 @@ USAGE = "\n".join(
     [
         "usage: visionattn COMMAND [options]",
         "",
-        "Vision models with local and object-centric attention.",
+        "Vision models with local and object-centric attention. --version prints the version.",
         "",
         *(
             line
@@ -55,8 +56,7 @@ USAGE = "\n".join(
             for line in (f"{group}:", *(f"  {name:13}{does}" for name, (_, does) in commands.items()))
         ),
         "",
-        "COMMAND -h lists the most used options of a command, COMMAND --help all of them. --version prints the",
-        "version. --debug adds the traceback to an error.",
+        "COMMAND -h lists the most used options, COMMAND --help all of them. --debug adds the traceback to an error.",
         "",
         "examples:",
         "  visionattn fit --config quickstart",

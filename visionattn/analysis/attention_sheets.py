@@ -1,6 +1,7 @@
 """Sheets of attention: the class token's, its rollout, and that of a clicked point over its window."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +91,13 @@ def draw_window(subject: Subject, options: LookOptions) -> "Pixels":
     if not layers:
         raise NoSheetError(_no_attention(subject))
     return _draw_queries(subject, options, layers, None)
+
+
+def draw_heads(subject: Subject, options: LookOptions) -> "Pixels":
+    """Draw the attention of each head in all blocks: of the class token, or else of the clicked point."""
+    layers = attention_layers(subject.network)
+    draw = draw_attention if layers and all(layer.sees_all for layer in layers) else draw_window
+    return draw(subject, replace(options, blocks=options.blocks or range(len(layers))))
 
 
 def _draw_queries(

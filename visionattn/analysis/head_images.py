@@ -41,6 +41,7 @@ class HeadImages:
         has_classes: True if images have classes, which the model knows.
         device: Device of the batches.
         preparation: How images are prepared, in words.
+        identity: The images, their order, batches and preprocessing, as plain values.
     """
 
     data: Any
@@ -49,6 +50,7 @@ class HeadImages:
     has_classes: bool
     device: torch.device
     preparation: str
+    identity: Any
 
     def __iter__(self) -> Iterator[HeadBatch]:
         """Yield all batches, without images that cannot be read."""
@@ -111,8 +113,10 @@ def open_head_images(
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
     )
-    preparation = describe_preprocessing(prepare_images(spec, options), spec.preprocessing, loaded.name)
+    preprocessing = prepare_images(spec, options)
+    preparation = describe_preprocessing(preprocessing, spec.preprocessing, loaded.name)
+    identity = [options.batch_size, preprocessing, [dataset.source.name_of(place) for place in places]]
     announce(preparation)
     if len(places) < len(dataset):
         announce(f"{len(places):,} of {len(dataset):,} images, evenly spaced; --num_images sets their number")
-    return HeadImages(data, reader, len(places), has_classes, device, preparation)
+    return HeadImages(data, reader, len(places), has_classes, device, preparation, identity)

@@ -8,6 +8,7 @@ from visionattn.cli.binding import binding
 from visionattn.cli.classify import classify
 from visionattn.cli.discover import discover
 from visionattn.cli.errors import UsageError
+from visionattn.cli.heads import heads
 from visionattn.cli.kernels import kernels
 from visionattn.cli.leaderboard import leaderboard
 from visionattn.cli.parsing import EvaluationParser
@@ -16,7 +17,7 @@ from visionattn.cli.probe_seg import probe_seg
 from visionattn.cli.reid import reid
 from visionattn.cli.throughput import throughput
 
-COMMANDS = (binding, classify, discover, kernels, leaderboard, probe, probe_seg, reid, throughput)
+COMMANDS = (binding, classify, discover, heads, kernels, leaderboard, probe, probe_seg, reid, throughput)
 
 
 def main(argv: list[str], prog: str = "eval.py") -> None:
