@@ -102,9 +102,9 @@ def print_curves(curves: Mapping[str, PruningCurve], figures: Mapping[str, str])
             rows.append(
                 {
                     "order": f"random ({len(chance)})",
-                    "area": meancell((curve.area[figure] for curve in chance), scale, 3),
+                    "area": mean_cell((curve.area[figure] for curve in chance), scale, 3),
                     **{
-                        f"{points[0]['num_heads']} cut": meancell((point[figure] for point in points), scale, 3)
+                        f"{points[0]['num_heads']} cut": mean_cell((point[figure] for point in points), scale, 3)
                         for points in columns
                     },
                 }
