@@ -156,7 +156,7 @@ class HeadStudy:
         return self.curves
 
     def cut_arguments(self, heads: Collection[Head]) -> tuple[dict[str, list[int]], dict[str, Tensor] | None]:
-        """Return heads by the path of their block, and their means, as `visionattn.evaluation.pruned.prune` takes them."""
+        """Return heads by the path of their block, and their means, for `visionattn.evaluation.prune`."""
         numbers = {self.layers[layer].name: found for layer, found in by_layer(heads).items()}
         if self.means is None:
             return numbers, None
