@@ -56,7 +56,7 @@ class Replay:
         with change_heads(edits), ExitStack() as stack:
             for block in self._blocks[: first.number]:
                 stack.enter_context(block.returning())
-            stack.enter_context(_replaced(first.module, "forward", lambda *_, **__: self._finish(first)))
+            stack.enter_context(replaced(first.module, "forward", lambda *_, **__: self._finish(first)))
             return self.network(images)
 
     def _finish(self, layer: HeadLayer) -> Tensor:
@@ -79,14 +79,14 @@ class _Block:
             self.returned = compute(*args, **kwargs)
             return self.returned
 
-        return _replaced(self.module, self.method, record)
+        return replaced(self.module, self.method, record)
 
     def returning(self) -> AbstractContextManager[None]:
-        return _replaced(self.module, self.method, lambda *_, **__: self.returned)
+        return replaced(self.module, self.method, lambda *_, **__: self.returned)
 
 
 @contextmanager
-def _replaced(module: nn.Module, method: str, function: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, method: str, function: Callable[..., Any]) -> Iterator[None]:
     """Replace a method of one module within a `with` block."""
     held = vars(module).get(method)
     setattr(module, method, function)

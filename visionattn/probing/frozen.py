@@ -131,8 +131,13 @@ class FrozenBackbone(nn.Module):
         They are not inference tensors, on which heads could not be trained. Images `[B, C, H, W]` have the size that
         `preprocessing` names, and may lie on any device.
         """
+        with torch.no_grad():
+            return self.tokens(images)
+
+    def tokens(self, images: Tensor) -> dict[Layer, Tensor]:
+        """Return what `forward` does, with a graph if gradients are enabled."""
         images = images.to(self.device, self._weight.dtype)
-        with torch.no_grad(), self._autocast():
+        with self._autocast():
             final, taps = self._features(images, self._taps, "last" in self.layers)
             tapped = dict(zip(self._taps, taps, strict=True))
             tokens = {
