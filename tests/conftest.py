@@ -138,6 +138,21 @@ def mnist_root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def dominoes_root(mnist_root: Path) -> Path:
+    """Write CIFAR-10's class folders beside MNIST: 4 and 2 photos of each class, of a shade of grey that is theirs."""
+    from PIL import Image
+
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    for split, count in (("train", 4), ("test", 2)):
+        for number, name in enumerate(names):
+            folder = mnist_root / "cifar10" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (32, 32), (20 * number + index,) * 3).save(folder / f"{index}.png")
+    return mnist_root
+
+
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Write MNIST's format: magic number, lengths of the axes, bytes; compressed if the name ends in .gz."""
     header = np.array([0x0800 + values.ndim, *values.shape], dtype=">u4")

@@ -62,6 +62,7 @@ def test_training_config_makes_one_step(
     images: Path,
     people: Path,
     mnist_root: Path,
+    dominoes_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -85,6 +86,8 @@ def test_training_config_makes_one_step(
         options.append("--data.holdout_per_class=1")
     if config.stem in ("smnist", "pmnist"):
         options += [f"--data.root={mnist_root}", "--data.img_size=28"]
+    if config.stem == "dominoes":
+        options += [f"--data.root={dominoes_root}", "--data.img_size=[64, 32]"]
     if scenes:
         options += ["--data.num_workers=0", "--data.image_size=32"]
     if config.stem == "dinosaur_coco":

@@ -51,7 +51,8 @@ def next_command(prog: str, task: Any, data: Any, checkpoint: Path) -> str:
         if task.eval_command == "classify" and prog == "visionattn":
             lines.append(f"predict:   {shell_command(prog, ['predict', str(checkpoint), 'IMAGES'])}")
         return "\n".join(lines)
-    where |= {"data.img_size": data.preprocessing["input_size"][1], "model.checkpoint_path": checkpoint}
+    _, height, width = data.preprocessing["input_size"]
+    where |= {"data.img_size": height if height == width else [height, width], "model.checkpoint_path": checkpoint}
     where |= {"model.model_kwargs": _as_json(task.spec.model_kwargs)}
     return f"fine-tune: {shell_command(prog, ['fit', '--model.name', task.spec.model, *_given(where)])}"
 

@@ -14,21 +14,22 @@ from visionattn.checks import check_choice, check_range
 from visionattn.data.balance import count_classes, weigh_images
 from visionattn.data.class_map import ClassMap, read_class_map
 from visionattn.data.columns import TableOptions
+from visionattn.data.dominoes import SIZE
 from visionattn.data.errors import DataError
 from visionattn.data.folders import check_readable
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
-from visionattn.data.options import Preparation
+from visionattn.data.options import ImageSize, Preparation
 from visionattn.data.sources import REMOTE, ImageSource, some
 from visionattn.data.splits import FOLDERS, SplitOpener
 from visionattn.data.streams import stream_workers
 from visionattn.data.unlabelled import Images, open_unlabelled
 from visionattn.output import write_csv
 
-EDGES = {"digits": 32, "mnist": 28}
-"""Edge in pixels of the embedded and small data sets; other images are resized to 224."""
+SIZES: dict[str, ImageSize] = {"digits": 32, "mnist": 28, "dominoes": SIZE}
+"""Edge in pixels, or height and width, of the embedded and small data sets; other images are resized to 224."""
 TORCH_FOLDERS = ("torch/folder", "torch/image_folder")
 """Other names of ``folder``; torchvision's own reader would take hidden folders for classes."""
 
@@ -45,12 +46,14 @@ class ImageClassificationData(ImageData):
     for training from scratch. If ``train.py`` starts from pretrained weights, it takes missing values from them.
 
     Args:
-        name: ``digits`` (embedded; the default without a root), ``mnist``, ``cub200``, ``stanford_cars``,
-            ``fgvc_aircraft``, ``folder`` (the default with a root or labels), a data set of torchvision
-            (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``, ``wds/NAME``,
-            ``tfds/NAME``.
+        name: ``digits`` (embedded; the default without a root), ``mnist``, ``dominoes`` (digits above photos, two cues
+            that agree in 95% of the training images; ``dominoes/0.8`` for 80%; those of the split ``conflicts`` never
+            agree), ``cub200``, ``stanford_cars``, ``fgvc_aircraft``, ``folder`` (the default with a root or labels), a
+            data set of torchvision (``torch/food101``, ``torch/dtd/3``, …) or of timm: ``hfds/NAME``, ``hfids/NAME``,
+            ``wds/NAME``, ``tfds/NAME``.
         root: folder of images or ``.tar`` file; for ``mnist`` the folder with ``MNIST/raw/*-ubyte`` or
-            ``*-ubyte.gz``; for other data sets the folder of their downloads.
+            ``*-ubyte.gz``; for ``dominoes`` also ``cifar10/{train,test}/CLASS``, or torchvision's download; for other
+            data sets the folder of their downloads.
         train_split: name of the training split, if it is not one of the usual names.
         val_split: name of the validation split, if it is not one of the usual names.
         test_split: name of the test split; without one the validation split is tested.
@@ -163,7 +166,7 @@ class ImageClassificationData(ImageData):
         )
         self._sources: dict[str, ImageSource | IterableImageDataset] = {}
         self.preparation = Preparation(**preparation)
-        self.preprocessing = self.preparation.preprocessing(EDGES.get(self.name, 224))
+        self.preprocessing = self.preparation.preprocessing(SIZES.get(self.name.partition("/")[0], 224))
         self._transforms = [self.preparation.make_transform(self.preprocessing, training) for training in (False, True)]
 
     @property

@@ -18,6 +18,9 @@ from visionattn.data.transforms import CROP_MODES, ERASURES, INTERPOLATIONS, MAX
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
+ImageSize = int | tuple[int, int]
+"""Edge of a square image in pixels, or height and width."""
+
 AUGMENTATIONS = {
     "hflip": (0, 1),
     "vflip": (0, 1),
@@ -50,7 +53,8 @@ class Preparation:
     """Size, normalisation and augmentation of images.
 
     Args:
-        img_size: height and width in pixels, by default 32 for digits, 28 for mnist and 224 otherwise.
+        img_size: height and width in pixels, or one number for both; by default 32 for digits, 28 for mnist, 64×32 for
+            dominoes and 224 otherwise.
         in_chans: 3 for colour, the default, 1 for grey. With another number, images are arrays of that many channels:
             .npy and .npz files, TIFF files of several pages or of that many samples per pixel, RGBA images for 4.
         sequence: yield images as sequences of pixels, maps [C, 1, H·W]: ``pixels`` row by row, or ``permuted`` in the
@@ -87,7 +91,7 @@ class Preparation:
         DataError: a value out of its bounds, or two that exclude each other.
     """
 
-    img_size: int | None = None
+    img_size: ImageSize | None = None
     in_chans: int | None = None
     sequence: SequenceKind | None = None
     permutation_seed: int | None = None
@@ -112,16 +116,17 @@ class Preparation:
     transform: str | None = None
     train_transform: str | None = None
 
-    def preprocessing(self, edge: int) -> dict[str, Any]:
-        """Return the preprocessing as timm names it, of images of `edge` pixels unless `img_size` says otherwise."""
+    def preprocessing(self, size: ImageSize) -> dict[str, Any]:
+        """Return the preprocessing as timm names it, of images of this size unless `img_size` says another."""
         in_chans = 3 if self.in_chans is None else self.in_chans
-        check_range("data.img_size", self.img_size, 1, MAX_SIZE, error=DataError)
+        height, width = height_and_width(size if self.img_size is None else self.img_size)
+        for edge in (height, width):
+            check_range("data.img_size", edge, 1, MAX_SIZE, error=DataError)
         check_range("data.in_chans", in_chans, 1, error=DataError)
         if in_chans not in (1, 3):
             self._check_array_options()
-        size = self.img_size or edge
         given = (self.mean, self.std, self.interpolation, self.crop_pct, self.crop_mode)
-        prepared = make_preprocessing((in_chans, size, size), *given)
+        prepared = make_preprocessing((in_chans, height, width), *given)
         self.to_sequence(prepared["input_size"])  # checks its options
         # timm's configuration knows nothing of sequences: other images do without these.
         sequence = {"sequence": self.sequence, "permutation_seed": self.permutation_seed}
@@ -140,7 +145,7 @@ class Preparation:
         if own is not None:
             transform: Any = OwnTransform(own, getattr(self, own), preprocessing, training)
         else:
-            augmentation = self.augmentation(preprocessing["input_size"][-1]) if training else None
+            augmentation = self.augmentation(max(preprocessing["input_size"][1:])) if training else None
             transform = pixel_transform(preprocessing, augmentation)
         return transform if to_sequence is None else Compose([transform, to_sequence])
 
@@ -153,7 +158,7 @@ class Preparation:
                 )
 
     def augmentation(self, size: int) -> dict[str, Any]:
-        """Return the augmentation of images of `size` pixels, as `image_transform` takes it."""
+        """Return the augmentation of images whose longer edge has `size` pixels, as `image_transform` takes it."""
         taken = {name: getattr(self, name) for name in TRANSFORM_OPTIONS}
         augmentation = {**taken, "interpolation": self.train_interpolation}
         check_augmentation(augmentation, size)
@@ -162,6 +167,11 @@ class Preparation:
     def to_sequence(self, input_size: tuple[int, int, int]) -> PixelSequence | None:
         """Return the transform of images (C, H, W) to sequences of pixels, if there is one."""
         return pixel_sequence(self.sequence, self.permutation_seed, input_size[1] * input_size[2])
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Return height and width of images, given as both or as one number."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def make_preprocessing(
@@ -195,7 +205,7 @@ def make_preprocessing(
 
 
 def check_augmentation(options: Mapping[str, Any], size: int) -> None:
-    """Check the augmentation options that a DataModule has, for images with an edge of ``size`` pixels.
+    """Check the augmentation options that a DataModule has, for images whose longer edge has ``size`` pixels.
 
     Raises:
         DataError: a value out of its bounds, or two that exclude each other.

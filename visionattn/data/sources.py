@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from PIL import Image
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visionattn.data.balance import Targets
 from visionattn.data.digits import Digits
+from visionattn.data.dominoes import Dominoes, Pairing, read_agreement
 from visionattn.data.errors import DataError
 from visionattn.data.file_sources import FileSource, TarSource, list_folder, list_tar
 from visionattn.data.finding import Finder, is_hidden, natural_key
@@ -111,11 +112,11 @@ def open_source(
     """Open one split.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, one of ``FINE_GRAINED``, ``""`` or ``"folder"`` or ``"tar"`` for images
-            under ``root``, one of torchvision's (``torch/…``), or one of timm's (``hfds/…``, ``hfids/…``, ``wds/…``,
-            ``tfds/…``).
-        root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``; for others the folder of their
-            downloads.
+        name: ``"digits"``, ``"mnist"``, ``"dominoes"`` or ``"dominoes/SHARE"``, one of ``FINE_GRAINED``, ``""`` or
+            ``"folder"`` or ``"tar"`` for images under ``root``, one of torchvision's (``torch/…``), or one of timm's
+            (``hfds/…``, ``hfids/…``, ``wds/…``, ``tfds/…``).
+        root: folder or ``.tar`` file; for MNIST the folder that holds ``MNIST/raw``, for dominoes also ``cifar10``; for
+            others the folder of their downloads.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         wanted: the user's own name for the split, which must then exist.
         undivided: take the root itself, or a whole data set of torchvision, for the split, if ``wanted`` is None.
@@ -145,11 +146,13 @@ def open_source(
         if root is None:
             raise DataError("--data.name mnist needs --data.root FOLDER, where FOLDER/MNIST/raw holds its four files")
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
+    if prefix == "dominoes":
+        return _open_dominoes(name, root, wanted or split, mode, download)
     if name in FINE_GRAINED:
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
     if prefix not in REMOTE:
         raise DataError(
-            f"unknown data set {name!r}: digits, mnist, {', '.join(FINE_GRAINED)}, folder, or one of "
+            f"unknown data set {name!r}: digits, mnist, dominoes, {', '.join(FINE_GRAINED)}, folder, or one of "
             f"{', '.join(p + '/NAME' for p in REMOTE)}"
         )
     if wanted and is_whole(name):
@@ -178,6 +181,28 @@ def open_source(
         check_shards(name, dataset)
         return dataset
     return ReaderSource(dataset.reader, mode)
+
+
+def _open_dominoes(name: str, root: str | None, split: str, mode: str, download: bool) -> Dominoes:
+    """Open digits above photos; the test split is that of conflicts.
+
+    Raises:
+        DataError: no root, missing files, or no such split.
+    """
+    pairings: dict[str, Pairing] = {"train": "train", "validation": "validation", "test": "conflicts"}
+    pairing = next((pairing for usual, pairing in pairings.items() if split in (usual, pairing)), None)
+    if pairing is None:
+        raise DataError(f"{name} has no {split!r} split: pass train, validation or conflicts")
+    if root is None:
+        raise DataError(f"--data.name {name} needs --data.root FOLDER, with MNIST/raw and cifar10/{{train,test}}/CLASS")
+    part: Literal["train", "test"] = "train" if pairing == "train" else "test"
+    folder = Path(root) / "cifar10"
+    photos = (
+        open_place(find_split(folder, part), mode)
+        if folder.is_dir()
+        else open_torchvision("torch/cifar10", root, part, mode, download=download)
+    )
+    return Dominoes(MNIST(Path(root), part), photos, pairing, read_agreement(name), mode)
 
 
 def open_place(

@@ -57,7 +57,7 @@ def pixel_transform(preprocessing: Mapping[str, Any], augmentation: Mapping[str,
         transform.transforms.insert(0, MiddlePart())
     if padding or edge:
         assert isinstance(transform.transforms[0], RandomResizedCropAndInterpolation)
-        transform.transforms[0] = plain_crop(size[1:], edge or min(size[1:]), padding, preprocessing["interpolation"])
+        transform.transforms[0] = plain_crop(size[1:], edge, padding, preprocessing["interpolation"])
     erase = [] if options.get("no_aug") else erasing(preprocessing, chance, max_count=count, mode=mode)
     if arrays:
         transform.transforms.insert(0, torch.tensor)  # a copy, as arrays of Pillow are read-only
@@ -94,14 +94,15 @@ class MiddlePart:
         return image if max(size) <= longest else center_crop(image, [min(longest, edge) for edge in size])
 
 
-def plain_crop(size: tuple[int, int], edge: int, padding: int, interpolation: str) -> Compose:
+def plain_crop(size: tuple[int, int], edge: int | None, padding: int, interpolation: str) -> Compose:
     """Build a transform that resizes, pads by mirroring and crops at random, without changes of scale.
 
     Args:
         size: height and width of the crop.
-        edge: the shorter edge of the resized image.
+        edge: the shorter edge of the resized image; None for that of a square crop, or else for the size of the crop.
         padding: pixels added on each side.
         interpolation: interpolation of the resizing, which does not touch images of the right size.
     """
-    resize = Resize(edge, interpolation=str_to_interp_mode(interpolation))
+    whole = size[0] if size[0] == size[1] else size
+    resize = Resize(edge or whole, interpolation=str_to_interp_mode(interpolation))
     return Compose([MiddlePart(), resize, RandomCrop(size, padding=padding, padding_mode="symmetric")])

@@ -105,10 +105,7 @@ class Embedder:
             raise UserError(f"{loaded.name} is a head on a frozen backbone: give the backbone, by its name or file")
         spec = loaded.spec
         warn_of_own_transform(spec.preprocessing, None)
-        size = tuple(spec.preprocessing["input_size"])
-        preprocessing = prepare(spec, ProbingData(img_size=max(size[1:]) if img_size is None else img_size))
-        if img_size is None:  # images need not be square, as those to probe on are
-            preprocessing["input_size"] = size
+        preprocessing = prepare(spec, ProbingData(img_size=img_size))
         self.device = resolve_device(device)
         self.backbone = freeze(loaded, [layer], preprocessing, self.device, precision)
         ((self.layer, layout),) = self.backbone.layouts.items()

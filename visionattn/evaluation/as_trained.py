@@ -139,20 +139,14 @@ class SceneOptions(DataOptions):
 
 
 def prepare_images(spec: ModelSpec, options: PreparedImages) -> dict[str, Any]:
-    """Return the preprocessing of a model, for square images, with the values that the options set.
-
-    Raises:
-        ValueError: the model takes images that are not square, and no size is given.
-    """
+    """Return the preprocessing of a model, with the values that the options set."""
     trained = spec.preprocessing
     channels, height, width = trained["input_size"]
-    if height != width and options.img_size is None:
-        raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
-    edge = height if options.img_size is None else options.img_size
+    size = (height, width) if options.img_size is None else (options.img_size, options.img_size)
     given = {"interpolation": options.interpolation, "crop_pct": options.crop_pct}
     kept = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "sequence", "permutation_seed")
     return {
-        "input_size": (channels, edge, edge),
+        "input_size": (channels, *size),
         **{key: trained[key] for key in kept if trained.get(key) is not None},
         **{key: value for key, value in given.items() if value is not None},
     }
@@ -183,7 +177,7 @@ def open_images(
     if preprocessing is None:
         preprocessing = prepare_images(spec, options)
     warn_of_own_transform(spec.preprocessing, getattr(options, "transform", None))
-    channels, edge, _ = preprocessing["input_size"]
+    channels, *size = preprocessing["input_size"]
     # Trained on embedded digits, but a folder is given: take the folder.
     elsewhere = options.labels or (options.root and spec.dataset == "digits")
     stored = None if elsewhere else spec.dataset or None
@@ -191,7 +185,7 @@ def open_images(
     prepared |= {key: list(preprocessing[key]) for key in ("mean", "std")}
     with _own_names(options, split="val_split") as given:
         module = ImageClassificationData(
-            **given | {"name": options.name or stored, "img_size": edge, "in_chans": channels} | prepared | arguments
+            **given | {"name": options.name or stored, "img_size": size, "in_chans": channels} | prepared | arguments
         )
         if stage == "validate":
             module.expect_head(spec.class_names, spec.num_classes)

@@ -56,6 +56,9 @@ class ProbingScenes(DataOptions):
         """
         options = ProbingData(img_size=self.img_size, crop_pct=1.0, interpolation=self.interpolation)
         preprocessing = {**prepare(spec, options), "crop_mode": self.crop_mode}
-        if (channels := preprocessing["input_size"][0]) != 3:
+        channels, height, width = preprocessing["input_size"]
+        if height != width:
+            raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
+        if channels != 3:
             raise ValueError(f"{spec.model} takes images of {channels} channels, and scenes have 3")
         return preprocessing

@@ -75,15 +75,15 @@ def adopt_preprocessing(data: Any, wanted: Mapping[str, Any], keys: Collection[s
     """Fill in the data options that are not given, which are None, from ``keys`` of the preprocessing of a spec.
 
     Raises:
-        ValueError: images are not square, but the data have one size for both edges.
+        ValueError: images are not square, but those of the data are.
     """
     channels, height, width = wanted["input_size"]
     values = {key: list(value) if key in ("mean", "std") else value for key, value in wanted.items() if key in keys}
     if "input_size" in keys:
-        values |= {"img_size": height, "image_size": height, "height": height, "width": width, "in_chans": channels}
-        edge = next((key for key in ("img_size", "image_size") if key in data), None)
-        if height != width and edge and data[edge] is None and not data.get("sequence"):
-            raise ValueError(f"the weights want {height}×{width} images, not square ones: choose --data.{edge} N")
+        size = height if height == width else [height, width]
+        values |= {"img_size": size, "image_size": height, "height": height, "width": width, "in_chans": channels}
+        if height != width and "image_size" in data and data["image_size"] is None:
+            raise ValueError(f"the weights want {height}×{width} images, not square ones: choose --data.image_size N")
     for key, value in values.items():
         if key in data and data[key] is None:
             data[key] = value

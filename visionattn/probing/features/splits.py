@@ -242,7 +242,7 @@ def prepare(spec: ModelSpec, data: ProbingData) -> dict[str, Any]:
     """Return the preprocessing of images: the backbone's own, with the values that the options set.
 
     Raises:
-        ValueError: The backbone takes sequences of pixels, or images that are not square.
+        ValueError: The backbone takes sequences of pixels.
     """
     if spec.preprocessing.get("sequence") is not None:
         raise ValueError(f"{spec.model} was trained on sequences of pixels: probing is for images")

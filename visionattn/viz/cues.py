@@ -1,0 +1,72 @@
+"""Figures of two cues in conflict: which heads carry each, and which cue wins without them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from visionattn.viz.figure import BLUE, GREY, ORANGE, new_figure, save_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"digit": BLUE, "photo": ORANGE, "random": GREY}
+PANELS = {"digit": "another digit", "photo": "another photo"}
+
+
+def save_cue_figure(
+    effects: Mapping[str, Any], wins: Mapping[str, Mapping[int, Sequence[float]]], path: str | Path, title: str = ""
+) -> Path:
+    """Draw a map of layers and heads for each cue, and how often the digit wins without some heads.
+
+    Args:
+        effects: For ``digit`` and ``photo``, the change of logit(digit) - logit(photo) if a head sees another one,
+            [layers, heads]; NaN where there is no head.
+        wins: For heads of the side ``digit``, of ``photo``, and ``random``: by number of heads that are cut, the share
+            of images in which the digit wins, one for each order.
+        path: File of the figure.
+        title: Title of the figure.
+
+    Raises:
+        ValueError: A suffix that is not a figure's.
+    """
+    figure = new_figure(11.5, 3.6)
+    *panels, axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    largest = max(np.nanmax(np.abs(effects[cue])) for cue in PANELS) or 1.0
+    for panel, (cue, label) in zip(panels, PANELS.items(), strict=True):
+        drawn = _draw_map(panel, effects[cue], largest)
+        panel.set(title=f"Head sees {label}", xlabel="head", ylabel="layer")
+    figure.colorbar(drawn, ax=panels, label="change of logit(digit) − logit(photo)")
+    for side, by_number in wins.items():
+        _draw_wins(axes, by_number, COLOURS[side], f"{side} heads")
+    style_axes(axes, title="The digit wins", xlabel="heads cut", ylabel="% of conflicts", ylim=(0, 100))
+    axes.legend(frameon=False)
+    if title:
+        figure.suptitle(title)
+    return save_figure(figure, path)
+
+
+def _draw_map(axes: "Axes", values: Any, largest: float) -> Any:
+    """Draw numbers [layers, heads], blue below 0 and red above, each also as text."""
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", origin="lower")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    if np.size(values) <= 150:
+        for (layer, head), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 * largest else "black"
+                axes.text(head, layer, f"{value:+.2f}", ha="center", va="center", fontsize="x-small", color=colour)
+    return drawn
+
+
+def _draw_wins(axes: "Axes", by_number: Mapping[int, Sequence[float]], colour: str, label: str) -> None:
+    """Draw means over orders, and the range of several orders."""
+    numbers = sorted(by_number)
+    shares = [100 * np.asarray(by_number[number]) for number in numbers]
+    axes.plot(numbers, [each.mean() for each in shares], color=colour, marker="o", markersize=4, label=label)
+    if max(map(len, shares)) > 1:
+        low, high = [each.min() for each in shares], [each.max() for each in shares]
+        axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
