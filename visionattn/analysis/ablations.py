@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visionattn.analysis.head_images import HeadBatch
+from visionattn.analysis.head_images import HeadBatch, ImageBatch
 from visionattn.analysis.heads import Edit, Head, HeadLayer, by_layer, change_heads, head_name, replace_heads
 from visionattn.analysis.outcomes import Outcomes, measure_outcomes
 from visionattn.analysis.replay import Replay
@@ -70,7 +70,7 @@ class _Progress(NamedTuple):
 def head_means(
     network: nn.Module,
     layers: Sequence[HeadLayer],
-    batches: Iterable[HeadBatch],
+    batches: Iterable[ImageBatch],
     *,
     precision: Precision = "32-true",
     progress: ShowProgress = no_progress,
@@ -143,7 +143,9 @@ def measure_ablations(
         UserError: There are no images, or an output is not finite.
         OSError: The file cannot be written.
     """
-    edits = [_edits(layers, heads, ablation, means) for heads in choices]
+    if ablation == "mean" and means is None:
+        raise ValueError("mean-ablation needs the means of heads: give means=head_means(…)")
+    edits = [ablate(layers, heads, None if ablation == "zero" else means) for heads in choices]
     store = None if unfinished is None else _Store(unfinished, choices, ablation, precision)
     done, values, rows = store.read() if store else _Progress(0, torch.empty(0), [])
     found = [values] if values.numel() else []
@@ -170,13 +172,18 @@ def measure_ablations(
     return Outcomes(torch.cat(found, 2))
 
 
-def _edits(
-    layers: Sequence[HeadLayer], heads: Collection[Head], ablation: Ablation, means: Sequence[Tensor] | None
+def ablate(
+    layers: Sequence[HeadLayer], heads: Collection[Head], means: Sequence[Tensor] | None = None
 ) -> dict[HeadLayer, Edit]:
-    if ablation == "mean" and means is None:
-        raise ValueError("mean-ablation needs the means of heads: give means=head_means(…)")
+    """Return edits, for `change_heads`, that put the means of heads in the place of their outputs, or 0 without means.
+
+    Args:
+        layers: All layers of a network.
+        heads: The heads.
+        means: Means `[h, d]` of each layer, see `head_means`.
+    """
     return {
-        layers[layer]: replace_heads(numbers, 0.0 if means is None or ablation == "zero" else means[layer])
+        layers[layer]: replace_heads(numbers, 0.0 if means is None else means[layer])
         for layer, numbers in by_layer(heads).items()
     }
 

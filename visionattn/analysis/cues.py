@@ -15,16 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visionattn.analysis.heads import (
-    Edit,
-    Head,
-    HeadLayer,
-    HeadValues,
-    by_layer,
-    change_heads,
-    head_name,
-    replace_heads,
-)
+from visionattn.analysis.ablations import ablate, head_means
+from visionattn.analysis.heads import Head, HeadLayer, HeadValues, head_name, replace_heads
 from visionattn.analysis.replay import Replay
 from visionattn.data.conflicts import ConflictBatch
 from visionattn.progress import ShowProgress, no_progress
@@ -189,13 +181,12 @@ def cut_sides(
         (side, order, heads[:size]) for (side, order), heads in ranked.items() for size in sizes if size <= len(heads)
     ]
     scores = [_Scores() for _ in chosen]
-    means = _mean_outputs(network, layers, pairs)
+    means = head_means(network, layers, pairs, progress=progress)
     with progress("cutting heads", "batches") as report:
         for number, pair in enumerate(pairs, 1):
             replay.record(pair.image)
             for (_, _, heads), score in zip(chosen, scores, strict=True):
-                edits = {layers[n]: replace_heads(own, means[n]) for n, own in by_layer(heads).items()}
-                score.add(replay.run(pair.image, edits), pair)
+                score.add(replay.run(pair.image, ablate(layers, heads, means)), pair)
             report(number, length_hint(pairs) or None)
     return [SideCut(*choice, score.wins()) for choice, score in zip(chosen, scores, strict=True)]
 
@@ -239,23 +230,3 @@ def _margin(logits: Tensor, pair: ConflictBatch) -> Tensor:
     """Return logit of the digit's class - logit of the photo's, [B]."""
     rows = torch.arange(len(logits), device=logits.device)
     return (logits[rows, pair.digit] - logits[rows, pair.photo]).double()
-
-
-def _mean_outputs(network: nn.Module, layers: Sequence[HeadLayer], pairs: Iterable[ConflictBatch]) -> list[Tensor]:
-    """Return the mean outputs of the heads of each layer over all images and positions, `[h, d]`."""
-    sums: list[Any] = [0.0] * len(layers)
-    counts = [0] * len(layers)
-
-    def watch(layer: HeadLayer) -> Edit:
-        def add(values: Tensor) -> Tensor:
-            flat = values.flatten(0, -3)
-            sums[layer.number] = sums[layer.number] + flat.double().sum(0)
-            counts[layer.number] += len(flat)
-            return values
-
-        return add
-
-    with change_heads({layer: watch(layer) for layer in layers}):
-        for pair in pairs:
-            network(pair.image)
-    return [total / count for total, count in zip(sums, counts, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from visionattn.evaluation.as_trained import ImageOptions, open_images, prepare_
 from visionattn.evaluation.drawing import spread
 from visionattn.evaluation.source import LoadedModel
 from visionattn.training.preprocessing import describe_preprocessing
+
+
+class ImageBatch(Protocol):
+    """A batch with normalised images `[B, C, H, W]`, whatever else it holds."""
+
+    @property
+    def image(self) -> Tensor:
+        """The images."""
 
 
 class HeadBatch(NamedTuple):

@@ -1,0 +1,210 @@
+"""eval.py heads in this process: a small ViT with packaged weights, on drawn images and synthetic scenes."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from visionattn import load_model
+from visionattn.analysis import head_layers
+from visionattn.cli.errors import run
+from visionattn.cli.evaluate import main
+
+MODEL = "vit_nano_patch4_32.cifar10"
+CLASSES = ("airplane", "automobile", "bird")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work beside a folder of images in class folders, with names of the model's classes."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for number, name in enumerate(CLASSES * 4):
+        path = Path("images", name, f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path)
+
+
+def heads(*argv: str | Path) -> int:
+    fixed = ["--device", "cpu", "--data.num_workers", "0", "--data.root", "images", "--data.val_share", "1"]
+    return run(main, ["heads", *fixed, *map(str, argv)])
+
+
+def study(*argv: str | Path, output: str = "h.json") -> dict[str, Any]:
+    assert heads("--model", MODEL, "--pretrained", "--output", output, *argv) == 0
+    return json.loads(Path(output).read_text())
+
+
+def test_table_files_and_figures_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = ["--scenes.name", "synthetic", "--scenes.val_length", "4", "--scenes.num_workers", "0"]
+    files = ["--csv", "h.csv", "--plot", "maps.png", "--sheet", "sheet.png", "--curves", "curves.png"]
+    found = study(*scenes, *files, "--prune", "d_loss,distance:desc", "--points", "3", "--random_orders", "2")
+    rows = found["heads"]
+    assert [(row["layer"], row["head"]) for row in rows] == [(layer, head) for layer in range(6) for head in range(3)]
+    with Path("h.csv").open() as file:
+        assert [float(row["d_loss"]) for row in csv.DictReader(file)] == [row["d_loss"] for row in rows]
+    assert found["num_images"] == 12
+    assert {row["distance"] is not None and 0 < row["distance"] < 7 for row in rows} == {True}
+    assert all(row["binding"] > 0 and 0 <= row["prefix_mass"] <= 1 for row in rows)
+    assert {name: len(curve["points"]) for name, curve in found["curves"].items()} == dict.fromkeys(
+        ("d_loss", "distance:desc", "random 0", "random 1"), 3
+    )
+    by_distance = sorted(rows, key=lambda row: -row["distance"])
+    assert found["curves"]["distance:desc"]["order"] == [f"{row['layer']}.{row['head']}" for row in by_distance]
+    assert all(
+        curve["points"][0]["loss"] == pytest.approx(found["baseline"]["loss"]) for curve in found["curves"].values()
+    )
+    for name in ("maps.png", "sheet.png", "curves.png"):
+        assert Image.open(name).size[0] > 300
+    printed = capsys.readouterr().out
+    assert f"rank correlation of d_loss between two halves of the images: {found['split_half']:.2f}" in printed
+    assert f"{rows[0]['d_loss']:.4f} ± {rows[0]['d_loss_se']:.4f}" in printed
+
+
+def test_two_runs_are_equal_and_leave_no_other_files() -> None:
+    first, second = study("--layers", "0,-1"), study("--layers", "0,-1", output="i.json")
+    assert first["heads"] == second["heads"]
+    assert {row["layer"] for row in first["heads"]} == {0, 5}
+    assert sorted(path.name for path in Path().iterdir()) == ["h.json", "i.json", "images"]
+
+
+def test_removed_heads_are_those_of_a_zeroed_projection(capsys: pytest.CaptureFixture[str]) -> None:
+    found = study("--layers", "3", "--ablation", "zero", "--ablate", "3.1,4.0")
+    loaded = load_model(MODEL)
+    for layer, head in ((3, 1), (4, 0)):
+        with torch.no_grad():
+            head_layers(loaded.model)[layer].proj.weight[:, 32 * head : 32 * (head + 1)] = 0
+    images = sorted(Path("images").rglob("*.png"))
+    transform, names = loaded.transform(), loaded.spec.class_names
+    with torch.no_grad():
+        logits = loaded.model(torch.stack([transform(Image.open(path)) for path in images]))
+    targets = torch.tensor([names.index(path.parent.name) for path in images])
+    assert found["removed"]["loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, targets).item(), abs=1e-6
+    )
+    assert found["removed"]["heads"] == ["3.1", "4.0"]
+    assert "3.1, 4.0" in capsys.readouterr().out
+
+
+def test_kept_model_computes_what_the_ablated_one_did(capsys: pytest.CaptureFixture[str]) -> None:
+    found = study("--layers", "1", "--cut", "1.0,1.2", "--keep", "small/kept.safetensors")["pruned"]
+    assert found["difference"] < 1e-5
+    small = load_model("small/kept.safetensors")
+    assert small.spec.model_kwargs["cut_heads"] == {"blocks.1": [0, 2]}
+    assert found["speed"]["cut"]["params_m"] < found["speed"]["full"]["params_m"]
+    assert "2 heads cut: 1.0, 1.2" in capsys.readouterr().out
+    assert (
+        run(
+            main,
+            [
+                "classify",
+                "--checkpoint",
+                "small/kept.safetensors",
+                "--data.root",
+                "images",
+                "--data.val_share",
+                "1",
+                "--data.num_workers",
+                "0",
+            ],
+        )
+        == 0
+    )
+
+
+def test_number_of_heads_to_cut_follows_the_order() -> None:
+    found = study(
+        "--layers",
+        "1",
+        "--prune",
+        "d_loss",
+        "--points",
+        "2",
+        "--random_orders",
+        "0",
+        "--cut",
+        "1",
+        "--keep",
+        "k.safetensors",
+    )
+    least = min(found["heads"], key=lambda row: row["d_loss"])
+    assert found["pruned"]["heads"] == [f"{least['layer']}.{least['head']}"]
+
+
+def test_model_without_classes_is_judged_by_its_features(capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = ["--model_kwargs", '{"num_classes": 0}']
+    found = study(*kwargs, "--layers", "0", "--prune", "d_features", "--points", "2", "--random_orders", "1")
+    assert found["baseline"] == {}
+    assert all(0 < row["d_features"] < 1 and "direct" not in row for row in found["heads"])
+    assert found["curves"]["d_features"]["points"][0]["d_features"] == 0
+    assert "change of features" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", ["effects", "curves"])
+def test_killed_run_resumes_with_the_same_results(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from visionattn.analysis import ablations
+
+    words = ["--layers", "2,3", "--data.batch_size", "4", "--prune", "d_loss", "--points", "3", "--random_orders", "1"]
+    whole = study(*words, output="whole.json")
+    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
+    measured = ablations.measure_outcomes
+    calls = 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == {"effects": 5, "curves": 30}[step]:
+            raise KeyboardInterrupt
+        return measured(*args)
+
+    monkeypatch.setattr(ablations, "measure_outcomes", killed)
+    assert heads("--model", MODEL, "--pretrained", "--output", "h.json", *words) != 0
+    assert Path(f"h.json.{step}.safetensors").exists()
+    before = calls
+    found = study(*words)
+    assert found["heads"] == whole["heads"]
+    assert found["curves"] == whole["curves"]
+    assert calls - before < before if step == "curves" else calls - before > 0
+    assert not list(Path().glob("h.json.*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--layers", "6"], "--layers 6: there are attention layers 0 to 5"),
+        (["--heads", "3"], "--heads 3: layer 0 has heads 0 to 2"),
+        (["--ablate", "3.x"], "--ablate takes heads as LAYER.HEAD: 3.1,4.0, not '3.x'"),
+        (["--ablate", "9.0"], "--ablate 9.0: there are attention layers 0 to 5"),
+        (["--prune", "importance"], "--prune must be one of distance, distance_clipped, influence, "),
+        (
+            ["--prune", "d_loss:up"],
+            "--prune d_loss:up: write d_loss for the lowest first, or d_loss:desc for the highest",
+        ),
+        (["--prune", "binding"], "--prune binding wants images with segments: give --scenes.root FOLDER"),
+        (["--prune", "d_features"], "--prune d_features: vit_nano_patch4_32.cifar10 has classes; d_loss is the effect"),
+        (["--curves", "c.png"], "--curves draws the curves of --prune: give scores"),
+        (["--keep", "k.safetensors"], "--cut says which heads to cut, and --keep where to write the smaller model"),
+        (["--keep", "k.pt", "--cut", "1"], "k.pt must end in .safetensors"),
+        (["--cut", "19", "--keep", "k.safetensors"], "--cut must be at least 1 and at most 18, got 19"),
+        (["--plot", "p.txt"], "cannot write a figure to p.txt"),
+    ],
+)
+def test_mistakes_end_with_one_line_before_the_work(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heads("--model", MODEL, "--pretrained", *argv) != 0
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert captured.out == ""
+
+
+def test_model_without_heads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", "resnet_pico.cifar10", "--pretrained") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: resnet_pico.cifar10 has no attention heads to study")
