@@ -34,6 +34,7 @@ from visionattn.layers.halo_attention import HaloAttention2d
 from visionattn.layers.mixers import MIXERS
 from visionattn.layers.mixers.packed import PackedAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
+from visionattn.models.cut_heads import HeadlessAttention
 from visionattn.probing.frozen import num_reg_tokens
 
 Key = TypeVar("Key")
@@ -127,9 +128,12 @@ def attention_layers(model: nn.Module) -> list[AttentionLayer]:
     """Return the attention layers of a model in the order of the network, also within a classifier around it.
 
     Models of other kinds than `SUPPORTED` have none. Of ViTs these are the blocks, all of which attend to all tokens.
+    Layers whose heads are all cut are left out.
     """
     found = []
     for name, module in model.named_modules():
+        if isinstance(getattr(module, "attn", None), HeadlessAttention):
+            continue
         if isinstance(module, (*SWIN_BLOCKS, *MAP_ATTENTION)):
             found.append(AttentionLayer(name.removesuffix(".attn"), module))
         elif hasattr(module, "blocks") and hasattr(module, "patch_embed"):
@@ -146,7 +150,7 @@ def unrecorded_mixers(model: nn.Module) -> list[str]:
 def token_layers(model: Any, prefix: str = "") -> list[AttentionLayer]:
     """Return the attention of a ViT's blocks, or nothing if one of them is of another kind."""
     attentions = [getattr(block, "attn", None) for block in getattr(model, "blocks", ())]
-    if not all(isinstance(attention, TOKEN_ATTENTION) for attention in attentions):
+    if not all(isinstance(attention, (*TOKEN_ATTENTION, HeadlessAttention)) for attention in attentions):
         return []
     tokens = getattr(model, "num_prefix_tokens", 0)
     has_class_token = tokens > num_reg_tokens(model)
@@ -154,7 +158,7 @@ def token_layers(model: Any, prefix: str = "") -> list[AttentionLayer]:
     return [
         AttentionLayer(f"{prefix}blocks.{number}", attention, tokens, has_class_token, grid)
         for number, attention in enumerate(attentions)
-        if attention is not None
+        if isinstance(attention, TOKEN_ATTENTION)
     ]
 
 

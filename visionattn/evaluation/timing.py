@@ -3,7 +3,7 @@
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +59,13 @@ def measure(name: str, conditions: Conditions) -> dict[str, Any]:
     device = resolve_device(conditions.device)
     memory_before = _restart_memory(device)
     model, images = _prepare(name, conditions, device)
-    step = _training_step(model, images, conditions) if conditions.train else _inference_step(model, images, conditions)
+    precision = conditions.precision
+    step = _training_step(model, images, conditions) if conditions.train else inference_step(model, images, precision)
     with nullcontext() if conditions.train else frozen_weights(model):
         times = _time(step, device, conditions.seconds)
     memory = _peak_memory(device) - memory_before
     median = statistics.median(times)
-    macs, reason = _try_count_macs(model, images.shape[1:])
+    macs, reason = try_count_macs(model, images.shape[1:])
     return {
         "model": name,
         "img_size": images.shape[-1],
@@ -101,11 +102,12 @@ def _prepare(name: str, conditions: Conditions, device: torch.device) -> tuple[n
     return model.to(device).to(memory_format=layout), images
 
 
-def _inference_step(model: nn.Module, images: Tensor, conditions: Conditions) -> Callable[[], None]:
+def inference_step(model: nn.Module, images: Tensor, precision: Precision) -> Callable[[], None]:
+    """Return a function that computes the forward pass, in evaluation mode."""
     model.eval()
 
     def step() -> None:
-        with torch.inference_mode(), autocast(images.device, conditions.precision):
+        with torch.inference_mode(), autocast(images.device, precision):
             model(images)
 
     return step
@@ -128,24 +130,26 @@ def _training_step(model: nn.Module, images: Tensor, conditions: Conditions) -> 
 
 def _time(step: Callable[[], None], device: torch.device, seconds: float) -> list[float]:
     """Return the wall-clock seconds of single steps, after steps that warm up caches, kernels and clocks."""
-
-    def timed() -> float:
-        start = perf_counter()
-        step()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return perf_counter() - start
-
-    warm_up = [timed(), timed()]
+    warm_up = [time_step(step, device), time_step(step, device)]
     while sum(warm_up) < seconds / 5:
-        warm_up.append(timed())
-    times = [timed() for _ in range(5)]
+        warm_up.append(time_step(step, device))
+    times = [time_step(step, device) for _ in range(5)]
     while sum(times) < seconds:
-        times.append(timed())
+        times.append(time_step(step, device))
     return times
 
 
-def _try_count_macs(model: nn.Module, input_size: torch.Size) -> tuple[int | None, str | None]:
+def time_step(step: Callable[[], None], device: torch.device) -> float:
+    """Return the wall-clock seconds of one step."""
+    start = perf_counter()
+    step()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return perf_counter() - start
+
+
+def try_count_macs(model: nn.Module, input_size: Sequence[int]) -> tuple[int | None, str | None]:
+    """Return what `count_macs` does, or None and the reason; leave ``model`` on meta."""
     channels, height, width = input_size
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -8,6 +8,7 @@ import torch
 from timm.models import save_for_hf, split_model_name_tag
 from timm.models._input import update_model_input_size  # not exported; test_hub.py's sequence fails if it moves
 
+from visionattn.errors import UsageError
 from visionattn.export.card import evaluated, write_card
 from visionattn.export.network import Network
 from visionattn.export.run import RunRecord
@@ -44,8 +45,10 @@ def save_folder(
 
     Raises:
         ValueError: The folder cannot be written, or holds something else; the evaluation is of another model; or the
-            model cannot be built again.
+            model cannot be built again, as one whose heads are cut.
     """
+    if network.spec.model_kwargs.get("cut_heads"):
+        raise UsageError(f"{network.spec.model} has cut heads, which timm cannot build: export onnx or program instead")
     found = None if evaluation is None else _read_evaluation(evaluation, network.spec.model)
     check_folder(folder)
     if not overwrite and not _is_ours(folder):

@@ -42,7 +42,7 @@ class RunRecord:
     def of(cls, checkpoint: Path) -> Self:
         """Collect the facts of the training that wrote a file; empty if `train.py` did not write it."""
         content = read_checkpoint(checkpoint)
-        if METADATA_KEY not in content:
+        if not {METADATA_KEY, "state_dict"} <= content.keys():
             return cls()
         folder = checkpoint.parent.parent
         steps = int(content["global_step"]) if "global_step" in content else None

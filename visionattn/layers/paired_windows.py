@@ -52,6 +52,8 @@ def forward_paired_windows(block: Any, x: Tensor, pair: Tensor, source: PairSour
         source: stream of that image's keys and values.
     """
     attn = block.attn
+    if not isinstance(attn, WindowAttention):  # all its heads are cut
+        return block(x)
     block.attn = PairedWindowAttention(attn, pair, source)
     try:
         return block(x)

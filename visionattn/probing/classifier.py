@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from visionattn.probing.frozen import FrozenBackbone, Layer, TokenLayout, weight
 from visionattn.probing.heads import ProbingHead, create_head, select_tokens
 from visionattn.probing.heads.queries import MeanPooling
 from visionattn.training.checkpoints.spec import ModelSpec
+from visionattn.training.models import create_model
 
 FORMAT = 1
 AMP_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
@@ -133,7 +133,7 @@ def load_probe(path: str | Path, backbone: nn.Module | None = None) -> ProbeClas
 def _create_backbone(made: Mapping[str, Any], path: Path) -> nn.Module:
     """Build the model without a classifier, with the weights that the head's file names."""
     try:
-        model = timm.create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
+        model = create_model(made["model"], pretrained=made["file"] is None, num_classes=0, **made["model_kwargs"])
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: no backbone {made['model']!r}: {reason(error)}; pass it as load_probe(…, backbone=…)"

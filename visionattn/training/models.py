@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 import visionattn.models  # noqa: F401  registers this project's models with timm
 from visionattn.checks import reason
 from visionattn.io import WEIGHT_SOURCES
+from visionattn.models.cut_heads import cut_heads as cut
 from visionattn.suggestions import suggest
 from visionattn.training.checkpoints.files import read_checkpoint
 
@@ -20,18 +21,26 @@ NUMPY_SUFFIXES = (".npz", ".npy")
 """Files of weights that models of timm read by themselves."""
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """Return ``timm.create_model(name, **kwargs)``, with errors for users.
+def create_model(name: str, *, cut_heads: Mapping[str, Sequence[int]] | None = None, **kwargs: Any) -> nn.Module:
+    """Return ``timm.create_model(name, **kwargs)``, less some attention heads, with errors for users.
 
     Args:
         name: a registered model, with or without a pretrained tag, or ``hf-hub:…`` or ``local-dir:…``.
+        cut_heads: numbers of the heads to cut by block, such as ``{"blocks.3": [1, 2]}``, see
+            `visionattn.models.cut_heads`; weights that ``kwargs`` ask for are those of the whole model.
         **kwargs: arguments of ``timm.create_model`` and of the model.
 
     Raises:
         FileNotFoundError: the file of weights in ``pretrained_cfg_overlay`` does not exist.
-        ValueError: an unknown name (the message lists near matches), an argument that the model does not take, or
-            pretrained weights that do not exist, are damaged or cannot be fetched.
+        ValueError: an unknown name (the message lists near matches), an argument that the model does not take, heads
+            that do not exist or cannot be cut, or pretrained weights that do not exist, are damaged or cannot be
+            fetched.
     """
+    model = _create(name, kwargs)
+    return cut(model, cut_heads) if cut_heads else model
+
+
+def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     check_model_name(name)
     file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
     if kwargs.get("pretrained") and file and Path(file).suffix not in NUMPY_SUFFIXES:

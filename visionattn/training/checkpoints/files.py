@@ -1,6 +1,7 @@
 """Files of weights, read without running code that they may hold, and with their checksums."""
 
 import argparse
+import json
 import re
 import warnings
 import zipfile
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+METADATA_KEY = "visionattn"
+"""Key of ``ModelSpec.to_dict()`` in a training checkpoint, and as JSON in the metadata of a ``.safetensors`` file."""
 
 METADATA = "meta.pt"
 """Lightning's file in a sharded checkpoint (a folder) without weights and optimizer state; written last."""
@@ -27,6 +31,10 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
             ``.safetensors`` file, which has none.
         mmap: leave tensors on disk until they are used.
 
+    Returns:
+        The content. Of a ``.safetensors`` file the tensors by name and, if it describes its model, the description
+        under ``METADATA_KEY``.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: a folder, a file of another kind, a damaged one, or one that holds pickled code.
@@ -41,13 +49,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the checkpoint file in it")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
+        return _read_safetensors(path)
     check_whole(path)
     try:
         # timm's training checkpoints hold their options as an argparse.Namespace. A mapped file leaves the optimizer's
@@ -68,6 +70,21 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
         kind = type(content).__name__
         raise ValueError(f"{path} is not a checkpoint: it holds a {kind} where a dict is expected")  # noqa: TRY004
     return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        content: dict[str, Any] = dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+        return content if text is None else {**content, METADATA_KEY: json.loads(text)}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe its model in JSON: {error}") from error
 
 
 def check_whole(path: Path) -> None:

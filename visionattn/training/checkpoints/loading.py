@@ -113,7 +113,9 @@ def weights_origin(
     """
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
-        return "file" if METADATA_KEY not in content else weights if AVERAGE_BESIDE in content else "raw"
+        if not {METADATA_KEY, "state_dict"} <= content.keys():
+            return "file"
+        return weights if AVERAGE_BESIDE in content else "raw"
     kwargs = model_kwargs or {}
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if kwargs.get("checkpoint_path") or (pretrained and WEIGHT_SOURCES & set(overlay)):
@@ -130,9 +132,9 @@ def load_checkpoint(
     """Build the model that a file holds, in evaluation mode on the CPU.
 
     Args:
-        path: a checkpoint that ``train.py`` wrote; together with ``model_name`` also a ``.safetensors`` file, a
-            ``torch.save``d state dict or a checkpoint of another training script, see
-            :func:`~visionattn.training.fitting.adapt_weights`.
+        path: a checkpoint that ``train.py`` wrote, or a ``.safetensors`` file that describes its model; together with
+            ``model_name`` also any other ``.safetensors`` file, a ``torch.save``d state dict or a checkpoint of another
+            training script, see :func:`~visionattn.training.fitting.adapt_weights`.
         weights: for a run with an exponential moving average: the average or the raw weights. Without one, the two are
             the same.
         model_name: the architecture, for files that do not name it. The model gets as many classes as the head in the

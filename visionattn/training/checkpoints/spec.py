@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from visionattn.io import as_text
+from visionattn.training.checkpoints.files import METADATA_KEY as METADATA_KEY
 from visionattn.training.models import is_elsewhere
-
-METADATA_KEY = "visionattn"
-"""Key of ``ModelSpec.to_dict()`` in a training checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class ModelSpec:
 
     Attributes:
         model: name of the architecture in timm's registry.
-        model_kwargs: further arguments of ``timm.create_model``, plain values.
+        model_kwargs: further arguments of ``create_model``, plain values.
         num_classes: width of the head.
         class_names: one name per output of the head, in its order; empty if they are unknown.
         preprocessing: ``input_size`` (channels, height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``
