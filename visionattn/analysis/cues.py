@@ -1,9 +1,10 @@
-"""Which heads carry which of two cues in conflict: path patching, and cutting the heads of one side.
+"""Heads that carry one of two cues in conflict: path patching, and cutting the heads of one side.
 
 The images show a digit of class A above a photo of class B, see `visionattn.data.conflicts`. The margin of an image is
 logit A - logit B: above 0, the digit wins. The outputs of one head are replaced by those that it has for an image with
-another digit, or with another photo. A head that carries the digit's cue then lowers the margin, one that carries the
-photo's raises it (Jin et al., 2024, https://arxiv.org/abs/2402.18154, on language models).
+another digit, or with another photo. All later layers are computed again, so that paths through them count as well. If
+the head carries the cue of the digit, another digit lowers the margin; if it carries that of the photo, another photo
+raises it (in the manner of Jin et al., 2024, https://arxiv.org/abs/2402.18154, on language models).
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from visionattn.progress import ShowProgress, no_progress
 
 Side = Literal["digit", "photo", "random"]
 """The heads that are cut: those that carry a cue, or any."""
-SIZES = (1, 2, 4)
+SIZES = (1, 2, 4, 6)
 ORDERS = 5
 
 
@@ -47,7 +48,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class CueWins:
-    """Which cue of conflicting ones a network follows.
+    """Share of conflicts in which a network follows each cue.
 
     Attributes:
         num_images: N.
@@ -90,7 +91,7 @@ class CueStudy:
 
 @dataclass(frozen=True)
 class SideCut:
-    """Which cue wins without some heads.
+    """Wins of the cues without some heads.
 
     Attributes:
         side: Whose heads are cut.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionattn.viz.figure import BLUE, GREY, ORANGE, new_figure, save_figure, style_axes
+from visionattn.viz.figure import BLUE, GREY, ORANGE, as_label, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def save_cue_figure(
     style_axes(axes, title="The digit wins", xlabel="heads cut", ylabel="% of conflicts", ylim=(0, 100))
     axes.legend(frameon=False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(as_label(title))
     return save_figure(figure, path)
 
 
