@@ -22,7 +22,7 @@ Query = tuple[int, int]
 
 ALL = slice(None)
 
-CHUNK = 2**19
+CHUNK = 2**18
 """Weights that `RecordedAttention.chunks` yields at once: they stay in the cache of a core."""
 
 
