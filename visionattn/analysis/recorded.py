@@ -64,12 +64,15 @@ class RecordedAttention(ABC):
         return self.rows([query])[:, :, 0]
 
     def chunks(self, queries: Sequence[Query]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of queries in parts, with their places in the sequence: about `CHUNK` weights at once."""
+        """Yield the rows of queries in parts, in float32 or wider, with their places in the sequence.
+
+        A part has about `CHUNK` weights.
+        """
         start, count = 0, self.rows_at_once
         while start < len(queries):
             part = slice(start, start + count)
             rows = self.rows(queries[part])
-            yield part, rows
+            yield part, rows.to(torch.promote_types(rows.dtype, torch.float32))
             fitting = CHUNK * rows.shape[2] // rows.numel()
             start, count = part.stop, max(1, fitting // self.rows_at_once) * self.rows_at_once
 

@@ -118,7 +118,7 @@ class _Scores:
         if not self.num_images:
             self._prepare(recorded)
         own = torch.cat([self._add_rows(recorded, part, rows) for part, rows in recorded.chunks(self.queries)], -1)
-        received = _exact(recorded.received()).flatten(2)  # [B, h, K]
+        received = recorded.received().to(own).flatten(2)  # [B, h, K]
         from_others = received.sum(-1) - own.mean(-1) * self.num_queries
         self._add("influence", from_others / received.shape[-1])
         if self.reads_all:
@@ -162,8 +162,8 @@ class _Scores:
 
     def _add_rows(self, recorded: RecordedAttention, part: slice, rows: Tensor) -> Tensor:
         """Add the scores of some queries, and return their weights for themselves, `[B, h, Q]`."""
-        weights = _exact(rows).flatten(3)  # [B, h, Q, K]
-        prefix = _exact(recorded.prefix(self.queries[part]))  # [B, h, Q, E]
+        weights = rows.flatten(3)  # [B, h, Q, K]
+        prefix = recorded.prefix(self.queries[part]).to(weights)  # [B, h, Q, E]
         of_prefix = prefix.sum(-1)
         self._add("prefix_mass", of_prefix)
 
@@ -207,10 +207,6 @@ class _Scores:
     def nothing(self) -> Tensor:
         """Return the score that no head has."""
         return torch.full_like(self.sums["distance"], torch.nan)
-
-
-def _exact(weights: Tensor) -> Tensor:
-    return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
 
 def _divide(sums: Tensor, masses: Tensor) -> Tensor:
