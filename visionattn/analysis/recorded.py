@@ -1,11 +1,13 @@
 """Recorded attention weights of one layer, by query: of all tokens, of Swin's windows, of this library's operators.
 
-Shapes: B images, h heads, E prefix tokens, N tokens; a map of H × W keys.
+Shapes: B images, h heads, E prefix tokens, N tokens; Q queries; a map of H × W keys.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,11 @@ from visionattn_kernels import Window
 
 Query = tuple[int, int]
 """Row and column of a query on the map of queries."""
+
+ALL = slice(None)
+
+CHUNK = 2**18
+"""Weights that `RecordedAttention.chunks` yields at once: they stay in the cache of a core."""
 
 
 class RecordedAttention(ABC):
@@ -31,21 +38,70 @@ class RecordedAttention(ABC):
     stride: tuple[int, int] = (1, 1)
 
     @abstractmethod
-    def row(self, query: Query) -> Tensor:
-        """Return the weights of one query for each key, `[B, h, H, W]`, 0 beyond its window.
+    def rows(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of queries for each key, `[B, h, Q, H, W]`, 0 beyond their windows.
 
         They sum to 1 with the weights of prefix tokens, and of positions beyond the map, where a network has them.
+        """
+
+    @abstractmethod
+    def received(self) -> Tensor:
+        """Return the sum of the weights that each key has from all queries of the map, `[B, h, H, W]`.
+
+        Prefix tokens are no queries of the map.
         """
 
     @abstractmethod
     def visible(self, query: Query) -> Tensor:
         """Return whether each key lies in the query's window, `[H, W]`, bool."""
 
+    @abstractmethod
+    def prefix(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of queries for each prefix token, `[B, h, Q, E]`; E is 0 for maps."""
+
+    def row(self, query: Query) -> Tensor:
+        """Return the weights of one query for each key, `[B, h, H, W]`; see `rows`."""
+        return self.rows([query])[:, :, 0]
+
+    def chunks(self, queries: Sequence[Query]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows of queries in parts, in float32 or wider, with their places in the sequence.
+
+        A part has about `CHUNK` weights.
+        """
+        start, count = 0, self.rows_at_once
+        while start < len(queries):
+            part = slice(start, start + count)
+            rows = self.rows(queries[part])
+            yield part, rows.to(torch.promote_types(rows.dtype, torch.float32))
+            fitting = CHUNK * rows.shape[2] // rows.numel()
+            start, count = part.stop, max(1, fitting // self.rows_at_once) * self.rows_at_once
+
+    @property
+    def rows_at_once(self) -> int:
+        """Number of rows that cost as much as one."""
+        return 1
+
+    @property
+    def num_queries(self) -> tuple[int, int]:
+        """Height and width of the map of queries."""
+        height, width = (-(-length // step) for length, step in zip(self.size, self.stride, strict=True))
+        return height, width
+
+    @property
+    def queries(self) -> list[Query]:
+        """All queries of the map, row by row."""
+        height, width = self.num_queries
+        return list(product(range(height), range(width)))
+
+    def keys_of(self, queries: Sequence[Query]) -> Tensor:
+        """Return the numbers of the keys at the positions of queries, counted row by row, `[Q]` on the CPU."""
+        return torch.tensor([row * self.stride[0] * self.size[1] + column * self.stride[1] for row, column in queries])
+
     def query_at(self, x: float, y: float) -> Query:
         """Return the query nearest to a point, given in shares of width and height from the upper left corner."""
-        counts = [-(-length // step) for length, step in zip(self.size, self.stride, strict=True)]
-        rows, columns = (min(int(share * count), count - 1) for share, count in zip((y, x), counts, strict=True))
-        return rows, columns
+        shares = zip((y, x), self.num_queries, strict=True)
+        row, column = (min(int(share * count), count - 1) for share, count in shares)
+        return row, column
 
 
 @dataclass
@@ -62,9 +118,18 @@ class TokenAttention(RecordedAttention):
     num_prefix_tokens: int
     size: tuple[int, int]
 
-    def row(self, query: Query) -> Tensor:
-        """Return the weights of a patch for each patch."""
-        return self.token_row(self.num_prefix_tokens + query[0] * self.size[1] + query[1])
+    def rows(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of patches for each patch."""
+        return self._of_patches(queries, slice(self.num_prefix_tokens, None)).unflatten(-1, self.size)
+
+    def prefix(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of patches for each prefix token."""
+        return self._of_patches(queries, slice(self.num_prefix_tokens))
+
+    def received(self) -> Tensor:
+        """Return the sum of the weights that each patch has from all patches."""
+        patches = self.weights[:, :, self.num_prefix_tokens :, self.num_prefix_tokens :]
+        return patches.sum(2).unflatten(-1, self.size)
 
     def visible(self, query: Query) -> Tensor:
         """Return that each patch is seen."""
@@ -73,6 +138,10 @@ class TokenAttention(RecordedAttention):
     def token_row(self, token: int) -> Tensor:
         """Return the weights of a token for each patch, `[B, h, H, W]`; token 0 is the class token, if there is one."""
         return self.weights[:, :, token, self.num_prefix_tokens :].unflatten(-1, self.size)
+
+    def _of_patches(self, queries: Sequence[Query], keys: slice) -> Tensor:
+        tokens = self.num_prefix_tokens + self.keys_of(queries)
+        return self.weights[..., keys].index_select(2, tokens.to(self.weights.device))
 
 
 @dataclass
@@ -91,27 +160,42 @@ class ShiftedWindowAttention(RecordedAttention):
     mask: Tensor | None
     size: tuple[int, int]
 
-    def row(self, query: Query) -> Tensor:
-        """Return the weights of one query for each key."""
-        window, place = self._find(query)
-        weights = self.weights.unflatten(0, (-1, len(self.places)))[:, window, :, place]
-        return self._lay_out(weights, window)
+    def rows(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of queries for each key."""
+        windows, places = self._find(queries)
+        weights = self.weights.unflatten(0, (-1, len(self.places)))[:, windows, :, places]  # [Q, B, h, n]
+        return self._lay_out(weights.permute(1, 2, 0, 3), self.places[windows])
+
+    def received(self) -> Tensor:
+        """Return the sum of the weights that each key has from all queries, without those of padding."""
+        weights = self.weights.unflatten(0, (-1, len(self.places)))
+        on_map = self.places < self.size[0] * self.size[1]
+        sums = torch.einsum("bwhqk,wq->bhwk", weights, on_map.to(weights.dtype))
+        return self._lay_out(sums.flatten(2), self.places.flatten())
+
+    def prefix(self, queries: Sequence[Query]) -> Tensor:
+        """Return no weights."""
+        count, heads, _, _ = self.weights.shape
+        return self.weights.new_zeros(count // len(self.places), heads, len(queries), 0)
 
     def visible(self, query: Query) -> Tensor:
         """Return whether each key lies in the query's window, and in the same part of a window that wraps around."""
-        window, place = self._find(query)
-        seen = torch.ones_like(self.places[window], dtype=torch.bool)
-        return self._lay_out(seen if self.mask is None else self.mask[window, place], window)
+        windows, places = self._find([query])
+        keys = self.places[windows]
+        seen = torch.ones_like(keys, dtype=torch.bool) if self.mask is None else self.mask[windows, places]
+        return self._lay_out(seen, keys)[0]
 
-    def _find(self, query: Query) -> tuple[int, int]:
-        window, place = (self.places == query[0] * self.size[1] + query[1]).nonzero()[0].tolist()
-        return window, place
+    def _find(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """Return the numbers of windows, and of the places in them, that queries have."""
+        number = torch.empty(self.size[0] * self.size[1] + 1, dtype=torch.int64)
+        number[self.places.flatten().cpu()] = torch.arange(self.places.numel())
+        found = number[self.keys_of(queries)].to(self.places.device)
+        return found // self.places.shape[1], found % self.places.shape[1]
 
-    def _lay_out(self, values: Tensor, window: int) -> Tensor:
-        """Place the values of a window's places [..., n] on the map [..., H, W]."""
+    def _lay_out(self, values: Tensor, keys: Tensor) -> Tensor:
+        """Place the values `[..., n]` of keys on the map `[..., H, W]`, 0 elsewhere."""
         flat = values.new_zeros(*values.shape[:-1], self.size[0] * self.size[1] + 1)
-        flat[..., self.places[window]] = values
-        return flat[..., :-1].unflatten(-1, self.size)
+        return flat.scatter(-1, keys.expand_as(values), values)[..., :-1].unflatten(-1, self.size)
 
 
 @dataclass
@@ -119,8 +203,9 @@ class WindowAttention(RecordedAttention):
     """Attention of this library's operators on maps, whose weights no network keeps.
 
     The output of attention, `out = sum over keys of w v`, is linear in the values v. So the weights of a query are the
-    gradient of one channel of its output with respect to this channel of the values, of the operator itself. The weight
-    of a pooled key is divided among the positions that it is pooled from.
+    gradient of one channel of its output with respect to this channel of the values, of the operator itself. They are
+    the same for each channel of a head, so one backward pass gives as many queries as a head has channels of values.
+    The weight of a pooled key is divided among the positions that it is pooled from.
 
     Attributes:
         module: The layer.
@@ -134,16 +219,43 @@ class WindowAttention(RecordedAttention):
     size: tuple[int, int]
     stride: tuple[int, int]
 
-    def row(self, query: Query) -> Tensor:
-        """Return the weights of one query for each key."""
-        with torch.inference_mode(False):
+    def rows(self, queries: Sequence[Query]) -> Tensor:
+        """Return the weights of queries for each key."""
+        step = self.rows_at_once
+        parts = [list(zip(*queries[start : start + step], strict=True)) for start in range(0, len(queries), step)]
+        found = self._gradients([(ALL, rows, columns, ALL, list(range(len(rows)))) for rows, columns in parts])
+        return torch.cat(found, -1)[..., : len(queries)].permute(0, 3, 4, 1, 2)
+
+    def received(self) -> Tensor:
+        """Return the sum of the weights that each key has from all queries."""
+        height, width = self.num_queries
+        (sums,) = self._gradients([(ALL, slice(height), slice(width), ALL, 0)])
+        return sums[..., 0].movedim(-1, 1)
+
+    def prefix(self, queries: Sequence[Query]) -> Tensor:
+        """Return no weights."""
+        return self.inputs.new_zeros(len(self.inputs), self.module.num_heads, len(queries), 0)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Number of channels of a head's values."""
+        dim = self.inputs.shape[-1]
+        if isinstance(self.module, HaloAttention2d):
+            dim = self.module.kv.out_channels - self.module.q.out_channels
+        return dim // self.module.num_heads
+
+    def _gradients(self, places: Sequence[tuple[Any, ...]]) -> list[Tensor]:
+        """Return gradients `[B, H, W, h, c]` by the values, of sums of the outputs `[B, Q_h, Q_w, h, c]` at places."""
+        with torch.inference_mode(False), torch.enable_grad():
             with torch.no_grad():
                 values, attend = self.open()
-            values.requires_grad_()
-            with torch.enable_grad():
-                out = attend(values)[:, query[0], query[1], :, 0].sum()
-                (weights,) = torch.autograd.grad(out, values)
-        return weights[:, : self.size[0], : self.size[1], :, 0].movedim(-1, 1)
+            out = attend(values.requires_grad_())
+            found: list[Tensor] = []
+            for place in places:
+                chosen = torch.zeros_like(out)
+                chosen[place] = 1
+                found += torch.autograd.grad(out, values, chosen, retain_graph=True)
+        return [gradient[:, : self.size[0], : self.size[1]] for gradient in found]
 
     def open(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return the values `[B, H, W, h, c]`, and attention `[B, Q_h, Q_w, h, c]` as a function of them alone."""
