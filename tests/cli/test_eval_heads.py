@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from visionattn import load_model
 from visionattn.analysis import head_layers
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
+from visionattn.evaluation import compare_speed
 
 MODEL = "vit_nano_patch4_32.cifar10"
 CLASSES = ("airplane", "automobile", "bird")
@@ -20,18 +22,19 @@ CLASSES = ("airplane", "automobile", "bird")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work beside a folder of images in class folders, with names of the model's classes."""
+    """Work beside a folder of images in class folders, with names of the model's classes; time a few steps only."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("visionattn.cli.heads.compare_speed", partial(compare_speed, seconds=0.0, batch_size=2))
     generator = torch.Generator().manual_seed(0)
     for number, name in enumerate(CLASSES * 4):
-        path = Path("images", name, f"{number}.png")
+        path = Path("images/val", name, f"{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(path)
 
 
 def heads(*argv: str | Path) -> int:
-    fixed = ["--device", "cpu", "--data.num_workers", "0", "--data.root", "images", "--data.val_share", "1"]
+    fixed = ["--device", "cpu", "--data.num_workers", "0", "--data.root", "images"]
     return run(main, ["heads", *fixed, *map(str, argv)])
 
 
@@ -98,23 +101,8 @@ def test_kept_model_computes_what_the_ablated_one_did(capsys: pytest.CaptureFixt
     assert small.spec.model_kwargs["cut_heads"] == {"blocks.1": [0, 2]}
     assert found["speed"]["cut"]["params_m"] < found["speed"]["full"]["params_m"]
     assert "2 heads cut: 1.0, 1.2" in capsys.readouterr().out
-    assert (
-        run(
-            main,
-            [
-                "classify",
-                "--checkpoint",
-                "small/kept.safetensors",
-                "--data.root",
-                "images",
-                "--data.val_share",
-                "1",
-                "--data.num_workers",
-                "0",
-            ],
-        )
-        == 0
-    )
+    fixed = ["--data.root", "images", "--data.num_workers", "0"]
+    assert run(main, ["classify", "--checkpoint", "small/kept.safetensors", *fixed]) == 0
 
 
 def test_number_of_heads_to_cut_follows_the_order() -> None:

@@ -46,7 +46,7 @@ class HeadStudy:
         layers: All attention layers of the model, see `head_layers`.
         heads: The heads that are studied.
         ablation: What stands in the place of a head's outputs.
-        precision: Precision of the model.
+        precision: Precision of the passes that measure effects.
         seed: Seed of copied patches and of random orders.
         state: Path and beginning of the names of files that keep the outcomes of unfinished work; None for no files.
         progress: Shows the progress of each step.
@@ -111,11 +111,10 @@ class HeadStudy:
         return draw_heads(subject, LookOptions(sorted(by_layer(self.heads)), height=height))
 
     def measure_attention(self) -> None:
-        """Measure the scores of attention weights, and `copy`."""
+        """Measure the scores of attention weights, and `copy`, in single precision."""
         layers = [self.layers[number] for number in by_layer(self.heads)]
-        options: dict[str, Any] = {"precision": self.precision, "progress": self.progress}
-        self.add(measure_scores(self.loaded.model, layers, self.images, **options))
-        self.add(measure_copying(self.loaded.model, layers, self.images, seed=self.seed, **options))
+        self.add(measure_scores(self.loaded.model, layers, self.images, progress=self.progress))
+        self.add(measure_copying(self.loaded.model, layers, self.images, seed=self.seed, progress=self.progress))
 
     def measure_effects(self) -> None:
         """Measure the effect of each head on the outputs, and its direct effect."""

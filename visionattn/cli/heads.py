@@ -109,7 +109,8 @@ def heads(
         curves: image of the curves of --prune.
         sheet: .png file with the attention of each head in the first image.
         device: auto, cpu, cuda, cuda:1, …
-        precision: as --trainer.precision.
+        precision: precision of the passes that measure effects, as --trainer.precision; scores of attention are
+            computed in single precision.
         seed: seed of random orders and of copied patches.
     """
     check_range("num_images", num_images, 2, error=UsageError)
@@ -150,7 +151,9 @@ def heads(
     study.measure_attention()
     if with_scenes:
         study.add(
-            measure_binding(loaded.model, found, open_binding_scenes(loaded, scenes, resolved), progress=show_progress)
+            measure_binding(
+                loaded.model, found, open_binding_scenes(loaded, scenes, device=resolved), progress=show_progress
+            )
         )
     save()
     study.measure_effects()

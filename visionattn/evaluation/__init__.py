@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from visionattn.evaluation.loop import Result
     from visionattn.evaluation.multi_label import MultiLabelResult, evaluate_labels
     from visionattn.evaluation.prediction import Prediction, predict
+    from visionattn.evaluation.pruned import Speed, compare_speed, prune, save_pruned
     from visionattn.evaluation.retrieval import RetrievalResult, evaluate_reid
     from visionattn.evaluation.source import LoadedModel, ModelSource, Origin, draw_weights, load_model
     from visionattn.evaluation.thresholds import best_thresholds, read_thresholds
@@ -35,15 +36,16 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassificationResult", "Conditions", "DataOptions", "DiscoveryResult", "IdentityOptions", "ImageOptions",
     "LoadedModel", "ModelSource", "MultiLabelResult", "Origin", "Prediction", "PreparedImages", "Result",
-    "RetrievalResult", "SceneOptions", "ThroughputRow", "best_thresholds", "count_macs", "draw_weights",
-    "evaluate_classifier", "evaluate_labels", "evaluate_reid", "evaluate_slots", "load_model", "measure_throughput",
-    "open_identities", "open_images", "open_scenes", "predict", "read_thresholds", "save_ranked_lists",
-    "save_rollouts", "save_slot_sheet",
+    "RetrievalResult", "SceneOptions", "Speed", "ThroughputRow", "best_thresholds", "compare_speed", "count_macs",
+    "draw_weights", "evaluate_classifier", "evaluate_labels", "evaluate_reid", "evaluate_slots", "load_model",
+    "measure_throughput", "open_identities", "open_images", "open_scenes", "predict", "prune", "read_thresholds",
+    "save_pruned", "save_ranked_lists", "save_rollouts", "save_slot_sheet",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "pruned": "Speed compare_speed prune save_pruned",
         "as_trained": "DataOptions IdentityOptions ImageOptions PreparedImages SceneOptions open_identities "
         "open_images open_scenes",
         "classification": "ClassificationResult evaluate_classifier",

@@ -15,16 +15,19 @@ from visionattn.objects.results import BindingResults, BindingRow, best_layer
 if TYPE_CHECKING:
     from visionattn.objects.clicks import click_objects
     from visionattn.objects.experiments import Experiments, Interventions
+    from visionattn.objects.head_binding import measure_binding, open_binding_scenes
     from visionattn.objects.session import BindingData, BindingSession
 
 __all__ = [
     "PROBES", "BindingData", "BindingProbes", "BindingResults", "BindingRow", "BindingSession", "Experiments",
     "Interventions", "PairProbe", "ProbeTraining", "best_layer", "click_objects", "create_probe", "label_patches",
+    "measure_binding", "open_binding_scenes",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "head_binding": "measure_binding open_binding_scenes",
         "clicks": "click_objects",
         "experiments": "Experiments Interventions",
         "session": "BindingData BindingSession",
