@@ -1,11 +1,12 @@
 """Tables of heads: their scores, what they do, and networks without some of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from visionattn.analysis.head_study import RANDOM
 from visionattn.analysis.heads import Head, HeadValues, head_name
 from visionattn.analysis.pruning import PruningCurve
-from visionattn.cli.report import mean_cell, print_table
+from visionattn.cli.report import print_table
+from visionattn.probing.rows import mean_and_deviation
 
 HEADINGS = {
     "distance": "distance",
@@ -24,6 +25,7 @@ HEADINGS = {
 }
 """Headings of the scores, in the order of the table."""
 PERCENT = ("prefix_mass", "positional", "copy", "d_top1", "top1", "d_features")
+DIGITS = {"loss": 3, "d_loss": 4, "direct": 3}
 MOST_ROWS = 150
 """Largest number of heads that are printed; the files have all."""
 NAMED = 5
@@ -72,15 +74,23 @@ def _ranked(values: HeadValues, score: str, largest: bool) -> list[Head]:
     return sorted(known, key=lambda head: values[head][score], reverse=largest)  # type: ignore[arg-type,return-value]
 
 
-def cell(found: Mapping[str, float | None], score: str, with_error: bool = True) -> str:
+def cell(found: Mapping[str, float | None], figure: str, with_error: bool = True) -> str:
     """Return a figure and, if it is known, its standard error."""
-    value, error = found.get(score), found.get(f"{score}_se")
-    if value is None:
-        return "–"
-    scale, digits = (100, 1) if score in PERCENT else (1, 4 if score in ("loss", "d_loss") else 2)
-    unit = "%" if score in PERCENT else ""
-    spread = f" ± {scale * error:.{digits}f}" if with_error and error is not None else ""
+    value, error = found.get(figure), found.get(f"{figure}_se") if with_error else None
+    return "–" if value is None else _number(value, figure, error)
+
+
+def _number(value: float, figure: str, error: float | None = None) -> str:
+    scale, digits, unit = (100, 1, "%") if figure in PERCENT else (1, DIGITS.get(figure, 2), "")
+    spread = "" if error is None else f" ± {scale * error:.{digits}f}"
     return f"{scale * value:.{digits}f}{spread}{unit}"
+
+
+def _mean(values: Sequence[float], figure: str) -> str:
+    """Return the mean, and the standard deviation unless all are equal."""
+    mean, deviation = mean_and_deviation(values)
+    assert mean is not None
+    return _number(mean, figure, deviation or None)
 
 
 def print_curves(curves: Mapping[str, PruningCurve], figures: Mapping[str, str]) -> None:
@@ -88,25 +98,16 @@ def print_curves(curves: Mapping[str, PruningCurve], figures: Mapping[str, str])
     named = {name: curve for name, curve in curves.items() if not name.startswith(RANDOM)}
     chance = [curve for name, curve in curves.items() if name.startswith(RANDOM)]
     for figure, heading in figures.items():
-        scale = 100 if figure in ("top1", "d_features") else 1
         rows = [
             {
                 "order": name,
-                "area": f"{scale * curve.area[figure]:.3f}",
-                **{f"{point['num_heads']} cut": f"{scale * point[figure]:.3f}" for point in curve.points},
+                "area": _number(curve.area[figure], figure),
+                **{f"{point['num_heads']} cut": _number(point[figure], figure) for point in curve.points},
             }
             for name, curve in named.items()
         ]
         if chance:
-            columns = zip(*(curve.points for curve in chance), strict=True)
-            rows.append(
-                {
-                    "order": f"random ({len(chance)})",
-                    "area": mean_cell((curve.area[figure] for curve in chance), scale, 3),
-                    **{
-                        f"{points[0]['num_heads']} cut": mean_cell((point[figure] for point in points), scale, 3)
-                        for points in columns
-                    },
-                }
-            )
+            areas, columns = [curve.area[figure] for curve in chance], zip(*(x.points for x in chance), strict=True)
+            cells = {f"{same[0]['num_heads']} cut": _mean([x[figure] for x in same], figure) for same in columns}
+            rows.append({"order": f"random ({len(chance)})", "area": _mean(areas, figure), **cells})
         print_table(rows, title=f"{heading} without the first heads of an order; area over the share of heads")

@@ -11,6 +11,7 @@ from visionattn.analysis.head_study import RANDOM, HeadStudy
 from visionattn.analysis.heads import Head, HeadLayer, choose_heads, head_layers, head_name, parse_heads
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
+from visionattn.cli.head_cues import study_cues
 from visionattn.cli.head_tables import HEADINGS, cell, known_scores, print_curves, print_heads, print_roles
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
@@ -66,6 +67,7 @@ def heads(
     random_orders: int = 5,
     cut: list[str] | None = None,
     keep: Path | None = None,
+    cues: bool = False,
     output: Path | None = None,
     csv: Path | None = None,
     plot: Path | None = None,
@@ -103,6 +105,8 @@ def heads(
         cut: heads to cut from the model of --keep, as 3.1,4.0; or the number of heads to cut, in the order of the first
             score of --prune, by default of the smallest effect.
         keep: .safetensors file for the smaller model, which --checkpoint of other commands takes.
+        cues: for a model of the config analysis/dominoes: which of two cues in conflict wins, a digit or a photo, which
+            heads carry each, and which cue wins without them; --data.root holds MNIST/raw and cifar10.
         output: JSON file for the results.
         csv: CSV file with a row for each head.
         plot: image with a map of layers × heads for each score, .png, .pdf or .svg.
@@ -126,6 +130,9 @@ def heads(
         check_place(keep)
     if curves and not prune:
         raise UsageError("--curves draws the curves of --prune: give scores, such as --prune d_loss,distance")
+    others = {"ablate": ablate, "prune": prune, "keep": keep, "csv": csv, "sheet": sheet}
+    if cues and (named := next((name for name, value in others.items() if value), None)):
+        raise UsageError(f"--cues measures two cues in conflict, and no scores: leave out --{named}")
     resolved = resolve_device(device)
     loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load("study")
     if inference is not None:
@@ -133,6 +140,16 @@ def heads(
     loaded.model.to(resolved)
     found = head_layers(loaded.model, loaded.name)
     chosen = choose_heads(found, layers, heads)
+    if cues:
+        study_cues(
+            *(loaded, data.root or "data", num_images),
+            heads=chosen,
+            batch_size=data.batch_size,
+            device=device,
+            output=output,
+            plot=plot,
+        )
+        return
     removed = parse_heads(ablate or [], found)
     with_scenes = bool(scenes.name or scenes.root)
     _check_scores(prune or [], loaded, with_scenes)
@@ -222,7 +239,10 @@ def _print_study(study: HeadStudy) -> None:
 def _print_removed(study: HeadStudy, removed: Mapping[str, Any]) -> None:
     row = {
         "without": ", ".join(removed["heads"]),
-        **{name: cell(removed, name) for name in (*study.figures, study.effect)},
+        **{
+            label: cell(removed, name)
+            for name, label in {**study.figures, study.effect: HEADINGS[study.effect]}.items()
+        },
     }
     print_table([row], title="Several heads removed together")
 

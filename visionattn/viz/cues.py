@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionattn.viz.figure import BLUE, GREY, ORANGE, as_label, new_figure, save_figure, style_axes
+from visionattn.viz.head_scores import draw_head_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +36,8 @@ def save_cue_figure(
     *panels, axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     largest = max(np.nanmax(np.abs(effects[cue])) for cue in PANELS) or 1.0
     for panel, (cue, label) in zip(panels, PANELS.items(), strict=True):
-        drawn = _draw_map(panel, effects[cue], largest)
-        panel.set(title=f"Head sees {label}", xlabel="head", ylabel="layer")
+        drawn = draw_head_map(panel, effects[cue], range(len(effects[cue])), largest)
+        panel.set_title(f"Head sees {label}")
     figure.colorbar(drawn, ax=panels, label="change of logit(digit) − logit(photo)")
     for side, by_number in wins.items():
         _draw_wins(axes, by_number, COLOURS[side], f"{side} heads")
@@ -45,21 +46,6 @@ def save_cue_figure(
     if title:
         figure.suptitle(as_label(title))
     return save_figure(figure, path)
-
-
-def _draw_map(axes: "Axes", values: Any, largest: float) -> Any:
-    """Draw numbers [layers, heads], blue below 0 and red above, each also as text."""
-    from matplotlib.ticker import MaxNLocator
-
-    drawn = axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", origin="lower")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    if np.size(values) <= 150:
-        for (layer, head), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                colour = "white" if abs(value) > 0.6 * largest else "black"
-                axes.text(head, layer, f"{value:+.2f}", ha="center", va="center", fontsize="x-small", color=colour)
-    return drawn
 
 
 def _draw_wins(axes: "Axes", by_number: Mapping[int, Sequence[float]], colour: str, label: str) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,9 @@ def save_head_maps(
         grid = np.full((len(layers), width), np.nan)
         for (layer, head), value in values.items():
             grid[layers.index(layer), head] = np.nan if value is None else value
-        _draw_map(axes, grid, layers, name)
+        drawn = draw_head_map(axes, grid, layers)
+        axes.set_title(as_label(name), fontsize="medium")
+        figure.colorbar(drawn, ax=axes)
     for axes in places[len(known) :]:
         axes.set_axis_off()
     if title:
@@ -54,27 +56,31 @@ def save_head_maps(
     return save_figure(figure, path)
 
 
-def _draw_map(axes: "Axes", grid: "np.ndarray", layers: Sequence[int], name: str) -> None:
+def draw_head_map(axes: "Axes", grid: Any, layers: Sequence[int], largest: float | None = None) -> Any:
+    """Draw a map [layers, heads] of numbers, NaN where there is none, and write them; return what a scale needs.
+
+    Args:
+        axes: Where it is drawn.
+        grid: The map.
+        layers: Number of the layer of each row.
+        largest: Size of the number that has the strongest colour, if numbers have both signs; by default the largest.
+    """
     from matplotlib import colormaps
-    from matplotlib.ticker import FixedLocator
 
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
-    both = low < 0 < high
-    bound = max(-low, high)
+    both = largest is not None or low < 0 < high
+    bound = max(-low, high) if largest is None else largest
     colours = colormaps["RdBu_r" if both else "viridis"].with_extremes(bad="#D0D0D0")
     drawn = axes.imshow(grid, cmap=colours, vmin=-bound if both else low, vmax=bound if both else high, aspect="auto")
-    axes.set(title=as_label(name), xlabel="head", ylabel="layer")
-    axes.title.set_fontsize("medium")
-    axes.xaxis.set_major_locator(FixedLocator(range(grid.shape[1])))
-    axes.yaxis.set_major_locator(FixedLocator(range(len(layers))))
+    axes.set(xlabel="head", ylabel="layer", xticks=range(grid.shape[1]), yticks=range(len(layers)))
     axes.set_yticklabels([str(layer) for layer in layers])
-    axes.figure.colorbar(drawn, ax=axes)
     if grid.size <= MOST_NUMBERS:
         for (row, column), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 red, green, blue, _ = drawn.cmap(drawn.norm(value))
                 ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
                 axes.text(column, row, _short(value), ha="center", va="center", color=ink, fontsize=5)
+    return drawn
 
 
 def _short(value: float) -> str:
@@ -109,6 +115,8 @@ def save_cut_curves(panels: Mapping[str, Sequence[CutCurve]], path: str | Path, 
     Raises:
         ValueError: There is nothing to draw, or the suffix is not a figure's.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not panels:
         raise ValueError("there are no curves to draw")
     figure = new_figure(4.8 * len(panels), 3.8)
@@ -124,6 +132,7 @@ def save_cut_curves(panels: Mapping[str, Sequence[CutCurve]], path: str | Path, 
             colour = colours[number % len(colours)]
             axes.plot(curve.counts, curve.values, color=colour, marker=".", label=as_label(curve.label))
         style_axes(axes, xlabel="heads cut", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     if title:
         figure.suptitle(as_label(title))
