@@ -30,10 +30,10 @@ ORDERS = 5
 
 @dataclass(frozen=True)
 class Effect:
-    """Change of the margin, in mean over the images.
+    """Mean of the margin, or of its change, over the images.
 
     Attributes:
-        mean: In nats.
+        mean: In nats, as logits are.
         se: Standard error of the mean.
     """
 
@@ -166,6 +166,8 @@ def cut_sides(
     progress: ShowProgress = no_progress,
 ) -> list[SideCut]:
     """Mean-ablate the heads that carry one cue most, and as many random ones, and measure which cue wins then.
+
+    The heads of a cue are ordered by the figures that were measured on the same images or on others.
 
     Args:
         network: The network, in evaluation mode.
