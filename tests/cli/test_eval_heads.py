@@ -196,3 +196,40 @@ def test_model_without_heads_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert heads("--model", "resnet_pico.cifar10", "--pretrained") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: resnet_pico.cifar10 has no attention heads to study")
+
+
+def test_unreadable_image_is_named_or_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("images/val/bird/2.png").write_bytes(b"no image")
+    assert heads("--model", MODEL, "--pretrained", "--layers", "0") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: cannot read images/val/bird/2.png: not an image that Pillow knows; repair or remove it"
+    )
+    found = study("--layers", "0", "--data.on_error", "skip")
+    assert found["num_images"] == 11
+    assert "unreadable images left out: 1" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_finite_name_the_image(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(MODEL)
+    with torch.no_grad():
+        loaded.model.get_parameter("blocks.5.mlp.fc2.weight").mul_(1e38)
+    torch.save(loaded.model.state_dict(), "large.pt")
+    argv = [
+        "--checkpoint",
+        "large.pt",
+        "--model",
+        MODEL.partition(".")[0],
+        "--data.class_map",
+        json.dumps(dict(zip(CLASSES, "012", strict=True))),
+    ]
+    assert heads(*argv, "--layers", "0") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the network gives no finite numbers for images/val/airplane/0.png")
+
+
+def test_cues_want_a_model_of_dominoes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", MODEL, "--pretrained", "--cues", "--prune", "d_loss") == 2
+    assert "--cues measures two cues in conflict, and no scores: leave out --prune" in capsys.readouterr().err
+    assert heads("--model", MODEL, "--pretrained", "--cues") == 1
+    assert capsys.readouterr().err.startswith("error: ")
