@@ -47,7 +47,7 @@ def classify(
     train.py knows its model, its preprocessing and, unless it was a folder of images, its data set.
 
     Args:
-        checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
+        checkpoint: file that train.py or heads wrote; with --model also a plain state dict or .safetensors file.
         model: name of a registered model.
         pretrained: fetch the weights that are published for the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.

@@ -25,7 +25,7 @@ class Export:
     """Options of every export.
 
     Args:
-        checkpoint: file that train.py wrote; together with --model also a plain state dict or .safetensors file.
+        checkpoint: file that train.py or heads wrote; with --model also a plain state dict or .safetensors file.
         model: name of a registered model.
         pretrained: download the published weights of the model.
         model_kwargs: further arguments for the model, such as {"num_classes": 10}.

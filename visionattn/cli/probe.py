@@ -52,7 +52,7 @@ def probe(
 
     Args:
         model: names of registered models.
-        checkpoint: file that train.py wrote, of any task; with --model also a plain state dict or .safetensors file.
+        checkpoint: file of train.py (any task) or heads; with --model also a plain state dict or .safetensors file.
         pretrained: fetch the weights that are published for the models.
         model_kwargs: further arguments for each model, such as {"img_size": 64}.
         weights: for a checkpoint that holds a moving average: the average or the raw weights.

@@ -56,7 +56,7 @@ def probe_seg(
 
     Args:
         model: names of registered models, separated by commas.
-        checkpoint: file that train.py wrote, of any task; with --model also a plain state dict or .safetensors file.
+        checkpoint: file of train.py (any task) or heads; with --model also a plain state dict or .safetensors file.
         pretrained: download the published weights of the models.
         model_kwargs: further arguments of each model, such as {"img_size": 448}.
         weights: for a checkpoint with a moving average, use the average or the raw weights.
