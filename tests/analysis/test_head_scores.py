@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from tests.analysis.dense_attention import NETWORKS, Dense, build, dense_weights, vit
+from tests.analysis.dense_attention import NETWORKS, Dense, PatchNet, build, dense_weights, vit
 from visionattn.analysis import scores
 from visionattn.analysis.attention import record_attention
 from visionattn.analysis.head_images import HeadBatch
@@ -17,6 +17,7 @@ from visionattn.analysis.heads import head_layers
 from visionattn.analysis.recorded import WindowAttention
 from visionattn.analysis.scores import choose_queries, measure_scores
 from visionattn.errors import UserError
+from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 
 
 @pytest.fixture(autouse=True)
@@ -98,15 +99,26 @@ def test_rows_prefix_and_received_weights_are_those_of_the_layer(name: str) -> N
             torch.testing.assert_close(recorded.row(queries[number]), rows[:, :, number])
 
 
-def test_chunks_are_the_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, images = build("nat", 2)
-    (recorded,) = recorded_layers(network, images)
-    queries = recorded.queries[::2] + recorded.queries[:1]
-    for chunk in (1, 4096, 10**9):
-        monkeypatch.setattr("visionattn.analysis.recorded.CHUNK", chunk)
-        parts = list(recorded.chunks(queries))
-        assert [number for part, _ in parts for number in range(len(queries))[part]] == list(range(len(queries)))
-        torch.testing.assert_close(torch.cat([rows for _, rows in parts], 2), recorded.rows(queries))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parts_hold_some_images(name: str) -> None:
+    network, images = build(name)
+    recorded = recorded_layers(network, images)[0]
+    queries = recorded.queries[::3]
+    parts = list(recorded.split(2))
+    assert len(parts) == 3
+    torch.testing.assert_close(torch.cat([part.rows(queries) for part in parts]), recorded.rows(queries))
+
+
+def test_windows_that_do_not_overlap_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = NeighborhoodAttention2d(8, 1, 3).double()
+    recorded = recorded_layers(PatchNet(layer).double(), torch.randn(1, 3, 48, 48, dtype=torch.float64))[0]
+    passes: list[Tensor] = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kw: passes.append(args[2]) or grad(*args, **kw))
+    rows = recorded.rows(recorded.queries)
+    assert sum(int(chosen.sum()) for chosen in passes) == 144  # each query once
+    assert len(passes) <= 3  # 5 × 5 windows hold the key next to a corner; 8 channels
+    assert torch.equal(rows != 0, recorded.seen(recorded.queries).expand_as(rows))
 
 
 def test_uniform_attention_has_the_mean_distance_of_the_grid() -> None:

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.analysis.dense_attention import NETWORKS, Dense, PatchNet, build, dense_weights
+from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import head_layers
+from visionattn.analysis.scores import measure_scores
 from visionattn.data.scenes import SceneBatch
 from visionattn.errors import UserError
 from visionattn.evaluation.source import load_model
@@ -87,8 +89,11 @@ def test_heads_that_see_objects_bind_them_and_uniform_heads_do_not(blocks: Any) 
 def test_two_runs_are_equal(blocks: Any) -> None:
     network = timm.create_model("nat_pico").eval()
     scenes = as_scenes(torch.randn(3, 3, 32, 32), blocks)
-    found = measure_binding(network, head_layers(network), scenes)
-    assert measure_binding(network, head_layers(network), iter(scenes)) == found
+    layers = head_layers(network)
+    scores = measure_scores(network, layers, [HeadBatch(scenes[0].image, None, [])])
+    found = measure_binding(network, layers, scenes)
+    assert measure_binding(network, layers, iter(scenes)) == found
+    assert measure_scores(network, layers, [HeadBatch(scenes[0].image, None, [])]) == scores  # tables are shared
 
 
 def test_heads_have_no_score_without_objects(blocks: Any) -> None:

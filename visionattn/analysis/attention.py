@@ -5,8 +5,8 @@
         model(images)
     found[0].row((3, 5))  # weights of the query in row 3, column 5
 
-A recorded layer gives the weights of one query at a time. Only layers that see all tokens hold all weights, because
-their networks compute them all.
+A recorded layer gives the weights of chosen queries. Only layers that see all tokens, and Swin's, hold all weights,
+because their networks compute them all.
 
 Shapes: B images, h heads, E prefix tokens, N tokens.
 """

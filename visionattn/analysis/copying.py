@@ -23,7 +23,7 @@ from visionattn.analysis.attention import record_attention
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import HeadLayer, HeadValues
 from visionattn.analysis.recorded import Query, RecordedAttention
-from visionattn.analysis.scores import num_batches, stack_visible
+from visionattn.analysis.scores import num_batches
 from visionattn.errors import UserError
 from visionattn.progress import ShowProgress, no_progress
 
@@ -137,7 +137,7 @@ def _group(network: nn.Module, layers: Sequence[HeadLayer], image: Tensor, seed:
         height, width = recorded.num_queries
         top, left = max(0, height - EDGE) // 2, max(0, width - EDGE) // 2
         places = [(top + row, left + column) for row in range(min(height, EDGE)) for column in range(min(width, EDGE))]
-        sees = stack_visible(recorded, places)[:, recorded.keys_of(places)]
+        sees = recorded.seen(places).flatten(1).cpu()[:, recorded.keys_of(places)]
         sees = (sees & sees.T).fill_diagonal_(False)
         for group in groups:
             same_map = group.cells == recorded.size and group.stride == recorded.stride
@@ -152,13 +152,9 @@ def _group(network: nn.Module, layers: Sequence[HeadLayer], image: Tensor, seed:
 
 def _count(counts: Tensor, triples: Sequence[tuple[Query, Query, Query]], recorded: RecordedAttention) -> None:
     """Add to each head's count the queries whose strongest other patch is the twin, less the third place."""
-    queries = [query for triple in triples for query in triple[:2]]  # two of each image
-    keys = recorded.keys_of([place for triple in triples for place in triple]).view(-1, 3)
-    own, twins, thirds = (keys[:, order].flatten() for order in ([0, 1], [1, 0], [2, 2]))
-    for part, rows in recorded.chunks(queries):
-        numbers = torch.arange(len(queries))[part]
-        weights = rows.flatten(3)[numbers // 2, :, numbers - part.start].cpu()  # [Q, h, K], each of its own image
-        weights.scatter_(-1, own[part, None, None].expand(-1, weights.shape[1], 1), -torch.inf)
-        strongest = weights.argmax(-1)
-        found = (strongest == twins[part, None]).long() - (strongest == thirds[part, None]).long()
-        counts += found.sum(0)
+    for (first, twin, third), image in zip(triples, recorded.split(1), strict=True):
+        keys = image.keys_of([first, twin, third])
+        weights = image.rows([first, twin])[0].flatten(2).cpu()  # [h, 2, K]
+        own = keys[:2, None].expand(len(weights), 2, 1)
+        strongest = weights.scatter(-1, own, -torch.inf).argmax(-1)
+        counts += ((strongest == keys[[1, 0]]).long() - (strongest == keys[2]).long()).sum(-1)

@@ -5,9 +5,10 @@ Shapes: B images, h heads, E prefix tokens, N tokens; Q queries; a map of H × W
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,9 +22,6 @@ Query = tuple[int, int]
 """Row and column of a query on the map of queries."""
 
 ALL = slice(None)
-
-CHUNK = 2**18
-"""Weights that `RecordedAttention.chunks` yields at once: they stay in the cache of a core."""
 
 
 class RecordedAttention(ABC):
@@ -52,34 +50,24 @@ class RecordedAttention(ABC):
         """
 
     @abstractmethod
-    def visible(self, query: Query) -> Tensor:
-        """Return whether each key lies in the query's window, `[H, W]`, bool."""
+    def seen(self, queries: Sequence[Query]) -> Tensor:
+        """Return whether keys lie in the windows of queries, `[Q, H, W]`, bool."""
 
     @abstractmethod
     def prefix(self, queries: Sequence[Query]) -> Tensor:
         """Return the weights of queries for each prefix token, `[B, h, Q, E]`; E is 0 for maps."""
 
+    @abstractmethod
+    def split(self, count: int) -> Iterator[Self]:
+        """Yield the same for `count` images after the other."""
+
     def row(self, query: Query) -> Tensor:
         """Return the weights of one query for each key, `[B, h, H, W]`; see `rows`."""
         return self.rows([query])[:, :, 0]
 
-    def chunks(self, queries: Sequence[Query]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of queries in parts, in float32 or wider, with their places in the sequence.
-
-        A part has about `CHUNK` weights.
-        """
-        start, count = 0, self.rows_at_once
-        while start < len(queries):
-            part = slice(start, start + count)
-            rows = self.rows(queries[part])
-            yield part, rows.to(torch.promote_types(rows.dtype, torch.float32))
-            fitting = CHUNK * rows.shape[2] // rows.numel()
-            start, count = part.stop, max(1, fitting // self.rows_at_once) * self.rows_at_once
-
-    @property
-    def rows_at_once(self) -> int:
-        """Number of rows that cost as much as one."""
-        return 1
+    def visible(self, query: Query) -> Tensor:
+        """Return whether each key lies in the query's window, `[H, W]`, bool."""
+        return self.seen([query])[0]
 
     @property
     def num_queries(self) -> tuple[int, int]:
@@ -131,9 +119,14 @@ class TokenAttention(RecordedAttention):
         patches = self.weights[:, :, self.num_prefix_tokens :, self.num_prefix_tokens :]
         return patches.sum(2).unflatten(-1, self.size)
 
-    def visible(self, query: Query) -> Tensor:
+    def seen(self, queries: Sequence[Query]) -> Tensor:
         """Return that each patch is seen."""
-        return torch.ones(self.size, dtype=torch.bool, device=self.weights.device)
+        return torch.ones(len(queries), *self.size, dtype=torch.bool, device=self.weights.device)
+
+    def split(self, count: int) -> Iterator[Self]:
+        """Yield the same for some images after the other."""
+        for weights in self.weights.split(count):
+            yield replace(self, weights=weights)
 
     def token_row(self, token: int) -> Tensor:
         """Return the weights of a token for each patch, `[B, h, H, W]`; token 0 is the class token, if there is one."""
@@ -178,12 +171,17 @@ class ShiftedWindowAttention(RecordedAttention):
         count, heads, _, _ = self.weights.shape
         return self.weights.new_zeros(count // len(self.places), heads, len(queries), 0)
 
-    def visible(self, query: Query) -> Tensor:
-        """Return whether each key lies in the query's window, and in the same part of a window that wraps around."""
-        windows, places = self._find([query])
+    def seen(self, queries: Sequence[Query]) -> Tensor:
+        """Return whether keys lie in the windows of queries, and in the same part of a window that wraps around."""
+        windows, places = self._find(queries)
         keys = self.places[windows]
         seen = torch.ones_like(keys, dtype=torch.bool) if self.mask is None else self.mask[windows, places]
-        return self._lay_out(seen, keys)[0]
+        return self._lay_out(seen, keys)
+
+    def split(self, count: int) -> Iterator[Self]:
+        """Yield the same for some images after the other."""
+        for weights in self.weights.split(count * len(self.places)):
+            yield replace(self, weights=weights)
 
     def _find(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         """Return the numbers of windows, and of the places in them, that queries have."""
@@ -204,8 +202,8 @@ class WindowAttention(RecordedAttention):
 
     The output of attention, `out = sum over keys of w v`, is linear in the values v. So the weights of a query are the
     gradient of one channel of its output with respect to this channel of the values, of the operator itself. They are
-    the same for each channel of a head, so one backward pass gives as many queries as a head has channels of values.
-    The weight of a pooled key is divided among the positions that it is pooled from.
+    the same for each channel of a head, so one backward pass gives as many queries as a head has channels of values,
+    and more if windows do not overlap. The weight of a pooled key is divided among the positions it is pooled from.
 
     Attributes:
         module: The layer.
@@ -221,10 +219,16 @@ class WindowAttention(RecordedAttention):
 
     def rows(self, queries: Sequence[Query]) -> Tensor:
         """Return the weights of queries for each key."""
-        step = self.rows_at_once
-        parts = [list(zip(*queries[start : start + step], strict=True)) for start in range(0, len(queries), step)]
-        found = self._gradients([(ALL, rows, columns, ALL, list(range(len(rows)))) for rows, columns in parts])
-        return torch.cat(found, -1)[..., : len(queries)].permute(0, 3, 4, 1, 2)
+        seen, groups = self._look_up(queries)
+        rows, columns = zip(*queries, strict=True)
+        found = self.inputs.new_empty(len(self.inputs), self.module.num_heads, len(queries), *self.size)
+        passes, channels = groups // self._channels, groups % self._channels
+        chosen = [(passes == number).nonzero()[:, 0].tolist() for number in range(int(passes.max()) + 1)]
+        places = [([rows[i] for i in part], [columns[i] for i in part], channels[part]) for part in chosen]
+        gradients = self._gradients([(ALL, *place, ALL, channel) for *place, channel in places])
+        for part, gradient in zip(chosen, gradients, strict=True):
+            found[:, :, part] = gradient.permute(0, 3, 4, 1, 2)[:, :, channels[part]]
+        return found * seen.to(found.device)
 
     def received(self) -> Tensor:
         """Return the sum of the weights that each key has from all queries."""
@@ -236,8 +240,17 @@ class WindowAttention(RecordedAttention):
         """Return no weights."""
         return self.inputs.new_zeros(len(self.inputs), self.module.num_heads, len(queries), 0)
 
+    def seen(self, queries: Sequence[Query]) -> Tensor:
+        """Return whether keys lie in the windows of queries."""
+        return self._look_up(queries)[0].clone()
+
+    def split(self, count: int) -> Iterator[Self]:
+        """Yield the same for some images after the other."""
+        for inputs in self.inputs.split(count):
+            yield replace(self, inputs=inputs)
+
     @property
-    def rows_at_once(self) -> int:
+    def _channels(self) -> int:
         """Number of channels of a head's values."""
         dim = self.inputs.shape[-1]
         if isinstance(self.module, HaloAttention2d):
@@ -277,17 +290,11 @@ class WindowAttention(RecordedAttention):
 
         return values.clone(), lambda values: attend(values).unflatten(-1, (heads, -1))
 
-    def visible(self, query: Query) -> Tensor:
-        """Return whether each key lies in the query's window."""
+    def _look_up(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """Return which keys queries see, `[Q, H, W]`, and their groups; these tensors are shared, never change them."""
         windows, size = self._windows()
-        seen = torch.zeros(size, dtype=torch.bool)
-        for window in windows:
-            rows, columns = (
-                axis.visible(length, torch.tensor([place]))[0][0, axis.margin(length) :][:length]
-                for axis, length, place in zip(window.fit(size).axes, size, query, strict=True)
-            )
-            seen |= rows[:, None] & columns
-        return seen[: self.size[0], : self.size[1]]
+        seen, groups = _see(tuple(windows), size, tuple(queries))
+        return seen[:, : self.size[0], : self.size[1]], groups
 
     def _windows(self) -> tuple[list[Window], tuple[int, int]]:
         """Return the rules of the windows, whose union a query sees, and the size of the map that they apply to."""
@@ -295,6 +302,29 @@ class WindowAttention(RecordedAttention):
             return [self.module.window()], self.size
         if isinstance(self.module, PackedAttention2d):
             return self.module.windows(self.size), self.size
+        if not self.module.legacy_pad:
+            return [self.module.window(self.size)], self.size
         with torch.no_grad():
             _, height, width, _ = self.module.project(self.inputs[:1]).shape
         return [self.module.window((height, width))], (height, width)
+
+
+@lru_cache(maxsize=64)
+def _see(windows: tuple[Window, ...], size: tuple[int, int], queries: tuple[Query, ...]) -> tuple[Tensor, Tensor]:
+    """Return whether queries see keys, `[Q, H, W]`, and a group for each query, whose windows do not overlap, `[Q]`."""
+    places = torch.tensor(queries)
+    seen = torch.zeros(len(queries), *size, dtype=torch.bool)
+    for window in windows:
+        rows, columns = (
+            axis.visible(length, places[:, number])[0][:, axis.margin(length) :][:, :length]
+            for number, (axis, length) in enumerate(zip(window.fit(size).axes, size, strict=True))
+        )
+        seen |= rows[:, :, None] & columns[:, None, :]
+    overlap = seen.flatten(1).float()
+    overlap = overlap @ overlap.T > 0
+    groups = torch.full((len(queries),), len(queries))
+    for query, others in enumerate(overlap):
+        free = torch.ones(query + 1, dtype=torch.bool)
+        free[groups[:query][others[:query]]] = False
+        groups[query] = free.nonzero()[0, 0]
+    return seen, groups

@@ -49,6 +49,9 @@ MAX_QUERIES = 1024
 NUM_SAMPLED = 256
 """Queries that are read of larger maps."""
 
+WEIGHTS_AT_ONCE = 2**18
+"""Weights that are read at once, if that is not less than one image."""
+
 REACH = 3.0
 """W, the largest distance in `distance_clipped`."""
 
@@ -65,8 +68,8 @@ def measure_scores(
 ) -> HeadValues:
     """Return the scores of all heads of layers, see the module.
 
-    Two runs on the same batches return the same values, bit for bit, on CPUs. Memory: one layer's weights of a batch,
-    and the mean weights `[h, Q, K]` of each layer.
+    Two runs on the same batches return the same values, bit for bit, on CPUs. Memory does not grow with the images: one
+    layer's weights of a batch, and for each layer h + 4 tables `[Q, K]`, 67 MB for 12 heads and 32 × 32 patches.
 
     Args:
         network: The network, in evaluation mode, or a classifier around it.
@@ -77,7 +80,7 @@ def measure_scores(
     Raises:
         UserError: There are no images.
     """
-    scores = {layer: _Scores() for layer in layers}
+    scores = {layer: _Scores(layer.num_heads) for layer in layers}
     with torch.no_grad(), ExitStack() as stack, progress("scores of heads", "batches") as report:
         for layer in layers:
             layer.attention.watch(scores[layer].update, stack)
@@ -101,23 +104,33 @@ def choose_queries(recorded: RecordedAttention) -> list[Query]:
     return [(row, column) for row in spread(height, NUM_SAMPLED // len(columns)) for column in columns]
 
 
-def stack_visible(recorded: RecordedAttention, queries: Sequence[Query]) -> Tensor:
-    """Return whether queries see keys, `[Q, K]`, bool, on the CPU."""
-    return torch.stack([recorded.visible(query).flatten().cpu() for query in queries])
+def at_least_float32(weights: Tensor) -> Tensor:
+    """Return weights in float32, or as they are in a wider type."""
+    return weights.to(torch.promote_types(weights.dtype, torch.float32))
+
+
+def num_images_at_once(num_weights: int) -> int:
+    """Return the number of images, at least 1, whose weights stay in the cache of a core; `num_weights` has one."""
+    return max(1, WEIGHTS_AT_ONCE // num_weights)
 
 
 class _Scores:
     """Sums of the scores of a layer's heads over images and queries."""
 
-    def __init__(self) -> None:
-        self.num_images = 0
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))  # [h]
+    def __init__(self, num_heads: int) -> None:
+        self.num_heads, self.num_images = num_heads, 0
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(num_heads, dtype=torch.float64))
 
     def update(self, recorded: RecordedAttention) -> None:
         """Add the scores of a batch."""
         if not self.num_images:
             self._prepare(recorded)
-        own = torch.cat([self._add_rows(recorded, part, rows) for part, rows in recorded.chunks(self.queries)], -1)
+        for part in recorded.split(num_images_at_once(self.num_heads * self.seen.numel())):
+            self._add_images(part)
+
+    def _add_images(self, recorded: RecordedAttention) -> None:
+        """Add the scores of some images."""
+        own = self._add_rows(recorded)
         received = recorded.received().to(own).flatten(2)  # [B, h, K]
         from_others = received.sum(-1) - own.mean(-1) * self.num_queries
         self._add("influence", from_others / received.shape[-1])
@@ -150,57 +163,50 @@ class _Scores:
         rows, columns = recorded.num_queries
         self.num_queries, self.reads_all = rows * columns, len(self.queries) == rows * columns
         self.keys = recorded.keys_of(self.queries)
-        self.num_prefix_tokens = recorded.prefix(self.queries[:1]).shape[-1]
-        self.seen = stack_visible(recorded, self.queries)
+        prefix = at_least_float32(recorded.prefix(self.queries[:1]))
+        self.num_prefix_tokens = prefix.shape[-1]
+        self.seen = recorded.seen(self.queries).flatten(1).cpu()
         places = torch.cartesian_prod(*map(torch.arange, recorded.size)).double()  # [K, 2]
-        self.distances = torch.cdist(places[self.keys], places, compute_mode="donot_use_mm_for_euclid_dist")
-        self.deviations: Tensor | None = None  # sum over images, [h, Q, K]
+        distances = torch.cdist(places[self.keys], places, compute_mode="donot_use_mm_for_euclid_dist")
+        measures = torch.stack([torch.ones_like(distances), distances, distances.clamp(max=REACH)], -1)
+        self.measures = measures.to(prefix)  # [Q, K, 3]
+        self.uniform = (self.seen / (self.seen.sum(-1, keepdim=True) + self.num_prefix_tokens)).to(prefix)  # [Q, K]
+        self.deviations = prefix.new_zeros(self.num_heads, *self.seen.shape)  # from uniform, summed over images
 
     def _add(self, name: str, values: Tensor) -> None:
         """Add values `[B, h, ...]`."""
         self.sums[name] = self.sums[name] + values.double().transpose(0, 1).flatten(1).sum(1).cpu()
 
-    def _add_rows(self, recorded: RecordedAttention, part: slice, rows: Tensor) -> Tensor:
-        """Add the scores of some queries, and return their weights for themselves, `[B, h, Q]`."""
-        weights = rows.flatten(3)  # [B, h, Q, K]
-        prefix = recorded.prefix(self.queries[part]).to(weights)  # [B, h, Q, E]
+    def _add_rows(self, recorded: RecordedAttention) -> Tensor:
+        """Add the scores of queries, and return their weights for themselves, `[B, h, Q]`."""
+        weights = at_least_float32(recorded.rows(self.queries)).flatten(3)  # [B, h, Q, K]
+        prefix = recorded.prefix(self.queries).to(weights)  # [B, h, Q, E]
         of_prefix = prefix.sum(-1)
         self._add("prefix_mass", of_prefix)
 
-        uniform = self._uniform(part).to(weights)
-        deviations = weights - uniform
+        deviations = weights - self.uniform
         self._add("squares", torch.linalg.vecdot(deviations, deviations))
-        if self.deviations is None:
-            self.deviations = deviations.new_zeros(weights.shape[1], *self.seen.shape)
-        self.deviations[:, part] += deviations.sum(0)
+        self.deviations += deviations.sum(0)
 
         positive = weights.clamp(min=0)
-        distances = self.distances[part].to(weights)
-        measures = torch.stack([torch.ones_like(distances), distances, distances.clamp(max=REACH)], -1)
-        of_patches, distance, clipped = torch.einsum("bhqk,qkm->bhqm", positive, measures).unbind(-1)
+        of_patches, distance, clipped = torch.einsum("bhqk,qkm->bhqm", positive, self.measures).unbind(-1)
         self._add("distance", _divide(distance, of_patches))
         self._add("distance_clipped", _divide(clipped, of_patches))
         total, logs = of_patches + of_prefix, _sum_logs(positive) + _sum_logs(prefix)
         self._add("entropy", total.log() - logs / total)
-        keys = self.keys[part].to(weights.device)
+        keys = self.keys.to(weights.device)
         return weights.gather(-1, keys[:, None].expand(*weights.shape[:-1], 1))[..., 0]
-
-    def _uniform(self, part: slice) -> Tensor:
-        """Return the weights of uniform attention, `[Q, K]`."""
-        seen = self.seen[part]
-        return seen / (seen.sum(-1, keepdim=True) + self.num_prefix_tokens)
 
     def _explained(self) -> Tensor:
         """Return the share of the variance of weights that their mean over images explains, `[h]`.
 
         Sums are of deviations from uniform attention, which lose less to rounding than those of weights.
         """
-        assert self.deviations is not None
         sums, num_seen = self.deviations.cpu().double(), self.seen.sum(-1)
         of_rows = (sums.sum(-1).square() / num_seen).sum(-1) / self.num_images
         total = self.sums["squares"] - of_rows
         explained = sums.square().sum((1, 2)) / self.num_images - of_rows
-        smallest = self.num_images * (ROUNDING * self._uniform(slice(None))).square().sum()
+        smallest = self.num_images * (ROUNDING * self.uniform).square().sum()
         return (explained / total).clamp(max=1).where(total > smallest, torch.nan)
 
     @property

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.analysis.heads import HeadLayer, HeadValues
-from visionattn.analysis.recorded import RecordedAttention
-from visionattn.analysis.scores import choose_queries, num_batches, stack_visible
+from visionattn.analysis.recorded import Query, RecordedAttention
+from visionattn.analysis.scores import at_least_float32, choose_queries, num_batches, num_images_at_once
 from visionattn.data.loading import ImageLoader
 from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.errors import UserError
@@ -54,7 +54,7 @@ def measure_binding(
     Raises:
         UserError: There are no scenes.
     """
-    sums = {layer: _Binding() for layer in layers}
+    sums = {layer: _Binding(layer.num_heads) for layer in layers}
     with torch.no_grad(), ExitStack() as stack, progress("binding scores of heads", "batches") as report:
         for layer in layers:
             layer.attention.watch(sums[layer].update, stack)
@@ -67,9 +67,9 @@ def measure_binding(
     if not number:
         raise UserError("there are no scenes to measure heads on")
     return {
-        head: {"binding": float(total) / sums[layer].count if sums[layer].count else None}
+        head: {"binding": total / sums[layer].count if sums[layer].count else None}
         for layer in layers
-        for head, total in zip(layer.heads, sums[layer].total.expand(layer.num_heads), strict=True)
+        for head, total in zip(layer.heads, sums[layer].total.tolist(), strict=True)
     }
 
 
@@ -84,29 +84,35 @@ class _Binding:
 
     scenes: SceneBatch
 
-    def __init__(self) -> None:
-        self.total, self.count = torch.zeros((), dtype=torch.float64), 0
-        self.seen: Tensor | None = None
+    def __init__(self, num_heads: int) -> None:
+        self.total, self.count = torch.zeros(num_heads, dtype=torch.float64), 0
+        self.queries: list[Query] = []
 
     def update(self, recorded: RecordedAttention) -> None:
         """Add the queries on objects of a batch."""
-        queries = choose_queries(recorded)
-        own = recorded.keys_of(queries)
-        if self.seen is None:
-            self.seen = stack_visible(recorded, queries)
-            self.seen[torch.arange(len(own)), own] = False  # only other patches
+        if not self.queries:
+            self.queries = choose_queries(recorded)
+            self.keys = recorded.keys_of(self.queries)
+            self.others = recorded.seen(self.queries).flatten(1)  # [Q, K]
+            self.others[torch.arange(len(self.keys)), self.keys] = False
         labels = label_patches(self.scenes, recorded.size)
-        for part, rows in recorded.chunks(queries):
-            weights = rows.flatten(3).clamp(min=0)  # [B, h, Q, K]
-            others, keys = self.seen[part].to(weights.device), own[part].to(weights.device)
-            same = others & (labels.instances[:, keys, None] == labels.instances[:, None])  # [B, Q, K]
-            num_same, num_others = same.sum(-1), others.sum(-1)
-            counted = labels.things[:, keys] & (num_same > 0) & (num_same < num_others)  # [B, Q]
-            on_object, on_others = ((weights * mask).sum(-1) for mask in (same[:, None], others))  # [B, h, Q]
-            share = on_object / on_others.clamp(min=torch.finfo(weights.dtype).tiny)
-            scores = share / (num_same.clamp(min=1) / num_others.to(share))[:, None]
-            self.total = self.total + (scores * counted[:, None]).sum((0, 2)).double().cpu()
-            self.count += int(counted.sum())
+        count = num_images_at_once(len(self.total) * self.others.numel())
+        parts = zip(*(x.split(count) for x in (recorded, labels.instances, labels.things)), strict=True)
+        for part, instances, things in parts:
+            self._add(part.rows(self.queries), instances, things)
+
+    def _add(self, rows: Tensor, instances: Tensor, things: Tensor) -> None:
+        """Add the weights `[B, h, Q, H, W]` of queries on patches of known instances and kinds `[B, K]`."""
+        weights = at_least_float32(rows).flatten(3).clamp(min=0)
+        others = self.others.to(weights.device)
+        same = others & (instances[:, self.keys, None] == instances[:, None])  # [B, Q, K]
+        num_same, num_others = same.sum(-1), others.sum(-1)
+        counted = things[:, self.keys] & (num_same > 0) & (num_same < num_others)  # [B, Q]
+        on_object, on_others = ((weights * mask).sum(-1) for mask in (same[:, None], others))  # [B, h, Q]
+        share = on_object / on_others.clamp(min=torch.finfo(weights.dtype).tiny)
+        scores = share / (num_same.clamp(min=1) / num_others.to(share))[:, None]
+        self.total += (scores * counted[:, None]).sum((0, 2)).double().cpu()
+        self.count += int(counted.sum())
 
 
 @dataclass(frozen=True)
