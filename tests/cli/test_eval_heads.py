@@ -179,6 +179,7 @@ def test_killed_run_resumes_with_the_same_results(step: str, monkeypatch: pytest
         (["--keep", "k.safetensors"], "--cut says which heads to cut, and --keep where to write the smaller model"),
         (["--keep", "k.pt", "--cut", "1"], "k.pt must end in .safetensors"),
         (["--cut", "19", "--keep", "k.safetensors"], "--cut must be at least 1 and at most 18, got 19"),
+        (["--scenes.root", "nowhere"], "no such data folder: nowhere (--scenes.root)"),
         (["--plot", "p.txt"], "cannot write a figure to p.txt"),
     ],
 )

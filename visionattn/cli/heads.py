@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visionattn.analysis.ablations import Ablation
 from visionattn.analysis.head_images import open_head_images
 from visionattn.analysis.head_study import RANDOM, HeadStudy
@@ -15,12 +17,13 @@ from visionattn.cli.head_cues import study_cues
 from visionattn.cli.head_tables import HEADINGS, cell, known_scores, print_curves, print_heads, print_roles
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
+from visionattn.data import DataError
 from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.pruned import check_place, compare_speed, save_pruned
 from visionattn.evaluation.pruned import prune as prune_heads
 from visionattn.evaluation.source import LoadedModel, ModelSource, load_model
-from visionattn.objects.head_binding import measure_binding, open_binding_scenes
+from visionattn.objects.head_binding import BindingScenes, measure_binding, open_binding_scenes
 from visionattn.objects.session import BindingData
 from visionattn.output import check_writable, write_csv, write_json
 from visionattn.training import Weights
@@ -155,6 +158,7 @@ def heads(
     _check_scores(prune or [], loaded, with_scenes)
     given = None if cut is None else _read_cut(cut, found, chosen)
     images = open_head_images(loaded, data, num_images, resolved, announce=print)
+    opened = _open_scenes(loaded, scenes, resolved) if with_scenes else ()
     study = HeadStudy(loaded, images, found, chosen, ablation, precision, seed, output, show_progress)
 
     def save() -> None:
@@ -167,11 +171,7 @@ def heads(
         save_image(study.draw_sheet(), sheet)
     study.measure_attention()
     if with_scenes:
-        study.add(
-            measure_binding(
-                loaded.model, found, open_binding_scenes(loaded, scenes, device=resolved), progress=show_progress
-            )
-        )
+        study.add(measure_binding(loaded.model, found, opened, progress=show_progress))
     save()
     study.measure_effects()
     save()
@@ -196,6 +196,14 @@ def heads(
         save()
     study.finish()
     print_left_out(images.unreadable)
+
+
+def _open_scenes(loaded: LoadedModel, scenes: BindingData, device: torch.device) -> BindingScenes:
+    """Open scenes; errors name the options of this command."""
+    try:
+        return open_binding_scenes(loaded, scenes, device=device)
+    except DataError as error:
+        raise DataError(str(error).replace("--data.", "--scenes.")) from error
 
 
 def _check_scores(words: Sequence[str], loaded: LoadedModel, with_scenes: bool) -> None:
