@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from typing import Any, cast
 
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from visionattn.analysis.heads import Edit, HeadLayer, change_heads
+from visionattn.layers.dual_cross_attention import DualCrossAttention, DualCrossBlock
 
 
 class Replay:
@@ -14,6 +19,7 @@ class Replay:
 
     The first pass, `record`, keeps what each block with attention returns, and the outputs of the heads. Later passes
     on the same images compute only what comes after the last block before the change: on average half of the network.
+    Of a ViT's last block they compute the class token alone, if nothing else is read of it.
 
     Memory: an output of each block, and the outputs of its heads, for one batch.
 
@@ -26,6 +32,9 @@ class Replay:
         self.network, self.layers = network, layers
         names = dict(network.named_modules())
         self._blocks = [_Block(names[layer.name]) for layer in layers]
+        self._stems = [_Block(module) for name, module in names.items() if name.rpartition(".")[2] == "patch_embed"]
+        self._last = names[layers[-1].name]
+        self._read = _class_token_alone(self._last) if _reads_class_token(network, self._last) else None
         self.heads: list[Tensor] = []
         """Outputs of the heads of each layer in the recorded pass, `[..., h, d]`."""
 
@@ -41,7 +50,7 @@ class Replay:
             return store
 
         with change_heads({layer: keep(layer) for layer in self.layers}), ExitStack() as stack:
-            for block in self._blocks:
+            for block in (*self._stems, *self._blocks):
                 stack.enter_context(block.recording())
             return self.network(images)
 
@@ -54,8 +63,10 @@ class Replay:
         """
         first = min(edits, key=lambda layer: layer.number, default=self.layers[-1])
         with change_heads(edits), ExitStack() as stack:
-            for block in self._blocks[: first.number]:
+            for block in (*self._stems, *self._blocks[: first.number]):
                 stack.enter_context(block.returning())
+            if self._read is not None and self.layers[-1] not in {first, *edits}:
+                stack.enter_context(replaced(self._last, "forward", self._read))
             stack.enter_context(replaced(first.module, "forward", lambda *_, **__: self._finish(first)))
             return self.network(images)
 
@@ -65,8 +76,31 @@ class Replay:
         return outputs.movedim(-1, 1) if layer.proj is None else layer.proj(outputs)
 
 
+def _reads_class_token(network: Any, block: Any) -> bool:
+    """Return True if a network reads nothing but the class token of its last block, whose attention is timm's."""
+    return (
+        type(network) is VisionTransformer
+        and network.global_pool == "token"
+        and network.attn_pool is None
+        and type(block) is Block
+        and type(block.attn) is Attention
+    )
+
+
+def _class_token_alone(block: nn.Module) -> Callable[..., Tensor]:
+    """Return the forward of a block that computes the first token, and leaves the others as they are."""
+    selective, attention = copy(block), copy(cast(Any, block).attn)
+    selective._modules = {**block._modules, "attn": attention}
+    selective.__class__, attention.__class__ = DualCrossBlock, DualCrossAttention  # which compute some tokens alone
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.cat([cast(Any, selective).forward_selected(x[:, :1], x), x[:, 1:]], dim=1)
+
+    return forward
+
+
 class _Block:
-    """A block of a network and what it returned; of DCAL's, whose network does not call `forward`, the same method."""
+    """A module of a network and what it returned; of DCAL's, whose network does not call `forward`, the same method."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.returned = module, cast(Any, None)
