@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +57,7 @@ class HeadStudy:
         removed: Outcomes without the heads of `remove`.
         curves: Outcomes without more and more heads, by the name of their order.
         pruned: What is known of a model that was pruned.
+        seconds: Time that each step took in this process.
     """
 
     loaded: LoadedModel
@@ -71,6 +74,7 @@ class HeadStudy:
     removed: dict[str, Any] = field(default_factory=dict, init=False)
     curves: dict[str, PruningCurve] = field(default_factory=dict, init=False)
     pruned: dict[str, Any] = field(default_factory=dict, init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.values = {head: {} for head in self.heads}
@@ -113,14 +117,21 @@ class HeadStudy:
     def measure_attention(self) -> None:
         """Measure the scores of attention weights, and `copy`, in single precision."""
         layers = [self.layers[number] for number in by_layer(self.heads)]
-        self.add(measure_scores(self.loaded.model, layers, self.images, progress=self.progress))
-        self.add(measure_copying(self.loaded.model, layers, self.images, seed=self.seed, progress=self.progress))
+        with self._timed("attention"):
+            self.add(measure_scores(self.loaded.model, layers, self.images, progress=self.progress))
+            self.add(measure_copying(self.loaded.model, layers, self.images, seed=self.seed, progress=self.progress))
 
     def measure_effects(self) -> None:
         """Measure the effect of each head on the outputs, and its direct effect."""
-        self.effects = measure_effects(
-            self.loaded.model, self.layers, self.heads, self.images, unfinished=self._unfinished("effects"), **self._how
-        )
+        with self._timed("effects"):
+            self.effects = measure_effects(
+                self.loaded.model,
+                self.layers,
+                self.heads,
+                self.images,
+                unfinished=self._unfinished("effects"),
+                **self._how,
+            )
         self.add(self.effects.values())
         if self.images.has_classes:
             found = measure_direct(
@@ -146,12 +157,13 @@ class HeadStudy:
         orders = {word: self.order(word) for word in words}
         chance = random_orders(list(self.heads), num_random, self.seed)
         orders |= {f"{RANDOM} {number}": order for number, order in enumerate(chance)}
-        self.curves = measure_curves(
-            *(self.loaded.model, self.layers, orders, self.images),
-            points=points,
-            unfinished=self._unfinished("curves"),
-            **self._how,
-        )
+        with self._timed("curves"):
+            self.curves = measure_curves(
+                *(self.loaded.model, self.layers, orders, self.images),
+                points=points,
+                unfinished=self._unfinished("curves"),
+                **self._how,
+            )
         return self.curves
 
     def cut_arguments(self, heads: Collection[Head]) -> tuple[dict[str, list[int]], dict[str, Tensor] | None]:
@@ -203,6 +215,7 @@ class HeadStudy:
             "removed": self.removed,
             "curves": {name: curve.to_dict() for name, curve in self.curves.items()},
             "pruned": self.pruned,
+            "seconds": self.seconds,
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -212,6 +225,12 @@ class HeadStudy:
             {"layer": head[0], "head": head[1], **{name: found.get(name) for name in names}}
             for head, found in self.values.items()
         ]
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - start
 
     @cached_property
     def _hash(self) -> str:

@@ -74,7 +74,7 @@ def study_cues(
         found = {"model": loaded.name, **study.to_dict(), "cuts": [cut.to_dict() for cut in cuts]}
         write_json({**found, **provenance(resolved)}, output)
     if plot:
-        save_cue_figure(_effect_maps(layers, study.heads), _digit_wins(study, cuts), plot, loaded.name)
+        save_cue_figure(_effect_maps(layers, study.heads), _digit_wins(study, cuts), plot, Path(loaded.name).name)
     print_cues(study, cuts)
     return study, cuts
 

@@ -179,7 +179,7 @@ def heads(
         scores = {
             score: {head: row.get(score) for head, row in study.values.items()} for score in known_scores(study.values)
         }
-        save_head_maps(scores, plot, f"{loaded.name}: heads")
+        save_head_maps(scores, plot, f"{Path(loaded.name).name}: heads")
     _print_study(study)
     if removed:
         _print_removed(study, study.remove(removed))
@@ -188,7 +188,7 @@ def heads(
         print_curves(study.prune(prune, points, random_orders), study.figures)
         save()
         if curves:
-            save_cut_curves(_panels(study), curves, f"{loaded.name}: heads cut one after the other")
+            save_cut_curves(_panels(study), curves, f"{Path(loaded.name).name}: heads cut one after the other")
     if given is not None and keep is not None:
         first = (prune or [study.effect])[0]
         cut_heads = given if isinstance(given, list) else study.order(first)[:given]
