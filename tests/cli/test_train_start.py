@@ -211,5 +211,5 @@ def test_images_need_not_be_square_but_scenes_do() -> None:
     assert data == {"img_size": [64, 32], "in_chans": 3}
     adopt_preprocessing(given := {"img_size": 48}, wanted, {"input_size"})
     assert given == {"img_size": 48}
-    with pytest.raises(ValueError, match="the weights want 64×32 images, not square ones: choose --data.image_size N"):
+    with pytest.raises(ValueError, match=r"want 64×32 images, not square ones: choose --data\.image_size N"):
         adopt_preprocessing({"image_size": None}, wanted, {"input_size"})
