@@ -14,6 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from visionattn.cli import evaluate, train
 from visionattn.cli.errors import run
+from visionattn.tasks.start import adopt_preprocessing
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 WEIGHTS = ["--model.name=resnet_pico.cifar10", "--model.pretrained=true"]
@@ -201,3 +202,14 @@ def test_file_without_a_head_is_not_evaluated(command: Commands, colour_folder: 
     assert (
         capsys.readouterr().err == "error: body.pth has no weights for the head, fc.weight: train.py fit trains one\n"
     )
+
+
+def test_images_need_not_be_square_but_scenes_do() -> None:
+    wanted = {"input_size": (3, 64, 32)}
+    data: dict[str, object] = {"img_size": None, "in_chans": None}
+    adopt_preprocessing(data, wanted, {"input_size"})
+    assert data == {"img_size": [64, 32], "in_chans": 3}
+    adopt_preprocessing(given := {"img_size": 48}, wanted, {"input_size"})
+    assert given == {"img_size": 48}
+    with pytest.raises(ValueError, match=r"want 64×32 images, not square ones: choose --data\.image_size N"):
+        adopt_preprocessing({"image_size": None}, wanted, {"input_size"})
