@@ -164,9 +164,9 @@ def heads(
     if given is not None:
         first_cut = by_layer(given if isinstance(given, list) else chosen[:1])
         prune_heads(loaded, {found[layer].name: numbers for layer, numbers in first_cut.items()})  # or say why not
-    images = open_head_images(loaded, data, num_images, resolved, announce=print)
     with _naming_scenes():
         opened = open_binding_scenes(loaded, scenes, device=resolved) if with_scenes else None
+    images = open_head_images(loaded, data, num_images, resolved, announce=print)
     study = HeadStudy(loaded, images, found, chosen, ablation, precision, seed, output, show_progress)
 
     def save() -> None:
