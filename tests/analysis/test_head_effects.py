@@ -21,6 +21,7 @@ from visionattn.analysis.effects import Effects, measure_effects, measure_set
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import change_heads, choose_heads, head_layers, replace_heads
 from visionattn.analysis.outcomes import Outcomes
+from visionattn.analysis.replay import Replay
 from visionattn.errors import UserError
 from visionattn.probing.classifier import ProbeClassifier
 from visionattn.probing.frozen import FrozenBackbone
@@ -123,6 +124,38 @@ def test_effects_equal_those_of_whole_passes(kind: str) -> None:
         }
         assert found == pytest.approx(expected, abs=2e-6)
         assert abs(expected["d_loss"]) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reg_tokens": 2, "no_embed_class": True},
+        {"fc_norm": True, "final_norm": False},
+        {"qk_norm": True, "scale_attn_norm": True, "init_values": 0.5, "pre_norm": True},
+        {"global_pool": "avg"},
+        {"global_pool": "map"},
+        {"gated": True},
+    ],
+    ids=" ".join,
+)
+def test_last_block_of_a_vit_is_that_of_whole_passes(options: dict[str, Any]) -> None:
+    built = {name: value for name, value in options.items() if name != "gated"}
+    network = timm.create_model("vit_nano_patch4_32", num_classes=5, depth=2, **built).eval()
+    if "gated" in options:  # no model of timm's has the gate that its attention allows
+        for block in network.blocks:
+            block.attn.gate = nn.Linear(96, 96)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    layers, (batch,) = head_layers(network), batches_of(sizes=(2,))
+    edits = {layers[0]: replace_heads([1], 0.0)}
+    replay = Replay(network, layers)
+    with torch.no_grad():
+        before = replay.record(batch.image)
+        found = replay.run(batch.image, edits)
+        with change_heads(edits):
+            expected = network(batch.image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-3
 
 
 def test_set_of_heads_is_ablated_at_once() -> None:

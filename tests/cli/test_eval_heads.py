@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from visionattn import load_model
 from visionattn.analysis import head_layers
+from visionattn.analysis.head_images import open_head_images
+from visionattn.analysis.head_study import HeadStudy
 from visionattn.cli.errors import run
 from visionattn.cli.evaluate import main
 from visionattn.evaluation import compare_speed
+from visionattn.evaluation.as_trained import ImageOptions
+from visionattn.probing.export import export_probe
+from visionattn.probing.frozen import FrozenBackbone
+from visionattn.probing.heads import create_head
+from visionattn.probing.protocols.results import HeadResult
 
 MODEL = "vit_nano_patch4_32.cifar10"
 CLASSES = ("airplane", "automobile", "bird")
@@ -38,8 +47,9 @@ def heads(*argv: str | Path) -> int:
     return run(main, ["heads", *fixed, *map(str, argv)])
 
 
-def study(*argv: str | Path, output: str = "h.json") -> dict[str, Any]:
-    assert heads("--model", MODEL, "--pretrained", "--output", output, *argv) == 0
+def study(*argv: str | Path, output: str = "h.json", checkpoint: str = "") -> dict[str, Any]:
+    model = ["--checkpoint", checkpoint] if checkpoint else ["--model", MODEL, "--pretrained"]
+    assert heads(*model, "--output", output, *argv) == 0
     return json.loads(Path(output).read_text())
 
 
@@ -138,26 +148,27 @@ def test_killed_run_resumes_with_the_same_results(step: str, monkeypatch: pytest
     from visionattn.analysis import ablations
 
     words = ["--layers", "2,3", "--data.batch_size", "4", "--prune", "d_loss", "--points", "3", "--random_orders", "1"]
-    whole = study(*words, output="whole.json")
-    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
     measured = ablations.measure_outcomes
-    calls = 0
+    calls, last = 0, 0
 
     def killed(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == {"effects": 5, "curves": 30}[step]:
+        if calls == last:
             raise KeyboardInterrupt
         return measured(*args)
 
+    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(ablations, "measure_outcomes", killed)
+    whole = study(*words, output="whole.json")
+    total, calls, last = calls, 0, {"effects": 5, "curves": 30}[step]
     assert heads("--model", MODEL, "--pretrained", "--output", "h.json", *words) != 0
     assert Path(f"h.json.{step}.safetensors").exists()
     before = calls
     found = study(*words)
     assert found["heads"] == whole["heads"]
     assert found["curves"] == whole["curves"]
-    assert calls - before < before if step == "curves" else calls - before > 0
+    assert calls - before == total - (before - 1)  # the pass that was interrupted is repeated, and no other one
     assert not list(Path().glob("h.json.*"))
 
 
@@ -193,6 +204,118 @@ def test_mistakes_end_with_one_line_before_the_work(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("model", "cut", "message"),
+    [
+        ("halo_pico.cifar10", "1", "HaloNet has no output projection after them"),
+        ("dcal_vit_nano.cifar10", "1", "no such data folder: nowhere"),
+        ("dcal_vit_nano.cifar10", "2,1.0", "DCAL's rollout wants a head in every layer"),
+    ],
+)
+def test_heads_that_cannot_be_cut_are_refused_before_the_work(
+    model: str, cut: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model", model, "--pretrained", "--cut", cut, "--keep", "k.safetensors", "--data.root", "nowhere"]
+    assert heads(*argv) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_head_on_a_frozen_backbone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers after the one that the head reads are not run: they have no scores, and no effect."""
+    names = load_model(MODEL).spec.class_names
+    backbone = FrozenBackbone(load_model(MODEL, model_kwargs={"num_classes": 0}).model, MODEL, [1])
+    result = HeadResult("linear", {}, 0, 0.0, 0.0, None, None, 0.0, head=create_head("linear", 96, len(names)))
+    export_probe(".", "probe", result, backbone, [1], names)
+    found = study("--layers", "1,2", "--sheet", "sheet.png", checkpoint="probe.json")
+    read, unread = found["heads"][:3], found["heads"][3:]
+    assert all(row["distance"] > 0 and row["copy"] is not None and row["d_loss"] != 0 for row in read)
+    assert all(row["distance"] is row["copy"] is None and row["d_loss"] == 0 for row in unread)
+    capsys.readouterr()
+    assert heads("--checkpoint", "probe.json", "--cut", "1", "--keep", "k.safetensors") == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: probe.json is a head on a frozen backbone, which is not pruned")
+    assert captured.out == ""
+
+
+def test_pruned_dcal_answers_with_the_same_branches() -> None:
+    argv = ["--model", "dcal_vit_nano.cifar10", "--pretrained", "--inference", "sa", "--layers", "1"]
+    assert heads(*argv, "--cut", "1.0", "--keep", "k.safetensors", "--output", "h.json") == 0
+    found = json.loads(Path("h.json").read_text())
+    assert found["pruned"]["difference"] < 1e-5
+    assert found["pruned"]["d_loss"] == pytest.approx(found["heads"][0]["d_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("model", "score"), [("nat_pico.cifar10", "prefix_mass"), ("halo_pico.cifar10", "direct")])
+def test_score_that_no_head_has_gives_no_order(model: str, score: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", model, "--pretrained", "--layers", "0", "--prune", score) == 1
+    captured = capsys.readouterr()
+    (message,) = captured.err.splitlines()
+    assert message == f"error: no head of {model} has a score {score}: heads cannot be ordered by it"
+    assert ("largest effect" in captured.out) == (score == "direct")  # scores of attention are known before the effects
+
+
+def test_unfinished_work_is_of_one_model_and_one_choice_of_classes() -> None:
+    def identity(class_map: dict[str, str], **model_kwargs: Any) -> str:
+        loaded = load_model(MODEL, model_kwargs=model_kwargs)
+        options = ImageOptions(root="images", num_workers=0, class_map=class_map)
+        images = open_head_images(loaded, options, 4, torch.device("cpu"))
+        study = HeadStudy(loaded, images, head_layers(loaded.model), [(0, 0)], state=Path("h.json"))
+        unfinished = study._unfinished("effects")
+        assert unfinished is not None
+        return unfinished.identity
+
+    swapped = {"airplane": "bird", "bird": "airplane"}
+    assert identity({}) == identity({})
+    assert len({identity({}), identity(swapped), identity({}, pool_include_prefix=True)}) == 3
+
+
+def test_several_labels_per_image_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(MODEL)
+    spec = replace(loaded.spec, multi_label=True)
+    weights = {f"model.{name}": value for name, value in loaded.model.state_dict().items()}
+    torch.save({"state_dict": weights, "visionattn": spec.to_dict()}, "labels.ckpt")
+    assert heads("--checkpoint", "labels.ckpt") == 1
+    assert capsys.readouterr().err.startswith("error: labels.ckpt has several labels for an image")
+    features = ["--model", spec.model, "--model_kwargs", '{"num_classes": 0}']
+    assert heads("--checkpoint", "labels.ckpt", *features, "--layers", "0") == 0
+
+
+def test_model_of_a_folder_is_pruned() -> None:
+    loaded = load_model(MODEL)
+    Path("hub").mkdir()
+    config = {"architecture": "vit_nano_patch4_32", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    config["pretrained_cfg"]["label_names"] = loaded.spec.class_names  # type: ignore[index]
+    Path("hub/config.json").write_text(json.dumps(config))
+    save_file(loaded.model.state_dict(), "hub/model.safetensors")
+    argv = ["--model", "local-dir:hub", "--pretrained", "--layers", "1", "--cut", "1.0", "--keep", "k.safetensors"]
+    assert heads(*argv, "--output", "h.json") == 0
+    assert json.loads(Path("h.json").read_text())["pruned"]["difference"] < 1e-5
+
+
+def test_sheet_has_the_chosen_heads() -> None:
+    study("--layers", "0", "--sheet", "all.png")
+    study("--layers", "0", "--heads", "1", "--sheet", "one.png")
+    assert Image.open("one.png").size[0] < Image.open("all.png").size[0]
+
+
+def test_scenes_that_cannot_be_used_name_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scenes/val/images").mkdir(parents=True)
+    Path("scenes/val/instances").mkdir()
+    for number in range(2):
+        Image.new("RGB", (32, 32)).save(f"scenes/val/images/{number}.png")
+        Image.new("L", (32, 32), number).save(f"scenes/val/instances/{number}.png")
+    Path("scenes/val/images/1.png").write_bytes(b"no image")
+    scenes = ["--layers", "0", "--scenes.root", "scenes", "--scenes.num_workers", "0"]
+    assert heads("--model", MODEL, "--pretrained", *scenes) == 1
+    error = capsys.readouterr().err
+    assert "1.png: not an image that Pillow knows; repair or remove it, or pass --scenes.on_error skip" in error
+    study(*scenes, "--scenes.on_error", "skip")
+    assert "unreadable scenes left out: 1" in capsys.readouterr().out
+    wide = ["--model", MODEL, "--pretrained", "--model_kwargs", '{"img_size": [32, 64]}']
+    assert heads(*wide, *scenes) == 1
+    assert "not square ones: choose --scenes.img_size N" in capsys.readouterr().err
+
+
 def test_model_without_heads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert heads("--model", "resnet_pico.cifar10", "--pretrained") == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -208,7 +331,14 @@ def test_unreadable_image_is_named_or_left_out(capsys: pytest.CaptureFixture[str
     )
     found = study("--layers", "0", "--data.on_error", "skip")
     assert found["num_images"] == 11
-    assert "unreadable images left out: 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "unreadable images left out: 1" in printed
+    assert f"{MODEL} on 11 images" in printed
+    for path in Path("images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    for options in ([], ["--sheet", "sheet.png"]):
+        assert heads("--model", MODEL, "--pretrained", "--data.on_error", "skip", *options) == 1
+        assert capsys.readouterr().err.startswith("error: there are no images to ")
 
 
 def test_numbers_that_are_not_finite_name_the_image(capsys: pytest.CaptureFixture[str]) -> None:

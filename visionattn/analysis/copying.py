@@ -8,7 +8,8 @@ This is the retrieval score of arXiv 2404.15574, taken to images. There, a head 
 strongest key is that token, and the model's output is the same. Twins and the third place are ours.
 
 The three places see each other, in layers with windows too. They are drawn with equal chances from all such triples of
-query positions; on maps of more than 32 × 32 queries, from those in the middle. Heads have None if there is no triple.
+query positions; on maps of more than 32 × 32 queries, from those in the middle. Heads have None if there is no triple,
+or if the network does not run their layer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -133,6 +134,8 @@ def _group(network: nn.Module, layers: Sequence[HeadLayer], image: Tensor, seed:
         network(image)
     groups: list[_Group] = []
     for layer in layers:
+        if layer not in found:  # the network does not run it
+            continue
         recorded: RecordedAttention = found[layer]
         height, width = recorded.num_queries
         top, left = max(0, height - EDGE) // 2, max(0, width - EDGE) // 2

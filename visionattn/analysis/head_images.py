@@ -49,7 +49,7 @@ class HeadImages:
         has_classes: True if images have classes, which the model knows.
         device: Device of the batches.
         preparation: How images are prepared, in words.
-        identity: The images, their order, batches and preprocessing, as plain values.
+        identity: The images, their order, batches and preprocessing, and the options of their classes, as plain values.
     """
 
     data: Any
@@ -70,6 +70,11 @@ class HeadImages:
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self.loader)
+
+    @property
+    def num_read(self) -> int:
+        """Number of images without those that could not be read so far."""
+        return self.num_images - len(self.unreadable)
 
     @property
     def unreadable(self) -> list[str]:
@@ -95,9 +100,14 @@ def open_head_images(
 
     Raises:
         DataError: The data are missing, or their classes are not the model's.
-        UserError: The data can only be read in order.
+        UserError: The data can only be read in order, or the model has several labels per image.
     """
     spec, has_classes = loaded.spec, bool(loaded.spec.num_classes)
+    if spec.multi_label:
+        raise UserError(
+            f"{loaded.name} has several labels for an image, and effects of heads are measured with one: study its "
+            f"features, with --model {spec.model} --model_kwargs '{{num_classes: 0}}'"
+        )
     if has_classes:
         data = open_images(spec, options)
         loader = data.val_dataloader()
@@ -123,7 +133,8 @@ def open_head_images(
     )
     preprocessing = prepare_images(spec, options)
     preparation = describe_preprocessing(preprocessing, spec.preprocessing, loaded.name)
-    identity = [options.batch_size, preprocessing, [dataset.source.name_of(place) for place in places]]
+    classes = [options.class_map, options.labels, options.label_column]
+    identity = [options.batch_size, preprocessing, classes, [dataset.source.name_of(place) for place in places]]
     announce(preparation)
     if len(places) < len(dataset):
         announce(f"{len(places):,} of {len(dataset):,} images, evenly spaced; --num_images sets their number")

@@ -25,11 +25,13 @@ from visionattn.analysis.pruning import PruningCurve, measure_curves, order_head
 from visionattn.analysis.replay import Replay
 from visionattn.analysis.scores import measure_scores
 from visionattn.analysis.subject import LookOptions, Subject
-from visionattn.evaluation.device import Precision
+from visionattn.errors import UserError
+from visionattn.evaluation.device import Precision, autocast
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.probing.frozen import weights_hash
 from visionattn.progress import ShowProgress, no_progress
+from visionattn.training.branches import Inference, choose_inference
 
 if TYPE_CHECKING:
     from visionattn.viz.image import Pixels
@@ -105,14 +107,22 @@ class HeadStudy:
                 self.values[head] |= found
 
     def draw_sheet(self, height: int = 96) -> "Pixels":
-        """Draw the attention of each head in the first image, `height` pixels high."""
+        """Draw the attention of the heads in the first image, `height` pixels high.
+
+        Of all heads of a layer, and if the heads that are studied differ from layer to layer, at most 12 are drawn.
+        """
         from visionattn.viz.image import denormalize
 
-        batch, wanted = next(iter(self.images)), self.images.data.preprocessing
+        batch, wanted = next(iter(self.images), None), self.images.data.preprocessing
+        if batch is None:
+            raise UserError("there are no images to draw heads on: not one could be read")
         image = batch.image[:1]
         pixels = denormalize(image.cpu(), wanted["mean"], wanted["std"])
         subject = Subject(self.loaded, image, pixels, batch.name[:1], self.progress)
-        return draw_heads(subject, LookOptions(sorted(by_layer(self.heads)), height=height))
+        numbers = by_layer(self.heads)
+        (layer, first), *_ = numbers.items()
+        are_some = len(first) < self.layers[layer].num_heads and all(heads == first for heads in numbers.values())
+        return draw_heads(subject, LookOptions(list(numbers), first if are_some else None, height=height))
 
     def measure_attention(self) -> None:
         """Measure the scores of attention weights, and `copy`, in single precision."""
@@ -148,8 +158,14 @@ class HeadStudy:
         return self.removed
 
     def order(self, word: str) -> list[Head]:
-        """Return the heads in the order of a score, lowest first, or highest first for ``SCORE:desc``."""
+        """Return the heads in the order of a score, lowest first, or highest first for ``SCORE:desc``.
+
+        Raises:
+            UserError: No head has this score.
+        """
         score, _, direction = word.partition(":")
+        if all(found.get(score) is None for found in self.values.values()):
+            raise UserError(f"no head of {self.loaded.name} has a score {score}: heads cannot be ordered by it")
         return order_heads(self.values, score, descending=direction == "desc")
 
     def prune(self, words: Sequence[str], points: int, num_random: int) -> dict[str, PruningCurve]:
@@ -180,11 +196,13 @@ class HeadStudy:
         """
         replay, edits = Replay(self.loaded.model, self.layers), ablate(self.layers, heads, self.means)
         smaller = cut.model.to(self.images.device)
+        if self._inference is not None:
+            choose_inference(smaller, cut.name, self._inference)
         found: list[Tensor] = []
         difference = largest = 0.0
         with self.progress("comparing the smaller model", "batches") as report:
             for number, batch in enumerate(self.images, 1):
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast(batch.image.device, self.precision):
                     unchanged, masked = replay.record(batch.image), replay.run(batch.image, edits)
                     output = smaller(batch.image)
                 found.append(torch.stack([measure_outcomes(x, unchanged, batch) for x in (unchanged, output)], 1))
@@ -203,7 +221,7 @@ class HeadStudy:
             "model_kwargs": self.loaded.spec.to_dict()["model_kwargs"],
             "weights_hash": self._hash,
             "dataset": self.images.data.name,
-            "num_images": self.images.num_images - len(self.images.unreadable),
+            "num_images": self.images.num_read,
             "unreadable": self.images.unreadable[:NAMED_UNREADABLE],
             "ablation": self.ablation,
             "precision": self.precision,
@@ -237,6 +255,11 @@ class HeadStudy:
         return weights_hash(self.loaded.model)
 
     @property
+    def _inference(self) -> Inference | None:
+        """Branches of DCAL's models that answer."""
+        return getattr(self.loaded.model, "inference", None)
+
+    @property
     def _how(self) -> dict[str, Any]:
         return {
             "ablation": self.ablation,
@@ -252,10 +275,10 @@ class HeadStudy:
         identity = {
             "weights": self._hash,
             "images": self.images.identity,
-            "inference": getattr(self.loaded.model, "inference", None),
+            "model": [self.loaded.spec.model, self.loaded.spec.to_dict()["model_kwargs"], self._inference],
         }
         digest = hashlib.blake2b(json.dumps(identity, default=str).encode(), digest_size=16).hexdigest()
-        return Unfinished(self.state.with_name(f"{self.state.name}.{step}.safetensors"), digest)
+        return Unfinished(self.state.with_name(f"{self.state.name}.{step}.safetensors").expanduser(), digest)
 
     def finish(self) -> None:
         """Remove the files of unfinished work, once the results are written."""

@@ -84,6 +84,7 @@ def _reads_class_token(network: Any, block: Any) -> bool:
         and network.attn_pool is None
         and type(block) is Block
         and type(block.attn) is Attention
+        and getattr(block.attn, "gate", None) is None
     )
 
 

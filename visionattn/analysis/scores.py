@@ -66,7 +66,7 @@ def measure_scores(
     *,
     progress: ShowProgress = no_progress,
 ) -> HeadValues:
-    """Return the scores of all heads of layers, see the module.
+    """Return the scores of all heads of layers, see the module; none for layers that the network does not run.
 
     Two runs on the same batches return the same values, bit for bit, on CPUs. Memory does not grow with the images: one
     layer's weights of a batch, and for each layer h + 4 tables `[Q, K]`, 67 MB for 12 heads and 32 × 32 patches.
@@ -84,9 +84,12 @@ def measure_scores(
     with torch.no_grad(), ExitStack() as stack, progress("scores of heads", "batches") as report:
         for layer in layers:
             layer.attention.watch(scores[layer].update, stack)
+        number = 0
         for number, batch in enumerate(batches, 1):
             network(batch.image)
             report(number, num_batches(batches))
+    if not number:
+        raise UserError("there are no images to measure heads on")
     return {head: values for layer in layers for head, values in zip(layer.heads, scores[layer].result(), strict=True)}
 
 
@@ -145,7 +148,7 @@ class _Scores:
     def result(self) -> list[dict[str, float | None]]:
         """Return the scores of each head."""
         if not self.num_images:
-            raise UserError("there are no images to measure heads on")
+            return [{} for _ in range(self.num_heads)]
         sums, count = self.sums, self.num_images * len(self.queries)
         found = {
             **{name: sums[name] / count for name in ("distance", "distance_clipped")},

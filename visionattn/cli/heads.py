@@ -1,29 +1,29 @@
 """``eval.py heads``: which attention heads of a network matter, what they do, and the network without some of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visionattn.analysis.ablations import Ablation
 from visionattn.analysis.head_images import open_head_images
 from visionattn.analysis.head_study import RANDOM, HeadStudy
-from visionattn.analysis.heads import Head, HeadLayer, choose_heads, head_layers, head_name, parse_heads
+from visionattn.analysis.heads import Head, HeadLayer, by_layer, choose_heads, head_layers, head_name, parse_heads
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.head_cues import study_cues
 from visionattn.cli.head_tables import HEADINGS, cell, known_scores, print_curves, print_heads, print_roles
 from visionattn.cli.progress import show_progress
 from visionattn.cli.report import print_left_out, print_table
-from visionattn.data import DataError
+from visionattn.data import UnreadableImageError
+from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.pruned import check_place, compare_speed, save_pruned
 from visionattn.evaluation.pruned import prune as prune_heads
 from visionattn.evaluation.source import LoadedModel, ModelSource, load_model
-from visionattn.objects.head_binding import BindingScenes, measure_binding, open_binding_scenes
+from visionattn.objects.head_binding import measure_binding, open_binding_scenes
 from visionattn.objects.session import BindingData
 from visionattn.output import check_writable, write_csv, write_json
 from visionattn.training import Weights
@@ -47,6 +47,9 @@ class HeadImageOptions(ImageOptions):
 
     batch_size: int = 16
 
+
+EFFECTS = ("d_", "direct")
+"""Beginnings of the names of scores that are effects, which take the most time."""
 
 DATA, SCENES = HeadImageOptions(), BindingData()
 
@@ -114,10 +117,11 @@ def heads(
         csv: CSV file with a row for each head.
         plot: image with a map of layers × heads for each score, .png, .pdf or .svg.
         curves: image of the curves of --prune.
-        sheet: .png file with the attention of each head in the first image.
+        sheet: .png file with the attention of each head in the first image, of 12 heads in layers that have more.
         device: auto, cpu, cuda, cuda:1, …
         precision: precision of the passes that measure effects, as --trainer.precision; scores of attention are
-            computed in single precision.
+            computed in single precision. The backbone of a head of linear keeps the precision that the head was
+            trained with.
         seed: seed of random orders and of copied patches.
     """
     check_range("num_images", num_images, 2, error=UsageError)
@@ -157,8 +161,12 @@ def heads(
     with_scenes = bool(scenes.name or scenes.root)
     _check_scores(prune or [], loaded, with_scenes)
     given = None if cut is None else _read_cut(cut, found, chosen)
+    if given is not None:
+        first_cut = by_layer(given if isinstance(given, list) else chosen[:1])
+        prune_heads(loaded, {found[layer].name: numbers for layer, numbers in first_cut.items()})  # or say why not
+    with _naming_scenes():
+        opened = open_binding_scenes(loaded, scenes, device=resolved) if with_scenes else None
     images = open_head_images(loaded, data, num_images, resolved, announce=print)
-    opened = _open_scenes(loaded, scenes, resolved) if with_scenes else ()
     study = HeadStudy(loaded, images, found, chosen, ablation, precision, seed, output, show_progress)
 
     def save() -> None:
@@ -170,9 +178,14 @@ def heads(
     if sheet:
         save_image(study.draw_sheet(), sheet)
     study.measure_attention()
-    if with_scenes:
-        study.add(measure_binding(loaded.model, found, opened, progress=show_progress))
+    if opened is not None:
+        layers_of_chosen = [found[number] for number in by_layer(chosen)]
+        with _naming_scenes():
+            study.add(measure_binding(loaded.model, layers_of_chosen, opened, progress=show_progress))
     save()
+    for word in prune or ():
+        if not word.startswith(EFFECTS):
+            study.order(word)  # or say that no head has this score
     study.measure_effects()
     save()
     if plot:
@@ -196,14 +209,19 @@ def heads(
         save()
     study.finish()
     print_left_out(images.unreadable)
+    if opened is not None:
+        print_left_out(opened.unreadable, "scenes")
 
 
-def _open_scenes(loaded: LoadedModel, scenes: BindingData, device: torch.device) -> BindingScenes:
-    """Open scenes; errors name the options of this command."""
+@contextmanager
+def _naming_scenes() -> Iterator[None]:
+    """Let errors about scenes name the options of this command."""
     try:
-        return open_binding_scenes(loaded, scenes, device=device)
-    except DataError as error:
-        raise DataError(str(error).replace("--data.", "--scenes.")) from error
+        yield
+    except (ValueError, UnreadableImageError) as error:
+        if "--data." not in str(error):
+            raise
+        raise UserError(str(error).replace("--data.", "--scenes.")) from error
 
 
 def _check_scores(words: Sequence[str], loaded: LoadedModel, with_scenes: bool) -> None:
@@ -234,7 +252,7 @@ def _read_cut(words: Sequence[str], layers: Sequence[HeadLayer], chosen: Sequenc
 
 def _print_study(study: HeadStudy) -> None:
     images, effects = study.images, study.effects
-    title = f"{Path(study.loaded.name).name} on {counted(images.num_images, 'image')}, {study.ablation}-ablation"
+    title = f"{Path(study.loaded.name).name} on {counted(images.num_read, 'image')}, {study.ablation}-ablation"
     assert effects is not None
     if effects.baseline:
         title += f"; loss {effects.baseline['loss']:.4f}, top-1 {effects.baseline['top1']:.1%} with all heads"
@@ -274,7 +292,7 @@ def _write_pruned(study: HeadStudy, heads: Sequence[Head], path: Path) -> dict[s
     """Write a model without heads; print and return its size, speed and outcomes beside those of the whole model."""
     smaller = prune_heads(study.loaded, *study.cut_arguments(heads))
     save_pruned(smaller, path)
-    smaller = load_model(path)  # what is measured is what was written
+    smaller = load_model(path.expanduser(), model=study.loaded.spec.model)  # what is measured is what was written
     outcome = study.judge(smaller, heads)
     speed = compare_speed(
         study.loaded, smaller, device=study.images.device, precision=study.precision, progress=show_progress

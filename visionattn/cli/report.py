@@ -37,10 +37,10 @@ def print_unreadable(result: Any, noun: str) -> None:
         print(f"unreadable {noun} left out: {result.num_unreadable}, the first: {result.unreadable[0]}")
 
 
-def print_left_out(lines: Sequence[str]) -> None:
+def print_left_out(lines: Sequence[str], noun: str = "images") -> None:
     """Print the images that could not be read, of many the first ones."""
     if lines:
-        print(f"unreadable images left out: {len(lines):,}")
+        print(f"unreadable {noun} left out: {len(lines):,}")
     for line in lines[:NAMED_UNREADABLE]:
         print(f"  {line}")
     if len(lines) > NAMED_UNREADABLE:

@@ -139,6 +139,11 @@ class BindingScenes:
         """Return the number of batches."""
         return len(self.loader)
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Scenes that could not be read so far, with the reason."""
+        return list(self.loader.broken)
+
 
 def open_binding_scenes(
     loaded: LoadedModel,

@@ -1,6 +1,7 @@
 """Figures of heads: a map of layers × heads for each score, and curves of networks without some heads."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,8 +85,8 @@ def draw_head_map(axes: "Axes", grid: Any, layers: Sequence[int], largest: float
 
 
 def _short(value: float) -> str:
-    """Return about three digits of a number."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}".replace("0.", ".", 1)
+    """Return about three digits of a number, without the zero before a point."""
+    return f"{value:.0f}" if abs(value) >= 100 else re.sub(r"^(-?)0\.", r"\1.", f"{value:.3g}")
 
 
 class CutCurve(NamedTuple):
