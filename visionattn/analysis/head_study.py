@@ -176,7 +176,8 @@ class HeadStudy:
     def judge(self, cut: LoadedModel, heads: Collection[Head]) -> dict[str, Any]:
         """Return the outcomes of a model without some heads, and how far it is from this model with them ablated.
 
-        ``difference`` is the largest difference of their outputs, over the largest output.
+        All is computed in single precision: ``whole`` has the outcomes of this model. ``difference`` is the largest
+        difference of the outputs, over the largest output.
         """
         replay, edits = Replay(self.loaded.model, self.layers), ablate(self.layers, heads, self.means)
         smaller = cut.model.to(self.images.device)
@@ -192,7 +193,8 @@ class HeadStudy:
                 largest = max(largest, masked.abs().max().item())
                 report(number, len(self.images))
         outcomes = Outcomes(torch.cat(found, 2))
-        return {**outcomes.means(1), **outcomes.effects(1), "difference": difference / largest}
+        changes = {**outcomes.means(1), **outcomes.effects(1)}
+        return {**changes, "whole": outcomes.means(0), "difference": difference / largest}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain values, as ``visionattn heads --output`` writes them."""
