@@ -229,8 +229,9 @@ def _read_cut(
     words: Sequence[str], loaded: LoadedModel, layers: Sequence[HeadLayer], chosen: Sequence[Head]
 ) -> list[Head] | int:
     """Return the heads of --cut, or their number; check before the work that the model can do without them."""
+    cut: list[Head] | int
     if len(words) == 1 and words[0].isdigit():
-        cut: list[Head] | int = int(words[0])
+        cut = int(words[0])
         check_range("cut", cut, 1, len(chosen), error=UsageError)
         # Which heads they are is known after the work; that a layer loses one of several is as good as any.
         tried = [(layer, 0) for layer in by_layer(chosen) if layers[layer].num_heads > 1]
