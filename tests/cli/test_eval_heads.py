@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from visionattn import load_model
+from visionattn.__main__ import dispatch
 from visionattn.analysis import head_layers
 from visionattn.analysis.head_images import open_head_images
 from visionattn.analysis.head_study import HeadStudy
@@ -113,6 +114,41 @@ def test_kept_model_computes_what_the_ablated_one_did(capsys: pytest.CaptureFixt
     assert "2 heads cut: 1.0, 1.2" in capsys.readouterr().out
     fixed = ["--data.root", "images", "--data.num_workers", "0"]
     assert run(main, ["classify", "--checkpoint", "small/kept.safetensors", *fixed]) == 0
+
+
+def test_whole_and_smaller_model_are_measured_in_the_same_precision() -> None:
+    found = study("--layers", "1", "--precision", "bf16-mixed", "--cut", "1.0", "--keep", "k.safetensors")["pruned"]
+    assert found["difference"] < 1e-2
+    for outcome in ("loss", "top1"):
+        assert found[outcome] - found["whole"][outcome] == pytest.approx(found[f"d_{outcome}"], abs=1e-9)
+
+
+def test_kept_model_is_compared_with_the_inference_that_was_studied() -> None:
+    model = ("--model", "dcal_vit_nano.cifar10", "--pretrained", "--inference", "sa")
+    assert heads(*model, "--layers", "1", "--cut", "1.0", "--keep", "k.safetensors", "--output", "h.json") == 0
+    assert json.loads(Path("h.json").read_text())["pruned"]["difference"] < 1e-5
+
+
+def test_kept_model_of_a_folder_loads_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(dispatch, ["export", "hub", "--model", MODEL, "--pretrained", "--output", "hub"]) == 0
+    model = ("--model", "local-dir:hub")
+    assert heads(*model, "--pretrained", "--layers", "1", "--cut", "1.0", "--keep", "~/k.safetensors") == 0
+    file = str(tmp_path / "k.safetensors")
+    assert f"--checkpoint {file} --model local-dir:hub of other commands" in capsys.readouterr().out
+    fixed = ["--data.root", "images", "--data.num_workers", "0"]
+    assert run(main, ["classify", "--checkpoint", file, *model, *fixed]) == 0
+
+
+@pytest.mark.parametrize("cut", ["1", "0.0"])
+def test_heads_that_cannot_be_cut_are_refused_before_the_work(cut: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", "halo_pico.cifar10", "--pretrained", "--cut", cut, "--keep", "k.safetensors") == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert "cannot be cut, because HaloNet has no output projection after them" in line
+    assert captured.out == ""
 
 
 def test_number_of_heads_to_cut_follows_the_order() -> None:

@@ -19,7 +19,7 @@ from visionattn.errors import UsageError, UserError
 from visionattn.evaluation.pruned import check_place, compare_speed, prune, save_pruned
 from visionattn.evaluation.source import LoadedModel, Origin
 from visionattn.export.run import RunRecord
-from visionattn.training import create_model, describe_model, describe_weights, weights_origin
+from visionattn.training import create_model, describe_model, describe_weights, load_beside, weights_origin
 
 NAME = "vit_nano_patch4_32.cifar10"
 HEADS = {"blocks.1": [2], "blocks.4": [0, 1]}
@@ -96,12 +96,24 @@ def test_pruned_model_can_be_pruned_again(full: LoadedModel, pruned: Path, tmp_p
     assert torch.equal(answer(visionattn.load_model(tmp_path / "again.safetensors")), answer(again))
 
 
+def test_pruned_model_loads_without_the_files_that_it_came_from(full: LoadedModel, tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    save_file(full.model.state_dict(), file)
+    kwargs = {"pretrained_cfg_overlay": {"file": str(file)}, "cut_heads": None}
+    cut = prune(visionattn.load_model(NAME, pretrained=True, model_kwargs=kwargs), HEADS)
+    file.unlink()
+    save_pruned(cut, tmp_path / "pruned.safetensors")
+    assert torch.equal(answer(visionattn.load_model(tmp_path / "pruned.safetensors")), answer(prune(full, HEADS)))
+
+
 def test_file_describes_its_weights_as_a_checkpoint_does(full: LoadedModel, pruned: Path) -> None:
     described = describe_weights(NAME, False, pruned, {})
     assert described is not None
     assert described.to_dict() == prune(full, HEADS).spec.to_dict()
     assert weights_origin(False, {}, pruned) == "file"
     assert RunRecord.of(pruned) == RunRecord()
+    with pytest.raises(ValueError, match=r"pruned\.safetensors holds a model alone: give a checkpoint"):
+        load_beside(pruned, "slots.")
 
 
 def test_commands_take_the_file_alone(
@@ -157,6 +169,7 @@ def test_file_whose_description_is_damaged_is_refused(pruned: Path, tmp_path: Pa
     spec = json.loads(pruned.with_name("pruned.safetensors.json").read_text())
     for text, message in (
         ("{", "bad.safetensors does not describe its model in JSON"),
+        ("[" * 100_000, "bad.safetensors does not describe its model in JSON"),
         ("[]", "description of its model is a list"),
         (
             json.dumps(spec | {"model_kwargs": {"cut_heads": {"blocks.1": "2"}}}),

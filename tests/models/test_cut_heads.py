@@ -219,6 +219,12 @@ ERRORS: dict[str, tuple[str, dict[str, Any], Any, str]] = {
         {"blocks.9": [0]},
         r"no heads to cut in 'blocks\.9'; .* in blocks\.0, blocks\.1",
     ),
+    "attention, not its block": (
+        "vit_nano_patch4_32",
+        {},
+        {"blocks.1": [0], "blocks.1.attn": [0]},
+        r"no heads to cut in 'blocks\.1\.attn'; the model has them in blocks\.0, blocks\.1",
+    ),
     "no attention": ("resnet_pico", {}, {"layer1": [0]}, r"no heads to cut in 'layer1'; timm's ViT.* have such heads"),
     "head": ("vit_nano_patch4_32", {}, {"blocks.1": [0, 3]}, r"no head 3 in blocks\.1, which has heads 0 to 2"),
     "negative": ("vit_nano_patch4_32", {}, {"blocks.1": [-1]}, r"no head -1 in blocks\.1"),

@@ -26,7 +26,7 @@ from visionattn.analysis.replay import Replay
 from visionattn.analysis.scores import measure_scores
 from visionattn.analysis.subject import LookOptions, Subject
 from visionattn.errors import UserError
-from visionattn.evaluation.device import Precision, autocast
+from visionattn.evaluation.device import Precision
 from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.probing.frozen import weights_hash
@@ -192,7 +192,8 @@ class HeadStudy:
     def judge(self, cut: LoadedModel, heads: Collection[Head]) -> dict[str, Any]:
         """Return the outcomes of a model without some heads, and how far it is from this model with them ablated.
 
-        ``difference`` is the largest difference of their outputs, over the largest output.
+        All is computed in single precision: ``whole`` has the outcomes of this model. ``difference`` is the largest
+        difference of the outputs, over the largest output.
         """
         replay, edits = Replay(self.loaded.model, self.layers), ablate(self.layers, heads, self.means)
         smaller = cut.model.to(self.images.device)
@@ -202,7 +203,7 @@ class HeadStudy:
         difference = largest = 0.0
         with self.progress("comparing the smaller model", "batches") as report:
             for number, batch in enumerate(self.images, 1):
-                with torch.inference_mode(), autocast(batch.image.device, self.precision):
+                with torch.inference_mode():
                     unchanged, masked = replay.record(batch.image), replay.run(batch.image, edits)
                     output = smaller(batch.image)
                 found.append(torch.stack([measure_outcomes(x, unchanged, batch) for x in (unchanged, output)], 1))
@@ -210,7 +211,8 @@ class HeadStudy:
                 largest = max(largest, masked.abs().max().item())
                 report(number, len(self.images))
         outcomes = Outcomes(torch.cat(found, 2))
-        return {**outcomes.means(1), **outcomes.effects(1), "difference": difference / largest}
+        changes = {**outcomes.means(1), **outcomes.effects(1)}
+        return {**changes, "whole": outcomes.means(0), "difference": difference / largest}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain values, as ``visionattn heads --output`` writes them."""

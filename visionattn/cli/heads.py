@@ -20,7 +20,7 @@ from visionattn.data import UnreadableImageError
 from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import ImageOptions
 from visionattn.evaluation.device import Precision, resolve_device
-from visionattn.evaluation.pruned import check_place, compare_speed, save_pruned
+from visionattn.evaluation.pruned import check_place, check_prunable, compare_speed, save_pruned
 from visionattn.evaluation.pruned import prune as prune_heads
 from visionattn.evaluation.source import LoadedModel, ModelSource, load_model
 from visionattn.objects.head_binding import measure_binding, open_binding_scenes
@@ -28,6 +28,7 @@ from visionattn.objects.session import BindingData
 from visionattn.output import check_writable, write_csv, write_json
 from visionattn.training import Weights
 from visionattn.training.branches import Inference, choose_inference
+from visionattn.training.models import is_elsewhere
 from visionattn.viz.figure import check_suffix
 from visionattn.viz.head_scores import CutCurve, save_cut_curves, save_head_maps
 from visionattn.viz.image import save_image
@@ -160,10 +161,7 @@ def heads(
     removed = parse_heads(ablate or [], found)
     with_scenes = bool(scenes.name or scenes.root)
     _check_scores(prune or [], loaded, with_scenes)
-    given = None if cut is None else _read_cut(cut, found, chosen)
-    if given is not None:
-        first_cut = by_layer(given if isinstance(given, list) else chosen[:1])
-        prune_heads(loaded, {found[layer].name: numbers for layer, numbers in first_cut.items()})  # or say why not
+    given = None if cut is None else _read_cut(cut, loaded, found, chosen)
     with _naming_scenes():
         opened = open_binding_scenes(loaded, scenes, device=resolved) if with_scenes else None
     images = open_head_images(loaded, data, num_images, resolved, announce=print)
@@ -205,7 +203,7 @@ def heads(
     if given is not None and keep is not None:
         first = (prune or [study.effect])[0]
         cut_heads = given if isinstance(given, list) else study.order(first)[:given]
-        study.pruned = _write_pruned(study, cut_heads, keep)
+        study.pruned = _write_pruned(study, cut_heads, keep.expanduser())
         save()
     study.finish()
     print_left_out(images.unreadable)
@@ -242,12 +240,20 @@ def _check_scores(words: Sequence[str], loaded: LoadedModel, with_scenes: bool) 
             raise UsageError("--prune binding wants images with segments: give --scenes.root FOLDER")
 
 
-def _read_cut(words: Sequence[str], layers: Sequence[HeadLayer], chosen: Sequence[Head]) -> list[Head] | int:
-    """Return the heads of --cut, or their number."""
-    if len(words) != 1 or not words[0].isdigit():
-        return parse_heads(words, layers, "--cut")
-    check_range("cut", int(words[0]), 1, len(chosen), error=UsageError)
-    return int(words[0])
+def _read_cut(
+    words: Sequence[str], loaded: LoadedModel, layers: Sequence[HeadLayer], chosen: Sequence[Head]
+) -> list[Head] | int:
+    """Return the heads of --cut, or their number; check before the work that the model can do without them."""
+    cut: list[Head] | int
+    if len(words) == 1 and words[0].isdigit():
+        cut = int(words[0])
+        check_range("cut", cut, 1, len(chosen), error=UsageError)
+        # Which heads they are is known after the work; that a layer loses one of several is as good as any.
+        tried = [(layer, 0) for layer in by_layer(chosen) if layers[layer].num_heads > 1]
+    else:
+        cut = tried = parse_heads(words, layers, "--cut")
+    check_prunable(loaded, {layers[layer].name: numbers for layer, numbers in by_layer(tried).items()})
+    return cut
 
 
 def _print_study(study: HeadStudy) -> None:
@@ -292,28 +298,28 @@ def _write_pruned(study: HeadStudy, heads: Sequence[Head], path: Path) -> dict[s
     """Write a model without heads; print and return its size, speed and outcomes beside those of the whole model."""
     smaller = prune_heads(study.loaded, *study.cut_arguments(heads))
     save_pruned(smaller, path)
-    smaller = load_model(path.expanduser(), model=study.loaded.spec.model)  # what is measured is what was written
+    name = smaller.spec.model
+    smaller = load_model(path, model=name)  # what is measured is what was written
     outcome = study.judge(smaller, heads)
     speed = compare_speed(
         study.loaded, smaller, device=study.images.device, precision=study.precision, progress=show_progress
     )
-    assert study.effects is not None
-    before = study.effects.baseline or {"d_features": 0.0}
+    before = outcome["whole"] or {"d_features": 0.0}
     print_table(
         [
             {
-                "model": name,
+                "model": label,
                 "params": f"{one.params_m:.2f} M",
                 "GMACs": "–" if one.gmacs is None else f"{one.gmacs:.3f}",
-                **{label: cell(found, figure) for figure, label in study.figures.items()},
+                **{heading: cell(found, figure) for figure, heading in study.figures.items()},
                 "img/s": f"{one.images_per_second:,.1f}",
             }
-            for name, one, found in (("whole", speed.full, before), (path.name, speed.cut, outcome))
+            for label, one, found in (("whole", speed.full, before), (path.name, speed.cut, outcome))
         ],
         title=f"{counted(len(heads), 'head')} cut: {', '.join(map(head_name, heads))}",
     )
     low, high = speed.ratio_quartiles
     print(f"{speed.ratio:.2f} times as fast (quartiles {low:.2f} to {high:.2f}), batches of {speed.batch_size}")
     print(f"outputs differ from those with ablated heads by {outcome['difference']:.1e} of the largest")
-    print(f"{path}: as --checkpoint {path} of other commands")
+    print(f"{path}: as --checkpoint {path}{f' --model {name}' if is_elsewhere(name) else ''} of other commands")
     return {"file": str(path), "heads": [head_name(head) for head in heads], **outcome, "speed": speed.to_dict()}

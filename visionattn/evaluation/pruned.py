@@ -26,7 +26,7 @@ from visionattn.evaluation.device import Precision, resolve_device
 from visionattn.evaluation.source import LoadedModel
 from visionattn.evaluation.timing import inference_step, time_step, try_count_macs
 from visionattn.io import save_weights
-from visionattn.models.cut_heads import cut_heads
+from visionattn.models.cut_heads import check_cut, cut_heads
 from visionattn.output import check_writable, write_json
 from visionattn.progress import ShowProgress, no_progress
 from visionattn.training import METADATA_KEY
@@ -49,18 +49,28 @@ def prune(
     Raises:
         UserError: There is no such head, it cannot be cut, or the model is a head on a frozen backbone.
     """
+    check_prunable(loaded, heads)
+    model = cut_heads(copy.deepcopy(loaded.model), heads, constants)
+    kwargs = loaded.spec.model_kwargs
+    cut = {**(kwargs.get("cut_heads") or {})}
+    for name, numbers in heads.items():
+        if numbers:
+            cut[name] = _all_cut(cut.get(name, ()), numbers)
+    return loaded._replace(model=model, spec=replace(loaded.spec, model_kwargs={**kwargs, "cut_heads": cut}))
+
+
+def check_prunable(loaded: LoadedModel, heads: Mapping[str, Sequence[int]]) -> None:
+    """Check before the work that `prune` can cut heads off a model.
+
+    Raises:
+        UserError: There is no such head, it cannot be cut, or the model is a head on a frozen backbone.
+    """
     if loaded.origin.weights == "probe":
         raise UserError(
             f"{loaded.name} is a head on a frozen backbone, which is not pruned: prune the backbone, by its name or "
             "file, and train a head on it with visionattn linear"
         )
-    model = cut_heads(copy.deepcopy(loaded.model), heads, constants)
-    kwargs = loaded.spec.model_kwargs
-    cut = {**kwargs.get("cut_heads", {})}
-    for name, numbers in heads.items():
-        if numbers:
-            cut[name] = _all_cut(cut.get(name, ()), numbers)
-    return loaded._replace(model=model, spec=replace(loaded.spec, model_kwargs={**kwargs, "cut_heads": cut}))
+    check_cut(loaded.model, heads)
 
 
 def _all_cut(before: Sequence[int], now: Sequence[int]) -> list[int]:
@@ -84,7 +94,8 @@ def check_place(path: str | Path) -> None:
 def save_pruned(loaded: LoadedModel, path: str | Path) -> None:
     """Write a model to a ``.safetensors`` file that also describes it, and the description to ``FILE.json``.
 
-    `load_model`, and commands that take a checkpoint, build the model from the file alone; files there are replaced.
+    `load_model`, and commands that take a checkpoint, build the model from the file alone; of a model from ``hf-hub:…``
+    or ``local-dir:…`` they also want its name. Files there are replaced.
 
     Raises:
         UsageError: The suffix is not ``.safetensors``.

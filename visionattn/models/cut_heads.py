@@ -28,7 +28,7 @@ from visionattn.layers.mixers.power import PowerAttention2d
 from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d
 from visionattn.models._cut_attention import ANY_HEADS, HeadlessAttention, allow_any_heads
 
-__all__ = ["HeadlessAttention", "cut_heads"]
+__all__ = ["HeadlessAttention", "check_cut", "cut_heads"]
 
 KINDS = {
     Attention, AttentionRope, WindowAttention, *ANY_HEADS, *ANY_HEADS.values(), DualCrossAttention,
@@ -86,16 +86,23 @@ def cut_heads(
         UserError: There is no such layer or head, or its heads cannot be cut. The model is then as it was.
     """
     cuts = _check(heads)
-    attentions = {name: _find(model, name, numbers) for name, numbers in cuts.items()}
-    for name, attention in attentions.items():
+    for name, attention in check_cut(model, cuts).items():
         allow_any_heads(attention)
         _fold(attention, cuts[name], (constants or {}).get(name))
         if len(cuts[name]) < attention.num_heads:
             _shrink(attention, [head for head in range(attention.num_heads) if head not in cuts[name]])
         else:
-            path = name if model.get_submodule(name) is attention else f"{name}.attn"
-            model.set_submodule(path, HeadlessAttention(attention).train(attention.training))
+            model.set_submodule(f"{name}.attn", HeadlessAttention(attention).train(attention.training))
     return model
+
+
+def check_cut(model: nn.Module, heads: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Check that `cut_heads` can cut heads off a model, and return their attention by the path of its block.
+
+    Raises:
+        UserError: There is no such layer or head, or its heads cannot be cut.
+    """
+    return {name: _find(model, name, numbers) for name, numbers in _check(heads).items()}
 
 
 def _check(heads: Any) -> dict[str, list[int]]:
@@ -111,7 +118,7 @@ def _check(heads: Any) -> dict[str, list[int]]:
 def _find(model: nn.Module, name: str, numbers: Sequence[int]) -> Any:
     """Return the attention of a block, whose heads of these numbers can be cut."""
     modules: dict[str, Any] = dict(model.named_modules())
-    attention: Any = getattr(modules.get(name), "attn", modules.get(name))
+    attention: Any = getattr(modules.get(name), "attn", None)
     if isinstance(attention, HeadlessAttention):
         raise UserError(f"cut_heads: {name} has no heads left")
     if not hasattr(attention, "num_heads"):

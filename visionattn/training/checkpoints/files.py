@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return content if text is None else {**content, METADATA_KEY: json.loads(text)}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or only part of one: {error}") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} does not describe its model in JSON: {error}") from error
 
 

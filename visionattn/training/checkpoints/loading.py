@@ -204,8 +204,13 @@ def load_beside(
 
     Returns:
         These weights, without the prefix, and the options that the LightningModule was built with.
+
+    Raises:
+        ValueError: the file has none, as a pruned model.
     """
     checkpoint = read_checkpoint(Path(path))
+    if "hyper_parameters" not in checkpoint:
+        raise ValueError(f"{path} holds a model alone: give a checkpoint of its training")
     return _select_weights(checkpoint, weights, prefix), dict(checkpoint["hyper_parameters"])
 
 
