@@ -142,15 +142,6 @@ def test_kept_model_of_a_folder_loads_with_its_name(
     assert run(main, ["classify", "--checkpoint", file, *model, *fixed]) == 0
 
 
-@pytest.mark.parametrize("cut", ["1", "0.0"])
-def test_heads_that_cannot_be_cut_are_refused_before_the_work(cut: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert heads("--model", "halo_pico.cifar10", "--pretrained", "--cut", cut, "--keep", "k.safetensors") == 1
-    captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
-    assert "cannot be cut, because HaloNet has no output projection after them" in line
-    assert captured.out == ""
-
-
 def test_number_of_heads_to_cut_follows_the_order() -> None:
     found = study(
         "--layers",
@@ -395,8 +386,38 @@ def test_numbers_that_are_not_finite_name_the_image(capsys: pytest.CaptureFixtur
     assert line.startswith("error: the network gives no finite numbers for images/val/airplane/0.png")
 
 
-def test_cues_want_a_model_of_dominoes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert heads("--model", MODEL, "--pretrained", "--cues", "--prune", "d_loss") == 2
-    assert "--cues measures two cues in conflict, and no scores: leave out --prune" in capsys.readouterr().err
-    assert heads("--model", MODEL, "--pretrained", "--cues") == 1
-    assert capsys.readouterr().err.startswith("error: ")
+def test_cues_want_a_model_of_dominoes(dominoes_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", MODEL, "--pretrained", "--cues", "--data.root", dominoes_root) == 1
+    expected = f"error: {MODEL} does not have the classes of dominoes, 0 airplane, 1 automobile, …: train a model with "
+    assert capsys.readouterr().err.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--prune", "d_loss"],
+        ["--curves", "c.png"],
+        ["--cut", "1"],
+        ["--ablation", "zero"],
+        ["--precision", "bf16-mixed"],
+        ["--data.img_size", "32"],
+        ["--data.name", "folder"],
+        ["--data.split", "val"],
+        ["--scenes.root", "scenes"],
+    ],
+    ids=" ".join,
+)
+def test_cues_refuse_options_that_they_do_not_use(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert heads("--model", MODEL, "--pretrained", "--cues", *argv) == 2
+    expected = f"error: --cues has images and measures of its own: leave out {argv[0]}\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_cues_take_options_of_data_and_of_random_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr("visionattn.cli.heads.study_cues", lambda *args, **options: taken.update(options))
+    data = ["--data.name", "dominoes", "--data.download", "true", "--data.batch_size", "7"]
+    options = ["--random_orders", "2", "--seed", "3", "--layers", "1", "--heads", "0,2"]
+    assert heads("--model", MODEL, "--pretrained", "--cues", *data, *options) == 0
+    assert (taken["download"], taken["batch_size"]) == (True, 7)
+    assert (taken["orders"], taken["seed"], taken["heads"]) == (2, 3, [(1, 0), (1, 2)])

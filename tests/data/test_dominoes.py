@@ -117,8 +117,14 @@ def test_size_may_be_given_as_height_and_width(dominoes_root: Path) -> None:
     data = ImageClassificationData("mnist", str(dominoes_root), in_chans=1, num_workers=0, batch_size=4, **padded)
     data.setup("fit")
     assert next(iter(data.train_dataloader())).image.shape == (4, 1, 32, 64)
-    with pytest.raises(DataError, match=r"--data.img_size must be at least 1 .*got 0"):
-        ImageClassificationData("dominoes", str(dominoes_root), img_size=(64, 0))  # type: ignore[arg-type]
+    for wrong, message in (
+        ((64, 0), r"--data.img_size must be at least 1 .*got 0"),
+        ([64], r"--data.img_size is one number, or height and width, got \[64\]"),
+        ([64, 32, 3], r"--data.img_size is one number, or height and width, got \[64, 32, 3\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ImageClassificationData("dominoes", str(dominoes_root), img_size=wrong)
+    assert ImageClassificationData(img_size=np.int64(16)).preprocessing["input_size"] == (3, 16, 16)
 
 
 def test_photos_may_be_those_of_torchvision(dominoes_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +151,23 @@ def test_photos_may_be_those_of_torchvision(dominoes_root: Path, monkeypatch: py
         (None, {"name": "dominoes/1.5"}, "dominoes/1.5: the share"),
         (None, {"val_split": "val"}, "dominoes has no 'val' split: pass train, validation or conflicts"),
         (None, {"root": None}, "--data.name dominoes needs --data.root FOLDER, with MNIST/raw and cifar10"),
+        (shutil.rmtree, {"name": "dominoes/1.5"}, "dominoes/1.5: the share"),
+        (None, {"name": "Dominoes"}, "unknown data set 'Dominoes': digits, mnist, dominoes, "),
         (lambda root: shutil.rmtree(root / "MNIST"), {}, "no train-images-idx3-ubyte"),
         (lambda root: shutil.rmtree(root / "cifar10"), {}, "--data.download true downloads it|is not, or not complete"),
         (lambda root: shutil.rmtree(root / "cifar10/train/frog"), {}, "CIFAR-10's ten classes, not of 9"),
     ],
-    ids=["no number", "above 1", "split", "no root", "no digits", "no photos", "nine classes"],
+    ids=[
+        "no number",
+        "above 1",
+        "split",
+        "no root",
+        "above 1 without data",
+        "capital",
+        "no digits",
+        "no photos",
+        "nine classes",
+    ],
 )
 def test_mistake_is_named(
     dominoes_root: Path, change: Callable[[Path], None] | None, options: dict[str, Any], message: str

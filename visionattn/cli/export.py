@@ -9,11 +9,12 @@ from jsonargparse import ArgumentParser, auto_cli
 
 from visionattn.cli.errors import UsageError
 from visionattn.cli.parsing import ConciseParser
+from visionattn.data.options import ImageSize
 from visionattn.export.card import transformers_gap
 from visionattn.export.convert import convert
 from visionattn.export.graph import check_onnx, save_onnx, save_program
 from visionattn.export.hub import save_folder
-from visionattn.export.network import ImageSize, Network, load_network
+from visionattn.export.network import Network, load_network
 from visionattn.output import check_writable
 from visionattn.training import Weights
 from visionattn.training.branches import Inference

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from visionattn.analysis.cues import ORDERS, SIZES, CueStudy, CueWins, Effect, SideCut, cut_sides, measure_cues
 from visionattn.analysis.heads import Head, HeadLayer, HeadValues, head_layers, head_name
@@ -15,6 +16,7 @@ from visionattn.cli.progress import show_progress
 from visionattn.cli.report import mean_cell, print_table
 from visionattn.data.conflicts import Conflicts
 from visionattn.data.dominoes import Dominoes
+from visionattn.data.images import image_mode
 from visionattn.data.sources import open_source
 from visionattn.errors import UserError
 from visionattn.evaluation.device import resolve_device
@@ -34,7 +36,9 @@ def study_cues(
     orders: int = ORDERS,
     heads: Sequence[Head] | None = None,
     batch_size: int = 100,
+    download: bool = False,
     device: str = "auto",
+    seed: int = 0,
     output: Path | None = None,
     plot: Path | None = None,
 ) -> tuple[CueStudy, list[SideCut]]:
@@ -48,7 +52,9 @@ def study_cues(
         orders: Number of random orders of heads to compare with.
         heads: Heads to study; by default all.
         batch_size: Images per step.
+        download: Let torchvision download CIFAR-10 if it is missing.
         device: auto, cpu, cuda, cuda:1, …
+        seed: Seed of the random orders.
         output: JSON file for the results.
         plot: Image of the results, .png, .pdf or .svg.
 
@@ -65,11 +71,11 @@ def study_cues(
         check_suffix(plot)
     resolved = resolve_device(device)
     layers = head_layers(loaded.model, loaded.name)
-    pairs = open_conflicts(loaded, root, num_images, batch_size, resolved)
+    pairs = open_conflicts(loaded, root, num_images, batch_size, resolved, download=download)
     network = loaded.model.to(resolved).eval()
     chosen = [head for layer in layers for head in layer.heads] if heads is None else heads
     study = measure_cues(network, layers, chosen, pairs, show_progress)
-    cuts = cut_sides(network, layers, study.heads, pairs, sizes, orders, progress=show_progress)
+    cuts = cut_sides(network, layers, study.heads, pairs, sizes, orders, seed, show_progress)
     if output:
         found = {"model": loaded.name, **study.to_dict(), "cuts": [cut.to_dict() for cut in cuts]}
         write_json({**found, **provenance(resolved)}, output)
@@ -79,14 +85,17 @@ def study_cues(
     return study, cuts
 
 
-def open_conflicts(loaded: LoadedModel, root: str, num_images: int, batch_size: int, device: Any) -> Conflicts:
+def open_conflicts(
+    loaded: LoadedModel, root: str, num_images: int, batch_size: int, device: torch.device, *, download: bool = False
+) -> Conflicts:
     """Open images of conflicting cues for a model.
 
     Raises:
         UserError: The model has other classes.
         DataError: The data are missing.
     """
-    source = open_source("dominoes", root, "test")
+    mode = image_mode(loaded.spec.preprocessing["input_size"][0])
+    source = open_source("dominoes", str(Path(root).expanduser()), "test", mode=mode, download=download)
     assert isinstance(source, Dominoes)
     names = list(source.class_to_idx or ())
     if loaded.spec.class_names != names:

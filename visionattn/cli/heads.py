@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,13 @@ def heads(
         prune: scores, separated by commas, in whose order heads are removed one after the other, the lowest first, or
             with SCORE:desc the highest.
         points: numbers of removed heads at which the network is measured.
-        random_orders: number of random orders beside those of --prune.
+        random_orders: number of random orders beside those of --prune or of --cues.
         cut: heads to cut from the model of --keep, as 3.1,4.0; or the number of heads to cut, in the order of the first
             score of --prune, by default of the smallest effect.
         keep: .safetensors file for the smaller model, which --checkpoint of other commands takes.
         cues: for a model of the config analysis/dominoes: which of two cues in conflict wins, a digit or a photo, which
-            heads carry each, and which cue wins without them; --data.root holds MNIST/raw and cifar10.
+            heads carry each, and which cue wins without them; --data.root (by default data) holds MNIST/raw and
+            cifar10. An interrupted study of cues starts from its beginning.
         output: JSON file for the results.
         csv: CSV file with a row for each head.
         plot: image with a map of layers × heads for each score, .png, .pdf or .svg.
@@ -132,15 +133,21 @@ def heads(
     check_writable(png=sheet)
     for figure in filter(None, (plot, curves)):
         check_suffix(figure)
+    if cues:
+        unused: dict[str, object] = {"ablate": ablate, "prune": prune, "cut": cut, "keep": keep, "csv": csv}
+        unused |= {
+            "curves": curves,
+            "sheet": sheet,
+            "ablation": ablation != "mean",
+            "precision": precision != "32-true",
+        }
+        _check_cue_options(unused, data, scenes)
     if (keep is None) != (cut is None):
         raise UsageError("--cut says which heads to cut, and --keep where to write the smaller model: give both")
     if keep is not None:
         check_place(keep)
     if curves and not prune:
         raise UsageError("--curves draws the curves of --prune: give scores, such as --prune d_loss,distance")
-    others = {"ablate": ablate, "prune": prune, "keep": keep, "csv": csv, "sheet": sheet}
-    if cues and (named := next((name for name, value in others.items() if value), None)):
-        raise UsageError(f"--cues measures two cues in conflict, and no scores: leave out --{named}")
     resolved = resolve_device(device)
     loaded = ModelSource(checkpoint, model, pretrained, model_kwargs, weights).load("study")
     if inference is not None:
@@ -151,9 +158,12 @@ def heads(
     if cues:
         study_cues(
             *(loaded, data.root or "data", num_images),
+            orders=random_orders,
             heads=chosen,
             batch_size=data.batch_size,
+            download=data.download,
             device=device,
+            seed=seed,
             output=output,
             plot=plot,
         )
@@ -220,6 +230,26 @@ def _naming_scenes() -> Iterator[None]:
         if "--data." not in str(error):
             raise
         raise UserError(str(error).replace("--data.", "--scenes.")) from error
+
+
+def _check_cue_options(options: Mapping[str, object], data: HeadImageOptions, scenes: BindingData) -> None:
+    """Check that no options are given that --cues does not use.
+
+    Args:
+        options: Options without use, true if they are given.
+        data: Images, of which the name of the data set, its root, download and batch size are of use.
+        scenes: Scenes, which are of no use.
+    """
+    plain = replace(
+        data, root=None, download=False, batch_size=DATA.batch_size, num_workers=data.num_workers or None
+    )  # images are read without workers
+    if (data.name or "").partition("/")[0] == "dominoes":
+        plain = replace(plain, name=None)
+    for group, given, default in (("data", plain, DATA), ("scenes", scenes, SCENES)):
+        changed = (field.name for field in fields(given) if getattr(given, field.name) != getattr(default, field.name))
+        options = {**options, **{f"{group}.{name}": True for name in changed}}
+    if named := next((name for name, value in options.items() if value), None):
+        raise UsageError(f"--cues has images and measures of its own: leave out --{named}")
 
 
 def _check_scores(words: Sequence[str], loaded: LoadedModel, with_scenes: bool) -> None:

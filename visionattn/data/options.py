@@ -1,7 +1,7 @@
 """Checks of the options of preprocessing and augmentation, which the DataModules share."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,8 +170,15 @@ class Preparation:
 
 
 def height_and_width(size: ImageSize) -> tuple[int, int]:
-    """Return height and width of images, given as both or as one number."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    """Return height and width of images, given as both or as one number.
+
+    Raises:
+        DataError: there are other than two numbers.
+    """
+    edges = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(edges) != 2:
+        raise DataError(f"--data.img_size is one number, or height and width, got {list(edges)}")
+    return edges
 
 
 def make_preprocessing(

@@ -146,7 +146,7 @@ def open_source(
         if root is None:
             raise DataError("--data.name mnist needs --data.root FOLDER, where FOLDER/MNIST/raw holds its four files")
         return MNIST(Path(root), "train" if (wanted or split) in SPLITS["train"] else "test", mode)
-    if prefix == "dominoes":
+    if name.partition("/")[0] == "dominoes":
         return _open_dominoes(name, root, wanted or split, mode, download)
     if name in FINE_GRAINED:
         return FINE_GRAINED[name].open(root, "train" if (wanted or split) in SPLITS["train"] else "test", mode)
@@ -195,6 +195,7 @@ def _open_dominoes(name: str, root: str | None, split: str, mode: str, download:
         raise DataError(f"{name} has no {split!r} split: pass train, validation or conflicts")
     if root is None:
         raise DataError(f"--data.name {name} needs --data.root FOLDER, with MNIST/raw and cifar10/{{train,test}}/CLASS")
+    agreement = read_agreement(name)
     part: Literal["train", "test"] = "train" if pairing == "train" else "test"
     folder = Path(root) / "cifar10"
     photos = (
@@ -202,7 +203,7 @@ def _open_dominoes(name: str, root: str | None, split: str, mode: str, download:
         if folder.is_dir()
         else open_torchvision("torch/cifar10", root, part, mode, download=download)
     )
-    return Dominoes(MNIST(Path(root), part), photos, pairing, read_agreement(name), mode)
+    return Dominoes(MNIST(Path(root), part), photos, pairing, agreement, mode)
 
 
 def open_place(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.checks import reason
+from visionattn.data.options import ImageSize, height_and_width
 from visionattn.errors import UsageError, one_line
 from visionattn.evaluation.source import HEAD, ModelSource
 from visionattn.probing.classifier import load_probe
@@ -17,7 +18,6 @@ from visionattn.training.branches import Inference, choose_inference
 from visionattn_kernels.provenance import provenance
 
 FORMAT = 1
-ImageSize = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def load_network(
     if inference is not None:
         choose_inference(module, spec.model, inference)
     if img_size is not None:
-        spec = _resize(module, spec, (img_size, img_size) if isinstance(img_size, int) else img_size)
+        spec = _resize(module, spec, height_and_width(img_size))
     return Network(module.requires_grad_(False), spec, origin.weights)
 
 

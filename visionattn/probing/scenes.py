@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionattn.checks import check_range
+from visionattn.data.errors import DataError
 from visionattn.data.scenes.opening import SceneName
 from visionattn.data.scenes.transforms import CropMode
 from visionattn.data.transforms import MAX_SIZE
@@ -52,13 +53,14 @@ class ProbingScenes(DataOptions):
         """Return the preprocessing of scenes for a model: its own, with the values that the options set.
 
         Raises:
-            ValueError: the model takes sequences of pixels, images that are not square, or not of 3 channels.
+            ValueError: the model takes sequences of pixels.
+            DataError: it takes images that are not square, or not of 3 channels.
         """
         options = ProbingData(img_size=self.img_size, crop_pct=1.0, interpolation=self.interpolation)
         preprocessing = {**prepare(spec, options), "crop_mode": self.crop_mode}
         channels, height, width = preprocessing["input_size"]
         if height != width:
-            raise ValueError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
+            raise DataError(f"{spec.model} takes {height}×{width} images, not square ones: choose --data.img_size N")
         if channels != 3:
-            raise ValueError(f"{spec.model} takes images of {channels} channels, and scenes have 3")
+            raise DataError(f"{spec.model} takes images of {channels} channels, and scenes have 3")
         return preprocessing
