@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionattn  # noqa: F401  registers models
-from visionattn.analysis import ablations
-from visionattn.analysis.ablations import Unfinished, head_means, measure_ablations
+from visionattn.analysis import patching
 from visionattn.analysis.effects import Effects, measure_effects, measure_set
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import change_heads, choose_heads, head_layers, replace_heads
 from visionattn.analysis.outcomes import Outcomes
+from visionattn.analysis.patching import Unfinished, head_means, measure_ablations
 from visionattn.analysis.replay import Replay
 from visionattn.errors import UserError
 from visionattn.probing.classifier import ProbeClassifier
@@ -256,7 +256,7 @@ def interrupted_after(passes: int, network: nn.Module) -> Iterator[None]:
 
 @pytest.fixture
 def saved_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(patching, "SAVE_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("saved_always")

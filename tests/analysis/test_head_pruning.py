@@ -7,11 +7,11 @@ import timm
 import torch
 from torch import nn
 
-from visionattn.analysis import ablations
-from visionattn.analysis.ablations import Unfinished, head_means
+from visionattn.analysis import patching
 from visionattn.analysis.effects import measure_set
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import Head, choose_heads, head_layers
+from visionattn.analysis.patching import Unfinished, head_means
 from visionattn.analysis.pruning import measure_curves, order_heads, random_orders
 
 
@@ -77,7 +77,7 @@ def test_curve_of_features_has_their_area(network: nn.Module) -> None:
 
 
 def test_curves_resume(network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(patching, "SAVE_SECONDS", 0.0)
     layers, batches = head_layers(network), batches_of()
     orders = {"forwards": choose_heads(layers), "random": random_orders(choose_heads(layers), 1)[0]}
     unfinished = Unfinished(tmp_path / "curves.safetensors", "")

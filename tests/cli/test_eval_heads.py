@@ -172,10 +172,10 @@ def test_model_without_classes_is_judged_by_its_features(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("step", ["effects", "curves"])
 def test_killed_run_resumes_with_the_same_results(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from visionattn.analysis import ablations
+    from visionattn.analysis import patching
 
     words = ["--layers", "2,3", "--data.batch_size", "4", "--prune", "d_loss", "--points", "3", "--random_orders", "1"]
-    measured = ablations.measure_outcomes
+    measured = patching.measure_outcomes
     calls, last = 0, 0
 
     def killed(*args: Any) -> Any:
@@ -185,8 +185,8 @@ def test_killed_run_resumes_with_the_same_results(step: str, monkeypatch: pytest
             raise KeyboardInterrupt
         return measured(*args)
 
-    monkeypatch.setattr(ablations, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(ablations, "measure_outcomes", killed)
+    monkeypatch.setattr(patching, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(patching, "measure_outcomes", killed)
     whole = study(*words, output="whole.json")
     total, calls, last = calls, 0, {"effects": 5, "curves": 30}[step]
     assert heads("--model", MODEL, "--pretrained", "--output", "h.json", *words) != 0

@@ -11,12 +11,13 @@ import torch
 import visionattn  # noqa: F401  registers its models
 from visionattn.analysis.heads import Head, head_name
 from visionattn.cli.head_cues import open_conflicts, study_cues
-from visionattn.cli.heads import _open_scenes
+from visionattn.cli.heads import _naming_scenes
 from visionattn.data import DataError
 from visionattn.data.sources import open_source
 from visionattn.errors import UserError
 from visionattn.evaluation.as_trained import ImageOptions, open_images
 from visionattn.evaluation.source import LoadedModel, load_model
+from visionattn.objects.head_binding import open_binding_scenes
 from visionattn.objects.session import BindingData
 
 KWARGS = {"img_size": [64, 32], "patch_size": 16, "embed_dim": 24, "depth": 2, "num_classes": 10}
@@ -101,5 +102,8 @@ def test_images_of_a_trained_model_keep_its_height_and_width(loaded: LoadedModel
 
 
 def test_scenes_are_square(loaded: LoadedModel) -> None:
-    with pytest.raises(DataError, match=r"takes 64×32 images, not square ones: choose --scenes\.img_size N"):
-        _open_scenes(loaded, BindingData(), torch.device("cpu"))
+    with (
+        pytest.raises(UserError, match=r"takes 64×32 images, not square ones: choose --scenes\.img_size N"),
+        _naming_scenes(),
+    ):
+        open_binding_scenes(loaded, BindingData())

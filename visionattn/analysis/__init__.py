@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from visionattn.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from visionattn.analysis.ablations import Ablation, Unfinished, ablate, head_means, measure_ablations
     from visionattn.analysis.attention import AttentionLayer, attention_layers, record_attention
     from visionattn.analysis.components import (
         ComponentColours,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         replace_heads,
     )
     from visionattn.analysis.looking import SHEETS, draw_sheets, look
+    from visionattn.analysis.patching import Ablation, Unfinished, ablate, head_means, measure_ablations
     from visionattn.analysis.pruning import PruningCurve, measure_curves, order_heads, random_orders
     from visionattn.analysis.recorded import (
         RecordedAttention,
@@ -74,7 +74,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "ablations": "Ablation Unfinished ablate head_means measure_ablations",
+        "patching": "Ablation Unfinished ablate head_means measure_ablations",
         "copying": "measure_copying",
         "cues": "CueStudy SideCut cut_sides measure_cues",
         "direct": "measure_direct",

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visionattn.analysis.ablations import ablate, head_means
 from visionattn.analysis.heads import Head, HeadLayer, HeadValues, head_name, replace_heads
+from visionattn.analysis.patching import ablate, head_means
 from visionattn.analysis.replay import Replay
 from visionattn.data.conflicts import ConflictBatch
 from visionattn.progress import ShowProgress, no_progress

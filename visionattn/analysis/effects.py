@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from visionattn.analysis.ablations import Ablation, Unfinished, measure_ablations
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import Head, HeadLayer, HeadValues
 from visionattn.analysis.outcomes import Outcomes
+from visionattn.analysis.patching import Ablation, Unfinished, measure_ablations
 from visionattn.evaluation.device import Precision
 from visionattn.progress import ShowProgress, no_progress
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from visionattn.analysis.ablations import Ablation, Unfinished, ablate, head_means
 from visionattn.analysis.attention_sheets import draw_heads
 from visionattn.analysis.copying import measure_copying
 from visionattn.analysis.direct import measure_direct
@@ -21,6 +20,7 @@ from visionattn.analysis.effects import Effects, measure_effects, measure_set
 from visionattn.analysis.head_images import HeadImages
 from visionattn.analysis.heads import Head, HeadLayer, HeadValues, by_layer, head_name
 from visionattn.analysis.outcomes import Outcomes, measure_outcomes
+from visionattn.analysis.patching import Ablation, Unfinished, ablate, head_means
 from visionattn.analysis.pruning import PruningCurve, measure_curves, order_heads, random_orders
 from visionattn.analysis.replay import Replay
 from visionattn.analysis.scores import measure_scores

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionattn.analysis.ablations import Ablation, Unfinished, measure_ablations
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import Head, HeadLayer, HeadValues, head_name
+from visionattn.analysis.patching import Ablation, Unfinished, measure_ablations
 from visionattn.evaluation.device import Precision
 from visionattn.progress import ShowProgress, no_progress
 

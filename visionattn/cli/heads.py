@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from visionattn.analysis.ablations import Ablation
 from visionattn.analysis.head_images import open_head_images
 from visionattn.analysis.head_study import RANDOM, HeadStudy
 from visionattn.analysis.heads import Head, HeadLayer, by_layer, choose_heads, head_layers, head_name, parse_heads
+from visionattn.analysis.patching import Ablation
 from visionattn.checks import check_choice, check_range
 from visionattn.cli.errors import UsageError
 from visionattn.cli.head_cues import study_cues
