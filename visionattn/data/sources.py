@@ -198,11 +198,14 @@ def _open_dominoes(name: str, root: str | None, split: str, mode: str, download:
     agreement = read_agreement(name)
     part: Literal["train", "test"] = "train" if pairing == "train" else "test"
     folder = Path(root) / "cifar10"
-    photos = (
-        open_place(find_split(folder, part), mode)
-        if folder.is_dir()
-        else open_torchvision("torch/cifar10", root, part, mode, download=download)
-    )
+    photos: ImageSource
+    if folder.is_dir():
+        photos = open_place(find_split(folder, part), mode)
+    else:
+        try:
+            photos = open_torchvision("torch/cifar10", root, part, mode, download=download)
+        except DataError as error:
+            raise DataError(f"no {folder / part}/CLASS, and {error}") from error
     return Dominoes(MNIST(Path(root), part), photos, pairing, agreement, mode)
 
 
