@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from visionattn.analysis.attention import record_attention
 from visionattn.analysis.head_images import HeadBatch
 from visionattn.analysis.heads import HeadLayer, HeadValues
 from visionattn.analysis.recorded import Query, RecordedAttention
-from visionattn.analysis.scores import num_batches
 from visionattn.errors import UserError
 from visionattn.progress import ShowProgress, no_progress
 
@@ -69,7 +69,7 @@ def measure_copying(
                         layer.attention.watch(partial(_count, counts[layer], triples), stack)
                     network(group.copy_patches(batch.image, triples))
             num_images += len(batch.image)
-            report(number, num_batches(batches))
+            report(number, length_hint(batches) or None)
     if not num_images:
         raise UserError("there are no images to measure heads on")
     measured = {layer for group in groups for layer in group.layers}

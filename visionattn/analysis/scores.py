@@ -30,8 +30,9 @@ Shapes: B images, h heads, Q queries, K keys, E prefix tokens.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
@@ -87,15 +88,10 @@ def measure_scores(
         number = 0
         for number, batch in enumerate(batches, 1):
             network(batch.image)
-            report(number, num_batches(batches))
+            report(number, length_hint(batches) or None)
     if not number:
         raise UserError("there are no images to measure heads on")
     return {head: values for layer in layers for head, values in zip(layer.heads, scores[layer].result(), strict=True)}
-
-
-def num_batches(batches: Iterable[object]) -> int | None:
-    """Return the number of batches, or None for a stream."""
-    return len(batches) if isinstance(batches, Sized) else None
 
 
 def choose_queries(recorded: RecordedAttention) -> list[Query]:

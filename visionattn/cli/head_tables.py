@@ -32,12 +32,12 @@ NAMED = 5
 """Number of heads that are named for what they do."""
 
 
-def print_heads(values: HeadValues, effect: str | None, title: str) -> None:
+def print_heads(values: HeadValues, effect: str, title: str) -> None:
     """Print the scores of the heads; of very many heads, those with the largest effects."""
     shown = list(values)
     if len(shown) > MOST_ROWS:
-        shown = sorted(_ranked(values, effect or "distance", largest=True)[:MOST_ROWS])
-        title += f"; the {MOST_ROWS} of {len(values)} heads with the largest {HEADINGS[effect or 'distance']}"
+        shown = sorted(_ranked(values, effect, largest=True)[:MOST_ROWS])
+        title += f"; the {MOST_ROWS} of {len(values)} heads with the largest {HEADINGS[effect]}"
     scores = known_scores(values)
     print_table(
         [
@@ -48,14 +48,14 @@ def print_heads(values: HeadValues, effect: str | None, title: str) -> None:
     )
 
 
-def print_roles(values: HeadValues, effect: str | None) -> None:
+def print_roles(values: HeadValues, effect: str) -> None:
     """Print which heads look nearest, copy, bind and matter most."""
     roles = {
         "nearest keys": ("distance", False),
         "same map for every image": ("positional", True),
         "copies": ("copy", True),
         "same object": ("binding", True),
-        **({} if effect is None else {"largest effect": (effect, True)}),
+        "largest effect": (effect, True),
     }
     for role, (score, largest) in roles.items():
         heads = _ranked(values, score, largest)[:NAMED]

@@ -18,6 +18,7 @@ see `visionattn.analysis.scores`.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import length_hint
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from visionattn.analysis.heads import HeadLayer, HeadValues
 from visionattn.analysis.recorded import Query, RecordedAttention
-from visionattn.analysis.scores import at_least_float32, choose_queries, num_batches, num_images_at_once
+from visionattn.analysis.scores import at_least_float32, choose_queries, num_images_at_once
 from visionattn.data.loading import ImageLoader
 from visionattn.data.scenes import SceneBatch, SceneData
 from visionattn.errors import UserError
@@ -63,7 +64,7 @@ def measure_binding(
             for each in sums.values():
                 each.scenes = batch
             network(batch.image)
-            report(number, num_batches(scenes))
+            report(number, length_hint(scenes) or None)
     if not number:
         raise UserError("there are no scenes to measure heads on")
     return {
