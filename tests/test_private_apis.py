@@ -34,6 +34,12 @@ def parser_with_a_command() -> Any:
         pytest.param(
             torch.ops.aten, ["_softmax_backward_data"], "kernels/visionattn_kernels/attention/tiled.py", id="aten"
         ),
+        pytest.param(
+            torch.cpu,
+            ["_is_amx_tile_supported", "_is_avx512_bf16_supported"],
+            "visionattn/cli/trainer_options.py",
+            id="cpu",
+        ),
         pytest.param(LightningCLI, ["_run_subcommand"], "visionattn/cli/train.py", id="LightningCLI"),
         pytest.param(argparse, ["_HelpAction"], "visionattn/cli/parsing.py", id="argparse"),
         pytest.param(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import (
@@ -29,6 +30,7 @@ from visionattn.cli.trainer_options import (
     check_callbacks,
     check_plugins,
     check_trainer_options,
+    default_precision,
 )
 from visionattn.training.callbacks import Stopwatch
 from visionattn.words import counted
@@ -226,3 +228,25 @@ def test_counts_agree_with_their_nouns() -> None:
         "2,000 epochs",
         "0 queries",
     ]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpu", "gpu_has_it", "cpu_has_it", "expected"),
+    [
+        ("auto", True, True, False, "bf16-mixed"),
+        ("auto", True, False, True, "32-true"),
+        ("cpu", True, True, False, "32-true"),
+        ("cpu", False, False, True, "bf16-mixed"),
+        ("auto", False, False, True, "bf16-mixed"),
+        ("auto", False, False, False, "32-true"),
+    ],
+)
+def test_precision_is_bfloat16_where_the_device_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, gpu: bool, gpu_has_it: bool, cpu_has_it: bool, expected: str
+) -> None:
+    for owner in (torch.accelerator, torch.cuda):
+        monkeypatch.setattr(owner, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_has_it)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_has_it)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert default_precision(accelerator) == expected

@@ -287,3 +287,10 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"pickle|local"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": lambda: None}, path)
     assert path.read_bytes() == before
+
+
+def test_gradients_are_clipped_in_mixed_precision_by_an_optimizer_of_one_operator() -> None:
+    trainer = fit(
+        ClassificationTask(MODEL, lr=0.1), limit_train_batches=1, precision="bf16-mixed", gradient_clip_val=1.0
+    )
+    assert trainer.optimizers[0].param_groups[0]["fused"]

@@ -1,12 +1,15 @@
 """Options of optimizer and schedule: flat on the command line and in checkpoints, though a dataclass holds them."""
 
+import copy
 from dataclasses import fields
 
 import pytest
+import timm
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from visionattn.tasks import TASKS, ClassificationTask
-from visionattn.training.optimization import Optimization
+from visionattn.training.optimization import Optimization, create_optimizer
 
 NAMES = [field.name for field in fields(Optimization)]
 
@@ -48,3 +51,29 @@ def test_option_out_of_bounds_is_named(options: dict[str, float], message: str) 
 @pytest.mark.parametrize(("options", "rate"), [({}, 1e-3), ({"lr": 0.0}, 0.0), ({"lr_base": 0.1}, 0.05)], ids=str)
 def test_peak_rate_is_scaled_by_the_batch_for_lr_base_only(options: dict[str, float], rate: float) -> None:
     assert Optimization(**options).peak_rate(128) == rate  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+def test_torch_updates_in_one_operator_on_cpus(opt: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    other, start = copy.deepcopy(model), copy.deepcopy(model)
+    optimizers = [create_optimizer(net, Optimization(opt=opt), 0.01, [torch.nn.Linear(2, 2)]) for net in (model, other)]
+    for group in optimizers[1].param_groups:
+        assert group["fused"]
+        group["fused"] = None
+    for _ in range(3):
+        gradients = [torch.randn_like(parameter) for parameter in model.parameters()]
+        for net, optimizer in zip((model, other), optimizers, strict=True):
+            for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    pairs = zip(model.parameters(), other.parameters(), start.parameters(), strict=True)
+    assert all((a - b).norm() <= 1e-4 * (a - c).norm() for a, b, c in pairs)
+
+
+def test_other_optimizers_and_a_choice_of_the_user_stay() -> None:
+    model = torch.nn.Linear(2, 2)
+    assert "fused" not in create_optimizer(model, Optimization(opt="lamb"), 0.01).param_groups[0]
+    chosen = Optimization(opt_kwargs={"foreach": True})
+    assert not create_optimizer(model, chosen, 0.01).param_groups[0]["fused"]

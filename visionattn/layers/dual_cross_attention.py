@@ -13,8 +13,8 @@ import torch
 from timm.layers import Attention, register_notrace_function
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from visionattn.layers.full_attention import attend
 from visionattn.layers.pointwise import apply_rows
 
 GlcaPool = Literal["token", "avg"]
@@ -68,8 +68,9 @@ def attend_pairs(
     source: PairSource = "sa",
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    fused: bool = True,
 ) -> Tensor:
-    """Compute self-attention of B images and pair-wise attention of the same images (equation 4), both fused.
+    """Compute self-attention of B images and pair-wise attention of the same images (equation 4).
 
     In pair-wise attention an image's queries meet its own keys and those of another image under one softmax.
 
@@ -81,6 +82,7 @@ def attend_pairs(
         source: stream of that image's keys and values, a `PairSource`.
         bias: added to the logits, [1 or 2B, h, N, N]; both images of a pair get the same.
         dropout: of probabilities.
+        fused: whether torch's fused operator computes them, see `attend`.
 
     Returns:
         [2B, h, N, d].
@@ -93,8 +95,8 @@ def attend_pairs(
     if bias is not None:
         alone = bias[:count]
         both = torch.cat([bias[-count:], bias[-count:]], dim=3)
-    own = F.scaled_dot_product_attention(q[:count], k[:count], v[:count], alone, dropout)
-    return torch.cat([own, F.scaled_dot_product_attention(q[count:], keys, values, both, dropout)])
+    own = attend(q[:count], k[:count], v[:count], alone, dropout, fused)
+    return torch.cat([own, attend(q[count:], keys, values, both, dropout, fused)])
 
 
 class DualCrossAttention(Attention):
@@ -144,8 +146,7 @@ class DualCrossBlock(Block):
         """Compute self-attention, pair-wise attention if there are pairs, and the scores of self-attention.
 
         Where gradients are wanted, attention is fused, which keeps no probabilities, and the scores are computed by
-        themselves. Otherwise, or without timm's flag `fused_attn`, the probabilities serve both. Pairs are always
-        fused.
+        themselves. Otherwise, or without timm's flag `fused_attn`, the probabilities serve both.
 
         Args:
             x: tokens [B, N, D]; with pairs [2B, N, D], those of self-attention first.
@@ -167,15 +168,15 @@ class DualCrossBlock(Block):
             count = x.shape[0] if pair is None else pair.shape[0]
             scores = attn.probabilities(q[:count].detach(), k[:count].detach()).mean(1)
         if pair is None:
-            out = F.scaled_dot_product_attention(q, k, v, None, attn.dropout)
+            out = attend(q, k, v, None, attn.dropout)
         else:
-            out = attend_pairs(q, k, v, pair, source, None, attn.dropout)
+            out = attend_pairs(q, k, v, pair, source, None, attn.dropout, attn.fused_attn)
         return self._finish(x, out), scores
 
     def forward_selected(self, selected: Tensor, x: Tensor) -> Tensor:
         """Let some tokens [B, R, D] attend to all [B, N, D] (equation 3): [B, R, D]."""
         q, k, v = self.attn.project_selected(self.norm1(selected), self.norm1(x))
-        return self._finish(selected, F.scaled_dot_product_attention(q, k, v, None, self.attn.dropout))
+        return self._finish(selected, attend(q, k, v, None, self.attn.dropout, self.attn.fused_attn))
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn.merge(attended)))

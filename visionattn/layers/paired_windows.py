@@ -11,6 +11,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from visionattn.layers.dual_cross_attention import PairSource, attend_pairs
+from visionattn.layers.full_attention import fused_is_fast
 
 
 class PairedWindowAttention(nn.Module):
@@ -38,7 +39,8 @@ class PairedWindowAttention(nn.Module):
         windows = count // (2 * len(self.pair))
         pair = (self.pair[:, None] * windows + torch.arange(windows, device=x.device)).flatten()
         dropout = attn.attn_drop.p if attn.training else 0.0
-        out = attend_pairs(q, k, v, pair, self.source, bias.to(q.dtype), dropout)
+        fused = fused_is_fast(q.device, q.dtype)
+        out = attend_pairs(q, k, v, pair, self.source, bias.to(q.dtype), dropout, fused)
         return attn.proj_drop(attn.proj(out.transpose(1, 2).reshape(count, N, -1)))
 
 

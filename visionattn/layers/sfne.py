@@ -33,6 +33,7 @@ from visionattn.layers.slow_network import ContextSlowNetwork, KernelInit, SlowN
 from visionattn.layers.standardization import BatchStandardization, GroupStandardization, instance_standardize
 from visionattn_kernels import hyper_zzw_global, hyper_zzw_local
 from visionattn_kernels.hyper.api import GlobalMode
+from visionattn_kernels.tracing import without_autocast
 
 Size = tuple[int, int]
 
@@ -180,6 +181,10 @@ class SlowFastBlock(Prepared):
 
     def forward(self, x: Tensor, dense: list[Tensor]) -> Tensor:
         """Map `[B, dim, H, W]` and outputs of earlier blocks to `[B, dim_out, H, W]`."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # The order of memory that makes the block fast has no fast convolutions in bfloat16.
+            with without_autocast(x.device):
+                return self(x.to(self.mix.weight.dtype), dense)
         maps = self.prepared()
         y = pointwise_sum(self.branches(positions_first(x), dense, maps[:9]), maps[10:], maps[9])
         return F.dropout2d(self.norm(y, self.scalar, activate=True, inplace=True), self.drop_rate, self.training)

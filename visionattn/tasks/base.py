@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from visionattn.checks import check_range
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
+from visionattn.layers.full_attention import unfuse
 from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 from visionattn.training.branches import branch_names, compile_branches
 from visionattn.training.checkpoints.loading import describe_model, load_plain
@@ -165,6 +166,8 @@ class TrainingTask(LightningModule):
             )
         self._build()
         assert self.model is not None
+        if "16" in str(self.trainer.precision):
+            unfuse(self, self.trainer.strategy.root_device)
         if hparams.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if hparams.grad_checkpointing:

@@ -85,12 +85,6 @@ class MaskedAutoencodingTask(TrainingTask):
         encoder = check_encoder(self._create(num_classes=0), hparams.name, self.data.item_shape[-2:])
         self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
         self.model = encoder
-        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.precision == "bf16-mixed":
-            # For so few tokens, torch's fused attention takes four times as long there.
-            modules: list[Any] = [*encoder.modules(), *self.decoder.modules()]
-            for module in modules:
-                if hasattr(module, "fused_attn"):
-                    module.fused_attn = False
         if hparams.compile:
             # The task calls these parts, not the whole model.
             encoder.blocks.compile()

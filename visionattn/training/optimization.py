@@ -117,7 +117,19 @@ def create_optimizer(
     optimizer.register_load_state_dict_pre_hook(_keep_options)
     if options.bias_lr_factor != 1:
         _scale_bias_rate(optimizer, [model, *others], options.bias_lr_factor)
+    _fuse(optimizer)
     return optimizer
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let one of torch's optimizers update all parameters on CPUs in one operator.
+
+    An optimizer that is made with ``fused=True`` also unscales gradients, so that Lightning refuses to clip them.
+    """
+    for group in optimizer.param_groups:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+        if on_cpu and "fused" in group and group["fused"] is None and not group["foreach"]:
+            group["fused"] = True
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:

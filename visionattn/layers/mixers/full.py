@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn.layers.full_attention import attend
 from visionattn.layers.mixers.packed import PackedAttention2d
 
 
@@ -36,10 +37,14 @@ class FullAttention2d(PackedAttention2d):
         """
         super().__init__(dim, num_heads, qkv_bias, proj_drop, device, dtype)
         self.is_causal = is_causal
+        self.fused_attn = True  # as in timm's layers
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Compute attention `[B, H, W, dim]` of packed queries, keys and values."""
         packed = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        if self.is_causal:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            out = attend(q, k, v, fused=self.fused_attn)
         return out.transpose(1, 2).flatten(-2).unflatten(1, qkv.shape[1:3])
