@@ -10,7 +10,8 @@ from torch import Tensor, nn
 def linear_on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply `F.linear` to a heads-last map `[B, H, W, C]`; on CPUs in float32 by a 1x1 convolution.
 
-    torch multiplies float32 matrices by MKL, which on processors of AMD reaches half of what the convolution does.
+    torch multiplies float32 matrices by MKL, which on some processors of AMD reaches half of what the convolution does.
+    On others they are equal (`kernels/bench/pointwise.py`).
     """
     if is_wrapped(weight) or x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4:
         return F.linear(x, weight, bias)
