@@ -13,6 +13,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from visionattn.checks import reason
+from visionattn.layers.full_attention import unfuse
 
 Layer = int | Literal["last"]
 """A layer: the number of a block (in hierarchical models, of a stage), or "last", the features for the classifier."""
@@ -90,6 +91,8 @@ class FrozenBackbone(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.name, self.model_kwargs, self.amp_dtype = name, dict(model_kwargs or {}), amp_dtype
         self.norm_blocks = norm_blocks
+        if amp_dtype is not None:
+            unfuse(model, self.device)
         self.preprocessing: dict[str, Any] = dict(preprocessing or resolve_model_data_config(model))
         if hasattr(model, "set_inference"):
             self.model.set_inference("sa")  # DCAL's global-local features have no place among class token and patches
