@@ -202,7 +202,9 @@ def models_tables(rows: Rows) -> str:
             ours = next(x for x in rows if (x["contender"], *key(x)) == (OURS, *key(row)))
             ratio, work = float(row["ratio_to_ours"]), float(row["gmacs"]) / float(ours["gmacs"])
             shown = [number(x[name]) for name in ("images_per_second", "gmacs") for x in (ours, row)]
-            beside.append([row["model"], row["network"], row["direction"], *shown, f"{ratio:.2f}×", f"{ratio / work:.2f}×"])
+            beside.append(
+                [row["model"], row["network"], row["direction"], *shown, f"{ratio:.2f}×", f"{ratio / work:.2f}×"]
+            )
     header = ["model", "direction", "ours (img/s)"]
     header += [f"{earlier} (img/s)", "ours is faster"] if earlier else []
     header += ["GMACs per image", "of the floor", "ours, peak MiB", *([f"{earlier}, peak MiB"] if earlier else [])]
