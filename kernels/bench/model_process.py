@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Revision:
-    """Where a revision of this project is installed.
+    """An environment in which a revision of this project is installed.
 
     Attributes:
         python: Executable of its environment.

@@ -118,7 +118,7 @@ def test_rows_of_gathered_twins(bench, results):
 
 
 def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
-    monkeypatch.setattr(bench.models, "gather", lambda *args: lambda q, k, v, *rpb: v)
+    monkeypatch.setattr(bench.gathered, "gather", lambda *args: lambda q, k, v, *rpb: v)
     assert bench.gathered.main(["--quick", "--threads", "1", "--repeats", "1"]) == 1
     assert "logits of nat_pico differ" in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def test_model_that_fails_does_not_stop_the_others(bench, tmp_path, monkeypatch,
     def make_step(model, *args):
         return (lambda: 1 / 0) if hasattr(model, "forward_branches") else real(model, *args)
 
-    monkeypatch.setattr(bench.models, "training_step", make_step)
+    monkeypatch.setattr(bench.gathered, "training_step", make_step)
     output = tmp_path / "gathered-cpu.csv"
     arguments = ["--quick", "--threads", "1", "--repeats", "1", "--alone", "--output", str(output)]
     assert bench.gathered.main([*arguments, "--models", "dcal_vit_pico,nat_pico"]) == 1
