@@ -16,8 +16,8 @@
 #   3. gpu_session.sh na2d flex models halonet       470
 #   4. gpu_session.sh compiled                       190
 #   5. After: unpack the archives of OUT into kernels/bench/results. For kernels/README.md: markers of the tables
-#      (attention-cuda, attention-na2d-cuda, attention-flex-cuda, attention-halonet-cuda, memory-cuda, models-cuda,
-#      models-compiled-cuda, models-compiled-others-cuda, halonet-cuda), then python -m kernels.bench.table and plot. If
+#      (attention-cuda, attention-na2d-cuda, attention-flex-cuda, attention-halonet-cuda, memory-cuda, gathered-cuda,
+#      gathered-compiled-cuda, gathered-compiled-others-cuda, halonet-cuda), then python -m kernels.bench.table and plot. If
 #      attention-untuned-cuda.csv is much slower than attention-cuda.csv, the default tiles are wrong: triton_tiles/ in
 #      the archive holds the measured ones.
 #

@@ -21,8 +21,8 @@ import torch
 from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
+from kernels.bench.gathered import TOLERANCE, disagreement, inference_step, training_step
 from kernels.bench.measure import largest_error, time_in_turn
-from kernels.bench.models import TOLERANCE, disagreement, inference_step, training_step
 from kernels.bench.peers import OURS
 from kernels.bench.report import Report, package_version
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run

@@ -63,13 +63,15 @@ class Stopwatch:
             self.writes *= 2
 
 
-def time_in_turn(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of each run.
+def time_in_turn(
+    runs: Mapping[str, Run], device: torch.device, repeats: int, stopwatch: Callable[[Run], float] | None = None
+) -> dict[str, float]:
+    """Return the median milliseconds of each run, as `stopwatch` measures them: by default a `Stopwatch`.
 
     They are taken in turn, so that what else the machine does falls on all of them, each time in another order, so
     that none always finds the cache as the same one left it.
     """
-    stopwatch = Stopwatch(device)
+    stopwatch = stopwatch or Stopwatch(device)
     for run in runs.values():
         for _ in range(1 if device.type == "cpu" else 3):
             run()

@@ -1,208 +1,349 @@
-"""Measure images per second of whole models, in inference and in training, NAT and DiNAT beside twins on gathered keys.
+"""Measure training steps and inference of whole models, beside an earlier revision, timm's models and a lower bound.
 
-    python -m kernels.bench.models --device cuda --models nat_tiny,dinat_tiny,halo_h1 --batch 128 --dtype bfloat16
-    python -m kernels.bench.models --device cuda --models nat_tiny --compile --alone
+    python -m kernels.bench.models --device cpu --threads 1
+    python -m kernels.bench.models --device cpu --large --dtype float32,bfloat16
+    python -m kernels.bench.models --earlier ENVIRONMENT/bin/python --checkout FOLDER --curve 200 --profile
 
-A twin has the same weights and must give the same logits in float32 before anything is timed. HaloNet has no twin
-(halonet.py compares it with timm's), nor has DCAL, which trains all of its branches. Inference runs in --dtype
-throughout; training (forward, backward, AdamW) keeps float32 weights under autocast, without loss scaling.
+--earlier takes the Python of an environment in which an earlier revision is installed. Every contender has a process of
+its own, which sleeps while another one runs; steps are taken in turn, in random order. A training step is that of
+`train.py fit` by default: forward, cross-entropy (the sum over branches), backward, AdamW; under autocast with float32
+weights if --dtype is not float32. Inference runs in --dtype throughout, with frozen weights.
+
+Before anything is timed in float32, both revisions get the same weights and batch, and must give the same gradients.
+The fraction of the floor is a lower bound (model_costs.py) divided by the time. A model of timm stands beside the one
+whose cost is like its own; multiply-accumulates are given for both.
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
+import shlex
+import shutil
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable
-from itertools import product
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import visionattn  # noqa: F401  (registers the models)
-from kernels.bench.measure import peak_bytes, time_in_turn
-from kernels.bench.peers import OURS, gather
-from kernels.bench.report import Report, package_version, published
-from kernels.bench.script import DTYPES, choose, first_line, new_parser, prepare, run
-from visionattn.layers.neighborhood_attention import NeighborhoodAttention2d, largest_dilation
-from visionattn.layers.prepared import Prepared
-from visionattn.training.branches import branch_logits, compile_branches
-from visionattn_kernels import Window
+from kernels.bench.measure import Rates, Run, time_in_turn
+from kernels.bench.model_costs import count_costs, product_rates
+from kernels.bench.model_process import REPOSITORY, ModelProcess, Revision
+from kernels.bench.peers import EARLIER, OURS, TIMM
+from kernels.bench.report import Report, geometric_mean, package_version
+from kernels.bench.script import DTYPES, choose, new_parser, prepare, run
 
 COLUMNS = (
-    *("dtype", "compile", "channels_last", "model", "batch", "direction", "contender", "version"),
-    *("median_ms", "images_per_second", "ratio_to_ours", "peak_mb"),
+    *("dtype", "model", "batch", "direction", "contender", "network", "version", "median_ms", "images_per_second"),
+    *("ratio_to_ours", "gmacs", "parameters_m", "peak_mb", "fraction_of_floor"),
 )
-PUBLISHED = ("nat_mini", "nat_tiny", "nat_small", "nat_base", "dinat_tiny", "dinat_base")
-OTHERS = ("halo_h1", "dcal_deit_small_patch16_224")
-MODELS = {"cpu": ("nat_tiny", "dinat_tiny"), "cuda": (*PUBLISHED, *OTHERS)}
-BATCH = {"cpu": 4, "cuda": 128}
-TOLERANCE = 1e-3
+PROFILE_COLUMNS = ("dtype", "model", "batch", "contender", "kind", "share")
+CURVE_COLUMNS = ("dtype", "model", "batch", "step", "loss", "earlier_loss")
 
+SMALL = ("nat_pico", "dinat_pico", "halo_pico", "dcal_vit_nano", "terminator_pico", "resnet_pico", "vit_nano_patch4_32")
+MODELS = {
+    # No slot_cnn_pico: it is the encoder of object discovery, whose training is another one.
+    False: (*SMALL, "iso_nano"),
+    True: ("nat_tiny", "halo_h1", "dcal_deit_tiny_patch16_224", "terminator"),
+}
+BATCH = {False: 32, True: 4}
+PEERS = {
+    "nat_tiny": ("swin_tiny_patch4_window7_224", "convnext_tiny"),
+    "halo_h1": ("halonet26t",),
+    "dcal_deit_tiny_patch16_224": ("deit_tiny_patch16_224",),
+}
+DIRECTIONS = ("inference", "training")
+TOLERANCE = 1e-4
+NEGLIGIBLE = 1e-5
+"""A gradient is compared with its largest entry, or with this fraction of the largest entry of all gradients."""
 
-class GatheredAttention2d(NeighborhoodAttention2d):
-    """The layer in plain torch, which gathers a copy of the keys for every query."""
+PROFILED_STEPS = 5
+WINDOW = 20
+"""Steps of a running mean of losses."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, H, W, dim]` to the same."""
-        size, kernel_size = (x.shape[1], x.shape[2]), self.kernel_size
-        dilation = self.dilation or (largest_dilation(size[0], kernel_size), largest_dilation(size[1], kernel_size))
-        attend = gather(Window.create(kernel_size, dilation=dilation), size, x.device)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
-        rpb = () if self.rpb is None else (self.rpb,)
-        return self.proj_drop(self.proj(attend(q, k, v, *rpb).flatten(-2)))
+REST_S = 0.005
+"""Between two steps, so that the threads of the process before have gone to sleep."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; return exit status 0 if the logits of all models agree."""
-    parser = new_parser(__doc__, "float32 on cpu, bfloat16 on cuda")
-    known = {device: ",".join(names) for device, names in MODELS.items()}
-    parser.add_argument(
-        "--models", help=f"names, separated by commas (default: {known['cpu']}; on cuda {known['cuda']})"
+    """Run the benchmark; return exit status 0 if both revisions agree."""
+    args = parse(argv)
+    device = prepare(args, "models-large" if args.large else "models")
+    dtypes = choose("--dtype", args.dtype or "float32", DTYPES)
+    default = ("nat_pico",) if args.quick else MODELS[args.large]
+    names = choose("--models", args.models or ",".join(default), timm.list_models())
+    args.batch = args.batch or (2 if args.quick else BATCH[args.large])
+    earlier = earlier_revision(args)
+    report, profiles, curves = (
+        Report(path, device, columns)
+        for path, columns in (
+            (args.output, COLUMNS),
+            (sibling(args.output, "profile"), PROFILE_COLUMNS),
+            (sibling(args.output, "curves"), CURVE_COLUMNS),
+        )
     )
-    parser.add_argument("--batch", type=int, help="images per step (4 on cpu, 128 on cuda)")
-    parser.add_argument("--compile", action="store_true", help="measure the models also under torch.compile")
-    parser.add_argument("--alone", action="store_true", help="without the twins on gathered keys")
-    parser.add_argument("--channels-last", action="store_true", help="images and weights in that memory format")
-    args = parser.parse_args(argv)
-    device = prepare(args, "models")
-    dtypes = choose("--dtype", args.dtype or ("float32" if args.device == "cpu" else "bfloat16"), DTYPES)
-    names = args.models or ("nat_pico" if args.quick else known[args.device])
-    models = choose("--models", names, timm.list_models(["nat_*", "dinat_*", "halo_*", "dcal_*"]))
-    batch = args.batch or (2 if args.quick else BATCH[args.device])
-    report = Report(args.output, device, COLUMNS)
+    for each in (report, profiles, curves):
+        each.origin["command"] = without_paths(each.origin["command"], args)
     wrong = False
-    # All inference comes first: training leaves a heap in which later inference needs no fresh pages.
-    for direction, make_step in (("inference", inference_step), ("training", training_step)):
-        for name in models:
-            contenders, images = make_contenders(name, batch, device, args.channels_last, args.alone)
-            error = disagreement(contenders, images)
-            if not error <= TOLERANCE:
-                print(f"error: logits of {name} differ by {error:.2g} (bound {TOLERANCE}): not timed", file=sys.stderr)
+    for dtype in dtypes:
+        rates = product_rates(device, DTYPES[dtype], args.quick)
+        print(
+            f"{dtype}: {rates.flops_per_second / 1e9:.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s", flush=True
+        )
+        for name in names:
+            try:
+                with ExitStack() as stack:
+                    contenders = start(name, args, earlier, stack)
+                    if EARLIER in contenders and args.check and (problem := compare(contenders, dtype)):
+                        print(f"error: {name}: {problem}: the earlier revision is not timed", file=sys.stderr)
+                        del contenders[EARLIER]
+                        wrong = True
+                    report.add(measure(name, dtype, contenders, rates, args, device))
+                    show(report.rows, name, dtype)
+                    if args.curve and EARLIER in contenders:
+                        curves.add(train_both(name, dtype, contenders, args))
+                    if args.profile:
+                        profiles.add(profile(name, dtype, contenders, args))
+            except ValueError as failure:  # the other models are measured all the same
+                print(f"error: {failure}", file=sys.stderr)
                 wrong = True
-                continue
-            for dtype, compiled in product(dtypes, (False, True) if args.compile else (False,)):
-                torch.compiler.reset()  # so that no model counts against the limit of compiled versions of another
-                steps = {
-                    key: make_step(copy.deepcopy(model), images, DTYPES[dtype], compiled)
-                    for key, model in contenders.items()
-                }
-                try:
-                    rows = compare(steps, batch, device, args.repeats)
-                except Exception as failure:  # the other models are measured all the same
-                    traceback.print_exc()
-                    print(f"error: {name}, {direction}, fails: {first_line(failure)}", file=sys.stderr)
-                    wrong = True
-                    continue
-                settings = {"dtype": dtype, "compile": compiled, "channels_last": args.channels_last}
-                report.add({**settings, "model": name, "batch": batch, "direction": direction, **row} for row in rows)
-                show(f"{name} B{batch}", direction, f"{dtype}, compiled" if compiled else dtype, rows)
+        show_means(report.rows, dtype)
     if args.output:
         print(f"wrote {args.output}")
     return int(wrong)
 
 
-def make_contenders(
-    name: str, batch: int, device: torch.device, channels_last: bool, alone: bool
-) -> tuple[dict[str, nn.Module], Tensor]:
-    """Return the model, its twin on gathered keys unless `alone` or nothing is gathered, and images."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    ours: nn.Module = timm.create_model(name).to(device).to(memory_format=layout)
-    images = torch.randn(batch, *ours.default_cfg["input_size"], device=device)  # type: ignore[index]
-    contenders = {OURS: ours}
-    if not alone and any(isinstance(module, NeighborhoodAttention2d) for module in ours.modules()):
-        contenders["gather"] = copy.deepcopy(ours)
-        for module in contenders["gather"].modules():
-            if isinstance(module, NeighborhoodAttention2d):
-                module.__class__ = GatheredAttention2d
-    return contenders, images.contiguous(memory_format=layout)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments."""
+    parser = new_parser(__doc__, "float32")
+    for large, option in ((False, "by default"), (True, "with --large")):
+        parser.epilog = f"{parser.epilog or ''}{option}: {', '.join(MODELS[large])}, batch {BATCH[large]}\n"
+    parser.add_argument("--models", help="names, separated by commas (default: below)")
+    parser.add_argument("--large", action="store_true", help="the large models, beside timm's")
+    parser.add_argument("--batch", type=int, help="images per step (default: 32, with --large 4)")
+    parser.add_argument("--earlier", metavar="PYTHON", help="executable of the environment of an earlier revision")
+    parser.add_argument(
+        "--checkout", metavar="FOLDER", type=Path, help="files of that revision, if not installed there"
+    )
+    parser.add_argument(
+        "--check", action=argparse.BooleanOptionalAction, default=True, help="compare gradients first, in float32"
+    )
+    parser.add_argument(
+        "--curve", metavar="STEPS", type=int, default=0, help="train both revisions on the same batches; write losses"
+    )
+    parser.add_argument("--profile", action="store_true", help="write the shares of kinds of operations in training")
+    return parser.parse_args(argv)
 
 
-def disagreement(contenders: dict[str, nn.Module], images: Tensor) -> float:
-    """Return the largest difference of two images' float32 logits, relative to the largest logit; 0 without a twin."""
-    with torch.no_grad():
-        ours, *twins = (model.eval()(images[:2]) for model in contenders.values())
-    return max((float((ours - twin).abs().max() / twin.abs().max()) for twin in twins), default=0.0)
+def earlier_revision(args: argparse.Namespace) -> Revision | None:
+    """Return the earlier revision, None without one.
 
-
-def inference_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """Return a step that computes logits, in `dtype` throughout, with fixed weights."""
-    model = model.eval().to(dtype)
-    images = images.to(dtype)
-    if compiled:
-        model.compile()
-    for module in model.modules():
-        if isinstance(module, Prepared):
-            module.keep()
-
-    def step() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return step
-
-
-def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], None]:
-    """Return a step of forward, backward and AdamW with float32 weights, cast to `dtype` where autocast does.
-
-    The loss is the sum over the branches of the model.
+    Raises:
+        ValueError: An option names nothing, or lacks another one.
     """
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    if compiled:
-        model.compile()
-        compile_branches(model)
-
-    def step() -> None:
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            losses = [F.cross_entropy(logits, labels) for logits in branch_logits(model, images).values()]
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    if args.curve < 0:
+        raise ValueError(f"--curve must be at least 0; got {args.curve}")
+    if not args.earlier:
+        for option in ("checkout", "curve"):
+            if getattr(args, option):
+                raise ValueError(f"--{option} needs the Python of an earlier revision: pass --earlier as well")
+        return None
+    if shutil.which(args.earlier) is None:
+        raise ValueError(f"--earlier must be the python executable of an environment; got {args.earlier}")
+    if args.checkout is not None and not (args.checkout / "visionattn").is_dir():
+        raise ValueError(f"--checkout must be a folder that holds visionattn; got {args.checkout}")
+    # Not resolved: a link in a virtual environment would lead out of it.
+    return Revision(str(Path(shutil.which(args.earlier) or "").absolute()), args.checkout)
 
 
-def compare(
-    steps: dict[str, Callable[[], None]], batch: int, device: torch.device, repeats: int
-) -> list[dict[str, Any]]:
-    """Time the steps in turn; a twin that does not fit in memory is left out."""
-    able = {}
-    for name, step in steps.items():
-        try:
-            step()
-            able[name] = step
-        except torch.OutOfMemoryError:
-            if name == OURS:
-                raise
-            print(f"{name} does not fit in memory; lower --batch", file=sys.stderr)
-    medians = time_in_turn(able, device, repeats)
-    return [
-        {
-            "contender": name,
-            "version": package_version("visionattn") if name == OURS else torch.__version__,
-            "median_ms": median,
-            "images_per_second": batch / median * 1e3,
-            "ratio_to_ours": median / medians[OURS],
-            "peak_mb": peak_bytes(able[name], device) / 2**20,
-        }
-        for name, median in medians.items()
-    ]
+def without_paths(command: str, args: argparse.Namespace) -> str:
+    """Return the command with placeholders for the paths of the earlier revision, which other machines do not have."""
+    for option, value, placeholder in (("earlier", args.earlier, "PYTHON"), ("checkout", args.checkout, "FOLDER")):
+        for separator in " =":
+            command = command.replace(f"--{option}{separator}{shlex.quote(str(value))}", f"--{option} {placeholder}")
+    return command
 
 
-def show(problem: str, direction: str, dtype: str, rows: list[dict[str, Any]]) -> None:
-    """Print the measurements and, separately, published figures."""
-    print(f"{problem}, {direction}, {dtype}")
+def sibling(output: Path | None, what: str) -> Path | None:
+    """Return the file of other results of the same run: `models-WHAT-…` for `models-…`."""
+    if output is None:
+        return None
+    begins = output.stem.startswith("models")
+    return output.with_stem(output.stem.replace("models", f"models-{what}", 1) if begins else f"{output.stem}-{what}")
+
+
+def start(name: str, args: argparse.Namespace, earlier: Revision | None, stack: ExitStack) -> dict[str, ModelProcess]:
+    """Start the processes of a model: this revision, the earlier one if it knows the model, and timm's models."""
+
+    def enter(revision: Revision, network: str) -> ModelProcess:
+        process = ModelProcess(revision, network, args.batch, args.device, args.threads)
+        return stack.enter_context(process)
+
+    found = {OURS: enter(Revision(), name)}
+    if earlier is not None and (process := enter(earlier, name)).facts is not None:
+        found[EARLIER] = process
+    return found | {network: enter(Revision(), network) for network in PEERS.get(name, ())}
+
+
+def compare(contenders: Mapping[str, ModelProcess], dtype: str) -> str | None:
+    """Return the difference of the two revisions' losses and gradients if it is out of bounds; None in other dtypes."""
+    pair = [contenders[name] for name in (OURS, EARLIER)]
+    share_weights(*pair)
+    if dtype != "float32":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder, f"{i}.pt")) for i in range(2)]
+        losses = [process.ask("gradients", path) for process, path in zip(pair, paths, strict=True)]
+        found, expected = (torch.load(path, weights_only=True, map_location="cpu") for path in paths)
+    error, where = disagreement(*({"loss": torch.tensor(loss)} for loss in losses))
+    if error <= TOLERANCE:
+        error, where = disagreement(found, expected)
+    if error <= TOLERANCE:
+        print(f"{pair[0].network}: gradients of both revisions differ by at most {error:.2g} ({where})", flush=True)
+        return None
+    return f"{where} differs from the earlier revision's by {error:.2g} (bound {TOLERANCE})"
+
+
+def disagreement(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str]:
+    """Return the largest difference of tensors, relative to the largest entry of each, and its name."""
+    if found.keys() != expected.keys():
+        return float("inf"), ", ".join(sorted(found.keys() ^ expected.keys()))
+    largest = max(float(x.abs().max()) for x in expected.values())
+    errors = {
+        name: float((x - expected[name]).abs().max()) / max(float(expected[name].abs().max()), NEGLIGIBLE * largest)
+        for name, x in found.items()
+    }
+    worst = max(errors, key=lambda name: float("inf") if errors[name] != errors[name] else errors[name])
+    return errors[worst], worst
+
+
+def share_weights(ours: ModelProcess, earlier: ModelProcess) -> None:
+    """Give the earlier revision this one's weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "state.pt"))
+        ours.ask("save", path)
+        earlier.ask("load", path)
+
+
+def measure(
+    name: str,
+    dtype: str,
+    contenders: Mapping[str, ModelProcess],
+    rates: Rates,
+    args: argparse.Namespace,
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
+    """Time the contenders in turn and return their rows; all inference comes before training."""
+    common = {"dtype": dtype, "model": name, "batch": args.batch}
+    networks = {process.network for process in contenders.values()}
+    costs = {network: count_costs(network, args.batch, DTYPES[dtype].itemsize) for network in networks}
+
+    def take(step: Run) -> float:
+        time.sleep(REST_S)
+        return float(step())
+
+    for direction in DIRECTIONS:
+        steps = {key: partial(process.ask, "time", direction, dtype) for key, process in contenders.items()}
+        medians = time_in_turn(steps, device, args.repeats, take)
+        for key, process in contenders.items():
+            kept = process.ask("kept", dtype) if direction == "training" else 0
+            cost = costs[process.network][direction]
+            yield {
+                **common,
+                "direction": direction,
+                "contender": key if key in (OURS, EARLIER) else TIMM,
+                "network": process.network,
+                "version": version_of(key, process, args),
+                "median_ms": medians[key],
+                "images_per_second": args.batch / medians[key] * 1e3,
+                "ratio_to_ours": medians[key] / medians[OURS],
+                "gmacs": cost.flops / 2e9 / args.batch,
+                "parameters_m": cost.parameters / 1e6,
+                "peak_mb": process.ask("peak", direction, dtype) / 2**20,
+                "fraction_of_floor": cost.floor_ms(rates, kept) / medians[key],
+            }
+
+
+def version_of(key: str, process: ModelProcess, args: argparse.Namespace) -> str:
+    """Return the short revision of this project, if it lies in a repository, or the version of its package or timm."""
+    assert process.facts is not None
+    if key not in (OURS, EARLIER):
+        return process.facts["timm"]
+    folder = process.facts["folder"] if key == EARLIER else str(REPOSITORY)
+    command = ["git", "-C", folder, "rev-parse", "--short=7", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return process.facts["visionattn"] if key == EARLIER else package_version("visionattn")
+
+
+def train_both(
+    name: str, dtype: str, contenders: Mapping[str, ModelProcess], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Train both revisions on the same batches from the same weights, the earlier one in float32; return losses."""
+    common = {"dtype": dtype, "model": name, "batch": args.batch}
+    share_weights(contenders[OURS], contenders[EARLIER])
+    ours = contenders[OURS].ask("curve", args.curve, dtype)
+    theirs = contenders[EARLIER].ask("curve", args.curve, "float32")
+    smooth = [torch.tensor(losses).unfold(0, min(WINDOW, args.curve), 1).mean(-1) for losses in (ours, theirs)]
+    gap = float((smooth[0] - smooth[1]).abs().max())
+    ends = " and ".join(f"{float(x[-1]):.4f}" for x in smooth)
+    print(
+        f"{name}, {dtype}: running means of {WINDOW} losses differ by at most {gap:.2g} and end at {ends}", flush=True
+    )
+    for step, (loss, earlier) in enumerate(zip(ours, theirs, strict=True)):
+        yield {**common, "step": step, "loss": loss, "earlier_loss": earlier}
+
+
+def profile(
+    name: str, dtype: str, contenders: Mapping[str, ModelProcess], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Return the share of each kind of operation in training steps, of both revisions."""
+    common = {"dtype": dtype, "model": name, "batch": args.batch}
+    for key in (OURS, EARLIER):
+        if key not in contenders:
+            continue
+        shares = contenders[key].ask("profile", 1 if args.quick else PROFILED_STEPS, dtype)
+        shares = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+        print(
+            f"{name}, {dtype}, {key}: {', '.join(f'{kind} {100 * x:.0f}%' for kind, x in shares.items())}", flush=True
+        )
+        for kind, share in shares.items():
+            yield {**common, "contender": key, "kind": kind, "share": share}
+
+
+def show(rows: list[dict[str, Any]], name: str, dtype: str) -> None:
+    """Print the measurements of a model."""
     for row in rows:
-        speed = f"{row['images_per_second']:10.1f} img/s {row['ratio_to_ours']:8.2f}x"
-        print(f"  {row['contender']:12} {row['version']:14} {speed} {row['peak_mb']:10.1f} MiB", flush=True)
-    for row in published(problem, direction):
-        where = f"{row['hardware']}, {row['dtype']}"
-        print(f"  published: {row['contender']} {row['value']} {row['unit']} on {where} ({row['source']})")
+        if (row["model"], row["dtype"]) == (name, dtype):
+            what = f"{row['direction']:9} {row['contender']:10} {row['network']:28}"
+            speed = f"{float(row['images_per_second']):8.1f} img/s {float(row['ratio_to_ours']):6.2f}x"
+            rest = f"{100 * float(row['fraction_of_floor']):4.0f}% of floor {float(row['peak_mb']):8.1f} MiB"
+            print(f"{dtype} {what} {speed} {rest}", flush=True)
+
+
+def show_means(rows: list[dict[str, Any]], dtype: str) -> None:
+    """Print the geometric mean of the earlier revision's times relative to this one's, over all models."""
+    for direction in DIRECTIONS:
+        ratios = [
+            float(row["ratio_to_ours"])
+            for row in rows
+            if (row["dtype"], row["direction"], row["contender"]) == (dtype, direction, EARLIER)
+        ]
+        if ratios:
+            mean = geometric_mean(ratios)
+            print(
+                f"{dtype} {direction}: the earlier revision takes {mean:.3f}x as long ({len(ratios)} models)",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

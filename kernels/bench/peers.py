@@ -21,7 +21,7 @@ from visionattn_kernels import Window, windowed_attention
 from visionattn_kernels.window import AxisWindow
 
 PEERS = ("gather", "flex", "sdpa-full", "sdpa-flash", "sdpa-cudnn", "natten", "timm")
-OURS = "visionattn"
+OURS, EARLIER, TIMM = "visionattn", "earlier", "timm"
 MAX_GATHERED_BYTES = 16 << 30
 """Of the gathered keys and values and the gradients of both: the peer holds all four at once."""
 

@@ -14,8 +14,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from kernels.bench.gathered import inference_step, training_step
 from kernels.bench.measure import largest_error, time_in_turn
-from kernels.bench.models import inference_step, training_step
 from kernels.bench.peers import OURS
 from kernels.bench.report import Report, package_version
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run

@@ -110,7 +110,7 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
         Part(
             "models",
             120,
-            (bench("models", "--models", f"nat_tiny,{others}", output="models", **TUNED),),
+            (bench("gathered", "--models", f"nat_tiny,{others}", output="gathered", **TUNED),),
             needs=("timm",),
         ),
         Part(
@@ -126,8 +126,8 @@ def make_parts(device: str, quick: bool, data: Path | None, results: Path) -> li
             "compiled",
             190,
             (
-                bench("models", "--models", "nat_tiny", *compiled, output="models-compiled", **TUNED),
-                bench("models", "--models", others, *compiled, output="models-compiled-others", **TUNED),
+                bench("gathered", "--models", "nat_tiny", *compiled, output="gathered-compiled", **TUNED),
+                bench("gathered", "--models", others, *compiled, output="gathered-compiled-others", **TUNED),
             )[: 1 if quick else None],
             needs=("timm",),
         ),

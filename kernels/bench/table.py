@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernels.bench.peers import OURS, PEERS
+from kernels.bench.peers import EARLIER, OURS, PEERS, TIMM
 from kernels.bench.problems import DIRECTIONS
 from kernels.bench.report import fit_exponent, geometric_mean, published, read_origin, read_rows
 from kernels.bench.script import RESULTS, run
@@ -63,7 +63,9 @@ def render(path: Path) -> str:
         "attention": attention_tables,
         "backends": backends_table,
         "memory": memory_table,
-        "models": models_table,
+        "gathered": gathered_table,
+        "models": models_tables,
+        "models-profile": profile_table,
         "halonet": halonet_table,
         "terminator": terminator_table,
         "training": training_table,
@@ -73,8 +75,8 @@ def render(path: Path) -> str:
         "multiscale": multiscale_table,
         "parallax": parallax_table,
     }
-    kind = path.stem.partition("-")[0]
-    if kind not in tables:
+    kind = max((kind for kind in tables if path.stem.startswith(f"{kind}-")), key=len, default=None)
+    if kind is None:
         raise ValueError(f"{path.name} must begin with {', '.join(tables)} and a dash")
     rows = read_rows(path)
     parts = [caption(path)]
@@ -174,7 +176,62 @@ def memory_table(rows: Rows) -> str:
     return markdown(["peak MiB", *maps, "exponent"], lines, text=1)
 
 
-def models_table(rows: Rows) -> str:
+def models_tables(rows: Rows) -> str:
+    """Return a line per model and direction: our speed beside that of the earlier revision, then beside timm's models.
+
+    The last lines of the first table are geometric means over all models that the earlier revision has.
+    """
+    earlier = next((row["version"] for row in rows if row["contender"] == EARLIER), None)
+    means: dict[str, list[float]] = {}
+    lines, beside = [], []
+    for (model, batch, direction), cells in group(rows, "model", "batch", "direction", inner="contender").items():
+        ours, before = cells[OURS], cells.get(EARLIER)
+        if before:
+            means.setdefault(direction, []).append(float(before["ratio_to_ours"]))
+        speeds = [number(ours["images_per_second"]), number(before["images_per_second"]) if before else "–"]
+        ratio = f"{float(before['ratio_to_ours']):.2f}×" if before else "–"
+        memory = [number(x["peak_mb"]) if x else "–" for x in (ours, before)]
+        floor = f"{100 * float(ours['fraction_of_floor']):.0f}%"
+        own = [number(ours["gmacs"]), floor]
+        line = [f"{model} B{batch}", direction]
+        lines.append([*line, *speeds, ratio, *own, *memory] if earlier else [*line, speeds[0], *own, memory[0]])
+    for direction, ratios in means.items():
+        lines.append(["geometric mean", direction, "", "", f"{geometric_mean(ratios):.2f}×", "", "", "", ""])
+    for row in rows:
+        if row["contender"] == TIMM:
+            ours = next(x for x in rows if (x["contender"], *key(x)) == (OURS, *key(row)))
+            ratio, work = float(row["ratio_to_ours"]), float(row["gmacs"]) / float(ours["gmacs"])
+            shown = [number(x[name]) for name in ("images_per_second", "gmacs") for x in (ours, row)]
+            beside.append(
+                [row["model"], row["network"], row["direction"], *shown, f"{ratio:.2f}×", f"{ratio / work:.2f}×"]
+            )
+    header = ["model", "direction", "ours (img/s)"]
+    header += [f"{earlier} (img/s)", "ours is faster"] if earlier else []
+    header += ["GMACs per image", "of the floor", "ours, peak MiB", *([f"{earlier}, peak MiB"] if earlier else [])]
+    tables = [markdown(header, lines, text=2)]
+    if beside:
+        pair = [f"{what} {who}" for what in ("img/s", "GMACs") for who in ("ours", "timm")]
+        names = ["ours", "timm's", "direction", *pair, "ours is faster", "per MAC"]
+        tables.append(markdown(names, beside, text=3))
+    return "\n\n".join(tables)
+
+
+def key(row: dict[str, str]) -> tuple[str, str]:
+    """Return the model and direction of a row."""
+    return row["model"], row["direction"]
+
+
+def profile_table(rows: Rows) -> str:
+    """Return a line per model and revision: the share of each kind of operation in training steps."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    lines = []
+    for (model, batch, contender), cells in group(rows, "model", "batch", "contender", inner="kind").items():
+        shares = [f"{100 * float(cells[kind]['share']):.0f}%" if kind in cells else "–" for kind in kinds]
+        lines.append([f"{model} B{batch}", contender, *shares])
+    return markdown(["model", "revision", *kinds], lines, text=2)
+
+
+def gathered_table(rows: Rows) -> str:
     """Return a line per model and direction: images per second, and published figures beside them."""
     lines = []
     for (model, batch, direction, compiled), cells in group(rows, "model", "batch", "direction", "compile").items():

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import visionattn.models.terminator  # noqa: F401  (registers the models)
+from kernels.bench.gathered import TOLERANCE, inference_step, training_step
 from kernels.bench.measure import time_in_turn
-from kernels.bench.models import TOLERANCE, inference_step, training_step
 from kernels.bench.peers import OURS
 from kernels.bench.report import Report, package_version
 from kernels.bench.script import DTYPES, choose, new_parser, prepare, run

@@ -14,14 +14,14 @@ def results(bench, tmp_path_factory):
     """Result files of a quick run of every script."""
     folder = tmp_path_factory.mktemp("results")
     common = ["--quick", "--threads", "1", "--repeats", "1"]
-    names = ("attention", "backends", "memory", "models", "halonet", "terminator")
-    attention, backends, memory, models, halonet, terminator = (
+    names = ("attention", "backends", "memory", "gathered", "halonet", "terminator")
+    attention, backends, memory, gathered, halonet, terminator = (
         ["--output", str(folder / f"{name}-cpu.csv")] for name in names
     )
     assert bench.attention.main([*common, *attention, "--peers", "gather,sdpa-full,timm"]) == 0
     assert bench.attention.main([*common, *backends, "--backend", "tiled,reference", "--only", "k3 d4"]) == 0
     assert bench.memory.main([*common, *memory, "--backend", "tiled,reference"]) == 0
-    assert bench.models.main([*common, *models]) == 0
+    assert bench.gathered.main([*common, *gathered]) == 0
     assert bench.halonet.main([*common, *halonet]) == 0
     assert bench.terminator.main([*common, *terminator]) == 0
     return folder
@@ -74,7 +74,7 @@ def test_backends_are_timed_beside_the_automatic_choice(bench, results):
     assert all(row["fraction_of_floor"] for row in rows)
 
 
-@pytest.mark.parametrize("what", ["attention", "backends", "memory", "models", "halonet"])
+@pytest.mark.parametrize("what", ["attention", "backends", "memory", "gathered", "halonet"])
 def test_origin_stands_beside_the_rows(results, what):
     origin = json.loads((results / f"{what}-cpu.json").read_text())
     assert set(origin) >= {"versions", "hardware", "command", "git_revision"}
@@ -107,9 +107,9 @@ def test_peak_counts_memory_held_at_once(bench):
     assert bench.measure.peak_bytes(together, CPU) == pytest.approx(5 << 20, rel=0.1)
 
 
-def test_models_rows(bench, results):
-    rows = bench.report.read_rows(results / "models-cpu.csv")
-    assert list(rows[0]) == ["device", "hardware", "threads", *bench.models.COLUMNS]
+def test_rows_of_gathered_twins(bench, results):
+    rows = bench.report.read_rows(results / "gathered-cpu.csv")
+    assert list(rows[0]) == ["device", "hardware", "threads", *bench.gathered.COLUMNS]
     found = [(row["model"], row["direction"], row["contender"]) for row in rows]
     directions, contenders = ("inference", "training"), ("visionattn", "gather")
     assert found == [("nat_pico", d, c) for d in directions for c in contenders]
@@ -118,21 +118,21 @@ def test_models_rows(bench, results):
 
 
 def test_models_that_disagree_are_not_timed(bench, monkeypatch, capsys):
-    monkeypatch.setattr(bench.models, "gather", lambda *args: lambda q, k, v, *rpb: v)
-    assert bench.models.main(["--quick", "--threads", "1", "--repeats", "1"]) == 1
+    monkeypatch.setattr(bench.gathered, "gather", lambda *args: lambda q, k, v, *rpb: v)
+    assert bench.gathered.main(["--quick", "--threads", "1", "--repeats", "1"]) == 1
     assert "logits of nat_pico differ" in capsys.readouterr().err
 
 
 def test_model_that_fails_does_not_stop_the_others(bench, tmp_path, monkeypatch, capsys):
-    real = bench.models.training_step
+    real = bench.gathered.training_step
 
     def make_step(model, *args):
         return (lambda: 1 / 0) if hasattr(model, "forward_branches") else real(model, *args)
 
-    monkeypatch.setattr(bench.models, "training_step", make_step)
-    output = tmp_path / "models-cpu.csv"
+    monkeypatch.setattr(bench.gathered, "training_step", make_step)
+    output = tmp_path / "gathered-cpu.csv"
     arguments = ["--quick", "--threads", "1", "--repeats", "1", "--alone", "--output", str(output)]
-    assert bench.models.main([*arguments, "--models", "dcal_vit_pico,nat_pico"]) == 1
+    assert bench.gathered.main([*arguments, "--models", "dcal_vit_pico,nat_pico"]) == 1
     rows = [(row["model"], row["direction"]) for row in bench.report.read_rows(output)]
     assert rows == [("dcal_vit_pico", "inference"), ("nat_pico", "inference"), ("nat_pico", "training")]
     assert "error: dcal_vit_pico, training, fails: division by zero" in capsys.readouterr().err
@@ -265,13 +265,13 @@ def test_commands_whose_start_is_measured_are_there(bench):
         ("attention", ["--repeats", "0"], "--repeats must be at least 1; got 0"),
         ("memory", ["--output", "rows.json"], "--output must end with .csv; got rows.json"),
         ("memory", ["--backend", ","], "--backend names nothing"),
-        ("models", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
+        ("gathered", ["--models", "nat_tinny"], "--models takes any of .*; did you mean 'nat_tiny'"),
         ("halonet", ["--dtype", "float32,float16"], "--dtype takes one of .* here; got float32,float16"),
         ("halonet", ["--models", "halonet26"], "--models takes any of .*; did you mean 'halonet26t'"),
         ("terminator", ["--modes", "default,compact"], "--modes takes any of .*; did you mean 'compat'"),
         ("multiscale", ["--sides", "15"], "--sides takes any of 14, 28, 56, 64; got '15'"),
         ("terminator", ["--batch", "0"], "--batch must be at least 1; got 0"),
-        ("models", ["--batch", "0"], "--batch must be at least 1; got 0"),
+        ("gathered", ["--batch", "0"], "--batch must be at least 1; got 0"),
         ("table", ["--results", "no/such/folder"], "no result file in no/such/folder for the table attention-cpu"),
     ],
 )
@@ -283,7 +283,7 @@ def test_bad_input_is_one_line(bench, capsys, script, arguments, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", ["attention", "memory", "models", "halonet", "terminator"])
+@pytest.mark.parametrize("script", ["attention", "memory", "gathered", "halonet", "terminator"])
 def test_missing_gpu_is_named(bench, capsys, script):
     assert bench.script.run(getattr(bench, script).main, ["--device", "cuda"]) == 1
     assert capsys.readouterr().err.startswith("error: --device cuda asks for a CUDA device and torch sees none")
@@ -333,7 +333,7 @@ def test_published_figures_stand_beside_ours_and_enter_no_ratio(bench):
         {**model, "contender": "gather", "images_per_second": "200", "ratio_to_ours": "3"},
         {**model, **ours, "images_per_second": "900", "compile": "True"},
     ]
-    eager, compiled = bench.table.models_table(rows).splitlines()[-2:]
+    eager, compiled = bench.table.gathered_table(rows).splitlines()[-2:]
     assert eager.startswith("| nat_tiny B128 | inference | 600 | 200 | 3.0× | 1 |")
     assert compiled.startswith("| nat_tiny B128, compiled | inference | 900 | – | – | 1 |")
     cited = "naive kernel 2167, fused kernel 2772 (A100, float16; FNA, arXiv 2403.04690)"
@@ -350,7 +350,7 @@ def test_published_figures_belong_to_problems_that_are_measured(bench):
     problems = bench.problems.attention_problems(torch.device("cuda"), None, False)
     names = [problem.name for problem in problems]
     assert len(set(names)) == len(names)
-    models = [f"{name} B{bench.models.BATCH['cuda']}" for name in bench.models.MODELS["cuda"]]
+    models = [f"{name} B{bench.gathered.BATCH['cuda']}" for name in bench.gathered.MODELS["cuda"]]
     rows = bench.report.read_rows(bench.report.PUBLISHED)
     assert {row["problem"] for row in rows} <= {*names, *models}
     assert all(row["source"] and row["hardware"] for row in rows)

@@ -59,7 +59,7 @@ def test_table_of_compiled_models(bench, write):
     row = {"dtype": "bfloat16", "channels_last": False, "model": "nat_tiny", "batch": 128, "direction": "inference"}
     row |= {"contender": "visionattn", "peak_mb": 100.0, "ratio_to_ours": 1.0}
     rows = [{**row, "compile": compiled, "images_per_second": speed} for compiled, speed in ((False, 5e3), (True, 7e3))]
-    text = bench.table.render(write("models-compiled-cuda", bench.models.COLUMNS, rows))
+    text = bench.table.render(write("gathered-compiled-cuda", bench.gathered.COLUMNS, rows))
     assert "| nat_tiny B128 | inference | 5,000 | – | – | 100 | naive kernel 2167, fused kernel 2772 (A100" in text
     assert "| nat_tiny B128, compiled | inference | 7,000 | – |" in text
 

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from kernels.bench import attention, memory, models, session, smoke, tune
+from kernels.bench import attention, gathered, memory, session, smoke, tune
 from kernels.bench.report import read_rows
 from kernels.bench.script import choose, run
 from kernels.bench.session_parts import Command, Part, make_parts
@@ -57,7 +57,7 @@ def test_session_runs_to_its_end_on_a_cpu(tmp_path):
         "attention-na2d",
         "attention-untuned",
         "memory",
-        "models",
+        "gathered",
         "halonet",
         "tune",
     )
@@ -147,7 +147,7 @@ def test_copy_of_the_files_without_git_is_told_its_revision(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_commands_for_a_gpu_are_understood(capsys):
     """They get as far as the device that is missing here."""
-    modules = {"attention": attention, "memory": memory, "models": models, "smoke": smoke, "tune": tune}
+    modules = {"attention": attention, "gathered": gathered, "memory": memory, "smoke": smoke, "tune": tune}
     for name, module in modules.items():
         for arguments in gpu_commands(name):
             assert run(module.main, arguments) == 1
@@ -159,7 +159,7 @@ def test_commands_for_a_gpu_name_problems_peers_and_models_that_exist():
         problems = attention.choose_problems(option(arguments, "--only"), torch.device("cuda"), None, False)
         assert len(problems) >= 2
         choose("--peers", option(arguments, "--peers"), attention.PEERS)
-    for arguments in gpu_commands("models"):
+    for arguments in gpu_commands("gathered"):
         choose("--models", option(arguments, "--models"), timm.list_models())
 
 
