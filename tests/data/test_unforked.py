@@ -94,6 +94,7 @@ def loaders(tmp_path: Path, colour_folder: Path, mnist_root: Path, market: Path)
         "digits": {"sequence": "permuted", "permutation_seed": 0},
         "mnist": {"name": "mnist", "root": str(mnist_root), "in_chans": 1, "crop_padding": 2},
         "folder": {"root": str(colour_folder), "img_size": 16, **augmented},
+        "cached folder": {"root": str(colour_folder), "img_size": 16, "cache": 0.01},
         "tar": {"root": str(write_tars(tmp_path / "tars")), "img_size": 16},
         "table of arrays": {"in_chans": 5, "img_size": 8, **several},
         "torchvision": {"name": "torch/usps", "root": str(tmp_path), "img_size": 16},
