@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.data import torchvision_copies as copies
 from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
 from visionattn.data.image_cache import HEADER, WORD, ImageCache
 from visionattn.data.sources import Source
+from visionattn.training.callbacks import EpochReport
 
 AUGMENTED = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "aug_repeats": 3}
 EPOCH = 12
@@ -123,6 +125,17 @@ def test_broken_images_are_not_kept(images: Path) -> None:
     for _ in range(2):
         with pytest.raises(UnreadableImageError, match=r"3\.jpg"):
             two_epochs(opened(images, cache=0.01))
+
+
+def test_training_says_how_many_images_are_kept(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, report = opened(images, cache=0.01), EpochReport(per_epoch=False)
+    trainer: Any = SimpleNamespace(datamodule=data)
+    for _ in range(2):
+        two_epochs(data)
+        report.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert (
+        capsys.readouterr().out.count("cache: 12 of 12 train, 4 of 4 validation images, 0.0 MB of at most 10.0 MB") == 1
+    )
 
 
 def test_evaluation_keeps_no_images(images: Path) -> None:

@@ -157,6 +157,20 @@ def test_worker_of_a_fork_server_ends_when_its_parent_says() -> None:
     assert pipe.recv() == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "workers", "imports"), [("forkserver", 1, 1), ("forkserver", 0, 0), ("spawn", 1, 0)]
+)
+def test_fork_server_imports_the_package_once(
+    monkeypatch: pytest.MonkeyPatch, method: str, workers: int, imports: int
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", asked.append)
+    monkeypatch.setattr(DataLoader, "__iter__", lambda loader: iter(()))
+    assert list(ImageLoader([], num_workers=workers)) == []  # type: ignore[arg-type]
+    assert asked == [["__main__", "visionattn.data"]] * imports
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_data_sets_are_read_in_an_unforked_process(loaders: dict[str, list[ImageLoader]], method: str) -> None:
