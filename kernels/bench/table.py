@@ -286,18 +286,21 @@ def training_table(rows: Rows) -> str:
 
 
 def loader_table(rows: Rows) -> str:
-    """Return a line per size and number of workers: images per second, and our speed-up."""
-    others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name != OURS]
+    """Return a line per size and number of workers: images per second, without and with a cache, and our speed-up."""
+    cached = f"{OURS}, cache"
+    ours = [name for name in (OURS, cached) if any(row["contender"] == name for row in rows)]
+    others = [name for name in dict.fromkeys(row["contender"] for row in rows) if name not in ours]
     lines = [
         [
             size,
             workers,
-            number(cells[OURS]["images_per_second"]),
+            *(number(cells[name]["images_per_second"]) for name in ours),
             *(f"{float(cells[name]['ratio_to_ours']):.2f}×" for name in others),
         ]
         for (size, workers), cells in group(rows, "size", "workers").items()
     ]
-    return markdown(["pixels", "workers", "ours (img/s)", *(f"ours over {name}" for name in others)], lines, text=0)
+    rates = ["ours (img/s)", "with cache (img/s)"][: len(ours)]
+    return markdown(["pixels", "workers", *rates, *(f"ours over {name}" for name in others)], lines, text=0)
 
 
 def startup_table(rows: Rows) -> str:

@@ -1,6 +1,8 @@
 """Choice of the images among files of a folder or an archive, by all readers."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ def test_extensions_match_formats_that_pillow_decodes() -> None:
     read = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".tif", ".tiff", ".webp"}
     assert read <= image_extensions()
     assert not image_extensions() & {"", ".pdf", ".eps", ".h5", ".mpg", ".wmf", ".txt"}
+
+
+@pytest.mark.slow
+def test_common_formats_are_tried_first() -> None:
+    code = "from visionattn.data.finding import image_extensions as x; x(); from PIL import Image; print(*Image.ID[:6])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"JPEG", "PNG"} <= set(found)
 
 
 def test_import_leaves_the_extensions_of_timm_alone() -> None:

@@ -81,6 +81,14 @@ def test_every_batch_is_normalised_by_its_data_set(module: type[ImageData]) -> N
     torch.testing.assert_close(batch.to("cpu").image, by_hand.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalisation_leaves_its_images_alone(dtype: torch.dtype) -> None:
+    images = torch.arange(32).reshape(2, 1, 4, 4).to(dtype)
+    before = images.clone()
+    Normalisation((0.125,), (0.5,))(images)
+    assert torch.equal(images, before)
+
+
 def test_statistics_made_in_inference_mode_serve_training() -> None:
     normalise = Normalisation((0.125, 0.25), (0.5, 0.75))
     with torch.inference_mode():

@@ -94,6 +94,7 @@ def loaders(tmp_path: Path, colour_folder: Path, mnist_root: Path, market: Path)
         "digits": {"sequence": "permuted", "permutation_seed": 0},
         "mnist": {"name": "mnist", "root": str(mnist_root), "in_chans": 1, "crop_padding": 2},
         "folder": {"root": str(colour_folder), "img_size": 16, **augmented},
+        "cached folder": {"root": str(colour_folder), "img_size": 16, "cache": 0.01},
         "tar": {"root": str(write_tars(tmp_path / "tars")), "img_size": 16},
         "table of arrays": {"in_chans": 5, "img_size": 8, **several},
         "torchvision": {"name": "torch/usps", "root": str(tmp_path), "img_size": 16},
@@ -154,6 +155,20 @@ def test_worker_of_a_fork_server_ends_when_its_parent_says() -> None:
     os.kill(pipe.recv(), signal.SIGTERM)
     assert pipe.poll(20)
     assert pipe.recv() == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "imports"), [("forkserver", 1, 1), ("forkserver", 0, 0), ("spawn", 1, 0)]
+)
+def test_fork_server_imports_the_package_once(
+    monkeypatch: pytest.MonkeyPatch, method: str, workers: int, imports: int
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", asked.append)
+    monkeypatch.setattr(DataLoader, "__iter__", lambda loader: iter(()))
+    assert list(ImageLoader([], num_workers=workers)) == []  # type: ignore[arg-type]
+    assert asked == [["__main__", "visionattn.data"]] * imports
 
 
 @pytest.mark.slow

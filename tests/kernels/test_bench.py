@@ -231,7 +231,7 @@ def test_loops_run_in_processes_of_their_own(bench, tmp_path):
 
 def test_loaders_give_the_same_images(bench, surroundings, monkeypatch, capsys):
     rows = bench.report.read_rows(surroundings / "loader-cpu.csv")
-    assert [row["contender"] for row in rows] == ["visionattn", "timm", "torchvision"]
+    assert [row["contender"] for row in rows] == ["visionattn", "visionattn, cache", "timm", "torchvision"]
     theirs = bench.loader.timm_loader
     monkeypatch.setattr(bench.loader, "timm_loader", lambda root, size, *rest: theirs(root, size + 1, *rest))
     assert bench.loader.main(["--quick", "--threads", "1"]) == 1

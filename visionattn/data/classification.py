@@ -17,12 +17,13 @@ from visionattn.data.columns import TableOptions
 from visionattn.data.dominoes import SIZE
 from visionattn.data.errors import DataError
 from visionattn.data.folders import check_readable
+from visionattn.data.image_cache import ImageCache, check_cache
 from visionattn.data.images import Mode, image_mode
 from visionattn.data.labels import LabelledFiles, split_rows
 from visionattn.data.loading import Collate, ImageDataset, ImageLoader, Item, OnError, StreamDataset
 from visionattn.data.module import Balance, ImageData
 from visionattn.data.options import ImageSize, Preparation
-from visionattn.data.sources import REMOTE, ImageSource, some
+from visionattn.data.sources import ITERABLE, REMOTE, ImageSource, Source, some
 from visionattn.data.splits import FOLDERS, SplitOpener
 from visionattn.data.streams import stream_workers
 from visionattn.data.unlabelled import Images, open_unlabelled
@@ -83,6 +84,9 @@ class ImageClassificationData(ImageData):
         batch_size: images per step and per device.
         eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
         num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
+        cache: 10⁹ bytes of memory, at most, in which a training keeps decoded images, those of all loader processes
+            and devices of a machine together; 0, the default, for none. Images are decoded once, in the first epoch;
+            those that do not fit are read from their files in each epoch. A line says how many are kept.
         aug_repeats: number of times that each image is drawn per epoch, whose length does not change; 0 or 1 for once.
         on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
             it by another image in training.
@@ -119,6 +123,7 @@ class ImageClassificationData(ImageData):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
+        cache: float = 0.0,
         aug_repeats: int = 0,
         on_error: OnError = "raise",
         seed: int | None = None,
@@ -134,13 +139,16 @@ class ImageClassificationData(ImageData):
         if self.name == "digits" and root:
             raise DataError(f"--data.name digits takes no --data.root ({root}): for images in a folder use folder")
         check_range("data.num_classes", num_classes, 1, error=DataError)
+        check_cache(cache)
+        if cache and self.name.partition("/")[0].lower() in ITERABLE:
+            raise DataError(f"data set {self.name!r} is read in order: leave out --data.cache {cache:g}")
         check_range("data.aug_repeats", aug_repeats, 0, error=DataError)
         check_choice("data.balance", balance, get_args(Balance), error=DataError)
         if balance == "sampler" and aug_repeats > 1:
             raise DataError(f"--data.balance sampler draws images anyway: leave out --data.aug_repeats {aug_repeats}")
         self.root = root and os.path.expanduser(root)  # noqa: PTH111  it may be an address
         self.splits = {"train": train_split, "validation": val_split, "test": test_split}
-        self.aug_repeats = aug_repeats
+        self.cache, self.aug_repeats = cache, aug_repeats
         self.holdout_per_class, self.val_share = holdout_per_class, val_share
         self._given_num_classes = num_classes
         self.class_map = read_class_map(class_map)
@@ -348,6 +356,15 @@ class ImageClassificationData(ImageData):
                 "draws on its images from the first on, not on those that were yet to come"
             )
 
+    def _cached(self, split: str, source: ImageSource) -> Source:
+        """Return the source with decoded images in memory, if the user asks for it and they are read in each epoch."""
+        if not self.cache or "train" not in self._sources or split == "test":
+            return source
+        if self.image_cache is None:
+            processes = self.trainer.num_devices if self.trainer else 1
+            self.image_cache = ImageCache(int(self.cache * 1e9) // processes)
+        return self.image_cache.wrap(split, source)
+
     def loader(self, split: str) -> ImageLoader:
         """Make the loader of a split; of ``predict``, of every image under ``root``."""
         training = split == "train"
@@ -364,7 +381,8 @@ class ImageClassificationData(ImageData):
             source.set_loader_cfg(num_workers=options["num_workers"])
             options["batch_size"] = self.batch_size if training else self.eval_batch_size
         else:
-            dataset = ImageDataset(source, transform, replace_broken=training and self.on_error == "skip")
+            replace_broken = training and self.on_error == "skip"
+            dataset = ImageDataset(self._cached(split, source), transform, replace_broken)
             weights = weigh_images(source.targets()) if training and self.balance == "sampler" else None
             options |= self.batches(len(source), training, self.aug_repeats, weights)
         num_classes = None if split == "predict" else self.num_classes

@@ -39,6 +39,7 @@ NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 @functools.cache
 def image_extensions() -> frozenset[str]:
     """Return the extensions, in lower case, of the formats that Pillow decodes."""
+    Image.preinit()  # Pillow tries formats in the order of their loading: the common ones first
     formats = Image.registered_extensions()  # loads all formats, and so comes before Image.OPEN
     # Pillow opens files of several JPEGs (MPO) as JPEG.
     readable = {*Image.OPEN, "MPO"} - NOT_DECODED

@@ -225,6 +225,9 @@ class ImageLoader(DataLoader[Any]):
         self.broken: dict[str, None] = {}  # an ordered set
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.num_workers and multiprocessing.get_start_method() == "forkserver":
+            # Without this, each worker imports the package and all that it needs, which takes seconds.
+            multiprocessing.set_forkserver_preload(["__main__", "visionattn.data"])
         for batch in super().__iter__():
             if batch.errors and self.on_error == "raise":
                 raise UnreadableImageError(

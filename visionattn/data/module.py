@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionattn.checks import check_range
 from visionattn.data.errors import DataError
+from visionattn.data.image_cache import ImageCache
 from visionattn.data.loading import ImageLoader, OnError, start_worker
 from visionattn.data.normalisation import Normalisation
 from visionattn.data.sampling import EvalSampler, TrainSampler
@@ -55,6 +56,7 @@ class ImageData(LightningDataModule):
     balance: Balance = "none"
     weights_decide: ClassVar[frozenset[str]] = frozenset({"input_size", "mean", "std", "interpolation"})
     """The parts of the preprocessing that pretrained weights decide, unless options do."""
+    image_cache: ImageCache | None = None  # of decoded images
     worker_setup: Callable[[int], None] | None = None  # called in each loader worker, with its number
 
     def __init__(

@@ -28,6 +28,7 @@ class EpochReport(Callback):
     def __init__(self, per_epoch: bool) -> None:
         self.per_epoch = per_epoch
         self.began = 0.0
+        self.kept = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print model, data and hardware."""
@@ -51,7 +52,7 @@ class EpochReport(Callback):
         self.began = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the metrics of the epoch."""
+        """Print the metrics of the epoch, and how many decoded images are kept if more were."""
         if self.per_epoch:
             metrics = trainer.callback_metrics
             parts = sorted(key for key in metrics if key.startswith("train_loss_"))
@@ -61,6 +62,10 @@ class EpochReport(Callback):
             seconds = time.monotonic() - self.began
             number = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             say(", ".join([number, f"step {trainer.global_step}", *figures, f"{seconds:.0f} s"]))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.image_cache is not None and (kept := data.image_cache.describe()) != self.kept:
+            say(kept)
+            self.kept = kept
 
 
 class Stopwatch(Callback):
