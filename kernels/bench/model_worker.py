@@ -35,6 +35,13 @@ try:
     from visionattn.training import branches, objective, optimization
 except ImportError:  # version 0.1.0
     from visionattn.tasks import branches, objective, optimization  # type: ignore[no-redef, attr-defined]
+try:
+    from visionattn.layers.full_attention import unfuse
+except ImportError:  # version 0.1.0
+
+    def unfuse(model: nn.Module, device: torch.device) -> None:
+        """Change nothing."""
+
 
 LR, WEIGHT_DECAY, MOMENTUM = 1e-3, 0.05, 0.9
 """Defaults of `train.py fit` in both revisions."""
@@ -177,6 +184,8 @@ class Worker:
         else:
             kind = getattr(torch, dtype)
             model.eval().to(kind)
+            if dtype != "float32":
+                unfuse(model, self.device)
             images = images.to(kind)
             frozen = getattr(prepared, "frozen_weights", None) or prepared.prepared_as_constants
             self.stack.enter_context(frozen(model))
@@ -191,6 +200,8 @@ class Worker:
     def _training_step(self, model: nn.Module, dtype: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a step of forward, cross-entropy, backward and optimizer, which returns the loss."""
         model.train()
+        if dtype != "float32":
+            unfuse(model, self.device)
         optimizer = create_optimizer(model)
         update_buffers = getattr(objective, "update_buffers", lambda model: None)
 

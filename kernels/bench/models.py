@@ -4,7 +4,8 @@
     python -m kernels.bench.models --device cpu --large --dtype float32,bfloat16
     python -m kernels.bench.models --earlier ENVIRONMENT/bin/python --checkout FOLDER --curve 200 --profile
 
---earlier takes the Python of an environment in which an earlier revision is installed. Every contender has a process of
+--earlier takes the Python of an environment in which an earlier revision is installed; --earlier-dtype lets it compute
+in a dtype of its own, e.g. its default. Every contender has a process of
 its own, which sleeps while another one runs; steps are taken in turn, in random order. A training step is that of
 `train.py fit` by default: forward, cross-entropy (the sum over branches), backward, AdamW; under autocast with float32
 weights if --dtype is not float32. Inference runs in --dtype throughout, with frozen weights.
@@ -134,6 +135,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--checkout", metavar="FOLDER", type=Path, help="files of that revision, if not installed there"
     )
     parser.add_argument(
+        "--earlier-dtype", choices=list(DTYPES), help="of the earlier revision, if it differs, as its default did"
+    )
+    parser.add_argument(
         "--check", action=argparse.BooleanOptionalAction, default=True, help="compare gradients first, in float32"
     )
     parser.add_argument(
@@ -152,8 +156,8 @@ def earlier_revision(args: argparse.Namespace) -> Revision | None:
     if args.curve < 0:
         raise ValueError(f"--curve must be at least 0; got {args.curve}")
     if not args.earlier:
-        for option in ("checkout", "curve"):
-            if getattr(args, option):
+        for option in ("checkout", "curve", "earlier-dtype"):
+            if getattr(args, option.replace("-", "_")):
                 raise ValueError(f"--{option} needs the Python of an earlier revision: pass --earlier as well")
         return None
     if shutil.which(args.earlier) is None:
@@ -246,28 +250,31 @@ def measure(
     networks = {process.network for process in contenders.values()}
     costs = {network: count_costs(network, args.batch, DTYPES[dtype].itemsize) for network in networks}
 
+    def dtype_of(key: str) -> str:
+        return str(args.earlier_dtype or dtype) if key == EARLIER else dtype
+
     def take(step: Run) -> float:
         time.sleep(REST_S)
         return float(step())
 
     for direction in DIRECTIONS:
-        steps = {key: partial(process.ask, "time", direction, dtype) for key, process in contenders.items()}
+        steps = {key: partial(process.ask, "time", direction, dtype_of(key)) for key, process in contenders.items()}
         medians = time_in_turn(steps, device, args.repeats, take)
         for key, process in contenders.items():
-            kept = process.ask("kept", dtype) if direction == "training" else 0
+            kept = process.ask("kept", dtype_of(key)) if direction == "training" else 0
             cost = costs[process.network][direction]
             yield {
                 **common,
                 "direction": direction,
                 "contender": key if key in (OURS, EARLIER) else TIMM,
                 "network": process.network,
-                "version": version_of(key, process, args),
+                "version": version_of(key, process, args) + (f" in {own}" if (own := dtype_of(key)) != dtype else ""),
                 "median_ms": medians[key],
                 "images_per_second": args.batch / medians[key] * 1e3,
                 "ratio_to_ours": medians[key] / medians[OURS],
                 "gmacs": cost.flops / 2e9 / args.batch,
                 "parameters_m": cost.parameters / 1e6,
-                "peak_mb": process.ask("peak", direction, dtype) / 2**20,
+                "peak_mb": process.ask("peak", direction, dtype_of(key)) / 2**20,
                 "fraction_of_floor": cost.floor_ms(rates, kept) / medians[key],
             }
 
