@@ -182,16 +182,14 @@ class Worker:
             step = self._training_step(model, dtype)
             self.step = lambda: step(images, labels)
         else:
-            kind = getattr(torch, dtype)
-            model.eval().to(kind)
+            model.eval()
             if dtype != "float32":
                 unfuse(model, self.device)
-            images = images.to(kind)
             frozen = getattr(prepared, "frozen_weights", None) or prepared.prepared_as_constants
             self.stack.enter_context(frozen(model))
 
             def infer() -> None:
-                with torch.inference_mode():
+                with torch.inference_mode(), self._autocast(dtype):
                     model(images)
 
             self.step = infer
@@ -218,9 +216,12 @@ class Worker:
 
         return step
 
+    def _autocast(self, dtype: str) -> torch.autocast:
+        return torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
     def _loss(self, model: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> Tensor:
         """Return the cross-entropy, summed over branches, and the losses that modules add, as `train.py fit` does."""
-        with torch.autocast(self.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+        with self._autocast(dtype):
             logits = branches.branch_logits(model, images)
             losses = [F.cross_entropy(objective.widened(x), labels) for x in logits.values()]
             return torch.stack([*losses, *objective.extra_losses(model).values()]).sum()
