@@ -5,10 +5,10 @@
     python -m kernels.bench.models --earlier ENVIRONMENT/bin/python --checkout FOLDER --curve 200 --profile
 
 --earlier takes the Python of an environment in which an earlier revision is installed; --earlier-dtype lets it compute
-in a dtype of its own, e.g. its default. Every contender has a process of
-its own, which sleeps while another one runs; steps are taken in turn, in random order. A training step is that of
-`train.py fit` by default: forward, cross-entropy (the sum over branches), backward, AdamW. Inference is that of `eval.py
-classify`. Weights are float32, and autocast is on if --dtype is not float32.
+in a dtype of its own, such as its default. Every contender has a process of its own, which sleeps while another one
+runs; steps are taken in turn, in random order. A training step is that of `train.py fit`: forward, cross-entropy (the
+sum over branches), backward, AdamW. Inference is that of `eval.py classify`. Weights are float32, and autocast is on if
+--dtype is not float32.
 
 Before anything is timed in float32, both revisions get the same weights and batch, and must give the same gradients.
 The fraction of the floor is a lower bound (model_costs.py) divided by the time. A model of timm stands beside the one
