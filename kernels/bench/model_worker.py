@@ -36,11 +36,12 @@ try:
 except ImportError:  # version 0.1.0
     from visionattn.tasks import branches, objective, optimization  # type: ignore[no-redef, attr-defined]
 try:
-    from visionattn.layers.full_attention import unfuse
+    from visionattn.training.devices import suit_device
 except ImportError:  # version 0.1.0
 
-    def unfuse(model: nn.Module, device: torch.device) -> None:
+    def suit_device(model: nn.Module, device: torch.device, half: bool) -> torch.memory_format:  # type: ignore[misc]
         """Change nothing."""
+        return torch.contiguous_format
 
 
 LR, WEIGHT_DECAY, MOMENTUM = 1e-3, 0.05, 0.9
@@ -183,8 +184,6 @@ class Worker:
             self.step = lambda: step(images, labels)
         else:
             model.eval()
-            if dtype != "float32":
-                unfuse(model, self.device)
             frozen = getattr(prepared, "frozen_weights", None) or prepared.prepared_as_constants
             self.stack.enter_context(frozen(model))
 
@@ -198,14 +197,13 @@ class Worker:
     def _training_step(self, model: nn.Module, dtype: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a step of forward, cross-entropy, backward and optimizer, which returns the loss."""
         model.train()
-        if dtype != "float32":
-            unfuse(model, self.device)
+        layout = suit_device(model, self.device, dtype != "float32")
         optimizer = create_optimizer(model)
         update_buffers = getattr(objective, "update_buffers", lambda model: None)
 
         def step(images: Tensor, labels: Tensor) -> Tensor:
             with record_function(PHASES[0]):
-                loss = self._loss(model, images, labels, dtype)
+                loss = self._loss(model, images.contiguous(memory_format=layout), labels, dtype)
             with record_function(PHASES[1]):
                 loss.backward()
             with record_function(PHASES[2]):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from visionattn.checks import check_range
 from visionattn.data import ImageClassificationData
 from visionattn.data.module import ImageData
-from visionattn.layers.full_attention import unfuse
 from visionattn.losses.uncertainty import UncertaintyWeightedLoss
 from visionattn.training.branches import branch_names, compile_branches
 from visionattn.training.checkpoints.loading import describe_model, load_plain
 from visionattn.training.checkpoints.sharded import shard_model
 from visionattn.training.checkpoints.spec import METADATA_KEY, ModelSpec
+from visionattn.training.devices import suit_device
 from visionattn.training.divergence import DivergenceCheck
 from visionattn.training.examples import Examples, wanted
 from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
@@ -55,7 +55,7 @@ class TrainingTask(LightningModule):
         drop_path_rate: stochastic depth; by default the model's own, 0 for none.
         model_kwargs: further arguments of the model.
         checkpoint_path: start from the weights in this file, which must fit except for the head.
-        channels_last: keep images and weights in NHWC order, often faster on GPUs.
+        channels_last: keep images and weights in NHWC order, often faster on GPUs; by default on CPUs.
         compile: run the model through ``torch.compile``.
         grad_checkpointing: recompute activations within blocks in the backward pass: less memory for more time.
         l2_penalty: factor of the sum of the L2 norms, not squared, of all tensors that weight decay would apply to,
@@ -96,6 +96,8 @@ class TrainingTask(LightningModule):
     """Description of the weights that a command starts from, if it knows one."""
     spec: ModelSpec
     """Description of the model, set by ``configure_model``."""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Memory format of images; ``configure_model`` chooses it."""
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class TrainingTask(LightningModule):
         drop_path_rate: float | None = None,
         model_kwargs: dict[str, Any] | None = None,
         checkpoint_path: str | None = None,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         compile: bool = False,
         grad_checkpointing: bool = False,
         l2_penalty: float = 0.0,
@@ -166,10 +168,7 @@ class TrainingTask(LightningModule):
             )
         self._build()
         assert self.model is not None
-        if "16" in str(self.trainer.precision):
-            unfuse(self, self.trainer.strategy.root_device)
-        if hparams.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.memory_format = self._suit_device(self.model)
         if hparams.grad_checkpointing:
             self._checkpoint_gradients()
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -200,6 +199,11 @@ class TrainingTask(LightningModule):
     @abstractmethod
     def _build(self) -> None:
         """Set ``model``, with ``_create``, and everything else that has parameters or state."""
+
+    def _suit_device(self, network: nn.Module) -> torch.memory_format:
+        """Let a network compute as is fast on the device, and return the memory format of images."""
+        device, half = self.trainer.strategy.root_device, "16" in str(self.trainer.precision)
+        return suit_device(network, device, half, self.options.channels_last)
 
     def _checkpoint_gradients(self) -> None:
         model: Any = self.model
@@ -328,7 +332,7 @@ class TrainingTask(LightningModule):
 
     def _arrange(self, image: Tensor) -> Tensor:
         """Return images in the memory format of the model."""
-        return image.contiguous(memory_format=torch.channels_last) if self.options.channels_last else image
+        return image.contiguous(memory_format=self.memory_format)
 
     def on_train_epoch_start(self) -> None:
         """Shuffle data sets that are read as a stream for the new epoch."""

@@ -85,6 +85,7 @@ class MaskedAutoencodingTask(TrainingTask):
         encoder = check_encoder(self._create(num_classes=0), hparams.name, self.data.item_shape[-2:])
         self.decoder = MaskedDecoder(encoder, *(hparams[key] for key in DECODER))
         self.model = encoder
+        self._suit_device(self.decoder)
         if hparams.compile:
             # The task calls these parts, not the whole model.
             encoder.blocks.compile()

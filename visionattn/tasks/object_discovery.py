@@ -113,8 +113,7 @@ class ObjectDiscoveryTask(TrainingTask):
                     f"the frozen {hparams.name} has random weights, whose features tell little: pass "
                     "--model.pretrained or --model.checkpoint_path FILE"
                 )
-        if hparams.channels_last:
-            self.slots.to(memory_format=torch.channels_last)
+        self._suit_device(self.slots)
         if hparams.compile:
             self.slots.compile()
         for split in ("val", "test"):
