@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 
@@ -87,8 +88,18 @@ def configure(task: Any, strategy: Any = None, tensor_parallel: int = 1, callbac
     data = ImageClassificationData(img_size=32, num_workers=0)
     data.setup("fit")
     state = SimpleNamespace(fn="fit")
+    cpu = torch.device("cpu")
+    if strategy is None:
+        strategy = SimpleNamespace(root_device=cpu)
+    else:
+        strategy.parallel_devices, strategy.cluster_environment = [cpu] * 2, LightningEnvironment()
     trainer = SimpleNamespace(
-        strategy=strategy, callbacks=list(callbacks), datamodule=data, ckpt_path=None, state=state
+        strategy=strategy,
+        precision="32-true",
+        callbacks=list(callbacks),
+        datamodule=data,
+        ckpt_path=None,
+        state=state,
     )
     task._trainer, task._fabric = trainer, None
     sizes = {"tensor_parallel": tensor_parallel, "data_parallel": 2}
@@ -102,6 +113,7 @@ def configure(task: Any, strategy: Any = None, tensor_parallel: int = 1, callbac
         (FineGrainedTask("dcal_vit_pico"), {}, "--task fine_grained"),
         (ClassificationTask("test_vit", agc=0.1), {}, "--model.agc"),
         (ClassificationTask("test_vit", l2_penalty=0.1), {}, "--model.l2_penalty"),
+        (ClassificationTask("test_vit", channels_last=True), {}, "--model.channels_last"),
         (ClassificationTask("terminator_pico"), {}, "the auxiliary loss of terminator_pico"),
         (ClassificationTask("iso_nano_routing"), {}, "the auxiliary loss of iso_nano_routing"),
         (ClassificationTask("test_vit"), {"tensor_parallel": 2}, "tensor parallelism"),

@@ -202,8 +202,9 @@ class TrainingTask(LightningModule):
 
     def _suit_device(self, network: nn.Module) -> torch.memory_format:
         """Let a network compute as is fast on the device, and return the memory format of images."""
-        device, half = self.trainer.strategy.root_device, "16" in str(self.trainer.precision)
-        return suit_device(network, device, half, self.options.channels_last)
+        strategy, half = self.trainer.strategy, "16" in str(self.trainer.precision)
+        channels_last = False if isinstance(strategy, ModelParallelStrategy) else self.options.channels_last
+        return suit_device(network, strategy.root_device, half, channels_last)
 
     def _checkpoint_gradients(self) -> None:
         model: Any = self.model
@@ -221,6 +222,7 @@ class TrainingTask(LightningModule):
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         unfit = {
             f"--task {self.kind}": not self.shardable,
+            "--model.channels_last": hparams.channels_last,
             "--ema": any(isinstance(callback, WeightAveraging) for callback in callbacks),
             "--model.agc": hparams.agc,
             "--model.l2_penalty": hparams.l2_penalty,

@@ -10,6 +10,7 @@ from torch import nn
 
 import visionattn.training.kar3  # noqa: F401  makes kar3 one of timm's optimizers
 from visionattn.checks import check_range
+from visionattn.layers.pointwise import is_wrapped
 from visionattn.suggestions import suggest
 
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "constant"]
@@ -127,8 +128,8 @@ def _fuse(optimizer: torch.optim.Optimizer) -> None:
     An optimizer that is made with ``fused=True`` also unscales gradients, so that Lightning refuses to clip them.
     """
     for group in optimizer.param_groups:
-        on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
-        if on_cpu and "fused" in group and group["fused"] is None and not group["foreach"]:
+        plain = all(parameter.device.type == "cpu" and not is_wrapped(parameter) for parameter in group["params"])
+        if plain and "fused" in group and group["fused"] is None and not group["foreach"]:
             group["fused"] = True
 
 
