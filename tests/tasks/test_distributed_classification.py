@@ -87,7 +87,7 @@ def test_signal_to_one_process_stops_both_and_they_resume_exactly(folder: Path, 
         assert first["stopped"]
         assert len(first["seen"]) == STOP_AFTER
         assert furthest(second["weights"], whole["weights"]) < 1e-4
-        assert furthest(second["weights"], found(folder, "stopped-ddp")["weights"]) < 1e-6
+        assert furthest(second["weights"], found(folder, "stopped-ddp")["weights"]) < 1e-5
         assert second["metrics"]["val_loss"] == pytest.approx(whole["metrics"]["val_loss"], abs=1e-4)
     assert seen(folder, stopped, resumed) == whole["seen"]
 

@@ -229,7 +229,7 @@ QUICK = [
     "--model.guided=true",
     *(f"--model.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in (SMALL | FAST).items()),
     *("--data.image_size=16", "--data.length=8", "--data.val_length=8", "--data.batch_size=4", "--data.num_workers=0"),
-    *("--trainer.accelerator=cpu", "--trainer.num_sanity_val_steps=0"),
+    *("--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.num_sanity_val_steps=0"),
 ]
 RUN = Path("runs/slot_cnn_pico/0")
 
