@@ -32,7 +32,8 @@ class Normalisation:
         # The operations and their order are those of torchvision's ToTensor and Normalize, to the last bit.
         values = images.to(torch.float32, memory_format=torch.contiguous_format)
         mean, std = _column(self.mean, images.device), _column(self.std, images.device)
-        return (values.div(255) if images.dtype == torch.uint8 else values).sub(mean).div_(std)
+        # Floats may share their memory with the images.
+        return (values.div_(255).sub_(mean) if images.dtype == torch.uint8 else values.sub(mean)).div_(std)
 
     def normalise_bytes(self, images: Tensor) -> Tensor:
         """Normalise images that are bytes; return floats, which are normalised already, as they are."""
