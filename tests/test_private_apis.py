@@ -40,7 +40,7 @@ def parser_with_a_command() -> Any:
             "visionattn/cli/trainer_options.py",
             id="cpu",
         ),
-        pytest.param(LightningCLI, ["_run_subcommand"], "visionattn/cli/train.py", id="LightningCLI"),
+        pytest.param(LightningCLI, ["_run_subcommand"], "visionattn/cli/training.py", id="LightningCLI"),
         pytest.param(argparse, ["_HelpAction"], "visionattn/cli/parsing.py", id="argparse"),
         pytest.param(
             jsonargparse.DefaultHelpFormatter, ["_get_help_string"], "visionattn/cli/parsing.py", id="formatter"

@@ -1,14 +1,15 @@
-"""Local and object-centric attention for vision; importing it registers the models with timm."""
+"""Local and object-centric attention for vision; importing it registers the models with timm.
+
+The models are imported together with timm, so that a command that needs neither starts at once.
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from visionattn import models
-from visionattn.layers.accelerate import accelerate
-from visionattn.layers.prepared import frozen_weights
-from visionattn.lazy import lazy_exports
+from visionattn.lazy import import_after, lazy_exports
 
 if TYPE_CHECKING:
+    from visionattn import models
     from visionattn.analysis.looking import look
     from visionattn.cli.finetune import finetune
     from visionattn.cli.fitting import FitResult, fit
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from visionattn.embedding.gallery import search
     from visionattn.embedding.index import Index
     from visionattn.evaluation.source import load_model
+    from visionattn.layers.accelerate import accelerate
+    from visionattn.layers.prepared import frozen_weights
     from visionattn.probing.classifier import load_probe
 
 __all__ = [
@@ -36,6 +39,11 @@ __getattr__, __dir__ = lazy_exports(
         "embedding.gallery": "search",
         "embedding.index": "Index",
         "evaluation.source": "load_model",
+        "layers.accelerate": "accelerate",
+        "layers.prepared": "frozen_weights",
+        "models": "models",
         "probing.classifier": "load_probe",
     },
 )
+
+import_after("timm", f"{__name__}.models")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
-from visionattn.cli import embed, evaluate, export, finetune, linear, look, predict, search, train
+from visionattn.cli import embed, evaluate, export, finetune, linear, look, predict, search, training
 from visionattn.cli.errors import UsageError
 from visionattn.suggestions import suggest
 
@@ -37,7 +37,7 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
     parser, below = ArgumentParser(prog=prog), ArgumentParser()
     single = {"embed": embed, "linear": linear, "look": look, "predict": predict, "search": search}
     commands = {
-        **_commands(train),
+        **_commands(training),
         "finetune": _finetune(),
         **_commands(evaluate),
         **{name: _capture(module, [name]) for name, module in single.items()},
@@ -50,7 +50,7 @@ def create_parser(prog: str, files: Any) -> ArgumentParser:
 
 def _finetune() -> Any:
     """Return the parser of ``fit``, whose options ``finetune`` takes, with the short ones and the images."""
-    parser = _commands(train)["fit"]
+    parser = _commands(training)["fit"]
     parser.add_argument("images", type=Path)
     for option in finetune.SHORT:
         parser.add_argument(option, type=Path if option == "--checkpoint" else str)

@@ -88,12 +88,14 @@ def ours(task: Task, record: Record) -> None:
     """Run `train.py fit`, with its logger and callbacks, without validation."""
     from lightning.pytorch import Callback
 
-    from visionattn.cli import train
+    from visionattn.lazy import import_program
+
+    training = import_program("visionattn.cli.training")  # as the program does
 
     class Clock(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
             record.add(outputs["loss"], len(batch.image))
-            record.parameters = count_parameters(module.model)
+            record.parameters = record.parameters or count_parameters(module.model)
 
     options = {
         "data.root": task.root,
@@ -112,9 +114,9 @@ def ours(task: Task, record: Record) -> None:
         "trainer.num_sanity_val_steps": 0,
     }
 
-    with tempfile.TemporaryDirectory() as runs, train.training_settings():
+    with tempfile.TemporaryDirectory() as runs, training.training_settings():
         words = ["fit", f"--runs={runs}", *(f"--{name}={value}" for name, value in options.items())]
-        train.TrainingCLI(words, callbacks=[Clock()])
+        training.TrainingCLI(words, callbacks=[Clock()])
 
 
 def plain(task: Task, record: Record) -> None:

@@ -187,7 +187,7 @@ def run_in_process(command: Command, log: Path, seconds: float) -> int | None:
 def run_in_fork(command: Command, log: Path, seconds: float) -> int | None:
     """Run a command in a fork of this process, which has imported the packages; return the same."""
     with suppress(ImportError):  # the parts say what they lack
-        import visionattn.cli.train  # noqa: F401
+        import visionattn.cli.training  # noqa: F401
     process = multiprocessing.get_context("fork").Process(target=_become, args=(command, log))
     process.start()
     try:

@@ -101,12 +101,17 @@ def train(name: str, task: Task) -> Record:
     Raises:
         ValueError: It failed.
     """
-    environment = os.environ | {STARTED: str(time.time()), "OMP_NUM_THREADS": str(task.threads)}
+    settings = environment() | {STARTED: str(time.time()), "OMP_NUM_THREADS": str(task.threads)}
     command = [sys.executable, "-m", "kernels.bench.loops", name, json.dumps(asdict(task))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=settings, check=False)
     if done.returncode:
         raise ValueError(f"the loop {name!r} on {task.model} failed: {(done.stderr.splitlines() or ['?'])[-1]}")
     return Record(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a process whose start is timed: it keeps bytecode, as an installed package does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def disagreement(records: Mapping[str, Sequence[Record]]) -> str | None:

@@ -67,9 +67,9 @@ def test_training_after_a_search_equals_one_with_that_rate(
 
 def test_resumed_run_keeps_the_rate_that_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     search = RateSearch([1e-3] * 30, torch.linspace(1, 0, 30))
-    monkeypatch.setattr("visionattn.cli.train.search_rate", lambda *_: search)
+    monkeypatch.setattr("visionattn.cli.training.search_rate", lambda *_: search)
     first = fit(find_lr=True, trainer__max_epochs=1)
-    monkeypatch.delattr("visionattn.cli.train.search_rate")  # it would fail
+    monkeypatch.delattr("visionattn.cli.training.search_rate")  # it would fail
     second = fit(find_lr=True, ckpt_path="last", trainer__max_epochs=2)
     assert (second.folder, second.epochs) == (first.folder, 2)
     assert state(second)["hyper_parameters"]["lr"] == 1e-3

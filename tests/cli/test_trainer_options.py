@@ -19,11 +19,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
+from visionattn.cli.commands import TRAINING_COMMANDS
 from visionattn.cli.errors import UsageError, run
 from visionattn.cli.hints import meant_option
 from visionattn.cli.train import main
 from visionattn.cli.trainer_options import (
-    COMMANDS,
     COMMON,
     FIT_ONLY,
     OPTIONS,
@@ -204,7 +204,7 @@ def test_help_is_ordered_by_model_data_run_and_trainer(capsys: pytest.CaptureFix
     assert options[: len(COMMON) - 1] == [name for name in COMMON if name != "output"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TRAINING_COMMANDS)
 def test_help_offers_no_option_that_is_refused_or_without_effect(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def test_search_in_a_resumed_run_without_one_is_an_error(fails: Fails, command: 
 
 def test_search_without_a_falling_loss_is_an_error(fails: Fails, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
     constant = RateSearch([1e-3] * 30, torch.ones(30))
-    monkeypatch.setattr("visionattn.cli.train.search_rate", lambda *_: constant)
+    monkeypatch.setattr("visionattn.cli.training.search_rate", lambda *_: constant)
     fails("fit", *quick, "--find_lr=true", says="--find_lr: the loss falls at none of 30 rates from 0.001 to 0.001")
     assert not list(Path("runs").glob("*/*"))
 

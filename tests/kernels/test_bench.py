@@ -245,6 +245,14 @@ def test_startup_rows(bench, surroundings):
     assert all(float(row["peak_mb"]) > 1 for row in rows)
 
 
+def test_first_step_is_timed_in_a_process_of_its_own(bench, monkeypatch):
+    monkeypatch.setattr(bench.startup, "train", lambda name, task: bench.loops.Record(first_step_s=2.0, peak_mb=3.0))
+    task = bench.loops.Task("root", "test_resnet", 4, 1, 0, 1)
+    assert list(bench.startup.FIRST_STEPS.values()) == list(bench.loops.LOOPS)
+    for name in bench.startup.FIRST_STEPS:
+        assert (bench.startup.seconds(name, task), bench.startup.peak_mb(name, task)) == (2.0, 3.0)
+
+
 def test_commands_whose_start_is_measured_are_there(bench):
     scripts = {words[0] for words in bench.startup.COMMANDS.values()} - {"-c", "-m"}
     assert all((bench.startup.REPOSITORY / script).is_file() for script in scripts)

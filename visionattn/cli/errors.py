@@ -9,16 +9,20 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-import visionattn
-import visionattn_kernels
 from visionattn.cli.configs import given_options, named_configs, place_of
 from visionattn.errors import TRACEBACK, UserError
 from visionattn.errors import UsageError as UsageError
 from visionattn.errors import one_line as one_line
 
-OWN_PACKAGES = [Path(str(package.__file__)).parent for package in (visionattn, visionattn_kernels)]
+OWN_PACKAGES = [
+    Path(place)
+    for spec in map(find_spec, ("visionattn", "visionattn_kernels"))
+    if spec is not None
+    for place in spec.submodule_search_locations or ()
+]
 DEBUG_HINT = "run again with --debug for the traceback"
 
 

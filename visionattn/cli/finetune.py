@@ -14,7 +14,7 @@ from visionattn.cli.configs import given_options, named_configs, place_of
 from visionattn.cli.errors import UsageError
 from visionattn.cli.fitting import FitResult, flat_options, train
 from visionattn.cli.kinds import find_task
-from visionattn.cli.train import TrainingCLI, training_settings
+from visionattn.cli.training import TrainingCLI, training_settings
 from visionattn.data import ImageClassificationData
 from visionattn.evaluation.source import WEIGHT_FILES
 from visionattn.io import slug

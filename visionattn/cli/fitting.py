@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from visionattn.cli.train import TrainingCLI, training_settings
+from visionattn.cli.training import TrainingCLI, training_settings
 from visionattn.errors import UsageError
 from visionattn.evaluation import LoadedModel, load_model
 from visionattn.training.checkpoints.callbacks import BEST, LAST

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from visionattn.checks import check_range
+from visionattn.cli.commands import TRAINING_COMMANDS
 from visionattn.cli.errors import UsageError
 from visionattn.data.module import MAX_SEED
 from visionattn.row_files import check_row_file
@@ -84,14 +85,6 @@ SEARCH = (
     *("gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark"),
 )
 """Options of the trainer that a search for the learning rate follows."""
-
-COMMANDS = {
-    "fit": "Train a model.",
-    "validate": "Measure a model on the validation split.",
-    "test": "Measure a model on the test split.",
-    "predict": "Write the predictions for images without labels.",
-}
-"""The commands of train.py."""
 
 COMMON = {
     "config": "file of options, or a shipped config: quickstart",
@@ -155,9 +148,9 @@ def describe_commands(parser: Any) -> None:
         if action.dest in ("config", "print_config"):
             action.help = SUPPRESS  # with a section for each command: for programs
     for entry in commands._choices_actions:
-        entry.help = COMMANDS[entry.dest]
+        entry.help = TRAINING_COMMANDS[entry.dest]
     for name, command in commands.choices.items():
-        command.description = COMMANDS[name]
+        command.description = TRAINING_COMMANDS[name]
         command.common, command.titles = COMMON, TITLES
         command.hidden = {"output"} if name == "fit" else FIT_ONLY if name == "predict" else {*FIT_ONLY, "output"}
         for action in command._actions:

@@ -1,5 +1,7 @@
 """Layers as `nn.Module`s: neighborhood and halo attention, dual cross-attention, slot attention, Terminator's block."""
 
+import timm  # noqa: F401  imports the models, before a layer here that imports timm would be half imported
+
 from visionattn.layers.bnneck import BNNeck
 from visionattn.layers.dual_cross_attention import DualCrossAttention, DualCrossBlock, GlobalLocalCrossAttention
 from visionattn.layers.halo_attention import HaloAttention2d

@@ -27,11 +27,14 @@ from visionattn.training.devices import suit_device
 from visionattn.training.divergence import DivergenceCheck
 from visionattn.training.examples import Examples, wanted
 from visionattn.training.initial_weights import classifiers, load_all_but_heads, require_heads, warn_of_normalization
+from visionattn.training.lightning_internals import log_step
 from visionattn.training.models import check_model_name, create_regularized
 from visionattn.training.objective import (
+    METHODS,
     decayed_weights,
     extra_losses,
     measurements,
+    modules_with,
     modules_with_losses,
     update_buffers,
 )
@@ -125,6 +128,7 @@ class TrainingTask(LightningModule):
         self.weighting: UncertaintyWeightedLoss | None = None
         self.divergence = DivergenceCheck("lr" if self.optimization.lr_base is None else "lr_base")
         self._penalised: list[Tensor] = []
+        self._methods: set[str] = set()  # those of METHODS that the model has
         self.schedule: RunSchedule
         self._updates_ahead = 0  # of the updates done, in a run that was resumed with another batch size
 
@@ -177,6 +181,7 @@ class TrainingTask(LightningModule):
             self.model.compile()
             compile_branches(self.model)
         self._penalised = decayed_weights(self.model) if hparams.l2_penalty else []
+        self._methods = {method for method in METHODS if modules_with(self.model, method)}
         # Images to predict have no classes, but published weights may.
         is_published = hparams.pretrained and not hparams.checkpoint_path
         published = describe_model(self.model, hparams.name, pretrained=is_published, **self._model_kwargs)
@@ -387,17 +392,19 @@ class TrainingTask(LightningModule):
         The task's ``losses`` are weighted if the model has several branches. ``count`` is the size of the batch.
         """
         assert self.model is not None
-        extra = extra_losses(self.model, self.options.l2_penalty, self._penalised)
+        has_extra = "auxiliary_losses" in self._methods or self._penalised
+        extra = extra_losses(self.model, self.options.l2_penalty, self._penalised) if has_extra else {}
         loss: Any = sum(losses.values()) if self.weighting is None else self.weighting(losses)
         if len(losses) + len(extra) > 1:
             for name, part in {**losses, **extra}.items():
-                self.log(f"train_loss_{name}", part.detach(), batch_size=count)
+                log_step(self, f"train_loss_{name}", part, count)
         if self.weighting is not None:
             self.log_dict({f"weight_{name}": weight for name, weight in self.weighting.weights().items()})
-        self.log_dict(measurements(self.model), batch_size=count)
+        if "measurements" in self._methods:
+            self.log_dict(measurements(self.model), batch_size=count)
         loss = sum(extra.values(), start=loss)
         self.divergence.note(loss, self.global_step, self.current_epoch)
-        self.log("train_loss", loss, prog_bar=True, batch_size=count)
+        log_step(self, "train_loss", loss, count, prog_bar=True)
         trainer: Any = self.trainer
         if trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0:
             self.log("lr-max", max(group["lr"] for group in trainer.optimizers[0].param_groups))
@@ -406,7 +413,8 @@ class TrainingTask(LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Update buffers that change in training, before a callback averages or saves them."""
         assert self.model is not None
-        update_buffers(self.model)
+        if "update_buffers" in self._methods:
+            update_buffers(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Check the last loss of the epoch."""

@@ -6,6 +6,9 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+METHODS = ("auxiliary_losses", "measurements", "update_buffers")
+"""Methods of modules that a training step calls."""
+
 
 def extra_losses(model: nn.Module, l2_penalty: float = 0.0, weights: Sequence[Tensor] = ()) -> dict[str, Tensor]:
     """Return losses to add to that of the logits, by name: 0-dimensional, weighted and differentiable.
