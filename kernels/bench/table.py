@@ -74,6 +74,8 @@ def render(path: Path) -> str:
         "compile": compile_table,
         "multiscale": multiscale_table,
         "parallax": parallax_table,
+        "full-attention": full_attention_table,
+        "pointwise": pointwise_table,
     }
     kind = max((kind for kind in tables if path.stem.startswith(f"{kind}-")), key=len, default=None)
     if kind is None:
@@ -266,6 +268,30 @@ def terminator_table(rows: Rows) -> str:
         if (ratio := float(cells["transcription"]["ratio_to_ours"]))
     ]
     return markdown(["network", "mode", "direction", "ours (ms)", "transcription"], lines, text=3)
+
+
+def full_attention_table(rows: Rows) -> str:
+    """Return a line per shape and direction: the time of plain operators, and the factor of the fused one."""
+    lines = [
+        [batch, heads, tokens, head_dim, direction, number(cells["plain"]["median_ms"]), f"{ratio:.2f}×"]
+        for (batch, heads, tokens, head_dim, direction), cells in group(
+            rows, "batch", "heads", "tokens", "head_dim", "direction"
+        ).items()
+        if (ratio := float(cells["fused"]["ratio_to_plain"]))
+    ]
+    return markdown(["images", "heads", "tokens", "head_dim", "direction", "plain (ms)", "fused"], lines, text=5)
+
+
+def pointwise_table(rows: Rows) -> str:
+    """Return the geometric mean, over shapes, of the product's time relative to the convolution's, and its rates."""
+    found = [row for row in rows if row["contender"] == "product"]
+    lines = []
+    for direction in dict.fromkeys(row["direction"] for row in found):
+        some = [row for row in found if row["direction"] == direction]
+        rates = [float(row["gflops"]) for row in some]
+        ratio = geometric_mean([float(row["ratio_to_convolution"]) for row in some])
+        lines.append([direction, f"{ratio:.2f}×", f"{min(rates):.0f} to {max(rates):.0f}"])
+    return markdown(["direction", "time of product over convolution", "GFLOP/s of the product"], lines, text=1)
 
 
 def training_table(rows: Rows) -> str:
