@@ -42,11 +42,13 @@ def test_list_of_commands_needs_no_torch(program, word):
     assert "visionattn" in brought
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["visionattn, timm", "timm, visionattn", "visionattn.layers.accelerate, timm"])
 def test_models_are_registered_whichever_is_imported_first(order):
     assert "visionattn.models" in modules_after(f"import {order}", parts=2)
 
 
+@pytest.mark.slow
 def test_models_are_registered_after_a_search_for_timm():
     search = "import importlib.util; importlib.util.find_spec('timm')"
     brought = modules_after(f"import visionattn; {search}; import timm.layers", parts=2)

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from kernels.bench.loops import LOOPS, Task, write_digits
+from kernels.bench.peers import OURS
 from kernels.bench.report import Report
 from kernels.bench.script import new_parser, prepare, run
 from kernels.bench.training import environment, train
@@ -38,7 +39,7 @@ COMMANDS: dict[str, list[str]] = {
     "eval.py --help": ["eval.py", "--help"],
     "eval.py classify --help": ["eval.py", "classify", "--help"],
 }
-FIRST_STEPS = {f"first step of {'train.py fit' if name == 'visionattn' else name}": name for name in LOOPS}
+FIRST_STEPS = {f"first step: {'train.py fit' if name == OURS else name}": name for name in LOOPS}
 CHILD = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)\n"
 CHILD += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
 """Runs a command and prints the memory that it held: what a parent of many children could not tell apart."""

@@ -330,10 +330,11 @@ def loader_table(rows: Rows) -> str:
 
 
 def startup_table(rows: Rows) -> str:
-    """Return a line per command: its time, its ratio to `import timm`, and its memory."""
+    """Return a line per command or training: its time, its ratio to `import timm`, and its memory."""
+    names = [row["command"] if row["command"].startswith("first step") else f"`{row['command']}`" for row in rows]
     lines = [
-        [f"`{row['command']}`", number(row["median_ms"]), f"{float(row['ratio_to_timm']):.2f}×", number(row["peak_mb"])]
-        for row in rows
+        [name, number(row["median_ms"]), f"{float(row['ratio_to_timm']):.2f}×", number(row["peak_mb"])]
+        for name, row in zip(names, rows, strict=True)
     ]
     return markdown(["command", "ms", "over `import timm`", "peak MiB"], lines, text=1)
 

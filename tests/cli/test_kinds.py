@@ -1,12 +1,15 @@
 """--task: it is found before there is a parser, and one line adds a new kind of training."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from lightning.pytorch.cli import LightningCLI
 
+from visionattn.cli.commands import EVALUATION_COMMANDS, KINDS, TRAINING_COMMANDS
 from visionattn.cli.errors import UsageError, run
 from visionattn.cli.evaluate import main as evaluate
 from visionattn.cli.export import main as export
@@ -101,6 +104,14 @@ class ToyTask(ClassificationTask):
     shown: ClassVar[tuple[str, ...]] = ("val_top5",)
     help_text: ClassVar[str] = "toys"
     card_text: ClassVar[str] = "a toy"
+
+
+def test_lists_that_import_nothing_are_complete() -> None:
+    assert list(KINDS) == list(TASKS)
+    assert list(TRAINING_COMMANDS) == list(LightningCLI.subcommands())
+    for name in EVALUATION_COMMANDS:
+        module = importlib.import_module(f"visionattn.cli.{name.replace('-', '_')}")
+        assert callable(getattr(module, name.replace("-", "_")))
 
 
 def test_new_kind_needs_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
