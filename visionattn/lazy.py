@@ -74,7 +74,8 @@ class _Follower(MetaPathFinder):
     def _follow(self, execute: Callable[[Any], None]) -> Callable[[Any], None]:
         def exec_module(module: Any) -> None:
             execute(module)
-            if self in sys.meta_path:
+            # A loader may be that of all modules of an archive.
+            if module.__name__ == self.package and self in sys.meta_path:
                 sys.meta_path.remove(self)
                 import_module(self.module)
 

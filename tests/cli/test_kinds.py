@@ -134,3 +134,13 @@ def test_new_kind_needs_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "This is a toy." in Path("exported/README.md").read_text()
     assert run(main, ["fit", "--help"]) == 0
     assert "classification,fine_grained,reid,mae,object_discovery,recall,toy" in capsys.readouterr().out
+
+
+def test_kinds_are_listed_without_the_tasks() -> None:
+    assert tuple(TASKS) == KINDS
+
+
+@pytest.mark.parametrize("config", [["-c", "whole.yaml"], ["--config=whole.yaml"]], ids=" ".join)
+def test_config_may_stand_before_the_command(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(main, [*config, "fit", "--print_config"]) == 0
+    assert "seed_everything: 0" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """Decoded images in memory: the same batches as without, within a bound, shared by loader processes."""
 
+import multiprocessing
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from tests.data import torchvision_copies as copies
 from visionattn.data import DataError, ImageClassificationData, UnreadableImageError
-from visionattn.data.image_cache import HEADER, WORD, ImageCache
+from visionattn.data.image_cache import HEADER, TAKEN, WORD, ImageCache, SharedBytes
 from visionattn.data.sources import Source
 from visionattn.training.callbacks import EpochReport
 
@@ -112,6 +114,27 @@ def test_cache_without_room_keeps_nothing(images: Path, size: int) -> None:
     for _ in range(2):
         assert cached.read(0)[0] == source.read(0)[0]
     assert cached.count() == 0
+
+
+def hold(memory: SharedBytes, ready: Any) -> None:
+    with memory.locked():
+        ready.set()
+        signal.pause()
+
+
+def test_process_killed_while_it_writes_holds_up_no_other(images: Path) -> None:
+    source: Source = opened(images)._sources["train"]  # type: ignore[assignment]
+    cache = ImageCache(10**5)
+    cached, fork = cache.wrap("train", source), multiprocessing.get_context("fork")
+    cache.memory.numbers[cached.places] = TAKEN  # it was writing the first image
+    ready = fork.Event()
+    process = fork.Process(target=hold, args=(cache.memory, ready))
+    process.start()
+    assert ready.wait(30)
+    process.kill()
+    process.join()
+    assert all(cached.read(index)[0] == source.read(index)[0] for index in range(EPOCH))
+    assert cached.count() == EPOCH - 1
 
 
 def test_broken_images_are_not_kept(images: Path) -> None:

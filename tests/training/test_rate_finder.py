@@ -47,7 +47,7 @@ def test_figure_is_drawn(tmp_path: Path) -> None:
 def test_parts_of_the_model_keep_their_factors_and_random_states_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionattn.training.rate_finder.UPDATES", 30)
     task = ClassificationTask("test_vit", layer_decay=0.5, bias_lr_factor=2, model_kwargs={"img_size": 16})
-    data = ImageClassificationData("digits", img_size=16, batch_size=2, num_workers=0)
+    data = ImageClassificationData("digits", img_size=16, batch_size=2, num_workers=0, cache=0.1)
     used: list[list[tuple[float, float]]] = []
 
     def keep(optimizer: Any, *_: Any) -> None:
@@ -60,6 +60,7 @@ def test_parts_of_the_model_keep_their_factors_and_random_states_stay(monkeypatc
     finally:
         hook.remove()
     assert torch.equal(torch.get_rng_state(), before)
+    assert data.image_cache is None, "it would take memory beside the training's"
     assert len(search.rates) == len(search.losses) == len(used) <= 30
     assert len({factor for _, factor in used[0]}) > 3
     for rate, groups in zip(search.rates, used, strict=True):

@@ -14,7 +14,8 @@ DESCRIPTION = (
 def main(argv: list[str], prog: str = "train.py") -> None:
     """Run one command of a training, as ``visionattn.cli.errors.run`` expects."""
     first = argv[0] if argv else ""
-    if first in TRAINING_COMMANDS or (first.startswith("--") and first != "--help"):
+    config = first.startswith("-") and first not in ("-h", "--help")  # -c FILE, before the command
+    if first in TRAINING_COMMANDS or config:
         import_program("visionattn.cli.training").main(argv, prog)
     else:
         _list_commands(argv, prog)

@@ -112,7 +112,7 @@ TRAINING = {
     "model.": "drop_rate drop_path_rate grad_checkpointing l2_penalty linear_probe loss smoothing mixup cutmix "
     "mix_prob mix_switch_prob mix_mode triplet_weight",
     "data.": "no_aug train_interpolation crop_padding crop_from scale ratio hflip vflip color_jitter auto_augment "
-    "re_prob re_mode re_count aug_repeats padding instances",
+    "re_prob re_mode re_count aug_repeats padding instances cache",
     "trainer.": "max_epochs min_epochs max_steps min_steps gradient_clip_val gradient_clip_algorithm max_time "
     "accumulate_grad_batches limit_train_batches num_sanity_val_steps val_check_interval check_val_every_n_epoch "
     "log_every_n_steps logger enable_checkpointing",

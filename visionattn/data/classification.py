@@ -84,9 +84,9 @@ class ImageClassificationData(ImageData):
         batch_size: images per step and per device.
         eval_batch_size: images per step and per device in evaluation, by default ``batch_size``.
         num_workers: loader processes per device, by default the number of cores, at most 8; 0 for digits.
-        cache: 10⁹ bytes of memory, at most, in which a training keeps decoded images, those of all loader processes
-            and devices of a machine together; 0, the default, for none. Images are decoded once, in the first epoch;
-            those that do not fit are read from their files in each epoch. A line says how many are kept.
+        cache: 10⁹ bytes of memory, at most, in which a training keeps decoded images; 0, the default, for none. The
+            loader processes of a device share it, and the devices of a machine divide it. Images that do not fit are
+            read from their files in each epoch. A line says how many are kept.
         aug_repeats: number of times that each image is drawn per epoch, whose length does not change; 0 or 1 for once.
         on_error: for an image that cannot be decoded: ``raise`` stops with its name; ``skip`` counts it, and replaces
             it by another image in training.

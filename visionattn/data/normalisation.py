@@ -32,7 +32,7 @@ class Normalisation:
         # The operations and their order are those of torchvision's ToTensor and Normalize, to the last bit.
         mean, std = _column(self.mean, images.device), _column(self.std, images.device)
         values = images.to(torch.float32, memory_format=torch.contiguous_format)
-        # Bytes were copied and are changed in place: new memory takes a CPU longer than the arithmetic. Floats are not.
+        # Of bytes this is a copy, changed in place: new memory takes a CPU longer than the arithmetic.
         return (values.div_(255).sub_(mean) if images.dtype == torch.uint8 else values.sub(mean)).div_(std)
 
     def normalise_bytes(self, images: Tensor) -> Tensor:

@@ -88,13 +88,14 @@ def search_rate(task: Any, data: Any, options: Mapping[str, Any]) -> RateSearch:
     Args:
         task: LightningModule of a training; its weights are of no use afterwards. Parts of the model keep their factors
             of the rate, as by ``layer_decay``.
-        data: Its DataModule.
+        data: Its DataModule, which keeps no images in memory.
         options: Arguments of the trainer: devices, precision, accumulation of batches, clipping of gradients.
 
     Raises:
         UserError: Several devices take part.
     """
     losses = task.divergence = _Losses(task)
+    data.cache = 0.0  # its images would stay in memory beside those of the training
     with TemporaryDirectory() as folder, same_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training repeats them
         trainer = Trainer(**{**options, **_SETTINGS, "max_steps": UPDATES, "default_root_dir": folder})
