@@ -148,10 +148,14 @@ def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> di
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Bring a loaded state into the memory format of the parameters, by whose places in memory fused updates go."""
+    """Lay a loaded state out in memory as the parameters are.
+
+    The fused operator pairs numbers by their places in memory, and a run may resume in another memory format.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
