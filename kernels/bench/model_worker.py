@@ -138,7 +138,9 @@ class Worker:
     def gradients(self, path: str) -> float:
         """Return the float32 loss of a batch in training mode; write the gradients of all parameters to a file."""
         model = copy.deepcopy(self.model).train()
-        loss = self._loss(model, *self.batch(0), "float32")
+        layout = suit_device(model, self.device, half=False)
+        images, labels = self.batch(0)
+        loss = self._loss(model, images.contiguous(memory_format=layout), labels, "float32")
         loss.backward()
         torch.save({name: x.grad for name, x in model.named_parameters() if x.grad is not None}, path)
         return loss.item()

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionattn
 from kernels.bench.terminator_reference import PlainTerminator  # which benchmarks also time
 from visionattn.layers.prepared import Prepared
-from visionattn.layers.sfne import tile_channels
+from visionattn.layers.sfne import SlowFastBlock, tile_channels
 
 LINE: dict[str, Any] = {"img_size": 20, "proj_drop_rate": 0.0}
 IMAGE: dict[str, Any] = {"img_size": 9, "proj_drop_rate": 0.0}
@@ -292,6 +292,16 @@ def test_bfloat16_autocast(name: str) -> None:
     half.float().logsumexp(1).mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert (half - exact).abs().max() < 0.15 * exact.abs().max()
+
+
+def test_hooks_of_blocks_run_once_under_autocast() -> None:
+    model = create(**IMAGE).eval()
+    found: list[torch.dtype] = []
+    block = next(module for module in model.modules() if isinstance(module, SlowFastBlock))
+    block.register_forward_hook(lambda module, inputs, out: found.append(out.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(images(model))
+    assert found == [torch.float32]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

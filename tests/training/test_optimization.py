@@ -72,6 +72,29 @@ def test_torch_updates_in_one_operator_on_cpus(opt: str) -> None:
     assert all((a - b).norm() <= 1e-4 * (a - c).norm() for a, b, c in pairs)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+@pytest.mark.parametrize("resumed", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_run_resumes_in_another_memory_format(opt: str, resumed: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 4, 3)
+    gradients = torch.randn(4, *model.weight.shape)
+    found = []
+    for layouts in ([torch.contiguous_format] * 2, [torch.channels_last, resumed], [torch.contiguous_format, resumed]):
+        net, state = copy.deepcopy(model), None
+        for layout, gradient in zip(layouts, gradients.split(2), strict=True):
+            net.to(memory_format=layout)
+            optimizer = create_optimizer(net, Optimization(opt=opt), 0.01)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for each in gradient:
+                net.weight.grad = each.contiguous(memory_format=layout)
+                optimizer.step()
+            state = copy.deepcopy(optimizer.state_dict())
+        found.append(net.weight)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_other_optimizers_and_a_choice_of_the_user_stay() -> None:
     model = torch.nn.Linear(2, 2)
     assert "fused" not in create_optimizer(model, Optimization(opt="lamb"), 0.01).param_groups[0]

@@ -184,7 +184,7 @@ class SlowFastBlock(Prepared):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # The order of memory that makes the block fast has no fast convolutions in bfloat16.
             with without_autocast(x.device):
-                return self(x.to(self.mix.weight.dtype), dense)
+                return self.forward(x.to(self.mix.weight.dtype), dense)
         maps = self.prepared()
         y = pointwise_sum(self.branches(positions_first(x), dense, maps[:9]), maps[10:], maps[9])
         return F.dropout2d(self.norm(y, self.scalar, activate=True, inplace=True), self.drop_rate, self.training)

@@ -15,7 +15,7 @@ def suit_device(
         model: changed in place.
         device: device of the training.
         half: whether it computes in half precision; on CPUs attention is then not fused, see `unfuse`.
-        channels_last: whether weights and images are kept in NHWC order; by default on CPUs.
+        channels_last: whether weights and images are kept in NHWC order; by default on CPUs only.
 
     Returns:
         The memory format of images.

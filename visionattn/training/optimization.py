@@ -116,6 +116,7 @@ def create_optimizer(
     for group in [] if frozen else groups:
         optimizer.add_param_group(group)
     optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
     if options.bias_lr_factor != 1:
         _scale_bias_rate(optimizer, [model, *others], options.bias_lr_factor)
     _fuse(optimizer)
@@ -144,6 +145,18 @@ def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> di
         )
     kept = [{**old, **new, "params": old["params"]} for new, old in zip(own, theirs, strict=True)]
     return {**saved, "param_groups": kept}
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Lay a loaded state out in memory as the parameters are.
+
+    The fused operator pairs numbers by their places in memory, and a run may resume in another memory format.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _scale_bias_rate(optimizer: torch.optim.Optimizer, modules: Sequence[nn.Module], factor: float) -> None:
