@@ -250,3 +250,6 @@ def test_precision_is_bfloat16_where_the_device_computes_in_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_has_it)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert default_precision(accelerator) == expected
+    assert default_precision(accelerator, trains=False) == (
+        "bf16-mixed" if expected != "32-true" and gpu else "32-true"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from visionattn.cli import evaluate, train
+from visionattn.cli import binding, evaluate, train, training
 from visionattn.cli.errors import DEBUG_HINT, run
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if path.parent.name != "base")
@@ -98,13 +98,12 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands parse and create models, data and trainers, but train and evaluate nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # to be as it was afterwards
-    monkeypatch.setattr(train.TrainingCLI, "_run_subcommand", lambda self, subcommand: None)
+    monkeypatch.setattr(training.TrainingCLI, "_run_subcommand", lambda self, subcommand: None)
 
-    @wraps(evaluate.binding)
-    def binding(*args: Any, **kwargs: Any) -> None: ...
+    @wraps(binding.binding)
+    def measure(*args: Any, **kwargs: Any) -> None: ...
 
-    others = [command for command in evaluate.COMMANDS if command.__name__ != "binding"]
-    monkeypatch.setattr(evaluate, "COMMANDS", (binding, *others))
+    monkeypatch.setattr(binding, "binding", measure)
 
 
 @pytest.mark.parametrize(

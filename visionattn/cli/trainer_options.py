@@ -127,7 +127,8 @@ HELP = {
     "ckpt_path": "checkpoint of a run: a file, or last or best of the newest run of this name. fit resumes it.",
     "trainer.max_epochs": "number of epochs; -1 for no limit.",
     "trainer.devices": "number of devices, a list of their indices, or auto for all.",
-    "trainer.precision": "32-true, bf16-mixed, 16-mixed, ...; by default bf16-mixed where the device computes in it.",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, ...; by default bf16-mixed on GPUs that compute in it, "
+    "and in fit also on CPUs that do.",
     "trainer.enable_autolog_hparams": SUPPRESS,  # without effect: config.yaml holds the options
     **{f"trainer.{name}": SUPPRESS for name in OPTIONS},
 }
@@ -247,10 +248,10 @@ def listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def default_precision(accelerator: Any) -> str:
-    """Return bfloat16 if the GPU, or without one the CPU, computes in it, otherwise float32."""
+def default_precision(accelerator: Any, trains: bool = True) -> str:
+    """Return bfloat16 if a GPU computes in it, or without one, and in training, the CPU; otherwise float32."""
     if accelerator != "cpu" and torch.accelerator.is_available():
         supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        supported = trains and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bf16-mixed" if supported else "32-true"

@@ -219,7 +219,7 @@ class TrainingCLI(LightningCLI):
             "enable_progress_bar": interactive,
             "logger": False,
             "enable_checkpointing": False,
-            "precision": given.precision or default_precision(given.accelerator),
+            "precision": given.precision or default_precision(given.accelerator, self.subcommand == "fit"),
         }
         if self.subcommand == "fit" and not given.fast_dev_run:
             callbacks += self._begin_run(settings)

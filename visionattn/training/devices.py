@@ -1,4 +1,4 @@
-"""What a training changes in a model so that it is fast on a device, with the same parameters."""
+"""Changes to a model that make its training fast on a device; its parameters stay."""
 
 import torch
 from torch import nn

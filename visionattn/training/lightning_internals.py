@@ -26,7 +26,7 @@ def log_step(module: LightningModule, name: str, value: Tensor, count: int, prog
     trainer: Any = module.trainer
     results = trainer._results
     key = f"training_step.{name}"
-    if key not in results or results[key].has_reset:
+    if results is None or key not in results or results[key].has_reset:
         module.log(name, value, prog_bar=prog_bar, batch_size=count)
     else:
         results.update_metrics(key, value.detach(), count)
