@@ -24,7 +24,7 @@ def log_step(module: LightningModule, name: str, value: Tensor, count: int, prog
     From the second step of an epoch on, ``module.log`` would take ten times as long to check that nothing else changed.
     """
     trainer: Any = module.trainer
-    results = trainer._results
+    results: Any = trainer._results or {}  # None outside a training
     key = f"training_step.{name}"
     if results is None or key not in results or results[key].has_reset:
         module.log(name, value, prog_bar=prog_bar, batch_size=count)
