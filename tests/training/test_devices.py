@@ -11,7 +11,8 @@ from visionattn.training.devices import suit_device
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_images_and_weights_are_channels_last_on_cpus_unless_told_otherwise() -> None:
+def test_convolutional_models_are_channels_last_on_cpus_unless_told_otherwise() -> None:
+    assert suit_device(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(64, 64)), CPU, False) == torch.contiguous_format
     for device, asked, last in ((CPU, None, True), (CPU, False, False), (GPU, None, False), (GPU, True, True)):
         conv = nn.Conv2d(4, 4, 3)
         found = suit_device(conv, device, False, asked)

@@ -58,7 +58,7 @@ class TrainingTask(LightningModule):
         drop_path_rate: stochastic depth; by default the model's own, 0 for none.
         model_kwargs: further arguments of the model.
         checkpoint_path: start from the weights in this file, which must fit except for the head.
-        channels_last: keep images and weights in NHWC order, often faster for convolutions; by default on CPUs only.
+        channels_last: keep images and weights in NHWC order; by default on CPUs for convolutional models, which gain.
         compile: run the model through ``torch.compile``.
         grad_checkpointing: recompute activations within blocks in the backward pass: less memory for more time.
         l2_penalty: factor of the sum of the L2 norms, not squared, of all tensors that weight decay would apply to,

@@ -19,7 +19,8 @@ def suit_device(
         device: device of the training.
         half: whether it computes in half precision; on CPUs attention is then not fused, see `unfuse`, and convolutions
             of maps of one position are computed in float32, because torch has wrong gradients for them.
-        channels_last: whether weights and images are kept in NHWC order; by default on CPUs only.
+        channels_last: whether weights and images are kept in NHWC order; by default on CPUs, if most parameters belong
+            to convolutions.
 
     Returns:
         The memory format of images.
@@ -28,10 +29,16 @@ def suit_device(
         unfuse(model, device)
         if device.type == "cpu":
             _widen_single_positions(model)
-    if not (device.type == "cpu" if channels_last is None else channels_last):
+    if not (device.type == "cpu" and _convolves(model) if channels_last is None else channels_last):
         return torch.contiguous_format
     model.to(memory_format=torch.channels_last)
     return torch.channels_last
+
+
+def _convolves(model: nn.Module) -> bool:
+    """Return whether most parameters belong to convolutions; others gain nothing from channels-last memory."""
+    sizes = [(parameter.numel(), parameter.dim() == 4) for parameter in model.parameters()]
+    return 2 * sum(size for size, of_convolution in sizes if of_convolution) > sum(size for size, _ in sizes)
 
 
 def _widen_single_positions(model: nn.Module) -> None:
