@@ -20,8 +20,8 @@ STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CROPS = {"scale": (0.08, 1.0), "hflip": 0.5, "color_jitter": 0.4, "interpolation": "bicubic"}
 
 
-def opened(root: Path, **options: Any) -> ImageClassificationData:
-    data = ImageClassificationData(root=str(root), img_size=16, batch_size=4, num_workers=0, seed=0, **options)
+def opened(root: Path, workers: int = 0, **options: Any) -> ImageClassificationData:
+    data = ImageClassificationData(root=str(root), img_size=16, batch_size=4, num_workers=workers, seed=0, **options)
     data.setup("fit")
     return data
 
@@ -97,3 +97,26 @@ def test_statistics_made_in_inference_mode_serve_training() -> None:
     (normalise(torch.zeros(1, 2, 4, 4, dtype=torch.uint8)) * weight).sum().backward()
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == pytest.approx([-4.0, -16 / 3])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_thread_normalises_beside_loader_workers(
+    colour_folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    normalise = Normalisation.normalise_bytes
+
+    def observed(self: Normalisation, images: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return normalise(self, images)
+
+    monkeypatch.setattr(Normalisation, "normalise_bytes", observed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for batch in opened(colour_folder, workers=workers).train_dataloader():
+            batch.to("cpu")
+        assert seen == {1 if workers else 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

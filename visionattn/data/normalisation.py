@@ -1,6 +1,8 @@
 """Normalisation of images: loaders yield bytes, a quarter of the memory of floats, and batches normalise them."""
 
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -77,6 +79,21 @@ def move_batch(batch: Batch, device: torch.device | str) -> Batch:
     there: dict[str, Any] = {"device": device, "non_blocking": device.type == "cuda"}
     tensors = {name: value.to(**there) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
     if batch.normalisation is not None:
-        tensors["image"] = batch.normalisation.normalise_bytes(tensors["image"])
+        with _threads_beside_workers():
+            tensors["image"] = batch.normalisation.normalise_bytes(tensors["image"])
     moved: Batch = batch._replace(**tensors)
     return moved
+
+
+@contextmanager
+def _threads_beside_workers() -> Iterator[None]:
+    """Compute on one thread while there are loader workers: several would wait for the cores that the workers hold."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not multiprocessing.active_children():
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
