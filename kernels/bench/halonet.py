@@ -6,7 +6,7 @@
 Layers run on what they are given in the network, at its own image size (256 pixels; 224 for haloregnetz_b); each must
 give timm's output and gradients before it is timed, and each network timm's logits. The two H1 have the same number of
 parameters, but not the same function: timm's attends to zeros beyond the border. Training is forward, backward and an
-AdamW step.
+AdamW step. Rows named "projections" are the two projections of the layer alone, forward: no attention is faster.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from visionattn import accelerate
 
 COLUMNS = ("dtype", "model", "batch", "part", "direction", "contender", "version", "median_ms", "ratio_to_ours")
 NETWORKS = ("halonet26t", "halonet50ts", "sehalonet33ts", "haloregnetz_b", "eca_halonext26ts")
+PROJECTIONS = "projections"
 Steps = dict[str, Callable[[], None]]
 
 
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             for direction, make_step in (("forward", forward_step), ("forward+backward", backward_step)):
                 steps = {"timm": make_step(layer, x, DTYPES[dtype]), OURS: make_step(twin, x_last, DTYPES[dtype])}
+                if direction == "forward":
+                    steps[PROJECTIONS] = make_step(Projections(layer), x_last, DTYPES[dtype])
                 measure(report, steps, name, batch, part, direction, dtype, device, args.repeats)
         contenders = {"timm": theirs, OURS: accelerate(copy.deepcopy(theirs))}
         if not agree(name, "network", disagreement(contenders, images)):
@@ -72,6 +75,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         print(f"wrote {args.output}")
     return int(wrong)
+
+
+class Projections(nn.Module):
+    """The projections of a layer to queries, and to keys and values."""
+
+    def __init__(self, layer: HaloAttn) -> None:
+        super().__init__()
+        self.q, self.kv = layer.q, layer.kv
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.q(x), self.kv(x)
 
 
 def make_network(name: str, batch: int, device: torch.device) -> tuple[nn.Module, Tensor]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kernels.bench.halonet import PROJECTIONS
 from kernels.bench.peers import EARLIER, OURS, PEERS, TIMM
 from kernels.bench.problems import DIRECTIONS
 from kernels.bench.report import fit_exponent, geometric_mean, published, read_origin, read_rows
@@ -251,13 +252,14 @@ def gathered_table(rows: Rows) -> str:
 
 
 def halonet_table(rows: Rows) -> str:
-    """Return a line per network, part and direction: our time, and the factor by which timm takes longer."""
-    lines = [
-        [f"{model} B{batch}", part, direction, number(cells[OURS]["median_ms"]), f"{ratio:.1f}×"]
-        for (model, batch, part, direction), cells in group(rows, "model", "batch", "part", "direction").items()
-        if (ratio := float(cells["timm"]["ratio_to_ours"]))
-    ]
-    return markdown(["network", "part", "direction", "ours (ms)", "timm"], lines, text=3)
+    """Return a line per network, part and direction: our time, timm's factor, and the projections' share of our time."""
+    lines = []
+    for (model, batch, part, direction), cells in group(rows, "model", "batch", "part", "direction").items():
+        ratios = {name: float(row["ratio_to_ours"]) for name, row in cells.items()}
+        share = f"{100 * ratios[PROJECTIONS]:.0f}%" if PROJECTIONS in ratios else "–"
+        time = number(cells[OURS]["median_ms"])
+        lines.append([f"{model} B{batch}", part, direction, time, f"{ratios['timm']:.1f}×", share])
+    return markdown(["network", "part", "direction", "ours (ms)", "timm", "projections"], lines, text=3)
 
 
 def terminator_table(rows: Rows) -> str:

@@ -146,7 +146,7 @@ def test_halonet_rows(bench, results):
     directions = {"forward", "forward+backward"}
     wholes = {("network", "inference"), ("network", "training")}
     assert parts == {(layer, direction) for layer in layers for direction in directions} | wholes
-    assert {row["contender"] for row in rows} == {"timm", "visionattn"}
+    assert {row["contender"] for row in rows} == {"timm", "visionattn", "projections"}
 
 
 def test_layers_that_disagree_are_not_timed(bench, monkeypatch, capsys):
