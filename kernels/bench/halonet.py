@@ -85,6 +85,7 @@ class Projections(nn.Module):
         self.q, self.kv = layer.q, layer.kv
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries, and keys with values, of a map."""
         return self.q(x), self.kv(x)
 
 

@@ -252,7 +252,7 @@ def gathered_table(rows: Rows) -> str:
 
 
 def halonet_table(rows: Rows) -> str:
-    """Return a line per network, part and direction: our time, timm's factor, and the projections' share of our time."""
+    """Return a line per network, part and direction: our time, timm's factor, our projections' share."""
     lines = []
     for (model, batch, part, direction), cells in group(rows, "model", "batch", "part", "direction").items():
         ratios = {name: float(row["ratio_to_ours"]) for name, row in cells.items()}
