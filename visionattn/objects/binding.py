@@ -33,12 +33,14 @@ class ProbeTraining:
     """Probes and their training, by Adam on all pairs of the patches drawn from each image.
 
     Args:
-        epochs: passes over the training scenes; the backbone runs in each.
+        epochs: passes over the training scenes.
         lr: learning rate; the single bias of a probe uses lr times the square root of the backbone's width.
         patches: number of patches drawn from each image, different ones in every training step.
         min_purity: smallest share of its pixels that a patch's segment must have; other patches are left out.
         rank: rank of the quadratic probe.
         num_queries: number of queries of the identity probe: maximum number of segments that it learns per image.
+        cache: 10⁹ bytes of memory, at most, for tokens of training scenes: the backbone runs once for each scene that
+            fits, and in each epoch for the others. 0 for none.
         seed: for initial weights, the order of scenes, the drawn patches, and random backbones.
     """
 
@@ -48,6 +50,7 @@ class ProbeTraining:
     min_purity: float = 0.0
     rank: int = 100
     num_queries: int = 32
+    cache: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class ProbeTraining:
             check_range(f"training.{name}", getattr(self, name), bound, error=UserError)
         check_range("training.lr", self.lr, 0, above=True, error=UserError)
         check_range("training.min_purity", self.min_purity, 0, 1, error=UserError)
+        check_range("training.cache", self.cache, 0, error=UserError)
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,22 @@ class DiagonalProbe(VectorProbe):
 
 
 class QuadraticProbe(PairProbe):
-    """Score xᵀ W₁ᵀ S W₁ y + b with W₁ `[K, D]` and S = diag(1, -1, 1, …): at most K/2 eigenvalues of each sign."""
+    """Score xᵀ W₁ᵀ S W₁ y + b with W₁ `[K, D]` and S = diag(1, -1, 1, …): at most K/2 eigenvalues of each sign.
+
+    With the random weights that it starts from, the score is a random projection of xᵀy: the probe begins as the dot
+    product and not as noise, which a few hundred pairs of images would not train away.
+    """
 
     signs: Tensor
 
     def __init__(self, num_layers: int, dim: int, rank: int = 100) -> None:
-        """Initialise the weights so that scores have about unit variance."""
+        """Initialise the weights so that scores have about unit variance; those of negative sign are near zero."""
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_layers, rank, dim) / (dim**0.5 * rank**0.25))
+        signs = 1.0 - 2.0 * (torch.arange(rank) % 2)
+        scale = torch.where(signs > 0, 1.0, 0.1) / (dim**0.5 * rank**0.25)
+        self.weight = nn.Parameter(torch.randn(num_layers, rank, dim) * scale[:, None])
         self.bias = nn.Parameter(torch.zeros(num_layers))
-        self.register_buffer("signs", (1.0 - 2.0 * (torch.arange(rank) % 2)).repeat(num_layers, 1))
+        self.register_buffer("signs", signs.repeat(num_layers, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Score all pairs of tokens; see `PairProbe.forward`."""

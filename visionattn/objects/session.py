@@ -15,6 +15,7 @@ from visionattn.evaluation.loop import NAMED_UNREADABLE
 from visionattn.evaluation.source import LoadedModel
 from visionattn.objects.binding import BindingProbes, ProbeTraining
 from visionattn.objects.results import BindingResults, BindingRow
+from visionattn.objects.token_cache import TokenCache
 from visionattn.probing.frozen import FrozenBackbone, weights_hash
 from visionattn.probing.rows import SessionRow
 from visionattn.probing.scenes import ProbingScenes
@@ -105,12 +106,13 @@ class BindingSession:
         """Train the probes; see `run` for errors."""
         start = time.perf_counter()
         loader, epochs = self.module.train_dataloader(), self.training.epochs
+        tokens = TokenCache(self.backbone, int(1e9 * self.training.cache))
         self.num_train, total = len(loader.dataset), epochs * len(loader)  # type: ignore[arg-type]
         with self.progress(f"probes on {self.backbone.name}, seed {self.seed}", "steps") as report:
             for epoch in range(epochs):
                 loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # SceneData's has it
                 for number, batch in enumerate(self._on_device(loader), 1):
-                    self.probes.train_step(self.backbone(batch.image), batch, calibrate=epoch == epochs - 1)
+                    self.probes.train_step(tokens(batch), batch, calibrate=epoch == epochs - 1)
                     report(epoch * len(loader) + number, total)
         self.training_seconds = time.perf_counter() - start
 
