@@ -31,7 +31,7 @@ def scenes(*numbers: int) -> SceneBatch:
     return SceneBatch(images, nothing, nothing, nothing, [f"{number}.jpg" for number in numbers], [])
 
 
-@pytest.mark.parametrize("size, seen", [(0, 7), (4 * BYTES, 4), (3 * BYTES, 5)])
+@pytest.mark.parametrize(("size", "seen"), [(0, 7), (4 * BYTES, 4), (3 * BYTES, 5)])
 def test_the_backbone_runs_once_for_scenes_that_fit(size: int, seen: int) -> None:
     backbone: Any = Backbone()
     cache = TokenCache(backbone, size)
