@@ -1,4 +1,4 @@
-"""Write docs/results.md from the headers of configs/*.yaml: expected and measured figures.
+"""Write docs/results.md from results/claims.yaml, and from the headers of configs/*.yaml.
 
 python docs/tables.py            # writes the page
 python docs/tables.py --check    # fails if that would change anything
@@ -8,21 +8,36 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
+CLAIMS = ROOT / "results" / "claims.yaml"
+VERDICTS = ("holds", "holds in part", "does not hold", "cannot be told")
 NOT_YET = "not yet."
 
 HEAD = """\
 # Results
 
-`python docs/tables.py` writes this page from the headers of `configs/`. Each header has the command of the run and its
-hardware. Speed and memory of operators, layers and whole models are on [another page](kernels/README.md#speed), and the
-speed of all models is in [the zoo](zoo.md).
+`python docs/tables.py` writes this page from `results/claims.yaml` and from the headers of `configs/`. Speed and memory of
+operators, layers and whole models are on [another page](kernels/README.md#speed), and the speed of all models is in
+[the zoo](zoo.md).
+"""
+CLAIMS_HEAD = """\
+## Claims of the papers
 
-*Expected* figures are from the papers, or a lower bound for a run. *Measured* figures are ours.
+*Holds* and *does not hold* are about our small data sets and short trainings; the measurement says which.
+"""
+MEASURED_HEAD = """\
+## Configurations
+
+The header of each file has the command of the run and its hardware. *Expected* figures are from the papers, or a lower bound
+for a run. *Measured* figures are ours.
 """
 
 
@@ -65,19 +80,36 @@ def page() -> str:
     recipes = (path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "base")
     paths = sorted(recipes, key=lambda path: (len(path.parts), path))
     headers = {path.relative_to(ROOT).as_posix(): read_header(path) for path in paths}
-    measured = [
-        f"### {name}\n\n{_escape(header.title)}\n\n- command: `{header.command}`\n"
-        f"- expected: {_escape(header.expected)}\n- measured: {_escape(header.measured)}\n"
-        for name, header in headers.items()
-        if header.measured != NOT_YET
-    ]
-    waiting = [
-        f"| `{name}` | {_escape(header.title)} | {_escape(header.expected)} |"
-        for name, header in headers.items()
-        if header.measured == NOT_YET
-    ]
-    table = "\n".join(["| configuration | trains | expected |", "|---|---|---|", *waiting])
-    return "\n".join([HEAD, "## Measured", "", *measured, "## Not measured yet", "", table, ""])
+    rows = [(f"`{name}`", *map(_escape, (h.title, h.expected, h.measured))) for name, h in headers.items()]
+    measured = [row for row in rows if row[-1] != NOT_YET]
+    waiting = [row[:-1] for row in rows if row[-1] == NOT_YET]
+    parts = [HEAD, CLAIMS_HEAD, *claims(yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))), MEASURED_HEAD]
+    parts += [_table(("configuration", "trains", "expected", "measured"), measured), "## Not measured yet\n"]
+    return "\n".join([*parts, _table(("configuration", "trains", "expected"), waiting)])
+
+
+def claims(papers: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a table of the claims of each paper, and the commands of our measurements.
+
+    Raises:
+        ValueError: a verdict is unknown.
+    """
+    parts = []
+    for paper in papers:
+        rows = []
+        for found in paper["claims"]:
+            if found["verdict"] not in VERDICTS:
+                raise ValueError(f"{CLAIMS.name}: the verdict {found['verdict']!r} is none of {', '.join(VERDICTS)}")
+            rows.append(tuple(_escape(found[part]) for part in ("claim", "measured")) + (found["verdict"],))
+        parts += [f"### {paper['paper']}\n", _table(("claim", "measured here", "verdict"), rows)]
+        if commands := paper.get("commands"):
+            parts.append("\n".join(["```bash { .parse }", *commands, "```", ""]))
+    return parts
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def _escape(text: str) -> str:
