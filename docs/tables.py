@@ -24,8 +24,8 @@ NOT_YET = "not yet."
 HEAD = """\
 # Results
 
-`python docs/tables.py` writes this page from `results/claims.yaml` and from the headers of `configs/`. Speed and memory of
-operators, layers and whole models are on [another page](kernels/README.md#speed), and the speed of all models is in
+`python docs/tables.py` writes this page from `results/claims.yaml` and from the headers of `configs/`. Speed and memory
+of operators, layers and whole models are on [another page](kernels/README.md#speed), and the speed of all models is in
 [the zoo](zoo.md).
 """
 CLAIMS_HEAD = """\
@@ -36,8 +36,8 @@ CLAIMS_HEAD = """\
 MEASURED_HEAD = """\
 ## Configurations
 
-The header of each file has the command of the run and its hardware. *Expected* figures are from the papers, or a lower bound
-for a run. *Measured* figures are ours.
+The header of each file has the command of the run and its hardware. *Expected* figures are from the papers, or a lower
+bound for a run. *Measured* figures are ours.
 """
 
 
@@ -100,7 +100,7 @@ def claims(papers: Sequence[dict[str, Any]]) -> list[str]:
         for found in paper["claims"]:
             if found["verdict"] not in VERDICTS:
                 raise ValueError(f"{CLAIMS.name}: the verdict {found['verdict']!r} is none of {', '.join(VERDICTS)}")
-            rows.append(tuple(_escape(found[part]) for part in ("claim", "measured")) + (found["verdict"],))
+            rows.append((_escape(found["claim"]), _escape(found["measured"]), found["verdict"]))
         parts += [f"### {paper['paper']}\n", _table(("claim", "measured here", "verdict"), rows)]
         if commands := paper.get("commands"):
             parts.append("\n".join(["```bash { .parse }", *commands, "```", ""]))

@@ -117,12 +117,20 @@ def test_mixers_are_compared_by_one_recipe() -> None:
 @pytest.mark.parametrize("config", EVALUATIONS, ids=lambda path: path.name)
 def test_evaluation_config_runs(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "r.json"
-    options = ["--model=vit_pico_patch4_32", "--pretrained=false", "--control=null", "--seeds=1", "--training.epochs=1"]
-    options += ["--data.name=synthetic", "--data.root=null", "--data.limit=4", "--data.num_workers=0"]
-    command, rows = "binding", 6 * 7  # six layers, seven probes
-    if config.name.startswith("segmentation"):
-        command, rows = "probe-seg", 1
-        options += ["--model_kwargs=null", "--data.img_size=32", f"--features.cache={tmp_path}"]
+    kind, commands = config.stem, {"binding": "binding", "segmentation": "probe-seg", "probe": "probe"}
+    command = next(commands[word] for word in kind.split("_") if word in commands)
+    options = ["--model=vit_pico_patch4_32", "--pretrained=false", "--training.epochs=1", "--data.num_workers=0"]
+    if kind.startswith("vits14") or command == "probe-seg":
+        options += ["--model_kwargs=null", "--data.img_size=32"]
+    if command == "probe":
+        options += ["--data.name=digits", "--data.root=null", "--data.limit_per_class=4", "--training.lrs=0.01"]
+    else:
+        options += ["--data.name=synthetic", "--data.root=null", "--data.limit=4", "--control=null", "--seeds=1"]
+    if command == "binding":
+        options += ["--interventions.layers=null"]
+    else:
+        options += [f"--features.cache={tmp_path}"]
+    rows = {"binding": 6 * 7, "probe-seg": 1, "probe": 7}[command]  # six layers, seven probes; seven heads
     assert run(evaluate.main, [command, f"--config={config}", *options, f"--output={output}"]) == 0, (
         capsys.readouterr().err
     )
