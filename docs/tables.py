@@ -47,13 +47,11 @@ class Header:
 
     Attributes:
         title: the first sentence or two.
-        command: command that the figures belong to.
         expected: figure of the paper, or a lower bound.
         measured: our figure.
     """
 
     title: str
-    command: str
     expected: str
     measured: str
 
@@ -69,10 +67,10 @@ def read_header(path: Path) -> Header:
     parts = re.fullmatch(r"(.*?)\n(python [^\n]+)\n.*?Expected: (.*?)\s+Measured: (.*)", text, re.DOTALL)
     if parts is None:
         raise ValueError(f"{path}: the header needs a title, a command, Expected: and Measured:")
-    title, command, expected, measured = parts.groups()
+    title, _, expected, measured = parts.groups()
     # What follows a line that ends with these words is about something else.
     measured = NOT_YET if measured.startswith(f"{NOT_YET}\n") else measured
-    return Header(*(" ".join(part.split()) for part in (title, command, expected, measured)))
+    return Header(*(" ".join(part.split()) for part in (title, expected, measured)))
 
 
 def page() -> str:

@@ -6,7 +6,7 @@
 Layers run on what they are given in the network, at its own image size (256 pixels; 224 for haloregnetz_b); each must
 give timm's output and gradients before it is timed, and each network timm's logits. The two H1 have the same number of
 parameters, but not the same function: timm's attends to zeros beyond the border. Training is forward, backward and an
-AdamW step. Rows named "projections" are the two projections of the layer alone, forward: no attention is faster.
+AdamW step. Rows named "projections" are the two projections of a layer alone, which every implementation computes.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class DiagonalProbe(VectorProbe):
 class QuadraticProbe(PairProbe):
     """Score xᵀ W₁ᵀ S W₁ y + b with W₁ `[K, D]` and S = diag(1, -1, 1, …): at most K/2 eigenvalues of each sign.
 
-    With the random weights that it starts from, the score is a random projection of xᵀy: the probe begins as the dot
-    product and not as noise, which a few hundred pairs of images would not train away.
+    With the random weights that it starts from, the score is a random projection of xᵀy. The probe so begins as the
+    dot product and not as noise, which a training on few images would not remove.
     """
 
     signs: Tensor
