@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.data import torchvision_copies as copies
 from visionattn.data import ImageClassificationData, ReidData
-from visionattn.data.loading import ImageDataset, ImageLoader, start_worker
+from visionattn.data.loading import ImageDataset, ImageLoader, sigterm_blocked, start_worker
 from visionattn.data.reid.identity_folders import IdentityFolders
 from visionattn.data.reid.layouts import LAYOUTS, ReidImage
 from visionattn.data.reid.source import ReidSource
@@ -140,8 +141,14 @@ def test_data_sets_pickle(loaders: dict[str, list[ImageLoader]]) -> None:
 
 
 def run_server(pipe: Any) -> None:
-    """Fork the worker as a fork server does for a loader; the worker belongs to another process."""
-    if (worker := os.fork()) == 0:
+    """Fork the worker as a fork server does for a loader; the worker belongs to another process.
+
+    As with gRPC, a thread starts in the worker at once; it must not take the signal.
+    """
+    os.register_at_fork(after_in_child=lambda: threading.Thread(target=time.sleep, args=(60,), daemon=True).start())
+    with sigterm_blocked():
+        worker = os.fork()
+    if worker == 0:
         start_worker(None, 0)
         pipe.send(os.getpid())
         time.sleep(60)

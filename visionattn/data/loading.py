@@ -6,7 +6,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -228,7 +228,9 @@ class ImageLoader(DataLoader[Any]):
         if self.num_workers and multiprocessing.get_start_method() == "forkserver":
             # Without this, each worker imports the package and all that it needs, which takes seconds.
             multiprocessing.set_forkserver_preload(["__main__", "visionattn.data"])
-        for batch in super().__iter__():
+        with sigterm_blocked():
+            batches = super().__iter__()
+        for batch in batches:
             if batch.errors and self.on_error == "raise":
                 raise UnreadableImageError(
                     f"cannot read {batch.errors[0]}; repair or remove it, or pass --data.on_error skip"
@@ -262,6 +264,23 @@ class ImageLoader(DataLoader[Any]):
                     f"{name} is of class {target}, where classes are 0 to {self.num_classes - 1}: correct its label, "
                     "or choose a split that has labels"
                 )
+
+
+@contextmanager
+def sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM in this thread, and so in the processes that it forks and in threads that libraries start in them.
+
+    Some, such as gRPC, start threads in a forked process at once. One that does not block SIGTERM would receive it in
+    place of the thread of :func:`start_worker`, and end the process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(also: Callable[[int], None] | None, worker: int) -> None:
