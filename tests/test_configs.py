@@ -116,7 +116,10 @@ def test_mixers_are_compared_by_one_recipe() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(path, marks=[pytest.mark.slow] * path.stem.startswith("vits14"), id=path.name) for path in EVALUATIONS],
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * path.stem.startswith("vits14"), id=path.name)
+        for path in EVALUATIONS
+    ],
 )
 def test_evaluation_config_runs(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "r.json"
