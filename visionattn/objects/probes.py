@@ -134,7 +134,7 @@ class DiagonalProbe(VectorProbe):
 class QuadraticProbe(PairProbe):
     """Score xᵀ W₁ᵀ S W₁ y + b with W₁ `[K, D]` and S = diag(1, -1, 1, …): at most K/2 eigenvalues of each sign.
 
-    With the random weights that it starts from, the score is a random projection of xᵀy. The probe so begins as the
+    With the random weights that it starts from, the score is a random projection of xᵀy. So the probe begins as the
     dot product and not as noise, which a training on few images would not remove.
     """
 

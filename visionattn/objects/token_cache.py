@@ -25,12 +25,13 @@ class TokenCache:
     def __call__(self, batch: SceneBatch) -> dict[Layer, Tensor]:
         """Return the tokens of each layer `[B, T, D]`, on the backbone's device."""
         new = [place for place, name in enumerate(batch.name) if name not in self._kept]
-        if not new:
-            return self._stack([self._kept[name] for name in batch.name])
-        found = self.backbone(batch.image[new])
-        rows = {batch.name[place]: {layer: x[row] for layer, x in found.items()} for row, place in enumerate(new)}
-        known = len(new) < len(batch.name)
-        tokens = self._stack([self._kept.get(name) or rows[name] for name in batch.name]) if known else found
+        found = self.backbone(batch.image[new]) if new else {}
+        all_new = len(new) == len(batch.name)
+        if all_new and not self.free:
+            return found
+        on_host = {layer: x.cpu() for layer, x in found.items()}
+        rows = {batch.name[place]: {layer: x[row] for layer, x in on_host.items()} for row, place in enumerate(new)}
+        tokens = found if all_new else self._stack([self._kept.get(name) or rows[name] for name in batch.name])
         self._keep(rows, sum(x.nbytes for x in found.values()))
         return tokens
 
@@ -39,8 +40,7 @@ class TokenCache:
             self.free = 0
             return
         self.free -= size
-        self._kept |= {name: {layer: x.cpu() for layer, x in row.items()} for name, row in rows.items()}
+        self._kept |= rows
 
     def _stack(self, rows: list[dict[Layer, Tensor]]) -> dict[Layer, Tensor]:
-        device = self.backbone.device
-        return {layer: torch.stack([row[layer].to(device) for row in rows]) for layer in rows[0]}
+        return {layer: torch.stack([row[layer] for row in rows]).to(self.backbone.device) for layer in rows[0]}
