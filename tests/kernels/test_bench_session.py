@@ -36,6 +36,7 @@ def option(arguments: list[str], name: str) -> str:
     return arguments[arguments.index(name) + 1]
 
 
+@pytest.mark.slow
 def test_session_runs_to_its_end_on_a_cpu(tmp_path):
     results, out = tmp_path / "results", tmp_path / "out"
     out.mkdir()

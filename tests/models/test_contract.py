@@ -17,9 +17,9 @@ ALL_MODELS = [x for x in timm.list_models() if timm.models.model_entrypoint(x)._
 # Models of tokens, not of maps, and controls of timm's classes have tests of their own.
 OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")
 MODELS = sorted(x for x in ALL_MODELS if not x.startswith(OTHERS))
-# What runs, one per kind: plain, layer scale, dilation; halo attention, a final layer, early convolutions, patches;
-# models of images of one size; plain convolutions.
-NATS = ("nat_pico", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
+# What runs, one per kind: plain, stem with batch norms, dilation, layer scale; halo attention, a final layer, early
+# convolutions, patches; models of images of one size; plain convolutions.
+NATS = ("nat_pico", "nat_pico_stem", "dinat_pico", "nat_mini", "nat_base", "dinat_mini", "dinat_s_tiny")
 ISOTROPIC = (
     "dinat_isotropic_small",
     "vitrpb_small",
@@ -50,7 +50,7 @@ def create(name: str, **options: Any) -> nn.Module:
         narrow = NARROW_ISOTROPIC if isotropic else NARROW
         if name.endswith("local_linear"):  # each step of its solver is two attentions
             narrow = {**narrow, "mixer_kwargs": {"steps": 1}}
-    model = timm.create_model(name, **({} if name.endswith("_pico") and name not in FIXED else narrow), **options)
+    model = timm.create_model(name, **({} if "_pico" in name and name not in FIXED else narrow), **options)
     for module in model.modules():
         if (
             isinstance(module, nn.BatchNorm2d) and module.affine

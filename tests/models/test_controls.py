@@ -14,7 +14,12 @@ def vit_parameters(width: int, depth: int = 6, patches: int = 64, classes: int =
     return blocks + (3 * 16 + 1) * width + (patches + 2) * width + 2 * width + (width + 1) * classes
 
 
-SIZES = {"vit_pico_patch4_32": vit_parameters(192), "vit_nano_patch4_32": vit_parameters(96), "resnet_pico": 503_850}
+SIZES = {
+    "vit_pico_patch4_32": vit_parameters(192),
+    "vit_nano_patch4_32": vit_parameters(96),
+    "resnet_pico": 503_850,
+    "resnet_pico_stem": 503_850 - (7 * 7 - 3 * 3) * 3 * 64,
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -29,11 +34,14 @@ def test_size_and_configuration(name: str) -> None:
     assert timm.create_model(name, num_classes=3, in_chans=1)(torch.randn(2, 1, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "reductions"), [("resnet_pico", [2, 2, 4, 8, 16]), ("resnet_pico_stem", [1, 1, 2, 4, 8])]
+)
 @pytest.mark.parametrize("size", [32, 48])
-def test_maps_of_the_resnet_are_as_large_as_it_says(size: int) -> None:
-    model = timm.create_model("resnet_pico", features_only=True).eval()
+def test_maps_of_the_resnet_are_as_large_as_it_says(name: str, reductions: list[int], size: int) -> None:
+    model = timm.create_model(name, features_only=True).eval()
     maps = model(torch.randn(1, 3, size, size))
     assert [(m.shape[1], size // m.shape[2]) for m in maps] == list(
         zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
     )
-    assert model.feature_info.reduction() == [2, 2, 4, 8, 16]
+    assert model.feature_info.reduction() == reductions

@@ -72,6 +72,13 @@ def test_parameters_and_flops_of_nat_pico_at_32() -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(0.05, abs=0.005)
 
 
+def test_stem_with_batch_norms_differs_in_its_norms_alone() -> None:
+    """It has a norm after its first convolution too, of 24 channels, and no biases of convolutions."""
+    sizes = [sum(p.numel() for p in timm.create_model(name).parameters()) for name in ("nat_pico", "nat_pico_stem")]
+    assert sizes[1] - sizes[0] == 2 * 24 - (24 + 48)
+    assert timm.create_model("nat_pico_stem").patch_embed(torch.randn(1, 3, 32, 32)).shape == (1, 48, 16, 16)
+
+
 def dilations(name: str, **options: object) -> list[list[int | None]]:
     model = timm.create_model(name, device=torch.device("meta"), **options)
     return [[block.attn.dilation for block in level.blocks] for level in model.levels]
@@ -204,7 +211,7 @@ def test_drop_path_rises_linearly() -> None:
         ({"dilations": (2, 1)}, 'dilations must be None, "largest" or one entry per level, 4'),
         ({"dilations": "smallest"}, "got 'smallest'"),
         ({"dilations": ((1, 2), 1, 1, 1)}, "one int per block, 3; got \\(1, 2\\)"),
-        ({"embed": "swin"}, 'embed must be "conv" or "patch"; got \'swin\''),
+        ({"embed": "swin"}, 'embed must be "conv", "stem" or "patch"; got \'swin\''),
         ({"num_heads": (2, 4)}, "num_heads must have one entry per level, 4; got 2"),
         ({"num_heads": (3, 4, 8, 16)}, "num_heads must divide dim; got dim 64 and num_heads 3"),
     ],

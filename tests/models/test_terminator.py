@@ -304,7 +304,9 @@ def test_hooks_of_blocks_run_once_under_autocast() -> None:
     assert found == [torch.float32]
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    "training", [pytest.param(True, marks=pytest.mark.slow, id="training"), pytest.param(False, id="evaluation")]
+)
 def test_network_compiles_in_one_graph(training: bool) -> None:
     """In training with its backward pass. `tests/export/test_graph.py` has the program of the evaluation."""
     model = create(img_size=8, embed_dims=(12,), slow_depths=(2,)).train(training)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from timm import layers
-from timm.layers import DropPath, LayerScale, register_notrace_function, trunc_normal_
+from timm.layers import ConvNormAct, DropPath, LayerScale, register_notrace_function, trunc_normal_
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -37,6 +37,21 @@ class ConvEmbed(nn.Module):
         """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
         x = self.proj(x).permute(0, 2, 3, 1)
         return self.norm(x).permute(0, 3, 1, 2)
+
+
+class ConvStem(nn.Module):
+    """Overlapping patches by two 3x3 convolutions, each with a batch norm, and a ReLU between them."""
+
+    def __init__(self, in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            ConvNormAct(in_chans, dim // 2, 3, strides[0], **dd),
+            ConvNormAct(dim // 2, dim, 3, strides[1], apply_act=False, **dd),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
+        return self.proj(x)
 
 
 class PatchEmbed(nn.Module):

@@ -1,7 +1,7 @@
 """Models of timm at sizes for images of 32 pixels and for CPUs: what the others build on, and are compared with."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs
@@ -16,14 +16,23 @@ __all__ = ["SmallImageResNet"]
 
 
 class SmallImageResNet(ResNet):
-    """timm's ResNet without the pooling after the first convolution: maps are twice as large throughout."""
+    """timm's ResNet without the pooling after the first convolution: maps are twice as large throughout.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    With `small_stem` the first convolution is 3x3 with stride 1, and maps are twice as large again.
+    """
+
+    def __init__(self, *args: Any, small_stem: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.maxpool = nn.Sequential()
-        levels: list[Any] = self.feature_info[1:]
-        for level in levels:
+        levels: list[Any] = self.feature_info
+        for level in levels[1:]:
             level["reduction"] //= 2
+        if small_stem:
+            first = cast("nn.Conv2d", self.conv1)
+            dd: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
+            self.add_module("conv1", nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False, **dd))
+            for level in levels:
+                level["reduction"] //= 2
 
 
 _CFG: dict[str, Any] = {
@@ -42,18 +51,14 @@ VIT_CFG: dict[str, Any] = {
     "first_conv": "patch_embed.proj",
     "classifier": "head",
 }
+_RESNET_CFG: dict[str, Any] = {**_CFG, "first_conv": "conv1", "classifier": "fc"}
 
 default_cfgs = generate_default_cfgs(
     {
         "vit_pico_patch4_32.untrained": VIT_CFG,
         "vit_nano_patch4_32.cifar10": {**VIT_CFG, **packaged("vit_nano_patch4_32.cifar10")},
-        "resnet_pico.cifar10": {
-            **_CFG,
-            "pool_size": (2, 2),
-            "first_conv": "conv1",
-            "classifier": "fc",
-            **packaged("resnet_pico.cifar10"),
-        },
+        "resnet_pico.cifar10": {**_RESNET_CFG, "pool_size": (2, 2), **packaged("resnet_pico.cifar10")},
+        "resnet_pico_stem.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
     }
 )
 
@@ -74,5 +79,11 @@ register_variants(
 register_variants(
     __name__,
     partial(build_model, SmallImageResNet, features={"out_indices": (0, 1, 2, 3, 4)}),
-    {"resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO)},
+    {
+        "resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO),
+        "resnet_pico_stem": (
+            "The same with a 3x3 convolution of stride 1 at the stem, as is usual for images of 32 pixels.",
+            {**_RESNET_PICO, "small_stem": True},
+        ),
+    },
 )

@@ -256,10 +256,12 @@ _PICO = {
     "output_ratio": 2.0,
     "stem": "small",
 }
+_AT_32 = _cfg(32, pool_size=(4, 4), crop_pct=1.0, num_classes=10)
 
 default_cfgs = generate_default_cfgs(
     {
-        "halo_pico.cifar10": _cfg(32, pool_size=(4, 4), crop_pct=1.0, num_classes=10, **packaged("halo_pico.cifar10")),
+        "halo_pico.cifar10": {**_AT_32, **packaged("halo_pico.cifar10")},
+        "halo_pico_conv1.untrained": _AT_32,
         **{f"{name}.untrained": _cfg(row[0]) for name, row in _H.items()},
         "halo_h4_conv12.untrained": _cfg(384),
         "halo_h7_conv12.untrained": _cfg(600),
@@ -291,6 +293,7 @@ register_variants(
             "HaloNet for images of 32 to 64 pixels and for CPUs, of our own making: three stages.",
             _PICO,
         ),
+        "halo_pico_conv1": ("HaloNet-Pico with convolutions in stage 1.", {**_PICO, "conv_stages": 1}),
         "halo_h0": ("HaloNet-H0.", _table("halo_h0")),
         "halo_h1": ("HaloNet-H1.", _table("halo_h1")),
         "halo_h2": ("HaloNet-H2.", _table("halo_h2")),

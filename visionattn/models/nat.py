@@ -25,6 +25,7 @@ from visionattn.models._nat_blocks import (
     Block,
     ConvDownsample,
     ConvEmbed,
+    ConvStem,
     Dilation,
     LayerNorm2d,
     Level,
@@ -58,7 +59,7 @@ class NeighborhoodAttentionTransformer(Backbone):
         mlp_ratio: float = 3.0,
         qkv_bias: bool = True,
         layer_scale: float | None = None,
-        embed: Literal["conv", "patch"] = "conv",
+        embed: Literal["conv", "stem", "patch"] = "conv",
         stem_strides: tuple[int, int] = (2, 2),
         legacy_pad: bool | None = None,
         mixer: Mixer = "neighborhood",
@@ -86,8 +87,9 @@ class NeighborhoodAttentionTransformer(Backbone):
             mlp_ratio: Hidden width of an MLP over its width.
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
-            embed: "conv" for overlapping convolutions at the stem and between levels; "patch" for patches side by side
-                and their merging, as in DiNAT_s.
+            embed: "conv" for overlapping convolutions at the stem and between levels; "stem" for the same with batch
+                norms and a ReLU at the stem, which small data sets profit from; "patch" for patches side by side and
+                their merging, as in DiNAT_s.
             stem_strides: Strides of the two convolutions of the stem; their product is the size of a patch.
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
@@ -116,15 +118,15 @@ class NeighborhoodAttentionTransformer(Backbone):
         levels = len(depths)
         if len(num_heads) != levels:
             raise ValueError(f"num_heads must have one entry per level, {levels}; got {len(num_heads)}")
-        if embed not in ("conv", "patch"):
-            raise ValueError(f'embed must be "conv" or "patch"; got {embed!r}')
+        if embed not in ("conv", "stem", "patch"):
+            raise ValueError(f'embed must be "conv", "stem" or "patch"; got {embed!r}')
         patch_size = stem_strides[0] * stem_strides[1]
         self.patch_embed: nn.Module = (
-            ConvEmbed(in_chans, embed_dim, stem_strides, **dd)
-            if embed == "conv"
-            else PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+            PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+            if embed == "patch"
+            else (ConvEmbed if embed == "conv" else ConvStem)(in_chans, embed_dim, stem_strides, **dd)
         )
-        downsample = ConvDownsample if embed == "conv" else PatchMerging
+        downsample = PatchMerging if embed == "patch" else ConvDownsample
         level_dilations = _level_dilations(dilations, levels)
         shared = {
             "kernel_size": kernel_size,
@@ -201,6 +203,7 @@ _AT_32: dict[str, Any] = {
     "license": "apache-2.0",
     "origin_url": "",
 }
+_STEM: dict[str, Any] = {"first_conv": "patch_embed.proj.0.conv"}
 _AT_384: dict[str, Any] = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 _IN22K: dict[str, Any] = {"num_classes": 21841}
 
@@ -208,6 +211,8 @@ default_cfgs = generate_default_cfgs(
     {
         "nat_pico.cifar10": _cfg(**_AT_32, **packaged("nat_pico.cifar10")),
         "dinat_pico.cifar10": _cfg(**_AT_32, **_DINAT_PAPER, **packaged("dinat_pico.cifar10")),
+        "nat_pico_stem.untrained": _cfg(**_AT_32, **_STEM),
+        "dinat_pico_stem.untrained": _cfg(**_AT_32, **_STEM, **_DINAT_PAPER),
         "nat_mini.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_mini.pth"),
         "nat_tiny.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_tiny.pth"),
         "nat_small.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_small.pth"),
@@ -248,6 +253,8 @@ _S_BASE = {**_S_SMALL, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
 # detectors and segmenters start from the same weights with these, and the paper has 32 channels per head throughout.
 _S_LARGE = {**_S_SMALL, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
 _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2.0, "stem_strides": (2, 1)}
+_PICO_STEM = {**_PICO, "embed": "stem", "stem_strides": (1, 2)}
+_PICO_DILATED = {"kernel_size": 3, "dilations": (5, 2, 1)}
 
 register_variants(
     __name__,
@@ -259,8 +266,10 @@ register_variants(
         ),
         "dinat_pico": (
             "DiNAT of the same size, of our own making: windows of 3, with the largest dilations for 32 pixels.",
-            {**_PICO, "kernel_size": 3, "dilations": (5, 2, 1)},
+            {**_PICO, **_PICO_DILATED},
         ),
+        "nat_pico_stem": ("NAT-Pico with batch norms and a ReLU at a stem that begins with stride 1.", _PICO_STEM),
+        "dinat_pico_stem": ("DiNAT-Pico with the same stem.", {**_PICO_STEM, **_PICO_DILATED}),
         "nat_mini": ("NAT-Mini.", _MINI),
         "nat_tiny": ("NAT-Tiny.", _TINY),
         "nat_small": ("NAT-Small.", {**_SMALL, "layer_scale": 1e-5}),
