@@ -72,10 +72,14 @@ def test_parameters_and_flops_of_nat_pico_at_32() -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(0.05, abs=0.005)
 
 
-def test_stem_with_batch_norms_differs_in_its_norms_alone() -> None:
-    """It has a norm after its first convolution too, of 24 channels, and no biases of convolutions."""
+def test_stem_with_batch_norms_differs_in_norms_and_biases() -> None:
+    """It has a norm after its first convolution too, of 24 channels, and no biases of convolutions.
+
+    Each block begins with a depthwise convolution of 3x3.
+    """
     sizes = [sum(p.numel() for p in timm.create_model(name).parameters()) for name in ("nat_pico", "nat_pico_stem")]
-    assert sizes[1] - sizes[0] == 2 * 24 - (24 + 48)
+    stem, encoding = 2 * 24 - (24 + 48), (9 + 1) * (2 * 48 + 3 * 96 + 2 * 192)
+    assert sizes[1] - sizes[0] == stem + encoding
     assert timm.create_model("nat_pico_stem").patch_embed(torch.randn(1, 3, 32, 32)).shape == (1, 48, 16, 16)
 
 

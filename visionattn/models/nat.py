@@ -253,7 +253,7 @@ _S_BASE = {**_S_SMALL, "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
 # detectors and segmenters start from the same weights with these, and the paper has 32 channels per head throughout.
 _S_LARGE = {**_S_SMALL, "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
 _PICO = {"embed_dim": 48, "depths": (2, 3, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2.0, "stem_strides": (2, 1)}
-_PICO_STEM = {**_PICO, "embed": "stem", "stem_strides": (1, 2)}
+_PICO_STEM = {**_PICO, "embed": "stem", "stem_strides": (1, 2), "cpe": True}
 _PICO_DILATED = {"kernel_size": 3, "dilations": (5, 2, 1)}
 
 register_variants(
@@ -268,8 +268,12 @@ register_variants(
             "DiNAT of the same size, of our own making: windows of 3, with the largest dilations for 32 pixels.",
             {**_PICO, **_PICO_DILATED},
         ),
-        "nat_pico_stem": ("NAT-Pico with batch norms and a ReLU at a stem that begins with stride 1.", _PICO_STEM),
-        "dinat_pico_stem": ("DiNAT-Pico with the same stem.", {**_PICO_STEM, **_PICO_DILATED}),
+        "nat_pico_stem": (
+            "NAT-Pico with batch norms and a ReLU at a stem that begins with stride 1, and a position encoding by "
+            "convolution.",
+            _PICO_STEM,
+        ),
+        "dinat_pico_stem": ("DiNAT-Pico with the same stem and encoding.", {**_PICO_STEM, **_PICO_DILATED}),
         "nat_mini": ("NAT-Mini.", _MINI),
         "nat_tiny": ("NAT-Tiny.", _TINY),
         "nat_small": ("NAT-Small.", {**_SMALL, "layer_scale": 1e-5}),
