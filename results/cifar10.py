@@ -2,10 +2,11 @@
 
     python results/cifar10.py --root data/cifar10 runs/cifar10-*/0
 
-The best epoch of each run, by the images that were held out of the training split, is exported in half precision, and
-these weights are shown the test images, once; `test.json` in the run folder keeps what came out. Of each model, the
-run of the lowest seed goes to visionattn/models/weights. results/cifar10.csv gets a row for each run and keeps those of
-earlier calls; of it are made results/cifar10.png and the table in README.md, also where no run folder is given.
+The best epoch of each run, by the images that were held out of the training split, is exported in half precision, after
+its large matrices were rounded to 8 bits. These weights are shown the test images, once; `test.json` in the run folder
+keeps what came out. Of each model, the run of the lowest seed goes to visionattn/models/weights. results/cifar10.csv
+gets a row for each run and keeps those of earlier calls; of it are made results/cifar10.png and the table in README.md,
+also where no run folder is given.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Any
 
 import yaml
 from matplotlib.transforms import Bbox
+from safetensors.torch import load_file, save_file
 
 from results.pages import fill, name_hardware, read_table
 from visionattn.cli.classify import classify
 from visionattn.evaluation import ImageOptions
 from visionattn.export.hub import save_folder
 from visionattn.export.network import load_network
-from visionattn.models._weights import CHECKSUMS, FOLDER
+from visionattn.models._weights import CHECKSUMS, FOLDER, pack, unpack
 from visionattn.output import write_csv, write_text
 from visionattn.viz.figure import BLUE, new_figure, save_figure, style_axes
 
@@ -37,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 TABLE, PLOT, README = ROOT / "results" / "cifar10.csv", ROOT / "results" / "cifar10.png", ROOT / "README.md"
 SPEEDS = ROOT / "docs" / "zoo-cpu.json"
 BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends -->"
-TAG = "cifar10"
+TAG, PACKED = "cifar10", "packed.safetensors"
 DATA = "CIFAR-10, 45,000 of its 50,000 training images"
 PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
 """Figures of the papers, or of their authors' logs, for the nearest model."""
@@ -81,6 +83,9 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
     checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
     network = load_network(checkpoint, None, False, None, "average")
+    state = network.module.state_dict()
+    rounded = pack(state)
+    network.module.load_state_dict(unpack({**state, **rounded}))
     options: dict[str, Any] = {"dtype": "float16", "license": "apache-2.0", "data_name": DATA}
     if not found.exists() or found.stat().st_mtime < checkpoint.stat().st_mtime:
         save_folder(network, folder, checkpoint, **options)
@@ -92,6 +97,7 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
             output=found,
         )
     save_folder(network, folder, checkpoint, **options, evaluation=found)
+    save_file({**load_file(folder / "model.safetensors"), **rounded}, run / PACKED)
     test = json.loads(found.read_text())
     config = yaml.safe_load((run / "config.yaml").read_text())
     return {
@@ -110,12 +116,14 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
 
 
 def ship(run: Path, name: str) -> None:
-    """Copy the export of a run into the package."""
+    """Copy the export of a run into the package, with large matrices in 8 bits."""
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     shutil.copytree(run / "export", FOLDER / name)
+    shutil.copy(run / PACKED, FOLDER / name / "model.safetensors")
     card = FOLDER / name / "README.md"
+    text = card.read_text(encoding="utf-8").replace(", float16 |", ", float16, large matrices rounded to 8 bits |")
     use = '"local-dir:FOLDER", pretrained=True).eval()  # or hf-hub:OWNER/NAME'
-    write_text(card.read_text(encoding="utf-8").replace(use, f'"{name}", pretrained=True).eval()'), card)
+    write_text(text.replace(use, f'"{name}", pretrained=True).eval()'), card)
 
 
 def write_checksums() -> None:

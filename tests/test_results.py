@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as train
+from visionattn.models._weights import unpack
 from visionattn.viz.figure import new_figure
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def test_results_weights_table_and_plot_are_written(script: ModuleType, runs: li
     found = [json.loads((Path(folder) / "test.json").read_text()) for folder in reversed(runs)]
     assert [float(row["test_top1"]) for row in rows] == [round(100 * each["top1"], 2) for each in found]
     assert [each["num_images"] for each in found] == [20, 20]
-    held = load_file(tmp_path / "weights" / "vit_nano_patch4_32.cifar10" / "model.safetensors")
+    held = unpack(load_file(tmp_path / "weights" / "vit_nano_patch4_32.cifar10" / "model.safetensors"))
     best = timm.create_model(f"local-dir:{tmp_path / 'runs' / 'seed0' / '0' / 'export'}", pretrained=True).state_dict()
     assert all((held[key].float() == best[key]).all() for key in best), "the lowest seed's"
     (line,) = (tmp_path / "weights" / "SUMS").read_text().splitlines()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_pretrained_cfg
 
 from visionattn.models import _weights
-from visionattn.models._weights import CHECKSUMS, FOLDER, check
+from visionattn.models._weights import CHECKSUMS, FOLDER, LARGE, check, pack, unpack
 from visionattn.training import describe_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,16 +26,21 @@ def test_tags_all_have_their_weights() -> None:
 
 
 def test_they_are_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 10e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 12e6
 
 
 @each
 def test_timm_loads_them_without_a_network(name: str) -> None:
     model = timm.create_model(name, pretrained=True).eval()
-    held = load_file(FOLDER / name / "model.safetensors")
+    packed = load_file(FOLDER / name / "model.safetensors")
+    rounded = {key for key, value in packed.items() if value.dtype == torch.int8}
+    assert rounded
+    held = unpack(packed)
     half = timm.create_model(name).half().state_dict()
-    assert {key: value.dtype for key, value in held.items()} == {key: value.dtype for key, value in half.items()}
-    wide = [value for value in held.values() if value.dtype == torch.float32]
+    assert {key: value.dtype for key, value in held.items() if key not in rounded} == {
+        key: value.dtype for key, value in half.items() if key not in rounded
+    }
+    wide = [value for key, value in held.items() if value.dtype == torch.float32 and key not in rounded]
     if name == "terminator_pico.cifar10":  # what makes its kernels has frequencies beyond float16
         assert max(value.abs().max() for value in wide) > torch.finfo(torch.float16).max
     else:
@@ -91,6 +96,25 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused(name, path, "is damaged")
     path.unlink()
     refused(name, path, "is missing")
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_packed_weights_are_near_and_held_exactly_by_float16(size: float) -> None:
+    torch.manual_seed(0)
+    kernel = size * torch.randn(64, 16, 3, 3) * torch.logspace(-2, 0, 64)[:, None, None, None]
+    kernel[3] = 0
+    vector = torch.randn(LARGE)
+    packed = pack({"kernel": kernel, "vector": vector})
+    assert {key: value.dtype for key, value in packed.items()} == {
+        "kernel": torch.int8,
+        "kernel:scale": torch.float16,
+    }
+    found = unpack({"vector": vector, **packed})
+    assert found["vector"] is vector
+    step = kernel.abs().amax((1, 2, 3), keepdim=True) / 127
+    assert (found["kernel"] - kernel).abs().le(0.57 * step + 2.0**-22).all(), "half a step that is up to 1/8 too wide"
+    assert torch.equal(found["kernel"].half().float(), found["kernel"])
+    assert not pack({"above": 1e9 / size * kernel, "below": 1e-9 / size * kernel, "small": kernel[:4]})
 
 
 def refused(name: str, path: Path, says: str) -> None:

@@ -1,4 +1,7 @@
-"""Weights that come with the package, in `weights/MODEL.TAG`, folders as `visionattn export hub` writes them."""
+"""Weights that come with the package, in `weights/MODEL.TAG`.
+
+These are folders as `visionattn export hub` writes them, but large matrices are held in 8 bits.
+"""
 
 import hashlib
 import json
@@ -7,12 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 FOLDER = Path(__file__).with_name("weights")
 CHECKSUMS = FOLDER / "SHA256SUMS"
 """A line `DIGEST  PATH` for each file of weights, as the command `sha256sum` writes it."""
+LARGE = 4096
+"""Fewest numbers of a matrix that is held in 8 bits."""
+SCALE = ":scale"
+"""End of the name of a matrix's scales."""
 
 
 def packaged(name: str) -> dict[str, Any]:
@@ -48,6 +56,7 @@ def build_model(
         path = Path(resolve_pretrained_cfg(variant, **given).file or "")
         if path.is_relative_to(FOLDER):
             check(path)
+            filter_fn = partial(_unpack_and_filter, filter_fn)
     feature_cfg = {**features, "out_indices": kwargs.pop("out_indices", features["out_indices"])}
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, feature_cfg=feature_cfg, **kwargs
@@ -64,6 +73,37 @@ def build_pyramid(
     """Build a `Backbone` with a stack of `depths`; its features are those of every level."""
     features = {"out_indices": tuple(range(len(kwargs["depths"]))), "flatten_sequential": True}
     return build_model(model_cls, variant, pretrained, filter_fn, features=features, **kwargs)
+
+
+def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return large matrices and kernels in 8 bits, and a scale for each of their outputs.
+
+    A scale has four significant bits, so that float16 holds the rounded numbers exactly. Matrices that are beyond the
+    range of float16, above or below, are left out, as are small ones.
+    """
+    packed = {}
+    for name, value in state.items():
+        if value.ndim > 1 and value.numel() >= LARGE and 2.0**-12 < value.abs().max() < 2.0**15:
+            wide = value.float()
+            mantissa, exponent = torch.frexp(wide.abs().amax(tuple(range(1, value.ndim)), keepdim=True) / 127)
+            scale = torch.ldexp((16 * mantissa).ceil() / 16, exponent).clamp(min=2.0**-21)
+            packed[name] = (wide / scale).round().to(torch.int8)
+            packed[name + SCALE] = scale.half()
+    return packed
+
+
+def unpack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights, some of which come from `pack`: these in float32."""
+    return {
+        name: value.float() * state[name + SCALE].float() if name + SCALE in state else value
+        for name, value in state.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def _unpack_and_filter(filter_fn: Callable[..., Any] | None, state: Mapping[str, Tensor], model: nn.Module) -> Any:
+    found = unpack(state)
+    return filter_fn(found, model) if filter_fn else found
 
 
 def check(path: Path) -> None:
