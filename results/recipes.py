@@ -98,7 +98,7 @@ def draw(curves: dict[str, list[Row]]) -> None:
     models = list(dict.fromkeys(own[0]["model"] for own in curves.values()))
     figure = new_figure(9.0, 4.0 * -(-len(models) // 2))
     plots = figure.subplots(-(-len(models) // 2), 2, squeeze=False, sharey=True).flat
-    for axes, model in zip(plots, models, strict=False):
+    for model, axes in zip(models, plots, strict=False):  # in this order, which takes no plot without a model
         style_axes(axes, title=model, xlabel="minutes", ylabel="held-out top-1 (%)")
         for own in curves.values():
             if own[0]["model"] == model:

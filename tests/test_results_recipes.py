@@ -61,3 +61,10 @@ def test_run_is_replaced_by_a_newer_one_of_its_name(script: ModuleType, tmp_path
     assert script.main([str(write_run(tmp_path / "old" / "a" / "0", [0.5, 0.7], 120))]) == 0
     assert script.main([str(write_run(tmp_path / "new" / "a" / "0", [0.8], 60))]) == 0
     assert [row["held_out_top1"] for row in read_table(tmp_path / "t.csv")] == ["80.0"]
+
+
+def test_no_empty_plot_is_left(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(script, "save_figure", lambda figure, path: figures.append(figure))
+    assert script.main([str(write_run(tmp_path / "a" / "0", [0.5, 0.7], 120))]) == 0
+    assert [axes.get_title() for axes in figures[0].axes] == ["nat_pico"]

@@ -88,8 +88,7 @@ class NeighborhoodAttentionTransformer(Backbone):
             qkv_bias: Whether queries, keys and values have a bias.
             layer_scale: Initial LayerScale of a block's branches; None for no LayerScale.
             embed: "conv" for overlapping convolutions at the stem and between levels; "stem" for the same with batch
-                norms and a ReLU at the stem, which small data sets profit from; "patch" for patches side by side and
-                their merging, as in DiNAT_s.
+                norms and a ReLU at the stem; "patch" for patches side by side and their merging, as in DiNAT_s.
             stem_strides: Strides of the two convolutions of the stem; their product is the size of a patch.
             legacy_pad: Attend to appended zeros on maps smaller than a window, as in the training of published
                 weights. Otherwise a query sees its map only. None follows the loaded weights, and uses no zeros for a
