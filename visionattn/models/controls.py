@@ -58,7 +58,7 @@ default_cfgs = generate_default_cfgs(
         "vit_pico_patch4_32.untrained": VIT_CFG,
         "vit_nano_patch4_32.cifar10": {**VIT_CFG, **packaged("vit_nano_patch4_32.cifar10")},
         "resnet_pico.cifar10": {**_RESNET_CFG, "pool_size": (2, 2), **packaged("resnet_pico.cifar10")},
-        "resnet_pico_stem.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
+        "resnet10_pico.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
     }
 )
 
@@ -66,6 +66,12 @@ VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6}
 VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
 VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
 _RESNET_PICO: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 96)}
+_RESNET10_PICO: dict[str, Any] = {
+    "block": BasicBlock,
+    "layers": (1, 1, 1, 1),
+    "channels": (32, 64, 128, 256),
+    "small_stem": True,
+}
 
 register_variants(
     __name__,
@@ -81,9 +87,9 @@ register_variants(
     partial(build_model, SmallImageResNet, features={"out_indices": (0, 1, 2, 3, 4)}),
     {
         "resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO),
-        "resnet_pico_stem": (
-            "The same with a 3x3 convolution of stride 1 at the stem, as is usual for images of 32 pixels.",
-            {**_RESNET_PICO, "small_stem": True},
+        "resnet10_pico": (
+            "A ResNet of our own making: ResNet-10 with 32 to 256 channels, and a 3x3 convolution of stride 1 at the stem.",
+            _RESNET10_PICO,
         ),
     },
 )
