@@ -177,21 +177,3 @@ def test_benchmark_compares_scores_before_timing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "single_pair", lambda probe, layer, x, y: x @ y)
     assert bench.main(arguments) == 1
     assert "scores differ by" in capsys.readouterr().err
-
-
-def test_weight_decay_shrinks_weights_and_spares_biases(blocks):
-    def trained(weight_decay):
-        training = ProbeTraining(lr=0.01, weight_decay=weight_decay, rank=4)
-        probes = BindingProbes({0: LAYOUT}, ("quadratic", "class"), 3, training)
-        before = probes.at(0).state_dict()
-        draws = torch.Generator().manual_seed(0)
-        probes.train_step({0: identity_features(scenes, draws)}, scenes)
-        return before, probes.at(0).state_dict()
-
-    scenes = blocks(4)
-    (before, plain), (_, decayed) = trained(0.0), trained(5.0)
-    for name in ("probes.quadratic.weight", "probes.class.weight"):
-        torch.testing.assert_close(decayed[name], plain[name] - 0.01 * 5 * before[name])
-        assert not torch.equal(decayed[name], plain[name])
-    for name in ("probes.quadratic.bias", "probes.class.bias"):
-        assert torch.equal(decayed[name], plain[name])

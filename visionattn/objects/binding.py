@@ -30,12 +30,11 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """Probes and their training, by AdamW on all pairs of the patches drawn from each image.
+    """Probes and their training, by Adam on all pairs of the patches drawn from each image.
 
     Args:
         epochs: passes over the training scenes.
         lr: learning rate; the single bias of a probe uses lr times the square root of the backbone's width.
-        weight_decay: decoupled weight decay of all weights but biases.
         patches: number of patches drawn from each image, different ones in every training step.
         min_purity: smallest share of its pixels that a patch's segment must have; other patches are left out.
         rank: rank of the quadratic probe.
@@ -47,7 +46,6 @@ class ProbeTraining:
 
     epochs: int = 30
     lr: float = 1e-3
-    weight_decay: float = 0.0
     patches: int = 256
     min_purity: float = 0.0
     rank: int = 100
@@ -59,7 +57,6 @@ class ProbeTraining:
         for name, bound in (("epochs", 1), ("patches", 2), ("rank", 1), ("num_queries", 1)):
             check_range(f"training.{name}", getattr(self, name), bound, error=UserError)
         check_range("training.lr", self.lr, 0, above=True, error=UserError)
-        check_range("training.weight_decay", self.weight_decay, 0, error=UserError)
         check_range("training.min_purity", self.min_purity, 0, 1, error=UserError)
         check_range("training.cache", self.cache, 0, error=UserError)
 
@@ -164,15 +161,11 @@ class BindingProbes:
                 self._groups.append((layers, group.to(device)))
         # Steps of lr in D weights move a score by about lr √D; a single bias takes steps of that size to keep up.
         parameters = [
-            {
-                "params": [values],
-                "lr": self.training.lr * (group.layout.dim**0.5 if values.dim() == 1 else 1),
-                "weight_decay": 0.0 if name.endswith("bias") else self.training.weight_decay,
-            }
+            {"params": [values], "lr": self.training.lr * (group.layout.dim**0.5 if values.dim() == 1 else 1)}
             for _, group in self._groups
-            for name, values in group.named_parameters()
+            for values in group.parameters()
         ]
-        self._optimizer = torch.optim.AdamW(parameters) if parameters else None
+        self._optimizer = torch.optim.Adam(parameters) if parameters else None
         self._draws = torch.Generator().manual_seed(self.training.seed)
         self._evaluation_draws = torch.Generator().manual_seed(EVALUATION_SEED)
         self._started = False
