@@ -169,7 +169,7 @@ def test_checkpoint_of_another_window_is_interpolated(tmp_path) -> None:
     [
         ({"num_heads": (2, 4)}, "num_heads must have one entry per stage, 3; got 2"),
         ({"conv_stages": 4}, "conv_stages must be from 0 to the number of stages, 3; got 4"),
-        ({"stem": "pool"}, "stem must be 'conv', 'patch', 'small' or 'cifar'; got 'pool'"),
+        ({"stem": "pool"}, "stem must be 'conv', 'patch' or 'small'; got 'pool'"),
         ({"num_heads": (3, 4, 8)}, "num_heads must divide dim; got dim 32 and num_heads 3"),
     ],
 )

@@ -68,7 +68,7 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-    """A convolution, and a max-pool after that of kind "conv" (see `HaloNet.__init__`); gives channels-last memory."""
+    """A 7x7 convolution and a 3x3 max-pool, each of stride 2, or patches of 4x4 pixels; gives channels-last memory."""
 
     def __init__(self, in_chans: int, dim: int, kind: str, **dd: Any) -> None:
         super().__init__()
@@ -76,11 +76,10 @@ class Stem(nn.Module):
             "conv": (7, 2, nn.MaxPool2d(3, 2, 1)),
             "patch": (4, 4, nn.Identity()),
             "small": (3, 2, nn.Identity()),
-            "cifar": (3, 1, nn.Identity()),
         }[kind]
         padding = kernel // 2 if kernel % 2 else 0
         self.conv = ConvNormAct(in_chans, dim, kernel, stride, padding=padding, act_layer=nn.SiLU, **dd)
-        self.reduction = stride * (2 if kind == "conv" else 1)
+        self.reduction = 2 if kind == "small" else 4
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
@@ -106,7 +105,7 @@ class HaloNet(Backbone):
         output_ratio: float = 1.0,
         final_dim: int | None = None,
         conv_stages: int = 0,
-        stem: Literal["conv", "patch", "small", "cifar"] = "conv",
+        stem: Literal["conv", "patch", "small"] = "conv",
         stem_dim: int = 64,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -130,7 +129,7 @@ class HaloNet(Backbone):
             final_dim: Width of a last 1x1 convolution (d_f); None for none.
             conv_stages: Number of first stages with 3x3 convolutions in place of attention.
             stem: The paper's convolution and pool ("conv"), patches of 4x4 pixels ("patch"), of which incomplete ones
-                are left out, or a 3x3 convolution of stride 2 ("small") or 1 ("cifar") for small images.
+                are left out, or a 3x3 convolution of stride 2 for small images ("small").
             stem_dim: Channels of the stem.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
@@ -150,8 +149,8 @@ class HaloNet(Backbone):
             raise ValueError(f"num_heads must have one entry per stage, {len(depths)}; got {len(num_heads)}")
         if not 0 <= conv_stages <= len(depths):
             raise ValueError(f"conv_stages must be from 0 to the number of stages, {len(depths)}; got {conv_stages}")
-        if stem not in ("conv", "patch", "small", "cifar"):
-            raise ValueError(f"stem must be 'conv', 'patch', 'small' or 'cifar'; got {stem!r}")
+        if stem not in ("conv", "patch", "small"):
+            raise ValueError(f"stem must be 'conv', 'patch' or 'small'; got {stem!r}")
         self.stem = Stem(in_chans, stem_dim, stem, **dd)
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []
