@@ -88,7 +88,7 @@ register_variants(
     {
         "resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO),
         "resnet10_pico": (
-            "A ResNet of our own making: ResNet-10 with 32 to 256 channels, and a 3x3 convolution of stride 1 at the stem.",
+            "A ResNet of our own making: ResNet-10 with 32 to 256 channels, and a 3x3 convolution of stride 1 as stem.",
             _RESNET10_PICO,
         ),
     },
