@@ -15,7 +15,7 @@ from visionattn.models.backbone import take_indices
 
 ALL_MODELS = [x for x in timm.list_models() if timm.models.model_entrypoint(x).__module__.startswith("visionattn.")]
 # Models of tokens, not of maps, and controls of timm's classes have tests of their own.
-OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet_")
+OTHERS = ("dcal_", "vit_", "slot_vit_", "resnet")
 MODELS = sorted(x for x in ALL_MODELS if not x.startswith(OTHERS))
 # What runs, one per kind: plain, stem with batch norms, dilation, layer scale; halo attention, a final layer, early
 # convolutions, patches; models of images of one size; plain convolutions.
