@@ -25,6 +25,8 @@ from visionattn.viz.figure import new_figure, save_figure, style_axes
 ROOT = Path(__file__).parent.parent
 TABLE, PLOT = ROOT / "results" / "recipes.csv", ROOT / "docs" / "images" / "recipes.png"
 PAGE = ROOT / "docs" / "cifar10.md"
+NOISE = ("re_prob", "auto_augment", "mixup", "cutmix", "drop_path_rate")
+"""Options that a recipe names if they are used."""
 BEGIN, END = "<!-- recipes: made by results/recipes.py -->", "<!-- recipes end -->"
 
 
@@ -47,10 +49,11 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     """Return a row for each epoch of a run."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    model = config["model"]
-    recipe = f"{model['opt']}, rate {model['lr']:g}, batches of {config['data']['batch_size']}"
-    if model["model_kwargs"]:
-        recipe += "".join(f", {name} {value}" for name, value in model["model_kwargs"].items())
+    model, data = config["model"], config["data"]
+    recipe = f"{model['opt']}, rate {model['lr']:g}, batches of {data['batch_size']}"
+    noise = {name: {**model, **data}.get(name) for name in NOISE}
+    extras = {name: value for name, value in noise.items() if value} | (model["model_kwargs"] or {})
+    recipe += "".join(f", {name} {value}" for name, value in extras.items())
     found = [row for row in read_table(run / "metrics.csv") if row["val_top1"]]
     return [
         {

@@ -36,7 +36,7 @@ def write_run(folder: Path, scores: list[float], seconds: float, **model: object
 
 def test_each_epoch_gets_a_row_and_each_run_a_line(script: ModuleType, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a" / "0", [0.5, 0.7, 0.6], 360)
-    second = write_run(tmp_path / "b" / "0", [0.75], 60, model_kwargs={"cpe": True})
+    second = write_run(tmp_path / "b" / "0", [0.75], 60, model_kwargs={"cpe": True}, mixup=0.2, cutmix=0.0)
     assert script.main([str(first)]) == 0
     assert script.main([str(second)]) == 0
     rows = read_table(tmp_path / "t.csv")
@@ -50,7 +50,7 @@ def test_each_epoch_gets_a_row_and_each_run_a_line(script: ModuleType, tmp_path:
     before, _, table = (tmp_path / "page.md").read_text().partition("|---:|\n")
     assert before.startswith("before\n")
     assert table == (
-        "| `nat_pico` | nmuon, rate 0.01, batches of 128, cpe True | 1 | 1 | 75.00 |\n"
+        "| `nat_pico` | nmuon, rate 0.01, batches of 128, mixup 0.2, cpe True | 1 | 1 | 75.00 |\n"
         "| `nat_pico` | nmuon, rate 0.01, batches of 128 | 3 | 6 | 70.00 |\n"
         f"{script.END}\nafter\n"
     )
