@@ -1,11 +1,14 @@
 """Models of timm's classes at sizes for small images."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from visionattn.models import SmallImageResNet
+from visionattn.models._dcal_vit import checkpoint_filter_fn
 
 
 def vit_parameters(width: int, depth: int = 6, patches: int = 64, classes: int = 10) -> int:
@@ -23,9 +26,17 @@ def resnet10_parameters(channels: tuple[int, ...], classes: int = 10) -> int:
     return 3 * 9 * 64 + 2 * 64 + blocks + (channels[-1] + 1) * classes
 
 
+def stem_parameters(width: int) -> int:
+    """Three 3x3 convolutions from 3 channels to `width`; the last one has a bias, the others a norm."""
+    channels = (3, width // 4, width // 2, width)
+    kernels = sum(9 * before * after for before, after in pairwise(channels))
+    return kernels + 2 * (width // 4 + width // 2) + width
+
+
 SIZES = {
     "vit_pico_patch4_32": vit_parameters(192),
     "vit_nano_patch4_32": vit_parameters(96),
+    "vit_nano_stem": vit_parameters(96) - (3 * 16 + 1) * 96 + stem_parameters(96),
     "resnet_pico": 503_850,
     "resnet10_pico": resnet10_parameters((32, 64, 128, 256)),
 }
@@ -54,3 +65,17 @@ def test_maps_of_the_resnet_are_as_large_as_it_says(name: str, reductions: list[
         zip(model.feature_info.channels(), model.feature_info.reduction(), strict=True)
     )
     assert model.feature_info.reduction() == reductions
+
+
+def test_a_vit_with_a_stem_gives_dcal_its_weights() -> None:
+    vit, dcal = timm.create_model("vit_nano_stem").eval(), timm.create_model("dcal_vit_nano_stem").eval()
+    dcal.load_state_dict(checkpoint_filter_fn(vit.state_dict(), dcal))
+    dcal.set_inference("sa")
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(dcal(x), vit(x))
+    assert vit.patch_embed.grid_size == (8, 8)
+
+
+def test_the_stem_makes_patches_of_four_pixels() -> None:
+    with pytest.raises(ValueError, match="patches of 4 pixels; patch_size is 2"):
+        timm.create_model("vit_nano_stem", patch_size=2)

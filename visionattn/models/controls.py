@@ -4,9 +4,11 @@ from functools import partial
 from typing import Any, cast
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import HybridEmbed
 from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
 from visionattn.models._configs import register_variants
@@ -35,6 +37,28 @@ class SmallImageResNet(ResNet):
                 level["reduction"] //= 2
 
 
+def conv_embed(patch_size: int, in_chans: int, embed_dim: int, **kwargs: Any) -> HybridEmbed:
+    """Build a patch embedding of three 3x3 convolutions, for patches of 4 pixels (Xiao et al., 2021).
+
+    Source: "Early Convolutions Help Transformers See Better", NeurIPS 2021, https://arxiv.org/abs/2106.14881. Its stems
+    have more convolutions.
+
+    Args:
+        patch_size: Side of a patch.
+        in_chans: Channels of an image.
+        embed_dim: Width of the tokens; the convolutions before the last have a quarter and half of it.
+        **kwargs: Options of timm's HybridEmbed.
+
+    Raises:
+        ValueError: Patches have another size.
+    """
+    if patch_size != 4:
+        raise ValueError(f"the convolutional stem makes patches of 4 pixels; patch_size is {patch_size}")
+    dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+    stem = ConvStem(in_chans, channels=embed_dim, stride=(1, 2, 2), **dd)
+    return HybridEmbed(stem, in_chans=in_chans, embed_dim=embed_dim, proj=False, **kwargs)
+
+
 _CFG: dict[str, Any] = {
     "num_classes": 10,
     "input_size": (3, 32, 32),
@@ -51,12 +75,14 @@ VIT_CFG: dict[str, Any] = {
     "first_conv": "patch_embed.proj",
     "classifier": "head",
 }
+VIT_STEM_CFG: dict[str, Any] = {**VIT_CFG, "first_conv": "patch_embed.backbone.0.conv"}
 _RESNET_CFG: dict[str, Any] = {**_CFG, "first_conv": "conv1", "classifier": "fc"}
 
 default_cfgs = generate_default_cfgs(
     {
         "vit_pico_patch4_32.untrained": VIT_CFG,
         "vit_nano_patch4_32.cifar10": {**VIT_CFG, **packaged("vit_nano_patch4_32.cifar10")},
+        "vit_nano_stem.untrained": VIT_STEM_CFG,
         "resnet_pico.cifar10": {**_RESNET_CFG, "pool_size": (2, 2), **packaged("resnet_pico.cifar10")},
         "resnet10_pico.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
     }
@@ -65,6 +91,7 @@ default_cfgs = generate_default_cfgs(
 VIT_32: dict[str, Any] = {"img_size": 32, "patch_size": 4, "depth": 6}
 VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
 VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
+VIT_NANO_STEM: dict[str, Any] = {**VIT_NANO, "embed_layer": conv_embed}
 _RESNET_PICO: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 96)}
 _RESNET10_PICO: dict[str, Any] = {
     "block": BasicBlock,
@@ -79,6 +106,7 @@ register_variants(
     {
         "vit_pico_patch4_32": ("A ViT of our own making: six blocks of ViT-Tiny's width.", VIT_PICO),
         "vit_nano_patch4_32": ("A ViT of our own making: six blocks of width 96.", VIT_NANO),
+        "vit_nano_stem": ("ViT-Nano with a stem of three convolutions.", VIT_NANO_STEM),
     },
 )
 

@@ -25,7 +25,7 @@ from visionattn.models._configs import configs_like, register_variants
 from visionattn.models._dcal_swin import DcalSwinTransformer
 from visionattn.models._dcal_vit import DcalVisionTransformer, checkpoint_filter_fn
 from visionattn.models._weights import build_model, build_vit, packaged
-from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO
+from visionattn.models.controls import VIT_32, VIT_CFG, VIT_NANO, VIT_NANO_STEM, VIT_STEM_CFG
 
 __all__ = ["DcalSwinTransformer", "DcalVisionTransformer"]
 
@@ -35,19 +35,14 @@ PAPER: dict[str, Any] = {
 }
 
 
-_PICO: dict[str, Any] = {
-    **VIT_CFG,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "classifier": ("head", "glca_head"),
-    **PAPER,
-}
+_HEADS: dict[str, Any] = {"classifier": ("head", "glca_head"), **PAPER}
+_PICO: dict[str, Any] = {**VIT_CFG, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **_HEADS}
 
 default_cfgs = generate_default_cfgs(
     {
         **configs_like(
             "dcal_",
-            {**PAPER, "classifier": ("head", "glca_head")},
+            _HEADS,
             "deit_tiny_patch16_224",
             "deit_small_patch16_224",
             "deit_base_patch16_224",
@@ -61,6 +56,7 @@ default_cfgs = generate_default_cfgs(
             *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")),
         ),
         "dcal_vit_nano.cifar10": {**_PICO, **packaged("dcal_vit_nano.cifar10")},
+        "dcal_vit_nano_stem.untrained": {**VIT_STEM_CFG, **_HEADS},
         "dcal_vit_pico": _PICO,
     }
 )
@@ -86,6 +82,7 @@ register_variants(
             {**VIT_32, "embed_dim": 128, "num_heads": 4},
         ),
         "dcal_vit_nano": ("DCAL on `vit_nano_patch4_32`: six blocks of width 96.", VIT_NANO),
+        "dcal_vit_nano_stem": ("DCAL on `vit_nano_stem`, whose weights it takes.", VIT_NANO_STEM),
     },
 )
 
