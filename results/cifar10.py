@@ -6,7 +6,7 @@ The best epoch of each run, by the images that were held out of the training spl
 its large matrices were rounded to 8 bits. These weights are shown the test images, once; `test.json` in the run folder
 keeps what came out. Of each model, the run of the lowest seed goes to visionattn/models/weights. results/cifar10.csv
 gets a row for each run and keeps those of earlier calls; of it are made results/cifar10.png and the table in README.md,
-also where no run folder is given.
+also where no run folder is given. The encoder of a masked autoencoder goes to the weights alone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ ROOT = Path(__file__).parent.parent
 TABLE, PLOT, README = ROOT / "results" / "cifar10.csv", ROOT / "results" / "cifar10.png", ROOT / "README.md"
 SPEEDS = ROOT / "docs" / "zoo-cpu.json"
 BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends -->"
-TAG, PACKED = "cifar10", "packed.safetensors"
-DATA = "CIFAR-10, 45,000 of its 50,000 training images"
+TAG, TAG_ENCODER = "cifar10", "mae_cifar10"
+BEST, EXPORT, PACKED = Path("checkpoints", "best.ckpt"), "export", "packed.safetensors"
+SUPERVISED = "CIFAR-10, 45,000 of its 50,000 training images"
+UNLABELLED = f"{SUPERVISED}, without their labels"
 PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
 """Figures of the papers, or of their authors' logs, for the nearest model."""
 
@@ -56,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in args.runs:
         if not (run / "summary.json").is_file():
             print(f"{run}: this training did not come to its end, it is left out", file=sys.stderr)
+            continue
+        summary = json.loads((run / "summary.json").read_text())
+        if summary["task"] == "mae":
+            export(run, UNLABELLED)
+            ship(run, f"{summary['model']}.{TAG_ENCODER}")
             continue
         row = evaluate(run, args.root)
         rows[row["model"], row["seed"]] = row
@@ -81,23 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(run: Path, root: Path) -> dict[str, Any]:
     """Return the row of a run; its export sees the test images once."""
     summary = json.loads((run / "summary.json").read_text())
-    checkpoint, folder, found = run / "checkpoints" / "best.ckpt", run / "export", run / "test.json"
-    network = load_network(checkpoint, None, False, None, "average")
-    state = network.module.state_dict()
-    rounded = pack(state)
-    network.module.load_state_dict(unpack({**state, **rounded}))
-    options: dict[str, Any] = {"dtype": "float16", "license": "apache-2.0", "data_name": DATA}
+    checkpoint, found = run / BEST, run / "test.json"
     if not found.exists() or found.stat().st_mtime < checkpoint.stat().st_mtime:
-        save_folder(network, folder, checkpoint, **options)
+        export(run, SUPERVISED)
         classify(
-            checkpoint=folder / "model.safetensors",
+            checkpoint=run / EXPORT / "model.safetensors",
             model=summary["model"],
             data=ImageOptions(root=str(root), split="test"),
             device="cpu",
             output=found,
         )
-    save_folder(network, folder, checkpoint, **options, evaluation=found)
-    save_file({**load_file(folder / "model.safetensors"), **rounded}, run / PACKED)
+    export(run, SUPERVISED, found)
     test = json.loads(found.read_text())
     config = yaml.safe_load((run / "config.yaml").read_text())
     return {
@@ -115,10 +116,20 @@ def evaluate(run: Path, root: Path) -> dict[str, Any]:
     }
 
 
+def export(run: Path, data_name: str, evaluation: Path | None = None) -> None:
+    """Write the best epoch of a run with large matrices rounded: a folder in half precision, and PACKED in 8 bits."""
+    network = load_network(run / BEST, None, False, None, "average")
+    state = network.module.state_dict()
+    rounded = pack(state)
+    network.module.load_state_dict(unpack({**state, **rounded}))
+    save_folder(network, run / EXPORT, run / BEST, "float16", "apache-2.0", data_name=data_name, evaluation=evaluation)
+    save_file({**load_file(run / EXPORT / "model.safetensors"), **rounded}, run / PACKED)
+
+
 def ship(run: Path, name: str) -> None:
     """Copy the export of a run into the package, with large matrices in 8 bits."""
     shutil.rmtree(FOLDER / name, ignore_errors=True)
-    shutil.copytree(run / "export", FOLDER / name)
+    shutil.copytree(run / EXPORT, FOLDER / name)
     shutil.copy(run / PACKED, FOLDER / name / "model.safetensors")
     card = FOLDER / name / "README.md"
     text = card.read_text(encoding="utf-8").replace(", float16 |", ", float16, large matrices rounded to 8 bits |")

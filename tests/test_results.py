@@ -1,8 +1,10 @@
 """results/cifar10.py: from run folders to weights, table and plot."""
 
+import contextlib
 import csv
 import itertools
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from visionattn.cli.errors import run
 from visionattn.cli.train import main as train
+from visionattn.models import _weights
 from visionattn.models._weights import unpack
 from visionattn.viz.figure import new_figure
 
@@ -40,21 +43,34 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Train two seeds for one step."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw images of ten classes, and train on them: two seeds of a classifier, and a masked autoencoder."""
+    place = tmp_path_factory.mktemp("trained")
     for split, count in (("train", 3), ("test", 2)):
         for label in range(10):
-            folder = tmp_path / "images" / split / f"class{label}"
+            folder = place / "images" / split / f"class{label}"
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.effect_noise((32, 32), 60).convert("RGB").save(folder / f"{number}.png")
-    for seed in (1, 0):
-        options = ["--data.root=images", "--data.num_workers=0", "--data.holdout_per_class=1", "--data.batch_size=8"]
-        options += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
-        options += [f"--seed_everything={seed}", f"--run_name=seed{seed}"]
-        assert run(train, ["fit", f"--config={ROOT / 'configs' / 'cifar10' / 'vit.yaml'}", *options]) == 0
+    options = ["--data.root=images", "--data.num_workers=0", "--data.holdout_per_class=1", "--data.batch_size=8"]
+    options += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu"]
+    with contextlib.chdir(place):
+        for name, config, seed in (
+            ("seed1", "cifar10/vit", 1),
+            ("seed0", "cifar10/vit", 0),
+            ("mae", "ssl/mae_cifar10", 0),
+        ):
+            words = [f"--config={ROOT / 'configs' / f'{config}.yaml'}", f"--seed_everything={seed}"]
+            assert run(train, ["fit", *words, *options, f"--run_name={name}"]) == 0
+    return place
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Copy the trainings of the two seeds into the working directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return ["runs/seed1/0", "runs/seed0/0"]
 
 
@@ -95,6 +111,21 @@ def test_results_read_test_images_once(script: ModuleType, runs: list[str], tmp_
     assert (tmp_path / "t.csv").read_text() == before
     assert script.main([]) == 0
     assert (tmp_path / "t.csv").read_text() == before
+
+
+def test_encoders_go_to_the_weights_alone(
+    script: ModuleType, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert script.main(["runs/mae/0"]) == 0
+    assert (tmp_path / "t.csv").read_text().strip() == ""
+    name = "vit_pico_patch4_32.mae_cifar10"
+    held = unpack(load_file(tmp_path / "weights" / name / "model.safetensors"))
+    encoder = timm.create_model(f"local-dir:{tmp_path / 'runs' / 'mae' / '0' / 'export'}", pretrained=True)
+    assert encoder.num_classes == 0
+    assert all((held[key].float() == value).all() for key, value in encoder.state_dict().items())
+    assert "without their labels" in (tmp_path / "weights" / name / "README.md").read_text()
+    monkeypatch.setattr(_weights, "FOLDER", tmp_path / "weights")
+    assert "label_names" not in _weights.packaged(name)
 
 
 def test_results_name_a_missing_speed(

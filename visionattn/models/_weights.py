@@ -24,9 +24,10 @@ SCALE = ":scale"
 
 
 def packaged(name: str) -> dict[str, Any]:
-    """Return the part of timm's configuration with the file and the class names of weights `MODEL.TAG`."""
+    """Return the part of timm's configuration with the file and the class names, if any, of weights `MODEL.TAG`."""
     config = json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
-    return {"file": str(FOLDER / name / "model.safetensors"), "label_names": tuple(config["label_names"])}
+    labels = {"label_names": tuple(config["label_names"])} if "label_names" in config else {}
+    return {"file": str(FOLDER / name / "model.safetensors"), **labels}
 
 
 def build_model(

@@ -54,7 +54,7 @@ def conv_embed(patch_size: int, in_chans: int, embed_dim: int, **kwargs: Any) ->
     """
     if patch_size != 4:
         raise ValueError(f"the convolutional stem makes patches of 4 pixels; patch_size is {patch_size}")
-    dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+    dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
     stem = ConvStem(in_chans, channels=embed_dim, stride=(1, 2, 2), **dd)
     return HybridEmbed(stem, in_chans=in_chans, embed_dim=embed_dim, proj=False, **kwargs)
 
