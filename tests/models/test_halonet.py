@@ -67,6 +67,16 @@ def test_hybrids_convolve_early(name: str, conv_stages: int, patch: bool) -> Non
     assert model.stem.conv.conv.kernel_size == ((4, 4) if patch else (7, 7))
 
 
+def test_pico_with_a_stem_of_two_convolutions() -> None:
+    model = timm.create_model("halo_pico_stem")
+    x = torch.randn(1, 3, 32, 32)
+    first = model.stem.conv(x)
+    assert (first.shape, model.stem(x).shape) == ((1, 24, 32, 32), (1, 48, 16, 16))
+    assert [level["reduction"] for level in model.feature_info] == [2, 4, 8]
+    attentions = [name.split(".")[1] for name, module in model.named_modules() if isinstance(module, HaloAttention2d)]
+    assert attentions == ["1"] * 3 + ["2"] * 2
+
+
 def test_base128_doubles_the_widths_and_keeps_the_window() -> None:
     model, narrow = (timm.create_model(name, device=META) for name in ("halo_h4_base128", "halo_h4"))
     layers, narrow_layers = ([m for m in x.modules() if isinstance(m, HaloAttention2d)] for x in (model, narrow))
@@ -169,7 +179,7 @@ def test_checkpoint_of_another_window_is_interpolated(tmp_path) -> None:
     [
         ({"num_heads": (2, 4)}, "num_heads must have one entry per stage, 3; got 2"),
         ({"conv_stages": 4}, "conv_stages must be from 0 to the number of stages, 3; got 4"),
-        ({"stem": "pool"}, "stem must be 'conv', 'patch' or 'small'; got 'pool'"),
+        ({"stem": "pool"}, "stem must be 'conv', 'patch', 'small' or 'deep'; got 'pool'"),
         ({"num_heads": (3, 4, 8)}, "num_heads must divide dim; got dim 32 and num_heads 3"),
     ],
 )

@@ -68,22 +68,25 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-    """A 7x7 convolution and a 3x3 max-pool, each of stride 2, or patches of 4x4 pixels; gives channels-last memory."""
+    """The first layers, see `HaloNet`; gives channels-last memory."""
 
     def __init__(self, in_chans: int, dim: int, kind: str, **dd: Any) -> None:
         super().__init__()
-        kernel, stride, self.pool = {
-            "conv": (7, 2, nn.MaxPool2d(3, 2, 1)),
-            "patch": (4, 4, nn.Identity()),
-            "small": (3, 2, nn.Identity()),
-        }[kind]
-        padding = kernel // 2 if kernel % 2 else 0
-        self.conv = ConvNormAct(in_chans, dim, kernel, stride, padding=padding, act_layer=nn.SiLU, **dd)
-        self.reduction = 2 if kind == "small" else 4
+        conv: Callable[..., nn.Module] = partial(ConvNormAct, act_layer=nn.SiLU, **dd)
+        self.then: nn.Module = nn.Identity()
+        if kind == "conv":
+            self.conv, self.then = conv(in_chans, dim, 7, 2), nn.MaxPool2d(3, 2, 1)
+        elif kind == "patch":
+            self.conv = conv(in_chans, dim, 4, 4, padding=0)
+        elif kind == "small":
+            self.conv = conv(in_chans, dim, 3, 2)
+        else:
+            self.conv, self.then = conv(in_chans, dim // 2, 3), conv(dim // 2, dim, 3, 2)
+        self.reduction = 4 if kind in ("conv", "patch") else 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in_chans, H, W]` to `[B, dim, H', W']`."""
-        return channels_last(self.pool(self.conv(x)))
+        return channels_last(self.then(self.conv(x)))
 
 
 class HaloNet(Backbone):
@@ -105,7 +108,7 @@ class HaloNet(Backbone):
         output_ratio: float = 1.0,
         final_dim: int | None = None,
         conv_stages: int = 0,
-        stem: Literal["conv", "patch", "small"] = "conv",
+        stem: Literal["conv", "patch", "small", "deep"] = "conv",
         stem_dim: int = 64,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -128,8 +131,9 @@ class HaloNet(Backbone):
             output_ratio: Width of a block's output over that of queries (r_b).
             final_dim: Width of a last 1x1 convolution (d_f); None for none.
             conv_stages: Number of first stages with 3x3 convolutions in place of attention.
-            stem: The paper's convolution and pool ("conv"), patches of 4x4 pixels ("patch"), of which incomplete ones
-                are left out, or a 3x3 convolution of stride 2 for small images ("small").
+            stem: The paper's 7x7 convolution and 3x3 max-pool, each of stride 2 ("conv"); patches of 4x4 pixels
+                ("patch"), of which incomplete ones are left out; for small images, a 3x3 convolution of stride 2
+                ("small"), or one of stride 1 and half the channels before it ("deep").
             stem_dim: Channels of the stem.
             in_chans: Channels of an image.
             num_classes: Classes; 0 for no classifier.
@@ -149,8 +153,8 @@ class HaloNet(Backbone):
             raise ValueError(f"num_heads must have one entry per stage, {len(depths)}; got {len(num_heads)}")
         if not 0 <= conv_stages <= len(depths):
             raise ValueError(f"conv_stages must be from 0 to the number of stages, {len(depths)}; got {conv_stages}")
-        if stem not in ("conv", "patch", "small"):
-            raise ValueError(f"stem must be 'conv', 'patch' or 'small'; got {stem!r}")
+        if stem not in ("conv", "patch", "small", "deep"):
+            raise ValueError(f"stem must be 'conv', 'patch', 'small' or 'deep'; got {stem!r}")
         self.stem = Stem(in_chans, stem_dim, stem, **dd)
         drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []
@@ -261,7 +265,7 @@ _AT_32 = _cfg(32, pool_size=(4, 4), crop_pct=1.0, num_classes=10)
 default_cfgs = generate_default_cfgs(
     {
         "halo_pico.cifar10": {**_AT_32, **packaged("halo_pico.cifar10")},
-        "halo_pico_conv1.untrained": _AT_32,
+        "halo_pico_stem.untrained": _AT_32,
         **{f"{name}.untrained": _cfg(row[0]) for name, row in _H.items()},
         "halo_h4_conv12.untrained": _cfg(384),
         "halo_h7_conv12.untrained": _cfg(600),
@@ -293,7 +297,10 @@ register_variants(
             "HaloNet for images of 32 to 64 pixels and for CPUs, of our own making: three stages.",
             _PICO,
         ),
-        "halo_pico_conv1": ("HaloNet-Pico with convolutions in stage 1.", {**_PICO, "conv_stages": 1}),
+        "halo_pico_stem": (
+            "HaloNet-Pico, wider, with two convolutions as stem, and convolutions in stage 1.",
+            {**_PICO, "embed_dim": 48, "stem_dim": 48, "stem": "deep", "conv_stages": 1},
+        ),
         "halo_h0": ("HaloNet-H0.", _table("halo_h0")),
         "halo_h1": ("HaloNet-H1.", _table("halo_h1")),
         "halo_h2": ("HaloNet-H2.", _table("halo_h2")),
