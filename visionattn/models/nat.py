@@ -211,7 +211,7 @@ default_cfgs = generate_default_cfgs(
         "nat_pico.cifar10": _cfg(**_AT_32, **packaged("nat_pico.cifar10")),
         "dinat_pico.cifar10": _cfg(**_AT_32, **_DINAT_PAPER, **packaged("dinat_pico.cifar10")),
         "nat_pico_stem.untrained": _cfg(**_AT_32, **_STEM),
-        "dinat_pico_stem.untrained": _cfg(**_AT_32, **_STEM, **_DINAT_PAPER),
+        "dinat_pico_stem.cifar10": _cfg(**_AT_32, **_STEM, **_DINAT_PAPER, **packaged("dinat_pico_stem.cifar10")),
         "nat_mini.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_mini.pth"),
         "nat_tiny.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_tiny.pth"),
         "nat_small.in1k": _cfg(url=f"{_SHI}/nat/checkpoints/CLS/nat_small.pth"),
