@@ -42,7 +42,7 @@ BEGIN, END = "<!-- cifar10: made by results/cifar10.py -->", "<!-- cifar10 ends 
 TAG, TAG_ENCODER = "cifar10", "mae_cifar10"
 BEST, EXPORT, PACKED = Path("checkpoints", "best.ckpt"), "export", "packed.safetensors"
 SUPERVISED = "CIFAR-10, 45,000 of its 50,000 training images"
-UNLABELLED = f"{SUPERVISED}, without their labels"
+UNLABELLED = "CIFAR-10, its training images without their labels"
 PUBLISHED = {"terminator_pico": "95.32, of `terminator` with 100 epochs"}
 """Figures of the papers, or of their authors' logs, for the nearest model."""
 
