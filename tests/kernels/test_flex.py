@@ -14,10 +14,8 @@ from visionattn_kernels.attention.problem import check_problem
 from visionattn_kernels.testing import TINY, assert_matches_reference, make_inputs
 
 # id: window, map, and what else the inputs hold
-COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
+PROBLEMS: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
     "mask-H16xW12-b8h3-r2": (Window.halo(8, 3, query_stride=2), (16, 12), {"batch": 1}),
-}
-SLOWLY_COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = {
     "H19xW17-k5x3-dil2x3-d24-v5-rpb": (
         Window.neighborhood((5, 3), dilation=(2, 3)),
         (19, 17),
@@ -28,7 +26,7 @@ SLOWLY_COMPILED: dict[str, tuple[Window, tuple[int, int], dict[str, object]]] = 
     "H12xW10-k5-s5-causal01-rpb": (Window.neighborhood(5, 5, is_causal=(False, True)), (12, 10), {"rpb": True}),
     "H1xW17-k5-v16": (Window.neighborhood((1, 5)), (1, 17), {"v_dim": 16}),
 }
-ON_CUDA = {name: (w, s, {"head_dim": 32, **o, "v_dim": 16}) for name, (w, s, o) in (COMPILED | SLOWLY_COMPILED).items()}
+ON_CUDA = {name: (w, s, {"head_dim": 32, **o, "v_dim": 16}) for name, (w, s, o) in PROBLEMS.items()}
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch finds no C++ compiler here")
 
@@ -46,26 +44,35 @@ def check_forward(window: Window, size: tuple[int, int], options: dict[str, obje
     assert (ours - truth).abs().max().item() <= bound  # type: ignore[operator, union-attr]
 
 
-@needs_compiler
-@pytest.mark.parametrize(("window", "size", "options"), COMPILED.values(), ids=COMPILED.keys())
-def test_forward_on_a_cpu(window: Window, size: tuple[int, int], options: dict[str, object]) -> None:
-    check_forward(window, size, options, torch.float32)
+def check_that_nan_reaches_those_who_see_it(window: Window, size: tuple[int, int], options: dict[str, object]) -> None:
     x = {name: t.detach() for name, t in make_inputs(window, size, **options, dtype=torch.float32).items()}  # type: ignore[arg-type]
     x["k"][0, 0, 0, 0, 0] = x["v"][0, 0, 0, 0, -1] = x["q"][0, -1, -1, 0, 0] = torch.nan
     found, expected = (windowed_attention(**x, window=window, backend=name) for name in ("flex", "native"))  # type: ignore[arg-type]
     lost = [out.isfinite().all(-1, keepdim=True) for out in (found, expected)]  # type: ignore[union-attr]
-    assert torch.equal(*lost), "NaN reaches those who see it"
+    assert torch.equal(*lost)
     torch.testing.assert_close(found.where(lost[0], 0), expected.where(lost[0], 0))  # type: ignore[union-attr]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [name for name, (_, size, _) in PROBLEMS.items() if max(size) < 50])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_forward_on_a_cpu_before_it_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compile a problem takes 10 seconds."""
+    monkeypatch.setattr(flex, "_compile", lambda *_: flex._attend)
+    window, size, options = PROBLEMS[name]
+    check_forward(window, size, options, torch.float32)
+    check_that_nan_reaches_those_who_see_it(window, size, options)
 
 
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("window", "size", "options"), SLOWLY_COMPILED.values(), ids=SLOWLY_COMPILED.keys())
-def test_forward_of_more_problems_on_a_cpu(
+@pytest.mark.parametrize(("window", "size", "options"), PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_forward_on_a_cpu(
     window: Window, size: tuple[int, int], options: dict[str, object], dtype: torch.dtype
 ) -> None:
     check_forward(window, size, options, dtype)
+    check_that_nan_reaches_those_who_see_it(window, size, options)
 
 
 @needs_compiler
