@@ -14,11 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
 
-from results.pages import Row, fill, name_hardware, read_table
+from results import pages
+from results.pages import Row, name_hardware, read_table
 from visionattn.output import write_csv
 from visionattn.viz.figure import new_figure, save_figure, style_axes
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(sorted(rows, key=lambda row: (row["model"], row["run"], int(row["epoch"]))), TABLE)
     curves = by_run(read_table(TABLE))
     draw(curves)
-    fill(PAGE, BEGIN, END, markdown(curves))
+    pages.fill(PAGE, BEGIN, END, markdown(curves))
     return 0
 
 
@@ -106,7 +108,8 @@ def draw(curves: dict[str, list[Row]]) -> None:
         for own in curves.values():
             if own[0]["model"] == model:
                 minutes, top1 = ([float(row[key]) for row in own] for key in ("minutes", "held_out_top1"))
-                axes.plot(minutes, top1, marker=".", label=f"{own[0]['recipe']}, {len(own)} epochs")
+                label = fill(f"{own[0]['recipe']}, {len(own)} epochs", width=70)
+                axes.plot(minutes, top1, marker=".", label=label)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for axes in plots:
         axes.remove()

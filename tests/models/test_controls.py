@@ -17,13 +17,14 @@ def vit_parameters(width: int, depth: int = 6, patches: int = 64, classes: int =
     return blocks + (3 * 16 + 1) * width + (patches + 2) * width + 2 * width + (width + 1) * classes
 
 
-def resnet10_parameters(channels: tuple[int, ...], classes: int = 10) -> int:
-    """Stem, a block of two 3x3 convolutions and a 1x1 shortcut for each width, head; two numbers per normed channel."""
+def resnet_parameters(layers: tuple[int, ...], channels: tuple[int, ...], classes: int = 10) -> int:
+    """Stem, stages and head; the first block of a stage has a 1x1 shortcut. Two numbers per normed channel."""
     before = (64, *channels[:-1])
-    blocks = sum(
+    first = sum(
         9 * width * (last + width) + last * width + 6 * width for last, width in zip(before, channels, strict=True)
     )
-    return 3 * 9 * 64 + 2 * 64 + blocks + (channels[-1] + 1) * classes
+    others = sum((count - 1) * (18 * width**2 + 4 * width) for count, width in zip(layers, channels, strict=True))
+    return 3 * 9 * 64 + 2 * 64 + first + others + (channels[-1] + 1) * classes
 
 
 def stem_parameters(width: int) -> int:
@@ -38,7 +39,7 @@ SIZES = {
     "vit_nano_patch4_32": vit_parameters(96),
     "vit_nano_stem": vit_parameters(96) - (3 * 16 + 1) * 96 + stem_parameters(96),
     "resnet_pico": 503_850,
-    "resnet10_pico": resnet10_parameters((32, 64, 128, 256)),
+    "resnet14_pico": resnet_parameters((1, 2, 2, 1), (32, 64, 96, 96)),
 }
 
 
@@ -55,7 +56,7 @@ def test_size_and_configuration(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reductions"), [("resnet_pico", [2, 2, 4, 8, 16]), ("resnet10_pico", [1, 1, 2, 4, 8])]
+    ("name", "reductions"), [("resnet_pico", [2, 2, 4, 8, 16]), ("resnet14_pico", [1, 1, 2, 4, 8])]
 )
 @pytest.mark.parametrize("size", [32, 48])
 def test_maps_of_the_resnet_are_as_large_as_it_says(name: str, reductions: list[int], size: int) -> None:

@@ -84,7 +84,7 @@ default_cfgs = generate_default_cfgs(
         "vit_nano_patch4_32.cifar10": {**VIT_CFG, **packaged("vit_nano_patch4_32.cifar10")},
         "vit_nano_stem.untrained": VIT_STEM_CFG,
         "resnet_pico.cifar10": {**_RESNET_CFG, "pool_size": (2, 2), **packaged("resnet_pico.cifar10")},
-        "resnet10_pico.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
+        "resnet14_pico.untrained": {**_RESNET_CFG, "pool_size": (4, 4)},
     }
 )
 
@@ -93,10 +93,10 @@ VIT_PICO: dict[str, Any] = {**VIT_32, "embed_dim": 192, "num_heads": 3}
 VIT_NANO: dict[str, Any] = {**VIT_32, "embed_dim": 96, "num_heads": 3}
 VIT_NANO_STEM: dict[str, Any] = {**VIT_NANO, "embed_layer": conv_embed}
 _RESNET_PICO: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 96)}
-_RESNET10_PICO: dict[str, Any] = {
+_RESNET14_PICO: dict[str, Any] = {
     "block": BasicBlock,
-    "layers": (1, 1, 1, 1),
-    "channels": (32, 64, 128, 256),
+    "layers": (1, 2, 2, 1),
+    "channels": (32, 64, 96, 96),
     "small_stem": True,
 }
 
@@ -115,9 +115,9 @@ register_variants(
     partial(build_model, SmallImageResNet, features={"out_indices": (0, 1, 2, 3, 4)}),
     {
         "resnet_pico": ("A ResNet of our own making: ResNet-18 with 16 to 96 channels.", _RESNET_PICO),
-        "resnet10_pico": (
-            "A ResNet of our own making: ResNet-10 with 32 to 256 channels, and a 3x3 convolution of stride 1 as stem.",
-            _RESNET10_PICO,
+        "resnet14_pico": (
+            "A ResNet of our own making: 14 layers with 32 to 96 channels, and a 3x3 convolution of stride 1 as stem.",
+            _RESNET14_PICO,
         ),
     },
 )
