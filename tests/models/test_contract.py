@@ -10,6 +10,7 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 import visionattn  # registers the models
+from tests import zoo
 from visionattn.layers.precision import AtLeastSingle
 from visionattn.models.backbone import take_indices
 
@@ -88,6 +89,13 @@ def test_config_is_true(name: str) -> None:
     for entry in model.feature_info:
         assert model.get_submodule(entry["module"]) is not None
     assert len(model.feature_info) >= 3
+    zoo.check_size(name, model)
+
+
+@pytest.mark.parametrize("name", sorted({*ALL_MODELS} - {*MODELS}))
+def test_zoo_has_the_sizes_of_the_others(name: str) -> None:
+    with torch.device("meta"):
+        zoo.check_size(name, timm.create_model(name))
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_MODELS if "_pico" in name or "_nano" in name])
