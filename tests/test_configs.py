@@ -82,7 +82,7 @@ def test_training_config_makes_one_step(
         options += [f"--model.model_kwargs={NARROW_DCAL.replace('SIZE', '[64, 32]' if reid else '32')}"]
         options += ["--model.pretrained=false", *(["--data.instances=2"] if reid else [])]
         options += [] if embedded else ["--data.name=market1501" if reid else "--data.name=folder"]
-    if config.parent.name in ("cifar10", "transfer", "mixers"):
+    if config.parent.name in ("cifar10", "transfer", "mixers", "ssl"):
         options.append("--data.holdout_per_class=1")
     if config.stem in ("smnist", "pmnist"):
         options += [f"--data.root={mnist_root}", "--data.img_size=28"]
